@@ -1,0 +1,20 @@
+"""comigs-edge: a small language model becomes yours, on your own device.
+
+A map of the package, in the order in which text becomes a chat:
+
+documents.py   files -> documents           corpus.py     the documents a device keeps, and their splits
+tokens.py      text and chats -> token ids  batches.py    token ids -> rows of one batch
+shape.py       hyper-parameters of a base   base.py       its frozen weights
+layout.py      experts and their tensors    lora.py       low-rank updates
+moe.py         router and mixture           model.py      the transformer around them
+adapters.py    what training makes, and which part of it may leave the device
+train.py       the bi-level loop            checkpoint.py its state on disk
+evaluate.py    bits per byte                export.py     adapters + base -> one GGUF
+chat.py        a conversation in llama.cpp  engine.py     llama.cpp itself
+session.py     a home's text, base and settings brought together for training
+home.py        the folder of all this       config.py     its settings
+files.py       writing without loss         errors.py     what a user is told
+cli.py         the command line; each command is in commands/, the only place that prints
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,179 @@
+"""What training makes: generalist, specialists and router, in memory and on disk, and which part may leave the device.
+
+Names of tensors: `generalist.blk.3.ffn_gate.lora_a`, `specialist.1.blk.3.ffn_down.lora_b`, `router.blk.3`, and with
+the shared attention update also `generalist.blk.3.attn_q.lora_a`. On disk a version is a folder of safetensors files
+(one for the generalist, one for each specialist, one for the router) and a manifest, renamed into place as a whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from comigs_edge import files, lora
+from comigs_edge.versions import KEPT_VERSIONS, read_manifest, versions
+from comigs_edge.base import tensor_to_numpy
+from comigs_edge.errors import ComigsError
+from comigs_edge.layout import ATTENTION, FFN, Layout, expected_shapes, experts_per_token, roles
+from comigs_edge.lora import LoRA
+from comigs_edge.moe import Expert
+from comigs_edge.shape import Shape
+from coordinator import wire
+from coordinator.wire import Arrays
+
+ROUTER_STD = 0.02  # the paper's code, gating.py
+
+_MAY_LEAVE = re.compile(r"generalist\.blk\.\d+\.(?:ffn_(?:gate|up|down)|attn_(?:q|k|v|output))\.lora_[ab]")
+
+
+class Adapters:
+    """All trainable tensors. `named` is the one list of them; the other attributes are views of it by block.
+
+    experts[i]   list of E `Expert`, the generalist first
+    routers[i]   (E, D), or None where the generalist is alone
+    attention[i] GGUF name -> `LoRA`; empty list without the shared attention update
+    """
+
+    def __init__(self, layout: Layout, shape: Shape, named: dict[str, Tensor]) -> None:
+        self.layout, self.shape, self.named = layout, shape, named
+        self.experts = [
+            [self._expert(role, block) for role in roles(layout)] for block in range(shape.num_blocks)
+        ]
+        self.routers = [named.get(f"router.blk.{block}") for block in range(shape.num_blocks)]
+        self.attention = [
+            {name: self._lora("generalist", block, name) for name in ATTENTION} for block in range(shape.num_blocks)
+        ] if layout.attention else []  # fmt: skip
+
+    @classmethod
+    def initial(cls, layout: Layout, shape: Shape, seed: int) -> Adapters:
+        """Adapters that change nothing yet: random A, zero B, small random router."""
+        experts_per_token(layout.num_experts, layout.experts_per_token)
+        named: dict[str, Tensor] = {}
+        for name, size in expected_shapes(layout, shape).items():
+            # Each tensor has its own stream, so that adding a specialist leaves the others' start as it was.
+            generator = torch.Generator().manual_seed(_stream(seed, name))
+            if name.startswith("router."):
+                named[name] = torch.randn(size, generator=generator) * ROUTER_STD
+            elif name.endswith("lora_a"):
+                named[name] = lora.initial(1, size[1], size[0], generator).a
+            else:
+                named[name] = torch.zeros(size)
+        return cls(layout, shape, named)
+
+    def group(self, router: bool) -> list[Tensor]:
+        """The router's tensors, or the experts' (generalist, specialists, attention)."""
+        return [tensor for name, tensor in self.named.items() if name.startswith("router.") == router]
+
+    def arrays(self) -> Arrays:
+        """Every tensor as a float32 array, copied."""
+        return {name: tensor_to_numpy(tensor).copy() for name, tensor in self.named.items()}
+
+    def load_arrays(self, arrays: Arrays) -> None:
+        """Takes over the values of `arrays`, in place; raises `ComigsError` for other names or shapes."""
+        _check(arrays, self.layout, self.shape)
+        with torch.no_grad():
+            for name, tensor in self.named.items():
+                tensor.copy_(torch.from_numpy(arrays[name]))
+
+    def _lora(self, role: str, block: int, name: str) -> LoRA:
+        prefix = f"{role}.blk.{block}.{name}"
+        return LoRA(self.named[f"{prefix}.lora_a"], self.named[f"{prefix}.lora_b"])
+
+    def _expert(self, role: str, block: int) -> Expert:
+        return Expert(*(self._lora(role, block, name) for name in FFN))
+
+
+def may_leave(named: dict[str, Any]) -> dict[str, Any]:
+    """The tensors that may leave this device: the generalist's, picked by an allow-list of names.
+
+    Everything that is ever sent goes through here. Specialists, router, optimiser state and anything unknown stay.
+    """
+    return {name: value for name, value in named.items() if _MAY_LEAVE.fullmatch(name)}
+
+
+def digest(arrays: Arrays) -> str:
+    """SHA-256 over names and bytes: equal adapters have equal digests."""
+    sha = hashlib.sha256()
+    for name in sorted(arrays):
+        sha.update(name.encode() + b"\0" + np.ascontiguousarray(arrays[name]).tobytes())
+    return sha.hexdigest()
+
+
+# On disk ------------------------------------------------------------------------------------------------------------
+
+
+def save(folder: Path, arrays: Arrays, layout: Layout, base_sha256: str, notes: dict[str, Any]) -> int:
+    """Writes the next version into `folder`, all files or none; returns its number. Keeps the last three."""
+    files.make_folder(folder)
+    files.remove_temporaries(folder)
+    version = max(versions(folder), default=0) + 1
+    temporary = folder / f".{version:04d}"
+    try:
+        temporary.mkdir(mode=0o700)
+        for role in [*roles(layout), "router"]:
+            part = {name: array for name, array in arrays.items() if name.startswith(f"{role}.")}
+            if part:
+                files.write_atomic(temporary / f"{role}.safetensors", wire.encode(part))
+        manifest = {
+            "version": version, "base_sha256": base_sha256, "layout": asdict(layout), "sha256": digest(arrays), **notes
+        }  # fmt: skip
+        files.write_atomic(temporary / "manifest.json", json.dumps(manifest, indent=1).encode())
+        temporary.rename(folder / f"{version:04d}")
+        files.sync_folder(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    for old in versions(folder)[:-KEPT_VERSIONS]:
+        shutil.rmtree(folder / f"{old:04d}")
+    return version
+
+
+def load(folder: Path, shape: Shape, base_sha256: str) -> tuple[Adapters, dict[str, Any]]:
+    """The newest version in `folder` and its manifest.
+
+    Raises `ComigsError` if there is none, if it belongs to another base, or if it is damaged.
+    """
+    numbers = versions(folder)
+    if not numbers:
+        raise ComigsError("there is no personal model yet; make one with: comigs-edge train")
+    manifest = read_manifest(folder, numbers[-1])
+    if manifest["base_sha256"] != base_sha256:
+        raise ComigsError(
+            f"the adapters in {folder} were trained on another base ({manifest['base_sha256'][:12]}, "
+            f"now {base_sha256[:12]}); bring that base back or train again with: comigs-edge train --fresh"
+        )
+    layout = Layout(**manifest["layout"])
+    arrays: Arrays = {}
+    for path in sorted((folder / f"{numbers[-1]:04d}").glob("*.safetensors")):
+        arrays |= wire.decode(path.read_bytes(), str(path))
+    _check(arrays, layout, shape)
+    if digest(arrays) != manifest["sha256"]:
+        raise ComigsError(
+            f"the adapters in {folder / f'{numbers[-1]:04d}'} are damaged (their SHA-256 does not match the manifest); "
+            "delete that folder to return to the version before"
+        )
+    return Adapters(layout, shape, {name: torch.from_numpy(array) for name, array in arrays.items()}), manifest
+
+
+def _check(arrays: Arrays, layout: Layout, shape: Shape) -> None:
+    expected = expected_shapes(layout, shape)
+    found = {name: array.shape for name, array in arrays.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise ComigsError(
+                f"adapter tensor {name} has the shape {found.get(name)} where {expected.get(name)} is expected; "
+                "train again with: comigs-edge train --fresh"
+            )
+
+
+def _stream(seed: int, name: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "little") >> 1

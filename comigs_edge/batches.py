@@ -1,0 +1,84 @@
+"""Token ids become rows of equal length, and rows become batches.
+
+Documents stand one behind the other in a stream that is cut into rows, so no row is padded; attention stays inside a
+document (`Batch.documents`). Which rows make batch number n is a function of the seed and n alone, so an interrupted
+training goes on with exactly the batch it would have had.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from comigs_edge.errors import ComigsError
+from comigs_edge.tokens import Encoded
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B rows of T tokens; `targets` and `scored` are flat (N = B*T)."""
+
+    tokens: Tensor  # (B, T) ids
+    documents: Tensor  # (B, T) number of the document
+    targets: Tensor  # (N,) the next token
+    scored: Tensor  # (N,) whether the next token counts
+
+    @property
+    def num_scored(self) -> int:
+        """Targets that count."""
+        return int(self.scored.sum())
+
+
+class Rows:
+    """All rows of one split. Raises `ComigsError` if not one of them has a token to learn from."""
+
+    def __init__(self, encoded: list[Encoded], context: int, seed: int) -> None:
+        self.context, self.seed = context, seed
+        ids = np.fromiter((i for e in encoded for i in e.ids), np.int32)
+        scored = np.fromiter((s for e in encoded for s in e.scored), bool)
+        document = np.repeat(np.arange(len(encoded), dtype=np.int32), [len(e.ids) for e in encoded])
+        scored[1:] &= document[1:] == document[:-1]  # the first token of a document has nothing before it
+        padding = -(len(ids) - 1) % context  # only the last row can be short
+        self._ids = np.pad(ids, (0, padding))
+        self._scored = np.pad(scored, (0, padding))
+        self._document = np.pad(document, (0, padding), constant_values=-1)
+        starts = np.arange(0, max(0, len(self._ids) - 1), context)
+        self._starts = np.array([s for s in starts if self._scored[s + 1 : s + context + 1].any()], np.int64)
+        if not len(self._starts):
+            raise ComigsError("the text has no token to learn from; add more with: comigs-edge data add PATH")
+        self.num_tokens = int(self._scored.sum())
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def batch(self, number: int, size: int) -> Batch:
+        """The batch with this number: `size` rows, each row once in an epoch."""
+        return self._make([self._row(position) for position in range(number * size, (number + 1) * size)])
+
+    def first(self, count: int, size: int) -> list[Batch]:
+        """Batches of at most `size` rows with the first `count` rows of the first epoch: always the same ones."""
+        order = [self._row(position) for position in range(min(count, len(self)))]
+        return [self._make(order[start : start + size]) for start in range(0, len(order), size)]
+
+    def _row(self, position: int) -> int:
+        epoch, index = divmod(position, len(self))
+        return int(self._order(epoch)[index])
+
+    def _order(self, epoch: int) -> npt.NDArray[np.int64]:
+        if getattr(self, "_epoch", None) != epoch:
+            self._epoch = epoch
+            self._permutation = np.random.default_rng([self.seed, epoch]).permutation(len(self))
+        return self._permutation
+
+    def _make(self, rows: list[int]) -> Batch:
+        index = self._starts[rows][:, None] + np.arange(self.context + 1)  # (B, T + 1)
+        return Batch(
+            tokens=torch.from_numpy(self._ids[index[:, :-1]].astype(np.int64)),
+            documents=torch.from_numpy(self._document[index[:, :-1]]),
+            targets=torch.from_numpy(self._ids[index[:, 1:]].astype(np.int64)).reshape(-1),
+            scored=torch.from_numpy(self._scored[index[:, 1:]]).reshape(-1),
+        )

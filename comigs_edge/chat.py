@@ -1,0 +1,75 @@
+"""A conversation with a GGUF file in llama.cpp.
+
+The prompt is tokenised by `tokens.py`, exactly as chats are for training; the whole history is in it, and llama.cpp
+computes only what is new since the last turn. When the context is full the oldest turns are left out.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterator
+from pathlib import Path
+
+from comigs_edge import engine
+from comigs_edge.documents import Message
+from comigs_edge.errors import ComigsError
+from comigs_edge.tokens import Tokenizer
+
+
+class Chat:
+    """One conversation. `messages` is its history; a system prompt, if there is one, stands first."""
+
+    def __init__(
+        self, model: Path, tokenizer: Tokenizer, system: str, context: int, threads: int, temperature: float,
+        top_p: float, max_tokens: int, seed: int | None = None,
+    ) -> None:  # fmt: skip
+        options = {} if seed is None else {"seed": seed}
+        self.llama = engine.load(model, n_ctx=context, n_threads=threads, n_threads_batch=threads, **options)
+        self.tokenizer, self.context, self.max_tokens = tokenizer, context, max_tokens
+        self.temperature, self.top_p = temperature, top_p
+        self.messages: list[Message] = []
+        self.set_system(system)
+
+    def set_system(self, text: str) -> None:
+        """Starts over with this system prompt; an empty one leaves the model's own."""
+        self.messages = [Message("system", text.strip())] if text.strip() else []
+
+    def clear(self) -> None:
+        """Forgets the conversation, but not the system prompt."""
+        self.messages = [message for message in self.messages if message.role == "system"]
+
+    def answer(self, text: str) -> Iterator[str]:
+        """The answer in pieces, as they come. However it ends, what was said so far is in the history."""
+        self.messages.append(Message("user", text.strip()))
+        prompt = self._prompt()
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character can span two tokens
+        said = ""
+        try:
+            room = min(self.max_tokens, self.context - len(prompt))
+            for count, token in enumerate(self.llama.generate(prompt, temp=self.temperature, top_p=self.top_p), 1):
+                if self.tokenizer.is_end(token):
+                    break
+                piece = decoder.decode(self.tokenizer.piece(token))
+                said += piece
+                yield piece
+                if count >= room:
+                    break
+        finally:
+            self.messages.append(Message("assistant", said.strip()))
+
+    def _prompt(self) -> list[int]:
+        """Token ids of the history, without the oldest turns if a quarter of the context were not left to answer."""
+        while True:
+            ids = self.tokenizer.chat(tuple(self.messages), for_answer=True).ids
+            if len(ids) <= self.context * 3 // 4:
+                return ids
+            turns = [index for index, message in enumerate(self.messages) if message.role != "system"]
+            if len(turns) == 1:
+                self.messages.pop()
+                raise ComigsError(
+                    f"this message has {len(ids):,} tokens and the context holds {self.context:,}; "
+                    "shorten it, or raise context in [chat] of config.toml"
+                )
+            del self.messages[turns[0]]
+            if len(turns) > 2 and self.messages[turns[0]].role == "assistant":
+                del self.messages[turns[0]]  # an answer goes with its question

@@ -1,0 +1,1 @@
+"""The commands, one file each: they read options, call the package and are the only place that prints."""

@@ -1,0 +1,92 @@
+"""`comigs-edge data add | list | remove`: the text that the model learns from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from comigs_edge import home as homes
+
+app = typer.Typer(no_args_is_help=True, help="The text that your model learns from; it never leaves this device.")
+
+
+@app.command("add")
+def add(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Folders, .txt, .md or .jsonl files.")],
+) -> None:
+    """Add text: notes, pages, chats. A file that was added before is replaced."""
+    from comigs_edge import documents
+    from comigs_edge.commands.console import next_command, notes, out, size, warn
+    from comigs_edge.corpus import SPLITS, Corpus
+
+    home = homes.locate()
+    settings = home.settings()
+    corpus = Corpus(home.documents_file, settings.data.training, settings.data.validation)
+    with notes.status("reading"):
+        reading = documents.read(paths)
+        report = corpus.add(reading)
+    for number, document in enumerate(report.samples, 1):
+        out.print(f"[bold]sample {number}[/] ({document.kind})", soft_wrap=True)
+        out.print(_excerpt(document), style="dim", markup=False)
+    for path, reason in reading.skipped:
+        warn(f"{path} was skipped: {reason}")
+    out.print(
+        f"\n{report.added} documents added from {len(reading.files)} files; left out: {report.duplicates} that are there "
+        f"already, {report.near_duplicates} near-duplicates, {reading.empty} empty, {len(reading.skipped)} unreadable "
+        f"files, {reading.ignored} files of other kinds",
+        soft_wrap=True,
+    )
+    sizes = corpus.sizes()
+    for split in SPLITS:
+        out.print(f"  {split:<11}{sizes[split]['documents']:>6} documents  {size(sizes[split]['bytes'])}")
+    next_command("comigs-edge train")
+
+
+def _excerpt(document: "documents.Document") -> str:  # type: ignore[name-defined]  # noqa: F821
+    if not document.messages:
+        return _short(document.text, 240)
+    lines = [f"{message.role}: {_short(message.content, 70)}" for message in document.messages[:4]]
+    return "\n".join(lines + (["..."] if len(document.messages) > 4 else []))
+
+
+def _short(text: str, length: int) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+@app.command("list")
+def list_(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Show the files that were added, and how their documents are split."""
+    from rich.table import Table
+
+    from comigs_edge.commands.console import next_command, out, print_json, size
+    from comigs_edge.corpus import SPLITS, Corpus
+
+    home = homes.locate()
+    home.settings()
+    corpus = Corpus(home.documents_file)
+    sources = corpus.sources()
+    if json:
+        print_json({"files": sources, "splits": corpus.sizes()})
+        return
+    table = Table("id", "file", "documents", "size", *SPLITS)
+    for source in sources:
+        counts = (str(source[split]) for split in SPLITS)
+        table.add_row(str(source["id"]), source["path"], str(source["documents"]), size(source["bytes"]), *counts)
+    out.print(table)
+    next_command("comigs-edge train" if sources else "comigs-edge data add FOLDER")
+
+
+@app.command("remove")
+def remove(source: Annotated[int, typer.Argument(metavar="ID", help="Number of a file, from `data list`.")]) -> None:
+    """Forget a file and its documents. What a model has learned from them stays until you train anew."""
+    from comigs_edge.commands.console import next_command, out
+    from comigs_edge.corpus import Corpus
+
+    home = homes.locate()
+    settings = home.settings()
+    path = Corpus(home.documents_file, settings.data.training, settings.data.validation).remove(source)
+    out.print(f"{path} was removed", soft_wrap=True)
+    next_command("comigs-edge train --fresh")

@@ -1,0 +1,122 @@
+"""`comigs-edge evaluate`: how much better the personal model predicts text that it has never seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from comigs_edge import home as homes
+
+if TYPE_CHECKING:
+    from comigs_edge.config import Config
+    from comigs_edge.evaluate import Score, TestText
+    from comigs_edge.home import Home
+
+MODELS = ("base", "generalist", "specialists", "mixture")
+
+
+class Engine(str, Enum):
+    """What computes base and mixture."""
+
+    llama_cpp = "llama.cpp"
+    torch = "torch"
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command("evaluate")(evaluate)
+
+
+def evaluate(
+    engine: Annotated[
+        Engine, typer.Option(help="What computes base and mixture: llama.cpp on the files that chat runs, or torch.")
+    ] = Engine.llama_cpp,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure test text, which nothing was trained on: bits per byte and perplexity; lower is better."""
+    from comigs_edge.commands.console import bar, notes
+
+    home = homes.locate()
+    settings = home.settings()
+    with notes.status("loading"):
+        import torch
+
+        from comigs_edge import session
+        from comigs_edge.evaluate import prepare
+        from comigs_edge.tokens import Tokenizer
+
+        threads = settings.device().usable_threads
+        torch.set_num_threads(threads)
+        documents = session.corpus(home, settings)
+        documents.check_enough()
+        session.newest_adapters(home, settings)  # tells at once if there is nothing to measure
+        tokenizer = Tokenizer(home.base_file)
+    with bar("reading the test text") as progress:
+        encoded = session.encode(documents, tokenizer, "test", progress)
+        text = prepare(encoded, tokenizer, settings.evaluate.context, settings.evaluate.max_tokens)
+    scores = {}
+    tokens = sum(len(window.ids) for window in text.windows)
+    for name in MODELS:
+        with bar(f"measuring {name}") as progress:
+            done = 0
+
+            def advance(count: int, progress: Callable[[int, int], None] = progress) -> None:
+                nonlocal done
+                done += count
+                progress(done, tokens)
+
+            scores[name] = _score(name, home, settings, text, engine, threads, advance)
+    _report(scores, text, engine, json)
+
+
+def _score(
+    name: str, home: Home, settings: Config, text: TestText, engine: Engine, threads: int, advance: Callable[[int], None]
+) -> Score | None:
+    from comigs_edge import session
+    from comigs_edge.base import open_base
+    from comigs_edge.evaluate import in_llama_cpp, in_torch
+    from comigs_edge.model import Model
+
+    if engine == Engine.llama_cpp and name == "base":
+        return in_llama_cpp(home.base_file, text, threads, advance)
+    if engine == Engine.llama_cpp and name == "mixture":
+        path = session.current_export(home, settings)
+        path = path or session.export_newest(home, settings, settings.export.format, None).path
+        return in_llama_cpp(path, text, threads, advance)
+    adapters, _ = session.newest_adapters(home, settings)
+    others = tuple(range(1, adapters.layout.num_experts))
+    if name == "specialists" and not others:
+        return None
+    base = open_base(home.base_file, threads)
+    only = {"generalist": (0,), "specialists": others}.get(name)
+    return in_torch(Model(base, None if name == "base" else adapters, only), text, advance)
+
+
+def _report(scores: dict[str, Score | None], text: TestText, engine: Engine, as_json: bool) -> None:
+    from rich.table import Table
+
+    from comigs_edge.commands.console import next_command, out, print_json, size
+
+    engines = {name: engine.value if name in ("base", "mixture") else "torch" for name in MODELS}
+    if as_json:
+        print_json({
+            "test_bytes": text.num_bytes,
+            "test_tokens": text.num_tokens,
+            "bits_per_byte": {name: score and score.bits_per_byte for name, score in scores.items()},
+            "perplexity": {name: score and score.perplexity for name, score in scores.items()},
+            "engine": engines,
+        })  # fmt: skip
+        return
+    table = Table("model", "bits per byte", "against the base", "perplexity", "measured in")
+    base = scores["base"]
+    for name, score in scores.items():
+        if score is not None and base is not None:
+            change = f"{score.bits_per_byte / base.bits_per_byte - 1:+.1%}" if name != "base" else ""
+            label = "mixture (your model)" if name == "mixture" else name
+            table.add_row(label, f"{score.bits_per_byte:.4f}", change, f"{score.perplexity:.2f}", engines[name])
+    out.print(f"{size(text.num_bytes)} of test text ({text.num_tokens:,} tokens) that nothing was trained on:")
+    out.print(table)
+    next_command("comigs-edge chat")

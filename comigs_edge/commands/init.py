@@ -1,0 +1,89 @@
+"""`comigs-edge init`: makes the home and prints the plan."""
+
+from __future__ import annotations
+
+from typing import Annotated, Optional
+
+import typer
+
+import profiles
+from comigs_edge import home as homes
+from comigs_edge.config import Config
+from comigs_edge.home import Home
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command("init")(init)
+
+
+def init(
+    base: Annotated[
+        Optional[str], typer.Option(metavar="NAME|FILE.gguf", help=f"Base model; default: {homes.DEFAULT_BASE}.")
+    ] = None,
+    specialists: Annotated[
+        Optional[int], typer.Option(min=0, max=63, help="Local experts beside the generalist; default: the profile's.")
+    ] = None,
+    profile: Annotated[
+        str, typer.Option(help=f"What the device can carry: {', '.join(profiles.names())}.")
+    ] = "auto",
+    force: Annotated[bool, typer.Option("--force", help="Write the settings and the base anew; text and models stay.")] = False,
+) -> None:
+    """Make the home of your model: its base, its settings, and a place for your text."""
+    from comigs_edge.commands.console import bar, next_command, out
+
+    home = homes.locate()
+    if home.exists and not force:
+        out.print(f"{home.root} is there already; nothing was changed (--force writes its settings anew).\n", soft_wrap=True)
+        settings = home.settings()
+    else:
+        profiles.load(profile)
+        found = homes.find_base(base or homes.DEFAULT_BASE)
+        _check_base(found[1])
+        total, done = found[1].stat().st_size, 0
+        with bar("reading the base") as progress:
+
+            def advance(count: int) -> None:
+                nonlocal done
+                done += count
+                progress(done, total)
+
+            settings = homes.create(home, found, profile, specialists, advance)
+        out.print(f"made {home.root}\n", soft_wrap=True)
+    _print_plan(home, settings)
+    next_command("comigs-edge data add FOLDER")
+
+
+def _check_base(path: "homes.Path") -> None:
+    """Nothing is made for a base that could not be trained."""
+    from comigs_edge.shape import check_tensors, read_shape
+    from quantize.gguf_file import GGUFFile
+
+    file = GGUFFile(path)
+    check_tensors(file, read_shape(file))
+
+
+def _print_plan(home: Home, settings: Config) -> None:
+    from comigs_edge.commands.console import out, size
+    from comigs_edge.layout import Layout, expected_shapes, experts_per_token
+    from comigs_edge.shape import read_shape
+    from quantize.gguf_file import GGUFFile
+
+    device, model, train = settings.device(), settings.model, settings.train
+    shape = read_shape(GGUFFile(home.base_file))
+    specialists = device.specialists if model.specialists is None else model.specialists
+    k = experts_per_token(1 + specialists, model.experts_per_token)
+    layout = Layout(specialists, model.rank, model.alpha, k, model.attention)
+    trainable = sum(a * b for a, b in expected_shapes(layout, shape).values())
+    batch, context = train.batch or device.batch, train.context or device.context
+    rows = (
+        ("base", f"{settings.base.name}, {size(settings.base.size)}, {shape.num_blocks} blocks, sha256 {settings.base.sha256[:16]}"),
+        ("device", f"profile {device.name}, {device.usable_threads} threads"),
+        ("experts", f"1 generalist + {specialists} specialist{'s' * (specialists != 1)}, rank {model.rank}, {k} per token"),
+        ("trained", f"{trainable / 1e6:.2f} million weights"),
+        ("a step", f"{batch} rows of {context} tokens"),
+        ("a training", f"{train.steps} expert steps, {train.router_steps} router steps after every {train.router_period}"),
+        ("settings", str(home.config_file)),
+    )
+    for name, value in rows:
+        out.print(f"  [bold]{name:<11}[/]{value}", soft_wrap=True)

