@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 
 from comigs_edge import files, lora
-from comigs_edge.versions import KEPT_VERSIONS, read_manifest, versions
 from comigs_edge.base import tensor_to_numpy
 from comigs_edge.errors import ComigsError
 from comigs_edge.layout import ATTENTION, FFN, Layout, expected_shapes, experts_per_token, roles
 from comigs_edge.lora import LoRA
 from comigs_edge.moe import Expert
 from comigs_edge.shape import Shape
+from comigs_edge.versions import KEPT_VERSIONS, read_manifest, versions
 from coordinator import wire
 from coordinator.wire import Arrays
 
@@ -45,9 +45,7 @@ class Adapters:
 
     def __init__(self, layout: Layout, shape: Shape, named: dict[str, Tensor]) -> None:
         self.layout, self.shape, self.named = layout, shape, named
-        self.experts = [
-            [self._expert(role, block) for role in roles(layout)] for block in range(shape.num_blocks)
-        ]
+        self.experts = [[self._expert(role, block) for role in roles(layout)] for block in range(shape.num_blocks)]
         self.routers = [named.get(f"router.blk.{block}") for block in range(shape.num_blocks)]
         self.attention = [
             {name: self._lora("generalist", block, name) for name in ATTENTION} for block in range(shape.num_blocks)

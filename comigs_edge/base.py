@@ -18,6 +18,7 @@ from torch import Tensor
 from comigs_edge.shape import Shape, check_tensors, read_shape
 from quantize.gguf_file import GGUFFile
 
+
 @dataclass(frozen=True)
 class Block:
     """Frozen float32 weights of one block; matrices are (out, in)."""
@@ -46,7 +47,7 @@ class Base:
     @property
     def num_weights(self) -> int:
         """Frozen weights, the tied embedding counted once."""
-        block = sum(t.numel() for t in vars(self.blocks[0]).values() if t is not None)
+        block: int = sum(t.numel() for t in vars(self.blocks[0]).values() if t is not None)
         ends = self.embedding.numel() + (0 if self.output is self.embedding else self.output.numel())
         return block * len(self.blocks) + ends
 
@@ -85,7 +86,7 @@ class _Loader:
         """One tensor with the rows of all `names`, one below the other."""
         shapes = [self.file.tensors[name].shape for name in names]
         joined = torch.empty(sum(shape[0] for shape in shapes), *shapes[0][1:])
-        self.jobs += zip(names, joined.split([shape[0] for shape in shapes]), strict=True)
+        self.jobs += zip(names, torch.split(joined, [shape[0] for shape in shapes]), strict=True)
         return joined
 
     def block(self, index: int, shape: Shape) -> Block:

@@ -41,7 +41,8 @@ class Rows:
         ids = np.fromiter((i for e in encoded for i in e.ids), np.int32)
         scored = np.fromiter((s for e in encoded for s in e.scored), bool)
         document = np.repeat(np.arange(len(encoded), dtype=np.int32), [len(e.ids) for e in encoded])
-        scored[1:] &= document[1:] == document[:-1]  # the first token of a document has nothing before it
+        scored[:1] = False  # the first token of a document has nothing before it
+        scored[1:] &= document[1:] == document[:-1]
         padding = -(len(ids) - 1) % context  # only the last row can be short
         self._ids = np.pad(ids, (0, padding))
         self._scored = np.pad(scored, (0, padding))

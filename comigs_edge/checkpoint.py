@@ -39,7 +39,7 @@ def save(folder: Path, arrays: Arrays, progress: dict[str, Any]) -> None:
 
 def load(folder: Path) -> tuple[Arrays, dict[str, Any], list[str]] | None:
     """Arrays and progress of the newest sound generation, and a warning for each that was passed over."""
-    warnings = []
+    warnings: list[str] = []
     for _, path in reversed(_generations(folder)):
         data = path.read_bytes()
         match = _NAME.fullmatch(path.name)

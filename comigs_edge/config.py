@@ -123,7 +123,9 @@ def read(path: Path) -> Config:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ComigsError(f"{path} cannot be read ({error}); mend it, or start over with: comigs-edge init --force") from error
+        raise ComigsError(
+            f"{path} cannot be read ({error}); mend it, or start over with: comigs-edge init --force"
+        ) from error
     found = table.get("format", HOME_FORMAT)
     if isinstance(found, int) and found > HOME_FORMAT:
         raise ComigsError(

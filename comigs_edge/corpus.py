@@ -210,7 +210,8 @@ class _NearDuplicates:
         runs = {" ".join(tokens[i : i + 3]) for i in range(len(tokens) - 2)}
         hashes = np.array([zlib.crc32(run.encode()) for run in runs], np.uint64)
         # a * h + b modulo 2^64, upper half: a universal family (Dietzfelbinger 1996)
-        return ((_FACTORS * hashes[:, None] + _OFFSETS) >> np.uint64(32)).min(0)
+        minima: Signature = ((_FACTORS * hashes[:, None] + _OFFSETS) >> np.uint64(32)).min(0)
+        return minima
 
     def knows(self, signature: Signature | None) -> bool:
         """Whether a document at least `NEAR_DUPLICATE` similar is there."""

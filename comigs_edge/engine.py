@@ -16,7 +16,7 @@ except ImportError as error:
     ) from error
 
 
-@llama_cpp.llama_log_callback
+@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
 def _silence(level: int, text: bytes, data: ctypes.c_void_p) -> None:
     """Takes llama.cpp's log lines; the object must live as long as the library may call it."""
 
@@ -30,3 +30,19 @@ def load(path: Path, **options: Any) -> llama_cpp.Llama:
         return llama_cpp.Llama(str(path), verbose=False, **options)
     except (ValueError, RuntimeError) as error:
         raise ComigsError(f"llama.cpp cannot load {path}: {error}") from error
+
+
+def special_tokens(llama: llama_cpp.Llama) -> dict[str, int]:
+    """Text -> id of the tokens that llama.cpp finds in text before it tokenises the rest."""
+    vocabulary = llama_cpp.llama_model_get_vocab(llama.model)
+    wanted = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_USER_DEFINED
+    return {
+        llama_cpp.llama_vocab_get_text(vocabulary, token).decode("utf-8", "replace"): token
+        for token in range(llama.n_vocab())
+        if llama_cpp.llama_vocab_get_attr(vocabulary, token) & wanted
+    }
+
+
+def is_end(llama: llama_cpp.Llama, token: int) -> bool:
+    """Whether a model ends its answer with this token."""
+    return bool(llama_cpp.llama_vocab_is_eog(llama_cpp.llama_model_get_vocab(llama.model), token))

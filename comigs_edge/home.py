@@ -120,7 +120,9 @@ def find_base(name_or_file: str) -> tuple[str, Path]:
     return path.stem, path
 
 
-def create(home: Home, base: tuple[str, Path], profile: str, specialists: int | None, on_hash: Callable[[int], None]) -> Config:
+def create(
+    home: Home, base: tuple[str, Path], profile: str, specialists: int | None, on_hash: Callable[[int], None]
+) -> Config:
     """Makes the home's folder, base and config.toml; texts, adapters and models that are there stay.
 
     A packaged base is copied, because its package may be upgraded; a file of the user's is linked.

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from comigs_edge.adapters import Adapters
-from comigs_edge.base import Base, Block, rope_tables
+from comigs_edge.base import Base, rope_tables
 from comigs_edge.lora import LoRA
 from comigs_edge.moe import Frozen, Routing, balance_loss, inverse_rms, mixture, rms_norm_backward, route
 
@@ -79,7 +79,7 @@ class Model:
         if self.adapters is None or not torch.is_grad_enabled():
             return function(*arguments)
         # The non-reentrant kind was measured to keep more memory than no checkpoint at all (834 against 662 MB).
-        result: Tensor = checkpoint(function, *arguments, use_reentrant=True, preserve_rng_state=False)  # type: ignore[no-untyped-call]
+        result: Tensor = checkpoint(function, *arguments, use_reentrant=True, preserve_rng_state=False)
         return result
 
     def _mlp(self, index: int, x: Tensor) -> tuple[Tensor, Routing | None]:  # (N, D) -> (N, D)
@@ -112,7 +112,7 @@ class Model:
             qkv = qkv + torch.cat([self._low_rank(x, lora[n]) for n in ("attn_q", "attn_k", "attn_v")], dim=-1)
         q, k, v = (
             part.view(batch, time, -1, shape.head_width).transpose(1, 2)
-            for part in qkv.split([queries, keys, keys], dim=-1)
+            for part in torch.split(qkv, [queries, keys, keys], dim=-1)
         )  # (B, H, T, head), (B, KV, T, head) twice
         group = shape.num_heads // shape.num_kv_heads
         k, v = (_repeat_heads(part, group) for part in (self._rotate(k), v))
@@ -166,7 +166,7 @@ class _RMSNorm(torch.autograd.Function):
         return (x * inverse).mul_(weight)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         x, weight, inverse = ctx.saved_tensors  # (N, D), (D,), (N, 1)
         return rms_norm_backward(grad, x, weight, inverse), None, None
 
@@ -202,7 +202,7 @@ class _NextTokenLoss(torch.autograd.Function):
         return total.float()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * grad, None, None
 

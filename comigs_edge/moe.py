@@ -107,24 +107,26 @@ class _Mixture(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weights, *updates = ctx.saved_tensors
         mlp, chunk = ctx.mlp, _Chunk(ctx.mlp, ctx.factor, ctx.sparse, _experts(updates))
         grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         grad_weights = torch.zeros_like(weights) if ctx.needs_input_grad[1] else None
-        grads = [torch.zeros_like(update) for update in updates] if any(ctx.needs_input_grad[5:]) else []
+        grads: list[Tensor] = [torch.zeros_like(update) for update in updates] if any(ctx.needs_input_grad[5:]) else []
         for rows in _chunks(len(x)):
             inverse = inverse_rms(x[rows], mlp.eps)
             normed, target = x[rows] * inverse * mlp.norm, _at(grad_x, rows)
             chunk.backward(normed, _at(weights, rows), grad[rows], target, _at(grad_weights, rows), _experts(grads))
             if target is not None:
                 target.copy_(rms_norm_backward(target, x[rows], mlp.norm, inverse))
-        return grad_x, grad_weights, None, None, None, *(grads or [None] * len(updates))
+        none: list[Tensor | None] = [None] * len(updates)
+        return grad_x, grad_weights, None, None, None, *(grads or none)
 
 
 def inverse_rms(x: Tensor, eps: float) -> Tensor:  # (N, D) -> (N, 1)
     """1 / sqrt(mean(x^2) + eps)."""
-    return torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
 
 
 def rms_norm_backward(grad: Tensor, x: Tensor, weight: Tensor, inverse: Tensor) -> Tensor:
@@ -196,7 +198,7 @@ class _Chunk:
             self._backward_gate_up(index, rows, low, grad_gate, grad_up, grad_base, grad_low, grads)
         if grads:
             grad_a = grad_low.T @ x  # (E 2R, D)
-            for index, (gate_a, up_a) in enumerate(_pairs(grad_a.split(self.rank))):
+            for index, (gate_a, up_a) in enumerate(_pairs(torch.split(grad_a, self.rank))):
                 grads[index].gate.a.add_(gate_a)
                 grads[index].up.a.add_(up_a)
         if grad_x is not None:
@@ -238,8 +240,8 @@ class _Chunk:
 
 
 @functools.cache
-def _buffer(name: str, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.empty(CHUNK, width, dtype=dtype, device=device)
+def _buffer(name: str, rows: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.empty(rows, width, dtype=dtype, device=device)
 
 
 def _scratch(name: str, like: Tensor, width: int) -> Tensor:
@@ -247,7 +249,7 @@ def _scratch(name: str, like: Tensor, width: int) -> Tensor:
 
     One name is one buffer, so a name is in use once at a time; training runs in one thread.
     """
-    return _buffer(name, width, like.dtype, like.device)[: len(like)]
+    return _buffer(name, CHUNK, width, like.dtype, like.device)[: len(like)]
 
 
 def _add(target: Tensor, rows: Tensor | slice, values: Tensor) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from comigs_edge import adapters as adapter_files
 from comigs_edge import checkpoint, files
 from comigs_edge.adapters import Adapters
-from comigs_edge.base import Base, open_base
+from comigs_edge.base import Base
 from comigs_edge.batches import Rows
 from comigs_edge.config import Config
 from comigs_edge.corpus import Corpus
@@ -54,7 +54,9 @@ def corpus(home: Home, settings: Config) -> Corpus:
     return Corpus(home.documents_file, settings.data.training, settings.data.validation)
 
 
-def encode(documents: Corpus, tokenizer: Tokenizer, split: str, progress: Progress = lambda done, total: None) -> list[Encoded]:
+def encode(
+    documents: Corpus, tokenizer: Tokenizer, split: str, progress: Progress = lambda done, total: None
+) -> list[Encoded]:
     """Token ids of the documents of one split."""
     found = documents.documents(split)
     encoded = []
@@ -67,7 +69,9 @@ def encode(documents: Corpus, tokenizer: Tokenizer, split: str, progress: Progre
 class Training:
     """One training of a home: a trainer with its state restored or fresh, and where it is saved."""
 
-    def __init__(self, home: Home, settings: Config, profile: DeviceProfile, base: Base, rows: tuple[Rows, Rows]) -> None:
+    def __init__(
+        self, home: Home, settings: Config, profile: DeviceProfile, base: Base, rows: tuple[Rows, Rows]
+    ) -> None:
         self.home, self.settings, self.profile, self.base, self.rows = home, settings, profile, base, rows
         self.warnings: list[str] = []
         self.resumed = False
@@ -105,7 +109,9 @@ class Training:
 
     def _resume(self, arrays: Any, progress: dict[str, Any], steps: int | None) -> Trainer:
         if progress["base_sha256"] != self.settings.base.sha256:
-            raise ComigsError("the interrupted training belongs to another base; start anew with: comigs-edge train --fresh")
+            raise ComigsError(
+                "the interrupted training belongs to another base; start anew with: comigs-edge train --fresh"
+            )
         wanted = asdict(schedule(self.settings, self.profile, steps or progress["schedule"]["steps"]))
         wanted |= asdict(layout(self.settings, self.profile))
         saved = progress["schedule"] | progress["layout"]
@@ -148,7 +154,9 @@ def _differences(wanted: dict[str, Any], saved: dict[str, Any]) -> str:
     )
 
 
-def rows(home: Home, settings: Config, profile: DeviceProfile, tokenizer: Tokenizer, progress: Progress) -> tuple[Rows, Rows]:
+def rows(
+    home: Home, settings: Config, profile: DeviceProfile, tokenizer: Tokenizer, progress: Progress
+) -> tuple[Rows, Rows]:
     """Training and validation rows of the home's text; raises `ComigsError` if there is too little."""
     documents = corpus(home, settings)
     documents.check_enough()
@@ -193,5 +201,3 @@ def current_export(home: Home, settings: Config) -> Path | None:
     if found and GGUFFile(found[-1]).metadata.get(SOURCE_KEY) == sha256:
         return found[-1]
     return None
-
-

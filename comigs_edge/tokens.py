@@ -41,24 +41,15 @@ class Tokenizer:
         self.bos, self.eos = self._llama.token_bos(), self._llama.token_eos()
         self.starts_with_bos = self._llama.tokenize(b"", add_bos=True) == [self.bos]
         self._pieces: dict[int, bytes] = {}
-        self._specials = self._special_tokens()
-        self._split_specials = re.compile("|".join(map(re.escape, sorted(self._specials, key=len, reverse=True))) or "(?!)")
+        self._specials = engine.special_tokens(self._llama)
+        longest_first = sorted(self._specials, key=len, reverse=True)
+        self._split_specials = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
         environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
         environment.globals["raise_exception"] = _template_error
         try:
             self._template = environment.from_string(metadata.get("tokenizer.chat_template") or CHATML)
         except jinja2.TemplateError as error:
             raise ComigsError(f"the chat template in {path} cannot be read ({error}); choose another base") from error
-
-    def _special_tokens(self) -> dict[str, int]:
-        vocabulary = engine.llama_cpp.llama_model_get_vocab(self._llama.model)
-        wanted = engine.llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | engine.llama_cpp.LLAMA_TOKEN_ATTR_USER_DEFINED
-        found = {}
-        for token in range(self._llama.n_vocab()):
-            if engine.llama_cpp.llama_vocab_get_attr(vocabulary, token) & wanted:
-                text = engine.llama_cpp.llama_vocab_get_text(vocabulary, token).decode("utf-8", "replace")
-                found[text] = token
-        return found
 
     def encode(self, document: Document) -> Encoded:
         """A text is scored whole (but for a leading BOS), of a chat the assistant's messages and their end."""
@@ -140,8 +131,7 @@ class Tokenizer:
 
     def is_end(self, token: int) -> bool:
         """Whether the model ends its answer with this token."""
-        vocabulary = engine.llama_cpp.llama_model_get_vocab(self._llama.model)
-        return bool(engine.llama_cpp.llama_vocab_is_eog(vocabulary, token))
+        return engine.is_end(self._llama, token)
 
 
 def _scored_spans(fragment: list[tuple[bytes, bool]]) -> list[tuple[int, int]]:

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from comigs_edge.adapters import Adapters
 from comigs_edge.base import tensor_to_numpy
 from comigs_edge.batches import Batch, Rows
 from comigs_edge.errors import ComigsError

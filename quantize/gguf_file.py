@@ -167,5 +167,3 @@ def _map(path: Path) -> mmap.mmap:
         raise QuantizeError(f"{path} is empty; get the file again") from None
     except OSError as error:
         raise QuantizeError(f"{path} cannot be read: {error.strerror}") from None
-
-

@@ -25,8 +25,12 @@ def register(app: typer.Typer) -> None:
 
 def chat(
     base: Annotated[bool, typer.Option("--base", help="Talk with the base model instead of yours.")] = False,
-    prompt: Annotated[Optional[str], typer.Option(metavar="TEXT", help="Answer this once and end; for scripts.")] = None,
-    system: Annotated[Optional[str], typer.Option(metavar="TEXT", help="System prompt, in place of config.toml's.")] = None,
+    prompt: Annotated[
+        Optional[str], typer.Option(metavar="TEXT", help="Answer this once and end; for scripts.")
+    ] = None,
+    system: Annotated[
+        Optional[str], typer.Option(metavar="TEXT", help="System prompt, in place of config.toml's.")
+    ] = None,
     temperature: Annotated[
         Optional[float], typer.Option(min=0.0, help="Randomness of the answers; 0 = always the likeliest token.")
     ] = None,

@@ -44,7 +44,7 @@ def add(
     next_command("comigs-edge train")
 
 
-def _excerpt(document: "documents.Document") -> str:  # type: ignore[name-defined]  # noqa: F821
+def _excerpt(document: documents.Document) -> str:  # type: ignore[name-defined]  # noqa: F821
     if not document.messages:
         return _short(document.text, 240)
     lines = [f"{message.role}: {_short(message.content, 70)}" for message in document.messages[:4]]

@@ -73,7 +73,13 @@ def evaluate(
 
 
 def _score(
-    name: str, home: Home, settings: Config, text: TestText, engine: Engine, threads: int, advance: Callable[[int], None]
+    name: str,
+    home: Home,
+    settings: Config,
+    text: TestText,
+    engine: Engine,
+    threads: int,
+    advance: Callable[[int], None],
 ) -> Score | None:
     from comigs_edge import session
     from comigs_edge.base import open_base

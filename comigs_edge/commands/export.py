@@ -18,7 +18,10 @@ def register(app: typer.Typer) -> None:
 
 def export(
     format: Annotated[
-        Optional[str], typer.Option(metavar="Q8_0|F16|F32|Q4_0|Q4_1", help="Format of the experts' weights; default: config.toml's, Q8_0.")
+        Optional[str],
+        typer.Option(
+            metavar="Q8_0|F16|F32|Q4_0|Q4_1", help="Format of the experts' weights; default: config.toml's, Q8_0."
+        ),
     ] = None,
     output: Annotated[Optional[Path], typer.Option(help="File to write; default: a new version in models/.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -49,5 +52,8 @@ def export(
     out.print(f"{exported.path}\n{size(exported.size)} in {seconds:.1f} s, sha256 {exported.sha256}\n", soft_wrap=True)
     out.print("Use it elsewhere:", soft_wrap=True)
     out.print(f"  llama-server -m {exported.path}", soft_wrap=True)
-    out.print(f"  echo 'FROM {exported.path}' > Modelfile && ollama create mine -f Modelfile && ollama run mine", soft_wrap=True)
+    out.print(
+        f"  echo 'FROM {exported.path}' > Modelfile && ollama create mine -f Modelfile && ollama run mine",
+        soft_wrap=True,
+    )
     next_command("comigs-edge chat")

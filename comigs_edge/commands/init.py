@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
@@ -24,17 +25,19 @@ def init(
     specialists: Annotated[
         Optional[int], typer.Option(min=0, max=63, help="Local experts beside the generalist; default: the profile's.")
     ] = None,
-    profile: Annotated[
-        str, typer.Option(help=f"What the device can carry: {', '.join(profiles.names())}.")
-    ] = "auto",
-    force: Annotated[bool, typer.Option("--force", help="Write the settings and the base anew; text and models stay.")] = False,
+    profile: Annotated[str, typer.Option(help=f"What the device can carry: {', '.join(profiles.names())}.")] = "auto",
+    force: Annotated[
+        bool, typer.Option("--force", help="Write the settings and the base anew; text and models stay.")
+    ] = False,
 ) -> None:
     """Make the home of your model: its base, its settings, and a place for your text."""
     from comigs_edge.commands.console import bar, next_command, out
 
     home = homes.locate()
     if home.exists and not force:
-        out.print(f"{home.root} is there already; nothing was changed (--force writes its settings anew).\n", soft_wrap=True)
+        out.print(
+            f"{home.root} is there already; nothing was changed (--force writes its settings anew).\n", soft_wrap=True
+        )
         settings = home.settings()
     else:
         profiles.load(profile)
@@ -54,7 +57,7 @@ def init(
     next_command("comigs-edge data add FOLDER")
 
 
-def _check_base(path: "homes.Path") -> None:
+def _check_base(path: Path) -> None:
     """Nothing is made for a base that could not be trained."""
     from comigs_edge.shape import check_tensors, read_shape
     from quantize.gguf_file import GGUFFile
@@ -77,12 +80,21 @@ def _print_plan(home: Home, settings: Config) -> None:
     trainable = sum(a * b for a, b in expected_shapes(layout, shape).values())
     batch, context = train.batch or device.batch, train.context or device.context
     rows = (
-        ("base", f"{settings.base.name}, {size(settings.base.size)}, {shape.num_blocks} blocks, sha256 {settings.base.sha256[:16]}"),
+        (
+            "base",
+            f"{settings.base.name}, {size(settings.base.size)}, {shape.num_blocks} blocks, sha256 {settings.base.sha256[:16]}",
+        ),
         ("device", f"profile {device.name}, {device.usable_threads} threads"),
-        ("experts", f"1 generalist + {specialists} specialist{'s' * (specialists != 1)}, rank {model.rank}, {k} per token"),
+        (
+            "experts",
+            f"1 generalist + {specialists} specialist{'s' * (specialists != 1)}, rank {model.rank}, {k} per token",
+        ),
         ("trained", f"{trainable / 1e6:.2f} million weights"),
         ("a step", f"{batch} rows of {context} tokens"),
-        ("a training", f"{train.steps} expert steps, {train.router_steps} router steps after every {train.router_period}"),
+        (
+            "a training",
+            f"{train.steps} expert steps, {train.router_steps} router steps after every {train.router_period}",
+        ),
         ("settings", str(home.config_file)),
     )
     for name, value in rows:

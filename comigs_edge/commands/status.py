@@ -24,15 +24,18 @@ def status(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
         return
     out.print(f"[bold]home      [/]{found['home']}", soft_wrap=True)
     if found["base"]:
-        out.print(f"[bold]base      [/]{found['base']['name']}, {size(found['base']['size'])}, sha256 {found['base']['sha256'][:16]}")
+        out.print(
+            f"[bold]base      [/]{found['base']['name']}, {size(found['base']['size'])}, sha256 {found['base']['sha256'][:16]}"
+        )
         data = ", ".join(f"{s['documents']} {name}" for name, s in found["data"].items())
         total = sum(s["bytes"] for s in found["data"].values())
         out.print(f"[bold]text      [/]{data} documents, {size(total)}")
-        training = found["training"]
-        out.print(f"[bold]training  [/]{training['state']}" + (f", {training['expert_steps']} of {training['steps']} expert steps" if training["steps"] else ""))
-        if found["adapters"]:
-            made = found["adapters"]
-            out.print(f"[bold]adapters  [/]version {made['version']}, validation loss {made['validation_loss_before']:.4f} before, {made['validation_loss']:.4f} after")
+        training, made = found["training"], found["adapters"]
+        steps = f", {training['expert_steps']} of {training['steps']} expert steps" if training["steps"] else ""
+        out.print(f"[bold]training  [/]{training['state']}{steps}")
+        if made:
+            losses = f"{made['validation_loss_before']:.4f} before, {made['validation_loss']:.4f} after"
+            out.print(f"[bold]adapters  [/]version {made['version']}, validation loss {losses}")
         for model in found["models"]:
             out.print(f"[bold]model     [/]{model['path']}, {size(model['bytes'])}", soft_wrap=True)
     next_command(found["next"])

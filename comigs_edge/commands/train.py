@@ -189,7 +189,11 @@ def _report(trainer: Trainer, tokens: int, seconds: float, version: int | None, 
     if as_json:
         print_json(result)
         return
-    state = "trained" if trainer.is_done else f"stopped at expert step {trainer.expert_steps} of {trainer.schedule.steps}, everything is saved"
+    state = (
+        "trained"
+        if trainer.is_done
+        else f"stopped at expert step {trainer.expert_steps} of {trainer.schedule.steps}, everything is saved"
+    )
     out.print(
         f"{state}: validation loss {trainer.first_loss:.4f} before, {trainer.best_loss:.4f} at its best "
         f"({tokens:,} tokens in {seconds / 60:.1f} minutes)",

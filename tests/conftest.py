@@ -1,0 +1,96 @@
+"""What the tests share: a home in a temporary folder, a tiny base, a way to run commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from comigs_edge import engine
+from comigs_edge.adapters import Adapters
+from comigs_edge.base import open_base
+from comigs_edge.layout import Layout
+from tests.tiny import some_text, write_llama
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    """No test can touch the developer's own home."""
+    folder = tmp_path / "home"
+    monkeypatch.setenv("COMIGS_EDGE_HOME", str(folder))
+    monkeypatch.setenv("COLUMNS", "200")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_path(tmp_path_factory) -> Path:
+    return write_llama(tmp_path_factory.mktemp("base") / "tiny.gguf")
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tiny_path):
+    return open_base(tiny_path)
+
+
+@pytest.fixture
+def make_adapters(tiny_base):
+    """Adapters as after a training: every tensor is random, so that nothing is hidden by a zero."""
+
+    def make(specialists=1, k=None, attention=False, base=None):
+        layout = Layout(specialists, 4, 8.0, min(2, 1 + specialists) if k is None else k, attention)
+        adapters = Adapters.initial(layout, (base or tiny_base).shape, 0)
+        generator = torch.Generator().manual_seed(1)
+        for tensor in adapters.named.values():
+            tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.2)
+        return adapters
+
+    return make
+
+
+@pytest.fixture
+def run():
+    """Runs a command in this process and returns its result; a bug raises, an error message does not."""
+    from comigs_edge.cli import app
+
+    def command(*arguments, code=0, **options):
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments], **options)
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        assert result.exit_code == code, result.output
+        return result
+
+    return command
+
+
+@pytest.fixture
+def ready(run, home, tiny_path, tmp_path):
+    """A home with the tiny base, some text, and settings that train in a second."""
+    run("init", "--base", tiny_path)
+    settings = home / "config.toml"
+    quick = "batch = 4\ncontext = 64\nrouter_period = 4\nrouter_steps = 2\nvalidation_rows = 4\n"
+    settings.write_text(settings.read_text().replace("[train]\n", f"[train]\n{quick}"))
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "notes.txt").write_text(some_text())
+    run("data", "add", tmp_path / "text")
+    return home
+
+
+def llama_logits(path, ids):
+    """llama.cpp's logits (T, V) for the token ids, with a float32 cache."""
+    llama = engine.load(
+        path, n_ctx=512, n_batch=512, logits_all=True, n_threads=1, type_k=0, type_v=0, flash_attn=False
+    )
+    llama.eval(ids)
+    logits = torch.from_numpy(llama.scores[: len(ids)].copy()).double()
+    llama.close()
+    return logits
+
+
+def divergence(expected, found):
+    """Mean KL divergence a token, in nats, of two (T, V) tensors of logits."""
+    a, b = expected.double().log_softmax(-1), found.double().log_softmax(-1)
+    return float((a.exp() * (a - b)).sum(-1).mean())

@@ -1,0 +1,78 @@
+"""Adapters on disk, and the privacy line."""
+
+import json
+
+import numpy as np
+import pytest
+
+from comigs_edge import adapters as adapter_files
+from comigs_edge.adapters import digest, may_leave
+from comigs_edge.errors import ComigsError
+from comigs_edge.versions import versions
+from coordinator import wire
+
+CANARY = 1234.5
+
+
+@pytest.mark.parametrize("attention", [False, True])
+def test_only_the_generalist_may_leave(make_adapters, attention):
+    arrays = make_adapters(specialists=3, attention=attention).arrays()
+    for name, array in arrays.items():
+        if not name.startswith("generalist."):
+            array.fill(CANARY)  # a canary in everything that must stay
+    arrays |= {
+        "exp_avg.generalist.blk.0.ffn_up.lora_a": np.full(4, CANARY, np.float32),
+        "generalist.blk.0.ffn_up.lora_a.text": np.full(4, CANARY, np.float32),
+        "generalist.blk.0.router": np.full(4, CANARY, np.float32),
+        "specialist.1.generalist.blk.0.ffn_up.lora_a": np.full(4, CANARY, np.float32),
+        "generalist.blk.0.ffn_up.lora_a\n": np.full(4, CANARY, np.float32),
+    }
+    leaving = may_leave(arrays)
+    assert len(leaving) == 2 * 2 * (7 if attention else 3)  # blocks, A and B, linear maps
+    assert all(name.startswith("generalist.blk.") for name in leaving)
+    assert np.float32(CANARY).tobytes() not in wire.encode(leaving)
+
+
+def save(folder, adapters, **notes):
+    return adapter_files.save(folder, adapters.arrays(), adapters.layout, "base-hash", notes)
+
+
+def test_a_saved_version_loads_with_the_same_bits(tmp_path, tiny_base, make_adapters):
+    adapters = make_adapters(2)
+    assert save(tmp_path, adapters, validation_loss=1.5) == 1
+    loaded, manifest = adapter_files.load(tmp_path, tiny_base.shape, "base-hash")
+    assert loaded.layout == adapters.layout
+    assert digest(loaded.arrays()) == digest(adapters.arrays()) == manifest["sha256"]
+    assert manifest["validation_loss"] == 1.5
+    assert oct((tmp_path / "0001").stat().st_mode)[-3:] == "700"
+    assert oct((tmp_path / "0001" / "generalist.safetensors").stat().st_mode)[-3:] == "600"
+
+
+def test_the_last_three_versions_are_kept(tmp_path, make_adapters):
+    for _ in range(5):
+        save(tmp_path, make_adapters())
+    assert versions(tmp_path) == [3, 4, 5]
+
+
+def test_adapters_of_another_base_are_refused(tmp_path, tiny_base, make_adapters):
+    save(tmp_path, make_adapters())
+    with pytest.raises(ComigsError, match="another base"):
+        adapter_files.load(tmp_path, tiny_base.shape, "other")
+
+
+def test_damaged_adapters_are_refused(tmp_path, tiny_base, make_adapters):
+    save(tmp_path, make_adapters())
+    path = tmp_path / "0001" / "router.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ComigsError, match="damaged"):
+        adapter_files.load(tmp_path, tiny_base.shape, "base-hash")
+
+
+def test_what_a_killed_save_left_behind_is_cleaned_up(tmp_path, make_adapters):
+    (tmp_path / ".0001").mkdir(parents=True)
+    (tmp_path / ".0001" / "generalist.safetensors").write_bytes(b"half")
+    save(tmp_path, make_adapters())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0001"]
+    assert json.loads((tmp_path / "0001" / "manifest.json").read_bytes())["version"] == 1

@@ -1,0 +1,124 @@
+"""The arrow table: which module imports which, lazy imports included, against the real source."""
+
+import ast
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+ROOMS = ("comigs_edge", "quantize", "profiles", "coordinator")
+MAX_LINES = 300
+
+# Module -> what it may import of the four rooms. A command may import everything below it.
+ARROWS = {
+    "profiles": "",
+    "coordinator": "",
+    "coordinator.wire": "",
+    "quantize": "",
+    "quantize.formats": "",
+    "quantize.ggml": "quantize.formats",
+    "quantize.gguf_file": "quantize.formats quantize.ggml",
+    "quantize.gguf_writer": "quantize.formats quantize.ggml quantize.gguf_file",
+    "comigs_edge": "",
+    "comigs_edge.errors": "coordinator.wire profiles quantize.formats",
+    "comigs_edge.files": "comigs_edge.errors",
+    "comigs_edge.config": "comigs_edge.errors profiles",
+    "comigs_edge.home": "comigs_edge.config comigs_edge.errors comigs_edge.files",
+    "comigs_edge.documents": "comigs_edge.errors",
+    "comigs_edge.corpus": "comigs_edge.documents comigs_edge.errors comigs_edge.files",
+    "comigs_edge.engine": "comigs_edge.errors",
+    "comigs_edge.tokens": "comigs_edge.documents comigs_edge.engine comigs_edge.errors",
+    "comigs_edge.batches": "comigs_edge.errors comigs_edge.tokens",
+    "comigs_edge.shape": "comigs_edge.errors quantize.gguf_file",
+    "comigs_edge.layout": "comigs_edge.errors comigs_edge.shape",
+    "comigs_edge.base": "comigs_edge.shape quantize.gguf_file",
+    "comigs_edge.lora": "",
+    "comigs_edge.moe": "comigs_edge.lora",
+    "comigs_edge.versions": "comigs_edge.errors",
+    "comigs_edge.adapters": (
+        "comigs_edge.base comigs_edge.errors comigs_edge.files comigs_edge.layout comigs_edge.lora comigs_edge.moe "
+        "comigs_edge.shape comigs_edge.versions coordinator.wire"
+    ),
+    "comigs_edge.model": "comigs_edge.adapters comigs_edge.base comigs_edge.lora comigs_edge.moe",
+    "comigs_edge.checkpoint": "comigs_edge.files coordinator.wire",
+    "comigs_edge.train": ("comigs_edge.base comigs_edge.batches comigs_edge.errors comigs_edge.model coordinator.wire"),
+    "comigs_edge.export": (
+        "comigs_edge.adapters comigs_edge.base comigs_edge.files comigs_edge.layout comigs_edge.lora quantize.formats "
+        "quantize.ggml quantize.gguf_file quantize.gguf_writer"
+    ),
+    "comigs_edge.evaluate": "comigs_edge.engine comigs_edge.errors comigs_edge.model comigs_edge.tokens",
+    "comigs_edge.chat": "comigs_edge.documents comigs_edge.engine comigs_edge.errors comigs_edge.tokens",
+    "comigs_edge.session": (
+        "comigs_edge.adapters comigs_edge.base comigs_edge.batches comigs_edge.checkpoint comigs_edge.config "
+        "comigs_edge.corpus comigs_edge.errors comigs_edge.export comigs_edge.files comigs_edge.home comigs_edge.layout "
+        "comigs_edge.model comigs_edge.shape comigs_edge.tokens comigs_edge.train comigs_edge.versions profiles "
+        "quantize.gguf_file"
+    ),
+}
+TOP = ("comigs_edge.cli", "comigs_edge.__main__", "comigs_edge.commands")
+
+
+def modules():
+    found = {}
+    for room in ROOMS:
+        for path in (ROOT / room).rglob("*.py"):
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+            found[name] = path
+    return found
+
+
+def imports(path, known):
+    """The modules of the four rooms that a file imports anywhere, but for annotations only."""
+    tree = ast.parse(path.read_text())
+    skipped = {
+        child for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for statement in node.body for child in ast.walk(statement)
+    }  # fmt: skip
+    found = set()
+    for node in ast.walk(tree):
+        if node in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in known else node.module for name in names}
+    return {name for name in found if name in known}
+
+
+def graph():
+    known = modules()
+    return {name: imports(path, known) - {name} for name, path in known.items()}
+
+
+def test_every_import_is_in_the_arrow_table():
+    real = {name: found for name, found in graph().items() if not name.startswith(TOP)}
+    assert real == {name: set(targets.split()) for name, targets in ARROWS.items()}
+
+
+def test_nothing_below_imports_a_command_and_rooms_keep_apart():
+    for name, targets in graph().items():
+        room = name.split(".")[0]
+        for target in targets:
+            if room != "comigs_edge":
+                assert target.split(".")[0] == room
+            if not name.startswith(TOP):
+                assert not target.startswith(TOP)
+
+
+def test_there_is_no_import_cycle():
+    TopologicalSorter(graph()).prepare()
+
+
+def test_coordinator_and_profiles_never_load_torch():
+    code = "import sys, coordinator.wire, profiles, comigs_edge.config; print({'torch', 'gguf', 'typer'} & set(sys.modules))"
+    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert out.strip() == "set()"
+
+
+def test_files_are_short_and_open_with_a_docstring():
+    for name, path in modules().items():
+        text = path.read_text()
+        assert ast.get_docstring(ast.parse(text)), name
+        assert text.count("\n") <= MAX_LINES, name

@@ -1,0 +1,44 @@
+"""Rows and batches, worked out by hand."""
+
+import pytest
+import torch
+
+from comigs_edge.batches import Rows
+from comigs_edge.errors import ComigsError
+from comigs_edge.tokens import Encoded
+
+
+def test_a_row_predicts_the_next_token_of_the_same_document_only():
+    encoded = [Encoded([10, 11, 12], [True] * 3), Encoded([20, 21, 22, 23], [True, True, False, True])]
+    rows = Rows(encoded, 6, 0)
+    (batch,) = rows.first(9, 4)
+    assert batch.tokens.tolist() == [[10, 11, 12, 20, 21, 22]]
+    assert batch.targets.tolist() == [11, 12, 20, 21, 22, 23]
+    assert batch.documents.tolist() == [[0, 0, 0, 1, 1, 1]]
+    # 20 opens a document and 22 is not scored: neither counts as a target.
+    assert batch.scored.tolist() == [True, True, False, True, False, True]
+
+
+def test_every_row_comes_once_in_an_epoch_and_the_last_one_is_filled_up():
+    rows = Rows([Encoded(list(range(100)), [True] * 100)], 8, 3)
+    assert len(rows) == 13  # 99 targets in rows of 8
+    firsts = sorted(int(row[0]) for number in range(13) for row in rows.batch(number, 1).tokens)
+    assert firsts == list(range(0, 100, 8))
+    assert rows.num_tokens == 99
+
+
+def test_a_batch_depends_on_its_number_alone():
+    encoded = [Encoded(list(range(200)), [True] * 200)]
+    one, other = Rows(encoded, 8, 3), Rows(encoded, 8, 3)
+    for number in range(20):
+        one.batch(number, 4)
+    for number in (17, 3, 9):
+        assert torch.equal(one.batch(number, 4).tokens, other.batch(number, 4).tokens)
+    assert not torch.equal(one.batch(0, 4).tokens, Rows(encoded, 8, 4).batch(0, 4).tokens)
+
+
+def test_rows_without_a_scored_token_are_left_out():
+    rows = Rows([Encoded(list(range(32)), [False] * 20 + [True] * 12)], 8, 0)
+    assert len(rows) == 2
+    with pytest.raises(ComigsError, match="no token to learn from"):
+        Rows([Encoded([1, 2, 3], [False] * 3)], 8, 0)

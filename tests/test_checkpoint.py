@@ -1,0 +1,62 @@
+"""Checkpoints: two generations, each checked."""
+
+import subprocess
+import sys
+
+import numpy as np
+
+from comigs_edge import checkpoint
+
+
+def write(folder, value):
+    checkpoint.save(folder, {"a": np.full(5, value, np.float32)}, {"step": value})
+
+
+def test_the_newest_of_two_generations_is_loaded(tmp_path):
+    for value in (1, 2, 3):
+        write(tmp_path, value)
+    assert len(list(tmp_path.iterdir())) == 2
+    arrays, progress, warnings = checkpoint.load(tmp_path)
+    assert (arrays["a"].tolist(), progress, warnings) == ([3.0] * 5, {"step": 3}, [])
+
+
+def test_a_corrupt_newest_falls_back_to_the_older_with_a_warning(tmp_path):
+    write(tmp_path, 1)
+    write(tmp_path, 2)
+    newest = max(tmp_path.iterdir())
+    newest.write_bytes(newest.read_bytes()[:-1] + b"x")
+    _, progress, warnings = checkpoint.load(tmp_path)
+    assert progress == {"step": 1}
+    assert len(warnings) == 1
+    assert "checkpoint-00000002 is damaged" in warnings[0]
+
+
+def test_nothing_saved_is_none(tmp_path):
+    assert checkpoint.load(tmp_path) is None
+
+
+DISK_FULL = """
+import subprocess, sys
+from pathlib import Path
+import numpy as np
+from comigs_edge import checkpoint
+from comigs_edge.errors import ComigsError
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", sys.argv[1]], check=True)
+folder = Path(sys.argv[1])
+checkpoint.save(folder, {"a": np.full(100_000, 1, np.float32)}, {"step": 1})
+try:
+    checkpoint.save(folder, {"a": np.full(1_000_000, 2, np.float32)}, {"step": 2})
+except ComigsError as error:
+    print(error)
+arrays, progress, warnings = checkpoint.load(folder)
+print(progress, warnings, float(arrays["a"].sum()), len(list(folder.iterdir())))
+"""
+
+
+def test_a_full_disk_leaves_the_old_state_intact(tmp_path):
+    """A real full file system of 2 MB, in a mount namespace of its own."""
+    command = ["unshare", "--map-root-user", "--mount", sys.executable, "-c", DISK_FULL, str(tmp_path)]
+    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert "No space left on device" in lines[0]
+    assert "what was there is unchanged" in lines[0]
+    assert lines[1] == "{'step': 1} [] 100000.0 1"

@@ -1,0 +1,247 @@
+"""The commands as a person meets them: the whole way on a tiny base, and every kind of bad input."""
+
+import json
+import stat
+import subprocess
+import sys
+
+import pytest
+
+from comigs_edge import checkpoint, engine
+from comigs_edge.home import Home
+from quantize.gguf_file import GGUFFile
+from tests.tiny import some_text, write_llama
+
+
+def error(result):
+    """The one line that the user sees."""
+    lines = result.stderr.strip().splitlines()
+    assert lines[-1].startswith("error: "), result.output
+    assert "Traceback" not in result.output
+    return lines[-1]
+
+
+def snapshot(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "lock"}
+
+
+# The whole way ------------------------------------------------------------------------------------------------------
+
+
+def test_from_text_to_chat(ready, run):
+    trained = json.loads(run("train", "--steps", "12", "--json").stdout)
+    assert trained["finished"]
+    assert trained["expert_steps"] == 12
+    assert trained["router_steps"] == 6
+    assert trained["validation_loss"] < trained["validation_loss_before"]
+
+    scores = json.loads(run("evaluate", "--json").stdout)
+    bits = scores["bits_per_byte"]
+    assert scores["test_bytes"] > 1000
+    assert set(bits) == set(scores["perplexity"]) == {"base", "generalist", "specialists", "mixture"}
+    assert bits["mixture"] < bits["base"]
+    torch_bits = json.loads(run("evaluate", "--engine", "torch", "--json").stdout)["bits_per_byte"]
+    assert torch_bits["base"] == pytest.approx(bits["base"], rel=1e-3)
+    assert torch_bits["mixture"] == pytest.approx(bits["mixture"], rel=1e-2)  # the file holds Q8_0
+
+    exported = json.loads(run("export", "--format", "f16", "--json").stdout)
+    assert exported["bytes"] > 10_000
+    assert GGUFFile(Home(ready).models / "personal-0001-F16.gguf").metadata["llama.expert_count"] == 2
+    first = run("chat", "--prompt", "the hen", "--temperature", "0").stdout
+    assert first == run("chat", "--prompt", "the hen", "--temperature", "0").stdout
+    assert first.strip()
+
+    found = json.loads(run("status", "--json").stdout)
+    assert found["training"] == {"state": "finished", "expert_steps": 12, "steps": 12}
+    assert found["adapters"]["version"] == 1
+    assert found["next"] == "comigs-edge chat"
+
+
+def test_chat_exports_when_the_adapters_are_newer(ready, run):
+    run("train", "--steps", "4")
+    run("chat", "--prompt", "a stone")
+    run("train", "--steps", "4")
+    run("chat", "--prompt", "a stone")
+    assert sorted(path.name for path in (ready / "models").iterdir()) == [
+        "personal-0001-Q8_0.gguf", "personal-0002-Q8_0.gguf"
+    ]  # fmt: skip
+
+
+def test_a_conversation_has_its_commands(ready, run):
+    result = run("chat", "--base", input="/help\n/system Be kind.\nthe hen\n/clear\n/nonsense\n/exit\nnever read\n")
+    assert result.output.count("/clear forgets") == 3  # at the start, for /help, for what is no command
+    assert "never read" not in result.output
+
+
+def test_every_command_has_help_and_says_what_comes_next(run, ready):
+    for command in ("init", "data", "train", "evaluate", "export", "chat", "status"):
+        assert "Usage" in run(command, "--help").stdout
+    assert run("status").stdout.splitlines()[-1] == "next: comigs-edge train"
+    assert run("train", "--steps", "2").stdout.splitlines()[-1] == "next: comigs-edge chat"
+
+
+def test_help_does_not_load_torch_or_llama_cpp():
+    code = (
+        "import sys; from typer.testing import CliRunner; from comigs_edge.cli import app;"
+        "r = [CliRunner().invoke(app, a).exit_code for a in (['--help'], ['train', '--help'], ['status'])];"
+        "print(r, {'torch', 'llama_cpp', 'scipy'} & set(sys.modules))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert out.strip() == "[0, 0, 0] set()"
+
+
+# Init ---------------------------------------------------------------------------------------------------------------
+
+
+def test_init_makes_a_home_for_the_owner_alone(run, home, tiny_path):
+    result = run("init", "--base", tiny_path, "--specialists", "2")
+    assert "1 generalist + 2 specialists" in result.stdout
+    assert stat.S_IMODE(home.stat().st_mode) == 0o700
+    assert stat.S_IMODE((home / "config.toml").stat().st_mode) == 0o600
+    assert json.loads(run("status", "--json").stdout)["base"]["size"] == tiny_path.stat().st_size
+
+
+def test_a_second_init_changes_nothing_without_force(run, ready, tmp_path):
+    other = write_llama(tmp_path / "other.gguf", seed=1)
+    before = snapshot(ready)
+    assert "nothing was changed" in run("init", "--base", other).stdout
+    assert snapshot(ready) == before
+    run("init", "--base", other, "--force")
+    assert (ready / "base.gguf").resolve() == other
+    assert (ready / "data" / "documents.db").read_bytes() == before[ready / "data" / "documents.db"]
+
+
+def test_a_bad_base_makes_no_home(run, home, tmp_path, tiny_path):
+    (tmp_path / "cut.gguf").write_bytes(tiny_path.read_bytes()[:50_000])
+    (tmp_path / "text.gguf").write_text("not a model")
+    write_llama(tmp_path / "phi.gguf", architecture="phi2")
+    for name, message in (
+        ("missing.gguf", "does not exist"),
+        ("cut.gguf", "cut short or damaged"),
+        ("text.gguf", "not a GGUF file"),
+        ("phi.gguf", "'phi2'; supported: llama"),
+    ):
+        assert message in error(run("init", "--base", tmp_path / name, code=1))
+        assert not home.exists()
+
+
+def test_commands_before_init_say_so(run):
+    for command in (["train"], ["evaluate"], ["export"], ["chat"], ["data", "list"], ["data", "add", "/"]):
+        assert "comigs-edge init" in error(run(*command, code=1))
+
+
+# Bad input ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_home_of_a_newer_version_is_left_alone(run, ready):
+    settings = ready / "config.toml"
+    settings.write_text(settings.read_text().replace("format = 1", "format = 2"))
+    before = snapshot(ready)
+    assert "made by a newer comigs-edge (home format 2" in error(run("train", code=1))
+    assert snapshot(ready) == before
+
+
+def test_an_empty_folder_and_a_bad_line_change_nothing(run, ready, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad.jsonl").write_text('{"text": "fine and new"}\n{oops\n')
+    before = snapshot(ready)
+    assert "no .txt, .md, .jsonl file" in error(run("data", "add", tmp_path / "empty", code=1))
+    assert "bad.jsonl, line 2 is not JSON" in error(run("data", "add", tmp_path / "bad.jsonl", code=1))
+    assert snapshot(ready) == before
+
+
+def test_binary_files_among_the_text_are_skipped_and_counted(run, ready, tmp_path):
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    (folder / "a.txt").write_text(some_text(3, seed=5))
+    (folder / "b.txt").write_bytes(b"\xff\xfe\x00")
+    result = run("data", "add", folder)
+    assert "b.txt was skipped: not UTF-8 text" in result.stderr
+    assert "1 unreadable files" in result.stdout.replace("\n", " ")
+
+
+def test_too_little_text_is_said_before_anything_is_loaded(run, home, tiny_path, tmp_path):
+    run("init", "--base", tiny_path)
+    (tmp_path / "a.txt").write_text("only this")
+    run("data", "add", tmp_path / "a.txt")
+    assert "at least 3 documents and 4,000 bytes" in error(run("train", code=1))
+
+
+def test_a_second_training_says_who_holds_the_home(run, ready):
+    with Home(ready).locked("train"):
+        message = error(run("train", code=1))
+    assert "`comigs-edge train` already runs in this home (process " in message
+    run("train", "--steps", "1")
+
+
+def test_a_corrupt_checkpoint_falls_back_with_a_warning(run, ready):
+    settings = ready / "config.toml"
+    settings.write_text(settings.read_text().replace("[train]\n", "[train]\ncheckpoint_minutes = 0.0\n"))
+    run("train", "--steps", "5")
+    # As after a kill at the fourth step, with the newest file damaged.
+    newest, older = sorted((ready / "state").glob("checkpoint-*"), reverse=True)
+    newest.write_bytes(b"damaged" + newest.read_bytes()[7:])
+    result = run("train", "--resume", "--json")
+    assert "is damaged and was passed over" in result.stderr.replace("\n", " ")
+    assert json.loads(result.stdout)["expert_steps"] == 5
+    assert older.exists() or checkpoint.load(ready / "state")[1]["finished"]
+
+
+def test_no_sound_checkpoint_left_is_a_sentence(run, ready):
+    run("train", "--steps", "2")
+    for path in (ready / "state").glob("checkpoint-*"):
+        path.write_bytes(b"damaged")
+    assert "no sound checkpoint is left" in error(run("train", code=1))
+    run("train", "--fresh", "--steps", "2")
+
+
+def test_resume_without_an_interrupted_training_is_a_sentence(run, ready):
+    assert "no interrupted training" in error(run("train", "--resume", code=1))
+
+
+def test_other_settings_do_not_resume(run, ready):
+    run("train", "--steps", "4")
+    settings = ready / "config.toml"
+    settings.write_text(settings.read_text().replace("# rank = 8 ", "rank = 4 "))
+    assert "rank = 4 where it is 8" in error(run("train", code=1))
+
+
+def test_a_format_that_does_not_fit_offers_f16(run, home, tmp_path):
+    run("init", "--base", write_llama(tmp_path / "odd.gguf", ff_width=80))
+    (tmp_path / "a.txt").write_text(some_text())
+    run("data", "add", tmp_path / "a.txt")
+    run("train", "--steps", "1")
+    assert "--format F16" in error(run("export", code=1))
+    assert not list((home / "models").glob("*.gguf"))
+    run("export", "--format", "F16")
+
+
+def test_a_base_that_changed_is_refused(run, ready, tmp_path):
+    (ready / "base.gguf").unlink()
+    assert "is gone" in error(run("train", code=1))
+    (ready / "base.gguf").symlink_to(write_llama(tmp_path / "wide.gguf", width=128))
+    assert "not the" in error(run("train", code=1))
+
+
+def test_wrong_usage_is_exit_code_2(run, ready):
+    run("train", "--steps", "0", code=2)
+    run("train", "--steps", "1", "--minutes", "1", code=2)
+    run("export", "--format", "Q3_K", code=2)
+    run("nonsense", code=2)
+    assert "profile 'pi9' does not exist" in error(run("train", "--profile", "pi9", code=1))
+
+
+def test_a_four_bit_export_warns_with_the_figure(run, ready):
+    run("train", "--steps", "1")
+    assert "6 to 14 %" in run("export", "--format", "Q4_0").stderr.replace("\n", " ")
+
+
+def test_minutes_become_steps(run, ready):
+    result = json.loads(run("train", "--minutes", "0.1", "--json").stdout)
+    assert result["finished"]
+    assert 1 <= result["expert_steps"] <= 5000
+
+
+def test_llama_cpp_stays_quiet(capfd, tiny_path):
+    engine.load(tiny_path, n_ctx=64).eval([3, 4])
+    assert capfd.readouterr() == ("", "")

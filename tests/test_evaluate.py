@@ -1,0 +1,45 @@
+"""Bits per byte, worked out by hand and against llama.cpp."""
+
+import math
+
+import pytest
+import torch
+
+from comigs_edge.documents import Document
+from comigs_edge.evaluate import Score, in_llama_cpp, in_torch, prepare
+from comigs_edge.model import Model
+from comigs_edge.tokens import Encoded, Tokenizer
+from tests.conftest import llama_logits
+from tests.tiny import some_text
+
+
+@pytest.fixture
+def tokenizer(tiny_path):
+    return Tokenizer(tiny_path)
+
+
+def test_bits_per_byte_by_hand():
+    score = Score(nats=8 * math.log(2), num_tokens=4, num_bytes=16)
+    assert score.bits_per_byte == pytest.approx(0.5)
+    assert score.perplexity == pytest.approx(4.0)
+
+
+def test_every_token_but_the_first_is_predicted_once(tokenizer):
+    text = "the hen rests on a stone and then enters the inn"
+    encoded = tokenizer.encode(Document(text=text))
+    prepared = prepare([encoded], tokenizer, 5, 1000)
+    assert prepared.num_tokens == len(encoded.ids) - 1
+    assert prepared.num_bytes == len(text) - len(tokenizer.piece(encoded.ids[0]))
+    assert [len(window.ids) for window in prepared.windows[:-1]] == [6] * (len(prepared.windows) - 1)
+    assert [window.ids[0] for window in prepared.windows] == encoded.ids[:-1][::5]
+
+
+def test_torch_and_llama_cpp_measure_the_same(tiny_path, tiny_base, tokenizer):
+    encoded = [tokenizer.encode(Document(text=some_text(2, seed))) for seed in range(3)]
+    text = prepare(encoded, tokenizer, 64, 1500)
+    ours, theirs = in_torch(Model(tiny_base, None), text), in_llama_cpp(tiny_path, text, 1)
+    assert ours.nats == pytest.approx(theirs.nats, rel=1e-4)
+    first = text.windows[0]
+    by_hand = torch.nn.functional.cross_entropy(llama_logits(tiny_path, first.ids[:-1]), torch.tensor(first.ids[1:]))
+    alone = prepare([Encoded(first.ids, [True] * len(first.ids))], tokenizer, 64, 1500)
+    assert in_llama_cpp(tiny_path, alone, 1).nats == pytest.approx(float(by_hand) * 64, rel=1e-4)

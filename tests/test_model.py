@@ -1,0 +1,60 @@
+"""The torch model computes what llama.cpp computes."""
+
+import pytest
+import torch
+
+from comigs_edge.base import open_base
+from comigs_edge.errors import ComigsError
+from comigs_edge.model import Model, next_token_loss
+from comigs_edge.shape import read_shape
+from quantize.gguf_file import GGUFFile
+from tests.conftest import divergence, llama_logits
+from tests.tiny import write_llama
+
+IDS = torch.randint(3, 260, (100,), generator=torch.Generator().manual_seed(0)).tolist()
+
+VARIANTS = {
+    "tied": {},
+    "untied": {"tied": False},
+    "no grouped heads": {"kv_heads": 4},
+    "rope factors": {"rope_factors": True},
+    "linear rope scaling": {"linear_scaling": 4.0},
+    "attention biases": {"bias": True},
+}
+
+
+@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS.keys())
+def test_base_logits_equal_llama_cpp(tmp_path, options):
+    path = write_llama(tmp_path / "base.gguf", **options)
+    model = Model(open_base(path), None)
+    with torch.no_grad():
+        found = model.logits(model(torch.tensor([IDS])).hidden)
+    expected = llama_logits(path, IDS)
+    assert divergence(expected, found) < 1e-8
+    assert (expected.argmax(-1) == found.argmax(-1)).all()
+
+
+def test_a_token_sees_nothing_of_another_document(tiny_base, make_adapters):
+    model = Model(tiny_base, make_adapters())
+    tokens = torch.tensor([IDS[:40]])
+    documents = torch.tensor([[0] * 25 + [1] * 15])
+    together = model(tokens, documents).hidden
+    torch.testing.assert_close(together[25:], model(tokens[:, 25:]).hidden, rtol=1e-4, atol=1e-5)
+
+
+def test_chunked_loss_and_its_gradient_equal_cross_entropy(tiny_base):
+    model = Model(tiny_base, None)
+    hidden = torch.randn(300, 64, requires_grad=True)
+    targets, scored = torch.randint(0, 260, (300,)), torch.rand(300) > 0.3
+    expected = torch.nn.functional.cross_entropy(model.logits(hidden)[scored], targets[scored], reduction="sum")
+    (wanted,) = torch.autograd.grad(expected, hidden)
+    loss = next_token_loss(model, hidden, targets, scored)
+    (found,) = torch.autograd.grad(loss, hidden)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_another_architecture_is_refused_by_name(tmp_path):
+    path = write_llama(tmp_path / "phi.gguf", architecture="phi2")
+    with pytest.raises(ComigsError, match=r"'phi2'; supported: llama"):
+        read_shape(GGUFFile(path))

@@ -1,0 +1,121 @@
+"""The bi-level loop keeps its two levels apart, learns, and resumes bit for bit."""
+
+import math
+
+import pytest
+import torch
+
+from comigs_edge.adapters import Adapters, digest
+from comigs_edge.batches import Rows
+from comigs_edge.layout import Layout
+from comigs_edge.model import Model
+from comigs_edge.tokens import Encoded
+from comigs_edge.train import Schedule, Trainer
+
+
+def rows(seed, tokens=3000):
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(3, 60, (tokens,), generator=generator).tolist()
+    return Rows([Encoded(ids, [True] * tokens)], 32, 0)
+
+
+def schedule(**changes):
+    values = {
+        "steps": 8,
+        "batch": 2,
+        "expert_learning_rate": 1e-2,
+        "final_learning_rate": 1e-3,
+        "router_learning_rate": 1e-2,
+        "warmup_steps": 0,
+        "router_period": 3,
+        "router_steps": 2,
+        "balance_weight": 0.01,
+        "weight_decay": 0.01,
+        "validation_rows": 4,
+    }
+    return Schedule(**(values | changes))
+
+
+@pytest.fixture
+def trainer(tiny_base):
+    def make(specialists=1, seed=0, **changes):
+        layout = Layout(specialists, 4, 8.0, min(2, 1 + specialists))
+        adapters = Adapters.initial(layout, tiny_base.shape, seed)
+        return Trainer(Model(tiny_base, adapters), rows(1), rows(2), schedule(**changes))
+
+    return make
+
+
+def test_each_phase_leaves_the_other_group_without_any_gradient(trainer):
+    one = trainer(specialists=2)
+    seen = set()
+    before = {name: tensor.clone() for name, tensor in one.adapters.named.items()}
+    for event in one.run():
+        seen.add(event.phase)
+        for name, tensor in one.adapters.named.items():
+            is_router = name.startswith("router.")
+            if is_router == (event.phase == "router"):
+                assert tensor.grad is not None
+            else:
+                assert tensor.grad is None
+                assert torch.equal(tensor.detach(), before[name])
+            before[name] = tensor.detach().clone()
+    assert seen == {"expert", "router"}
+
+
+def test_router_steps_follow_every_period_and_the_end(trainer):
+    phases = "".join(event.phase[0] for event in trainer().run())
+    assert phases == "eeerreeerreerr"
+
+
+def test_the_generalist_alone_has_no_router_and_no_router_steps(trainer):
+    events = list(trainer(specialists=0).run())
+    assert [event.phase for event in events] == ["expert"] * 8
+
+
+def test_training_lowers_the_loss_and_keeps_the_best_state(trainer):
+    one = trainer(steps=30)
+    losses = [event.validation_loss for event in one.run() if event.validation_loss is not None]
+    assert one.best_loss == min(losses) < one.first_loss - 0.3
+    one.adapters.load_arrays(one.best)
+    assert one.validate() == one.best_loss
+
+
+def test_learning_rate_warms_up_and_ends_at_the_final_rate():
+    plan = schedule(steps=100, warmup_steps=4)
+    assert [plan.learning_rate(step) for step in range(4)] == [2.5e-3, 5e-3, 7.5e-3, 1e-2]
+    assert plan.learning_rate(4) == pytest.approx(1e-2)
+    assert plan.learning_rate(52) == pytest.approx((1e-2 + 1e-3) / 2)
+    assert plan.learning_rate(100) == pytest.approx(1e-3)
+
+
+def test_a_restored_trainer_ends_with_the_same_bits(trainer):
+    straight = trainer()
+    for _ in straight.run():
+        pass
+    interrupted = trainer()
+    for event in interrupted.run():
+        if event.expert_steps == 6 and event.router_steps == 3:
+            break
+    arrays, progress = interrupted.state()
+    resumed = trainer(seed=5)  # another start, all of which the state replaces
+    resumed.restore(arrays, progress)
+    for _ in resumed.run():
+        pass
+    assert digest(resumed.adapters.arrays()) == digest(straight.adapters.arrays())
+    assert digest(resumed.best) == digest(straight.best)
+    assert resumed.best_loss == straight.best_loss
+
+
+def test_a_loss_that_is_not_finite_is_a_sentence(trainer):
+    one = trainer()
+    one.adapters.named["generalist.blk.0.ffn_up.lora_a"].fill_(math.nan)
+    with pytest.raises(Exception, match=r"the loss became nan.*expert_learning_rate"):
+        one.step()
+
+
+def test_a_new_specialist_leaves_the_start_of_the_others_as_it_was(tiny_base):
+    one, three = (Adapters.initial(Layout(n, 4, 8.0, 2), tiny_base.shape, 7).named for n in (1, 3))
+    for name in one:
+        if not name.startswith("router."):
+            assert torch.equal(one[name], three[name])
