@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-JOBS = {"de": 100, "user03": 60}  # file name -> expert steps of 8 x 128 tokens
+JOBS = {"de": 100, "user03": 40}  # file name -> expert steps of 8 x 128 tokens
 EXACT_TOKENS = 512
 COMMAND = Path(sys.executable).parent / "comigs-edge"
 

@@ -215,17 +215,18 @@ class Trainer:
 
 
 def tune_allocator() -> None:
-    """Lets glibc reuse freed tensors below 4 MB and give larger ones back.
+    """Lets glibc reuse freed tensors below 4 MB and give larger ones back; returns what is free to the system now.
 
-    Measured on SmolLM2, 8 x 128 tokens: 15 % faster steps than with 1 MB (fewer page faults), and 100 MB less at the
-    peak than with 32 MB, which is where glibc's own adjustment ends.
+    Measured on SmolLM2, 8 x 128 tokens: faster steps than with 2 MB (fewer page faults), and 100 MB less at the peak than
+    with 32 MB, which is where glibc's own adjustment ends.
     """
     try:
-        mallopt = ctypes.CDLL(None).mallopt
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-3, 4 << 20)  # M_MMAP_THRESHOLD
+        libc.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
+        libc.malloc_trim(0)
     except (OSError, AttributeError):  # not glibc
         return
-    mallopt(-3, 4 << 20)  # M_MMAP_THRESHOLD
-    mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
 
 
 def _part(arrays: Arrays, prefix: str) -> Arrays:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import time
 from collections.abc import Iterator
@@ -52,13 +53,14 @@ def train(
             from comigs_edge.tokens import Tokenizer
             from comigs_edge.train import tune_allocator
 
-            tune_allocator()
             torch.set_num_threads(device.usable_threads)
             tokenizer = Tokenizer(home.base_file)
         with bar("reading your text") as progress:
             rows = session.rows(home, settings, device, tokenizer, progress)
         del tokenizer
         base = open_base(home.base_file, device.usable_threads)
+        gc.collect()
+        tune_allocator()  # the base is loaded: what it took to get here goes back first
         training = session.Training(home, settings, device, base, rows)
         trainer = training.begin(steps or _steps_in(training, minutes), resume)
         for warning in training.warnings:
