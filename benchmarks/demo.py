@@ -16,7 +16,7 @@ from rich.table import Table
 
 ROOT = Path(__file__).parent.parent
 HOME = ROOT / "demo-home"
-MINUTES = "7"
+MINUTES = "6"
 PERSON = 2  # by the amount of text in the dataset; 0 has the most
 TEST_TOKENS = 6000
 console = Console(highlight=False)

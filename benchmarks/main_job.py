@@ -67,7 +67,7 @@ def job(home: Path, text: Path, steps: int) -> dict[str, Any]:
     return result
 
 
-def exactness(home: Path, work: Path) -> dict[str, float]:
+def exactness(home: Path, work: Path) -> dict[str, Any]:
     """Mean KL and agreement of the likeliest token: torch against llama.cpp on the F32 export."""
     run(home, "export", "--format", "F32", "--output", str(work / "mixture-F32.gguf"))
     code = Path(__file__).parent / "exactness.py"

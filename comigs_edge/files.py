@@ -11,6 +11,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -76,9 +77,11 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def remove_temporaries(folder: Path) -> None:
-    """Deletes what a killed `atomic_writer` left behind; call it with the folder's lock held."""
+def remove_temporaries(folder: Path, older_than_seconds: float = 0) -> None:
+    """Deletes what a killed `atomic_writer` left behind; where no lock is held, only what is old enough to be dead."""
     for path in folder.glob(".*"):
+        if time.time() - path.stat().st_mtime < older_than_seconds:
+            continue
         if path.is_dir():
             shutil.rmtree(path)
         else:

@@ -55,13 +55,20 @@ def corpus(home: Home, settings: Config) -> Corpus:
 
 
 def encode(
-    documents: Corpus, tokenizer: Tokenizer, split: str, progress: Progress = lambda done, total: None
+    documents: Corpus,
+    tokenizer: Tokenizer,
+    split: str,
+    refused: list[str],
+    progress: Progress = lambda done, total: None,
 ) -> list[Encoded]:
-    """Token ids of the documents of one split."""
+    """Token ids of the documents of one split; `refused` gets the reason for each that the chat template cannot hold."""
     found = documents.documents(split)
     encoded = []
     for number, document in enumerate(found, 1):
-        encoded.append(tokenizer.encode(document))
+        try:
+            encoded.append(tokenizer.encode(document))
+        except ComigsError as error:
+            refused.append(str(error))
         progress(number, len(found))
     return encoded
 
@@ -135,10 +142,26 @@ class Training:
         extra = {"finished": trainer.is_done, "base_sha256": self.settings.base.sha256}
         checkpoint.save(self.home.state, arrays, progress | extra)
 
+    def end(self, trainer: Trainer) -> int | None:
+        """Saves and publishes; returns the adapters' version, if there is one.
+
+        A finished training is marked as finished only when its adapters are on disk: a kill in between costs the time
+        since the last checkpoint, never the result. An interrupted one is saved first.
+        """
+        if not trainer.is_done:
+            self.save(trainer)
+            return self.publish(trainer)
+        version = self.publish(trainer)
+        self.save(trainer)
+        return version
+
     def publish(self, trainer: Trainer) -> int | None:
         """Makes the best state the newest adapters; None if the training has made nothing better than its start."""
         if trainer.first_loss is None or not trainer.best_loss < trainer.first_loss:
             return None
+        there = versions(self.home.adapters)
+        if there and read_manifest(self.home.adapters, there[-1])["sha256"] == adapter_files.digest(trainer.best):
+            return there[-1]
         notes = {
             "validation_loss": trainer.best_loss, "validation_loss_before": trainer.first_loss,
             "expert_steps": trainer.expert_steps, "router_steps": trainer.router_steps,
@@ -155,14 +178,14 @@ def _differences(wanted: dict[str, Any], saved: dict[str, Any]) -> str:
 
 
 def rows(
-    home: Home, settings: Config, profile: DeviceProfile, tokenizer: Tokenizer, progress: Progress
+    home: Home, settings: Config, profile: DeviceProfile, tokenizer: Tokenizer, refused: list[str], progress: Progress
 ) -> tuple[Rows, Rows]:
     """Training and validation rows of the home's text; raises `ComigsError` if there is too little."""
     documents = corpus(home, settings)
     documents.check_enough()
     context = settings.train.context or profile.context
     training, validation = (
-        Rows(encode(documents, tokenizer, split, progress), context, settings.train.seed)
+        Rows(encode(documents, tokenizer, split, refused, progress), context, settings.train.seed)
         for split in ("training", "validation")
     )
     return training, validation
@@ -180,7 +203,7 @@ def export_newest(
     adapters, manifest = newest_adapters(home, settings)
     name = f"personal-{manifest['version']:04d}-{format_name.upper()}.gguf"
     files.make_folder(home.models)
-    files.remove_temporaries(home.models)
+    files.remove_temporaries(home.models, older_than_seconds=3600)
     exported = export(
         GGUFFile(home.base_file), adapters, format_name, output or home.models / name, manifest["sha256"], progress
     )

@@ -9,7 +9,8 @@ from quantize.gguf_file import GGUFFile
 
 ARCHITECTURES = ("llama",)
 _LINEAR = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
-_BLOCK_TENSORS = {"attn_norm.weight", "ffn_norm.weight", *(f"{name}.weight" for name in _LINEAR)}
+_NORMS = ("attn_norm", "ffn_norm")
+MAX_BLOCKS = 1024
 _BIASES = {f"{name}.bias" for name in ("attn_q", "attn_k", "attn_v", "attn_output")}
 _TOP_TENSORS = {"token_embd.weight", "output_norm.weight", "output.weight", "rope_freqs.weight"}
 
@@ -48,8 +49,8 @@ def read_shape(file: GGUFFile) -> Shape:
         raise ComigsError(f"{file.path} scales RoPE by {scaling!r}; 'none' and 'linear' are supported")
     try:
         return _shape(file, scaling)
-    except (KeyError, TypeError) as error:
-        raise ComigsError(f"{file.path} lacks {error} and cannot be a llama model; get the file again") from error
+    except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError) as error:
+        raise ComigsError(f"{file.path} is damaged or no llama model ({error}); get the file again") from error
 
 
 def _shape(file: GGUFFile, scaling: str) -> Shape:
@@ -75,15 +76,21 @@ def _shape(file: GGUFFile, scaling: str) -> Shape:
 
 
 def check_tensors(file: GGUFFile, shape: Shape) -> None:
-    """Raises `ComigsError` unless the file has every tensor that the forward pass uses, and no other."""
+    """Raises `ComigsError` unless the file has every tensor that the forward pass uses, in its shape, and no other."""
+    if not 1 <= shape.num_blocks <= MAX_BLOCKS:
+        raise ComigsError(f"{file.path} is damaged: it claims {shape.num_blocks:,} blocks")
+    needed = {"token_embd.weight": (shape.vocab_size, shape.width), "output_norm.weight": (shape.width,)}
     allowed = set(_TOP_TENSORS)
-    required = {"token_embd.weight", "output_norm.weight"}
     for index in range(shape.num_blocks):
-        allowed |= {f"blk.{index}.{name}" for name in _BLOCK_TENSORS | _BIASES}
-        required |= {f"blk.{index}.{name}" for name in _BLOCK_TENSORS}
-    for name in sorted(required - file.tensors.keys()):
-        raise ComigsError(f"{file.path} lacks the tensor {name}; get the file again")
-    for name in sorted(file.tensors.keys() - allowed):
+        needed |= {f"blk.{index}.{name}.weight": size for name, size in linear_shapes(shape).items()}
+        needed |= {f"blk.{index}.{name}.weight": (shape.width,) for name in _NORMS}
+        allowed |= {f"blk.{index}.{name}" for name in _BIASES}
+    for name, size in needed.items():
+        if name not in file.tensors:
+            raise ComigsError(f"{file.path} lacks the tensor {name}; get the file again")
+        if file.tensors[name].shape != size:
+            raise ComigsError(f"{file.path}: {name} has the shape {file.tensors[name].shape} and not {size}")
+    for name in sorted(file.tensors.keys() - allowed - needed.keys()):
         raise ComigsError(f"{file.path} has the tensor {name}, which a llama model does not use; choose another base")
 
 

@@ -118,6 +118,8 @@ class GGUFFile:
             self.metadata[key] = cursor.value(cursor.unsigned(4))
             self.metadata_bytes[key] = (start, cursor.position)
         self.alignment = int(self.metadata.get("general.alignment", DEFAULT_ALIGNMENT))
+        if self.alignment < 1:
+            raise QuantizeError(f"{path} is damaged: its alignment is {self.alignment}")
         self.tensors = self._read_tensors(cursor, num_tensors)
 
     def _read_tensors(self, cursor: _Cursor, count: int) -> dict[str, TensorInfo]:

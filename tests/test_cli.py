@@ -10,7 +10,7 @@ import pytest
 from comigs_edge import checkpoint, engine
 from comigs_edge.home import Home
 from quantize.gguf_file import GGUFFile
-from tests.tiny import some_text, write_llama
+from tests.tiny import TEMPLATE, some_text, write_llama
 
 
 def error(result):
@@ -234,6 +234,22 @@ def test_wrong_usage_is_exit_code_2(run, ready):
 def test_a_four_bit_export_warns_with_the_figure(run, ready):
     run("train", "--steps", "1")
     assert "6 to 14 %" in run("export", "--format", "Q4_0").stderr.replace("\n", " ")
+
+
+def test_a_profile_sets_what_the_settings_leave_open(ready, run):
+    assert json.loads(run("train", "--profile", "jetson", "--steps", "1", "--json").stdout)["finished"]
+    manifest = json.loads((ready / "adapters" / "0001" / "manifest.json").read_text())
+    assert manifest["layout"]["num_specialists"] == 2
+
+
+def test_a_chat_that_the_template_refuses_is_left_out_and_counted(run, home, tmp_path):
+    strict = "{% if messages[0]['role'] != 'user' %}{{ raise_exception('the user begins') }}{% endif %}" + TEMPLATE
+    run("init", "--base", write_llama(tmp_path / "strict.gguf", template=strict))
+    lines = [json.dumps({"text": text}) for text in some_text(60).split("\n\n")]
+    chats = [json.dumps({"messages": [{"role": "assistant", "content": f"alone number {n}"}]}) for n in range(20)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines + chats))
+    run("data", "add", tmp_path / "a.jsonl")
+    assert "chats were left out" in run("train", "--steps", "1").stderr
 
 
 def test_minutes_become_steps(run, ready):

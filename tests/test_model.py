@@ -1,12 +1,14 @@
 """The torch model computes what llama.cpp computes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from comigs_edge.base import open_base
 from comigs_edge.errors import ComigsError
 from comigs_edge.model import Model, next_token_loss
-from comigs_edge.shape import read_shape
+from comigs_edge.shape import check_tensors, read_shape
 from quantize.gguf_file import GGUFFile
 from tests.conftest import divergence, llama_logits
 from tests.tiny import write_llama
@@ -52,6 +54,13 @@ def test_chunked_loss_and_its_gradient_equal_cross_entropy(tiny_base):
     (found,) = torch.autograd.grad(loss, hidden)
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_tensor_of_the_wrong_shape_is_named(tmp_path):
+    file = GGUFFile(write_llama(tmp_path / "base.gguf"))
+    shape = replace(read_shape(file), ff_width=100)
+    with pytest.raises(ComigsError, match=r"ffn_gate.weight has the shape \(96, 64\) and not \(100, 64\)"):
+        check_tensors(file, shape)
 
 
 def test_another_architecture_is_refused_by_name(tmp_path):

@@ -55,7 +55,7 @@ def evaluate(
         session.newest_adapters(home, settings)  # tells at once if there is nothing to measure
         tokenizer = Tokenizer(home.base_file)
     with bar("reading the test text") as progress:
-        encoded = session.encode(documents, tokenizer, "test", progress)
+        encoded = session.encode(documents, tokenizer, "test", [], progress)
         text = prepare(encoded, tokenizer, settings.evaluate.context, settings.evaluate.max_tokens)
     scores = {}
     tokens = sum(len(window.ids) for window in text.windows)

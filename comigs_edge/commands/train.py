@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -56,7 +57,10 @@ def train(
             torch.set_num_threads(device.usable_threads)
             tokenizer = Tokenizer(home.base_file)
         with bar("reading your text") as progress:
-            rows = session.rows(home, settings, device, tokenizer, progress)
+            refused: list[str] = []
+            rows = session.rows(home, settings, device, tokenizer, refused, progress)
+        if refused:
+            warn(f"{len(refused)} chats were left out: {refused[0]}")
         del tokenizer
         base = open_base(home.base_file, device.usable_threads)
         gc.collect()
@@ -66,7 +70,7 @@ def train(
         for warning in training.warnings:
             warn(warning)
         started, seen = time.monotonic(), _run(training, trainer, settings.train.checkpoint_minutes)
-        version = training.publish(trainer)
+        version = training.end(trainer)
         _report(trainer, seen, time.monotonic() - started, version, json)
 
 
@@ -97,9 +101,7 @@ def _steps_in(training: Training, minutes: float | None) -> int | None:
 
 
 def _run(training: Training, trainer: Trainer, checkpoint_minutes: float) -> int:
-    """Runs to the end or to a signal, saving now and then and at the end; returns the tokens computed."""
-    from comigs_edge.commands.console import notes
-
+    """Runs to the end or to a signal, saving now and then; returns the tokens computed."""
     tokens, saved = 0, time.monotonic()
     with _stop_on_signal() as stop, _display(trainer) as progress:
         for event in trainer.run():
@@ -110,9 +112,6 @@ def _run(training: Training, trainer: Trainer, checkpoint_minutes: float) -> int
             if time.monotonic() - saved >= checkpoint_minutes * 60:
                 training.save(trainer)
                 saved = time.monotonic()
-        if stop:
-            notes.print("stopping: saving the state")
-    training.save(trainer)
     return tokens
 
 
@@ -123,6 +122,7 @@ def _stop_on_signal() -> Iterator[list[int]]:
 
     def receive(number: int, _: Any) -> None:
         received.append(number)
+        os.write(2, b"\nstopping after this step; everything will be saved\n")
         signal.signal(number, signal.SIG_DFL)
 
     before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
