@@ -7,7 +7,7 @@ import torch
 
 from comigs_edge.base import open_base
 from comigs_edge.errors import ComigsError
-from comigs_edge.model import Model, next_token_loss
+from comigs_edge.model import Model, next_token_loss, rms_norm
 from comigs_edge.shape import check_tensors, read_shape
 from quantize.gguf_file import GGUFFile
 from tests.conftest import divergence, llama_logits
@@ -67,3 +67,27 @@ def test_another_architecture_is_refused_by_name(tmp_path):
     path = write_llama(tmp_path / "phi.gguf", architecture="phi2")
     with pytest.raises(ComigsError, match=r"'phi2'; supported: llama"):
         read_shape(GGUFFile(path))
+
+
+def test_norm_and_its_gradient_equal_torch():
+    x, weight = torch.randn(5, 8, dtype=torch.float64, requires_grad=True), torch.rand(8, dtype=torch.float64)
+    torch.testing.assert_close(rms_norm(x, weight, 1e-5), torch.nn.functional.rms_norm(x, (8,), weight, 1e-5))
+    assert torch.autograd.gradcheck(lambda x: rms_norm(x, weight, 1e-5), x)
+
+
+def test_recomputation_changes_no_gradient(tiny_base, make_adapters, monkeypatch):
+    """With the shared attention update, whose tensors reach a checkpointed function without being its arguments."""
+    adapters = make_adapters(specialists=2, attention=True)
+    grads = []
+    for recompute in (True, False):
+        if not recompute:
+            monkeypatch.setattr(Model, "_recomputed", lambda _, function, *arguments: function(*arguments))
+        for tensor in adapters.named.values():
+            tensor.requires_grad_(True).grad = None
+        model = Model(tiny_base, adapters)
+        hidden = model(torch.tensor([IDS])).hidden
+        next_token_loss(model, hidden[:-1], torch.tensor(IDS[1:]), torch.ones(99, dtype=torch.bool)).backward()
+        grads.append({name: tensor.grad.clone() for name, tensor in adapters.named.items()})
+    for name, grad in grads[0].items():
+        assert grad.abs().max() > 0, name
+        torch.testing.assert_close(grad, grads[1][name], rtol=1e-4, atol=1e-5)
