@@ -67,6 +67,18 @@ def test_chat_exports_when_the_adapters_are_newer(ready, run):
     ]  # fmt: skip
 
 
+def test_the_generalist_alone_is_a_dense_model(run, home, tiny_path, tmp_path):
+    run("init", "--base", tiny_path, "--specialists", "0")
+    (tmp_path / "a.txt").write_text(some_text())
+    run("data", "add", tmp_path / "a.txt")
+    assert json.loads(run("train", "--steps", "3", "--json").stdout)["router_steps"] == 0
+    scores = json.loads(run("evaluate", "--json").stdout)["bits_per_byte"]
+    assert scores["specialists"] is None
+    assert scores["generalist"] == pytest.approx(scores["mixture"], rel=1e-2)
+    metadata = GGUFFile(home / "models" / "personal-0001-Q8_0.gguf").metadata
+    assert "llama.expert_count" not in metadata
+
+
 def test_a_conversation_has_its_commands(ready, run):
     result = run("chat", "--base", input="/help\n/system Be kind.\nthe hen\n/clear\n/nonsense\n/exit\nnever read\n")
     assert result.output.count("/clear forgets") == 3  # at the start, for /help, for what is no command
