@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -59,6 +59,23 @@ class Schedule:
     def total_steps(self) -> int:
         """Expert and router steps of the whole training."""
         return self.steps + self.router_due(self.steps)
+
+
+def steps_that_fit(seconds: float, step: float, validation: float, plan: Schedule, has_router: bool) -> int:
+    """The most expert steps (at least one) whose training takes no longer than `seconds`, by the same schedule.
+
+    `step` and `validation` are the seconds of one step (a router step is counted as an expert step) and of one validation:
+    there is one at the start and one after every period.
+    """
+
+    def cost(steps: int) -> float:
+        router_steps = replace(plan, steps=steps).router_due(steps) if has_router else 0
+        return step * (steps + router_steps) + validation * (1 + math.ceil(steps / plan.router_period))
+
+    steps = 1
+    while cost(steps + 1) <= seconds:
+        steps += 1
+    return steps
 
 
 @dataclass(frozen=True)

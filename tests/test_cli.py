@@ -267,7 +267,8 @@ def test_a_chat_that_the_template_refuses_is_left_out_and_counted(run, home, tmp
 def test_minutes_become_steps(run, ready):
     result = json.loads(run("train", "--minutes", "0.1", "--json").stdout)
     assert result["finished"]
-    assert 1 <= result["expert_steps"] <= 5000
+    assert result["expert_steps"] > 20  # of a few milliseconds each
+    assert result["seconds"] < 60
 
 
 def test_llama_cpp_stays_quiet(capfd, tiny_path):

@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
@@ -82,22 +83,20 @@ def _steps_in(training: Training, minutes: float | None) -> int | None:
     from comigs_edge.adapters import Adapters
     from comigs_edge.commands.console import notes
     from comigs_edge.model import Model
-    from comigs_edge.train import Trainer
+    from comigs_edge.train import Trainer, steps_that_fit
 
     layout = session.layout(training.settings, training.profile)
-    plan = session.schedule(training.settings, training.profile, 2)
+    plan = session.schedule(training.settings, training.profile, None)
     with notes.status("measuring a step"):
         adapters = Adapters.initial(layout, training.base.shape, 0)
-        trial = Trainer(Model(training.base, adapters), *training.rows, plan)
-        trial.step()
-        start = time.monotonic()
-        trial.step()
-        validated = time.monotonic()
-        trial.validate()
-        end = time.monotonic()
-    step, validation = 2 * validated - start - end, end - validated  # the second step ended with a validation
-    router = plan.router_steps / plan.router_period if layout.num_specialists else 0.0
-    return max(1, int((minutes * 60 - 2 * validation) / (step * (1 + router) + validation / plan.router_period)))
+        trial = Trainer(Model(training.base, adapters), *training.rows, replace(plan, steps=10**9, router_period=10**9))
+        trial.step()  # the first one also makes the optimiser's state
+        times = [time.monotonic()]
+        for measured in (trial.step, trial.validate):
+            measured()
+            times.append(time.monotonic())
+    step, validation = times[1] - times[0], times[2] - times[1]
+    return steps_that_fit(minutes * 60, step, validation, plan, has_router=layout.num_specialists > 0)
 
 
 def _run(training: Training, trainer: Trainer, checkpoint_minutes: float) -> int:
