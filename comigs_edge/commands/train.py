@@ -70,6 +70,8 @@ def train(
         trainer = training.begin(steps or _steps_in(training, minutes), resume)
         for warning in training.warnings:
             warn(warning)
+        if training.resumed:
+            notes.print(f"going on at expert step {trainer.expert_steps} of {trainer.schedule.steps}")
         started, seen = time.monotonic(), _run(training, trainer, settings.train.checkpoint_minutes)
         version = training.end(trainer)
         _report(trainer, seen, time.monotonic() - started, version, json)
