@@ -62,7 +62,7 @@ class Adapters:
             if name.startswith("router."):
                 named[name] = torch.randn(size, generator=generator) * ROUTER_STD
             elif name.endswith("lora_a"):
-                named[name] = lora.initial(1, size[1], size[0], generator).a
+                named[name] = lora.initial_a(size, generator)
             else:
                 named[name] = torch.zeros(size)
         return cls(layout, shape, named)

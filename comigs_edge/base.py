@@ -44,13 +44,6 @@ class Base:
     output: Tensor  # (V, D)
     rope_factors: Tensor | None  # (rope_width / 2,): divides the rotation frequencies (Llama 3.x)
 
-    @property
-    def num_weights(self) -> int:
-        """Frozen weights, the tied embedding counted once."""
-        block: int = sum(t.numel() for t in vars(self.blocks[0]).values() if t is not None)
-        ends = self.embedding.numel() + (0 if self.output is self.embedding else self.output.numel())
-        return block * len(self.blocks) + ends
-
 
 def open_base(path: Path, threads: int = 2) -> Base:
     """Reads and dequantises the base at `path`, on `threads` threads.

@@ -51,7 +51,6 @@ class Rows:
         self._starts = np.array([s for s in starts if self._scored[s + 1 : s + context + 1].any()], np.int64)
         if not len(self._starts):
             raise ComigsError("the text has no token to learn from; add more with: comigs-edge data add PATH")
-        self.num_tokens = int(self._scored.sum())
 
     def __len__(self) -> int:
         return len(self._starts)

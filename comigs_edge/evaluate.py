@@ -59,7 +59,7 @@ class Score:
 
 
 def prepare(encoded: list[Encoded], tokenizer: Tokenizer, context: int, max_tokens: int) -> TestText:
-    """Windows of the documents, in their order, until `max_tokens` tokens are reached."""
+    """Windows of the documents, in their order; one that would go past `max_tokens` tokens in all is left out."""
     windows: list[Window] = []
     total = 0
     for document in encoded:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from comigs_edge.config import ModelConfig
 from comigs_edge.errors import ComigsError
 from comigs_edge.shape import Shape, linear_shapes
+from profiles import DeviceProfile
 
 FFN = ("ffn_gate", "ffn_up", "ffn_down")
 ATTENTION = ("attn_q", "attn_k", "attn_v", "attn_output")
@@ -47,6 +49,13 @@ def experts_per_token(num_experts: int, requested: int | None = None) -> int:
             "is always 1), so it would never learn; use 2 or more"
         )
     return k
+
+
+def planned(model: ModelConfig, profile: DeviceProfile) -> Layout:
+    """What the settings ask for on this device; raises `ComigsError` for a router that could not learn."""
+    specialists = profile.specialists if model.specialists is None else model.specialists
+    k = experts_per_token(1 + specialists, model.experts_per_token)
+    return Layout(specialists, model.rank, model.alpha, k, model.attention)
 
 
 def roles(layout: Layout) -> list[str]:

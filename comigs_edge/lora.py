@@ -19,11 +19,10 @@ class LoRA(NamedTuple):
     b: Tensor  # (out, R)
 
 
-def initial(out_width: int, in_width: int, rank: int, generator: torch.Generator) -> LoRA:
-    """A drawn uniformly from +-1/sqrt(in) (kaiming_uniform with a = sqrt(5), as the paper's code), B zero."""
-    bound = 1 / math.sqrt(in_width)
-    a = torch.rand(rank, in_width, generator=generator) * (2 * bound) - bound
-    return LoRA(a, torch.zeros(out_width, rank))
+def initial_a(size: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """A (R, in), drawn uniformly from +-1/sqrt(in): kaiming_uniform with a = sqrt(5), as the paper's code."""
+    bound = 1 / math.sqrt(size[1])
+    return torch.rand(size, generator=generator) * (2 * bound) - bound
 
 
 def merge(weight: Tensor, lora: LoRA, factor: float) -> Tensor:

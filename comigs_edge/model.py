@@ -29,7 +29,6 @@ class Output:
     """What one forward pass gives."""
 
     hidden: Tensor  # (N, D), after the last norm
-    routings: list[Routing | None]  # one a block; None where one expert is alone
     balance: Tensor | None  # mean load-balance loss over the blocks
 
 
@@ -48,15 +47,13 @@ class Model:
         x = F.embedding(tokens.reshape(-1), self.base.embedding)  # (N, D)
         # A reentrant checkpoint asks its input for a gradient, even where only the attention's updates need one.
         x.requires_grad_(torch.is_grad_enabled() and self.adapters is not None)
-        routings: list[Routing | None] = []
         balance: list[Tensor] = []
         for index in range(self.base.shape.num_blocks):
-            x, routing, loss = self._run_block(index, x, (batch, time), mask, with_balance)
-            routings.append(routing)
+            x, loss = self._run_block(index, x, (batch, time), mask, with_balance)
             if loss is not None:
                 balance.append(loss)
         hidden = rms_norm(x, self.base.output_norm, self.base.shape.norm_eps)
-        return Output(hidden, routings, torch.stack(balance).mean() if balance else None)
+        return Output(hidden, torch.stack(balance).mean() if balance else None)
 
     def logits(self, hidden: Tensor) -> Tensor:  # (N, D) -> (N, V)
         """Logits of every token of the vocabulary."""
@@ -68,11 +65,11 @@ class Model:
 
     def _run_block(
         self, index: int, x: Tensor, size: tuple[int, int], mask: Tensor | None, with_balance: bool
-    ) -> tuple[Tensor, Routing | None, Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None]:
         x = self._recomputed(self._attention, index, x, size, mask)
         out, routing = self._mlp(index, x)
         loss = balance_loss(routing) if with_balance and routing is not None else None
-        return x + out, routing, loss
+        return x + out, loss
 
     def _recomputed(self, function: Callable[..., Tensor], *arguments: Any) -> Tensor:
         """The function's result; its intermediate tensors are made again for the backward pass and not kept."""

@@ -17,7 +17,7 @@ from comigs_edge.corpus import Corpus
 from comigs_edge.errors import ComigsError
 from comigs_edge.export import SOURCE_KEY, Exported, export
 from comigs_edge.home import Home
-from comigs_edge.layout import Layout, experts_per_token
+from comigs_edge.layout import Layout, planned
 from comigs_edge.model import Model
 from comigs_edge.shape import read_shape
 from comigs_edge.tokens import Encoded, Tokenizer
@@ -27,14 +27,6 @@ from profiles import DeviceProfile
 from quantize.gguf_file import GGUFFile
 
 Progress = Callable[[int, int], None]  # done, of how many
-
-
-def layout(settings: Config, profile: DeviceProfile) -> Layout:
-    """The adapters that the settings ask for; raises `ComigsError` for a router that could not learn."""
-    model = settings.model
-    specialists = profile.specialists if model.specialists is None else model.specialists
-    k = experts_per_token(1 + specialists, model.experts_per_token)
-    return Layout(specialists, model.rank, model.alpha, k, model.attention)
 
 
 def schedule(settings: Config, profile: DeviceProfile, steps: int | None) -> Schedule:
@@ -103,7 +95,7 @@ class Training:
         return self._trainer(self._start(resume), schedule(self.settings, self.profile, steps))
 
     def _start(self, resume: bool | None) -> Adapters:
-        wanted = layout(self.settings, self.profile)
+        wanted = planned(self.settings.model, self.profile)
         if resume is None and versions(self.home.adapters):
             adapters, _ = adapter_files.load(self.home.adapters, self.base.shape, self.settings.base.sha256)
             if adapters.layout != wanted:
@@ -120,7 +112,7 @@ class Training:
                 "the interrupted training belongs to another base; start anew with: comigs-edge train --fresh"
             )
         wanted = asdict(schedule(self.settings, self.profile, steps or progress["schedule"]["steps"]))
-        wanted |= asdict(layout(self.settings, self.profile))
+        wanted |= asdict(planned(self.settings.model, self.profile))
         saved = progress["schedule"] | progress["layout"]
         if wanted != saved:
             raise ComigsError(

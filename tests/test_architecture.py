@@ -31,7 +31,7 @@ ARROWS = {
     "comigs_edge.tokens": "comigs_edge.documents comigs_edge.engine comigs_edge.errors",
     "comigs_edge.batches": "comigs_edge.errors comigs_edge.tokens",
     "comigs_edge.shape": "comigs_edge.errors quantize.gguf_file",
-    "comigs_edge.layout": "comigs_edge.errors comigs_edge.shape",
+    "comigs_edge.layout": "comigs_edge.config comigs_edge.errors comigs_edge.shape profiles",
     "comigs_edge.base": "comigs_edge.shape quantize.gguf_file",
     "comigs_edge.lora": "",
     "comigs_edge.moe": "comigs_edge.lora",

@@ -8,6 +8,7 @@ import torch
 from comigs_edge import home as homes
 from comigs_edge import session
 from comigs_edge.base import open_base
+from comigs_edge.documents import Document
 from comigs_edge.model import Model
 from comigs_edge.tokens import Tokenizer
 from quantize.gguf_file import GGUFFile
@@ -40,7 +41,7 @@ def test_training_export_and_chat_on_smollm2(home, run, tmp_path):
     run("export", "--format", "F32", "--output", tmp_path / "mine.gguf")
     here = homes.locate()
     adapters, _ = session.newest_adapters(here, here.settings())
-    ids = Tokenizer(here.base_file)._llama.tokenize(TEXT.encode(), add_bos=False)[:200]
+    ids = Tokenizer(here.base_file).encode(Document(text=TEXT)).ids[:200]
     model = Model(open_base(here.base_file), adapters)
     with torch.no_grad():
         found = model.logits(model(torch.tensor([ids])).hidden)

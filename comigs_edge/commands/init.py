@@ -68,15 +68,14 @@ def _check_base(path: Path) -> None:
 
 def _print_plan(home: Home, settings: Config) -> None:
     from comigs_edge.commands.console import out, size
-    from comigs_edge.layout import Layout, expected_shapes, experts_per_token
+    from comigs_edge.layout import expected_shapes, planned
     from comigs_edge.shape import read_shape
     from quantize.gguf_file import GGUFFile
 
-    device, model, train = settings.device(), settings.model, settings.train
+    device, train = settings.device(), settings.train
     shape = read_shape(GGUFFile(home.base_file))
-    specialists = device.specialists if model.specialists is None else model.specialists
-    k = experts_per_token(1 + specialists, model.experts_per_token)
-    layout = Layout(specialists, model.rank, model.alpha, k, model.attention)
+    layout = planned(settings.model, device)
+    specialists = layout.num_specialists
     trainable = sum(a * b for a, b in expected_shapes(layout, shape).values())
     batch, context = train.batch or device.batch, train.context or device.context
     rows = (
@@ -87,7 +86,8 @@ def _print_plan(home: Home, settings: Config) -> None:
         ("device", f"profile {device.name}, {device.usable_threads} threads"),
         (
             "experts",
-            f"1 generalist + {specialists} specialist{'s' * (specialists != 1)}, rank {model.rank}, {k} per token",
+            f"1 generalist + {specialists} specialist{'s' * (specialists != 1)}, rank {layout.rank}, "
+            f"{layout.experts_per_token} per token",
         ),
         ("trained", f"{trainable / 1e6:.2f} million weights"),
         ("a step", f"{batch} rows of {context} tokens"),

@@ -84,10 +84,11 @@ def _steps_in(training: Training, minutes: float | None) -> int | None:
     from comigs_edge import session
     from comigs_edge.adapters import Adapters
     from comigs_edge.commands.console import notes
+    from comigs_edge.layout import planned
     from comigs_edge.model import Model
     from comigs_edge.train import Trainer, steps_that_fit
 
-    layout = session.layout(training.settings, training.profile)
+    layout = planned(training.settings.model, training.profile)
     plan = session.schedule(training.settings, training.profile, None)
     with notes.status("measuring a step"):
         adapters = Adapters.initial(layout, training.base.shape, 0)
