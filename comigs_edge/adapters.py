@@ -1,8 +1,9 @@
 """What training makes: generalist, specialists and router, in memory and on disk, and which part may leave the device.
 
-Names of tensors: `generalist.blk.3.ffn_gate.lora_a`, `specialist.1.blk.3.ffn_down.lora_b`, `router.blk.3`, and with
-the shared attention update also `generalist.blk.3.attn_q.lora_a`. On disk a version is a folder of safetensors files
-(one for the generalist, one for each specialist, one for the router) and a manifest, renamed into place as a whole.
+Names of tensors: `generalist.blk.3.ffn_gate.lora_a`, `specialist.1.blk.3.ffn_down.lora_b`, `router.blk.3`; a parallel
+expert's are `generalist.blk.3.ffn_gate.weight`, those of the shared attention update `generalist.blk.3.attn_q.lora_a`. On
+disk a version is a folder of safetensors files (one for the generalist, one for each specialist, one for the router) and a
+manifest, renamed into place as a whole.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from comigs_edge import files, lora
 from comigs_edge.base import tensor_to_numpy
 from comigs_edge.errors import ComigsError
 from comigs_edge.layout import ATTENTION, FFN, Layout, expected_shapes, experts_per_token, roles
-from comigs_edge.lora import LoRA
-from comigs_edge.moe import Expert
+from comigs_edge.lora import LoRA, LoRAExpert
+from comigs_edge.parallel import ParallelExpert
 from comigs_edge.shape import Shape
 from comigs_edge.versions import KEPT_VERSIONS, read_manifest, versions
 from coordinator import wire
@@ -32,20 +33,30 @@ from coordinator.wire import Arrays
 
 ROUTER_STD = 0.02  # the paper's code, gating.py
 
-_MAY_LEAVE = re.compile(r"generalist\.blk\.\d+\.(?:ffn_(?:gate|up|down)|attn_(?:q|k|v|output))\.lora_[ab]")
+_STARTS_AT_ZERO = re.compile(r"\.lora_b$|\.ffn_down\.weight$")
+_MAY_LEAVE = re.compile(
+    r"generalist\.blk\.\d+\.(?:(?:ffn_(?:gate|up|down)|attn_(?:q|k|v|output))\.lora_[ab]|ffn_(?:gate|up|down)\.weight)"
+)
 
 
 class Adapters:
     """All trainable tensors. `named` is the one list of them; the other attributes are views of it by block.
 
-    experts[i]   list of E `Expert`, the generalist first
+    experts[i]   list of E `LoRAExpert`, the generalist first; empty list where they are parallel
+    parallel[i]  list of E `ParallelExpert`; empty list where they are LoRA
     routers[i]   (E, D), or None where the generalist is alone
     attention[i] GGUF name -> `LoRA`; empty list without the shared attention update
     """
 
     def __init__(self, layout: Layout, shape: Shape, named: dict[str, Tensor]) -> None:
         self.layout, self.shape, self.named = layout, shape, named
-        self.experts = [[self._expert(role, block) for role in roles(layout)] for block in range(shape.num_blocks)]
+        self.experts: list[list[LoRAExpert]] = []
+        self.parallel: list[list[ParallelExpert]] = []
+        for block in range(shape.num_blocks):
+            if layout.form == "lora":
+                self.experts.append([self._lora_expert(role, block) for role in roles(layout)])
+            else:
+                self.parallel.append([self._parallel_expert(role, block) for role in roles(layout)])
         self.routers = [named.get(f"router.blk.{block}") for block in range(shape.num_blocks)]
         self.attention = [
             {name: self._lora("generalist", block, name) for name in ATTENTION} for block in range(shape.num_blocks)
@@ -53,7 +64,7 @@ class Adapters:
 
     @classmethod
     def initial(cls, layout: Layout, shape: Shape, seed: int) -> Adapters:
-        """Adapters that change nothing yet: random A, zero B, small random router."""
+        """Adapters that change nothing yet: random A, zero B (gate and up random, down zero), small random router."""
         experts_per_token(layout.num_experts, layout.experts_per_token)
         named: dict[str, Tensor] = {}
         for name, size in expected_shapes(layout, shape).items():
@@ -61,11 +72,16 @@ class Adapters:
             generator = torch.Generator().manual_seed(_stream(seed, name))
             if name.startswith("router."):
                 named[name] = torch.randn(size, generator=generator) * ROUTER_STD
-            elif name.endswith("lora_a"):
-                named[name] = lora.initial_a(size, generator)
-            else:
+            elif _STARTS_AT_ZERO.search(name):
                 named[name] = torch.zeros(size)
+            else:
+                named[name] = lora.initial_a(size, generator)
         return cls(layout, shape, named)
+
+    @property
+    def is_initial(self) -> bool:
+        """Whether they change nothing yet."""
+        return not any(bool(tensor.any()) for name, tensor in self.named.items() if _STARTS_AT_ZERO.search(name))
 
     def group(self, router: bool) -> list[Tensor]:
         """The router's tensors, or the experts' (generalist, specialists, attention)."""
@@ -86,8 +102,11 @@ class Adapters:
         prefix = f"{role}.blk.{block}.{name}"
         return LoRA(self.named[f"{prefix}.lora_a"], self.named[f"{prefix}.lora_b"])
 
-    def _expert(self, role: str, block: int) -> Expert:
-        return Expert(*(self._lora(role, block, name) for name in FFN))
+    def _lora_expert(self, role: str, block: int) -> LoRAExpert:
+        return LoRAExpert(*(self._lora(role, block, name) for name in FFN))
+
+    def _parallel_expert(self, role: str, block: int) -> ParallelExpert:
+        return ParallelExpert(*(self.named[f"{role}.blk.{block}.{name}.weight"] for name in FFN))
 
 
 def may_leave(named: dict[str, Any]) -> dict[str, Any]:

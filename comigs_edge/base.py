@@ -1,7 +1,7 @@
-"""The base model: the frozen weights of a GGUF file of the llama architecture.
+"""The base model: the frozen weights of a GGUF file.
 
-Weights are dequantised once, by ggml, into float32 tensors. Matrices that read the same input are joined (query, key
-and value; gate and up), so that each needs one product.
+Weights are dequantised once, by ggml, into float32 tensors, and the rows of queries and keys put into llama's order for
+RoPE. Matrices that read the same input are joined (query, key and value; gate and up), so that each needs one product.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from comigs_edge.shape import Shape, check_tensors, read_shape
+from comigs_edge.shape import Shape, check_tensors, llama_order, read_shape
 from quantize.gguf_file import GGUFFile
 
 
@@ -24,6 +24,8 @@ class Block:
     """Frozen float32 weights of one block; matrices are (out, in)."""
 
     attn_norm: Tensor  # (D,)
+    q_norm: Tensor | None  # (head,)
+    k_norm: Tensor | None  # (head,)
     qkv: Tensor  # (Q + 2 KV, D)
     qkv_bias: Tensor | None  # (Q + 2 KV,)
     attn_output: Tensor  # (D, Q)
@@ -48,13 +50,13 @@ class Base:
 def open_base(path: Path, threads: int = 2) -> Base:
     """Reads and dequantises the base at `path`, on `threads` threads.
 
-    Raises `QuantizeError` for a file that is not readable GGUF and `ComigsError` for one that is not a dense llama model.
+    Raises `QuantizeError` for a file that is not readable GGUF and `ComigsError` for one that is no dense model of a known kind.
     """
     file = GGUFFile(path)
     shape = read_shape(file)
     check_tensors(file, shape)
-    load = _Loader(file)
-    blocks = [load.block(index, shape) for index in range(shape.num_blocks)]
+    load = _Loader(file, shape)
+    blocks = [load.block(index) for index in range(shape.num_blocks)]
     embedding = load.join("token_embd.weight")
     base = Base(
         shape,
@@ -71,8 +73,8 @@ def open_base(path: Path, threads: int = 2) -> Base:
 class _Loader:
     """Makes the tensors first and fills them afterwards, on several threads (ggml releases Python's lock)."""
 
-    def __init__(self, file: GGUFFile) -> None:
-        self.file = file
+    def __init__(self, file: GGUFFile, shape: Shape) -> None:
+        self.file, self.shape = file, shape
         self.jobs: list[tuple[str, Tensor]] = []
 
     def join(self, *names: str) -> Tensor:
@@ -82,19 +84,21 @@ class _Loader:
         self.jobs += zip(names, torch.split(joined, [shape[0] for shape in shapes]), strict=True)
         return joined
 
-    def block(self, index: int, shape: Shape) -> Block:
+    def block(self, index: int) -> Block:
         def at(name: str) -> str:
             return f"blk.{index}.{name}"
 
-        def bias(*names: str) -> Tensor | None:
+        def optional(*names: str) -> Tensor | None:
             return self.join(*map(at, names)) if at(names[0]) in self.file.tensors else None
 
         return Block(
             attn_norm=self.join(at("attn_norm.weight")),
+            q_norm=optional("attn_q_norm.weight"),
+            k_norm=optional("attn_k_norm.weight"),
             qkv=self.join(at("attn_q.weight"), at("attn_k.weight"), at("attn_v.weight")),
-            qkv_bias=bias("attn_q.bias", "attn_k.bias", "attn_v.bias"),
+            qkv_bias=optional("attn_q.bias", "attn_k.bias", "attn_v.bias"),
             attn_output=self.join(at("attn_output.weight")),
-            attn_output_bias=bias("attn_output.bias"),
+            attn_output_bias=optional("attn_output.bias"),
             ffn_norm=self.join(at("ffn_norm.weight")),
             gate_up=self.join(at("ffn_gate.weight"), at("ffn_up.weight")),
             down=self.join(at("ffn_down.weight")),
@@ -102,7 +106,14 @@ class _Loader:
 
     def run(self, threads: int) -> None:
         with ThreadPoolExecutor(max(1, threads)) as pool:
-            list(pool.map(lambda job: self.file.dequantize(job[0], job[1].numpy()), self.jobs))
+            list(pool.map(self._fill, self.jobs))
+
+    def _fill(self, job: tuple[str, Tensor]) -> None:
+        name, tensor = job
+        self.file.dequantize(name, tensor.numpy())
+        order = llama_order(self.shape, name.split(".", 2)[-1]) if name.startswith("blk.") else None
+        if order is not None:
+            tensor.copy_(tensor[order])
 
 
 def rope_tables(shape: Shape, factors: Tensor | None, length: int) -> tuple[Tensor, Tensor]:

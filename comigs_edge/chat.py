@@ -20,15 +20,32 @@ class Chat:
     """One conversation. `messages` is its history; a system prompt, if there is one, stands first."""
 
     def __init__(
-        self, model: Path, tokenizer: Tokenizer, system: str, context: int, threads: int, temperature: float,
-        top_p: float, max_tokens: int, seed: int | None = None,
+        self, model: Path, adapters: tuple[Path, ...], tokenizer: Tokenizer, system: str, context: int, threads: int,
+        temperature: float, top_p: float, max_tokens: int, seed: int | None = None,
     ) -> None:  # fmt: skip
-        options = {} if seed is None else {"seed": seed}
-        self.llama = engine.load(model, n_ctx=context, n_threads=threads, n_threads_batch=threads, **options)
+        self._options = {"n_ctx": context, "n_threads": threads, "n_threads_batch": threads}
+        if seed is not None:
+            self._options["seed"] = seed
+        self._load(model, adapters)
         self.tokenizer, self.context, self.max_tokens = tokenizer, context, max_tokens
         self.temperature, self.top_p = temperature, top_p
         self.messages: list[Message] = []
         self.set_system(system)
+
+    def _load(self, model: Path, adapters: tuple[Path, ...]) -> None:
+        self.model = model
+        self.llama = engine.load(model, **self._options)
+        self.adapters = engine.LoadedAdapters(self.llama)
+        if adapters:
+            self.adapters.use(adapters)
+
+    def swap(self, model: Path, adapters: tuple[Path, ...]) -> None:
+        """Goes on with another model; where only its adapters differ, llama.cpp swaps them in place."""
+        if model == self.model and adapters:
+            self.adapters.use(adapters)
+            return
+        self.llama.close()
+        self._load(model, adapters)
 
     def set_system(self, text: str) -> None:
         """Starts over with this system prompt; an empty one leaves the model's own."""

@@ -21,6 +21,12 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+LAYOUTS = ("merged", "hot")
+FORMS = ("lora", "parallel")
+FORMATS_TO_EXPORT = (
+    "Q8_0", "F16", "F32", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS",
+)  # fmt: skip
+TRAINABLE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")  # formats that training can compute in
 HOME_FORMAT = 1  # of the folder that this version makes and reads
 Section = TypeVar("Section")
 
@@ -43,6 +49,8 @@ class ModelConfig:
     alpha: float = 16.0
     experts_per_token: int | None = None  # None: 2, or 1 for one expert alone
     attention: bool = False
+    expert_form: str = "lora"
+    expert_width: int | None = None  # None: as many weights as LoRA of this rank
 
 
 @dataclass(frozen=True)
@@ -82,10 +90,32 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
-class ExportConfig:
-    """The file that chat runs."""
+class QuantizeConfig:
+    """In which block format the exported file holds what training changes, and when training begins to compute in it."""
 
-    format: str = "Q8_0"
+    format: str | None = None  # None: by form and layout, see `Config.storage`
+    start: float | None = None  # share of the expert steps before fake quantisation; 1: never; None: by format
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """The files that chat runs."""
+
+    layout: str = "merged"  # or hot
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How the exported file will hold what training changes."""
+
+    layout: str
+    format: str
+    start: float  # as in [quantize]
+
+    @property
+    def fake_format(self) -> str | None:
+        """The format to fake in training; None where it is not worth it or not possible."""
+        return self.format if self.start < 1 and self.format in TRAINABLE else None
 
 
 @dataclass(frozen=True)
@@ -110,12 +140,27 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     data: DataConfig = field(default_factory=DataConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     chat: ChatConfig = field(default_factory=ChatConfig)
 
     def device(self, profile: str | None = None) -> DeviceProfile:
         """The profile named on the command line, or else the file's."""
         return profiles.load(profile or self.profile)
+
+    def storage(self, layout: str | None = None, format_name: str | None = None) -> Storage:
+        """How the exported file holds what training changes; arguments go before the file's settings.
+
+        Defaults, by measurement (README, decisions): F16 for the small files of the layout hot, else Q8_0. Fake
+        quantisation is free for parallel experts and on from the first step; a LoRA step costs 1.7 times as much, so it is
+        on for the last third, and never at Q8_0, where it changes nothing.
+        """
+        layout = layout or self.export.layout
+        name = (format_name or self.quantize.format or ("F16" if layout == "hot" else "Q8_0")).upper()
+        start = self.quantize.start
+        if start is None:
+            start = 0.0 if self.model.expert_form == "parallel" else 1.0 if name == "Q8_0" else 0.65
+        return Storage(layout, name, start)
 
 
 def read(path: Path) -> Config:
@@ -181,6 +226,8 @@ def _check(config: Config, path: Path) -> None:
         ("train.expert_learning_rate", train.expert_learning_rate, 0, 10),
         ("train.router_learning_rate", train.router_learning_rate, 0, 10),
         ("train.validation_rows", train.validation_rows, 1, 10**6),
+        ("quantize.start", config.quantize.start, 0, 1),
+        ("model.expert_width", model.expert_width, 1, 1 << 16),
         ("data.training", data.training, 0.01, 0.98),
         ("data.validation", data.validation, 0.01, 0.99 - data.training),
         ("evaluate.context", config.evaluate.context, 8, 1 << 20),
@@ -189,15 +236,25 @@ def _check(config: Config, path: Path) -> None:
     for name, value, low, high in rules:
         if value is not None and not low <= value <= high:
             raise ComigsError(f"{path}: {name} = {value} must be between {low} and {high:g}")
+    choices: tuple[tuple[str, str | None, tuple[str, ...]], ...] = (
+        ("model.expert_form", model.expert_form, FORMS),
+        ("export.layout", config.export.layout, LAYOUTS),
+        ("quantize.format", config.quantize.format and config.quantize.format.upper(), FORMATS_TO_EXPORT),
+    )
+    for name, chosen, known in choices:
+        if chosen is not None and chosen not in known:
+            raise ComigsError(f"{path}: {name} = {chosen!r} must be one of {', '.join(known)}")
     profiles.load(config.profile)
 
 
-def text(base: BaseConfig, profile: str, specialists: int | None) -> str:
+def text(base: BaseConfig, profile: str, specialists: int | None, expert_form: str | None) -> str:
     """A commented config.toml."""
     chosen = "# specialists = 1" if specialists is None else f"specialists = {specialists}"
+    form = f'# expert_form = "{ModelConfig.expert_form}"' if expert_form is None else f'expert_form = "{expert_form}"'
     return TEMPLATE.format(
-        format=HOME_FORMAT, profile=profile, name=base.name, sha256=base.sha256, size=base.size, specialists=chosen
-    )
+        format=HOME_FORMAT, profile=profile, name=base.name, sha256=base.sha256, size=base.size, specialists=chosen,
+        form=form,
+    )  # fmt: skip
 
 
 TEMPLATE = """\
@@ -212,7 +269,9 @@ size = {size}
 
 [model]
 {specialists}        # local experts beside the generalist; default: the profile's
+{form}   # lora: low-rank updates in the MLP; parallel: small MLPs beside it, a compact file
 # rank = 8               # of each low-rank update
+# expert_width = 32      # of a parallel expert; default: as many weights as LoRA of this rank
 # alpha = 16.0           # updates are scaled by alpha / sqrt(rank)
 # experts_per_token = 2
 # attention = false      # also one shared low-rank update of the attention; it is part of the generalist
@@ -241,8 +300,12 @@ size = {size}
 # context = 512          # tokens
 # max_tokens = 16384     # of test text that are measured
 
+[quantize]
+# format = "Q8_0"        # block format in which the exported file holds what was trained
+# start = 0.65           # share of the steps before training computes in that format; 1: never
+
 [export]
-# format = "Q8_0"
+# layout = "merged"      # or hot: LoRA experts as files that llama.cpp swaps while it runs
 
 [chat]
 # system = ""            # system prompt; empty: the model's own

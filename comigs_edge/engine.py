@@ -32,6 +32,32 @@ def load(path: Path, **options: Any) -> llama_cpp.Llama:
         raise ComigsError(f"llama.cpp cannot load {path}: {error}") from error
 
 
+class LoadedAdapters:
+    """LoRA files that llama.cpp adds to a loaded model; another set takes their place while it runs."""
+
+    def __init__(self, llama: llama_cpp.Llama) -> None:
+        self._llama = llama
+        self._handles: list[Any] = []
+
+    def use(self, paths: tuple[Path, ...]) -> None:
+        """Adds these files and takes away those before; what the model has read so far is forgotten."""
+        model, context = self._llama.model, self._llama.ctx
+        handles = []
+        for path in paths:
+            handle = llama_cpp.llama_adapter_lora_init(model, str(path).encode())
+            if not handle:
+                raise ComigsError(f"llama.cpp cannot load the adapter {path}; write it anew with: comigs-edge export")
+            handles.append(handle)
+        kind = llama_cpp.llama_adapter_lora_p_ctypes * len(handles)
+        scales = (ctypes.c_float * len(handles))(*[1.0] * len(handles))
+        if llama_cpp.llama_set_adapters_lora(context, kind(*handles), len(handles), scales):
+            raise ComigsError(f"llama.cpp cannot use the adapters {', '.join(map(str, paths))} with this model")
+        self._llama.reset()  # keys and values so far are those of the adapters before
+        for handle in self._handles:
+            llama_cpp.llama_adapter_lora_free(handle)
+        self._handles = handles
+
+
 def special_tokens(llama: llama_cpp.Llama) -> dict[str, int]:
     """Text -> id of the tokens that llama.cpp finds in text before it tokenises the rest."""
     vocabulary = llama_cpp.llama_model_get_vocab(llama.model)

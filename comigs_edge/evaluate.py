@@ -93,13 +93,17 @@ def in_torch(model: Model, text: TestText, advance: Advance = lambda tokens: Non
     return Score(nats, text.num_tokens, text.num_bytes)
 
 
-def in_llama_cpp(path: Path, text: TestText, threads: int, advance: Advance = lambda tokens: None) -> Score:
-    """Measures the GGUF file at `path` in llama.cpp."""
+def in_llama_cpp(
+    path: Path, text: TestText, threads: int, advance: Advance = lambda tokens: None, adapters: tuple[Path, ...] = ()
+) -> Score:
+    """Measures the GGUF file at `path`, with these LoRA files, in llama.cpp."""
     longest = max(len(window.ids) for window in text.windows)
     llama = engine.load(
         path, n_ctx=longest, n_batch=longest, n_ubatch=min(longest, 512), logits_all=True, n_threads=threads,
         n_threads_batch=threads,
     )  # fmt: skip
+    if adapters:
+        engine.LoadedAdapters(llama).use(adapters)
     nats = 0.0
     for window in text.windows:
         llama.reset()

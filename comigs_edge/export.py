@@ -1,15 +1,17 @@
 """Adapters and base become one GGUF file that unmodified llama.cpp runs.
 
-Layout of Mixtral: each expert's low-rank updates merged into its own copy of the MLP, the copies stacked in
-`ffn_{gate,up,down}_exps` with the generalist first, the router in `ffn_gate_inp` (F32). The generalist alone becomes a
-dense model. Untouched tensors keep the base's bytes; F32 is the reference format, in which every tensor is F32.
+LoRA experts: layout of Mixtral, each expert's updates merged into its own copy of the MLP, the copies stacked in
+`ffn_{gate,up,down}_exps` with the generalist first. Parallel experts: layout of Granite's mixture, the base's MLP as the
+shared expert (`*_shexp`), its bytes unchanged, the small experts in `*_exps`. The router is `ffn_gate_inp` (F32). A LoRA
+generalist alone becomes a dense model. What training does not change keeps the base's bytes; F32 is the reference format, in
+which every tensor is F32. `hot.py` has the layout that is never merged.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,54 +20,90 @@ import torch
 from comigs_edge import files, lora
 from comigs_edge.adapters import Adapters
 from comigs_edge.base import tensor_to_numpy
+from comigs_edge.errors import ComigsError
 from comigs_edge.layout import ATTENTION, FFN
-from comigs_edge.lora import LoRA
+from comigs_edge.shape import ARCHITECTURES, Shape, exported_as, llama_order, read_shape
 from quantize import ggml
-from quantize.formats import FILE_TYPES, FORMATS, BlockFormat, block_format, check_rows
+from quantize.formats import FILE_TYPES, FORMATS, BlockFormat, block_format, fitting
 from quantize.ggml import Bytes, Floats
 from quantize.gguf_file import GGUFFile
 from quantize.gguf_writer import TensorPlan, copied, metadata_with, total_size, write
 
-FORMATS_TO_EXPORT = ("Q8_0", "F16", "F32", "Q4_0", "Q4_1")
-FOUR_BIT_WARNING = (
-    "{format} rounds the merged weights again: of a small update to a 4-bit base as little as 6 to 14 % survives; "
-    "Q8_0 keeps all of it (perplexity +0.2 %)"
-)
 SOURCE_KEY = "comigs_edge.adapters_sha256"  # which adapters an exported file holds
-_LINEAR = re.compile(r"blk\.(\d+)\.(\w+)\.weight")
+_LINEAR = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
+Metadata = dict[str, str | int | float]
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A file that was written."""
+    """Files that were written: one, or a base and the adapters that llama.cpp adds to it."""
 
     path: Path
-    size: int  # bytes
-    sha256: str
+    size: int  # bytes, of all
+    sha256: str  # of `path`
+    formats: dict[str, int] = field(default_factory=dict)  # tensors that hold what was trained, by block format
+    adapters: tuple[Path, ...] = ()
 
 
 def export(
     base: GGUFFile, adapters: Adapters | None, format_name: str, output: Path, adapters_sha256: str = "",
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], None] = lambda done, total: None, threads: int = 1,
 ) -> Exported:  # fmt: skip
     """Writes the personal model to `output` (whole or not at all); `progress` gets bytes written and bytes in all.
 
     Without adapters the base itself is written, which is of use for comparisons in another format. Raises
-    `QuantizeError` if a row is not a whole number of blocks, before anything is written.
+    `QuantizeError` if a row is not a whole number of blocks and `ComigsError` if llama.cpp has no architecture for these
+    experts beside this base, before anything is written.
     """
-    fmt = block_format(format_name)
-    plans = _plans(base, adapters, fmt)
-    changes: dict[str, str | int | float] = {"general.file_type": FILE_TYPES[fmt.name]}
-    if adapters is not None:
-        changes |= {
-            "general.name": f"{base.metadata.get('general.name', 'llama')}, personal",
-            SOURCE_KEY: adapters_sha256,
-        }
-        if adapters.layout.num_experts > 1:
-            changes |= {
-                "llama.expert_count": adapters.layout.num_experts,
-                "llama.expert_used_count": adapters.layout.experts_per_token,
-            }
+    shape = read_shape(base)
+    architecture = target_architecture(shape, adapters)
+    plans = list(_Planner(base, shape, adapters, block_format(format_name), architecture, threads).plans())
+    changes = _metadata(base, shape, adapters, block_format(format_name), architecture, adapters_sha256)
+    return write_model(base, shape, plans, changes, output, progress)
+
+
+def replace_experts(
+    path: Path, base: GGUFFile, adapters: Adapters, format_name: str, output: Path, adapters_sha256: str
+) -> Exported | None:
+    """Makes the exported file at `path` hold these adapters by rewriting only what training changes; moves it to `output`.
+
+    None, with the file unchanged, where that cannot be: the tensors do not have the same names, shapes and formats. While it
+    is written the file names no adapters, so one that was cut off in the middle is exported anew and never used.
+    """
+    shape = read_shape(base)
+    architecture = target_architecture(shape, adapters)
+    plans = list(_Planner(base, shape, adapters, block_format(format_name), architecture, 1).plans())
+    there = GGUFFile(path)
+    if {name: (info.shape, info.format) for name, info in there.tensors.items()} != {
+        plan.name: (plan.shape, plan.format) for plan in plans
+    } or len(str(there.metadata.get(SOURCE_KEY, ""))) != len(adapters_sha256):
+        return None
+    changed = [plan for plan in plans if not plan.is_fixed]
+    position = there.metadata_bytes[SOURCE_KEY][1] - len(adapters_sha256)
+    try:
+        with path.open("r+b") as file:
+            files.write_at(file, [(position, b"-" * len(adapters_sha256))])
+            files.write_at(file, [(there.tensors[plan.name].offset, plan.make().data) for plan in changed])
+            files.write_at(file, [(position, adapters_sha256.encode())])
+        path.replace(output)
+        files.sync_folder(output.parent)
+    except OSError as error:
+        raise ComigsError(f"{path} could not be rewritten ({error.strerror}); it will be exported anew") from error
+    return _exported(output, plans)
+
+
+def target_architecture(shape: Shape, adapters: Adapters | None) -> str:
+    """The architecture of the file; raises `ComigsError` if llama.cpp has none that is exact."""
+    if adapters is None:
+        return shape.architecture
+    return exported_as(shape.architecture, adapters.layout.form, adapters.layout.num_experts)
+
+
+def write_model(
+    base: GGUFFile, shape: Shape, plans: list[TensorPlan], changes: Metadata, output: Path,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Exported:  # fmt: skip
+    """Writes a file of the base's metadata with `changes` (the architecture among them) and these tensors."""
     done, total = 0, total_size(plans)
 
     def advance(size: int) -> None:
@@ -73,63 +111,146 @@ def export(
         done += size
         progress(done, total)
 
+    prefix = (f"{shape.architecture}.", f"{changes['general.architecture']}.")
     with files.atomic_writer(output) as file:
-        write(file, metadata_with(base, changes), plans, base.alignment, advance)
-    return Exported(output, output.stat().st_size, files.sha256_file(output))
+        write(file, metadata_with(base, changes, prefix), plans, base.alignment, advance)
+    return _exported(output, plans)
 
 
-def _plans(base: GGUFFile, adapters: Adapters | None, fmt: BlockFormat) -> list[TensorPlan]:
-    plans: list[TensorPlan] = []
-    for name in base.tensors:
-        match = _LINEAR.fullmatch(name)
-        updates = _updates(adapters, int(match[1]), match[2]) if match else []
-        if updates and adapters is not None:
-            plans.append(_merged(base, name, updates, adapters.layout.scale, fmt))
-        elif fmt.name == "F32":
-            plans.append(_converted(base, name))
-        else:
-            plans.append(copied(base, name))
-        if match and match[2] == FFN[-1] and adapters is not None:
-            router = adapters.routers[int(match[1])]
-            if router is not None:
-                plans.append(_router(int(match[1]), tensor_to_numpy(router)))
-    return plans
+def _exported(path: Path, plans: list[TensorPlan]) -> Exported:
+    formats: dict[str, int] = {}
+    for plan in plans:
+        if not plan.is_fixed and not plan.name.endswith("ffn_gate_inp.weight"):
+            formats[plan.format.name] = formats.get(plan.format.name, 0) + 1
+    return Exported(path, path.stat().st_size, files.sha256_file(path), formats)
 
 
-def _updates(adapters: Adapters | None, block: int, name: str) -> list[LoRA]:
-    """The low-rank updates of one linear map: one for each expert in the MLP, the shared one in the attention."""
+def _metadata(
+    base: GGUFFile, shape: Shape, adapters: Adapters | None, fmt: BlockFormat, architecture: str, sha256: str
+) -> Metadata:
+    changes: Metadata = {"general.architecture": architecture}
+    if adapters is None or adapters.layout.form == "lora" or fmt.name == "F32":
+        changes["general.file_type"] = FILE_TYPES[fmt.name]
     if adapters is None:
-        return []
-    if name in FFN:
-        return [expert[FFN.index(name)] for expert in adapters.experts[block]]
-    return [adapters.attention[block][name]] if adapters.attention and name in ATTENTION else []
+        return changes
+    layout = adapters.layout
+    changes |= {"general.name": f"{base.metadata.get('general.name', 'model')}, personal", SOURCE_KEY: sha256}
+    if layout.num_experts > 1 or layout.form == "parallel":
+        changes |= mixture_metadata(architecture, shape, layout.num_experts, layout.experts_per_token)
+    if layout.form == "parallel":
+        changes |= {
+            f"{architecture}.feed_forward_length": layout.expert_width,
+            f"{architecture}.expert_shared_feed_forward_length": shape.ff_width,
+            f"{architecture}.logit_scale": 1.0,
+        }
+    return changes
 
 
-def _merged(base: GGUFFile, name: str, updates: list[LoRA], scale: float, fmt: BlockFormat) -> TensorPlan:
-    shape = base.tensors[name].shape
-    check_rows(name, shape[-1], fmt)
+def mixture_metadata(architecture: str, shape: Shape, experts: int, per_token: int) -> Metadata:
+    """What tells llama.cpp that a model is a mixture."""
+    changes: Metadata = {f"{architecture}.expert_count": experts, f"{architecture}.expert_used_count": per_token}
+    if architecture == "qwen3moe":
+        changes[f"{architecture}.expert_feed_forward_length"] = shape.ff_width
+    return changes
 
-    def make() -> Bytes:
-        weight = torch.from_numpy(base.dequantize(name))
-        return np.concatenate(
-            [ggml.quantize(name, _numpy(lora.merge(weight, update, scale)), fmt) for update in updates]
+
+class _Planner:
+    """Plans the tensors of one file."""
+
+    def __init__(
+        self, base: GGUFFile, shape: Shape, adapters: Adapters | None, fmt: BlockFormat, architecture: str, threads: int
+    ) -> None:
+        self.base, self.shape, self.adapters, self.fmt, self.threads = base, shape, adapters, fmt, threads
+        self.reorders = reorders(shape, architecture)
+
+    def plans(self) -> Iterator[TensorPlan]:
+        for name in self.base.tensors:
+            match = _LINEAR.fullmatch(name)
+            if match is None or self.adapters is None:
+                yield fixed(self.base, name, self.fmt)
+                continue
+            block, part, kind = int(match[1]), match[2], match[3]
+            if part in FFN:
+                yield from self._ffn(block, name, part)
+            elif part in ATTENTION and kind == "weight" and self.adapters.attention:
+                yield self._attention(block, name, part)
+            else:
+                order = llama_order(self.shape, f"{part}.{kind}") if self.reorders else None
+                yield fixed(self.base, name, self.fmt, order=order)
+            if part == FFN[-1]:
+                yield from self._router(block)
+
+    def _ffn(self, block: int, name: str, part: str) -> Iterator[TensorPlan]:
+        assert self.adapters is not None
+        layout, index = self.adapters.layout, FFN.index(part)
+        stacked = name.replace(".weight", "_exps.weight")
+        if layout.form == "parallel":
+            yield fixed(self.base, name, self.fmt, name.replace(".weight", "_shexp.weight"))
+            factor = layout.expert_scale if part == FFN[-1] else 1.0
+            small = [tensor_to_numpy(expert[index]) for expert in self.adapters.parallel[block]]
+            yield self._new(
+                stacked, (len(small), *small[0].shape), lambda: (weight * np.float32(factor) for weight in small)
+            )
+            return
+        updates = [expert[index] for expert in self.adapters.experts[block]]
+        shape = self.base.tensors[name].shape
+
+        def merged() -> Iterator[Floats]:
+            weight = torch.from_numpy(self.base.dequantize(name))
+            return (_numpy(lora.merge(weight, update, layout.expert_scale)) for update in updates)
+
+        yield self._new(stacked, (len(updates), *shape), merged) if len(updates) > 1 else self._new(name, shape, merged)
+
+    def _attention(self, block: int, name: str, part: str) -> TensorPlan:
+        assert self.adapters is not None
+        adapters, order = self.adapters, llama_order(self.shape, part)
+
+        def merged() -> Iterator[Floats]:
+            weight = torch.from_numpy(self.base.dequantize(name))
+            weight = weight if order is None else weight[order]  # updates are trained in llama's order
+            weight = lora.merge(weight, adapters.attention[block][part], adapters.layout.scale)
+            yield _numpy(weight if order is None or self.reorders else weight[np.argsort(order)])
+
+        return self._new(name, self.base.tensors[name].shape, merged)
+
+    def _router(self, block: int) -> Iterator[TensorPlan]:
+        assert self.adapters is not None
+        router = self.adapters.routers[block]
+        if router is not None:
+            yield router_plan(block, tensor_to_numpy(router))
+        elif self.adapters.layout.form == "parallel":  # a generalist alone: the softmax over one logit is 1
+            yield router_plan(block, np.zeros((1, self.shape.width), np.float32))
+
+    def _new(self, name: str, shape: tuple[int, ...], make: Callable[[], Iterator[Floats]]) -> TensorPlan:
+        """A tensor that training changes, quantised matrix by matrix."""
+        fmt = fitting(name, shape[-1], self.fmt)
+        return TensorPlan(
+            name, shape, fmt, lambda: np.concatenate([ggml.quantize(name, w, fmt, self.threads) for w in make()])
         )
 
-    if len(updates) == 1:
-        return TensorPlan(name, shape, fmt, make)
-    return TensorPlan(name.replace(".weight", "_exps.weight"), (len(updates), *shape), fmt, make)
+
+def reorders(shape: Shape, architecture: str) -> bool:
+    """Whether the rows of queries and keys must be put into llama's order for this architecture."""
+    return ARCHITECTURES[shape.architecture].turns_halves and architecture in ("llama", "granitemoe")
+
+
+def fixed(base: GGUFFile, name: str, fmt: BlockFormat, renamed: str = "", order: list[int] | None = None) -> TensorPlan:
+    """A tensor of the base: its bytes, or its weights where the whole file is to be F32."""
+    if fmt.name != "F32":
+        return copied(base, name, renamed, order)
+
+    def make() -> Bytes:
+        weights = base.dequantize(name)
+        return ggml.quantize(name, weights if order is None else weights[order], fmt)
+
+    return TensorPlan(renamed or name, base.tensors[name].shape, fmt, make, is_fixed=True)
+
+
+def router_plan(block: int, weights: Floats) -> TensorPlan:
+    """The router of a block, (E, D)."""
+    fmt, name = FORMATS["F32"], f"blk.{block}.ffn_gate_inp.weight"
+    return TensorPlan(name, weights.shape, fmt, lambda: ggml.quantize(name, weights, fmt))
 
 
 def _numpy(tensor: torch.Tensor) -> Floats:
     return np.ascontiguousarray(tensor_to_numpy(tensor))
-
-
-def _router(block: int, weights: Floats) -> TensorPlan:
-    fmt = FORMATS["F32"]
-    name = f"blk.{block}.ffn_gate_inp.weight"
-    return TensorPlan(name, weights.shape, fmt, lambda: ggml.quantize(name, weights, fmt))
-
-
-def _converted(base: GGUFFile, name: str) -> TensorPlan:
-    fmt = FORMATS["F32"]
-    return TensorPlan(name, base.tensors[name].shape, fmt, lambda: ggml.quantize(name, base.dequantize(name), fmt))

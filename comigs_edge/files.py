@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -59,6 +59,15 @@ def write_atomic(path: Path, data: bytes) -> None:
     """Puts `data` at `path`, or leaves what was there; raises `ComigsError` when the system refuses."""
     with atomic_writer(path) as file:
         file.write(data)
+
+
+def write_at(file: BinaryIO, pieces: Sequence[tuple[int, bytes | memoryview]]) -> None:
+    """Writes pieces of data at their positions of an open file, and waits until they are on the disk."""
+    for position, data in pieces:
+        file.seek(position)
+        file.write(data)
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def make_folder(path: Path) -> None:

@@ -121,8 +121,9 @@ def find_base(name_or_file: str) -> tuple[str, Path]:
 
 
 def create(
-    home: Home, base: tuple[str, Path], profile: str, specialists: int | None, on_hash: Callable[[int], None]
-) -> Config:
+    home: Home, base: tuple[str, Path], profile: str, specialists: int | None, expert_form: str | None,
+    on_hash: Callable[[int], None],
+) -> Config:  # fmt: skip
     """Makes the home's folder, base and config.toml; texts, adapters and models that are there stay.
 
     A packaged base is copied, because its package may be upgraded; a file of the user's is linked.
@@ -133,7 +134,7 @@ def create(
     home.root.chmod(0o700)
     if source.resolve() != home.base_file.resolve() or home.base_file.is_symlink():
         _install(home, source, copy=name in PACKAGED_BASES)
-    files.write_atomic(home.config_file, config.text(record, profile, specialists).encode())
+    files.write_atomic(home.config_file, config.text(record, profile, specialists, expert_form).encode())
     return config.read(home.config_file)
 
 

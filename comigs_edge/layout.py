@@ -10,6 +10,7 @@ from comigs_edge.errors import ComigsError
 from comigs_edge.shape import Shape, linear_shapes
 from profiles import DeviceProfile
 
+PARALLEL_SCALE = 4.0
 FFN = ("ffn_gate", "ffn_up", "ffn_down")
 ATTENTION = ("attn_q", "attn_k", "attn_v", "attn_output")
 
@@ -23,6 +24,8 @@ class Layout:
     alpha: float = 16.0
     experts_per_token: int = 2
     attention: bool = False  # a shared low-rank update of the attention, part of the generalist
+    form: str = "lora"  # of the experts, one of FORMS
+    expert_width: int = 0  # W, of a parallel expert's hidden layer
 
     @property
     def num_experts(self) -> int:
@@ -33,6 +36,11 @@ class Layout:
     def scale(self) -> float:
         """Factor on every low-rank update: alpha / sqrt(rank), as in the paper (rank-stabilised LoRA, arXiv:2312.03732)."""
         return self.alpha / math.sqrt(self.rank)
+
+    @property
+    def expert_scale(self) -> float:
+        """Factor on what an expert adds."""
+        return self.scale if self.form == "lora" else PARALLEL_SCALE
 
 
 def experts_per_token(num_experts: int, requested: int | None = None) -> int:
@@ -51,11 +59,22 @@ def experts_per_token(num_experts: int, requested: int | None = None) -> int:
     return k
 
 
-def planned(model: ModelConfig, profile: DeviceProfile) -> Layout:
+def planned(model: ModelConfig, profile: DeviceProfile, shape: Shape) -> Layout:
     """What the settings ask for on this device; raises `ComigsError` for a router that could not learn."""
     specialists = profile.specialists if model.specialists is None else model.specialists
     k = experts_per_token(1 + specialists, model.experts_per_token)
-    return Layout(specialists, model.rank, model.alpha, k, model.attention)
+    width = 0
+    if model.expert_form == "parallel":
+        width = parallel_width(model.rank, shape) if model.expert_width is None else model.expert_width
+    return Layout(specialists, model.rank, model.alpha, k, model.attention, model.expert_form, width)
+
+
+def parallel_width(rank: int, shape: Shape) -> int:
+    """The width whose experts have about as many weights as LoRA experts of this rank: a multiple of 32, as blocks are.
+
+    LoRA on gate, up and down has 3 rank (D + F) weights, a parallel expert 3 W D.
+    """
+    return max(1, round(rank * (shape.width + shape.ff_width) / shape.width / 32)) * 32
 
 
 def roles(layout: Layout) -> list[str]:
@@ -68,11 +87,17 @@ def expected_shapes(layout: Layout, shape: Shape) -> dict[str, tuple[int, int]]:
     linear, sizes = linear_shapes(shape), {}
     for block in range(shape.num_blocks):
         for role in roles(layout):
-            names = FFN + ATTENTION if layout.attention and role == "generalist" else FFN
-            for name in names:
+            low_rank: tuple[str, ...] = FFN if layout.form == "lora" else ()
+            if layout.attention and role == "generalist":
+                low_rank += ATTENTION
+            for name in low_rank:
                 out_width, in_width = linear[name]
                 sizes[f"{role}.blk.{block}.{name}.lora_a"] = (layout.rank, in_width)
                 sizes[f"{role}.blk.{block}.{name}.lora_b"] = (out_width, layout.rank)
+            if layout.form == "parallel":
+                wide, narrow = (layout.expert_width, shape.width), (shape.width, layout.expert_width)
+                for name, size in zip(FFN, (wide, wide, narrow), strict=True):
+                    sizes[f"{role}.blk.{block}.{name}.weight"] = size
         if layout.num_specialists:
             sizes[f"router.blk.{block}"] = (layout.num_experts, shape.width)
     return sizes

@@ -19,12 +19,21 @@ class LoRA(NamedTuple):
     b: Tensor  # (out, R)
 
 
+class LoRAExpert(NamedTuple):
+    """The low-rank updates of one expert in one block."""
+
+    gate: LoRA  # (F, D)
+    up: LoRA  # (F, D)
+    down: LoRA  # (D, F)
+
+
 def initial_a(size: tuple[int, int], generator: torch.Generator) -> Tensor:
     """A (R, in), drawn uniformly from +-1/sqrt(in): kaiming_uniform with a = sqrt(5), as the paper's code."""
     bound = 1 / math.sqrt(size[1])
     return torch.rand(size, generator=generator) * (2 * bound) - bound
 
 
-def merge(weight: Tensor, lora: LoRA, factor: float) -> Tensor:
-    """W + factor * B A, (out, in); a new tensor."""
-    return torch.addmm(weight, lora.b, lora.a, alpha=factor)
+def merge(weight: Tensor, lora: LoRA, factor: float, out: Tensor | None = None) -> Tensor:
+    """W + factor * B A, (out, in); in `out` if that is given."""
+    merged: Tensor = torch.addmm(weight, lora.b, lora.a, alpha=factor, out=out)
+    return merged

@@ -1,6 +1,6 @@
-"""The llama transformer with a mixture of experts in each block: frozen base, trainable adapters.
+"""The transformer with a mixture of experts in each block: frozen base, trainable adapters.
 
-Computes what llama.cpp computes for the `llama` architecture: RMSNorm, rotary embedding of interleaved pairs, grouped
+Computes what llama.cpp computes for `llama`, `qwen2` and `qwen3`: RMSNorm, rotary embedding of interleaved pairs, grouped
 query attention, SwiGLU, tied or untied output. Shapes: B batch, T time, N = B*T tokens, D width, V vocabulary.
 """
 
@@ -17,8 +17,12 @@ from torch.utils.checkpoint import checkpoint
 
 from comigs_edge.adapters import Adapters
 from comigs_edge.base import Base, rope_tables
-from comigs_edge.lora import LoRA
-from comigs_edge.moe import Frozen, Routing, balance_loss, inverse_rms, mixture, rms_norm_backward, route
+from comigs_edge.lora import LoRA, merge
+from comigs_edge.lora_mixture import mixture
+from comigs_edge.merged_mlp import frozen_mlp, quantised_mixture
+from comigs_edge.moe import Frozen, Routing, balance_loss, route
+from comigs_edge.norm import rms_norm
+from comigs_edge.parallel import small_experts, straight_through
 
 # Tokens whose logits are held at once: 128 x 49,152 float32 are 25 MB.
 LOSS_CHUNK = 128
@@ -33,10 +37,15 @@ class Output:
 
 
 class Model:
-    """Base and adapters together. `only` limits the mixture: None for all experts, or the indices that take part."""
+    """Base and adapters together. `only` limits the mixture: None for all experts, or the indices that take part.
+
+    `block_format` names the format in which the exported file will hold what training changes: those weights are then fake
+    quantised in the forward pass; None computes with the weights as they are.
+    """
 
     def __init__(self, base: Base, adapters: Adapters | None, only: tuple[int, ...] | None = None) -> None:
         self.base, self.adapters, self.only = base, adapters, only
+        self.block_format: str | None = None
         self.cos, self.sin = torch.empty(0), torch.empty(0)
 
     def __call__(self, tokens: Tensor, documents: Tensor | None = None, with_balance: bool = False) -> Output:
@@ -81,19 +90,38 @@ class Model:
 
     def _mlp(self, index: int, x: Tensor) -> tuple[Tensor, Routing | None]:  # (N, D) -> (N, D)
         block, eps = self.base.blocks[index], self.base.shape.norm_eps
-        if self.adapters is None:
-            gate, up = F.linear(rms_norm(x, block.ffn_norm, eps), block.gate_up).chunk(2, dim=-1)
-            return F.linear(F.silu(gate) * up, block.down), None
-        experts, router = self.adapters.experts[index], self.adapters.routers[index]
-        if self.only is not None:
-            experts = [experts[i] for i in self.only]
-            router = None if router is None or len(experts) == 1 else router[list(self.only)]
-        routing = None
-        if router is not None:
-            logits = self._recomputed(self._router_logits, index, x, router)
-            routing = route(logits, min(self.adapters.layout.experts_per_token, len(experts)))
         mlp = Frozen(block.ffn_norm, eps, block.gate_up, block.down)
-        return mixture(x, mlp, experts, routing, self.adapters.layout.scale), routing
+        if self.adapters is None:
+            return frozen_mlp(x, mlp), None
+        routing = self._routing(index, x)
+        scale = self.adapters.layout.expert_scale
+        if self.adapters.layout.form == "parallel":
+            small = self._recomputed(self._small_experts, index, x, None if routing is None else routing.weights)
+            return frozen_mlp(x, mlp) + small, routing
+        experts = self._chosen(self.adapters.experts[index])
+        if self.block_format is None:
+            return mixture(x, mlp, experts, routing, scale), routing
+        return quantised_mixture(x, mlp, experts, routing, scale, self.block_format), routing
+
+    def _chosen(self, experts: list[Any]) -> list[Any]:
+        return experts if self.only is None else [experts[i] for i in self.only]
+
+    def _routing(self, index: int, x: Tensor) -> Routing | None:
+        """None where one expert is alone."""
+        assert self.adapters is not None
+        router = self.adapters.routers[index]
+        if router is not None and self.only is not None:
+            router = router[list(self.only)]
+        if router is None or len(router) == 1:
+            return None
+        logits = self._recomputed(self._router_logits, index, x, router)
+        return route(logits, min(self.adapters.layout.experts_per_token, len(router)))
+
+    def _small_experts(self, index: int, x: Tensor, weights: Tensor | None) -> Tensor:
+        assert self.adapters is not None
+        normed = rms_norm(x, self.base.blocks[index].ffn_norm, self.base.shape.norm_eps)
+        experts = self._chosen(self.adapters.parallel[index])
+        return small_experts(normed, experts, weights, self.adapters.layout.expert_scale, self.block_format)
 
     def _router_logits(self, index: int, x: Tensor, router: Tensor) -> Tensor:  # (N, D), (E, D) -> (N, E)
         return F.linear(rms_norm(x, self.base.blocks[index].ffn_norm, self.base.shape.norm_eps), router)
@@ -104,21 +132,21 @@ class Model:
         batch, time = size
         residual, x = x, rms_norm(x, block.attn_norm, shape.norm_eps)
         queries, keys = shape.num_heads * shape.head_width, shape.num_kv_heads * shape.head_width
-        qkv = F.linear(x, block.qkv, block.qkv_bias)  # (N, Q + 2 KV)
-        if lora := self._attention_lora(index):
-            qkv = qkv + torch.cat([self._low_rank(x, lora[n]) for n in ("attn_q", "attn_k", "attn_v")], dim=-1)
+        update = self._attention_lora(index)
+        qkv_names = ("attn_q", "attn_k", "attn_v")
+        qkv = self._updated(x, block.qkv, block.qkv_bias, update, qkv_names, (queries, keys, keys))  # (N, Q + 2 KV)
         q, k, v = (
             part.view(batch, time, -1, shape.head_width).transpose(1, 2)
             for part in torch.split(qkv, [queries, keys, keys], dim=-1)
         )  # (B, H, T, head), (B, KV, T, head) twice
+        if block.q_norm is not None and block.k_norm is not None:
+            q, k = rms_norm(q, block.q_norm, shape.norm_eps), rms_norm(k, block.k_norm, shape.norm_eps)
         group = shape.num_heads // shape.num_kv_heads
         k, v = (_repeat_heads(part, group) for part in (self._rotate(k), v))
         out = F.scaled_dot_product_attention(self._rotate(q), k, v, attn_mask=mask, is_causal=mask is None)
         out = out.transpose(1, 2).reshape(batch * time, queries)
-        projected = F.linear(out, block.attn_output, block.attn_output_bias)
-        if lora:
-            projected = projected + self._low_rank(out, lora["attn_output"])
-        return residual + projected
+        output_names, output_bias = ("attn_output",), block.attn_output_bias
+        return residual + self._updated(out, block.attn_output, output_bias, update, output_names, (shape.width,))
 
     def _attention_lora(self, index: int) -> dict[str, LoRA] | None:
         if self.adapters is None or not self.adapters.attention:
@@ -126,12 +154,24 @@ class Model:
         # The shared attention update belongs to the generalist: it is off where the generalist is.
         return self.adapters.attention[index] if self.only is None or 0 in self.only else None
 
-    def _low_rank(self, x: Tensor, lora: LoRA) -> Tensor:
-        assert self.adapters is not None
-        return F.linear(F.linear(x, lora.a), lora.b) * self.adapters.layout.scale
+    def _updated(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, update: dict[str, LoRA] | None, names: tuple[str, ...],
+        widths: tuple[int, ...],
+    ) -> Tensor:  # fmt: skip
+        """x times a matrix whose rows are those of `names`, `widths` of each, with their low-rank updates."""
+        if update is None or self.adapters is None:
+            return F.linear(x, weight, bias)
+        scale, name = self.adapters.layout.scale, self.block_format
+        if name is None:
+            low = [F.linear(F.linear(x, update[n].a), update[n].b) for n in names]
+            return F.linear(x, weight, bias) + torch.cat(low, dim=-1) * scale
+        parts = zip(torch.split(weight, list(widths)), names, strict=True)
+        return F.linear(
+            x, torch.cat([straight_through(merge(part, update[n], scale), name) for part, n in parts]), bias
+        )
 
     def _rotate(self, x: Tensor) -> Tensor:  # (B, H, T, head)
-        """Rotary embedding of interleaved pairs: GGUF files of the llama architecture store q and k for it."""
+        """Rotary embedding of interleaved pairs, for which `base.py` orders the rows of q and k."""
         width, time = self.base.shape.rope_width, x.shape[2]
         even, odd = x[..., :width:2], x[..., 1:width:2]
         cos, sin = self.cos[:time], self.sin[:time]
@@ -151,27 +191,6 @@ def _mask(documents: Tensor) -> Tensor:  # (B, T) -> (B, 1, T, T)
     time = documents.shape[1]
     causal = torch.ones(time, time, dtype=torch.bool, device=documents.device).tril()
     return ((documents[:, :, None] == documents[:, None, :]) & causal)[:, None]
-
-
-class _RMSNorm(torch.autograd.Function):
-    """Keeps the input and one number a token; torch's own keeps three tensors of the input's size."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        inverse = inverse_rms(x, eps)
-        ctx.save_for_backward(x, weight, inverse)
-        return (x * inverse).mul_(weight)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        x, weight, inverse = ctx.saved_tensors  # (N, D), (D,), (N, 1)
-        return rms_norm_backward(grad, x, weight, inverse), None, None
-
-
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:  # (N, D), (D,) -> (N, D)
-    """x / sqrt(mean(x^2) + eps) * weight, the weight being frozen."""
-    out: Tensor = _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
-    return out
 
 
 class _NextTokenLoss(torch.autograd.Function):

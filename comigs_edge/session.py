@@ -1,43 +1,40 @@
-"""Brings a home's settings, text, base and saved state together: what `train`, `evaluate`, `export` and `chat` share."""
+"""Brings a home's settings, text, base and saved state together: what `train` and `evaluate` share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from comigs_edge import adapters as adapter_files
-from comigs_edge import checkpoint, files
+from comigs_edge import checkpoint
 from comigs_edge.adapters import Adapters
 from comigs_edge.base import Base
 from comigs_edge.batches import Rows
 from comigs_edge.config import Config
 from comigs_edge.corpus import Corpus
 from comigs_edge.errors import ComigsError
-from comigs_edge.export import SOURCE_KEY, Exported, export
 from comigs_edge.home import Home
 from comigs_edge.layout import Layout, planned
 from comigs_edge.model import Model
-from comigs_edge.shape import read_shape
 from comigs_edge.tokens import Encoded, Tokenizer
 from comigs_edge.train import Schedule, Trainer
-from comigs_edge.versions import KEPT_VERSIONS, read_manifest, versions
+from comigs_edge.versions import read_manifest, versions
 from profiles import DeviceProfile
-from quantize.gguf_file import GGUFFile
 
 Progress = Callable[[int, int], None]  # done, of how many
 
 
 def schedule(settings: Config, profile: DeviceProfile, steps: int | None) -> Schedule:
     """The schedule that the settings ask for; `steps` from the command line go first."""
-    train = settings.train
+    train, storage = settings.train, settings.storage()
     return Schedule(
         steps=steps or train.steps, batch=train.batch or profile.batch,
         expert_learning_rate=train.expert_learning_rate, final_learning_rate=train.final_learning_rate,
         router_learning_rate=train.router_learning_rate, warmup_steps=train.warmup_steps,
         router_period=train.router_period, router_steps=train.router_steps, balance_weight=train.balance_weight,
         weight_decay=train.weight_decay, validation_rows=train.validation_rows,
+        block_format=storage.fake_format, quantise_start=storage.start,
     )  # fmt: skip
 
 
@@ -95,7 +92,7 @@ class Training:
         return self._trainer(self._start(resume), schedule(self.settings, self.profile, steps))
 
     def _start(self, resume: bool | None) -> Adapters:
-        wanted = planned(self.settings.model, self.profile)
+        wanted = planned(self.settings.model, self.profile, self.base.shape)
         if resume is None and versions(self.home.adapters):
             adapters, _ = adapter_files.load(self.home.adapters, self.base.shape, self.settings.base.sha256)
             if adapters.layout != wanted:
@@ -112,7 +109,7 @@ class Training:
                 "the interrupted training belongs to another base; start anew with: comigs-edge train --fresh"
             )
         wanted = asdict(schedule(self.settings, self.profile, steps or progress["schedule"]["steps"]))
-        wanted |= asdict(planned(self.settings.model, self.profile))
+        wanted |= asdict(planned(self.settings.model, self.profile, self.base.shape))
         saved = progress["schedule"] | progress["layout"]
         if wanted != saved:
             raise ComigsError(
@@ -157,6 +154,7 @@ class Training:
         notes = {
             "validation_loss": trainer.best_loss, "validation_loss_before": trainer.first_loss,
             "expert_steps": trainer.expert_steps, "router_steps": trainer.router_steps,
+            "block_format": trainer.schedule.block_format,
         }  # fmt: skip
         return adapter_files.save(
             self.home.adapters, trainer.best, trainer.adapters.layout, self.settings.base.sha256, notes
@@ -181,38 +179,3 @@ def rows(
         for split in ("training", "validation")
     )
     return training, validation
-
-
-def newest_adapters(home: Home, settings: Config) -> tuple[Adapters, dict[str, Any]]:
-    """The newest adapters and their manifest, without the base's weights."""
-    return adapter_files.load(home.adapters, read_shape(GGUFFile(home.base_file)), settings.base.sha256)
-
-
-def export_newest(
-    home: Home, settings: Config, format_name: str, output: Path | None, progress: Progress = lambda done, total: None
-) -> Exported:
-    """Exports the newest adapters, to `models/` unless `output` is given; there the last three versions are kept."""
-    adapters, manifest = newest_adapters(home, settings)
-    name = f"personal-{manifest['version']:04d}-{format_name.upper()}.gguf"
-    files.make_folder(home.models)
-    files.remove_temporaries(home.models, older_than_seconds=3600)
-    exported = export(
-        GGUFFile(home.base_file), adapters, format_name, output or home.models / name, manifest["sha256"], progress
-    )
-    oldest = manifest["version"] - KEPT_VERSIONS + 1
-    for path in home.models.glob("personal-*.gguf"):
-        if int(path.name.split("-")[1]) < oldest:
-            path.unlink()
-    return exported
-
-
-def current_export(home: Home, settings: Config) -> Path | None:
-    """The newest exported file in `models/` if it holds the newest adapters."""
-    numbers = versions(home.adapters)
-    if not numbers:
-        return None
-    sha256 = read_manifest(home.adapters, numbers[-1])["sha256"]
-    found = sorted(home.models.glob(f"personal-{numbers[-1]:04d}-*.gguf"), key=lambda path: path.stat().st_mtime)
-    if found and GGUFFile(found[-1]).metadata.get(SOURCE_KEY) == sha256:
-        return found[-1]
-    return None

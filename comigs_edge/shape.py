@@ -1,4 +1,4 @@
-"""The hyper-parameters of a llama model, read from its GGUF file without loading torch."""
+"""The hyper-parameters of a base, read from its GGUF file without loading torch, and how its architecture is exported."""
 
 from __future__ import annotations
 
@@ -7,18 +7,36 @@ from dataclasses import dataclass
 from comigs_edge.errors import ComigsError
 from quantize.gguf_file import GGUFFile
 
-ARCHITECTURES = ("llama",)
 _LINEAR = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 _NORMS = ("attn_norm", "ffn_norm")
 MAX_BLOCKS = 1024
+_HEAD_NORMS = ("attn_q_norm", "attn_k_norm")
 _BIASES = {f"{name}.bias" for name in ("attn_q", "attn_k", "attn_v", "attn_output")}
 _TOP_TENSORS = {"token_embd.weight", "output_norm.weight", "output.weight", "rope_freqs.weight"}
 
 
 @dataclass(frozen=True)
-class Shape:
-    """The hyper-parameters of a llama model; counts, and widths in numbers."""
+class Architecture:
+    """How an architecture differs from llama's, and in which one of llama.cpp's its mixtures are exact."""
 
+    turns_halves: bool  # RoPE turns number j of a head with j + width / 2 (NEOX); llama: 2j with 2j + 1
+    norms_heads: bool  # RMSNorm of every query and key
+    mixture: str  # of LoRA experts
+    compact: str | None  # of parallel experts: has a shared expert beside the routed ones, and renormalises weights
+
+
+ARCHITECTURES = {
+    "llama": Architecture(False, False, "llama", "granitemoe"),
+    "qwen2": Architecture(True, False, "llama", "granitemoe"),  # with the rows of queries and keys in llama's order
+    "qwen3": Architecture(True, True, "qwen3moe", None),
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The hyper-parameters of a base; counts, and widths in numbers."""
+
+    architecture: str
     num_blocks: int
     width: int  # D, of the residual stream
     ff_width: int  # F, of the MLP's hidden layer
@@ -39,39 +57,40 @@ def read_shape(file: GGUFFile) -> Shape:
     arch = str(meta.get("general.architecture", "unknown"))
     if arch not in ARCHITECTURES:
         raise ComigsError(
-            f"{file.path} has the architecture {arch!r}; supported: {', '.join(ARCHITECTURES)} "
-            "(SmolLM2, Llama 2 and 3, TinyLlama, Mistral); choose such a base"
+            f"{file.path} has the architecture {arch!r}, of which llama.cpp runs no exact mixture; choose a base of "
+            "llama (SmolLM2, Llama 2 and 3, TinyLlama, Mistral), qwen2 (Qwen 2 and 2.5) or qwen3"
         )
-    if int(meta.get("llama.expert_count", 0)):
+    if int(meta.get(f"{arch}.expert_count", 0)):
         raise ComigsError(f"{file.path} already holds a mixture of experts; choose a dense base")
-    scaling = str(meta.get("llama.rope.scaling.type", "none"))
+    scaling = str(meta.get(f"{arch}.rope.scaling.type", "none"))
     if scaling not in ("none", "linear"):
         raise ComigsError(f"{file.path} scales RoPE by {scaling!r}; 'none' and 'linear' are supported")
     try:
-        return _shape(file, scaling)
+        return _shape(file, arch, scaling)
     except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError) as error:
-        raise ComigsError(f"{file.path} is damaged or no llama model ({error}); get the file again") from error
+        raise ComigsError(f"{file.path} is damaged ({error}); get the file again") from error
 
 
-def _shape(file: GGUFFile, scaling: str) -> Shape:
-    meta = file.metadata
-    width, num_heads = int(meta["llama.embedding_length"]), int(meta["llama.attention.head_count"])
-    head_width = int(meta.get("llama.attention.key_length", width // num_heads))
-    if int(meta.get("llama.attention.value_length", head_width)) != head_width:
+def _shape(file: GGUFFile, arch: str, scaling: str) -> Shape:
+    meta = {key.removeprefix(f"{arch}."): value for key, value in file.metadata.items()}
+    width, num_heads = int(meta["embedding_length"]), int(meta["attention.head_count"])
+    head_width = int(meta.get("attention.key_length", width // num_heads))
+    if int(meta.get("attention.value_length", head_width)) != head_width:
         raise ComigsError(f"{file.path} has keys and values of different widths, which is not supported")
     return Shape(
-        num_blocks=int(meta["llama.block_count"]),
+        architecture=arch,
+        num_blocks=int(meta["block_count"]),
         width=width,
-        ff_width=int(meta["llama.feed_forward_length"]),
+        ff_width=int(meta["feed_forward_length"]),
         num_heads=num_heads,
-        num_kv_heads=int(meta.get("llama.attention.head_count_kv", num_heads)),
+        num_kv_heads=int(meta.get("attention.head_count_kv", num_heads)),
         head_width=head_width,
-        rope_width=int(meta.get("llama.rope.dimension_count", head_width)),
-        rope_base=float(meta.get("llama.rope.freq_base", 10000.0)),
-        rope_scale=1 / float(meta.get("llama.rope.scaling.factor", 1.0)) if scaling == "linear" else 1.0,
-        norm_eps=float(meta["llama.attention.layer_norm_rms_epsilon"]),
+        rope_width=int(meta.get("rope.dimension_count", head_width)),
+        rope_base=float(meta.get("rope.freq_base", 10000.0)),
+        rope_scale=1 / float(meta.get("rope.scaling.factor", 1.0)) if scaling == "linear" else 1.0,
+        norm_eps=float(meta["attention.layer_norm_rms_epsilon"]),
         vocab_size=file.tensors["token_embd.weight"].shape[0],
-        context_length=int(meta["llama.context_length"]),
+        context_length=int(meta["context_length"]),
     )
 
 
@@ -84,14 +103,19 @@ def check_tensors(file: GGUFFile, shape: Shape) -> None:
     for index in range(shape.num_blocks):
         needed |= {f"blk.{index}.{name}.weight": size for name, size in linear_shapes(shape).items()}
         needed |= {f"blk.{index}.{name}.weight": (shape.width,) for name in _NORMS}
-        allowed |= {f"blk.{index}.{name}" for name in _BIASES}
+        if ARCHITECTURES[shape.architecture].norms_heads:
+            needed |= {f"blk.{index}.{name}.weight": (shape.head_width,) for name in _HEAD_NORMS}
+        else:
+            allowed |= {f"blk.{index}.{name}" for name in _BIASES}
     for name, size in needed.items():
         if name not in file.tensors:
             raise ComigsError(f"{file.path} lacks the tensor {name}; get the file again")
         if file.tensors[name].shape != size:
             raise ComigsError(f"{file.path}: {name} has the shape {file.tensors[name].shape} and not {size}")
     for name in sorted(file.tensors.keys() - allowed - needed.keys()):
-        raise ComigsError(f"{file.path} has the tensor {name}, which a llama model does not use; choose another base")
+        raise ComigsError(
+            f"{file.path} has the tensor {name}, which {shape.architecture} does not use; choose another base"
+        )
 
 
 def linear_shapes(shape: Shape) -> dict[str, tuple[int, int]]:
@@ -100,3 +124,31 @@ def linear_shapes(shape: Shape) -> dict[str, tuple[int, int]]:
     d, f = shape.width, shape.ff_width
     sizes = ((queries, d), (keys, d), (keys, d), (d, queries), (f, d), (f, d), (d, f))
     return dict(zip(_LINEAR, sizes, strict=True))
+
+
+def exported_as(architecture: str, form: str, num_experts: int) -> str:
+    """The architecture under which llama.cpp computes such a mixture exactly; raises `ComigsError` if there is none."""
+    known = ARCHITECTURES[architecture]
+    if form == "parallel":
+        if known.compact is None:
+            raise ComigsError(
+                f"llama.cpp has no architecture for parallel experts beside a {architecture} base; use LoRA experts: "
+                "comigs-edge init --expert-form lora"
+            )
+        return known.compact
+    return architecture if num_experts == 1 and known.norms_heads else known.mixture
+
+
+def llama_order(shape: Shape, name: str) -> list[int] | None:
+    """In which order the rows of a tensor of the attention must stand for RoPE as llama has it; None: as they do.
+
+    `name` is GGUF's without the block, like `attn_q.weight`. Only rows that RoPE turns move, inside their head: row j and
+    row j + rope_width / 2 become neighbours. Scores of queries and keys are the same in either order.
+    """
+    heads = {"attn_q": shape.num_heads, "attn_k": shape.num_kv_heads, "attn_q_norm": 1, "attn_k_norm": 1}
+    count = heads.get(name.partition(".")[0])
+    if count is None or not ARCHITECTURES[shape.architecture].turns_halves:
+        return None
+    half = shape.rope_width // 2
+    head = [row for j in range(half) for row in (j, j + half)] + list(range(2 * half, shape.head_width))
+    return [start * shape.head_width + row for start in range(count) for row in head]

@@ -41,6 +41,12 @@ class Schedule:
     balance_weight: float
     weight_decay: float
     validation_rows: int
+    block_format: str | None = None  # fake quantisation in this format ...
+    quantise_start: float = 1.0  # ... after this share of the steps
+
+    def fake_format(self, step: int) -> str | None:
+        """The block format that this expert step computes in; None for the weights as they are."""
+        return self.block_format if step >= self.quantise_start * self.steps else None
 
     def learning_rate(self, step: int) -> float:
         """Of the experts at this step: linear warm-up, then a cosine from the first to the final rate."""
@@ -61,16 +67,27 @@ class Schedule:
         return self.steps + self.router_due(self.steps)
 
 
-def steps_that_fit(seconds: float, step: float, validation: float, plan: Schedule, has_router: bool) -> int:
+@dataclass(frozen=True)
+class Pace:
+    """Seconds of one step, of one that is fake quantised, and of one validation."""
+
+    step: float
+    quantised_step: float
+    validation: float
+
+
+def steps_that_fit(seconds: float, pace: Pace, plan: Schedule, has_router: bool) -> int:
     """The most expert steps (at least one) whose training takes no longer than `seconds`, by the same schedule.
 
-    `step` and `validation` are the seconds of one step (a router step is counted as an expert step) and of one validation:
-    there is one at the start and one after every period.
+    A router step is counted as an expert step; there is one validation at the start and one after every period.
     """
 
     def cost(steps: int) -> float:
-        router_steps = replace(plan, steps=steps).router_due(steps) if has_router else 0
-        return step * (steps + router_steps) + validation * (1 + math.ceil(steps / plan.router_period))
+        of_steps = replace(plan, steps=steps)
+        plain = min(steps, math.ceil(plan.quantise_start * steps)) if plan.block_format else steps
+        total = plain * pace.step + (steps - plain) * pace.quantised_step
+        router = total * of_steps.router_due(steps) / steps if has_router else 0
+        return total + router + pace.validation * (1 + math.ceil(steps / plan.router_period))
 
     steps = 1
     while cost(steps + 1) <= seconds:
@@ -128,12 +145,14 @@ class Trainer:
     def run(self) -> Iterator[Event]:
         """Does step after step; stop iterating to interrupt."""
         if self.first_loss is None:
-            self.first_loss = self.best_loss = self.validate()
+            # What there is to be beaten: the base as it is, or the adapters as their file holds them.
+            self.first_loss = self.best_loss = self.validate(as_stored=not self.adapters.is_initial)
         while not self.is_done:
             yield self.step()
 
     def step(self) -> Event:
         """The next step of the schedule, and the validation loss where a period ends."""
+        self.model.block_format = self.schedule.fake_format(self.expert_steps)
         if self._router_is_due and self.router is not None:
             batch = self.validation.batch(self.router_steps, self.schedule.batch)
             loss = self._descend(self.router, batch, router=True)
@@ -180,9 +199,10 @@ class Trainer:
         out = self.model(batch.tokens, batch.documents, with_balance=balanced)
         return next_token_loss(self.model, out.hidden, batch.targets, batch.scored) / batch.num_scored, out.balance
 
-    def validate(self) -> float:
-        """Mean loss in nats a token of a fixed set of validation rows."""
+    def validate(self, as_stored: bool = True) -> float:
+        """Mean loss in nats a token of a fixed set of validation rows, in the weights that the exported file will hold."""
         total, count = 0.0, 0
+        self.model.block_format = self.schedule.block_format if as_stored else None
         with torch.no_grad():
             for batch in self.validation.first(self.schedule.validation_rows, self.schedule.batch):
                 hidden = self.model(batch.tokens, batch.documents).hidden

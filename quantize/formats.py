@@ -50,7 +50,15 @@ FORMATS: dict[str, BlockFormat] = {
 BY_TYPE_ID: dict[int, BlockFormat] = {fmt.type_id: fmt for fmt in FORMATS.values()}
 
 # `general.file_type` of a file whose large tensors have this format (llama.h, `llama_ftype`).
-FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9}
+FILE_TYPES = {
+    "F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10, "Q3_K": 12, "Q4_K": 15,
+    "Q5_K": 17, "Q6_K": 18, "IQ4_NL": 25, "IQ4_XS": 30, "BF16": 32,
+}  # fmt: skip
+
+# What llama.cpp's quantiser takes for rows that are not whole blocks of 256 (`tensor_type_fallback` in llama-quant.cpp).
+FALLBACKS = {
+    "Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "IQ4_XS": "IQ4_NL",
+}  # fmt: skip
 
 
 def block_format(name: str) -> BlockFormat:
@@ -68,3 +76,11 @@ def check_rows(name: str, width: int, fmt: BlockFormat) -> None:
             f"{name} has rows of {width} weights, which is not a multiple of {fmt.name}'s block of {fmt.block}; "
             "use --format F16, to which llama.cpp's own quantiser falls back too"
         )
+
+
+def fitting(name: str, width: int, fmt: BlockFormat) -> BlockFormat:
+    """`fmt`, or its fallback where rows of `width` weights are not whole blocks; raises `QuantizeError` if there is none."""
+    if width % fmt.block and fmt.name in FALLBACKS:
+        fmt = FORMATS[FALLBACKS[fmt.name]]
+    check_rows(name, width, fmt)
+    return fmt

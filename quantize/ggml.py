@@ -10,6 +10,7 @@ import ctypes
 import functools
 import importlib.util
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -52,26 +53,32 @@ def dequantize(raw: Bytes, fmt: BlockFormat, out: Floats) -> None:
     function(raw.ctypes.data_as(ctypes.c_void_p), out.ctypes.data_as(ctypes.c_void_p), ctypes.c_int64(out.size))
 
 
-def quantize(name: str, weights: Floats, fmt: BlockFormat) -> Bytes:
-    """The blocks (uint8, flat) that store `weights` (..., width); `name` is the tensor's, for the error.
+def quantize(name: str, weights: Floats, fmt: BlockFormat, threads: int = 1) -> Bytes:
+    """The blocks (uint8, flat) that store `weights` (..., width), made on `threads` threads; `name` is for the error.
 
     Raises `QuantizeError` if a row is not a whole number of blocks.
     """
     width = weights.shape[-1]
     check_rows(name, width, fmt)
-    weights = np.ascontiguousarray(weights, np.float32)
+    weights = np.ascontiguousarray(weights, np.float32).reshape(-1, width)
     if fmt.name == "F32":
         return weights.reshape(-1).view(np.uint8)
     if fmt.name == "F16":
         return weights.astype(np.float16).reshape(-1).view(np.uint8)
-    rows = weights.size // width
-    out = np.empty(rows * fmt.row_bytes(width), np.uint8)
+    out = np.empty((len(weights), fmt.row_bytes(width)), np.uint8)
     function = library().ggml_quantize_chunk
     function.restype = ctypes.c_size_t
-    written = function(
-        ctypes.c_int(fmt.type_id), weights.ctypes.data_as(ctypes.c_void_p), out.ctypes.data_as(ctypes.c_void_p),
-        ctypes.c_int64(0), ctypes.c_int64(rows), ctypes.c_int64(width), None,
-    )  # fmt: skip
-    if written != out.size:
-        raise QuantizeError(f"{name}: ggml wrote {written} bytes of {fmt.name} where {out.size} were due")
-    return out
+    step = max(1, -(-len(weights) // max(1, threads)))
+
+    def part(start: int) -> None:
+        rows, target = weights[start : start + step], out[start : start + step]
+        written = function(
+            ctypes.c_int(fmt.type_id), rows.ctypes.data_as(ctypes.c_void_p), target.ctypes.data_as(ctypes.c_void_p),
+            ctypes.c_int64(0), ctypes.c_int64(len(rows)), ctypes.c_int64(width), None,
+        )  # fmt: skip
+        if written != target.size:
+            raise QuantizeError(f"{name}: ggml wrote {written} bytes of {fmt.name} where {target.size} were due")
+
+    with ThreadPoolExecutor(max(1, threads)) as pool:  # ctypes releases Python's lock
+        list(pool.map(part, range(0, len(weights), step)))
+    return out.reshape(-1)

@@ -27,6 +27,7 @@ class TensorPlan:
     shape: tuple[int, ...]
     format: BlockFormat
     make: Callable[[], Bytes]
+    is_fixed: bool = False  # the same whatever was trained: taken from the base
 
     @property
     def size(self) -> int:
@@ -37,10 +38,15 @@ class TensorPlan:
         return rows * self.format.row_bytes(self.shape[-1])
 
 
-def copied(source: GGUFFile, name: str) -> TensorPlan:
-    """The tensor `name` of `source` with its bytes unchanged."""
+def copied(source: GGUFFile, name: str, renamed: str = "", order: list[int] | None = None) -> TensorPlan:
+    """The tensor `name` of `source` with its bytes unchanged, under another name or with its rows in another order."""
     info = source.tensors[name]
-    return TensorPlan(name, info.shape, info.format, lambda: source.raw(name))
+
+    def make() -> Bytes:
+        raw = source.raw(name)
+        return raw if order is None else raw.reshape(len(order), -1)[order].reshape(-1)
+
+    return TensorPlan(renamed or name, info.shape, info.format, make, is_fixed=True)
 
 
 def entry(key: str, value: str | int | float) -> bytes:
@@ -52,9 +58,18 @@ def entry(key: str, value: str | int | float) -> bytes:
     return _string(key) + struct.pack("<If", FLOAT32, value)
 
 
-def metadata_with(source: GGUFFile, changes: dict[str, str | int | float]) -> list[bytes]:
-    """The entries of `source` in their order, byte for byte but for those that `changes` replaces or adds."""
-    kept = [source.data[start:end] for key, (start, end) in source.metadata_bytes.items() if key not in changes]
+def metadata_with(
+    source: GGUFFile, changes: dict[str, str | int | float], prefix: tuple[str, str] = ("", "")
+) -> list[bytes]:
+    """The entries of `source` in their order, byte for byte but for those that `changes` replaces or adds.
+
+    `prefix` renames keys: ("qwen2.", "llama.") makes `qwen2.block_count` to `llama.block_count`.
+    """
+    kept = []
+    for key, (start, end) in source.metadata_bytes.items():
+        renamed = prefix[1] + key[len(prefix[0]) :] if prefix[0] and key.startswith(prefix[0]) else key
+        if renamed not in changes:
+            kept.append(_string(renamed) + source.data[start + len(_string(key)) : end])
     return kept + [entry(key, value) for key, value in changes.items()]
 
 

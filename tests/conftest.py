@@ -40,8 +40,9 @@ def tiny_base(tiny_path):
 def make_adapters(tiny_base):
     """Adapters as after a training: every tensor is random, so that nothing is hidden by a zero."""
 
-    def make(specialists=1, k=None, attention=False, base=None):
-        layout = Layout(specialists, 4, 8.0, min(2, 1 + specialists) if k is None else k, attention)
+    def make(specialists=1, k=None, attention=False, base=None, form="lora"):
+        k = min(2, 1 + specialists) if k is None else k
+        layout = Layout(specialists, 4, 8.0, k, attention, form, 32 if form == "parallel" else 0)
         adapters = Adapters.initial(layout, (base or tiny_base).shape, 0)
         generator = torch.Generator().manual_seed(1)
         for tensor in adapters.named.values():
@@ -79,11 +80,13 @@ def ready(run, home, tiny_path, tmp_path):
     return home
 
 
-def llama_logits(path, ids):
-    """llama.cpp's logits (T, V) for the token ids, with a float32 cache."""
+def llama_logits(path, ids, adapters=()):
+    """llama.cpp's logits (T, V) for the token ids, with a float32 cache, and with these LoRA files."""
     llama = engine.load(
         path, n_ctx=512, n_batch=512, logits_all=True, n_threads=1, type_k=0, type_v=0, flash_attn=False
     )
+    if adapters:
+        engine.LoadedAdapters(llama).use(tuple(adapters))
     llama.eval(ids)
     logits = torch.from_numpy(llama.scores[: len(ids)].copy()).double()
     llama.close()

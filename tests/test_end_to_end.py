@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from comigs_edge import home as homes
-from comigs_edge import session
+from comigs_edge import models
 from comigs_edge.base import open_base
 from comigs_edge.documents import Document
 from comigs_edge.model import Model
@@ -40,7 +40,7 @@ def test_training_export_and_chat_on_smollm2(home, run, tmp_path):
 
     run("export", "--format", "F32", "--output", tmp_path / "mine.gguf")
     here = homes.locate()
-    adapters, _ = session.newest_adapters(here, here.settings())
+    adapters, _ = models.newest_adapters(here, here.settings())
     ids = Tokenizer(here.base_file).encode(Document(text=TEXT)).ids[:200]
     model = Model(open_base(here.base_file), adapters)
     with torch.no_grad():

@@ -1,14 +1,18 @@
 """The exported file, run by unmodified llama.cpp and read by gguf-py."""
 
 import gguf
+import llama_cpp
 import numpy as np
 import pytest
 import torch
 
+from comigs_edge import engine, files, hot
 from comigs_edge.base import open_base
-from comigs_edge.export import FORMATS_TO_EXPORT, SOURCE_KEY, export
+from comigs_edge.config import FORMATS_TO_EXPORT, TRAINABLE
+from comigs_edge.errors import ComigsError
+from comigs_edge.export import SOURCE_KEY, export, replace_experts
 from comigs_edge.model import Model
-from quantize.formats import QuantizeError
+from quantize.formats import FILE_TYPES, QuantizeError
 from quantize.gguf_file import GGUFFile
 from tests.conftest import divergence, llama_logits
 from tests.tiny import write_llama
@@ -16,23 +20,77 @@ from tests.tiny import write_llama
 IDS = torch.randint(3, 260, (120,), generator=torch.Generator().manual_seed(2)).tolist()
 
 
-def torch_logits(base, adapters):
+BASES = {
+    "llama": {},
+    "llama Q4_1": {"quantised": "Q4_1"},
+    "llama, rope factors": {"rope_factors": True},
+    "llama, untied": {"tied": False},
+    "qwen2": {"architecture": "qwen2", "bias": True},
+    "qwen3": {"architecture": "qwen3", "head_norms": True, "head": 32},
+}
+MIXTURES = [(0, 1, False), (1, 2, True), (2, 3, False), (3, 2, True)]
+
+
+def torch_logits(base, adapters, block_format=None):
     model = Model(base, adapters)
+    model.block_format = block_format
     with torch.no_grad():
         return model.logits(model(torch.tensor([IDS])).hidden)
 
 
-@pytest.mark.parametrize("quantised", [None, "Q4_1"])
-@pytest.mark.parametrize(("specialists", "k", "attention"), [(0, 1, False), (1, 2, True), (2, 3, False), (3, 2, False)])
-def test_exported_mixture_equals_torch_in_llama_cpp(tmp_path, make_adapters, specialists, k, attention, quantised):
-    path = write_llama(tmp_path / "base.gguf", quantised=quantised)
-    base = open_base(path)
-    adapters = make_adapters(specialists, k, attention, base)
-    export(GGUFFile(path), adapters, "F32", tmp_path / "out.gguf")
-    expected, found = llama_logits(tmp_path / "out.gguf", IDS), torch_logits(base, adapters)
+def converted(source, format_name, target):
+    """Writes `source` with llama.cpp's own quantiser, every matrix in one format."""
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype, params.pure, params.nthread, params.allow_requantize = FILE_TYPES[format_name], True, 1, True
+    assert llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), params) == 0
+
+
+def exact(expected, found, base):
     assert divergence(expected, found) < 1e-8
     assert (expected.argmax(-1) == found.argmax(-1)).all()
     assert divergence(torch_logits(base, None), found) > 1e-2  # the adapters do change something
+
+
+@pytest.mark.parametrize("form", ["lora", "parallel"])
+@pytest.mark.parametrize("options", BASES.values(), ids=BASES.keys())
+@pytest.mark.parametrize(("specialists", "k", "attention"), MIXTURES)
+def test_exported_mixture_equals_torch_in_llama_cpp(tmp_path, make_adapters, specialists, k, attention, options, form):
+    path = write_llama(tmp_path / "base.gguf", **options)
+    base = open_base(path)
+    adapters = make_adapters(specialists, k, attention, base, form)
+    if form == "parallel" and options.get("head_norms"):
+        with pytest.raises(
+            ComigsError, match=r"no architecture for parallel experts beside a qwen3 base; .*--expert-form lora"
+        ):
+            export(GGUFFile(path), adapters, "F32", tmp_path / "out.gguf")
+        return
+    export(GGUFFile(path), adapters, "F32", tmp_path / "out.gguf")
+    exact(llama_logits(tmp_path / "out.gguf", IDS), torch_logits(base, adapters), base)
+
+
+@pytest.mark.parametrize("options", BASES.values(), ids=BASES.keys())
+@pytest.mark.parametrize(("specialists", "k", "attention"), MIXTURES)
+def test_the_layout_hot_equals_torch_in_llama_cpp(tmp_path, make_adapters, specialists, k, attention, options):
+    path = write_llama(tmp_path / "base.gguf", **options)
+    base = open_base(path)
+    adapters = make_adapters(specialists, k, attention, base)
+    file = GGUFFile(path)
+    hot.write_base(file, adapters, "F32", tmp_path / "hot.gguf")
+    paths = [tmp_path / f"{part}.gguf" for part in hot.PARTS[: 1 + (specialists > 0)]]
+    for part, target in zip(hot.PARTS, paths, strict=False):
+        hot.write_adapter(file, adapters, part, "F32", target, "abc")
+    exact(llama_logits(tmp_path / "hot.gguf", IDS, paths), torch_logits(base, adapters), base)
+
+
+@pytest.mark.parametrize("form", ["lora", "parallel"])
+@pytest.mark.parametrize("name", TRAINABLE)
+def test_training_computes_in_the_weights_of_the_exported_file(tmp_path, make_adapters, form, name):
+    """The file's tensors, dequantised by llama.cpp and written out as F32, give the fake-quantised forward pass of torch."""
+    path = write_llama(tmp_path / "base.gguf")
+    base, adapters = open_base(path), make_adapters(2, 2, form == "lora", form=form)
+    export(GGUFFile(path), adapters, name, tmp_path / "out.gguf")
+    converted(tmp_path / "out.gguf", "F32", tmp_path / "f32.gguf")
+    exact(llama_logits(tmp_path / "f32.gguf", IDS), torch_logits(base, adapters, name), base)
 
 
 @pytest.mark.parametrize("format_name", FORMATS_TO_EXPORT)
@@ -42,6 +100,8 @@ def test_every_format_holds_gguf_pys_quantisation_of_the_merged_weights(
     adapters = make_adapters()
     export(GGUFFile(tiny_path), adapters, format_name, tmp_path / "out.gguf")
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "out.gguf").tensors}
+    if format_name[0] == "I" or format_name.endswith("_K"):
+        pytest.skip("gguf-py has no quantiser for it")
     kind = gguf.GGMLQuantizationType[format_name]
     for index, name in enumerate(("ffn_gate", "ffn_up", "ffn_down")):
         weight = torch.from_numpy(GGUFFile(tiny_path).dequantize(f"blk.1.{name}.weight"))
@@ -85,3 +145,86 @@ def test_a_row_that_is_no_whole_block_is_refused_before_anything_is_written(tmp_
     with pytest.raises(QuantizeError, match=r"rows of 80 weights.*block of 32.*--format F16"):
         export(GGUFFile(path), make_adapters(base=open_base(path)), "Q8_0", tmp_path / "out.gguf")
     assert not (tmp_path / "out.gguf").exists()
+
+
+@pytest.mark.parametrize("format_name", [name for name in FORMATS_TO_EXPORT if name[0] == "I" or name.endswith("_K")])
+def test_formats_of_large_blocks_are_llama_cpps_own_with_its_fallbacks(tmp_path, make_adapters, format_name):
+    """Width 256 and 288: the rows of down are no whole blocks of 256. llama.cpp's quantiser makes the file to compare with."""
+    path = write_llama(tmp_path / "base.gguf", width=256, ff_width=288)
+    adapters = make_adapters(base=open_base(path))
+    exported = export(GGUFFile(path), adapters, format_name, tmp_path / "out.gguf", threads=2)
+    export(GGUFFile(path), adapters, "F32", tmp_path / "f32.gguf")
+    converted(tmp_path / "f32.gguf", format_name, tmp_path / "theirs.gguf")
+    ours, theirs = GGUFFile(tmp_path / "out.gguf"), GGUFFile(tmp_path / "theirs.gguf")
+    for name in ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"):
+        tensor = f"blk.1.{name}.weight"
+        assert ours.tensors[tensor].format == theirs.tensors[tensor].format
+        assert (ours.raw(tensor) == theirs.raw(tensor)).mean() > 0.999
+    fallback = ours.tensors["blk.0.ffn_down_exps.weight"].format.name
+    assert exported.formats == ({format_name: 6} if fallback == format_name else {format_name: 4, fallback: 2})
+    assert torch.isfinite(llama_logits(tmp_path / "out.gguf", IDS)).all()
+
+
+@pytest.mark.parametrize("name", ["Q8_0", "Q4_0"])
+def test_a_parallel_file_keeps_every_byte_of_the_base(tmp_path, make_adapters, name):
+    path = write_llama(tmp_path / "base.gguf", quantised="Q4_1")
+    export(GGUFFile(path), make_adapters(base=open_base(path), form="parallel"), name, tmp_path / "out.gguf")
+    base, out = GGUFFile(path), GGUFFile(tmp_path / "out.gguf")
+    for tensor in base.tensors:
+        renamed = tensor.replace(".weight", "_shexp.weight") if ".ffn_" in tensor and "norm" not in tensor else tensor
+        assert out.tensors[renamed].format == base.tensors[tensor].format
+        np.testing.assert_array_equal(out.raw(renamed), base.raw(tensor))
+    assert out.tensors["blk.0.ffn_down_exps.weight"].shape == (2, 64, 32)
+
+
+def test_new_experts_in_an_old_file_are_the_bytes_of_a_new_export(tmp_path, make_adapters):
+    path = write_llama(tmp_path / "base.gguf", quantised="Q4_1")
+    file, adapters = GGUFFile(path), make_adapters(base=open_base(path), form="parallel")
+    export(file, adapters, "Q8_0", tmp_path / "old.gguf", "a" * 64)
+    for tensor in adapters.named.values():
+        tensor.mul_(1.5)
+    replaced = replace_experts(tmp_path / "old.gguf", file, adapters, "Q8_0", tmp_path / "new.gguf", "b" * 64)
+    fresh = export(file, adapters, "Q8_0", tmp_path / "fresh.gguf", "b" * 64)
+    assert replaced.sha256 == fresh.sha256
+    assert not (tmp_path / "old.gguf").exists()
+    # Another number of experts does not fit: nothing is touched.
+    other = make_adapters(specialists=2, base=open_base(path), form="parallel")
+    assert replace_experts(tmp_path / "new.gguf", file, other, "Q8_0", tmp_path / "x.gguf", "c" * 64) is None
+    assert (tmp_path / "new.gguf").read_bytes() == (tmp_path / "fresh.gguf").read_bytes()
+
+
+def test_a_replacement_that_is_cut_off_leaves_a_file_that_names_no_adapters(tmp_path, make_adapters, monkeypatch):
+    path = write_llama(tmp_path / "base.gguf")
+    file, adapters = GGUFFile(path), make_adapters(form="parallel")
+    export(file, adapters, "Q8_0", tmp_path / "old.gguf", "a" * 64)
+    real, calls = files.write_at, []
+
+    def cut_off(target, pieces):
+        calls.append(pieces)
+        if len(calls) == 2:
+            real(target, pieces[:3])
+            raise KeyboardInterrupt
+        real(target, pieces)
+
+    monkeypatch.setattr(files, "write_at", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        replace_experts(tmp_path / "old.gguf", file, adapters, "Q8_0", tmp_path / "new.gguf", "b" * 64)
+    assert GGUFFile(tmp_path / "old.gguf").metadata[SOURCE_KEY] == "-" * 64
+
+
+def test_swapping_adapters_while_a_model_is_loaded_gives_what_a_new_start_gives(tmp_path, make_adapters):
+    path = write_llama(tmp_path / "base.gguf")
+    file, adapters = GGUFFile(path), make_adapters()
+    hot.write_base(file, adapters, "F16", tmp_path / "hot.gguf")
+    for name in ("one", "two"):
+        hot.write_adapter(file, adapters, "generalist", "F16", tmp_path / f"{name}.gguf", "")
+        adapters.experts[0][0].gate.a.mul_(-1)
+    hot.write_adapter(file, adapters, "specialists", "F16", tmp_path / "s.gguf", "")
+    llama = engine.load(tmp_path / "hot.gguf", n_ctx=512, n_batch=512, logits_all=True, n_threads=1)
+    loaded, logits = engine.LoadedAdapters(llama), []
+    for name in ("one", "two", "one"):
+        loaded.use((tmp_path / f"{name}.gguf", tmp_path / "s.gguf"))
+        llama.eval(IDS)
+        logits.append(llama.scores[: len(IDS)].copy())
+    assert (logits[0] == logits[2]).all()
+    assert np.abs(logits[0] - logits[1]).max() > 0.01

@@ -7,7 +7,8 @@ import torch
 
 from comigs_edge.base import open_base
 from comigs_edge.errors import ComigsError
-from comigs_edge.model import Model, next_token_loss, rms_norm
+from comigs_edge.model import Model, next_token_loss
+from comigs_edge.norm import rms_norm
 from comigs_edge.shape import check_tensors, read_shape
 from quantize.gguf_file import GGUFFile
 from tests.conftest import divergence, llama_logits
@@ -22,6 +23,8 @@ VARIANTS = {
     "rope factors": {"rope_factors": True},
     "linear rope scaling": {"linear_scaling": 4.0},
     "attention biases": {"bias": True},
+    "qwen2": {"architecture": "qwen2", "bias": True},
+    "qwen3": {"architecture": "qwen3", "head_norms": True, "head": 32},
 }
 
 
@@ -65,7 +68,9 @@ def test_a_tensor_of_the_wrong_shape_is_named(tmp_path):
 
 def test_another_architecture_is_refused_by_name(tmp_path):
     path = write_llama(tmp_path / "phi.gguf", architecture="phi2")
-    with pytest.raises(ComigsError, match=r"'phi2'; supported: llama"):
+    with pytest.raises(
+        ComigsError, match=r"'phi2', of which llama.cpp runs no exact mixture; choose a base of llama .*qwen2.*qwen3"
+    ):
         read_shape(GGUFFile(path))
 
 
@@ -75,9 +80,11 @@ def test_norm_and_its_gradient_equal_torch():
     assert torch.autograd.gradcheck(lambda x: rms_norm(x, weight, 1e-5), x)
 
 
-def test_recomputation_changes_no_gradient(tiny_base, make_adapters, monkeypatch):
+@pytest.mark.parametrize("block_format", [None, "Q4_0"])
+@pytest.mark.parametrize("form", ["lora", "parallel"])
+def test_recomputation_changes_no_gradient(tiny_base, make_adapters, monkeypatch, form, block_format):
     """With the shared attention update, whose tensors reach a checkpointed function without being its arguments."""
-    adapters = make_adapters(specialists=2, attention=True)
+    adapters = make_adapters(specialists=2, attention=True, form=form)
     grads = []
     for recompute in (True, False):
         if not recompute:
@@ -85,6 +92,7 @@ def test_recomputation_changes_no_gradient(tiny_base, make_adapters, monkeypatch
         for tensor in adapters.named.values():
             tensor.requires_grad_(True).grad = None
         model = Model(tiny_base, adapters)
+        model.block_format = block_format
         hidden = model(torch.tensor([IDS])).hidden
         next_token_loss(model, hidden[:-1], torch.tensor(IDS[1:]), torch.ones(99, dtype=torch.bool)).backward()
         grads.append({name: tensor.grad.clone() for name, tensor in adapters.named.items()})

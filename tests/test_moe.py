@@ -4,11 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from comigs_edge import moe
+from comigs_edge import buffers
 from comigs_edge.errors import ComigsError
 from comigs_edge.layout import experts_per_token
-from comigs_edge.lora import LoRA, merge
-from comigs_edge.moe import Expert, Frozen, Routing, balance_loss, mixture, route
+from comigs_edge.lora import LoRA, LoRAExpert, merge
+from comigs_edge.lora_mixture import mixture
+from comigs_edge.moe import Frozen, Routing, balance_loss, route
 
 
 def random_parts(experts, tokens=9, width=8, ff_width=12, rank=2, dtype=torch.float64):
@@ -22,7 +23,7 @@ def random_parts(experts, tokens=9, width=8, ff_width=12, rank=2, dtype=torch.fl
     def lora(out_width, in_width):
         return LoRA(random(rank, in_width), random(out_width, rank))
 
-    each = [Expert(lora(ff_width, width), lora(ff_width, width), lora(width, ff_width)) for _ in range(experts)]
+    each = [LoRAExpert(lora(ff_width, width), lora(ff_width, width), lora(width, ff_width)) for _ in range(experts)]
     return random(tokens, width), random(experts, width), mlp, each
 
 
@@ -41,7 +42,7 @@ def slow_twin(x, mlp, experts, routing, factor):
 @pytest.mark.parametrize(("experts", "k"), [(1, 1), (2, 2), (3, 3), (4, 2), (5, 3)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_mixture_and_its_gradients_equal_the_slow_twin(monkeypatch, experts, k, dtype):
-    monkeypatch.setattr(moe, "CHUNK", 4)  # several chunks, the last one short
+    monkeypatch.setattr(buffers, "CHUNK", 4)  # several chunks, the last one short
     x, router, mlp, each = random_parts(experts, dtype=dtype)
     leaves = [x, router, *(tensor for expert in each for lora in expert for tensor in lora)]
     results = []

@@ -10,7 +10,7 @@ from comigs_edge.batches import Rows
 from comigs_edge.layout import Layout
 from comigs_edge.model import Model
 from comigs_edge.tokens import Encoded
-from comigs_edge.train import Schedule, Trainer, steps_that_fit
+from comigs_edge.train import Pace, Schedule, Trainer, steps_that_fit
 
 
 def rows(seed, tokens=3000):
@@ -82,12 +82,16 @@ def test_training_lowers_the_loss_and_keeps_the_best_state(trainer):
 
 
 def test_steps_that_fit_by_hand():
-    plan = schedule(router_period=30, router_steps=10)
+    plan, pace = schedule(router_period=30, router_steps=10), Pace(8, 16, 10)
     # 30 steps: 30 + 10 router steps of 8 s, two validations of 10 s = 340 s; 31 need 10 router steps and a validation more.
-    assert steps_that_fit(360, 8, 10, plan, has_router=True) == 30
-    assert steps_that_fit(339, 8, 10, plan, has_router=True) == 29
-    assert steps_that_fit(360, 8, 10, plan, has_router=False) == 41  # 41 * 8 + 3 * 10 = 358
-    assert steps_that_fit(1, 8, 10, plan, has_router=True) == 1
+    assert steps_that_fit(360, pace, plan, has_router=True) == 30
+    assert steps_that_fit(339, pace, plan, has_router=True) == 29
+    assert steps_that_fit(360, pace, plan, has_router=False) == 41  # 41 * 8 + 3 * 10 = 358
+    assert steps_that_fit(1, pace, plan, has_router=True) == 1
+    quantised = schedule(router_period=30, router_steps=10, block_format="Q4_0", quantise_start=0.5)
+    # 20 steps: 10 * 8 + 10 * 16 = 240, as much again by half for the 10 router steps, two validations: 380.
+    assert steps_that_fit(380, pace, quantised, has_router=True) == 20
+    assert steps_that_fit(379, pace, quantised, has_router=True) == 19
 
 
 def test_learning_rate_warms_up_and_ends_at_the_final_rate():

@@ -1,4 +1,4 @@
-"""A real llama GGUF file, small: two random layers and a byte-level vocabulary with a ChatML template.
+"""A real GGUF file of the llama family, small: two random layers and a byte-level vocabulary with a ChatML template.
 
 Written with gguf-py, which is not our code, and read by llama.cpp like any other model.
 """
@@ -38,16 +38,20 @@ def write_llama(
     tied: bool = True,
     rope_factors: bool = False,
     bias: bool = False,
+    head_norms: bool = False,
     linear_scaling: float | None = None,
     quantised: str | None = None,
     architecture: str = "llama",
+    head: int | None = None,
     template: str | None = TEMPLATE,
     add_bos: bool = False,
 ) -> Path:
     """Writes the model; `quantised` names a block format for the matrices (default F32)."""
     rng = np.random.default_rng(seed)
-    head = width // heads
+    head = head or width // heads
     writer = gguf.GGUFWriter(path, architecture)
+    writer.add_key_length(head)
+    writer.add_value_length(head)
     writer.add_name("tiny")
     writer.add_block_count(blocks)
     writer.add_context_length(512)
@@ -95,10 +99,10 @@ def write_llama(
         vector(f"blk.{index}.attn_norm.weight", width, 1.0)
         vector(f"blk.{index}.ffn_norm.weight", width, 1.0)
         sizes = {
-            "attn_q": (width, width),
+            "attn_q": (heads * head, width),
             "attn_k": (kv_heads * head, width),
             "attn_v": (kv_heads * head, width),
-            "attn_output": (width, width),
+            "attn_output": (width, heads * head),
             "ffn_gate": (ff_width, width),
             "ffn_up": (ff_width, width),
             "ffn_down": (width, ff_width),
@@ -107,6 +111,9 @@ def write_llama(
             matrix(f"blk.{index}.{name}.weight", rows, columns, 2.0)
             if bias and name in ("attn_q", "attn_k", "attn_v"):
                 vector(f"blk.{index}.{name}.bias", rows, 0.0)
+        if head_norms:
+            vector(f"blk.{index}.attn_q_norm.weight", head, 1.0)
+            vector(f"blk.{index}.attn_k_norm.weight", head, 1.0)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -9,10 +9,9 @@ import typer
 from comigs_edge import home as homes
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from comigs_edge.chat import Chat
     from comigs_edge.config import Config
+    from comigs_edge.export import Exported
     from comigs_edge.home import Home
 
 HELP = "/exit ends, /clear forgets the conversation, /system TEXT sets the system prompt, Ctrl-C stops an answer"
@@ -41,39 +40,57 @@ def chat(
 
     home = homes.locate()
     settings = home.settings()
-    model = home.base_file if base else _personal(home, settings)
+    personal = None if base else _personal(home, settings)
     with notes.status("loading"):
         from comigs_edge.chat import Chat
         from comigs_edge.tokens import Tokenizer
 
         options = settings.chat
         session = Chat(
-            model, Tokenizer(home.base_file), options.system if system is None else system, options.context,
+            personal.path if personal else home.base_file, personal.adapters if personal else (),
+            Tokenizer(home.base_file), options.system if system is None else system, options.context,
             settings.device().usable_threads, options.temperature if temperature is None else temperature,
             options.top_p, options.max_tokens, seed,
         )  # fmt: skip
     if prompt is not None:
         _say(session, prompt)
     else:
-        _converse(session, model)
+        _converse(session, home, settings if personal else None)
 
 
-def _personal(home: Home, settings: Config) -> Path:
-    from comigs_edge import session
+def _personal(home: Home, settings: Config) -> Exported:
+    from comigs_edge import models
     from comigs_edge.commands.console import bar
 
-    path = session.current_export(home, settings)
-    if path is None:
+    storage = settings.storage()
+    found = models.current(home, settings, storage)
+    if found is None:
         with bar("exporting your model") as progress:
-            path = session.export_newest(home, settings, settings.export.format, None, progress).path
-    return path
+            found = models.export_newest(home, settings, storage, None, progress)
+    return found
 
 
-def _converse(session: Chat, model: Path) -> None:
+def _swap_if_newer(session: Chat, home: Home, settings: Config, version: int) -> int:
+    """Goes on with the newest adapters if there are newer ones than `version`; returns their version."""
     from comigs_edge.commands.console import out
+    from comigs_edge.versions import versions
 
-    out.print(f"[dim]{model}\n{HELP}[/]", soft_wrap=True)
+    newest = versions(home.adapters)[-1]
+    if newest != version:
+        personal = _personal(home, settings)
+        session.swap(personal.path, personal.adapters)
+        out.print(f"[dim]your model was trained since: going on with version {newest}[/]")
+    return newest
+
+
+def _converse(session: Chat, home: Home, settings: Config | None) -> None:
+    """Talks until the person leaves; `settings` are None for the base, which nothing makes newer."""
+    from comigs_edge.commands.console import out
+    from comigs_edge.versions import versions
+
+    out.print(f"[dim]{session.model}\n{HELP}[/]", soft_wrap=True)
     _enable_line_editing()
+    version = versions(home.adapters)[-1] if settings else 0
     while True:
         try:
             text = input("\n> ").strip()
@@ -94,6 +111,8 @@ def _converse(session: Chat, model: Path) -> None:
         elif command.startswith("/"):
             out.print(f"[dim]{HELP}[/]")
         elif text:
+            if settings:
+                version = _swap_if_newer(session, home, settings, version)
             _say(session, text)
 
 

@@ -44,7 +44,7 @@ def evaluate(
     with notes.status("loading"):
         import torch
 
-        from comigs_edge import session
+        from comigs_edge import models, session
         from comigs_edge.evaluate import prepare
         from comigs_edge.tokens import Tokenizer
 
@@ -52,7 +52,7 @@ def evaluate(
         torch.set_num_threads(threads)
         documents = session.corpus(home, settings)
         documents.check_enough()
-        session.newest_adapters(home, settings)  # tells at once if there is nothing to measure
+        models.newest_adapters(home, settings)  # tells at once if there is nothing to measure
         tokenizer = Tokenizer(home.base_file)
     with bar("reading the test text") as progress:
         encoded = session.encode(documents, tokenizer, "test", [], progress)
@@ -81,24 +81,26 @@ def _score(
     threads: int,
     advance: Callable[[int], None],
 ) -> Score | None:
-    from comigs_edge import session
+    from comigs_edge import models
     from comigs_edge.base import open_base
     from comigs_edge.evaluate import in_llama_cpp, in_torch
     from comigs_edge.model import Model
 
+    storage = settings.storage()
     if engine == Engine.llama_cpp and name == "base":
         return in_llama_cpp(home.base_file, text, threads, advance)
     if engine == Engine.llama_cpp and name == "mixture":
-        path = session.current_export(home, settings)
-        path = path or session.export_newest(home, settings, settings.export.format, None).path
-        return in_llama_cpp(path, text, threads, advance)
-    adapters, _ = session.newest_adapters(home, settings)
+        found = models.current(home, settings, storage) or models.export_newest(home, settings, storage)
+        return in_llama_cpp(found.path, text, threads, advance, found.adapters)
+    adapters, _ = models.newest_adapters(home, settings)
     others = tuple(range(1, adapters.layout.num_experts))
     if name == "specialists" and not others:
         return None
     base = open_base(home.base_file, threads)
     only = {"generalist": (0,), "specialists": others}.get(name)
-    return in_torch(Model(base, None if name == "base" else adapters, only), text, advance)
+    model = Model(base, None if name == "base" else adapters, only)
+    model.block_format = storage.fake_format
+    return in_torch(model, text, advance)
 
 
 def _report(scores: dict[str, Score | None], text: TestText, engine: Engine, as_json: bool) -> None:

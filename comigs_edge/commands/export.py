@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from comigs_edge import home as homes
+
+if TYPE_CHECKING:
+    from comigs_edge.config import Config, Storage
+    from comigs_edge.export import Exported
+    from comigs_edge.home import Home
 
 
 def register(app: typer.Typer) -> None:
@@ -19,41 +24,77 @@ def register(app: typer.Typer) -> None:
 def export(
     format: Annotated[
         Optional[str],
-        typer.Option(
-            metavar="Q8_0|F16|F32|Q4_0|Q4_1", help="Format of the experts' weights; default: config.toml's, Q8_0."
-        ),
+        typer.Option(metavar="NAME", help="Block format of what was trained: Q8_0, Q4_0, Q4_K, F16 ...; default: config.toml's."),
     ] = None,
-    output: Annotated[Optional[Path], typer.Option(help="File to write; default: a new version in models/.")] = None,
+    layout: Annotated[
+        Optional[str],
+        typer.Option(metavar="merged|hot", help="One file, or a base and adapters that llama.cpp swaps; default: config.toml's."),
+    ] = None,
+    output: Annotated[
+        Optional[Path], typer.Option(help="File (layout hot: folder) to write; default: a new version in models/.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
+) -> None:  # fmt: skip
     """Write your model as one GGUF file for llama.cpp, Ollama and others."""
-    from comigs_edge.commands.console import bar, next_command, out, print_json, size, warn
+    from comigs_edge.commands.console import bar, next_command, print_json, warn
 
     home = homes.locate()
     settings = home.settings()
-    from comigs_edge import session
-    from comigs_edge.export import FORMATS_TO_EXPORT, FOUR_BIT_WARNING
+    from comigs_edge import models
+    from comigs_edge.config import FORMATS_TO_EXPORT, LAYOUTS
 
-    name = (format or settings.export.format).upper()
-    if name not in FORMATS_TO_EXPORT:
-        raise typer.BadParameter(f"{name} is not one of {', '.join(FORMATS_TO_EXPORT)}")
-    if name.startswith("Q4"):
-        warn(FOUR_BIT_WARNING.format(format=name))
+    storage = settings.storage(layout, format)
+    for name, known in ((storage.format, FORMATS_TO_EXPORT), (storage.layout, LAYOUTS)):
+        if name not in known:
+            raise typer.BadParameter(f"{name} is not one of {', '.join(known)}")
     start = time.monotonic()
     with bar("exporting") as progress:
-        exported = session.export_newest(home, settings, name, output and output.expanduser().absolute(), progress)
+        exported = models.export_newest(home, settings, storage, output and output.expanduser().absolute(), progress)
     seconds = time.monotonic() - start
+    for text in _cautions(home, settings, storage, exported):
+        warn(text)
     if json:
         print_json({
-            "path": str(exported.path), "bytes": exported.size, "seconds": round(seconds, 2),
-            "sha256": exported.sha256, "format": name,
+            "path": str(exported.path), "adapters": [str(path) for path in exported.adapters], "bytes": exported.size,
+            "seconds": round(seconds, 2), "sha256": exported.sha256, "format": storage.format, "layout": storage.layout,
+            "formats": exported.formats,
         })  # fmt: skip
         return
-    out.print(f"{exported.path}\n{size(exported.size)} in {seconds:.1f} s, sha256 {exported.sha256}\n", soft_wrap=True)
-    out.print("Use it elsewhere:", soft_wrap=True)
-    out.print(f"  llama-server -m {exported.path}", soft_wrap=True)
-    out.print(
-        f"  echo 'FROM {exported.path}' > Modelfile && ollama create mine -f Modelfile && ollama run mine",
-        soft_wrap=True,
-    )
+    _show(exported, seconds)
     next_command("comigs-edge chat")
+
+
+def _cautions(home: Home, settings: Config, storage: Storage, exported: Exported) -> list[str]:
+    from comigs_edge.models import newest_adapters
+
+    adapters, manifest = newest_adapters(home, settings)
+    found = []
+    others = {name: count for name, count in exported.formats.items() if name != storage.format and count}
+    if others:
+        listed = ", ".join(f"{count} tensors in {name}" for name, count in others.items())
+        found.append(
+            f"rows that are not whole blocks of {storage.format} took the format llama.cpp falls back to: {listed}"
+        )
+    low_bits = storage.format[0] in "QI" and storage.format != "Q8_0"
+    if low_bits and adapters.layout.form == "lora" and manifest.get("block_format") != storage.format:
+        found.append(
+            f"{storage.format} rounds the merged weights again, and these were not trained for it: of a small update to a "
+            '4-bit base as little as 6 to 14 % survives; put format = "Q4_0" into [quantize] of config.toml and train, or '
+            "use Q8_0"
+        )
+    return found
+
+
+def _show(exported: Exported, seconds: float) -> None:
+    from comigs_edge.commands.console import out, size
+
+    digest = f", sha256 {exported.sha256}" if exported.sha256 else ""
+    out.print(f"{exported.path}\n{size(exported.size)} in {seconds:.1f} s{digest}\n", soft_wrap=True)
+    out.print("Use it elsewhere:", soft_wrap=True)
+    loras = "".join(f" --lora {path}" for path in exported.adapters)
+    out.print(f"  llama-server -m {exported.path}{loras}", soft_wrap=True)
+    if not loras:
+        out.print(
+            f"  echo 'FROM {exported.path}' > Modelfile && ollama create mine -f Modelfile && ollama run mine",
+            soft_wrap=True,
+        )

@@ -9,7 +9,7 @@ import typer
 
 import profiles
 from comigs_edge import home as homes
-from comigs_edge.config import Config
+from comigs_edge.config import FORMS, Config, ModelConfig
 from comigs_edge.home import Home
 
 
@@ -26,6 +26,10 @@ def init(
         Optional[int], typer.Option(min=0, max=63, help="Local experts beside the generalist; default: the profile's.")
     ] = None,
     profile: Annotated[str, typer.Option(help=f"What the device can carry: {', '.join(profiles.names())}.")] = "auto",
+    expert_form: Annotated[
+        Optional[str],
+        typer.Option(metavar="lora|parallel", help="LoRA experts in the MLP, or small ones beside it; default: lora."),
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Write the settings and the base anew; text and models stay.")
     ] = False,
@@ -41,8 +45,10 @@ def init(
         settings = home.settings()
     else:
         profiles.load(profile)
+        if expert_form is not None and expert_form not in FORMS:
+            raise typer.BadParameter(f"--expert-form {expert_form} is not one of {', '.join(FORMS)}")
         found = homes.find_base(base or homes.DEFAULT_BASE)
-        _check_base(found[1])
+        _check_base(found[1], expert_form)
         total, done = found[1].stat().st_size, 0
         with bar("reading the base") as progress:
 
@@ -51,19 +57,21 @@ def init(
                 done += count
                 progress(done, total)
 
-            settings = homes.create(home, found, profile, specialists, advance)
+            settings = homes.create(home, found, profile, specialists, expert_form, advance)
         out.print(f"made {home.root}\n", soft_wrap=True)
     _print_plan(home, settings)
     next_command("comigs-edge data add FOLDER")
 
 
-def _check_base(path: Path) -> None:
+def _check_base(path: Path, expert_form: str | None) -> None:
     """Nothing is made for a base that could not be trained."""
-    from comigs_edge.shape import check_tensors, read_shape
+    from comigs_edge.shape import check_tensors, exported_as, read_shape
     from quantize.gguf_file import GGUFFile
 
     file = GGUFFile(path)
-    check_tensors(file, read_shape(file))
+    shape = read_shape(file)
+    check_tensors(file, shape)
+    exported_as(shape.architecture, expert_form or ModelConfig.expert_form, 2)
 
 
 def _print_plan(home: Home, settings: Config) -> None:
@@ -74,7 +82,7 @@ def _print_plan(home: Home, settings: Config) -> None:
 
     device, train = settings.device(), settings.train
     shape = read_shape(GGUFFile(home.base_file))
-    layout = planned(settings.model, device)
+    layout = planned(settings.model, device, shape)
     specialists = layout.num_specialists
     trainable = sum(a * b for a, b in expected_shapes(layout, shape).values())
     batch, context = train.batch or device.batch, train.context or device.context
@@ -86,7 +94,8 @@ def _print_plan(home: Home, settings: Config) -> None:
         ("device", f"profile {device.name}, {device.usable_threads} threads"),
         (
             "experts",
-            f"1 generalist + {specialists} specialist{'s' * (specialists != 1)}, rank {layout.rank}, "
+            f"1 generalist + {specialists} specialist{'s' * (specialists != 1)}, "
+            f"{f'LoRA of rank {layout.rank}' if layout.form == 'lora' else f'parallel, {layout.expert_width} wide'}, "
             f"{layout.experts_per_token} per token",
         ),
         ("trained", f"{trainable / 1e6:.2f} million weights"),

@@ -6,7 +6,7 @@ import gc
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -86,20 +86,24 @@ def _steps_in(training: Training, minutes: float | None) -> int | None:
     from comigs_edge.commands.console import notes
     from comigs_edge.layout import planned
     from comigs_edge.model import Model
-    from comigs_edge.train import Trainer, steps_that_fit
+    from comigs_edge.train import Pace, Trainer, steps_that_fit
 
-    layout = planned(training.settings.model, training.profile)
+    layout = planned(training.settings.model, training.profile, training.base.shape)
     plan = session.schedule(training.settings, training.profile, None)
     with notes.status("measuring a step"):
         adapters = Adapters.initial(layout, training.base.shape, 0)
         trial = Trainer(Model(training.base, adapters), *training.rows, replace(plan, steps=10**9, router_period=10**9))
         trial.step()  # the first one also makes the optimiser's state
-        times = [time.monotonic()]
-        for measured in (trial.step, trial.validate):
-            measured()
-            times.append(time.monotonic())
-    step, validation = times[1] - times[0], times[2] - times[1]
-    return steps_that_fit(minutes * 60, step, validation, plan, has_router=layout.num_specialists > 0)
+        step = _seconds(trial.step)
+        trial.schedule = replace(trial.schedule, quantise_start=0.0)
+        pace = Pace(step, _seconds(trial.step) if plan.block_format else step, _seconds(trial.validate))
+    return steps_that_fit(minutes * 60, pace, plan, has_router=layout.num_specialists > 0)
+
+
+def _seconds(action: Callable[[], object]) -> float:
+    start = time.monotonic()
+    action()
+    return time.monotonic() - start
 
 
 def _run(training: Training, trainer: Trainer, checkpoint_minutes: float) -> int:

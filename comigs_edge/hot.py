@@ -1,0 +1,136 @@
+"""The layout `hot`: a base that is written once and never merged, and adapters that llama.cpp swaps while it runs.
+
+The base's file holds the bytes of its MLP once for every expert and a router of zeros. The generalist (with the shared
+attention update) and the specialists (with the router, a LoRA on those zeros: R times the identity) are two LoRA files, each
+with zeros in the places of the other. A new generalist is one file of a few megabytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from comigs_edge import files
+from comigs_edge.adapters import Adapters
+from comigs_edge.base import tensor_to_numpy
+from comigs_edge.errors import ComigsError
+from comigs_edge.export import (
+    SOURCE_KEY,
+    Exported,
+    Metadata,
+    fixed,
+    mixture_metadata,
+    reorders,
+    router_plan,
+    target_architecture,
+    write_model,
+)
+from comigs_edge.layout import ATTENTION, FFN, Layout
+from comigs_edge.lora import LoRA
+from comigs_edge.shape import Shape, llama_order, read_shape
+from quantize import ggml
+from quantize.formats import BlockFormat, block_format
+from quantize.ggml import Bytes, Floats
+from quantize.gguf_file import GGUFFile
+from quantize.gguf_writer import TensorPlan, entry, write
+
+FORMATS = ("F16", "F32")  # of the adapters; with F32 the base is F32 too
+BASE_KEY = "comigs_edge.base_sha256"  # which base a hot base holds
+PARTS = ("generalist", "specialists")
+
+
+def write_base(
+    base: GGUFFile, adapters: Adapters, format_name: str, output: Path, base_sha256: str = "",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Exported:  # fmt: skip
+    """Writes the base for these adapters' number of experts; it fits every adapter of the same layout."""
+    shape, layout = read_shape(base), adapters.layout
+    architecture, fmt = _architecture(shape, adapters), block_format(format_name)
+    plans: list[TensorPlan] = []
+    for name in base.tensors:
+        part = name.split(".")[-2]
+        order = llama_order(shape, name.split(".", 2)[-1]) if reorders(shape, architecture) else None
+        plan = fixed(base, name, fmt, order=order)
+        plans.append(_copies(plan, layout.num_experts) if part in FFN and layout.num_experts > 1 else plan)
+        if part == FFN[-1] and layout.num_experts > 1:
+            plans.append(router_plan(int(name.split(".")[1]), np.zeros((layout.num_experts, shape.width), np.float32)))
+    changes: Metadata = {"general.architecture": architecture, BASE_KEY: base_sha256}
+    if layout.num_experts > 1:
+        changes |= mixture_metadata(architecture, shape, layout.num_experts, layout.experts_per_token)
+    return write_model(base, shape, plans, changes, output, progress)
+
+
+def write_adapter(base: GGUFFile, adapters: Adapters, part: str, format_name: str, output: Path, sha256: str) -> int:
+    """Writes the LoRA file of `part`, one of PARTS; returns its bytes."""
+    shape = read_shape(base)
+    architecture = _architecture(shape, adapters)
+    plans = list(_adapter_plans(adapters, shape, part, block_format(format_name), reorders(shape, architecture)))
+    metadata = [
+        entry("general.type", "adapter"), entry("general.architecture", architecture), entry("adapter.type", "lora"),
+        entry("adapter.lora.alpha", 0.0),  # llama.cpp then scales by 1: the scale is in B
+        entry(SOURCE_KEY, sha256),
+    ]  # fmt: skip
+    with files.atomic_writer(output) as file:
+        write(file, metadata, plans)
+    return output.stat().st_size
+
+
+def _architecture(shape: Shape, adapters: Adapters) -> str:
+    if adapters.layout.form != "lora":
+        raise ComigsError(
+            "the layout hot is for LoRA experts; parallel experts are swapped by rewriting their small tensors: "
+            "comigs-edge export --layout merged"
+        )
+    return target_architecture(shape, adapters)
+
+
+def _copies(plan: TensorPlan, count: int) -> TensorPlan:
+    name = plan.name.replace(".weight", "_exps.weight")
+    return TensorPlan(name, (count, *plan.shape), plan.format, lambda: np.tile(plan.make(), count), is_fixed=True)
+
+
+def _adapter_plans(
+    adapters: Adapters, shape: Shape, part: str, fmt: BlockFormat, in_llama_order: bool
+) -> list[TensorPlan]:
+    layout = adapters.layout
+    experts = range(1) if part == PARTS[0] else range(1, layout.num_experts)
+    plans: list[TensorPlan] = []
+    for block in range(shape.num_blocks):
+        for index, name in enumerate(FFN):
+            updates = [adapters.experts[block][e][index] for e in experts]
+            stacked = f"blk.{block}.{name}{'_exps' if layout.num_experts > 1 else ''}.weight"
+            plans += _pair(stacked, *_slots(updates, layout, experts), fmt)
+        router = adapters.routers[block]
+        if part == PARTS[1] and router is not None:
+            identity = np.eye(layout.num_experts, dtype=np.float32)
+            plans += _pair(f"blk.{block}.ffn_gate_inp.weight", tensor_to_numpy(router), identity, block_format("F32"))
+        if part == PARTS[0] and layout.attention:
+            for name in ATTENTION:
+                a, b = (tensor_to_numpy(tensor) for tensor in adapters.attention[block][name])
+                order = llama_order(shape, name)
+                if order is not None and not in_llama_order:
+                    b = b[np.argsort(order)]
+                plans += _pair(f"blk.{block}.{name}.weight", a, b * np.float32(layout.scale), fmt)
+    return plans
+
+
+def _slots(updates: list[LoRA], layout: Layout, experts: range) -> tuple[Floats, Floats]:
+    """A (E, R, in) and B (E, out, R) with zeros where an expert is not in this file; flat for one expert alone."""
+    first = updates[0]
+    a = np.zeros((layout.num_experts, *first.a.shape), np.float32)
+    b = np.zeros((layout.num_experts, *first.b.shape), np.float32)
+    for expert, update in zip(experts, updates, strict=True):
+        a[expert], b[expert] = tensor_to_numpy(update.a), tensor_to_numpy(update.b) * np.float32(layout.expert_scale)
+    return (a, b) if layout.num_experts > 1 else (a[0], b[0])
+
+
+def _pair(name: str, a: Floats, b: Floats, fmt: BlockFormat) -> list[TensorPlan]:
+    def plan(suffix: str, values: Floats) -> TensorPlan:
+        def make() -> Bytes:
+            return ggml.quantize(name, values, fmt)
+
+        return TensorPlan(f"{name}.{suffix}", values.shape, fmt, make)
+
+    return [plan("lora_a", a), plan("lora_b", b)]

@@ -1,0 +1,133 @@
+"""The folder `models/`: what was exported, which of it holds the newest adapters, and the quickest way to make it so.
+
+personal-0003-Q8_0.gguf                    one file, layout merged
+hot-base-2-2-F16.gguf                      layout hot: the base for 2 experts, 2 a token, and beside it
+personal-0003-hot-F16-generalist.gguf      the adapters that llama.cpp swaps
+personal-0003-hot-F16-specialists.gguf
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from comigs_edge import adapters as adapter_files
+from comigs_edge import files, hot
+from comigs_edge.adapters import Adapters
+from comigs_edge.config import Config, Storage
+from comigs_edge.errors import ComigsError
+from comigs_edge.export import SOURCE_KEY, Exported, export, replace_experts
+from comigs_edge.home import Home
+from comigs_edge.shape import read_shape
+from comigs_edge.versions import KEPT_VERSIONS, read_manifest, versions
+from quantize.formats import QuantizeError
+from quantize.gguf_file import GGUFFile
+
+Progress = Callable[[int, int], None]  # done, of how many
+SILENT: Progress = lambda done, total: None  # noqa: E731
+
+
+def newest_adapters(home: Home, settings: Config) -> tuple[Adapters, dict[str, Any]]:
+    """The newest adapters and their manifest, without the base's weights."""
+    return adapter_files.load(home.adapters, read_shape(GGUFFile(home.base_file)), settings.base.sha256)
+
+
+def export_newest(
+    home: Home, settings: Config, storage: Storage, output: Path | None = None, progress: Progress = SILENT
+) -> Exported:
+    """Exports the newest adapters, to `models/` unless `output` is given; there the last three versions are kept.
+
+    `output` names the file, or for the layout hot the folder. Parallel experts go into the newest file of `models/` that
+    differs in nothing else.
+    """
+    adapters, manifest = newest_adapters(home, settings)
+    files.make_folder(home.models)
+    files.remove_temporaries(home.models, older_than_seconds=3600)
+    if storage.layout == "hot":
+        return _export_hot(home, settings, adapters, manifest, storage.format, output or home.models)
+    base, sha256, target = GGUFFile(home.base_file), manifest["sha256"], output
+    if target is None:
+        target = home.models / f"personal-{manifest['version']:04d}-{storage.format}.gguf"
+        _remove_old(home, manifest["version"] - KEPT_VERSIONS)
+        if adapters.layout.form == "parallel" and (
+            before := _newest(home.models.glob(f"personal-*-{storage.format}.gguf"))
+        ):
+            replaced = _replaced(before, base, adapters, storage.format, target, sha256)
+            if replaced is not None:
+                return replaced
+    return export(base, adapters, storage.format, target, sha256, progress, settings.device().usable_threads)
+
+
+def current(home: Home, settings: Config, storage: Storage) -> Exported | None:
+    """What `models/` holds of the newest adapters, as `storage` wants them; None if there is nothing."""
+    numbers = versions(home.adapters)
+    if not numbers:
+        return None
+    sha256, name = read_manifest(home.adapters, numbers[-1])["sha256"], f"personal-{numbers[-1]:04d}-"
+    if storage.layout == "hot":
+        adapters, _ = newest_adapters(home, settings)
+        base = _hot_base(home.models, adapters, storage.format)
+        parts = tuple(home.models / f"{name}hot-{storage.format}-{part}.gguf" for part in _parts(adapters))
+        if _holds(base, hot.BASE_KEY, settings.base.sha256) and all(_holds(part, SOURCE_KEY, sha256) for part in parts):
+            return Exported(base, sum(path.stat().st_size for path in (base, *parts)), "", {}, parts)
+        return None
+    path = home.models / f"{name}{storage.format}.gguf"
+    return Exported(path, path.stat().st_size, "") if _holds(path, SOURCE_KEY, sha256) else None
+
+
+def _export_hot(
+    home: Home, settings: Config, adapters: Adapters, manifest: dict[str, Any], format_name: str, folder: Path
+) -> Exported:
+    if format_name not in hot.FORMATS:
+        raise ComigsError(
+            f"the layout hot stores its adapters as {' or '.join(hot.FORMATS)}, not {format_name}; the base keeps its own "
+            "format: comigs-edge export --layout hot --format F16"
+        )
+    base, target = GGUFFile(home.base_file), _hot_base(folder, adapters, format_name)
+    if not _holds(target, hot.BASE_KEY, settings.base.sha256):
+        hot.write_base(base, adapters, format_name, target, settings.base.sha256)
+    paths = []
+    for part in _parts(adapters):
+        paths.append(folder / f"personal-{manifest['version']:04d}-hot-{format_name}-{part}.gguf")
+        hot.write_adapter(base, adapters, part, format_name, paths[-1], manifest["sha256"])
+    if folder == home.models:
+        _remove_old(home, manifest["version"] - KEPT_VERSIONS)
+    total = sum(path.stat().st_size for path in (target, *paths))
+    return Exported(target, total, files.sha256_file(target), {format_name: 0}, tuple(paths))
+
+
+def _hot_base(folder: Path, adapters: Adapters, format_name: str) -> Path:
+    layout = adapters.layout
+    return folder / f"hot-base-{layout.num_experts}-{layout.experts_per_token}-{format_name}.gguf"
+
+
+def _parts(adapters: Adapters) -> tuple[str, ...]:
+    return hot.PARTS if adapters.layout.num_specialists else hot.PARTS[:1]
+
+
+def _replaced(
+    before: Path, base: GGUFFile, adapters: Adapters, format_name: str, target: Path, sha256: str
+) -> Exported | None:
+    try:
+        return replace_experts(before, base, adapters, format_name, target, sha256)
+    except QuantizeError:  # the file is damaged: it is made anew
+        return None
+
+
+def _holds(path: Path, key: str, sha256: str) -> bool:
+    try:
+        return path.exists() and GGUFFile(path).metadata.get(key) == sha256
+    except QuantizeError:
+        return False
+
+
+def _newest(paths: Any) -> Path | None:
+    return max(paths, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def _remove_old(home: Home, oldest: int) -> None:
+    """Deletes the exports of version `oldest` and before."""
+    for path in home.models.glob("personal-*.gguf"):
+        if int(path.name.split("-")[1]) <= oldest:
+            path.unlink()

@@ -1,0 +1,66 @@
+"""Parallel experts: each its own small SwiGLU beside the frozen MLP ("parallel adapter", He et al. 2022, arXiv:2110.04366).
+
+    y = MLP(x) + s sum_e w_e D_e (silu(G_e x) * (U_e x))
+
+The file keeps the bytes of the frozen MLP; only the small matrices are new. D starts at zero, so training starts at the base.
+
+Shapes: N tokens, D width, E experts, W width of an expert's hidden layer.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from quantize.fake import fake_quantize
+
+
+class ParallelExpert(NamedTuple):
+    """The matrices of one expert in one block."""
+
+    gate: Tensor  # (W, D)
+    up: Tensor  # (W, D)
+    down: Tensor  # (D, W)
+
+
+def small_experts(
+    normed: Tensor, experts: list[ParallelExpert], weights: Tensor | None, factor: float, format_name: str | None
+) -> Tensor:  # (N, D) -> (N, D)
+    """What the experts, with their routing `weights` (N, E), add to the frozen MLP, whose normed input is `normed`.
+
+    Their matrices are fake quantised if a format is named; `weights` is None for one expert alone. All experts are
+    computed for every token: they are small, and one that was not chosen has a weight of zero.
+    """
+    gate, up, down = (
+        torch.cat([stored(expert[part], factor if part == 2 else 1.0, format_name) for expert in experts], dim=dim)
+        for part, dim in ((0, 0), (1, 0), (2, 1))
+    )  # (E W, D), (E W, D), (D, E W)
+    hidden = F.silu(F.linear(normed, gate)) * F.linear(normed, up)  # (N, E W)
+    if weights is not None:  # (N, E)
+        hidden = (hidden.view(len(hidden), len(experts), -1) * weights[:, :, None]).flatten(1)
+    return F.linear(hidden, down)
+
+
+def stored(weight: Tensor, factor: float, format_name: str | None) -> Tensor:
+    """factor * weight as the file holds it; the rounding is passed straight through to the gradient."""
+    scaled = weight if factor == 1.0 else weight * factor
+    return scaled if format_name is None else straight_through(scaled, format_name)
+
+
+def straight_through(weight: Tensor, format_name: str) -> Tensor:
+    """The fake-quantised weight, with the gradient of the weight itself."""
+    rounded: Tensor = _StraightThrough.apply(weight, format_name)  # type: ignore[no-untyped-call]
+    return rounded
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, format_name: str) -> Tensor:
+        return fake_quantize(weight, format_name)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
