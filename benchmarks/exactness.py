@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from comigs_edge import engine, session
+from comigs_edge import engine, models, session
 from comigs_edge import home as homes
 from comigs_edge.adapters import Adapters
 from comigs_edge.base import Base, open_base
@@ -57,7 +57,7 @@ def main() -> None:
         start = time.monotonic()
         base = open_base(home.base_file)
         opened.append(time.monotonic() - start)
-    adapters, _ = session.newest_adapters(home, settings)
+    adapters, _ = models.newest_adapters(home, settings)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "base-F32.gguf"
         export(GGUFFile(home.base_file), None, "F32", path)

@@ -159,7 +159,8 @@ class Config:
         name = (format_name or self.quantize.format or ("F16" if layout == "hot" else "Q8_0")).upper()
         start = self.quantize.start
         if start is None:
-            start = 0.0 if self.model.expert_form == "parallel" else 1.0 if name == "Q8_0" else 0.65
+            few_bits = name in TRAINABLE and name != "Q8_0"
+            start = 0.0 if self.model.expert_form == "parallel" else 0.65 if few_bits else 1.0
         return Storage(layout, name, start)
 
 
@@ -245,72 +246,3 @@ def _check(config: Config, path: Path) -> None:
         if chosen is not None and chosen not in known:
             raise ComigsError(f"{path}: {name} = {chosen!r} must be one of {', '.join(known)}")
     profiles.load(config.profile)
-
-
-def text(base: BaseConfig, profile: str, specialists: int | None, expert_form: str | None) -> str:
-    """A commented config.toml."""
-    chosen = "# specialists = 1" if specialists is None else f"specialists = {specialists}"
-    form = f'# expert_form = "{ModelConfig.expert_form}"' if expert_form is None else f'expert_form = "{expert_form}"'
-    return TEMPLATE.format(
-        format=HOME_FORMAT, profile=profile, name=base.name, sha256=base.sha256, size=base.size, specialists=chosen,
-        form=form,
-    )  # fmt: skip
-
-
-TEMPLATE = """\
-# Settings of comigs-edge. A line that starts with # shows the default; remove the # to change it.
-format = {format}             # of this folder; leave it
-profile = "{profile}"       # what the device can carry: auto, laptop, pi4, pi5, jetson
-
-[base]                 # the model that everything here belongs to; leave it
-name = "{name}"
-sha256 = "{sha256}"
-size = {size}
-
-[model]
-{specialists}        # local experts beside the generalist; default: the profile's
-{form}   # lora: low-rank updates in the MLP; parallel: small MLPs beside it, a compact file
-# rank = 8               # of each low-rank update
-# expert_width = 32      # of a parallel expert; default: as many weights as LoRA of this rank
-# alpha = 16.0           # updates are scaled by alpha / sqrt(rank)
-# experts_per_token = 2
-# attention = false      # also one shared low-rank update of the attention; it is part of the generalist
-
-[train]
-# steps = 200            # expert steps of one training
-# batch = 8              # rows in a step; default: the profile's
-# context = 128          # tokens in a row; default: the profile's
-# expert_learning_rate = 0.002
-# final_learning_rate = 0.0002
-# router_learning_rate = 0.002
-# warmup_steps = 0
-# router_period = 30     # expert steps on training text, then ...
-# router_steps = 10      # ... router steps on validation text
-# balance_weight = 0.01  # of the load-balance loss, where it is not constant
-# weight_decay = 0.01
-# validation_rows = 32   # rows of validation text that the best state is chosen on
-# checkpoint_minutes = 15.0
-# seed = 42
-
-[data]
-# training = 0.8         # share of the documents; the rest is test text
-# validation = 0.1
-
-[evaluate]
-# context = 512          # tokens
-# max_tokens = 16384     # of test text that are measured
-
-[quantize]
-# format = "Q8_0"        # block format in which the exported file holds what was trained
-# start = 0.65           # share of the steps before training computes in that format; 1: never
-
-[export]
-# layout = "merged"      # or hot: LoRA experts as files that llama.cpp swaps while it runs
-
-[chat]
-# system = ""            # system prompt; empty: the model's own
-# temperature = 0.7
-# top_p = 0.9
-# context = 2048         # tokens
-# max_tokens = 512       # of one answer
-"""

@@ -19,7 +19,7 @@ from pathlib import Path
 import filelock
 import platformdirs
 
-from comigs_edge import config, files
+from comigs_edge import config, config_text, files
 from comigs_edge.config import BaseConfig, Config
 from comigs_edge.errors import ComigsError
 
@@ -134,7 +134,7 @@ def create(
     home.root.chmod(0o700)
     if source.resolve() != home.base_file.resolve() or home.base_file.is_symlink():
         _install(home, source, copy=name in PACKAGED_BASES)
-    files.write_atomic(home.config_file, config.text(record, profile, specialists, expert_form).encode())
+    files.write_atomic(home.config_file, config_text.text(record, profile, specialists, expert_form).encode())
     return config.read(home.config_file)
 
 

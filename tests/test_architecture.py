@@ -17,6 +17,7 @@ ARROWS = {
     "coordinator.wire": "",
     "quantize": "",
     "quantize.formats": "",
+    "quantize.fake": "quantize.formats",
     "quantize.ggml": "quantize.formats",
     "quantize.gguf_file": "quantize.formats quantize.ggml",
     "quantize.gguf_writer": "quantize.formats quantize.ggml quantize.gguf_file",
@@ -24,7 +25,8 @@ ARROWS = {
     "comigs_edge.errors": "coordinator.wire profiles quantize.formats",
     "comigs_edge.files": "comigs_edge.errors",
     "comigs_edge.config": "comigs_edge.errors profiles",
-    "comigs_edge.home": "comigs_edge.config comigs_edge.errors comigs_edge.files",
+    "comigs_edge.config_text": "comigs_edge.config",
+    "comigs_edge.home": "comigs_edge.config comigs_edge.config_text comigs_edge.errors comigs_edge.files",
     "comigs_edge.documents": "comigs_edge.errors",
     "comigs_edge.corpus": "comigs_edge.documents comigs_edge.errors comigs_edge.files",
     "comigs_edge.engine": "comigs_edge.errors",
@@ -34,26 +36,47 @@ ARROWS = {
     "comigs_edge.layout": "comigs_edge.config comigs_edge.errors comigs_edge.shape profiles",
     "comigs_edge.base": "comigs_edge.shape quantize.gguf_file",
     "comigs_edge.lora": "",
-    "comigs_edge.moe": "comigs_edge.lora",
+    "comigs_edge.buffers": "",
+    "comigs_edge.norm": "",
+    "comigs_edge.swiglu": "comigs_edge.buffers",
+    "comigs_edge.moe": "",
+    "comigs_edge.lora_mixture": (
+        "comigs_edge.buffers comigs_edge.lora comigs_edge.moe comigs_edge.norm comigs_edge.swiglu"
+    ),
+    "comigs_edge.merged_mlp": (
+        "comigs_edge.buffers comigs_edge.lora comigs_edge.moe comigs_edge.norm comigs_edge.swiglu quantize.fake"
+    ),
+    "comigs_edge.parallel": "quantize.fake",
     "comigs_edge.versions": "comigs_edge.errors",
     "comigs_edge.adapters": (
-        "comigs_edge.base comigs_edge.errors comigs_edge.files comigs_edge.layout comigs_edge.lora comigs_edge.moe "
-        "comigs_edge.shape comigs_edge.versions coordinator.wire"
+        "comigs_edge.base comigs_edge.errors comigs_edge.files comigs_edge.layout comigs_edge.lora "
+        "comigs_edge.parallel comigs_edge.shape comigs_edge.versions coordinator.wire"
     ),
-    "comigs_edge.model": "comigs_edge.adapters comigs_edge.base comigs_edge.lora comigs_edge.moe",
+    "comigs_edge.model": (
+        "comigs_edge.adapters comigs_edge.base comigs_edge.lora comigs_edge.lora_mixture comigs_edge.merged_mlp "
+        "comigs_edge.moe comigs_edge.norm comigs_edge.parallel"
+    ),
     "comigs_edge.checkpoint": "comigs_edge.files coordinator.wire",
-    "comigs_edge.train": ("comigs_edge.base comigs_edge.batches comigs_edge.errors comigs_edge.model coordinator.wire"),
+    "comigs_edge.train": "comigs_edge.base comigs_edge.batches comigs_edge.errors comigs_edge.model coordinator.wire",
     "comigs_edge.export": (
-        "comigs_edge.adapters comigs_edge.base comigs_edge.files comigs_edge.layout comigs_edge.lora quantize.formats "
-        "quantize.ggml quantize.gguf_file quantize.gguf_writer"
+        "comigs_edge.adapters comigs_edge.base comigs_edge.errors comigs_edge.files comigs_edge.layout "
+        "comigs_edge.lora comigs_edge.shape quantize.formats quantize.ggml quantize.gguf_file quantize.gguf_writer"
+    ),
+    "comigs_edge.hot": (
+        "comigs_edge.adapters comigs_edge.base comigs_edge.errors comigs_edge.export comigs_edge.files "
+        "comigs_edge.layout comigs_edge.lora comigs_edge.shape quantize.formats quantize.ggml quantize.gguf_file "
+        "quantize.gguf_writer"
+    ),
+    "comigs_edge.models": (
+        "comigs_edge.adapters comigs_edge.config comigs_edge.errors comigs_edge.export comigs_edge.files "
+        "comigs_edge.home comigs_edge.hot comigs_edge.shape comigs_edge.versions quantize.formats quantize.gguf_file"
     ),
     "comigs_edge.evaluate": "comigs_edge.engine comigs_edge.errors comigs_edge.model comigs_edge.tokens",
     "comigs_edge.chat": "comigs_edge.documents comigs_edge.engine comigs_edge.errors comigs_edge.tokens",
     "comigs_edge.session": (
         "comigs_edge.adapters comigs_edge.base comigs_edge.batches comigs_edge.checkpoint comigs_edge.config "
-        "comigs_edge.corpus comigs_edge.errors comigs_edge.export comigs_edge.files comigs_edge.home comigs_edge.layout "
-        "comigs_edge.model comigs_edge.shape comigs_edge.tokens comigs_edge.train comigs_edge.versions profiles "
-        "quantize.gguf_file"
+        "comigs_edge.corpus comigs_edge.errors comigs_edge.home comigs_edge.layout comigs_edge.model "
+        "comigs_edge.tokens comigs_edge.train comigs_edge.versions profiles"
     ),
 }
 TOP = ("comigs_edge.cli", "comigs_edge.__main__", "comigs_edge.commands")

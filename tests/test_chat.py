@@ -10,7 +10,7 @@ from comigs_edge.tokens import Tokenizer
 
 @pytest.fixture
 def chat(tiny_path):
-    return Chat(tiny_path, Tokenizer(tiny_path), "Be kind.", 128, 1, 0.0, 1.0, 8)
+    return Chat(tiny_path, (), Tokenizer(tiny_path), "Be kind.", 128, 1, 0.0, 1.0, 8)
 
 
 def test_the_history_is_in_the_prompt_and_the_system_prompt_stays(chat):
@@ -51,6 +51,6 @@ def test_a_message_longer_than_the_context_is_a_sentence(chat):
 def test_the_same_history_gives_the_same_answer_with_and_without_the_cache(chat, tiny_path):
     "".join(chat.answer("the inn"))
     second = "".join(chat.answer("the hen"))
-    other = Chat(tiny_path, chat.tokenizer, "Be kind.", 128, 1, 0.0, 1.0, 8)
+    other = Chat(tiny_path, (), chat.tokenizer, "Be kind.", 128, 1, 0.0, 1.0, 8)
     other.messages = chat.messages[:-2]
     assert "".join(other.answer("the hen")) == second

@@ -1,11 +1,13 @@
 """Settings: what is written is read back, and what is wrong is named."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
 from comigs_edge import config
 from comigs_edge.config import BaseConfig
+from comigs_edge.config_text import text
 from comigs_edge.errors import ComigsError
 
 BASE = BaseConfig("tiny", "0" * 64, 123)
@@ -15,7 +17,7 @@ BASE = BaseConfig("tiny", "0" * 64, 123)
 def write(tmp_path):
     def make(old="", new=""):
         path = tmp_path / "config.toml"
-        path.write_text(config.text(BASE, "auto", None).replace(old, new) if old else config.text(BASE, "auto", None))
+        path.write_text(text(BASE, "auto", None, None).replace(old, new) if old else text(BASE, "auto", None, None))
         return path
 
     return make
@@ -27,16 +29,17 @@ def test_the_written_file_holds_the_defaults(write):
 
 def test_every_commented_default_is_the_real_one(tmp_path, write):
     """The comments cannot drift: with all of them switched on, nothing changes but what comes from the profile."""
-    text = re.sub(r"^# (?=\w+ = )", "", write().read_text(), flags=re.M)
+    switched_on = re.sub(r"^# (?=\w+ = )", "", write().read_text(), flags=re.M)
     path = tmp_path / "all.toml"
-    path.write_text(text)
+    path.write_text(switched_on)
     found, defaults = config.read(path), config.Config(BASE)
     assert (found.model.specialists, found.train.batch, found.train.context) == (1, 8, 128)  # profile auto
     assert found.model.experts_per_token == 2
-    for section in ("train", "data", "evaluate", "export", "chat"):
+    for section in ("train", "data", "evaluate", "quantize", "export", "chat"):
         wanted = getattr(defaults, section)
         for name, value in vars(getattr(found, section)).items():
             assert getattr(wanted, name) in (value, None), name
+    assert found.storage() == replace(defaults, model=found.model).storage()
 
 
 @pytest.mark.parametrize(
@@ -50,6 +53,8 @@ def test_every_commented_default_is_the_real_one(tmp_path, write):
         ("# training = 0.8", "training = 0.98", "data.validation = 0.1 must be between"),
         ('name = "tiny"', "", r"name missing in \[base\]"),
         ("[model]", "[model", "cannot be read"),
+        ('# format = "Q8_0"', 'format = "Q3_0"', r"quantize.format = 'Q3_0' must be one of Q8_0, F16"),
+        ('# expert_form = "lora"', 'expert_form = "dora"', "model.expert_form = 'dora' must be one of lora, parallel"),
         ('profile = "auto"', 'profile = "pi9"', "profile 'pi9' does not exist"),
     ],
 )
@@ -57,3 +62,17 @@ def test_a_mistake_is_named(write, old, new, message):
     with pytest.raises(Exception, match=message) as caught:
         config.read(write(old, new))
     assert isinstance(caught.value, (ComigsError, config.profiles.ProfileError))
+
+
+def test_what_is_stored_follows_from_form_and_layout(write):
+    # form, layout and format given -> format stored, share before fake quantisation, format faked
+    for form, layout, name, expected in (
+        ("lora", None, None, ("Q8_0", 1.0, None)),
+        ("lora", None, "q4_0", ("Q4_0", 0.65, "Q4_0")),
+        ("lora", "hot", None, ("F16", 1.0, None)),
+        ("lora", None, "Q4_K", ("Q4_K", 1.0, None)),
+        ("parallel", None, None, ("Q8_0", 0.0, "Q8_0")),
+    ):
+        settings = config.read(write('# expert_form = "lora"', f'expert_form = "{form}"'))
+        storage = settings.storage(layout, name)
+        assert (storage.format, storage.start, storage.fake_format) == expected
