@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from comigs_edge import files, lora
+from comigs_edge import files, lora, parallel
 from comigs_edge.base import tensor_to_numpy
 from comigs_edge.errors import ComigsError
 from comigs_edge.layout import ATTENTION, FFN, Layout, expected_shapes, experts_per_token, roles
@@ -75,7 +75,7 @@ class Adapters:
             elif _STARTS_AT_ZERO.search(name):
                 named[name] = torch.zeros(size)
             else:
-                named[name] = lora.initial_a(size, generator)
+                named[name] = (parallel if name.endswith(".weight") else lora).initial(size, generator)
         return cls(layout, shape, named)
 
     @property

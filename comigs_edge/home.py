@@ -105,19 +105,29 @@ def locate() -> Home:
 
 
 def find_base(name_or_file: str) -> tuple[str, Path]:
-    """Name and path of a base given as a file or as one of `PACKAGED_BASES`."""
+    """Name and path of a base given as a file, a Hugging Face folder, one of `PACKAGED_BASES` or one that was pulled."""
     if name_or_file.lower() in PACKAGED_BASES:
         package, file, advice = PACKAGED_BASES[name_or_file.lower()]
         spec = importlib.util.find_spec(package)  # finds it without importing it or its dependencies
         if spec is None or spec.origin is None:
             raise ComigsError(f"the base {name_or_file} comes with the package {package}; get it with: {advice}")
         return name_or_file.lower(), Path(spec.origin).parent / file
+    pulled = bases_folder() / f"{name_or_file.lower()}.gguf"
+    if pulled.is_file():
+        return name_or_file.lower(), pulled
     path = Path(name_or_file).expanduser().absolute()
-    if not path.is_file():
+    if not path.exists():
         raise ComigsError(
-            f"the base {name_or_file} does not exist; name a .gguf file or one of {', '.join(PACKAGED_BASES)}"
+            f"the base {name_or_file} does not exist; name a .gguf file, a Hugging Face folder or one of "
+            f"{', '.join(PACKAGED_BASES)}, or get one with: comigs-edge models pull NAME"
         )
-    return path.stem, path
+    return path.stem if path.is_file() else path.name, path
+
+
+def bases_folder() -> Path:
+    """Where `models pull` puts bases, for every home of this user; `COMIGS_EDGE_BASES` names another place."""
+    named = os.environ.get("COMIGS_EDGE_BASES")
+    return Path(named).expanduser().absolute() if named else platformdirs.user_cache_path("comigs-edge") / "bases"
 
 
 def create(

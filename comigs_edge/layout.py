@@ -10,7 +10,7 @@ from comigs_edge.errors import ComigsError
 from comigs_edge.shape import Shape, linear_shapes
 from profiles import DeviceProfile
 
-PARALLEL_SCALE = 4.0
+PARALLEL_SCALE = 4.0  # s of parallel experts; chosen with their start, see `parallel.py`
 FFN = ("ffn_gate", "ffn_up", "ffn_down")
 ATTENTION = ("attn_q", "attn_k", "attn_v", "attn_output")
 

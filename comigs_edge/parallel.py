@@ -9,6 +9,7 @@ Shapes: N tokens, D width, E experts, W width of an expert's hidden layer.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,10 @@ from torch import Tensor
 
 from quantize.fake import fake_quantize
 
+# Chosen on German text, 24 steps of 512 tokens from 1.810 bits per byte, learning rate 1.2e-2: 1.638. A third of this width of
+# the start gave 1.645, rows of the base's own gate and up 1.640 to 1.656, half the scale 1.642; LoRA gives 1.634.
+START = 3.0  # G and U are drawn uniformly from +-START / sqrt(D)
+
 
 class ParallelExpert(NamedTuple):
     """The matrices of one expert in one block."""
@@ -24,6 +29,12 @@ class ParallelExpert(NamedTuple):
     gate: Tensor  # (W, D)
     up: Tensor  # (W, D)
     down: Tensor  # (D, W)
+
+
+def initial(size: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """G or U, (W, D), before training."""
+    bound = START / math.sqrt(size[1])
+    return torch.rand(size, generator=generator) * (2 * bound) - bound
 
 
 def small_experts(

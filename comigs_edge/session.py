@@ -27,10 +27,10 @@ Progress = Callable[[int, int], None]  # done, of how many
 
 def schedule(settings: Config, profile: DeviceProfile, steps: int | None) -> Schedule:
     """The schedule that the settings ask for; `steps` from the command line go first."""
-    train, storage = settings.train, settings.storage()
+    train, storage, rates = settings.train, settings.storage(), settings.learning_rates()
     return Schedule(
         steps=steps or train.steps, batch=train.batch or profile.batch,
-        expert_learning_rate=train.expert_learning_rate, final_learning_rate=train.final_learning_rate,
+        expert_learning_rate=rates[0], final_learning_rate=rates[1],
         router_learning_rate=train.router_learning_rate, warmup_steps=train.warmup_steps,
         router_period=train.router_period, router_steps=train.router_steps, balance_weight=train.balance_weight,
         weight_decay=train.weight_decay, validation_rows=train.validation_rows,

@@ -20,8 +20,15 @@ def register(app: typer.Typer) -> None:
 
 def init(
     base: Annotated[
-        Optional[str], typer.Option(metavar="NAME|FILE.gguf", help=f"Base model; default: {homes.DEFAULT_BASE}.")
+        Optional[str],
+        typer.Option(
+            metavar="NAME|FILE|FOLDER",
+            help=f"Base model: a name, a .gguf file or a Hugging Face folder; default: {homes.DEFAULT_BASE}.",
+        ),
     ] = None,
+    format: Annotated[
+        str, typer.Option(metavar="NAME", help="Block format of a base that is made from a Hugging Face folder.")
+    ] = "Q8_0",
     specialists: Annotated[
         Optional[int], typer.Option(min=0, max=63, help="Local experts beside the generalist; default: the profile's.")
     ] = None,
@@ -47,9 +54,11 @@ def init(
         profiles.load(profile)
         if expert_form is not None and expert_form not in FORMS:
             raise typer.BadParameter(f"--expert-form {expert_form} is not one of {', '.join(FORMS)}")
-        found = homes.find_base(base or homes.DEFAULT_BASE)
-        _check_base(found[1], expert_form)
-        total, done = found[1].stat().st_size, 0
+        name, source = homes.find_base(base or homes.DEFAULT_BASE)
+        if source.is_dir():
+            source = _converted(home, source, format.upper(), expert_form)
+        _check_base(source, expert_form)
+        total, done = source.stat().st_size, 0
         with bar("reading the base") as progress:
 
             def advance(count: int) -> None:
@@ -57,10 +66,22 @@ def init(
                 done += count
                 progress(done, total)
 
-            settings = homes.create(home, found, profile, specialists, expert_form, advance)
+            settings = homes.create(home, (name, source), profile, specialists, expert_form, advance)
         out.print(f"made {home.root}\n", soft_wrap=True)
     _print_plan(home, settings)
     next_command("comigs-edge data add FOLDER")
+
+
+def _converted(home: Home, folder: Path, format_name: str, expert_form: str | None) -> Path:
+    """The base made from a Hugging Face folder, in its place in the home."""
+    from comigs_edge.commands.console import bar
+    from comigs_edge.hugging_face import architecture_of, convert
+    from comigs_edge.shape import exported_as
+
+    exported_as(architecture_of(folder), expert_form or ModelConfig.expert_form, 2)
+    with bar("converting the base") as progress:
+        convert(folder, home.base_file, format_name, progress)
+    return home.base_file
 
 
 def _check_base(path: Path, expert_form: str | None) -> None:

@@ -1,0 +1,110 @@
+"""Both forms of expert at four bits: `python benchmarks/four_bits.py TEXT [--work DIR] [--only NAME,...] [--report]`.
+
+TEXT is a folder with de.jsonl, fr.jsonl, nl.jsonl, user04.jsonl and legal.jsonl somewhere below it. Every run is a home of
+its own, trained by the command line with equal steps and about equal weights of the experts, exported, and measured in
+llama.cpp on its test text; runs that were done are kept in DIR, so it can be interrupted. `--report` writes the JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+STEPS, TEST_TOKENS = 32, 6144
+SETTINGS = "batch = 4\ncontext = 128\nrouter_period = 16\nrouter_steps = 4\nvalidation_rows = 16\n"
+COMMAND = [sys.executable, "-m", "comigs_edge"]
+# Name -> text, form, format that is trained for, share of steps before fake quantisation (1: never), formats to export
+TEXTS = ("de", "user04", "fr", "nl", "legal")
+RUNS: dict[str, tuple[str, str, str, float, tuple[str, ...]]] = {
+    "de-lora-plain": ("de", "lora", "Q4_0", 1.0, ("F16", "Q8_0", "Q4_0", "Q4_1")),
+    "de-lora-0": ("de", "lora", "Q4_0", 0.0, ("F16", "Q4_0")),
+    "de-parallel-plain": ("de", "parallel", "Q4_0", 1.0, ("F16", "Q8_0", "Q4_0")),
+}
+for _text in TEXTS:
+    RUNS[f"{_text}-lora"] = (_text, "lora", "Q4_0", 0.65, ("F16", "Q4_0"))
+    RUNS[f"{_text}-parallel"] = (_text, "parallel", "Q4_0", 0.0, ("F16", "Q4_0"))
+
+
+def run(home: Path, *arguments: str) -> str:
+    """One command of comigs-edge in this home; its standard output."""
+    environment = os.environ | {"COMIGS_EDGE_HOME": str(home)}
+    return subprocess.run([*COMMAND, *arguments], env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def make_home(home: Path, text: Path, form: str, format_name: str, start: float) -> None:
+    run(home, "init", "--specialists", "1", "--expert-form", form)
+    settings = home / "config.toml"
+    changed = settings.read_text().replace("[train]\n", f"[train]\n{SETTINGS}")
+    settings.write_text(changed.replace("[quantize]\n", f'[quantize]\nformat = "{format_name}"\nstart = {start}\n'))
+    run(home, "data", "add", str(text))
+
+
+def scores(home: Path, paths: dict[str, Path]) -> dict[str, dict[str, float]]:
+    """Bits per byte and perplexity of these files in llama.cpp, on the home's test text."""
+    os.environ["COMIGS_EDGE_HOME"] = str(home)
+    from comigs_edge import home as homes
+    from comigs_edge import session
+    from comigs_edge.evaluate import in_llama_cpp, prepare
+    from comigs_edge.tokens import Tokenizer
+
+    here = homes.locate()
+    settings = here.settings()
+    tokenizer = Tokenizer(here.base_file)
+    encoded = session.encode(session.corpus(here, settings), tokenizer, "test", [])
+    text = prepare(encoded, tokenizer, settings.evaluate.context, TEST_TOKENS)
+    found = {}
+    for name, path in paths.items():
+        score = in_llama_cpp(path, text, settings.device().usable_threads)
+        found[name] = {"bits_per_byte": score.bits_per_byte, "perplexity": score.perplexity}
+    return found
+
+
+def one(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Trains, exports and measures one run, or gives what was measured before."""
+    record: Path = options.work / f"{name}.json"
+    if record.exists():
+        return dict(json.loads(record.read_text()))
+    text, form, format_name, start, formats = RUNS[name]
+    home = options.work / name
+    if not (home / "config.toml").exists():
+        make_home(home, next(options.text.rglob(f"{text}.jsonl")), form, format_name, start)
+    trained = json.loads(run(home, "train", "--steps", str(STEPS), "--json"))
+    paths, sizes = {"base": home / "base.gguf"}, {}
+    for each in formats:
+        paths[each] = home / f"{each}.gguf"
+        exported = json.loads(run(home, "export", "--format", each, "--output", str(paths[each]), "--json"))
+        sizes[each] = exported["bytes"]
+    result = {
+        "text": text, "form": form, "format": format_name, "start": start, "steps": STEPS,
+        "training": {key: trained[key] for key in ("tokens", "seconds", "validation_loss", "validation_loss_before")},
+        "scores": scores(home, paths), "bytes": sizes, "measured": time.strftime("%Y-%m-%d %H:%M"),
+    }  # fmt: skip
+    for path in list(paths.values())[1:]:
+        path.unlink()
+    record.write_text(json.dumps(result, indent=1))
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("text", type=Path)
+    parser.add_argument("--work", type=Path, default=Path("benchmark-work"))
+    parser.add_argument("--only", default=",".join(RUNS))
+    parser.add_argument("--report", action="store_true")
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    results = {name: one(name, options) for name in options.only.split(",")}
+    if options.report:
+        output = Path(__file__).parent / "results" / "four-bits.json"
+        output.write_text(json.dumps({"command": "make bench-four-bits TEXT=FOLDER", "runs": results}, indent=1) + "\n")
+        print(f"wrote {output}")
+
+
+if __name__ == "__main__":
+    main()

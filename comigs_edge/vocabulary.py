@@ -1,0 +1,124 @@
+"""The tokenizer of a Hugging Face folder, as GGUF metadata: `tokenizer.model` (sentencepiece) or a byte-level `tokenizer.json`.
+
+llama.cpp splits text into words by a rule that the file names (`tokenizer.ggml.pre`). A `tokenizer.json` whose rule is not
+one of those that are known here is refused: a wrong one would give other token ids than the base was trained on.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gguf
+
+from comigs_edge.errors import ComigsError
+
+_LETTERS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+# The regular expression that splits text -> its name in llama.cpp (`llama-vocab.cpp`).
+_RULES = {_LETTERS + r"\p{N}{1,3}" + _REST: "llama-bpe", _LETTERS + r"\p{N}" + _REST: "qwen2"}
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = (
+    gguf.TokenType.NORMAL, gguf.TokenType.UNKNOWN, gguf.TokenType.CONTROL, gguf.TokenType.USER_DEFINED,
+    gguf.TokenType.UNUSED, gguf.TokenType.BYTE,
+)  # fmt: skip
+
+
+def add_tokenizer(writer: gguf.GGUFWriter, folder: Path, vocab_size: int) -> None:
+    """Adds the tokenizer and the chat template; raises `ComigsError` for a tokenizer that llama.cpp does not have."""
+    pieces = folder / "tokenizer.model"
+    has_pieces = pieces.exists()
+    tokens = _sentencepiece(pieces) if has_pieces else _byte_level(writer, folder / "tokenizer.json")
+    for number, (text, special) in _added(folder).items():
+        tokens[number] = (text, -1000.0, _CONTROL if special else _USER_DEFINED)
+    if not tokens or max(tokens) >= vocab_size:
+        raise ComigsError(
+            f"{folder} has {max(tokens, default=-1) + 1:,} tokens and a model for {vocab_size:,}; get it again"
+        )
+    every = [tokens.get(number, (f"[PAD{number}]", -1000.0, _UNUSED)) for number in range(vocab_size)]
+    if has_pieces:
+        writer.add_tokenizer_model("llama")
+        writer.add_tokenizer_pre("default")
+        writer.add_token_scores([score for _, score, _ in every])
+        writer.add_add_space_prefix(bool(_settings(folder).get("add_prefix_space", True)))
+    writer.add_token_list([text for text, _, _ in every])
+    writer.add_token_types([kind for _, _, kind in every])
+    special = gguf.SpecialVocab(folder, load_merges=not has_pieces, n_vocab=vocab_size)
+    if isinstance(special.chat_template, list):  # several templates, by name
+        named = {each["name"]: each["template"] for each in special.chat_template}
+        special.chat_template = named.get("default", next(iter(named.values()), None))
+    special.add_to_gguf(writer, quiet=True)
+
+
+Tokens = dict[int, tuple[str, float, int]]  # id -> text, score, type
+
+
+def _sentencepiece(path: Path) -> Tokens:
+    import sentencepiece
+
+    try:
+        model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    except (OSError, RuntimeError) as error:
+        raise ComigsError(f"{path} cannot be read as a sentencepiece model ({error}); get the file again") from error
+    tokens: Tokens = {}
+    for number in range(model.vocab_size()):
+        kinds = (
+            (model.is_unknown, _UNKNOWN), (model.is_control, _CONTROL), (model.is_unused, _UNUSED), (model.is_byte, _BYTE)
+        )  # fmt: skip
+        kind = next((kind for test, kind in kinds if test(number)), _NORMAL)
+        tokens[number] = (model.id_to_piece(number), model.get_score(number), kind)
+    return tokens
+
+
+def _byte_level(writer: gguf.GGUFWriter, path: Path) -> Tokens:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        model = content["model"]
+        tokens: Tokens = {number: (text, 0.0, _NORMAL) for text, number in model["vocab"].items()}
+    except FileNotFoundError:
+        raise ComigsError(
+            f"{path.parent} has neither tokenizer.model nor tokenizer.json; get the whole folder"
+        ) from None
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ComigsError(f"{path} cannot be read as a tokenizer ({error}); get the file again") from error
+    rule = _rule(content.get("pre_tokenizer")) if model.get("type") == "BPE" else None
+    if rule is None:
+        raise ComigsError(
+            f"{path} splits text by a rule that is not one of {', '.join(['gpt-2', 'smollm', *_RULES.values()])}; "
+            "use a GGUF file of this base, which names its own rule"
+        )
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(rule)
+    return tokens
+
+
+def _rule(pre_tokenizer: Any) -> str | None:
+    """llama.cpp's name of the rule; None if it is not known."""
+    steps = (pre_tokenizer or {}).get("pretokenizers", [pre_tokenizer]) or []
+    kinds = [step.get("type") for step in steps if step]
+    if not kinds or kinds[-1] != "ByteLevel" or steps[-1].get("add_prefix_space"):
+        return None
+    if kinds == ["Split", "ByteLevel"]:
+        return _RULES.get(steps[0].get("pattern", {}).get("Regex"))
+    if not steps[-1].get("use_regex", True):
+        return None
+    if kinds == ["Digits", "ByteLevel"] and steps[0].get("individual_digits"):
+        return "smollm"
+    return "gpt-2" if kinds == ["ByteLevel"] else None
+
+
+def _added(folder: Path) -> dict[int, tuple[str, bool]]:
+    """Tokens beside the vocabulary: id -> text, and whether it is a control token."""
+    found: dict[int, tuple[str, bool]] = {}
+    path = folder / "tokenizer.json"
+    if path.exists():
+        for token in json.loads(path.read_text(encoding="utf-8")).get("added_tokens", []):
+            found[int(token["id"])] = (token["content"], bool(token.get("special")))
+    for number, token in _settings(folder).get("added_tokens_decoder", {}).items():
+        found[int(number)] = (token["content"], bool(token.get("special")))
+    return found
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    path = folder / "tokenizer_config.json"
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
