@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from comigs_edge import __version__
-from comigs_edge.commands import chat, data, evaluate, export, init, status, train
+from comigs_edge.commands import chat, data, evaluate, export, init, models, status, train
 from comigs_edge.errors import USER_ERRORS
 
 
@@ -54,6 +54,7 @@ def callback(
 for module in (init, train, evaluate, export, chat, status):
     module.register(app)
 app.add_typer(data.app, name="data")
+app.add_typer(models.app, name="models")
 
 
 def main() -> None:

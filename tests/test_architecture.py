@@ -78,6 +78,12 @@ ARROWS = {
         "comigs_edge.corpus comigs_edge.errors comigs_edge.home comigs_edge.layout comigs_edge.model "
         "comigs_edge.tokens comigs_edge.train comigs_edge.versions profiles"
     ),
+    "comigs_edge.hugging_face": (
+        "comigs_edge.errors comigs_edge.files comigs_edge.vocabulary quantize.formats quantize.ggml"
+    ),
+    "comigs_edge.downloads": "comigs_edge.errors comigs_edge.files",
+    "comigs_edge.vocabulary": "comigs_edge.errors",
+    "comigs_edge.catalogue": "",
 }
 TOP = ("comigs_edge.cli", "comigs_edge.__main__", "comigs_edge.commands")
 
