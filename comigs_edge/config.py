@@ -49,7 +49,7 @@ class ModelConfig:
     alpha: float = 16.0
     experts_per_token: int | None = None  # None: 2, or 1 for one expert alone
     attention: bool = False
-    expert_form: str = "lora"
+    expert_form: str = "lora"  # `init` writes "parallel" wherever the base allows it
     expert_width: int | None = None  # None: as many weights as LoRA of this rank
 
 

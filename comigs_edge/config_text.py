@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from comigs_edge.config import HOME_FORMAT, BaseConfig, ModelConfig
+from comigs_edge.config import HOME_FORMAT, BaseConfig
 
 TEMPLATE = """\
 # Settings of comigs-edge. A line that starts with # shows the default; remove the # to change it.
@@ -16,7 +16,7 @@ size = {size}
 
 [model]
 {specialists}        # local experts beside the generalist; default: the profile's
-{form}   # lora: low-rank updates in the MLP; parallel: small MLPs beside it, a compact file
+expert_form = "{form}"   # lora: low-rank updates in the MLP; parallel: small MLPs beside it, a compact file
 # rank = 8               # of each low-rank update
 # expert_width = 32      # of a parallel expert; default: as many weights as LoRA of this rank
 # alpha = 16.0           # updates are scaled by alpha / sqrt(rank)
@@ -64,11 +64,10 @@ size = {size}
 """
 
 
-def text(base: BaseConfig, profile: str, specialists: int | None, expert_form: str | None) -> str:
+def text(base: BaseConfig, profile: str, specialists: int | None, expert_form: str) -> str:
     """A commented config.toml."""
     chosen = "# specialists = 1" if specialists is None else f"specialists = {specialists}"
-    form = f'# expert_form = "{ModelConfig.expert_form}"' if expert_form is None else f'expert_form = "{expert_form}"'
     return TEMPLATE.format(
         format=HOME_FORMAT, profile=profile, name=base.name, sha256=base.sha256, size=base.size, specialists=chosen,
-        form=form,
+        form=expert_form,
     )  # fmt: skip

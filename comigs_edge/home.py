@@ -131,7 +131,7 @@ def bases_folder() -> Path:
 
 
 def create(
-    home: Home, base: tuple[str, Path], profile: str, specialists: int | None, expert_form: str | None,
+    home: Home, base: tuple[str, Path], profile: str, specialists: int | None, expert_form: str,
     on_hash: Callable[[int], None],
 ) -> Config:  # fmt: skip
     """Makes the home's folder, base and config.toml; texts, adapters and models that are there stay.

@@ -68,9 +68,10 @@ def run():
 
 
 @pytest.fixture
-def ready(run, home, tiny_path, tmp_path):
-    """A home with the tiny base, some text, and settings that train in a second."""
-    run("init", "--base", tiny_path)
+def ready(run, home, tiny_path, tmp_path, request):
+    """A home with the tiny base, some text, and settings that train in a second; a parameter names the form of expert."""
+    form = getattr(request, "param", None)
+    run("init", "--base", tiny_path, *(["--expert-form", form] if form else []))
     settings = home / "config.toml"
     quick = "batch = 4\ncontext = 64\nrouter_period = 4\nrouter_steps = 2\nvalidation_rows = 4\n"
     settings.write_text(settings.read_text().replace("[train]\n", f"[train]\n{quick}"))

@@ -26,10 +26,14 @@ def snapshot(folder):
     return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "lock"}
 
 
+lora = pytest.mark.parametrize("ready", ["lora"], indirect=True)  # the form that is not the default
+
+
 # The whole way ------------------------------------------------------------------------------------------------------
 
 
-def test_from_text_to_chat(ready, run):
+@pytest.mark.parametrize(("ready", "architecture"), [("lora", "llama"), (None, "granitemoe")], indirect=["ready"])
+def test_from_text_to_chat(ready, run, architecture):
     trained = json.loads(run("train", "--steps", "12", "--json").stdout)
     assert trained["finished"]
     assert trained["expert_steps"] == 12
@@ -47,7 +51,7 @@ def test_from_text_to_chat(ready, run):
 
     exported = json.loads(run("export", "--format", "f16", "--json").stdout)
     assert exported["bytes"] > 10_000
-    assert GGUFFile(Home(ready).models / "personal-0001-F16.gguf").metadata["llama.expert_count"] == 2
+    assert GGUFFile(Home(ready).models / "personal-0001-F16.gguf").metadata[f"{architecture}.expert_count"] == 2
     first = run("chat", "--prompt", "the hen", "--temperature", "0").stdout
     assert first == run("chat", "--prompt", "the hen", "--temperature", "0").stdout
     assert first.strip()
@@ -58,6 +62,7 @@ def test_from_text_to_chat(ready, run):
     assert found["next"] == "comigs-edge chat"
 
 
+@lora
 def test_chat_exports_when_the_adapters_are_newer(ready, run):
     run("train", "--steps", "4")
     run("chat", "--prompt", "a stone")
@@ -136,6 +141,15 @@ def test_a_bad_base_makes_no_home(run, home, tmp_path, tiny_path):
     ):
         assert message in error(run("init", "--base", tmp_path / name, code=1))
         assert not home.exists()
+
+
+def test_the_form_is_parallel_where_the_base_allows_it(run, home, tmp_path):
+    for architecture, form in (("qwen2", "parallel"), ("qwen3", "lora")):
+        options = {"bias": True} if architecture == "qwen2" else {"head_norms": True}
+        base = write_llama(tmp_path / f"{architecture}.gguf", architecture=architecture, **options)
+        run("init", "--force", "--base", base)
+        assert f'expert_form = "{form}"' in (home / "config.toml").read_text()
+    assert "use LoRA experts" in error(run("init", "--force", "--base", base, "--expert-form", "parallel", code=1))
 
 
 def test_commands_before_init_say_so(run):
@@ -221,7 +235,7 @@ def test_other_settings_do_not_resume(run, ready):
 
 
 def test_a_format_that_does_not_fit_offers_f16(run, home, tmp_path):
-    run("init", "--base", write_llama(tmp_path / "odd.gguf", ff_width=80))
+    run("init", "--base", write_llama(tmp_path / "odd.gguf", ff_width=80), "--expert-form", "lora")
     (tmp_path / "a.txt").write_text(some_text())
     run("data", "add", tmp_path / "a.txt")
     run("train", "--steps", "1")
@@ -247,14 +261,14 @@ def test_wrong_usage_is_exit_code_2(run, ready):
     assert "profile 'pi9' does not exist" in error(run("train", "--profile", "pi9", code=1))
 
 
+@lora
 def test_a_four_bit_export_warns_with_the_figure(run, ready):
     run("train", "--steps", "1")
     assert "6 to 14 %" in run("export", "--format", "Q4_0").stderr.replace("\n", " ")
 
 
-@pytest.mark.parametrize("form", ["lora", "parallel"])
-def test_a_home_trains_for_four_bits_and_exports_without_a_warning(run, ready, tiny_path, form):
-    run("init", "--force", "--base", tiny_path, "--expert-form", form)
+@pytest.mark.parametrize("ready", ["lora", "parallel"], indirect=True)
+def test_a_home_trains_for_four_bits_and_exports_without_a_warning(run, ready):
     settings = ready / "config.toml"
     settings.write_text(settings.read_text().replace("[quantize]\n", '[quantize]\nformat = "Q4_0"\nstart = 0.5\n'))
     trained = json.loads(run("train", "--steps", "6", "--json").stdout)
@@ -269,8 +283,7 @@ def test_a_home_trains_for_four_bits_and_exports_without_a_warning(run, ready, t
     assert torch_score == pytest.approx(llama_score, rel=0.005)
 
 
-def test_a_second_training_of_parallel_experts_goes_into_the_file_that_is_there(run, ready, tiny_path):
-    run("init", "--force", "--base", tiny_path, "--expert-form", "parallel")
+def test_a_second_training_of_parallel_experts_goes_into_the_file_that_is_there(run, ready):
     run("train", "--steps", "2")
     first = json.loads(run("export", "--json").stdout)
     run("train", "--steps", "2")
@@ -281,6 +294,7 @@ def test_a_second_training_of_parallel_experts_goes_into_the_file_that_is_there(
     assert run("chat", "--prompt", "Hello", "--temperature", "0").stdout.strip()
 
 
+@lora
 def test_the_layout_hot_is_exported_evaluated_and_chatted_with(run, ready):
     settings = ready / "config.toml"
     settings.write_text(settings.read_text().replace("[export]\n", '[export]\nlayout = "hot"\n'))

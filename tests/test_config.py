@@ -17,7 +17,7 @@ BASE = BaseConfig("tiny", "0" * 64, 123)
 def write(tmp_path):
     def make(old="", new=""):
         path = tmp_path / "config.toml"
-        path.write_text(text(BASE, "auto", None, None).replace(old, new) if old else text(BASE, "auto", None, None))
+        path.write_text(text(BASE, "auto", None, "lora").replace(old, new) if old else text(BASE, "auto", None, "lora"))
         return path
 
     return make
@@ -54,7 +54,7 @@ def test_every_commented_default_is_the_real_one(tmp_path, write):
         ('name = "tiny"', "", r"name missing in \[base\]"),
         ("[model]", "[model", "cannot be read"),
         ('# format = "Q8_0"', 'format = "Q3_0"', r"quantize.format = 'Q3_0' must be one of Q8_0, F16"),
-        ('# expert_form = "lora"', 'expert_form = "dora"', "model.expert_form = 'dora' must be one of lora, parallel"),
+        ('expert_form = "lora"', 'expert_form = "dora"', "model.expert_form = 'dora' must be one of lora, parallel"),
         ('profile = "auto"', 'profile = "pi9"', "profile 'pi9' does not exist"),
     ],
 )
@@ -73,6 +73,6 @@ def test_what_is_stored_follows_from_form_and_layout(write):
         ("lora", None, "Q4_K", ("Q4_K", 1.0, None)),
         ("parallel", None, None, ("Q8_0", 0.0, "Q8_0")),
     ):
-        settings = config.read(write('# expert_form = "lora"', f'expert_form = "{form}"'))
+        settings = config.read(write('expert_form = "lora"', f'expert_form = "{form}"'))
         storage = settings.storage(layout, name)
         assert (storage.format, storage.start, storage.fake_format) == expected

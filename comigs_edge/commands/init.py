@@ -9,7 +9,7 @@ import typer
 
 import profiles
 from comigs_edge import home as homes
-from comigs_edge.config import FORMS, Config, ModelConfig
+from comigs_edge.config import FORMS, Config
 from comigs_edge.home import Home
 
 
@@ -35,7 +35,10 @@ def init(
     profile: Annotated[str, typer.Option(help=f"What the device can carry: {', '.join(profiles.names())}.")] = "auto",
     expert_form: Annotated[
         Optional[str],
-        typer.Option(metavar="lora|parallel", help="LoRA experts in the MLP, or small ones beside it; default: lora."),
+        typer.Option(
+            metavar="lora|parallel",
+            help="LoRA in the MLP, or small experts beside it; default: parallel where the base allows.",
+        ),
     ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Write the settings and the base anew; text and models stay.")
@@ -57,7 +60,7 @@ def init(
         name, source = homes.find_base(base or homes.DEFAULT_BASE)
         if source.is_dir():
             source = _converted(home, source, format.upper(), expert_form)
-        _check_base(source, expert_form)
+        form = _checked_form(source, expert_form)
         total, done = source.stat().st_size, 0
         with bar("reading the base") as progress:
 
@@ -66,7 +69,7 @@ def init(
                 done += count
                 progress(done, total)
 
-            settings = homes.create(home, (name, source), profile, specialists, expert_form, advance)
+            settings = homes.create(home, (name, source), profile, specialists, form, advance)
         out.print(f"made {home.root}\n", soft_wrap=True)
     _print_plan(home, settings)
     next_command("comigs-edge data add FOLDER")
@@ -76,23 +79,31 @@ def _converted(home: Home, folder: Path, format_name: str, expert_form: str | No
     """The base made from a Hugging Face folder, in its place in the home."""
     from comigs_edge.commands.console import bar
     from comigs_edge.hugging_face import architecture_of, convert
-    from comigs_edge.shape import exported_as
 
-    exported_as(architecture_of(folder), expert_form or ModelConfig.expert_form, 2)
+    _form(architecture_of(folder), expert_form)
     with bar("converting the base") as progress:
         convert(folder, home.base_file, format_name, progress)
     return home.base_file
 
 
-def _check_base(path: Path, expert_form: str | None) -> None:
-    """Nothing is made for a base that could not be trained."""
-    from comigs_edge.shape import check_tensors, exported_as, read_shape
+def _checked_form(path: Path, expert_form: str | None) -> str:
+    """The form of the experts; nothing is made for a base that could not be trained."""
+    from comigs_edge.shape import check_tensors, read_shape
     from quantize.gguf_file import GGUFFile
 
     file = GGUFFile(path)
     shape = read_shape(file)
     check_tensors(file, shape)
-    exported_as(shape.architecture, expert_form or ModelConfig.expert_form, 2)
+    return _form(shape.architecture, expert_form)
+
+
+def _form(architecture: str, expert_form: str | None) -> str:
+    """What was asked for, or parallel where llama.cpp can run it; raises `ComigsError` where it was asked for and cannot."""
+    from comigs_edge.shape import ARCHITECTURES, exported_as
+
+    form = expert_form or ("parallel" if ARCHITECTURES[architecture].compact else "lora")
+    exported_as(architecture, form, 2)
+    return form
 
 
 def _print_plan(home: Home, settings: Config) -> None:
