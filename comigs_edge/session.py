@@ -110,7 +110,7 @@ class Training:
             )
         wanted = asdict(schedule(self.settings, self.profile, steps or progress["schedule"]["steps"]))
         wanted |= asdict(planned(self.settings.model, self.profile, self.base.shape))
-        saved = progress["schedule"] | progress["layout"]
+        saved = asdict(Schedule(**progress["schedule"])) | asdict(Layout(**progress["layout"]))
         if wanted != saved:
             raise ComigsError(
                 f"the settings ask for {_differences(wanted, saved)} in the interrupted training; run it with its own "

@@ -1,6 +1,7 @@
 """Adapters on disk, and the privacy line."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from comigs_edge import adapters as adapter_files
 from comigs_edge.adapters import digest, may_leave
 from comigs_edge.errors import ComigsError
+from comigs_edge.layout import parallel_width
 from comigs_edge.versions import versions
 from coordinator import wire
 
@@ -31,6 +33,23 @@ def test_only_the_generalist_may_leave(make_adapters, attention):
     assert len(leaving) == 2 * 2 * (7 if attention else 3)  # blocks, A and B, linear maps
     assert all(name.startswith("generalist.blk.") for name in leaving)
     assert np.float32(CANARY).tobytes() not in wire.encode(leaving)
+
+
+def test_of_parallel_experts_too_only_the_generalist_may_leave(make_adapters):
+    arrays = make_adapters(specialists=2, form="parallel").arrays() | {
+        "generalist.blk.0.attn_q.weight": np.zeros(4, np.float32)
+    }
+    leaving = may_leave(arrays)
+    assert sorted(leaving) == sorted(
+        f"generalist.blk.{b}.ffn_{n}.weight" for b in range(2) for n in ("gate", "up", "down")
+    )
+
+
+def test_parallel_experts_have_about_as_many_weights_as_lora(tiny_base):
+    # SmolLM2: LoRA of rank 8 has 3 * 8 * (576 + 1536) = 50,688 weights a block, a width of 32 has 3 * 32 * 576 = 55,296.
+    assert parallel_width(8, replace(tiny_base.shape, width=576, ff_width=1536)) == 32
+    assert parallel_width(16, replace(tiny_base.shape, width=576, ff_width=1536)) == 64
+    assert parallel_width(1, tiny_base.shape) == 32
 
 
 def save(folder, adapters, **notes):
