@@ -48,7 +48,7 @@ def dequantize(raw: Bytes, fmt: BlockFormat, out: Floats) -> None:
     if fmt.name == "BF16":
         out.reshape(-1).view(np.uint32)[:] = raw.view(np.uint16).astype(np.uint32) << 16
         return
-    function = getattr(library(), f"dequantize_row_{fmt.name.lower()}")
+    function = getattr(library(), f"dequantize_row_{fmt.name.lower().replace('_k', '_K')}")
     function.restype = None
     function(raw.ctypes.data_as(ctypes.c_void_p), out.ctypes.data_as(ctypes.c_void_p), ctypes.c_int64(out.size))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import llama_cpp
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -12,6 +13,7 @@ from comigs_edge import engine
 from comigs_edge.adapters import Adapters
 from comigs_edge.base import open_base
 from comigs_edge.layout import Layout
+from quantize.formats import FILE_TYPES
 from tests.tiny import some_text, write_llama
 
 torch.set_num_threads(1)
@@ -98,3 +100,10 @@ def divergence(expected, found):
     """Mean KL divergence a token, in nats, of two (T, V) tensors of logits."""
     a, b = expected.double().log_softmax(-1), found.double().log_softmax(-1)
     return float((a.exp() * (a - b)).sum(-1).mean())
+
+
+def converted(source, format_name, target):
+    """Writes `source` with llama.cpp's own quantiser, every matrix in one format."""
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype, params.pure, params.nthread, params.allow_requantize = FILE_TYPES[format_name], True, 1, True
+    assert llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), params) == 0

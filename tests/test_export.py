@@ -1,7 +1,6 @@
 """The exported file, run by unmodified llama.cpp and read by gguf-py."""
 
 import gguf
-import llama_cpp
 import numpy as np
 import pytest
 import torch
@@ -12,9 +11,9 @@ from comigs_edge.config import FORMATS_TO_EXPORT, TRAINABLE
 from comigs_edge.errors import ComigsError
 from comigs_edge.export import SOURCE_KEY, export, replace_experts
 from comigs_edge.model import Model
-from quantize.formats import FILE_TYPES, QuantizeError
+from quantize.formats import QuantizeError
 from quantize.gguf_file import GGUFFile
-from tests.conftest import divergence, llama_logits
+from tests.conftest import converted, divergence, llama_logits
 from tests.tiny import write_llama
 
 IDS = torch.randint(3, 260, (120,), generator=torch.Generator().manual_seed(2)).tolist()
@@ -36,13 +35,6 @@ def torch_logits(base, adapters, block_format=None):
     model.block_format = block_format
     with torch.no_grad():
         return model.logits(model(torch.tensor([IDS])).hidden)
-
-
-def converted(source, format_name, target):
-    """Writes `source` with llama.cpp's own quantiser, every matrix in one format."""
-    params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype, params.pure, params.nthread, params.allow_requantize = FILE_TYPES[format_name], True, 1, True
-    assert llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), params) == 0
 
 
 def exact(expected, found, base):

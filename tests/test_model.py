@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import gguf
 import pytest
 import torch
 
@@ -11,7 +12,7 @@ from comigs_edge.model import Model, next_token_loss
 from comigs_edge.norm import rms_norm
 from comigs_edge.shape import check_tensors, read_shape
 from quantize.gguf_file import GGUFFile
-from tests.conftest import divergence, llama_logits
+from tests.conftest import converted, divergence, llama_logits
 from tests.tiny import write_llama
 
 IDS = torch.randint(3, 260, (100,), generator=torch.Generator().manual_seed(0)).tolist()
@@ -37,6 +38,19 @@ def test_base_logits_equal_llama_cpp(tmp_path, options):
     expected = llama_logits(path, IDS)
     assert divergence(expected, found) < 1e-8
     assert (expected.argmax(-1) == found.argmax(-1)).all()
+
+
+@pytest.mark.parametrize("name", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "BF16", "F16"])
+def test_a_base_in_any_format_has_the_weights_that_gguf_py_reads(tmp_path, name):
+    """llama.cpp's quantiser writes the base, gguf-py dequantises it."""
+    source = write_llama(tmp_path / "f32.gguf", width=256, ff_width=512)
+    converted(source, name, tmp_path / "base.gguf")
+    base = open_base(tmp_path / "base.gguf")
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "base.gguf").tensors}
+    down = tensors["blk.1.ffn_down.weight"]
+    assert down.tensor_type.name == name
+    expected = gguf.quants.dequantize(down.data, down.tensor_type)
+    torch.testing.assert_close(base.blocks[1].down, torch.from_numpy(expected), rtol=0, atol=1e-6)
 
 
 def test_a_token_sees_nothing_of_another_document(tiny_base, make_adapters):
