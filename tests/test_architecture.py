@@ -84,6 +84,8 @@ ARROWS = {
     "comigs_edge.downloads": "comigs_edge.errors comigs_edge.files",
     "comigs_edge.vocabulary": "comigs_edge.errors",
     "comigs_edge.catalogue": "",
+    "comigs_edge.diagnosis": "profiles profiles.detect",
+    "profiles.detect": "",
 }
 TOP = ("comigs_edge.cli", "comigs_edge.__main__", "comigs_edge.commands")
 

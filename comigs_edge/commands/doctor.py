@@ -1,0 +1,61 @@
+"""`comigs-edge doctor`: what this device is, what stands in the way, and how to mend it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from comigs_edge import home as homes
+
+if TYPE_CHECKING:
+    from comigs_edge.diagnosis import Finding
+    from profiles.detect import Device
+
+MARKS = {"good": "[green]good[/]", "note": "[blue]note[/]", "poor": "[yellow]poor[/]", "bad": "[red]bad [/]"}
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command("doctor")(doctor)
+
+
+def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Look at this device and say what would hinder training and chat. Exit code 1 if something is bad."""
+    from comigs_edge.commands.console import next_command, print_json
+    from comigs_edge.diagnosis import conditions, findings, versions
+    from profiles.detect import detect
+
+    home = homes.locate()
+    folder = next(path for path in [home.root, *home.root.parents] if path.exists())
+    device, here, installed = detect(folder=str(folder)), conditions(folder), versions()
+    found = findings(device, here, installed)
+    if json:
+        print_json({
+            "device": asdict(device), "conditions": asdict(here), "versions": installed,
+            "findings": [asdict(each) for each in found],
+        })  # fmt: skip
+    else:
+        _show(device, found)
+        next_command("comigs-edge status" if home.exists else "comigs-edge init")
+    if any(each.verdict == "bad" for each in found):
+        raise typer.Exit(1)
+
+
+def _show(device: Device, found: list[Finding]) -> None:
+    from comigs_edge.commands.console import out
+
+    cores = ", ".join(
+        f"{each.count} x {each.kind}{f' at {each.max_mhz} MHz' if each.max_mhz else ''}" for each in device.cores
+    )
+    rows: dict[str, Any] = {
+        "device": device.model, "cores": cores, "features": ", ".join(device.features) or "none that matter here",
+        "GPU": device.gpu, "power mode": device.power_mode,
+    }  # fmt: skip
+    for name, value in rows.items():
+        if value:
+            out.print(f"      [bold]{name:<12}[/]{value}", soft_wrap=True)
+    for each in found:
+        mend = f"\n                  -> {each.mend}" if each.mend else ""
+        out.print(f"{MARKS[each.verdict]}  [bold]{each.subject:<12}[/]{each.text}{mend}", soft_wrap=True)

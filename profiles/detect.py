@@ -1,0 +1,224 @@
+"""What this device is: read from files of the kernel (and psutil for the disk), never by running a program.
+
+Every reader takes the root of the file system, so recorded trees of other devices can be read by the tests. What a device
+does not have is None or empty; nothing here raises for a file that is missing or odd.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+# ARM's part numbers (main id register, as /proc/cpuinfo prints them) of the cores in boards that people own.
+ARM_PARTS = {
+    "0xd03": "Cortex-A53", "0xd05": "Cortex-A55", "0xd07": "Cortex-A57", "0xd08": "Cortex-A72", "0xd09": "Cortex-A73",
+    "0xd0a": "Cortex-A75", "0xd0b": "Cortex-A76", "0xd0c": "Neoverse-N1", "0xd41": "Cortex-A78", "0xd42": "Cortex-A78AE",
+    "0xd49": "Neoverse-N2", "0x004": "Carmel",
+}  # fmt: skip
+# What matters for matrix products -> its name in /proc/cpuinfo.
+FEATURES = {
+    "neon": "asimd", "dotprod": "asimddp", "i8mm": "i8mm", "bf16": "bf16", "fp16": "asimdhp", "sve": "sve", "avx2": "avx2",
+    "avx512": "avx512f", "vnni": "avx512_vnni", "avx_vnni": "avx_vnni", "avx512_bf16": "avx512_bf16",
+}  # fmt: skip
+_NO_LIMIT = 1 << 60  # cgroup v1 writes a number of about this size where there is none
+
+
+@dataclass(frozen=True)
+class Cores:
+    """Cores of one kind."""
+
+    kind: str
+    count: int
+    max_mhz: int | None
+
+
+@dataclass(frozen=True)
+class Power:
+    """Where the electricity comes from."""
+
+    has_battery: bool
+    on_mains: bool
+    percent: int | None  # of the battery
+
+
+@dataclass(frozen=True)
+class Device:
+    """What was found; sizes in bytes, temperatures in degrees Celsius."""
+
+    model: str
+    cores: tuple[Cores, ...]
+    features: tuple[str, ...]
+    memory: int
+    memory_available: int
+    memory_limit: int | None  # of the container, where it is less than the memory
+    disk_kind: str | None  # SD, eMMC, NVMe, SSD or HDD
+    gpu: str | None
+    has_unified_memory: bool  # the GPU's is the device's own, as on a Jetson
+    power_mode: str | None  # of a Jetson
+    temperature: float | None  # of the hottest zone
+    throttled: tuple[str, ...]
+    power: Power
+
+    @property
+    def usable_memory(self) -> int:
+        """Bytes that a program may still take."""
+        return self.memory_available if self.memory_limit is None else min(self.memory_available, self.memory_limit)
+
+
+def detect(root: Path = Path("/"), folder: str = "/") -> Device:
+    """The device whose files are below `root`; `folder` is the one whose disk is asked for."""
+    cpuinfo, meminfo = _text(root / "proc/cpuinfo"), _meminfo(root)
+    memory, limit = meminfo.get("MemTotal", 0), memory_limit(root)
+    tegra = "nvidia,tegra" in _text(root / "proc/device-tree/compatible")
+    return Device(
+        model=model(root),
+        cores=cores(root, cpuinfo),
+        features=features(cpuinfo),
+        memory=memory,
+        memory_available=meminfo.get("MemAvailable", 0),
+        memory_limit=limit if limit is not None and limit < memory else None,
+        disk_kind=disk_kind(root, folder),
+        gpu=gpu(root, tegra),
+        has_unified_memory=tegra,
+        power_mode=power_mode(root) if tegra else None,
+        temperature=temperature(root),
+        throttled=throttled(root),
+        power=power(root),
+    )
+
+
+def model(root: Path) -> str:
+    """The board's or the machine's name."""
+    for path in ("proc/device-tree/model", "sys/class/dmi/id/product_name"):
+        if name := _text(root / path).strip("\0\n "):
+            return name
+    return "unknown"
+
+
+def cores(root: Path, cpuinfo: str) -> tuple[Cores, ...]:
+    """Kinds of core with their number, the fastest first."""
+    kinds: dict[tuple[str, int | None], int] = {}
+    for number, block in enumerate(re.split(r"\n\s*\n", cpuinfo.strip())):
+        fields = dict(re.findall(r"^([^:\n]+?)\s*:\s*(.*)$", block, re.M))
+        if "processor" not in fields:
+            continue
+        part: str = fields.get("CPU part", "unknown")
+        name = ARM_PARTS.get(part) or str(fields.get("model name", part))
+        hertz = _number(root / f"sys/devices/system/cpu/cpu{number}/cpufreq/cpuinfo_max_freq")
+        key = (name, None if hertz is None else hertz // 1000)
+        kinds[key] = kinds.get(key, 0) + 1
+    found = [Cores(name, count, mhz) for (name, mhz), count in kinds.items()]
+    return tuple(sorted(found, key=lambda each: -(each.max_mhz or 0)))
+
+
+def features(cpuinfo: str) -> tuple[str, ...]:
+    """Which of FEATURES every core has."""
+    lines = [set(line.split()) for line in re.findall(r"^(?:Features|flags)\s*:(.*)$", cpuinfo, re.M)]
+    common = set.intersection(*lines) if lines else set()
+    return tuple(name for name, flag in FEATURES.items() if flag in common)
+
+
+def memory_limit(root: Path) -> int | None:
+    """Bytes that the control groups of this process leave it, the smallest of all levels; None without a limit."""
+    paths = re.findall(r"^\d+:([^:]*):(/.*)$", _text(root / "proc/self/cgroup"), re.M) or [("", "/")]
+    found = []
+    for controllers, path in paths:
+        if controllers not in ("", "memory"):
+            continue
+        base, name = (
+            ("sys/fs/cgroup/memory", "memory.limit_in_bytes") if controllers else ("sys/fs/cgroup", "memory.max")
+        )
+        parts = [part for part in path.split("/") if part]
+        for depth in range(len(parts) + 1):
+            value = _number(root / base / "/".join(parts[:depth]) / name)
+            if value is not None and value < _NO_LIMIT:
+                found.append(value)
+    return min(found, default=None)
+
+
+def disk_kind(root: Path, folder: str) -> str | None:
+    """The kind of disk that holds `folder`."""
+    mounts = [line.split()[:2] for line in _text(root / "proc/mounts").splitlines() if line.startswith("/dev/")]
+    holding = [(len(where), device) for device, where in mounts if f"{folder}/".startswith(f"{where.rstrip('/')}/")]
+    if not holding:
+        return None
+    name = Path(max(holding)[1]).name
+    if name.startswith("nvme"):
+        return "NVMe"
+    if card := re.match(r"mmcblk\d+", name):
+        return "SD" if _text(root / f"sys/block/{card[0]}/device/type").strip() == "SD" else "eMMC"
+    rotational = _number(root / f"sys/block/{re.sub(r'[0-9]+$', '', name)}/queue/rotational")
+    return None if rotational is None else "HDD" if rotational else "SSD"
+
+
+def gpu(root: Path, tegra: bool) -> str | None:
+    """The name of an NVIDIA GPU."""
+    for path in sorted((root / "proc/driver/nvidia/gpus").glob("*/information")):
+        if found := re.search(r"^Model:\s*(.+)$", _text(path), re.M):
+            return found[1].strip()
+    return "integrated (Tegra)" if tegra else None
+
+
+def power_mode(root: Path) -> str | None:
+    """The name of a Jetson's power mode, or its number."""
+    found = re.search(r"pmode:0*(\d+)", _text(root / "var/lib/nvpmodel/status"))
+    if found is None:
+        return None
+    table = _text(root / "etc/nvpmodel.conf")
+    name = re.search(rf"<\s*POWER_MODEL\s+ID={found[1]}\s+NAME=(\S+)", table)
+    return name[1].rstrip(">") if name else found[1]
+
+
+def temperature(root: Path) -> float | None:
+    """Of the hottest thermal zone; values that no chip survives are left out."""
+    values = [_number(path) for path in (root / "sys/class/thermal").glob("thermal_zone*/temp")]
+    degrees = [value / 1000 for value in values if value is not None and -40_000 < value < 150_000]
+    return max(degrees, default=None)
+
+
+def throttled(root: Path) -> tuple[str, ...]:
+    """What holds a Raspberry Pi back now or has since it was started (its firmware's `get_throttled`)."""
+    text = _text(root / "sys/devices/platform/soc/soc:firmware/get_throttled").strip()
+    try:
+        bits = int(text, 16)
+    except ValueError:
+        return ()
+    reasons = ("too little voltage", "frequency capped", "throttled", "too hot")
+    now = [f"{reason} now" for bit, reason in enumerate(reasons) if bits >> bit & 1]
+    return tuple(now + [f"{reason} earlier" for bit, reason in enumerate(reasons) if bits >> (bit + 16) & 1])
+
+
+def power(root: Path) -> Power:
+    """Battery and mains."""
+    supplies = [path for path in (root / "sys/class/power_supply").glob("*") if path.is_dir()]
+    batteries = [
+        path for path in supplies
+        if _text(path / "type").strip() == "Battery" and _text(path / "scope").strip() != "Device"  # a mouse has one too
+    ]  # fmt: skip
+    online = [_number(path / "online") for path in supplies if _text(path / "type").strip() in ("Mains", "USB")]
+    discharging = any(_text(path / "status").strip() == "Discharging" for path in batteries)
+    levels = [level for path in batteries if (level := _number(path / "capacity")) is not None]
+    on_mains = not batteries or any(online) or (not online and not discharging)
+    return Power(bool(batteries), on_mains, min(levels, default=None))
+
+
+def _meminfo(root: Path) -> dict[str, int]:
+    """Bytes by name."""
+    return {
+        name: int(value) * 1024 for name, value in re.findall(r"^(\w+):\s+(\d+) kB", _text(root / "proc/meminfo"), re.M)
+    }
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(_text(path))
+    except ValueError:
+        return None
