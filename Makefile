@@ -1,13 +1,14 @@
 # make setup   the environment in .venv (the first time llama.cpp is compiled, 6 to 12 minutes on two cores)
 # make demo    from one person's messages to a chat with their model
 # make test    everything that must hold before a change is kept
-# make bench   the figures of the README; TEXT names a folder with de.jsonl and user03.jsonl somewhere below it
+# make bench   the main job's figures; TEXT names a folder with de.jsonl and user03.jsonl somewhere below it
+# make bench-formats   forms and formats; TEXT also has fr.jsonl, nl.jsonl, user04.jsonl and legal.jsonl; wants a quiet machine
 
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test bench clean
+.PHONY: setup demo test bench bench-formats clean
 
 setup: $(READY)
 
@@ -31,6 +32,10 @@ test: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/main_job.py $(TEXT)
+
+bench-formats: $(READY)
+	$(BIN)/python benchmarks/four_bits.py $(TEXT) --report
+	$(BIN)/python benchmarks/formats.py benchmark-work
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -1,10 +1,12 @@
 """Formats and layouts side by side: `python benchmarks/formats.py HOMES [--parts gap,table,speed,training,seconds]`.
 
-HOMES is the folder in which `four_bits.py` trained: its homes de-lora, de-lora-plain and de-parallel are used. Wants a quiet
-machine. Everything is measured in one run, speeds in turn, and written to results/formats.json, each part as it is done.
+HOMES is the folder in which `four_bits.py` trained: its homes de-lora, de-parallel and those of the same names with -plain
+are used. Wants a quiet machine. Everything is measured in one run, speeds in turn, and written to results/formats.json,
+each part as it is done.
 
 gap       torch in the weights of the file against llama.cpp on the file; and llama.cpp against itself, token by token
-table     every format that `export --format` lists: size, perplexity, tokens a second, a few words of an answer
+table     every format that `export --format` lists, after training without fake quantisation: size, perplexity, tokens a
+          second, a few words of an answer
 speed     generation and prompt in llama.cpp against the base of the same block format
 training  a step with and without fake quantisation
 seconds   an export, and bringing in a new generalist
@@ -31,7 +33,7 @@ from comigs_edge.adapters import Adapters
 from comigs_edge.base import open_base
 from comigs_edge.config import FORMATS_TO_EXPORT, TRAINABLE, Config, Storage
 from comigs_edge.evaluate import TestText, in_llama_cpp, prepare
-from comigs_edge.export import export, replace_experts
+from comigs_edge.export import Origin, export, replace_experts
 from comigs_edge.home import Home
 from comigs_edge.model import Model
 from comigs_edge.tokens import Tokenizer
@@ -153,7 +155,7 @@ def pace(llama: llama_cpp.Llama, prompt: list[int], count: int = 48) -> tuple[fl
 
 def table(homes: Path, work: Path) -> dict[str, Any]:
     """Every format: LoRA merged after plain training, parallel, hot."""
-    lora, parallel = Personal(homes / "de-lora-plain"), Personal(homes / "de-parallel")
+    lora, parallel = Personal(homes / "de-lora-plain"), Personal(homes / "de-parallel-plain")
     text, tokenizer = lora.text(TABLE_TOKENS), Tokenizer(lora.home.base_file)
     rows: dict[str, Any] = {}
 
@@ -278,7 +280,7 @@ def training(homes: Path, work: Path) -> dict[str, Any]:
 
 
 def seconds(homes: Path, work: Path) -> dict[str, Any]:
-    """Seconds of an export, and from new adapters on disk to a model that can be talked to."""
+    """Seconds of an export, and from new adapters in memory to a model that can be talked to."""
     found: dict[str, Any] = {}
     lora, parallel = Personal(homes / "de-lora"), Personal(homes / "de-parallel")
     for name, personal, each in (
@@ -289,14 +291,19 @@ def seconds(homes: Path, work: Path) -> dict[str, Any]:
         times = []
         for _ in range(3):
             start = time.perf_counter()
-            export(personal.base, personal.adapters, each, work / "e.gguf", "a" * 64, threads=THREADS)
+            export(personal.base, personal.adapters, each, work / "e.gguf", Origin("a" * 64, "b" * 64), threads=THREADS)
             times.append(time.perf_counter() - start)
         found[f"export {name}"] = statistics.median(times)
     times, reload = [], []
     for number in range(3):
         start = time.perf_counter()
         assert replace_experts(
-            work / "e.gguf", parallel.base, parallel.adapters, "Q8_0", work / "f.gguf", f"{number}" * 64
+            work / "e.gguf",
+            parallel.base,
+            parallel.adapters,
+            "Q8_0",
+            work / "f.gguf",
+            Origin(f"{number}" * 64, "b" * 64),
         )
         (work / "f.gguf").rename(work / "e.gguf")
         times.append(time.perf_counter() - start)

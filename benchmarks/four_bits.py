@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -73,9 +74,12 @@ def one(name: str, options: argparse.Namespace) -> dict[str, Any]:
         return dict(json.loads(record.read_text()))
     text, form, format_name, start, formats = RUNS[name]
     home = options.work / name
-    if not (home / "config.toml").exists():
+    training = options.work / f"{name}.training.json"
+    if not training.exists():  # a training that was cut off is done again from its start: its seconds are wanted whole
+        shutil.rmtree(home, ignore_errors=True)
         make_home(home, next(options.text.rglob(f"{text}.jsonl")), form, format_name, start)
-    trained = json.loads(run(home, "train", "--steps", str(STEPS), "--json"))
+        training.write_text(run(home, "train", "--steps", str(STEPS), "--json"))
+    trained = json.loads(training.read_text())
     paths, sizes = {"base": home / "base.gguf"}, {}
     for each in formats:
         paths[each] = home / f"{each}.gguf"
@@ -103,7 +107,7 @@ def main() -> None:
     results = {name: one(name, options) for name in options.only.split(",")}
     if options.report:
         output = Path(__file__).parent / "results" / "four-bits.json"
-        output.write_text(json.dumps({"command": "make bench-four-bits TEXT=FOLDER", "runs": results}, indent=1) + "\n")
+        output.write_text(json.dumps({"command": "make bench-formats TEXT=FOLDER", "runs": results}, indent=1) + "\n")
         print(f"wrote {output}")
 
 

@@ -44,7 +44,7 @@ def measured(home: Path, *arguments: str) -> tuple[dict[str, Any], float]:
 
 def make_home(home: Path, text: Path, specialists: int = 1) -> None:
     """A home with this text, whose personal model is exported at F16."""
-    run(home, "init", "--specialists", str(specialists))
+    run(home, "init", "--specialists", str(specialists), "--expert-form", "lora")
     settings = home / "config.toml"
     settings.write_text(settings.read_text().replace('# format = "Q8_0"', 'format = "F16"'))
     run(home, "data", "add", str(text))

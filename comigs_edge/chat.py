@@ -44,8 +44,9 @@ class Chat:
         if model == self.model and adapters:
             self.adapters.use(adapters)
             return
-        self.llama.close()
+        before = self.llama
         self._load(model, adapters)
+        before.close()
 
     def set_system(self, text: str) -> None:
         """Starts over with this system prompt; an empty one leaves the model's own."""

@@ -182,6 +182,8 @@ def read(path: Path) -> Config:
         raise ComigsError(
             f"{path} cannot be read ({error}); mend it, or start over with: comigs-edge init --force"
         ) from error
+    if isinstance(table.get("export"), dict) and "format" in table["export"]:  # where it stood at first
+        table.setdefault("quantize", {}).setdefault("format", table["export"].pop("format"))
     found = table.get("format", HOME_FORMAT)
     if isinstance(found, int) and found > HOME_FORMAT:
         raise ComigsError(
@@ -256,4 +258,15 @@ def _check(config: Config, path: Path) -> None:
     for name, chosen, known in choices:
         if chosen is not None and chosen not in known:
             raise ComigsError(f"{path}: {name} = {chosen!r} must be one of {', '.join(known)}")
+    stored, parallel = config.storage(), model.expert_form == "parallel"
+    if stored.layout == "hot" and (parallel or stored.format not in ("F16", "F32")):
+        raise ComigsError(
+            f'{path}: export.layout = "hot" is for LoRA experts in F16 or F32, not for {model.expert_form} experts in '
+            f'{stored.format}; use layout = "merged"'
+        )
+    if parallel and stored.format not in ("F16", "F32") and (model.expert_width or 0) % 32:
+        raise ComigsError(
+            f"{path}: model.expert_width = {model.expert_width} is not a multiple of 32, the block of {stored.format}; use one, "
+            'or format = "F16" in [quantize]'
+        )
     profiles.load(config.profile)

@@ -92,7 +92,7 @@ def _memory(device: Device) -> Finding:
     if usable < CHAT_MEMORY:
         return Finding("memory", "bad", text, "end other programs; a chat with the default base takes 0.4 GB")
     if usable < TRAINING_MEMORY:
-        mend = "end other programs or add swap; training the default base takes 1.5 GB, a chat 0.4 GB"
+        mend = "end other programs; training the default base takes 1.5 GB, a chat 0.4 GB"
         return Finding("memory", "poor", text, mend)
     return Finding("memory", "good", text)
 

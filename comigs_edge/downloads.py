@@ -34,11 +34,22 @@ def fetch(url: str, target: Path, sha256: str | None = None, progress: Progress 
     if target.exists() and sha256 and files.sha256_file(target) == sha256:
         return sha256
     part = _Part(url, target)
-    failures = 0
+    try:
+        return _fetch(part, sha256, progress)
+    except OSError as error:
+        raise ComigsError(
+            f"{target} cannot be written ({error.strerror or error}); make room, or name another place with COMIGS_EDGE_BASES"
+        ) from error
+
+
+def _fetch(part: _Part, sha256: str | None, progress: Progress) -> str:
+    files.make_folder(part.target.parent)
+    url, failures = part.url, 0
     while not part.is_complete:
         before = part.size
         try:
-            part.receive(progress)
+            if part.receive(progress) is not None:
+                return str(part.kept)
         except requests.RequestException as error:
             failures = 0 if part.size > before else failures + 1
             if failures >= ATTEMPTS:
@@ -61,7 +72,7 @@ class _Part:
         self.path, self.etag_file = (target.parent / f".{target.name}.{end}" for end in ("part", "etag"))
         self.total: int | None = None
         self.named_sha256: str | None = None
-        files.make_folder(target.parent)
+        self.kept: str | None = None  # SHA-256 of the target where it is what the server has
 
     @property
     def size(self) -> int:
@@ -71,13 +82,15 @@ class _Part:
     def is_complete(self) -> bool:
         return self.total is not None and self.size >= self.total
 
-    def receive(self, progress: Progress) -> None:
-        """One request, from where the file ends."""
+    def receive(self, progress: Progress) -> str | None:
+        """One request, from where the file ends; the target's SHA-256, and nothing received, where it is there already."""
         headers = {"Accept-Encoding": "identity"}
         if self.size and self.etag_file.exists():
             headers |= {"Range": f"bytes={self.size}-", "If-Range": self.etag_file.read_text()}
         with requests.get(self.url, headers=headers, stream=True, timeout=TIMEOUT) as response:
             self._understand(response)
+            if self._is_there():
+                return self.kept
             with self.path.open("ab" if response.status_code == 206 else "wb") as file:
                 for piece in response.iter_content(PIECE):
                     file.write(piece)
@@ -86,12 +99,19 @@ class _Part:
                 os.fsync(file.fileno())
             if self.total is None:  # the server did not say how much it sends
                 self.total = self.size
+        return None
+
+    def _is_there(self) -> bool:
+        if not self.target.exists() or self.target.stat().st_size != self.total:
+            return False
+        self.kept = files.sha256_file(self.target)
+        return self.named_sha256 in (None, self.kept)
 
     def _understand(self, response: requests.Response) -> None:
         if response.status_code == 416:  # the file was complete already, or has become shorter: start over
             self.path.unlink(missing_ok=True)
             raise requests.RequestException("the server has a shorter file now")
-        if response.status_code >= 500:
+        if response.status_code >= 500 or response.status_code in (408, 429):
             raise requests.RequestException(f"HTTP {response.status_code}")
         if response.status_code >= 400:
             raise ComigsError(
@@ -123,6 +143,12 @@ class _Part:
                 f"{self.url} brought a file with the SHA-256 {found[:16]}... and not {wanted[:16]}...; it was deleted, run the "
                 "same command again"
             )
+        with self.path.open("rb") as file:
+            if file.read(4) != b"GGUF":
+                self.path.unlink()
+                raise ComigsError(
+                    f"{self.url} is not a GGUF file; check the address, or whether the server wants a login"
+                )
         self.path.replace(self.target)
         self.etag_file.unlink(missing_ok=True)
         files.sync_folder(self.target.parent)

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -30,8 +31,16 @@ from quantize.gguf_file import GGUFFile
 from quantize.gguf_writer import TensorPlan, copied, metadata_with, total_size, write
 
 SOURCE_KEY = "comigs_edge.adapters_sha256"  # which adapters an exported file holds
+BASE_KEY = "comigs_edge.base_sha256"  # and which base
 _LINEAR = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
 Metadata = dict[str, str | int | float]
+
+
+class Origin(NamedTuple):
+    """What a file was made of, as SHA-256."""
+
+    adapters: str = ""
+    base: str = ""
 
 
 @dataclass(frozen=True)
@@ -46,7 +55,7 @@ class Exported:
 
 
 def export(
-    base: GGUFFile, adapters: Adapters | None, format_name: str, output: Path, adapters_sha256: str = "",
+    base: GGUFFile, adapters: Adapters | None, format_name: str, output: Path, origin: Origin = Origin(),
     progress: Callable[[int, int], None] = lambda done, total: None, threads: int = 1,
 ) -> Exported:  # fmt: skip
     """Writes the personal model to `output` (whole or not at all); `progress` gets bytes written and bytes in all.
@@ -58,38 +67,51 @@ def export(
     shape = read_shape(base)
     architecture = target_architecture(shape, adapters)
     plans = list(_Planner(base, shape, adapters, block_format(format_name), architecture, threads).plans())
-    changes = _metadata(base, shape, adapters, block_format(format_name), architecture, adapters_sha256)
+    changes = _metadata(base, shape, adapters, block_format(format_name), architecture, origin)
     return write_model(base, shape, plans, changes, output, progress)
 
 
 def replace_experts(
-    path: Path, base: GGUFFile, adapters: Adapters, format_name: str, output: Path, adapters_sha256: str
+    path: Path, base: GGUFFile, adapters: Adapters, format_name: str, output: Path, origin: Origin
 ) -> Exported | None:
     """Makes the exported file at `path` hold these adapters by rewriting only what training changes; moves it to `output`.
 
-    None, with the file unchanged, where that cannot be: the tensors do not have the same names, shapes and formats. While it
-    is written the file names no adapters, so one that was cut off in the middle is exported anew and never used.
+    None, with the file unchanged, where that cannot be: it is of another base, or its metadata or the tensors' names, shapes
+    or formats are not those of a new export. While it is written the file names no adapters, so one that was cut off in the
+    middle is never used. A program that has the file open sees the new experts as they are written.
     """
     shape = read_shape(base)
     architecture = target_architecture(shape, adapters)
     plans = list(_Planner(base, shape, adapters, block_format(format_name), architecture, 1).plans())
+    changes = _metadata(base, shape, adapters, block_format(format_name), architecture, origin)
     there = GGUFFile(path)
-    if {name: (info.shape, info.format) for name, info in there.tensors.items()} != {
-        plan.name: (plan.shape, plan.format) for plan in plans
-    } or len(str(there.metadata.get(SOURCE_KEY, ""))) != len(adapters_sha256):
+    if there.metadata.get(BASE_KEY) != origin.base or not _is_alike(there, plans, _entries(base, shape, changes)):
         return None
     changed = [plan for plan in plans if not plan.is_fixed]
-    position = there.metadata_bytes[SOURCE_KEY][1] - len(adapters_sha256)
+    position = there.metadata_bytes[SOURCE_KEY][1] - len(origin.adapters)
     try:
         with path.open("r+b") as file:
-            files.write_at(file, [(position, b"-" * len(adapters_sha256))])
+            files.write_at(file, [(position, b"-" * len(origin.adapters))])
             files.write_at(file, [(there.tensors[plan.name].offset, plan.make().data) for plan in changed])
-            files.write_at(file, [(position, adapters_sha256.encode())])
+            files.write_at(file, [(position, origin.adapters.encode())])
         path.replace(output)
         files.sync_folder(output.parent)
     except OSError as error:
         raise ComigsError(f"{path} could not be rewritten ({error.strerror}); it will be exported anew") from error
     return _exported(output, plans)
+
+
+def _is_alike(there: GGUFFile, plans: list[TensorPlan], entries: list[bytes]) -> bool:
+    """Whether a file with this metadata and these tensors differs only in their bytes and in the adapters that it names."""
+    found = [there.data[start:end] for key, (start, end) in there.metadata_bytes.items() if key != SOURCE_KEY]
+    source = [each for each in entries if SOURCE_KEY.encode() in each]
+    start, end = there.metadata_bytes.get(SOURCE_KEY, (0, 0))
+    return (
+        sorted(found) == sorted(each for each in entries if each not in source)
+        and [end - start] == [len(each) for each in source]
+        and {name: (info.shape, info.format) for name, info in there.tensors.items()}
+        == {plan.name: (plan.shape, plan.format) for plan in plans}
+    )
 
 
 def target_architecture(shape: Shape, adapters: Adapters | None) -> str:
@@ -111,10 +133,13 @@ def write_model(
         done += size
         progress(done, total)
 
-    prefix = (f"{shape.architecture}.", f"{changes['general.architecture']}.")
     with files.atomic_writer(output) as file:
-        write(file, metadata_with(base, changes, prefix), plans, base.alignment, advance)
+        write(file, _entries(base, shape, changes), plans, base.alignment, advance)
     return _exported(output, plans)
+
+
+def _entries(base: GGUFFile, shape: Shape, changes: Metadata) -> list[bytes]:
+    return metadata_with(base, changes, (f"{shape.architecture}.", f"{changes['general.architecture']}."))
 
 
 def _exported(path: Path, plans: list[TensorPlan]) -> Exported:
@@ -126,7 +151,7 @@ def _exported(path: Path, plans: list[TensorPlan]) -> Exported:
 
 
 def _metadata(
-    base: GGUFFile, shape: Shape, adapters: Adapters | None, fmt: BlockFormat, architecture: str, sha256: str
+    base: GGUFFile, shape: Shape, adapters: Adapters | None, fmt: BlockFormat, architecture: str, origin: Origin
 ) -> Metadata:
     changes: Metadata = {"general.architecture": architecture}
     if adapters is None or adapters.layout.form == "lora" or fmt.name == "F32":
@@ -134,7 +159,8 @@ def _metadata(
     if adapters is None:
         return changes
     layout = adapters.layout
-    changes |= {"general.name": f"{base.metadata.get('general.name', 'model')}, personal", SOURCE_KEY: sha256}
+    changes |= {"general.name": f"{base.metadata.get('general.name', 'model')}, personal"}
+    changes |= {SOURCE_KEY: origin.adapters, BASE_KEY: origin.base}
     if layout.num_experts > 1 or layout.form == "parallel":
         changes |= mixture_metadata(architecture, shape, layout.num_experts, layout.experts_per_token)
     if layout.form == "parallel":

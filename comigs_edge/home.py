@@ -41,6 +41,7 @@ class Home:
         self.root = root
         self.config_file = root / "config.toml"
         self.base_file = root / "base.gguf"
+        self.converted_file = root / ".converted.gguf"  # a base that is not in its place yet
         self.documents_file = root / "data" / "documents.db"
         self.state = root / "state"
         self.adapters = root / "adapters"
@@ -142,7 +143,9 @@ def create(
     record = BaseConfig(name, files.sha256_file(source, on_hash), source.stat().st_size)
     files.make_folder(home.root)
     home.root.chmod(0o700)
-    if source.resolve() != home.base_file.resolve() or home.base_file.is_symlink():
+    if source == home.converted_file:
+        source.replace(home.base_file)
+    elif source.resolve() != home.base_file.resolve() or home.base_file.is_symlink():
         _install(home, source, copy=name in PACKAGED_BASES)
     files.write_atomic(home.config_file, config_text.text(record, profile, specialists, expert_form).encode())
     return config.read(home.config_file)

@@ -17,6 +17,7 @@ from comigs_edge.adapters import Adapters
 from comigs_edge.base import tensor_to_numpy
 from comigs_edge.errors import ComigsError
 from comigs_edge.export import (
+    BASE_KEY,
     SOURCE_KEY,
     Exported,
     Metadata,
@@ -37,7 +38,6 @@ from quantize.gguf_file import GGUFFile
 from quantize.gguf_writer import TensorPlan, entry, write
 
 FORMATS = ("F16", "F32")  # of the adapters; with F32 the base is F32 too
-BASE_KEY = "comigs_edge.base_sha256"  # which base a hot base holds
 PARTS = ("generalist", "specialists")
 
 

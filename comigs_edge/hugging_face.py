@@ -48,8 +48,17 @@ def convert(
 ) -> None:
     """Writes the base in `folder` to `output`, whole or not at all.
 
-    Raises `ComigsError`, before anything is written, for a folder that is not a model of the llama family.
+    Raises `ComigsError`, before anything is written, for a folder that is damaged or not a model of the llama family.
     """
+    try:
+        _convert(folder, output, format_name, progress)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError) as error:
+        raise ComigsError(
+            f"{folder} is damaged or incomplete ({type(error).__name__}: {error}); get the folder again"
+        ) from error
+
+
+def _convert(folder: Path, output: Path, format_name: str, progress: Callable[[int, int], None]) -> None:
     config = _config(folder)
     fmt, architecture = block_format(format_name), _architecture(config, folder)
     factors = _rope_factors(config, folder)
@@ -72,7 +81,7 @@ def architecture_of(folder: Path) -> str:
 def _config(folder: Path) -> dict[str, Any]:
     try:
         return dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise ComigsError(
             f"{folder} is no Hugging Face model: config.json cannot be read ({error}); name a folder that has one, or a "
             ".gguf file"

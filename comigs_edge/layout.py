@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from comigs_edge.config import ModelConfig
 from comigs_edge.errors import ComigsError
-from comigs_edge.shape import Shape, linear_shapes
+from comigs_edge.shape import Shape, exported_as, linear_shapes
 from profiles import DeviceProfile
 
 PARALLEL_SCALE = 4.0  # s of parallel experts; chosen with their start, see `parallel.py`
@@ -63,6 +63,7 @@ def planned(model: ModelConfig, profile: DeviceProfile, shape: Shape) -> Layout:
     """What the settings ask for on this device; raises `ComigsError` for a router that could not learn."""
     specialists = profile.specialists if model.specialists is None else model.specialists
     k = experts_per_token(1 + specialists, model.experts_per_token)
+    exported_as(shape.architecture, model.expert_form, 1 + specialists)  # raises where llama.cpp could not run it
     width = 0
     if model.expert_form == "parallel":
         width = parallel_width(model.rank, shape) if model.expert_width is None else model.expert_width

@@ -8,6 +8,7 @@ personal-0003-hot-F16-specialists.gguf
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,14 @@ from comigs_edge import files, hot
 from comigs_edge.adapters import Adapters
 from comigs_edge.config import Config, Storage
 from comigs_edge.errors import ComigsError
-from comigs_edge.export import SOURCE_KEY, Exported, export, replace_experts
+from comigs_edge.export import BASE_KEY, SOURCE_KEY, Exported, Origin, export, replace_experts
 from comigs_edge.home import Home
 from comigs_edge.shape import read_shape
 from comigs_edge.versions import KEPT_VERSIONS, read_manifest, versions
 from quantize.formats import QuantizeError
 from quantize.gguf_file import GGUFFile
 
+_NAME = re.compile(r"personal-\d{4}-(?:hot-F(?:16|32)-(?:generalist|specialists)|[A-Z0-9_]+)\.gguf")
 Progress = Callable[[int, int], None]  # done, of how many
 SILENT: Progress = lambda done, total: None  # noqa: E731
 
@@ -38,25 +40,23 @@ def export_newest(
 ) -> Exported:
     """Exports the newest adapters, to `models/` unless `output` is given; there the last three versions are kept.
 
-    `output` names the file, or for the layout hot the folder. Parallel experts go into the newest file of `models/` that
-    differs in nothing else.
+    `output` names the file, or for the layout hot the folder. Parallel experts are written into the newest file of `models/`
+    if it differs in nothing else, and it takes the new version's name.
     """
     adapters, manifest = newest_adapters(home, settings)
     files.make_folder(home.models)
     files.remove_temporaries(home.models, older_than_seconds=3600)
     if storage.layout == "hot":
         return _export_hot(home, settings, adapters, manifest, storage.format, output or home.models)
-    base, sha256, target = GGUFFile(home.base_file), manifest["sha256"], output
+    base, origin, target = GGUFFile(home.base_file), Origin(manifest["sha256"], settings.base.sha256), output
     if target is None:
         target = home.models / f"personal-{manifest['version']:04d}-{storage.format}.gguf"
         _remove_old(home, manifest["version"] - KEPT_VERSIONS)
-        if adapters.layout.form == "parallel" and (
-            before := _newest(home.models.glob(f"personal-*-{storage.format}.gguf"))
-        ):
-            replaced = _replaced(before, base, adapters, storage.format, target, sha256)
+        if adapters.layout.form == "parallel" and (before := _newest(home, storage.format)):
+            replaced = _replaced(before, base, adapters, storage.format, target, origin)
             if replaced is not None:
                 return replaced
-    return export(base, adapters, storage.format, target, sha256, progress, settings.device().usable_threads)
+    return export(base, adapters, storage.format, target, origin, progress, settings.device().usable_threads)
 
 
 def current(home: Home, settings: Config, storage: Storage) -> Exported | None:
@@ -64,12 +64,15 @@ def current(home: Home, settings: Config, storage: Storage) -> Exported | None:
     numbers = versions(home.adapters)
     if not numbers:
         return None
-    sha256, name = read_manifest(home.adapters, numbers[-1])["sha256"], f"personal-{numbers[-1]:04d}-"
+    manifest, name = read_manifest(home.adapters, numbers[-1]), f"personal-{numbers[-1]:04d}-"
+    sha256 = manifest["sha256"]
+    if manifest["base_sha256"] != settings.base.sha256:
+        return None
     if storage.layout == "hot":
         adapters, _ = newest_adapters(home, settings)
         base = _hot_base(home.models, adapters, storage.format)
         parts = tuple(home.models / f"{name}hot-{storage.format}-{part}.gguf" for part in _parts(adapters))
-        if _holds(base, hot.BASE_KEY, settings.base.sha256) and all(_holds(part, SOURCE_KEY, sha256) for part in parts):
+        if _holds(base, BASE_KEY, settings.base.sha256) and all(_holds(part, SOURCE_KEY, sha256) for part in parts):
             return Exported(base, sum(path.stat().st_size for path in (base, *parts)), "", {}, parts)
         return None
     path = home.models / f"{name}{storage.format}.gguf"
@@ -85,7 +88,7 @@ def _export_hot(
             "format: comigs-edge export --layout hot --format F16"
         )
     base, target = GGUFFile(home.base_file), _hot_base(folder, adapters, format_name)
-    if not _holds(target, hot.BASE_KEY, settings.base.sha256):
+    if not _holds(target, BASE_KEY, settings.base.sha256):
         hot.write_base(base, adapters, format_name, target, settings.base.sha256)
     paths = []
     for part in _parts(adapters):
@@ -107,10 +110,10 @@ def _parts(adapters: Adapters) -> tuple[str, ...]:
 
 
 def _replaced(
-    before: Path, base: GGUFFile, adapters: Adapters, format_name: str, target: Path, sha256: str
+    before: Path, base: GGUFFile, adapters: Adapters, format_name: str, target: Path, origin: Origin
 ) -> Exported | None:
     try:
-        return replace_experts(before, base, adapters, format_name, target, sha256)
+        return replace_experts(before, base, adapters, format_name, target, origin)
     except QuantizeError:  # the file is damaged: it is made anew
         return None
 
@@ -122,12 +125,18 @@ def _holds(path: Path, key: str, sha256: str) -> bool:
         return False
 
 
-def _newest(paths: Any) -> Path | None:
-    return max(paths, key=lambda path: path.stat().st_mtime, default=None)
+def _newest(home: Home, format_name: str) -> Path | None:
+    """The merged export of the highest version in this format."""
+    return max((path for path in _exports(home) if path.stem[14:] == format_name), default=None)
 
 
 def _remove_old(home: Home, oldest: int) -> None:
     """Deletes the exports of version `oldest` and before."""
-    for path in home.models.glob("personal-*.gguf"):
-        if int(path.name.split("-")[1]) <= oldest:
+    for path in _exports(home):
+        if int(path.name[9:13]) <= oldest:
             path.unlink()
+
+
+def _exports(home: Home) -> list[Path]:
+    """The files that this module names; whatever else lies in the folder is the user's."""
+    return [path for path in home.models.glob("personal-*.gguf") if _NAME.fullmatch(path.name)]

@@ -40,7 +40,7 @@ def add_tokenizer(writer: gguf.GGUFWriter, folder: Path, vocab_size: int) -> Non
         writer.add_tokenizer_model("llama")
         writer.add_tokenizer_pre("default")
         writer.add_token_scores([score for _, score, _ in every])
-        writer.add_add_space_prefix(bool(_settings(folder).get("add_prefix_space", True)))
+        writer.add_add_space_prefix(_settings(folder).get("add_prefix_space") is not False)  # null means the default
     writer.add_token_list([text for text, _, _ in every])
     writer.add_token_types([kind for _, _, kind in every])
     special = gguf.SpecialVocab(folder, load_merges=not has_pieces, n_vocab=vocab_size)

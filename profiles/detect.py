@@ -1,4 +1,4 @@
-"""What this device is: read from files of the kernel (and psutil for the disk), never by running a program.
+"""What this device is: read from files of the kernel, never by running a program.
 
 Every reader takes the root of the file system, so recorded trees of other devices can be read by the tests. What a device
 does not have is None or empty; nothing here raises for a file that is missing or odd.
@@ -99,13 +99,13 @@ def model(root: Path) -> str:
 def cores(root: Path, cpuinfo: str) -> tuple[Cores, ...]:
     """Kinds of core with their number, the fastest first."""
     kinds: dict[tuple[str, int | None], int] = {}
-    for number, block in enumerate(re.split(r"\n\s*\n", cpuinfo.strip())):
+    for block in re.split(r"\n\s*\n", cpuinfo.strip()):
         fields = dict(re.findall(r"^([^:\n]+?)\s*:\s*(.*)$", block, re.M))
         if "processor" not in fields:
             continue
         part: str = fields.get("CPU part", "unknown")
         name = ARM_PARTS.get(part) or str(fields.get("model name", part))
-        hertz = _number(root / f"sys/devices/system/cpu/cpu{number}/cpufreq/cpuinfo_max_freq")
+        hertz = _number(root / f"sys/devices/system/cpu/cpu{fields['processor']}/cpufreq/cpuinfo_max_freq")
         key = (name, None if hertz is None else hertz // 1000)
         kinds[key] = kinds.get(key, 0) + 1
     found = [Cores(name, count, mhz) for (name, mhz), count in kinds.items()]
@@ -179,7 +179,9 @@ def temperature(root: Path) -> float | None:
 
 def throttled(root: Path) -> tuple[str, ...]:
     """What holds a Raspberry Pi back now or has since it was started (its firmware's `get_throttled`)."""
-    text = _text(root / "sys/devices/platform/soc/soc:firmware/get_throttled").strip()
+    # soc/soc:firmware up to the Pi 4, soc@107c000000/soc@107c000000:firmware on the Pi 5
+    nodes = sorted((root / "sys/devices/platform").glob("soc*/soc*:firmware/get_throttled"))
+    text = _text(nodes[0]).strip() if nodes else ""
     try:
         bits = int(text, 16)
     except ValueError:

@@ -353,3 +353,40 @@ def test_minutes_become_steps(run, ready):
 def test_llama_cpp_stays_quiet(capfd, tiny_path):
     engine.load(tiny_path, n_ctx=64).eval([3, 4])
     assert capfd.readouterr() == ("", "")
+
+
+def test_an_export_of_another_base_is_never_used(run, ready, tmp_path):
+    run("train", "--steps", "2")
+    run("export")
+    run("init", "--force", "--base", write_llama(tmp_path / "other.gguf", seed=5))
+    assert "were trained on another base" in error(run("chat", "--prompt", "hi", code=1))
+    run("train", "--steps", "2", "--fresh")
+    inside = GGUFFile(Path(json.loads(run("export", "--json").stdout)["path"]))
+    assert (inside.raw("blk.0.attn_q.weight") == GGUFFile(ready / "base.gguf").raw("blk.0.attn_q.weight")).all()
+
+
+def test_files_of_the_users_own_in_the_folder_of_models_are_left_alone(run, ready):
+    (ready / "models").mkdir()
+    for name in ("personal-mine-Q8_0.gguf", "personal-0001-mine-Q8_0.gguf"):
+        (ready / "models" / name).write_text("mine")
+    for _ in range(2):
+        run("train", "--steps", "1")
+        run("export")
+    assert [path.read_text() for path in (ready / "models").glob("*mine*")] == ["mine", "mine"]
+
+
+def test_a_chat_goes_on_when_the_newer_model_cannot_be_used(run, ready, monkeypatch):
+    run("train", "--steps", "2")
+    lines = iter(["hello", "break", "hello", "/exit"])
+
+    def answer(prompt):
+        line = next(lines)
+        if line == "break":
+            run("train", "--steps", "2")
+            (ready / "adapters" / "0002" / "router.safetensors").unlink()
+            return "/clear"
+        return line
+
+    monkeypatch.setattr("builtins.input", answer)
+    shown = run("chat", "--temperature", "0").stdout
+    assert "version 2 cannot be used, going on with the one before" in shown

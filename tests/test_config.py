@@ -76,3 +76,25 @@ def test_what_is_stored_follows_from_form_and_layout(write):
         settings = config.read(write('expert_form = "lora"', f'expert_form = "{form}"'))
         storage = settings.storage(layout, name)
         assert (storage.format, storage.start, storage.fake_format) == expected
+
+
+def test_a_format_that_stands_where_it_stood_at_first_still_counts(write):
+    assert config.read(write("[export]", '[export]\nformat = "Q4_0"')).storage().format == "Q4_0"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "[export]",
+            '[export]\nlayout = "hot"',
+            'layout = "hot" is for LoRA experts in F16 or F32, not for parallel experts',
+        ),
+        ("# expert_width = 32", "expert_width = 20", "expert_width = 20 is not a multiple of 32, the block of Q8_0"),
+    ],
+)
+def test_what_could_never_be_exported_is_refused_before_it_is_trained(write, old, new, message):
+    path = write('expert_form = "lora"', 'expert_form = "parallel"')
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(ComigsError, match=message):
+        config.read(path)

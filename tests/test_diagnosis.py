@@ -34,7 +34,7 @@ def test_a_good_device_has_nothing_to_mend():
             "poor",
             {"memory_limit": 1_000_000_000},
             "1.0 GB of 8.0 GB can be used, limited by the container",
-            "swap",
+            "end other programs",
         ),
         ("disk", "note", {"disk_kind": "SD"}, "which wears", ""),
         ("heat", "poor", {"temperature": 86.0}, "86 °C", "fan"),

@@ -151,3 +151,24 @@ def test_a_complete_file_that_was_not_renamed_yet_is_got_again(server, url, tmp_
     (folder / ".x.gguf.part").write_bytes(server.content)
     (folder / ".x.gguf.etag").write_text('"one"')
     assert downloads.fetch(url, folder / "x.gguf") == sha256(server)
+
+
+def test_what_is_there_already_is_not_received_again(run, server, url, tmp_path):
+    run("models", "pull", url)
+    server.cuts = [0] * 10  # nothing could be received
+    run("models", "pull", url)
+    server.headers = {"X-Linked-Etag": '"' + sha256(server) + '"'}
+    run("models", "pull", url)
+    assert (tmp_path / "bases" / "tiny.gguf").read_bytes() == server.content
+
+
+def test_a_place_that_cannot_be_written_is_one_sentence(run, url, monkeypatch):
+    monkeypatch.setenv("COMIGS_EDGE_BASES", "/proc/here")
+    assert "COMIGS_EDGE_BASES" in run("models", "pull", url, code=1).stderr
+
+
+def test_a_page_in_place_of_a_model_never_replaces_one(run, server, url, tmp_path):
+    run("models", "pull", url)
+    good, server.content = server.content, b"<html>sign in</html>"
+    assert "is not a GGUF file" in run("models", "pull", url, code=1).stderr
+    assert (tmp_path / "bases" / "tiny.gguf").read_bytes() == good

@@ -1,5 +1,7 @@
 """The exported file, run by unmodified llama.cpp and read by gguf-py."""
 
+from dataclasses import replace
+
 import gguf
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from comigs_edge import engine, files, hot
 from comigs_edge.base import open_base
 from comigs_edge.config import FORMATS_TO_EXPORT, TRAINABLE
 from comigs_edge.errors import ComigsError
-from comigs_edge.export import SOURCE_KEY, export, replace_experts
+from comigs_edge.export import SOURCE_KEY, Origin, export, replace_experts
 from comigs_edge.model import Model
 from quantize.formats import QuantizeError
 from quantize.gguf_file import GGUFFile
@@ -118,7 +120,7 @@ def test_formats_of_8_bits_and_more_stay_near_the_mixture(
 
 def test_gguf_py_reads_the_same_tensors_and_untouched_bytes_are_the_bases(tmp_path, make_adapters):
     path = write_llama(tmp_path / "base.gguf", quantised="Q4_0")
-    export(GGUFFile(path), make_adapters(base=open_base(path)), "Q8_0", tmp_path / "out.gguf", "abc")
+    export(GGUFFile(path), make_adapters(base=open_base(path)), "Q8_0", tmp_path / "out.gguf", Origin("abc"))
     base = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
     out = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "out.gguf").tensors}
     for name in ("token_embd.weight", "blk.1.attn_q.weight", "output_norm.weight", "blk.0.ffn_norm.weight"):
@@ -172,23 +174,38 @@ def test_a_parallel_file_keeps_every_byte_of_the_base(tmp_path, make_adapters, n
 def test_new_experts_in_an_old_file_are_the_bytes_of_a_new_export(tmp_path, make_adapters):
     path = write_llama(tmp_path / "base.gguf", quantised="Q4_1")
     file, adapters = GGUFFile(path), make_adapters(base=open_base(path), form="parallel")
-    export(file, adapters, "Q8_0", tmp_path / "old.gguf", "a" * 64)
+    export(file, adapters, "Q8_0", tmp_path / "old.gguf", Origin("a" * 64, "base"))
     for tensor in adapters.named.values():
         tensor.mul_(1.5)
-    replaced = replace_experts(tmp_path / "old.gguf", file, adapters, "Q8_0", tmp_path / "new.gguf", "b" * 64)
-    fresh = export(file, adapters, "Q8_0", tmp_path / "fresh.gguf", "b" * 64)
+    replaced = replace_experts(
+        tmp_path / "old.gguf", file, adapters, "Q8_0", tmp_path / "new.gguf", Origin("b" * 64, "base")
+    )
+    fresh = export(file, adapters, "Q8_0", tmp_path / "fresh.gguf", Origin("b" * 64, "base"))
     assert replaced.sha256 == fresh.sha256
     assert not (tmp_path / "old.gguf").exists()
     # Another number of experts does not fit: nothing is touched.
     other = make_adapters(specialists=2, base=open_base(path), form="parallel")
-    assert replace_experts(tmp_path / "new.gguf", file, other, "Q8_0", tmp_path / "x.gguf", "c" * 64) is None
+    assert (
+        replace_experts(tmp_path / "new.gguf", file, other, "Q8_0", tmp_path / "x.gguf", Origin("c" * 64, "base"))
+        is None
+    )
+    # Nor do another base whose tensors look alike, or another number of experts a token.
+    assert (
+        replace_experts(tmp_path / "new.gguf", file, adapters, "Q8_0", tmp_path / "x.gguf", Origin("c" * 64, "other"))
+        is None
+    )
+    adapters.layout = replace(adapters.layout, experts_per_token=1)
+    assert (
+        replace_experts(tmp_path / "new.gguf", file, adapters, "Q8_0", tmp_path / "x.gguf", Origin("c" * 64, "base"))
+        is None
+    )
     assert (tmp_path / "new.gguf").read_bytes() == (tmp_path / "fresh.gguf").read_bytes()
 
 
 def test_a_replacement_that_is_cut_off_leaves_a_file_that_names_no_adapters(tmp_path, make_adapters, monkeypatch):
     path = write_llama(tmp_path / "base.gguf")
     file, adapters = GGUFFile(path), make_adapters(form="parallel")
-    export(file, adapters, "Q8_0", tmp_path / "old.gguf", "a" * 64)
+    export(file, adapters, "Q8_0", tmp_path / "old.gguf", Origin("a" * 64, "base"))
     real, calls = files.write_at, []
 
     def cut_off(target, pieces):
@@ -200,7 +217,7 @@ def test_a_replacement_that_is_cut_off_leaves_a_file_that_names_no_adapters(tmp_
 
     monkeypatch.setattr(files, "write_at", cut_off)
     with pytest.raises(KeyboardInterrupt):
-        replace_experts(tmp_path / "old.gguf", file, adapters, "Q8_0", tmp_path / "new.gguf", "b" * 64)
+        replace_experts(tmp_path / "old.gguf", file, adapters, "Q8_0", tmp_path / "new.gguf", Origin("b" * 64, "base"))
     assert GGUFFile(tmp_path / "old.gguf").metadata[SOURCE_KEY] == "-" * 64
 
 

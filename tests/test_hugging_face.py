@@ -234,3 +234,35 @@ def test_bad_folders_are_one_sentence(run, tmp_path):
     assert "is damaged or cut short" in run("init", "--base", tmp_path / "m", code=1).stderr
     weights.rename(tmp_path / "m" / "pytorch_model.bin")
     assert "pickle files can run code" in run("init", "--base", tmp_path / "m", code=1).stderr
+
+
+def test_damaged_settings_are_one_sentence_and_the_base_that_is_there_stays(run, home, tmp_path, tiny_path):
+    save_model(tmp_path / "m", MODELS["llama"])
+    byte_level(tmp_path / "m")
+    run("init", "--base", tiny_path)
+    before = (home / "base.gguf").read_bytes()
+    good = {name: (tmp_path / "m" / name).read_text() for name in ("config.json", "tokenizer_config.json")}
+    config = json.loads(good["config.json"])
+    for name, content in (
+        ("config.json", "[1, 2]"),
+        ("config.json", json.dumps({key: value for key, value in config.items() if key != "num_hidden_layers"})),
+        ("config.json", json.dumps(config | {"num_hidden_layers": 3})),  # one block more than there is
+        ("tokenizer_config.json", '{"bos_token": '),
+    ):
+        (tmp_path / "m" / name).write_text(content)
+        shown = run("init", "--force", "--base", tmp_path / "m", code=1).stderr
+        assert shown.strip().splitlines()[-1].startswith("error: ")
+        (tmp_path / "m" / name).write_text(good[name])
+        assert (home / "base.gguf").read_bytes() == before
+        assert sorted(path.name for path in home.iterdir()) == ["base.gguf", "config.toml"]
+    run("init", "--force", "--base", tmp_path / "m")
+    assert run("status").exit_code == 0
+
+
+def test_a_null_in_the_settings_means_the_tokenizers_default(tmp_path):
+    save_model(tmp_path, MODELS["llama"])
+    model = pieces(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"add_prefix_space": null}')
+    convert(tmp_path, tmp_path / "base.gguf", "F16")
+    llama = engine.load(tmp_path / "base.gguf", vocab_only=True)
+    assert llama.tokenize(TEXT.encode(), add_bos=False, special=False) == model.encode(TEXT)

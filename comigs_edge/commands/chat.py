@@ -37,9 +37,11 @@ def chat(
 ) -> None:
     """Talk with your model. It is exported first if it has been trained since."""
     from comigs_edge.commands.console import notes
+    from comigs_edge.versions import versions
 
     home = homes.locate()
     settings = home.settings()
+    version = max(versions(home.adapters), default=0)  # before it is loaded: a newer one may come meanwhile
     personal = None if base else _personal(home, settings)
     with notes.status("loading"):
         from comigs_edge.chat import Chat
@@ -55,7 +57,7 @@ def chat(
     if prompt is not None:
         _say(session, prompt)
     else:
-        _converse(session, home, settings if personal else None)
+        _converse(session, home, settings if personal else None, version)
 
 
 def _personal(home: Home, settings: Config) -> Exported:
@@ -73,24 +75,26 @@ def _personal(home: Home, settings: Config) -> Exported:
 def _swap_if_newer(session: Chat, home: Home, settings: Config, version: int) -> int:
     """Goes on with the newest adapters if there are newer ones than `version`; returns their version."""
     from comigs_edge.commands.console import out
+    from comigs_edge.errors import USER_ERRORS
     from comigs_edge.versions import versions
 
-    newest = versions(home.adapters)[-1]
+    newest = max(versions(home.adapters), default=version)
     if newest != version:
-        personal = _personal(home, settings)
-        session.swap(personal.path, personal.adapters)
-        out.print(f"[dim]your model was trained since: going on with version {newest}[/]")
+        try:
+            personal = _personal(home, settings)
+            session.swap(personal.path, personal.adapters)
+            out.print(f"[dim]your model was trained since: going on with version {newest}[/]")
+        except USER_ERRORS as error:
+            out.print(f"[dim]version {newest} cannot be used, going on with the one before: {error}[/]")
     return newest
 
 
-def _converse(session: Chat, home: Home, settings: Config | None) -> None:
+def _converse(session: Chat, home: Home, settings: Config | None, version: int) -> None:
     """Talks until the person leaves; `settings` are None for the base, which nothing makes newer."""
     from comigs_edge.commands.console import out
-    from comigs_edge.versions import versions
 
     out.print(f"[dim]{session.model}\n{HELP}[/]", soft_wrap=True)
     _enable_line_editing()
-    version = versions(home.adapters)[-1] if settings else 0
     while True:
         try:
             text = input("\n> ").strip()

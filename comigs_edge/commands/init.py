@@ -58,9 +58,14 @@ def init(
         if expert_form is not None and expert_form not in FORMS:
             raise typer.BadParameter(f"--expert-form {expert_form} is not one of {', '.join(FORMS)}")
         name, source = homes.find_base(base or homes.DEFAULT_BASE)
-        if source.is_dir():
-            source = _converted(home, source, format.upper(), expert_form)
-        form = _checked_form(source, expert_form)
+        converted = _converted(home, source, format.upper(), expert_form) if source.is_dir() else None
+        source = converted or source
+        try:
+            form = _checked_form(source, expert_form)
+        except Exception:
+            if converted:
+                converted.unlink()
+            raise
         total, done = source.stat().st_size, 0
         with bar("reading the base") as progress:
 
@@ -76,14 +81,14 @@ def init(
 
 
 def _converted(home: Home, folder: Path, format_name: str, expert_form: str | None) -> Path:
-    """The base made from a Hugging Face folder, in its place in the home."""
+    """The base made from a Hugging Face folder, in the home but not in its place yet."""
     from comigs_edge.commands.console import bar
     from comigs_edge.hugging_face import architecture_of, convert
 
     _form(architecture_of(folder), expert_form)
     with bar("converting the base") as progress:
-        convert(folder, home.base_file, format_name, progress)
-    return home.base_file
+        convert(folder, home.converted_file, format_name, progress)
+    return home.converted_file
 
 
 def _checked_form(path: Path, expert_form: str | None) -> str:

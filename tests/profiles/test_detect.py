@@ -42,7 +42,7 @@ TREES = {
         "proc/device-tree/model": "Raspberry Pi 5 Model B Rev 1.0\0",
         "proc/mounts": "/dev/nvme0n1p2 / ext4 rw 0 0\n",
         "sys/class/thermal/thermal_zone0/temp": "48850\n",
-        "sys/devices/platform/soc/soc:firmware/get_throttled": "0\n",
+        "sys/devices/platform/soc@107c000000/soc@107c000000:firmware/get_throttled": "20002\n",
     },
     "Orin Nano": arm("0xd42", 6, 1510) | meminfo(7802408, 5200000) | {
         "proc/device-tree/model": "NVIDIA Jetson Orin Nano Developer Kit\0",
@@ -106,7 +106,8 @@ EXPECTED = {
     },
     "Pi 5": {
         "model": "Raspberry Pi 5 Model B Rev 1.0", "cores": (Cores("Cortex-A76", 4, 2400),),
-        "features": ("neon", "dotprod", "fp16"), "disk_kind": "NVMe", "throttled": (), "temperature": 48.85,
+        "features": ("neon", "dotprod", "fp16"), "disk_kind": "NVMe",
+        "throttled": ("frequency capped now", "frequency capped earlier"), "temperature": 48.85,
     },
     "Orin Nano": {
         "cores": (Cores("Cortex-A78AE", 6, 1510),), "gpu": "integrated (Tegra)", "has_unified_memory": True,
