@@ -52,6 +52,7 @@ class Device:
     memory: int
     memory_available: int
     memory_limit: int | None  # of the container, where it is less than the memory
+    memory_left: int | None  # of that limit
     disk_kind: str | None  # SD, eMMC, NVMe, SSD or HDD
     gpu: str | None
     has_unified_memory: bool  # the GPU's is the device's own, as on a Jetson
@@ -63,13 +64,14 @@ class Device:
     @property
     def usable_memory(self) -> int:
         """Bytes that a program may still take."""
-        return self.memory_available if self.memory_limit is None else min(self.memory_available, self.memory_limit)
+        return self.memory_available if self.memory_left is None else min(self.memory_available, self.memory_left)
 
 
 def detect(root: Path = Path("/"), folder: str = "/") -> Device:
     """The device whose files are below `root`; `folder` is the one whose disk is asked for."""
     cpuinfo, meminfo = _text(root / "proc/cpuinfo"), _meminfo(root)
-    memory, limit = meminfo.get("MemTotal", 0), memory_limit(root)
+    memory, (limit, left) = meminfo.get("MemTotal", 0), memory_limit(root)
+    is_limited = limit is not None and limit < memory
     tegra = "nvidia,tegra" in _text(root / "proc/device-tree/compatible")
     return Device(
         model=model(root),
@@ -77,7 +79,8 @@ def detect(root: Path = Path("/"), folder: str = "/") -> Device:
         features=features(cpuinfo),
         memory=memory,
         memory_available=meminfo.get("MemAvailable", 0),
-        memory_limit=limit if limit is not None and limit < memory else None,
+        memory_limit=limit if is_limited else None,
+        memory_left=left if is_limited else None,
         disk_kind=disk_kind(root, folder),
         gpu=gpu(root, tegra),
         has_unified_memory=tegra,
@@ -119,22 +122,29 @@ def features(cpuinfo: str) -> tuple[str, ...]:
     return tuple(name for name, flag in FEATURES.items() if flag in common)
 
 
-def memory_limit(root: Path) -> int | None:
-    """Bytes that the control groups of this process leave it, the smallest of all levels; None without a limit."""
+def memory_limit(root: Path) -> tuple[int | None, int | None]:
+    """Bytes that the control groups of this process allow, the smallest of all levels, and what is left of them.
+
+    Files that are only cached count as left; both are None without a limit.
+    """
     paths = re.findall(r"^\d+:([^:]*):(/.*)$", _text(root / "proc/self/cgroup"), re.M) or [("", "/")]
-    found = []
+    limits, left = [], []
     for controllers, path in paths:
         if controllers not in ("", "memory"):
             continue
-        base, name = (
-            ("sys/fs/cgroup/memory", "memory.limit_in_bytes") if controllers else ("sys/fs/cgroup", "memory.max")
+        base = root / ("sys/fs/cgroup/memory" if controllers else "sys/fs/cgroup")
+        limit_name, used_name = (
+            ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
         )
         parts = [part for part in path.split("/") if part]
-        for depth in range(len(parts) + 1):
-            value = _number(root / base / "/".join(parts[:depth]) / name)
-            if value is not None and value < _NO_LIMIT:
-                found.append(value)
-    return min(found, default=None)
+        for folder in (base / "/".join(parts[:depth]) for depth in range(len(parts) + 1)):
+            limit = _number(folder / limit_name)
+            if limit is not None and limit < _NO_LIMIT:
+                cached = re.search(r"^inactive_file (\d+)$", _text(folder / "memory.stat"), re.M)
+                used = (_number(folder / used_name) or 0) - (int(cached[1]) if cached else 0)
+                limits.append(limit)
+                left.append(limit - max(0, used))
+    return min(limits, default=None), min(left, default=None)
 
 
 def disk_kind(root: Path, folder: str) -> str | None:

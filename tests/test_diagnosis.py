@@ -10,7 +10,7 @@ from profiles.detect import Cores, Device, Power
 
 GOOD = Device(
     model="Raspberry Pi 5 Model B Rev 1.0", cores=(Cores("Cortex-A76", 4, 2400),), features=("neon", "dotprod"),
-    memory=8_000_000_000, memory_available=7_000_000_000, memory_limit=None, disk_kind="NVMe", gpu=None,
+    memory=8_000_000_000, memory_available=7_000_000_000, memory_limit=None, memory_left=None, disk_kind="NVMe", gpu=None,
     has_unified_memory=False, power_mode=None, temperature=50.0, throttled=(), power=Power(False, True, None),
 )  # fmt: skip
 QUIET = Conditions(disk_free=20_000_000_000, load=0.2, cores=4)
@@ -32,7 +32,7 @@ def test_a_good_device_has_nothing_to_mend():
         (
             "memory",
             "poor",
-            {"memory_limit": 1_000_000_000},
+            {"memory_limit": 2_000_000_000, "memory_left": 1_000_000_000},
             "1.0 GB of 8.0 GB can be used, limited by the container",
             "end other programs",
         ),

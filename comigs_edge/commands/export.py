@@ -36,7 +36,7 @@ def export(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:  # fmt: skip
     """Write your model as one GGUF file for llama.cpp, Ollama and others."""
-    from comigs_edge.commands.console import bar, next_command, print_json, warn
+    from comigs_edge.commands.console import bar, next_command, out, print_json, warn
 
     home = homes.locate()
     settings = home.settings()
@@ -61,6 +61,8 @@ def export(
         })  # fmt: skip
         return
     _show(exported, seconds)
+    if output is None and settings.model.expert_form == "parallel":
+        out.print("The next training is written into this file; --output FILE makes one that stays.", soft_wrap=True)
     next_command("comigs-edge chat")
 
 

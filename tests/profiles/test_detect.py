@@ -89,6 +89,8 @@ TREES = {
         "sys/fs/cgroup/memory.max": "max\n",
         "sys/fs/cgroup/docker/memory.max": "4294967296\n",
         "sys/fs/cgroup/docker/abc/memory.max": "1073741824\n",
+        "sys/fs/cgroup/docker/abc/memory.current": "773741824\n",
+        "sys/fs/cgroup/docker/abc/memory.stat": "anon 500000000\ninactive_file 200000000\n",
     },
     "old container": meminfo(4000000, 3000000) | {
         "proc/self/cgroup": "11:memory:/docker/x\n3:cpu:/docker/x\n",
@@ -119,7 +121,7 @@ EXPECTED = {
         "cores": (Cores("12th Gen Intel(R) Core(TM) i5-1240P", 1, 4400), Cores("12th Gen Intel(R) Core(TM) i5-1240P", 2, 3300)),
         "power": Power(True, False, 41), "disk_kind": "HDD",
     },
-    "container": {"memory_limit": 1 << 30, "usable_memory": 1 << 30, "features": ("avx2", "avx512", "vnni"), "disk_kind": None},
+    "container": {"memory_limit": 1 << 30, "usable_memory": 500_000_000, "features": ("avx2", "avx512", "vnni")},
     "old container": {"memory_limit": 512 << 20, "usable_memory": 512 << 20},
     "nothing": {"model": "unknown", "cores": (), "memory": 0, "power": Power(False, True, None)},
 }  # fmt: skip
