@@ -25,7 +25,6 @@ TEXTS = ("de", "user04", "fr", "nl", "legal")
 RUNS: dict[str, tuple[str, str, str, float, tuple[str, ...]]] = {
     "de-lora-plain": ("de", "lora", "Q4_0", 1.0, ("F16", "Q8_0", "Q4_0", "Q4_1")),
     "de-lora-0": ("de", "lora", "Q4_0", 0.0, ("F16", "Q4_0")),
-    "de-lora-q41": ("de", "lora", "Q4_1", 0.0, ("F16", "Q4_1")),
     "de-parallel-plain": ("de", "parallel", "Q4_0", 1.0, ("F16", "Q8_0", "Q4_0")),
 }
 for _text in TEXTS:

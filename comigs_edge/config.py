@@ -162,7 +162,7 @@ class Config:
         """How the exported file holds what training changes; arguments go before the file's settings.
 
         Defaults, by measurement (README, decisions): F16 for the small files of the layout hot, else Q8_0. Fake
-        quantisation is free for parallel experts and on from the first step; a LoRA step costs 1.7 times as much, so it is
+        quantisation is free for parallel experts and on from the first step; a LoRA step costs 1.6 times as much, so it is
         on for the last third, and never at Q8_0, where it changes nothing.
         """
         layout = layout or self.export.layout
