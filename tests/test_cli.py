@@ -29,6 +29,21 @@ def snapshot(folder):
 lora = pytest.mark.parametrize("ready", ["lora"], indirect=True)  # the form that is not the default
 
 
+def chat_during(run, monkeypatch, event):
+    """What a chat prints in which something happens between two messages."""
+    lines = iter(["hello", None, "hello", "/exit"])
+
+    def answer(prompt):
+        line = next(lines)
+        if line is None:
+            event()
+            return "/clear"
+        return line
+
+    monkeypatch.setattr("builtins.input", answer)
+    return run("chat", "--temperature", "0").stdout
+
+
 # The whole way ------------------------------------------------------------------------------------------------------
 
 
@@ -314,17 +329,7 @@ def test_the_layout_hot_is_exported_evaluated_and_chatted_with(run, ready):
 
 def test_a_chat_goes_on_with_what_was_trained_meanwhile(run, ready, monkeypatch):
     run("train", "--steps", "2")
-    lines = iter(["hello", "train now", "hello", "/exit"])
-
-    def answer(prompt):
-        line = next(lines)
-        if line == "train now":
-            run("train", "--steps", "2")
-            return "/clear"
-        return line
-
-    monkeypatch.setattr("builtins.input", answer)
-    shown = run("chat", "--temperature", "0").stdout
+    shown = chat_during(run, monkeypatch, lambda: run("train", "--steps", "2"))
     assert "your model was trained since: going on with version 2" in shown
 
 
@@ -377,16 +382,10 @@ def test_files_of_the_users_own_in_the_folder_of_models_are_left_alone(run, read
 
 def test_a_chat_goes_on_when_the_newer_model_cannot_be_used(run, ready, monkeypatch):
     run("train", "--steps", "2")
-    lines = iter(["hello", "break", "hello", "/exit"])
 
-    def answer(prompt):
-        line = next(lines)
-        if line == "break":
-            run("train", "--steps", "2")
-            (ready / "adapters" / "0002" / "router.safetensors").unlink()
-            return "/clear"
-        return line
+    def damaged():
+        run("train", "--steps", "2")
+        (ready / "adapters" / "0002" / "router.safetensors").unlink()
 
-    monkeypatch.setattr("builtins.input", answer)
-    shown = run("chat", "--temperature", "0").stdout
+    shown = chat_during(run, monkeypatch, damaged)
     assert "version 2 cannot be used, going on with the one before" in shown
