@@ -75,7 +75,7 @@ class Adapters:
             elif _STARTS_AT_ZERO.search(name):
                 named[name] = torch.zeros(size)
             else:
-                named[name] = (parallel if name.endswith(".weight") else lora).initial(size, generator)
+                named[name] = lora.initial(size, generator, parallel.START if name.endswith(".weight") else 1.0)
         return cls(layout, shape, named)
 
     @property

@@ -33,23 +33,22 @@ def fetch(url: str, target: Path, sha256: str | None = None, progress: Progress 
     """
     if target.exists() and sha256 and files.sha256_file(target) == sha256:
         return sha256
-    part = _Part(url, target)
+    part = _Part(url, target, sha256)
     try:
-        return _fetch(part, sha256, progress)
+        return _fetch(part, progress)
     except OSError as error:
         raise ComigsError(
             f"{target} cannot be written ({error.strerror or error}); make room, or name another place with COMIGS_EDGE_BASES"
         ) from error
 
 
-def _fetch(part: _Part, sha256: str | None, progress: Progress) -> str:
+def _fetch(part: _Part, progress: Progress) -> str:
     files.make_folder(part.target.parent)
     url, failures = part.url, 0
     while not part.is_complete:
         before = part.size
         try:
-            if part.receive(progress) is not None:
-                return str(part.kept)
+            part.receive(progress)
         except requests.RequestException as error:
             failures = 0 if part.size > before else failures + 1
             if failures >= ATTEMPTS:
@@ -58,7 +57,9 @@ def _fetch(part: _Part, sha256: str | None, progress: Progress) -> str:
                     "goes on there"
                 ) from error
             time.sleep(min(2**failures, 20) * _PAUSE)
-    return part.finish(sha256)
+        if part.kept is not None:
+            return part.kept
+    return part.finish()
 
 
 _PAUSE = 0.5  # seconds; doubles with every failure in a row
@@ -67,11 +68,12 @@ _PAUSE = 0.5  # seconds; doubles with every failure in a row
 class _Part:
     """The incomplete file."""
 
-    def __init__(self, url: str, target: Path) -> None:
+    def __init__(self, url: str, target: Path, sha256: str | None) -> None:
         self.url, self.target = url, target
         self.path, self.etag_file = (target.parent / f".{target.name}.{end}" for end in ("part", "etag"))
         self.total: int | None = None
-        self.named_sha256: str | None = None
+        self.expected = sha256  # by the caller; goes before
+        self.named: str | None = None  # by the server
         self.kept: str | None = None  # SHA-256 of the target where it is what the server has
 
     @property
@@ -82,15 +84,16 @@ class _Part:
     def is_complete(self) -> bool:
         return self.total is not None and self.size >= self.total
 
-    def receive(self, progress: Progress) -> str | None:
-        """One request, from where the file ends; the target's SHA-256, and nothing received, where it is there already."""
+    def receive(self, progress: Progress) -> None:
+        """One request, from where the file ends; nothing is received, and `kept` set, where the target is right already."""
         headers = {"Accept-Encoding": "identity"}
         if self.size and self.etag_file.exists():
             headers |= {"Range": f"bytes={self.size}-", "If-Range": self.etag_file.read_text()}
         with requests.get(self.url, headers=headers, stream=True, timeout=TIMEOUT) as response:
             self._understand(response)
-            if self._is_there():
-                return self.kept
+            self._keep_target()
+            if self.kept is not None:
+                return
             with self.path.open("ab" if response.status_code == 206 else "wb") as file:
                 for piece in response.iter_content(PIECE):
                     file.write(piece)
@@ -99,13 +102,16 @@ class _Part:
                 os.fsync(file.fileno())
             if self.total is None:  # the server did not say how much it sends
                 self.total = self.size
-        return None
 
-    def _is_there(self) -> bool:
-        if not self.target.exists() or self.target.stat().st_size != self.total:
-            return False
-        self.kept = files.sha256_file(self.target)
-        return self.named_sha256 in (None, self.kept)
+    def _keep_target(self) -> None:
+        if self.target.exists() and self.target.stat().st_size == self.total:
+            found = files.sha256_file(self.target)
+            self.kept = found if self.wanted in (None, found) else None
+
+    @property
+    def wanted(self) -> str | None:
+        """The SHA-256 that the file must have, if anybody named one."""
+        return self.expected or self.named
 
     def _understand(self, response: requests.Response) -> None:
         if response.status_code == 416:  # the file was complete already, or has become shorter: start over
@@ -123,7 +129,7 @@ class _Part:
         self.total = done + int(rest) if rest else None
         for each in [*response.history, response]:
             found = re.fullmatch(r'"?([0-9a-f]{64})"?', each.headers.get("X-Linked-Etag", ""))
-            self.named_sha256 = found[1] if found else self.named_sha256
+            self.named = found[1] if found else self.named
         if etag := response.headers.get("ETag"):
             files.write_atomic(self.etag_file, etag.encode())
         needed = (self.total or 0) - done + SPARE
@@ -134,9 +140,9 @@ class _Part:
                 "make room, or name another place with COMIGS_EDGE_BASES"
             )
 
-    def finish(self, sha256: str | None) -> str:
+    def finish(self) -> str:
         """Checks and renames the complete file; a wrong one is deleted."""
-        found, wanted = files.sha256_file(self.path), sha256 or self.named_sha256
+        found, wanted = files.sha256_file(self.path), self.wanted
         if wanted is not None and found != wanted:
             self.path.unlink()
             raise ComigsError(

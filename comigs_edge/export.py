@@ -49,7 +49,7 @@ class Exported:
 
     path: Path
     size: int  # bytes, of all
-    sha256: str  # of `path`
+    sha256: str  # of `path`; empty where it was there already
     formats: dict[str, int] = field(default_factory=dict)  # tensors that hold what was trained, by block format
     adapters: tuple[Path, ...] = ()
 
@@ -65,10 +65,16 @@ def export(
     experts beside this base, before anything is written.
     """
     shape = read_shape(base)
-    architecture = target_architecture(shape, adapters)
-    plans = list(_Planner(base, shape, adapters, block_format(format_name), architecture, threads).plans())
-    changes = _metadata(base, shape, adapters, block_format(format_name), architecture, origin)
+    plans, changes = _planned(base, shape, adapters, format_name, origin, threads)
     return write_model(base, shape, plans, changes, output, progress)
+
+
+def _planned(
+    base: GGUFFile, shape: Shape, adapters: Adapters | None, format_name: str, origin: Origin, threads: int = 1
+) -> tuple[list[TensorPlan], Metadata]:
+    fmt, architecture = block_format(format_name), target_architecture(shape, adapters)
+    plans = list(_Planner(base, shape, adapters, fmt, architecture, threads).plans())
+    return plans, _metadata(base, shape, adapters, fmt, architecture, origin)
 
 
 def replace_experts(
@@ -81,9 +87,7 @@ def replace_experts(
     middle is never used. A program that has the file open sees the new experts as they are written.
     """
     shape = read_shape(base)
-    architecture = target_architecture(shape, adapters)
-    plans = list(_Planner(base, shape, adapters, block_format(format_name), architecture, 1).plans())
-    changes = _metadata(base, shape, adapters, block_format(format_name), architecture, origin)
+    plans, changes = _planned(base, shape, adapters, format_name, origin)
     there = GGUFFile(path)
     if there.metadata.get(BASE_KEY) != origin.base or not _is_alike(there, plans, _entries(base, shape, changes)):
         return None

@@ -27,9 +27,9 @@ class LoRAExpert(NamedTuple):
     down: LoRA  # (D, F)
 
 
-def initial(size: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """A (R, in), drawn uniformly from +-1/sqrt(in): kaiming_uniform with a = sqrt(5), as the paper's code."""
-    bound = 1 / math.sqrt(size[1])
+def initial(size: tuple[int, int], generator: torch.Generator, spread: float = 1.0) -> Tensor:
+    """A (R, in), drawn uniformly from +-spread/sqrt(in); 1 is kaiming_uniform with a = sqrt(5), as the paper's code."""
+    bound = spread / math.sqrt(size[1])
     return torch.rand(size, generator=generator) * (2 * bound) - bound
 
 

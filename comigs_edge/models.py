@@ -88,8 +88,9 @@ def _export_hot(
             "format: comigs-edge export --layout hot --format F16"
         )
     base, target = GGUFFile(home.base_file), _hot_base(folder, adapters, format_name)
+    sha256 = ""  # of a base that was there already: reading it all would take longer than the swap
     if not _holds(target, BASE_KEY, settings.base.sha256):
-        hot.write_base(base, adapters, format_name, target, settings.base.sha256)
+        sha256 = hot.write_base(base, adapters, format_name, target, settings.base.sha256).sha256
     paths = []
     for part in _parts(adapters):
         paths.append(folder / f"personal-{manifest['version']:04d}-hot-{format_name}-{part}.gguf")
@@ -97,7 +98,7 @@ def _export_hot(
     if folder == home.models:
         _remove_old(home, manifest["version"] - KEPT_VERSIONS)
     total = sum(path.stat().st_size for path in (target, *paths))
-    return Exported(target, total, files.sha256_file(target), {format_name: 0}, tuple(paths))
+    return Exported(target, total, sha256, {}, tuple(paths))
 
 
 def _hot_base(folder: Path, adapters: Adapters, format_name: str) -> Path:

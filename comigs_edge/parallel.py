@@ -9,7 +9,6 @@ Shapes: N tokens, D width, E experts, W width of an expert's hidden layer.
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -29,12 +28,6 @@ class ParallelExpert(NamedTuple):
     gate: Tensor  # (W, D)
     up: Tensor  # (W, D)
     down: Tensor  # (D, W)
-
-
-def initial(size: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """G or U, (W, D), before training."""
-    bound = START / math.sqrt(size[1])
-    return torch.rand(size, generator=generator) * (2 * bound) - bound
 
 
 def small_experts(

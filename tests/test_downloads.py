@@ -162,6 +162,13 @@ def test_what_is_there_already_is_not_received_again(run, server, url, tmp_path)
     assert (tmp_path / "bases" / "tiny.gguf").read_bytes() == server.content
 
 
+def test_a_file_of_the_right_size_with_another_sha256_is_not_kept(run, server, url, tmp_path):
+    run("models", "pull", url)
+    (tmp_path / "bases" / "tiny.gguf").write_bytes(server.content[:-1] + b"?")
+    run("models", "pull", url, "--sha256", sha256(server))
+    assert (tmp_path / "bases" / "tiny.gguf").read_bytes() == server.content
+
+
 def test_a_place_that_cannot_be_written_is_one_sentence(run, url, monkeypatch):
     monkeypatch.setenv("COMIGS_EDGE_BASES", "/proc/here")
     assert "COMIGS_EDGE_BASES" in run("models", "pull", url, code=1).stderr

@@ -67,18 +67,18 @@ def export(
 
 
 def _cautions(home: Home, settings: Config, storage: Storage, exported: Exported) -> list[str]:
-    from comigs_edge.models import newest_adapters
+    from comigs_edge.versions import read_manifest, versions
 
-    adapters, manifest = newest_adapters(home, settings)
+    manifest = read_manifest(home.adapters, versions(home.adapters)[-1])
     found = []
-    others = {name: count for name, count in exported.formats.items() if name != storage.format and count}
+    others = {name: count for name, count in exported.formats.items() if name != storage.format}
     if others:
         listed = ", ".join(f"{count} tensors in {name}" for name, count in others.items())
         found.append(
             f"rows that are not whole blocks of {storage.format} took the format llama.cpp falls back to: {listed}"
         )
     low_bits = storage.format[0] in "QI" and storage.format != "Q8_0"
-    if low_bits and adapters.layout.form == "lora" and manifest.get("block_format") != storage.format:
+    if low_bits and settings.model.expert_form == "lora" and manifest.get("block_format") != storage.format:
         found.append(
             f"{storage.format} rounds the merged weights again, and these were not trained for it: of a small update to a "
             '4-bit base as little as 6 to 14 % survives; put format = "Q4_0" into [quantize] of config.toml and train, or '
