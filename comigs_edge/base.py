@@ -1,27 +1,33 @@
 """The base model: the frozen weights of a GGUF file.
 
-Weights are dequantised once, by ggml, into float32 tensors, and the rows of queries and keys put into llama's order for
-RoPE. Matrices that read the same input are joined (query, key and value; gate and up), so that each needs one product.
+ggml dequantises, and the rows of queries and keys are put into llama's order for RoPE. Matrices that read the same input
+are joined (query, key and value; gate and up), so that each needs one product. The weights are either kept dequantised, or
+they stay in the file as they are and one block at a time is dequantised into memory that is reused.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from comigs_edge.buffers import buffer
 from comigs_edge.shape import Shape, check_tensors, llama_order, read_shape
 from quantize.gguf_file import GGUFFile
+
+JOB = 1 << 18  # weights that a thread dequantises at once: 1 MB stays in the processor's cache
 
 
 @dataclass(frozen=True)
 class Block:
-    """Frozen float32 weights of one block; matrices are (out, in)."""
+    """Frozen weights of one block; matrices are (out, in) in the type that products are computed in, vectors float32."""
 
     attn_norm: Tensor  # (D,)
     q_norm: Tensor | None  # (head,)
@@ -35,85 +41,161 @@ class Block:
     down: Tensor  # (D, F)
 
 
-@dataclass(frozen=True)
 class Base:
-    """A base model, ready for `model.py`. `output` is the embedding itself where the file ties them."""
+    """A base model, ready for `model.py`; `open_base` makes one.
 
-    shape: Shape
-    blocks: list[Block]
-    embedding: Tensor  # (V, D)
-    output_norm: Tensor  # (D,)
-    output: Tensor  # (V, D)
-    rope_factors: Tensor | None  # (rope_width / 2,): divides the rotation frequencies (Llama 3.x)
-
-
-def open_base(path: Path, threads: int = 2) -> Base:
-    """Reads and dequantises the base at `path`, on `threads` threads.
-
-    Raises `QuantizeError` for a file that is not readable GGUF and `ComigsError` for one that is no dense model of a known kind.
+    With `keep` all weights are dequantised once. Without it a block's matrices are valid until another block is asked for.
     """
-    file = GGUFFile(path)
-    shape = read_shape(file)
-    check_tensors(file, shape)
-    load = _Loader(file, shape)
-    blocks = [load.block(index) for index in range(shape.num_blocks)]
-    embedding = load.join("token_embd.weight")
-    base = Base(
-        shape,
-        blocks,
-        embedding,
-        output_norm=load.join("output_norm.weight"),
-        output=load.join("output.weight") if "output.weight" in file.tensors else embedding,
-        rope_factors=load.join("rope_freqs.weight") if "rope_freqs.weight" in file.tensors else None,
-    )
-    load.run(threads)
-    return base
 
-
-class _Loader:
-    """Makes the tensors first and fills them afterwards, on several threads (ggml releases Python's lock)."""
-
-    def __init__(self, file: GGUFFile, shape: Shape) -> None:
-        self.file, self.shape = file, shape
-        self.jobs: list[tuple[str, Tensor]] = []
-
-    def join(self, *names: str) -> Tensor:
-        """One tensor with the rows of all `names`, one below the other."""
-        shapes = [self.file.tensors[name].shape for name in names]
-        joined = torch.empty(sum(shape[0] for shape in shapes), *shapes[0][1:])
-        self.jobs += zip(names, torch.split(joined, [shape[0] for shape in shapes]), strict=True)
-        return joined
+    def __init__(self, file: GGUFFile, threads: int, keep: bool, dtype: torch.dtype, device: torch.device) -> None:
+        self.shape, self.keep, self.dtype, self.device = read_shape(file), keep, dtype, device
+        check_tensors(file, self.shape)
+        self._file, self._pool = file, ThreadPoolExecutor(max(1, threads))
+        self._output_name = "output.weight" if "output.weight" in file.tensors else "token_embd.weight"
+        # A vector is float32 and small: always kept.
+        self._vectors = {
+            name: torch.from_numpy(file.dequantize(name)) for name in file.tensors if self._is_vector(name)
+        }
+        self._order_vectors()
+        self.output_norm = self._vectors["output_norm.weight"].to(device)
+        self.rope_factors = self._vectors.get("rope_freqs.weight")
+        self._matrices: dict[str, Tensor] = {}
+        self._current: tuple[int, Block] | None = None
+        self._blocks: list[Block] = []
+        if keep:
+            self._keep_all()
 
     def block(self, index: int) -> Block:
-        def at(name: str) -> str:
-            return f"blk.{index}.{name}"
+        """The weights of one block."""
+        if self.keep:
+            return self._blocks[index]
+        if self._current is None or self._current[0] != index:
+            self._current = None  # its memory is written to now
+            jobs: list[Callable[[], None]] = []
+            block = self._make_block(index, jobs)
+            self._run(jobs)
+            self._file.let_go()
+            self._current = index, self._on_device(block)
+        return self._current[1]
 
-        def optional(*names: str) -> Tensor | None:
-            return self.join(*map(at, names)) if at(names[0]) in self.file.tensors else None
+    def embed(self, ids: Tensor) -> Tensor:  # (N,) -> (N, D)
+        """The embeddings of tokens, float32."""
+        return self._rows("token_embd.weight", ids)
 
+    def output_rows(self, ids: Tensor) -> Tensor:  # (N,) -> (N, D)
+        """The output matrix's rows of these tokens, float32."""
+        return self._rows(self._output_name, ids)
+
+    def output_chunks(self, size: int) -> Iterator[Tensor]:
+        """The output matrix, at most `size` rows at a time, each (rows, D); valid until the next is asked for."""
+        for start in range(0, self.shape.vocab_size, size):
+            rows = slice(start, min(start + size, self.shape.vocab_size))
+            if self.keep:
+                yield self._matrices[self._output_name][rows]
+                continue
+            chunk = buffer("output", (rows.stop - start, self.shape.width), torch.empty(0, dtype=self.dtype))
+            jobs: list[Callable[[], None]] = []
+            self._fill(self._output_name, chunk, rows, jobs)
+            self._run(jobs)
+            self._file.let_go()
+            yield chunk.to(self.device)
+
+    @staticmethod
+    def _is_vector(name: str) -> bool:
+        return "norm" in name or name.endswith(".bias") or name == "rope_freqs.weight"
+
+    def _order_vectors(self) -> None:
+        for name, vector in self._vectors.items():
+            order = llama_order(self.shape, name.split(".", 2)[-1]) if name.startswith("blk.") else None
+            if order is not None:
+                vector.copy_(vector[order])
+
+    def _keep_all(self) -> None:
+        jobs: list[Callable[[], None]] = []
+        blocks = [self._make_block(index, jobs) for index in range(self.shape.num_blocks)]
+        for name in {"token_embd.weight", self._output_name}:
+            self._matrices[name] = torch.empty(self._file.tensors[name].shape, dtype=self.dtype)
+            self._fill(name, self._matrices[name], slice(0, self.shape.vocab_size), jobs)
+        self._run(jobs)
+        self._file.let_go()
+        self._blocks = [self._on_device(block) for block in blocks]
+        self._matrices = {name: matrix.to(self.device) for name, matrix in self._matrices.items()}
+
+    def _on_device(self, block: Block) -> Block:
         return Block(
-            attn_norm=self.join(at("attn_norm.weight")),
-            q_norm=optional("attn_q_norm.weight"),
-            k_norm=optional("attn_k_norm.weight"),
-            qkv=self.join(at("attn_q.weight"), at("attn_k.weight"), at("attn_v.weight")),
-            qkv_bias=optional("attn_q.bias", "attn_k.bias", "attn_v.bias"),
-            attn_output=self.join(at("attn_output.weight")),
-            attn_output_bias=optional("attn_output.bias"),
-            ffn_norm=self.join(at("ffn_norm.weight")),
-            gate_up=self.join(at("ffn_gate.weight"), at("ffn_up.weight")),
-            down=self.join(at("ffn_down.weight")),
+            **{name: tensor if tensor is None else tensor.to(self.device) for name, tensor in vars(block).items()}
         )
 
-    def run(self, threads: int) -> None:
-        with ThreadPoolExecutor(max(1, threads)) as pool:
-            list(pool.map(self._fill, self.jobs))
+    def _make_block(self, index: int, jobs: list[Callable[[], None]]) -> Block:
+        """A block whose matrices are filled by `jobs`, which are added to the list."""
 
-    def _fill(self, job: tuple[str, Tensor]) -> None:
-        name, tensor = job
-        self.file.dequantize(name, tensor.numpy())
+        def vector(*names: str) -> Tensor | None:
+            found = [self._vectors[f"blk.{index}.{n}"] for n in names if f"blk.{index}.{n}" in self._vectors]
+            return torch.cat(found) if found else None
+
+        def norm(name: str) -> Tensor:
+            return self._vectors[f"blk.{index}.{name}.weight"]
+
+        def matrix(*names: str) -> Tensor:
+            return self._matrix([f"blk.{index}.{name}.weight" for name in names], "/".join(names), jobs)
+
+        return Block(
+            attn_norm=norm("attn_norm"),
+            q_norm=vector("attn_q_norm.weight"),
+            k_norm=vector("attn_k_norm.weight"),
+            qkv=matrix("attn_q", "attn_k", "attn_v"),
+            qkv_bias=vector("attn_q.bias", "attn_k.bias", "attn_v.bias"),
+            attn_output=matrix("attn_output"),
+            attn_output_bias=vector("attn_output.bias"),
+            ffn_norm=norm("ffn_norm"),
+            gate_up=matrix("ffn_gate", "ffn_up"),
+            down=matrix("ffn_down"),
+        )
+
+    def _matrix(self, names: list[str], label: str, jobs: list[Callable[[], None]]) -> Tensor:
+        """One matrix with the rows of all `names`, one below the other."""
+        shapes = [self._file.tensors[name].shape for name in names]
+        size = (sum(shape[0] for shape in shapes), shapes[0][1])
+        like = torch.empty(0, dtype=self.dtype)
+        joined = torch.empty(size, dtype=self.dtype) if self.keep else buffer(f"base {label}", size, like)
+        for name, part in zip(names, torch.split(joined, [shape[0] for shape in shapes]), strict=True):
+            self._fill(name, part, slice(0, len(part)), jobs)
+        return joined
+
+    def _fill(self, name: str, target: Tensor, rows: slice, jobs: list[Callable[[], None]]) -> None:
+        """Adds the jobs that write these rows of a matrix to `target`."""
         order = llama_order(self.shape, name.split(".", 2)[-1]) if name.startswith("blk.") else None
-        if order is not None:
-            tensor.copy_(tensor[order])
+        places = None if order is None else torch.argsort(torch.tensor(order))
+        step = max(1, JOB // target.shape[1])
+        for start in range(rows.start, rows.stop, step):
+            part = slice(start, min(start + step, rows.stop))
+            where = slice(part.start - rows.start, part.stop - rows.start)
+            jobs.append(partial(self._dequantize, name, part, target, where if places is None else places[part]))
+
+    def _dequantize(self, name: str, rows: slice, target: Tensor, places: slice | Tensor) -> None:
+        if isinstance(places, slice) and target.dtype == torch.float32:
+            self._file.dequantize(name, target[places].numpy(), rows)
+        else:
+            target[places] = torch.from_numpy(self._file.dequantize(name, rows=rows)).to(target.dtype)
+
+    def _run(self, jobs: list[Callable[[], None]]) -> None:
+        list(self._pool.map(lambda job: job(), jobs))  # ggml releases Python's lock
+
+    def _rows(self, name: str, ids: Tensor) -> Tensor:
+        if self.keep:
+            return self._matrices[name][ids].float()
+        return torch.from_numpy(self._file.gather(name, ids.cpu().numpy())).to(self.device)
+
+
+def open_base(
+    path: Path, threads: int = 2, keep: bool = True, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> Base:
+    """The base at `path`; `threads` dequantise, products are computed in `dtype`.
+
+    `keep` False leaves the weights in the file and dequantises a block when it is its turn. Raises `QuantizeError` for a
+    file that is not readable GGUF and `ComigsError` for one that is no dense model of a known kind.
+    """
+    return Base(GGUFFile(path), threads, keep, dtype, torch.device(device))
 
 
 def rope_tables(shape: Shape, factors: Tensor | None, length: int) -> tuple[Tensor, Tensor]:

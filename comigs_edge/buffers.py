@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import math
 from collections.abc import Iterator
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 # Tokens worked on at once: a chunk's hidden layers (256 x 3,072 float32, 3 MB) stay in the processor's cache.
 CHUNK = 256
+_buffers: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
 
 
 def chunks(count: int, rows: Tensor | None = None) -> Iterator[Tensor | slice]:
@@ -19,22 +20,26 @@ def chunks(count: int, rows: Tensor | None = None) -> Iterator[Tensor | slice]:
     return (slice(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK))
 
 
-@functools.cache
-def _buffer(name: str, rows: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.empty(rows, width, dtype=dtype, device=device)
+def buffer(name: str, size: tuple[int, ...], like: Tensor) -> Tensor:
+    """A tensor that is reused, of `like`'s type: fresh memory costs page faults, and tears the heap into pieces.
+
+    One name is one buffer, as large as the largest that was asked for, and in use once at a time; training runs in one
+    thread.
+    """
+    key, count = (name, like.dtype, like.device), math.prod(size)
+    if key not in _buffers or _buffers[key].numel() < count:
+        _buffers[key] = torch.empty(count, dtype=like.dtype, device=like.device)
+    return _buffers[key][:count].view(size)
 
 
 def scratch(name: str, like: Tensor, width: int) -> Tensor:
-    """A (len(like), width) tensor that is reused: fresh memory costs page faults, and tears the heap into pieces.
-
-    One name is one buffer, so a name is in use once at a time; training runs in one thread.
-    """
-    return _buffer(name, CHUNK, width, like.dtype, like.device)[: len(like)]
+    """A (len(like), width) tensor that is reused."""
+    return buffer(name, (len(like), width), like)
 
 
-def scratch_like(name: str, like: Tensor) -> Tensor:
-    """A tensor of the shape (rows, width) of `like` that is reused."""
-    return _buffer(name, *like.shape, like.dtype, like.device)
+def release() -> None:
+    """Gives the memory of all buffers back."""
+    _buffers.clear()
 
 
 def at(tensor: Tensor | None, rows: Tensor | slice) -> Tensor | None:
@@ -42,9 +47,19 @@ def at(tensor: Tensor | None, rows: Tensor | slice) -> Tensor | None:
     return None if tensor is None else tensor[rows]
 
 
-def add(target: Tensor, rows: Tensor | slice, values: Tensor) -> None:
-    """Adds `values` to the chunk `rows` of `target`."""
-    if isinstance(rows, slice):
+def add(target: Tensor, rows: Tensor | slice, values: Tensor, weight: Tensor | None = None) -> None:
+    """Adds `values` (M, W), times their tokens' `weight` (M, 1) if that is given, to the chunk `rows` of `target`."""
+    if not isinstance(rows, slice):
+        target.index_add_(0, rows, values if weight is None else values * weight)
+    elif weight is None:
         target[rows].add_(values)
     else:
-        target.index_add_(0, rows, values)
+        target[rows].addcmul_(values, weight)
+
+
+def accumulate(target: Tensor, left: Tensor, right: Tensor, factor: float = 1.0) -> None:
+    """Adds factor * left @ right to `target`, which may be of a more precise type than the product."""
+    if target.dtype == left.dtype:
+        target.addmm_(left, right, alpha=factor)
+    else:
+        target.add_(left @ right, alpha=factor)

@@ -17,7 +17,8 @@ import torch
 
 from comigs_edge import engine
 from comigs_edge.errors import ComigsError
-from comigs_edge.model import Model, next_token_loss
+from comigs_edge.loss import next_token_loss
+from comigs_edge.model import Model
 from comigs_edge.tokens import Encoded, Tokenizer
 
 Advance = Callable[[int], None]  # is told the tokens that were measured
@@ -88,7 +89,9 @@ def in_torch(model: Model, text: TestText, advance: Advance = lambda tokens: Non
     with torch.no_grad():
         for window in text.windows:
             hidden = model(torch.tensor([window.ids[:-1]])).hidden
-            nats += float(next_token_loss(model, hidden, torch.tensor(window.ids[1:]), torch.tensor(window.scored)))
+            nats += float(
+                next_token_loss(model.base, hidden, torch.tensor(window.ids[1:]), torch.tensor(window.scored))
+            )
             advance(len(window.ids))
     return Score(nats, text.num_tokens, text.num_bytes)
 

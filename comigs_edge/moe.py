@@ -46,9 +46,18 @@ def balance_loss(routing: Routing) -> Tensor:
 
 
 class Frozen(NamedTuple):
-    """The frozen weights of a block's MLP, with the norm in front of it."""
+    """The frozen weights of a block's MLP."""
 
-    norm: Tensor  # (D,)
-    eps: float
     gate_up: Tensor  # (2F, D)
     down: Tensor  # (D, F)
+
+
+class Pass(NamedTuple):
+    """What a pass through a block's MLP is for.
+
+    `kept` names the buffer that keeps what gate and up give until the backward pass; None: they are computed again then.
+    `graph_only` asks for no output, because only the gradient is wanted; what is kept is there already.
+    """
+
+    kept: str | None = None
+    graph_only: bool = False

@@ -8,35 +8,32 @@ import torch
 from torch import Tensor
 
 
-def inverse_rms(x: Tensor, eps: float) -> Tensor:  # (N, D) -> (N, 1)
+def _inverse_rms(x: Tensor, eps: float) -> Tensor:  # (N, D) -> (N, 1)
     """1 / sqrt(mean(x^2) + eps)."""
     norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-
-
-def rms_norm_backward(grad: Tensor, x: Tensor, weight: Tensor, inverse: Tensor) -> Tensor:
-    """The gradient (N, D) of x, from that of x * inverse * weight."""
-    grad = grad * weight
-    along = (grad * x).mean(-1, keepdim=True).mul_(inverse * inverse)  # (N, 1)
-    return grad.sub_(x * along).mul_(inverse)
 
 
 class _RMSNorm(torch.autograd.Function):
     """Keeps the input and one number a token; torch's own keeps three tensors of the input's size."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        inverse = inverse_rms(x, eps)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+        inverse = _inverse_rms(x, eps)
         ctx.save_for_backward(x, weight, inverse)
-        return (x * inverse).mul_(weight)
+        return (x * inverse).mul_(weight).to(dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         x, weight, inverse = ctx.saved_tensors  # (N, D), (D,), (N, 1)
-        return rms_norm_backward(grad, x, weight, inverse), None, None
+        grad = grad * weight  # of x's type, also where the gradient is less precise
+        along = torch.linalg.vecdot(grad, x)[..., None].mul_(inverse * inverse).div_(-x.shape[-1])  # (N, 1)
+        return grad.addcmul_(x, along).mul_(inverse), None, None, None
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:  # (N, D), (D,) -> (N, D)
-    """x / sqrt(mean(x^2) + eps) * weight, the weight being frozen."""
-    out: Tensor = _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
+def rms_norm(
+    x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | None = None
+) -> Tensor:  # (N, D), (D,) -> (N, D)
+    """x / sqrt(mean(x^2) + eps) * weight, the weight being frozen; of the type `dtype`, or else of x's."""
+    out: Tensor = _RMSNorm.apply(x, weight, eps, dtype or x.dtype)  # type: ignore[no-untyped-call]
     return out

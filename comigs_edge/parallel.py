@@ -38,13 +38,17 @@ def small_experts(
     Their matrices are fake quantised if a format is named; `weights` is None for one expert alone. All experts are
     computed for every token: they are small, and one that was not chosen has a weight of zero.
     """
-    gate, up, down = (
-        torch.cat([stored(expert[part], factor if part == 2 else 1.0, format_name) for expert in experts], dim=dim)
-        for part, dim in ((0, 0), (1, 0), (2, 1))
-    )  # (E W, D), (E W, D), (D, E W)
-    hidden = F.silu(F.linear(normed, gate)) * F.linear(normed, up)  # (N, E W)
+    gate_up, down = (
+        torch.cat([stored(matrix, factor, format_name) for matrix, factor in parts], dim=dim).to(normed.dtype)
+        for parts, dim in (
+            ([(each.gate, 1.0) for each in experts] + [(each.up, 1.0) for each in experts], 0),
+            ([(each.down, factor) for each in experts], 1),
+        )
+    )  # (2 E W, D), (D, E W)
+    gate, up = F.linear(normed, gate_up).chunk(2, dim=1)
+    hidden = F.silu(gate) * up  # (N, E W)
     if weights is not None:  # (N, E)
-        hidden = (hidden.view(len(hidden), len(experts), -1) * weights[:, :, None]).flatten(1)
+        hidden = (hidden.view(len(hidden), len(experts), -1) * weights.to(hidden.dtype)[:, :, None]).flatten(1)
     return F.linear(hidden, down)
 
 

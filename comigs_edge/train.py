@@ -20,10 +20,10 @@ from torch import Tensor
 from comigs_edge.base import tensor_to_numpy
 from comigs_edge.batches import Batch, Rows
 from comigs_edge.errors import ComigsError
-from comigs_edge.model import Model, next_token_loss
+from comigs_edge.loss import next_token_loss
+from comigs_edge.model import Model
+from comigs_edge.optimiser import STATE, AdamW
 from coordinator.wire import Arrays
-
-BETAS = (0.9, 0.95)  # AdamW, the paper's
 
 
 @dataclass(frozen=True)
@@ -122,11 +122,9 @@ class Trainer:
         self.best: Arrays = self.adapters.arrays()
         self.last_loss = math.nan
         decay, rate = schedule.weight_decay, schedule.expert_learning_rate
-        self.experts = torch.optim.AdamW(self.adapters.group(router=False), rate, BETAS, weight_decay=decay)
+        self.experts = AdamW(self.adapters.group(router=False), rate, decay)
         routers = self.adapters.group(router=True)
-        self.router = (
-            torch.optim.AdamW(routers, schedule.router_learning_rate, BETAS, weight_decay=decay) if routers else None
-        )
+        self.router = AdamW(routers, schedule.router_learning_rate, decay) if routers else None
 
     @property
     def is_done(self) -> bool:
@@ -159,8 +157,7 @@ class Trainer:
             self.router_steps += 1
             phase = "router"
         else:
-            for group in self.experts.param_groups:
-                group["lr"] = self.schedule.learning_rate(self.expert_steps)
+            self.experts.learning_rate = self.schedule.learning_rate(self.expert_steps)
             batch = self.training.batch(self.expert_steps, self.schedule.batch)
             loss = self._descend(self.experts, batch, router=False)
             self.expert_steps += 1
@@ -174,7 +171,7 @@ class Trainer:
             self.best_loss, self.best = validation, self.adapters.arrays()
         return Event(phase, self.expert_steps, self.router_steps, loss, batch.tokens.numel(), validation, is_best)
 
-    def _descend(self, optimiser: torch.optim.Optimizer, batch: Batch, router: bool) -> float:
+    def _descend(self, optimiser: AdamW, batch: Batch, router: bool) -> float:
         """One step of one group. The other group cannot change: it has no gradient at all."""
         for tensor in self.adapters.named.values():
             tensor.requires_grad_(False)
@@ -197,7 +194,7 @@ class Trainer:
         # With two experts for every token the balance loss is a constant: nothing to compute.
         balanced = layout.num_experts > 2 and self.schedule.balance_weight > 0
         out = self.model(batch.tokens, batch.documents, with_balance=balanced)
-        return next_token_loss(self.model, out.hidden, batch.targets, batch.scored) / batch.num_scored, out.balance
+        return next_token_loss(self.model.base, out.hidden, batch.targets, batch.scored) / batch.num_scored, out.balance
 
     def validate(self, as_stored: bool = True) -> float:
         """Mean loss in nats a token of a fixed set of validation rows, in the weights that the exported file will hold."""
@@ -206,7 +203,7 @@ class Trainer:
         with torch.no_grad():
             for batch in self.validation.first(self.schedule.validation_rows, self.schedule.batch):
                 hidden = self.model(batch.tokens, batch.documents).hidden
-                total += float(next_token_loss(self.model, hidden, batch.targets, batch.scored))
+                total += float(next_token_loss(self.model.base, hidden, batch.targets, batch.scored))
                 count += batch.num_scored
         return total / count
 
@@ -233,9 +230,7 @@ class Trainer:
         for name, tensor in self.adapters.named.items():
             if f"exp_avg.{name}" in arrays:
                 optimiser = self._optimiser(name)
-                optimiser.state[tensor] = {
-                    key: torch.from_numpy(arrays[f"{key}.{name}"].copy()) for key in ("step", "exp_avg", "exp_avg_sq")
-                }
+                optimiser.state[tensor] = {key: torch.from_numpy(arrays[f"{key}.{name}"].copy()) for key in STATE}
         self.expert_steps, self.router_steps = progress["expert_steps"], progress["router_steps"]
         self.first_loss, self.best_loss = progress["first_loss"], progress["best_loss"]
         self.last_loss = progress["last_loss"]
@@ -244,7 +239,7 @@ class Trainer:
         state: dict[str, Tensor] = self._optimiser(name).state.get(tensor, {})
         return dict(state)
 
-    def _optimiser(self, name: str) -> torch.optim.Optimizer:
+    def _optimiser(self, name: str) -> AdamW:
         if name.startswith("router."):
             assert self.router is not None
             return self.router

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from quantize import ggml
 from quantize.formats import BY_TYPE_ID, BlockFormat, QuantizeError
@@ -150,13 +151,28 @@ class GGUFFile:
         info = self.tensors[name]
         return np.frombuffer(self.data, np.uint8, info.size, info.offset)
 
-    def dequantize(self, name: str, out: Floats | None = None) -> Floats:
-        """The tensor's weights as float32, in `out` if that is given (contiguous, as many elements)."""
-        info = self.tensors[name]
+    def dequantize(self, name: str, out: Floats | None = None, rows: slice | None = None) -> Floats:
+        """The tensor's weights as float32, or those of some `rows`, in `out` if that is given (contiguous, as many elements)."""
+        info, raw, shape = self.tensors[name], self.raw(name), self.tensors[name].shape
+        if rows is not None:
+            start, stop, _ = rows.indices(shape[0])
+            width = info.size // shape[0]
+            raw, shape = raw[start * width : stop * width], (stop - start, *shape[1:])
         if out is None:
-            out = np.empty(info.shape, np.float32)
-        ggml.dequantize(self.raw(name), info.format, out)
+            out = np.empty(shape, np.float32)
+        ggml.dequantize(raw, info.format, out)
         return out
+
+    def gather(self, name: str, rows: npt.NDArray[np.int64]) -> Floats:
+        """Some rows (M,) of a matrix as float32, (M, width)."""
+        info = self.tensors[name]
+        out = np.empty((len(rows), info.shape[1]), np.float32)
+        ggml.dequantize(np.ascontiguousarray(self.raw(name).reshape(info.shape[0], -1)[rows]), info.format, out)
+        return out
+
+    def let_go(self) -> None:
+        """Lets the system have the pages back that were read; they are mapped again when they are asked for."""
+        self.data.madvise(mmap.MADV_DONTNEED)
 
 
 def _map(path: Path) -> mmap.mmap:

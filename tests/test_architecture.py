@@ -34,18 +34,14 @@ ARROWS = {
     "comigs_edge.batches": "comigs_edge.errors comigs_edge.tokens",
     "comigs_edge.shape": "comigs_edge.errors quantize.gguf_file",
     "comigs_edge.layout": "comigs_edge.config comigs_edge.errors comigs_edge.shape profiles",
-    "comigs_edge.base": "comigs_edge.shape quantize.gguf_file",
+    "comigs_edge.base": "comigs_edge.buffers comigs_edge.shape quantize.gguf_file",
     "comigs_edge.lora": "",
     "comigs_edge.buffers": "",
     "comigs_edge.norm": "",
     "comigs_edge.swiglu": "comigs_edge.buffers",
     "comigs_edge.moe": "",
-    "comigs_edge.lora_mixture": (
-        "comigs_edge.buffers comigs_edge.lora comigs_edge.moe comigs_edge.norm comigs_edge.swiglu"
-    ),
-    "comigs_edge.merged_mlp": (
-        "comigs_edge.buffers comigs_edge.lora comigs_edge.moe comigs_edge.norm comigs_edge.swiglu quantize.fake"
-    ),
+    "comigs_edge.lora_mixture": "comigs_edge.buffers comigs_edge.lora comigs_edge.moe comigs_edge.swiglu",
+    "comigs_edge.merged_mlp": "comigs_edge.buffers comigs_edge.lora comigs_edge.moe comigs_edge.swiglu quantize.fake",
     "comigs_edge.parallel": "quantize.fake",
     "comigs_edge.versions": "comigs_edge.errors",
     "comigs_edge.adapters": (
@@ -53,11 +49,14 @@ ARROWS = {
         "comigs_edge.parallel comigs_edge.shape comigs_edge.versions coordinator.wire"
     ),
     "comigs_edge.model": (
-        "comigs_edge.adapters comigs_edge.base comigs_edge.lora comigs_edge.lora_mixture comigs_edge.merged_mlp "
-        "comigs_edge.moe comigs_edge.norm comigs_edge.parallel"
+        "comigs_edge.adapters comigs_edge.attention comigs_edge.base comigs_edge.lora_mixture "
+        "comigs_edge.merged_mlp comigs_edge.moe comigs_edge.norm comigs_edge.parallel comigs_edge.recompute"
     ),
     "comigs_edge.checkpoint": "comigs_edge.files coordinator.wire",
-    "comigs_edge.train": "comigs_edge.base comigs_edge.batches comigs_edge.errors comigs_edge.model coordinator.wire",
+    "comigs_edge.train": (
+        "comigs_edge.base comigs_edge.batches comigs_edge.errors comigs_edge.loss comigs_edge.model "
+        "comigs_edge.optimiser coordinator.wire"
+    ),
     "comigs_edge.export": (
         "comigs_edge.adapters comigs_edge.base comigs_edge.errors comigs_edge.files comigs_edge.layout "
         "comigs_edge.lora comigs_edge.shape quantize.formats quantize.ggml quantize.gguf_file quantize.gguf_writer"
@@ -69,9 +68,12 @@ ARROWS = {
     ),
     "comigs_edge.models": (
         "comigs_edge.adapters comigs_edge.config comigs_edge.errors comigs_edge.export comigs_edge.files "
-        "comigs_edge.home comigs_edge.hot comigs_edge.shape comigs_edge.versions quantize.formats quantize.gguf_file"
+        "comigs_edge.home comigs_edge.hot comigs_edge.shape comigs_edge.versions quantize.formats "
+        "quantize.gguf_file"
     ),
-    "comigs_edge.evaluate": "comigs_edge.engine comigs_edge.errors comigs_edge.model comigs_edge.tokens",
+    "comigs_edge.evaluate": (
+        "comigs_edge.engine comigs_edge.errors comigs_edge.loss comigs_edge.model comigs_edge.tokens"
+    ),
     "comigs_edge.chat": "comigs_edge.documents comigs_edge.engine comigs_edge.errors comigs_edge.tokens",
     "comigs_edge.session": (
         "comigs_edge.adapters comigs_edge.base comigs_edge.batches comigs_edge.checkpoint comigs_edge.config "
@@ -86,6 +88,12 @@ ARROWS = {
     "comigs_edge.catalogue": "",
     "comigs_edge.diagnosis": "profiles profiles.detect",
     "profiles.detect": "",
+    "comigs_edge.optimiser": "",
+    "comigs_edge.recompute": "comigs_edge.buffers",
+    "comigs_edge.attention": (
+        "comigs_edge.base comigs_edge.lora comigs_edge.norm comigs_edge.parallel comigs_edge.shape"
+    ),
+    "comigs_edge.loss": "comigs_edge.base comigs_edge.buffers",
 }
 TOP = ("comigs_edge.cli", "comigs_edge.__main__", "comigs_edge.commands")
 

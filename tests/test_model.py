@@ -8,7 +8,8 @@ import torch
 
 from comigs_edge.base import open_base
 from comigs_edge.errors import ComigsError
-from comigs_edge.model import Model, next_token_loss
+from comigs_edge.loss import next_token_loss
+from comigs_edge.model import Model
 from comigs_edge.norm import rms_norm
 from comigs_edge.shape import check_tensors, read_shape
 from quantize.gguf_file import GGUFFile
@@ -50,7 +51,7 @@ def test_a_base_in_any_format_has_the_weights_that_gguf_py_reads(tmp_path, name)
     down = tensors["blk.1.ffn_down.weight"]
     assert down.tensor_type.name == name
     expected = gguf.quants.dequantize(down.data, down.tensor_type)
-    torch.testing.assert_close(base.blocks[1].down, torch.from_numpy(expected), rtol=0, atol=1e-6)
+    torch.testing.assert_close(base.block(1).down, torch.from_numpy(expected), rtol=0, atol=1e-6)
 
 
 def test_a_token_sees_nothing_of_another_document(tiny_base, make_adapters):
@@ -67,7 +68,7 @@ def test_chunked_loss_and_its_gradient_equal_cross_entropy(tiny_base):
     targets, scored = torch.randint(0, 260, (300,)), torch.rand(300) > 0.3
     expected = torch.nn.functional.cross_entropy(model.logits(hidden)[scored], targets[scored], reduction="sum")
     (wanted,) = torch.autograd.grad(expected, hidden)
-    loss = next_token_loss(model, hidden, targets, scored)
+    loss = next_token_loss(tiny_base, hidden, targets, scored)
     (found,) = torch.autograd.grad(loss, hidden)
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
@@ -96,20 +97,24 @@ def test_norm_and_its_gradient_equal_torch():
 
 @pytest.mark.parametrize("block_format", [None, "Q4_0"])
 @pytest.mark.parametrize("form", ["lora", "parallel"])
-def test_recomputation_changes_no_gradient(tiny_base, make_adapters, monkeypatch, form, block_format):
-    """With the shared attention update, whose tensors reach a checkpointed function without being its arguments."""
-    adapters = make_adapters(specialists=2, attention=True, form=form)
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+def test_what_is_kept_in_memory_changes_no_gradient(tmp_path, make_adapters, architecture, form, block_format):
+    """Dequantised ahead or block by block, whatever is computed again: with the shared attention update, whose tensors reach
+    a checkpointed function without being its arguments."""
+    source = write_llama(tmp_path / "f32.gguf", architecture=architecture)
+    converted(source, "Q4_0", tmp_path / "base.gguf")
+    bases = {keep: open_base(tmp_path / "base.gguf", keep=keep) for keep in (True, False)}
+    adapters = make_adapters(specialists=2, attention=True, form=form, base=bases[True])
     grads = []
-    for recompute in (True, False):
-        if not recompute:
-            monkeypatch.setattr(Model, "_recomputed", lambda _, function, *arguments: function(*arguments))
+    for keep, checkpointing in ((True, "none"), (True, "attention"), (True, "block"), (False, "block")):
         for tensor in adapters.named.values():
             tensor.requires_grad_(True).grad = None
-        model = Model(tiny_base, adapters)
+        model = Model(bases[keep], adapters, checkpointing=checkpointing)
         model.block_format = block_format
         hidden = model(torch.tensor([IDS])).hidden
-        next_token_loss(model, hidden[:-1], torch.tensor(IDS[1:]), torch.ones(99, dtype=torch.bool)).backward()
+        next_token_loss(bases[keep], hidden[:-1], torch.tensor(IDS[1:]), torch.ones(99, dtype=torch.bool)).backward()
         grads.append({name: tensor.grad.clone() for name, tensor in adapters.named.items()})
     for name, grad in grads[0].items():
         assert grad.abs().max() > 0, name
-        torch.testing.assert_close(grad, grads[1][name], rtol=1e-4, atol=1e-5)
+        for other in grads[1:]:
+            torch.testing.assert_close(grad, other[name], rtol=1e-4, atol=1e-5)

@@ -18,7 +18,7 @@ def random_parts(experts, tokens=9, width=8, ff_width=12, rank=2, dtype=torch.fl
     def random(*size):
         return torch.randn(*size, generator=generator, dtype=dtype) * 0.5
 
-    mlp = Frozen(random(width) + 1, 1e-5, random(2 * ff_width, width), random(width, ff_width))
+    mlp = Frozen(random(2 * ff_width, width), random(width, ff_width))
 
     def lora(out_width, in_width):
         return LoRA(random(rank, in_width), random(out_width, rank))
@@ -29,11 +29,10 @@ def random_parts(experts, tokens=9, width=8, ff_width=12, rank=2, dtype=torch.fl
 
 def slow_twin(x, mlp, experts, routing, factor):
     """Each expert merged into its own copy of the MLP, all computed for every token."""
-    normed = F.rms_norm(x, x.shape[-1:], mlp.norm, mlp.eps)
     gate, up = mlp.gate_up.chunk(2)
     out = torch.zeros_like(x)
     for index, expert in enumerate(experts):
-        hidden = F.silu(normed @ merge(gate, expert.gate, factor).T) * (normed @ merge(up, expert.up, factor).T)
+        hidden = F.silu(x @ merge(gate, expert.gate, factor).T) * (x @ merge(up, expert.up, factor).T)
         weight = 1.0 if routing is None else routing.weights[:, index, None]
         out = out + weight * (hidden @ merge(mlp.down, expert.down, factor).T)
     return out
@@ -49,7 +48,7 @@ def test_mixture_and_its_gradients_equal_the_slow_twin(monkeypatch, experts, k, 
     for function in (mixture, slow_twin):
         for leaf in leaves:
             leaf.requires_grad_(True)
-        routing = None if experts == 1 else route(F.rms_norm(x, x.shape[-1:], mlp.norm, mlp.eps) @ router.T, k)
+        routing = None if experts == 1 else route(x @ router.T, k)
         out = function(x, mlp, each, routing, 1.7)
         grads = torch.autograd.grad(out.square().sum(), leaves, allow_unused=True)
         results.append([out, *(grad for grad in grads if grad is not None)])

@@ -1,0 +1,111 @@
+"""Self-attention of a block, with rotary embedding, grouped queries and the shared low-rank update.
+
+Shapes: B batch, T time, N = B*T tokens, D width, H heads, KV heads of keys and values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from comigs_edge.base import Block
+from comigs_edge.lora import LoRA, merge
+from comigs_edge.norm import rms_norm
+from comigs_edge.parallel import straight_through
+from comigs_edge.shape import Shape
+
+
+@dataclass(frozen=True)
+class Window:
+    """What the tokens of a pass may look at, and where they stand."""
+
+    size: tuple[int, int]  # B, T
+    mask: Tensor | None  # (B, 1, T, T), zero or minus infinity; None: every earlier token, and itself
+    turns: Tensor  # (T, 1, rope_width / 2) complex: the rotation of each pair
+
+    def pieces(self, tokens: int) -> list[Window]:
+        """The same for a few rows of the batch at a time, with about as many tokens in all."""
+        batch, time = self.size
+        rows = [min(max(1, tokens // time), batch - start) for start in range(0, batch, max(1, tokens // time))]
+        masks = [None] * len(rows) if self.mask is None else torch.split(self.mask, rows)
+        return [Window((count, time), mask, self.turns) for count, mask in zip(rows, masks, strict=True)]
+
+
+@dataclass(frozen=True)
+class Update:
+    """The low-rank updates of an attention; in `block_format` if that is named, as the merged file holds it."""
+
+    parts: dict[str, LoRA]
+    scale: float
+    block_format: str | None
+
+
+def window(tokens: Tensor, documents: Tensor | None, turns: Tensor, dtype: torch.dtype) -> Window:
+    """For `tokens` (B, T); `documents` (B, T) numbers the document of each token: attention stays inside it."""
+    time = tokens.shape[1]
+    mask = None
+    if documents is not None and bool((documents != documents[:, :1]).any()):
+        causal = torch.ones(time, time, dtype=torch.bool, device=documents.device).tril()
+        allowed = ((documents[:, :, None] == documents[:, None, :]) & causal)[:, None]  # (B, 1, T, T)
+        mask = torch.zeros(allowed.shape, dtype=dtype, device=documents.device).masked_fill_(~allowed, float("-inf"))
+    return Window((tokens.shape[0], time), mask, turns[:time])
+
+
+def attention(normed: Tensor, block: Block, shape: Shape, where: Window, update: Update | None) -> Tensor:
+    """(N, D) -> (N, D)."""
+    batch, time = where.size
+    queries, keys = shape.num_heads * shape.head_width, shape.num_kv_heads * shape.head_width
+    names = ("attn_q", "attn_k", "attn_v")
+    qkv = _linear(normed, block.qkv, block.qkv_bias, update, names, (queries, keys, keys))  # (N, Q + 2 KV)
+    qk, v = qkv.view(batch, time, -1, shape.head_width).split(
+        [shape.num_heads + shape.num_kv_heads, shape.num_kv_heads], 2
+    )
+    if block.q_norm is not None and block.k_norm is not None:
+        q, k = torch.split(qk, [shape.num_heads, shape.num_kv_heads], 2)
+        eps = shape.norm_eps
+        qk = torch.cat((rms_norm(q.float(), block.q_norm, eps), rms_norm(k.float(), block.k_norm, eps)), 2)
+    qk = _rotate(qk.float(), where.turns, shape.rope_width).to(qkv.dtype)
+    q, k = torch.split(
+        qk.transpose(1, 2), [shape.num_heads, shape.num_kv_heads], 1
+    )  # (B, H, T, head), (B, KV, T, head)
+    group = shape.num_heads // shape.num_kv_heads
+    k, v = _repeat_heads(k, group), _repeat_heads(v.transpose(1, 2), group)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=where.mask, is_causal=where.mask is None)
+    out = out.transpose(1, 2).reshape(batch * time, queries)
+    return _linear(out, block.attn_output, block.attn_output_bias, update, ("attn_output",), (shape.width,))
+
+
+def _linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, update: Update | None, names: tuple[str, ...],
+    widths: tuple[int, ...],
+) -> Tensor:  # fmt: skip
+    """x times a matrix whose rows are those of `names`, `widths` of each, with their low-rank updates."""
+    bias = None if bias is None else bias.to(x.dtype)
+    if update is None:
+        return F.linear(x, weight, bias)
+    if update.block_format is None:
+        pairs = [(update.parts[name].a.to(x.dtype), update.parts[name].b.to(x.dtype)) for name in names]
+        low = torch.cat([F.linear(F.linear(x, a), b) for a, b in pairs], dim=-1)
+        return F.linear(x, weight, bias) + low * update.scale
+    merged = [
+        straight_through(merge(part.float(), update.parts[name], update.scale), update.block_format)
+        for part, name in zip(torch.split(weight, list(widths)), names, strict=True)
+    ]
+    return F.linear(x, torch.cat(merged).to(x.dtype), bias)
+
+
+def _rotate(x: Tensor, turns: Tensor, width: int) -> Tensor:  # (B, T, heads, head)
+    """Rotary embedding of interleaved pairs, for which `base.py` orders the rows of q and k: a product of complex numbers."""
+    pairs = torch.view_as_complex(x[..., :width].view(*x.shape[:-1], -1, 2))
+    turned = torch.view_as_real(pairs * turns).flatten(-2)
+    return turned if width == x.shape[-1] else torch.cat((turned, x[..., width:]), dim=-1)
+
+
+def _repeat_heads(x: Tensor, group: int) -> Tensor:  # (B, KV, T, head) -> (B, H, T, head)
+    if group == 1:
+        return x
+    batch, heads, time, width = x.shape
+    return x[:, :, None].expand(batch, heads, group, time, width).reshape(batch, heads * group, time, width)

@@ -1,0 +1,58 @@
+"""Cross-entropy of the next token without logits of the whole vocabulary (N tokens, D width, V vocabulary)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from comigs_edge.base import Base
+from comigs_edge.buffers import accumulate, buffer
+
+LOGITS = 1 << 22  # held at once: 16 MB of float32
+
+
+class _NextTokenLoss(torch.autograd.Function):
+    """Summed cross-entropy, some rows of the vocabulary at a time.
+
+    The output matrix is frozen, so the gradient of the hidden state is made with the loss, in one pass: sums so far shrink
+    when a larger logit comes (online softmax, Milakov and Gimelshein 2018, arXiv:1805.02867).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, base: Base, targets: Tensor) -> Tensor:
+        gradient = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
+        rows = hidden.to(base.dtype)
+        top = hidden.new_full((len(hidden), 1), float("-inf"))
+        total = hidden.new_zeros(len(hidden), 1)
+        for weight in base.output_chunks(max(256, LOGITS // max(1, len(hidden)))):
+            logits = torch.mm(rows, weight.T, out=buffer("logits", (len(rows), len(weight)), rows))
+            if logits.dtype != hidden.dtype:
+                logits = buffer("logits", tuple(logits.shape), hidden).copy_(logits)
+            larger = torch.maximum(top, logits.amax(-1, keepdim=True))
+            logits.sub_(larger).exp_()
+            shrink = top.sub_(larger).exp_()
+            total.mul_(shrink).add_(logits.sum(-1, keepdim=True))
+            if gradient is not None:
+                accumulate(gradient.mul_(shrink), logits.to(weight.dtype), weight)
+            top = larger
+        wanted = base.output_rows(targets)  # (N, D)
+        if gradient is not None:  # softmax times the output matrix, minus the target's row
+            ctx.save_for_backward(gradient.div_(total).sub_(wanted))
+        at_target = torch.linalg.vecdot(hidden, wanted)
+        return (total.log() + top).squeeze(1).sub_(at_target).sum(dtype=torch.float64).to(hidden.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad, None, None
+
+
+def next_token_loss(base: Base, hidden: Tensor, targets: Tensor, scored: Tensor) -> Tensor:
+    """Summed cross-entropy in nats of the `targets` (N,) where `scored` (N,) is true; hidden is (N, D)."""
+    if not bool(scored.all()):
+        rows = scored.nonzero().squeeze(1)
+        hidden, targets = hidden[rows], targets[rows]
+    loss: Tensor = _NextTokenLoss.apply(hidden, base, targets)  # type: ignore[no-untyped-call]
+    return loss
