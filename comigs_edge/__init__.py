@@ -11,6 +11,7 @@ adapters.py    what training makes, and which part of it may leave the device
 train.py       the bi-level loop            checkpoint.py its state on disk
 evaluate.py    bits per byte                export.py     adapters + base -> one GGUF
 chat.py        a conversation in llama.cpp  engine.py     llama.cpp itself
+speed.py       tokens a second, side by side
 session.py     a home's text, base and settings brought together for training
 home.py        the folder of all this       config.py     its settings
 files.py       writing without loss         errors.py     what a user is told

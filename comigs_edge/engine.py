@@ -32,6 +32,35 @@ def load(path: Path, **options: Any) -> llama_cpp.Llama:
         raise ComigsError(f"llama.cpp cannot load {path}: {error}") from error
 
 
+# How a context keeps keys and values, as options of `load`; llama.cpp wants flash attention for values in blocks.
+CACHES: dict[str, dict[str, Any]] = {
+    "F16": {},
+    "F16 flash": {"flash_attn": True},
+    "Q8_0 flash": {"flash_attn": True, "type_k": llama_cpp.GGML_TYPE_Q8_0, "type_v": llama_cpp.GGML_TYPE_Q8_0},
+}
+
+
+def use_threads(llama: llama_cpp.Llama, count: int) -> None:
+    """Computes with so many threads from now on, prompts and answers."""
+    llama_cpp.llama_set_n_threads(llama.ctx, count, count)
+
+
+def wait(llama: llama_cpp.Llama) -> None:
+    """Returns when everything that was asked for is computed."""
+    llama_cpp.llama_synchronize(llama.ctx)
+
+
+def start_counting(llama: llama_cpp.Llama) -> None:
+    """Sets the counts of `counted` to zero."""
+    llama_cpp.llama_perf_context_reset(llama.ctx)
+
+
+def counted(llama: llama_cpp.Llama) -> tuple[int, int]:
+    """Tokens that llama.cpp has computed: together, as in a prompt, and one by one, as in an answer."""
+    counts = llama_cpp.llama_perf_context(llama.ctx)
+    return counts.n_p_eval, counts.n_eval
+
+
 class LoadedAdapters:
     """LoRA files that llama.cpp adds to a loaded model; another set takes their place while it runs."""
 

@@ -69,6 +69,11 @@ def export(
     return write_model(base, shape, plans, changes, output, progress)
 
 
+def planned_size(base: GGUFFile, adapters: Adapters, format_name: str) -> int:
+    """Bytes of the tensors that `export` would write; raises as it does."""
+    return total_size(_planned(base, read_shape(base), adapters, format_name, Origin())[0])
+
+
 def _planned(
     base: GGUFFile, shape: Shape, adapters: Adapters | None, format_name: str, origin: Origin, threads: int = 1
 ) -> tuple[list[TensorPlan], Metadata]:

@@ -35,7 +35,7 @@ from quantize import ggml
 from quantize.formats import BlockFormat, block_format
 from quantize.ggml import Bytes, Floats
 from quantize.gguf_file import GGUFFile
-from quantize.gguf_writer import TensorPlan, entry, write
+from quantize.gguf_writer import TensorPlan, entry, total_size, write
 
 FORMATS = ("F16", "F32")  # of the adapters; with F32 the base is F32 too
 PARTS = ("generalist", "specialists")
@@ -47,15 +47,8 @@ def write_base(
 ) -> Exported:  # fmt: skip
     """Writes the base for these adapters' number of experts; it fits every adapter of the same layout."""
     shape, layout = read_shape(base), adapters.layout
-    architecture, fmt = _architecture(shape, adapters), block_format(format_name)
-    plans: list[TensorPlan] = []
-    for name in base.tensors:
-        part = name.split(".")[-2]
-        order = llama_order(shape, name.split(".", 2)[-1]) if reorders(shape, architecture) else None
-        plan = fixed(base, name, fmt, order=order)
-        plans.append(_copies(plan, layout.num_experts) if part in FFN and layout.num_experts > 1 else plan)
-        if part == FFN[-1] and layout.num_experts > 1:
-            plans.append(router_plan(int(name.split(".")[1]), np.zeros((layout.num_experts, shape.width), np.float32)))
+    architecture = _architecture(shape, adapters)
+    plans = _base_plans(base, shape, adapters, format_name)
     changes: Metadata = {"general.architecture": architecture, BASE_KEY: base_sha256}
     if layout.num_experts > 1:
         changes |= mixture_metadata(architecture, shape, layout.num_experts, layout.experts_per_token)
@@ -75,6 +68,27 @@ def write_adapter(base: GGUFFile, adapters: Adapters, part: str, format_name: st
     with files.atomic_writer(output) as file:
         write(file, metadata, plans)
     return output.stat().st_size
+
+
+def planned_size(base: GGUFFile, adapters: Adapters, format_name: str) -> int:
+    """Bytes of the tensors that `write_base` and `write_adapter` would write; raises as they do."""
+    shape, fmt = read_shape(base), block_format(format_name)
+    order = reorders(shape, _architecture(shape, adapters))
+    parts = [_adapter_plans(adapters, shape, part, fmt, order) for part in PARTS]
+    return total_size(_base_plans(base, shape, adapters, format_name)) + sum(map(total_size, parts))
+
+
+def _base_plans(base: GGUFFile, shape: Shape, adapters: Adapters, format_name: str) -> list[TensorPlan]:
+    layout, fmt, architecture = adapters.layout, block_format(format_name), _architecture(shape, adapters)
+    plans: list[TensorPlan] = []
+    for name in base.tensors:
+        part = name.split(".")[-2]
+        order = llama_order(shape, name.split(".", 2)[-1]) if reorders(shape, architecture) else None
+        plan = fixed(base, name, fmt, order=order)
+        plans.append(_copies(plan, layout.num_experts) if part in FFN and layout.num_experts > 1 else plan)
+        if part == FFN[-1] and layout.num_experts > 1:
+            plans.append(router_plan(int(name.split(".")[1]), np.zeros((layout.num_experts, shape.width), np.float32)))
+    return plans
 
 
 def _architecture(shape: Shape, adapters: Adapters) -> str:

@@ -75,6 +75,10 @@ ARROWS = {
         "comigs_edge.engine comigs_edge.errors comigs_edge.loss comigs_edge.model comigs_edge.tokens"
     ),
     "comigs_edge.chat": "comigs_edge.documents comigs_edge.engine comigs_edge.errors comigs_edge.tokens",
+    "comigs_edge.speed": (
+        "comigs_edge.adapters comigs_edge.engine comigs_edge.errors comigs_edge.export comigs_edge.hot "
+        "comigs_edge.layout comigs_edge.shape quantize.gguf_file"
+    ),
     "comigs_edge.session": (
         "comigs_edge.adapters comigs_edge.base comigs_edge.batches comigs_edge.checkpoint comigs_edge.config "
         "comigs_edge.corpus comigs_edge.errors comigs_edge.home comigs_edge.layout comigs_edge.model "
