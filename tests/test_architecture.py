@@ -85,7 +85,9 @@ ARROWS = {
     "comigs_edge.vocabulary": "comigs_edge.errors",
     "comigs_edge.catalogue": "",
     "comigs_edge.diagnosis": "profiles profiles.detect",
+    "comigs_edge.pauses": "profiles.watch",
     "profiles.detect": "",
+    "profiles.watch": "profiles.detect",
 }
 TOP = ("comigs_edge.cli", "comigs_edge.__main__", "comigs_edge.commands")
 
@@ -143,7 +145,8 @@ def test_there_is_no_import_cycle():
 
 
 def test_coordinator_and_profiles_never_load_torch():
-    code = "import sys, coordinator.wire, profiles, comigs_edge.config; print({'torch', 'gguf', 'typer'} & set(sys.modules))"
+    names = "coordinator.wire, profiles.watch, comigs_edge.config"
+    code = f"import sys, {names}; print({{'torch', 'gguf', 'typer'}} & set(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert out.strip() == "set()"
 
