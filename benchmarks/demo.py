@@ -41,7 +41,10 @@ def main() -> None:
     text = HOME / "messages.jsonl"
     chitchat.write(text, PERSON)
     settings = HOME / "config.toml"
-    settings.write_text(settings.read_text().replace("# max_tokens = 16384 ", f"max_tokens = {TEST_TOKENS} "))
+    changed = settings.read_text().replace("# max_tokens = 16384 ", f"max_tokens = {TEST_TOKENS} ")
+    settings.write_text(
+        changed.replace("# enabled = true", "enabled = false")
+    )  # [pause]: the demo is short and watched
     run("data", "add", str(text))
     run("train", "--minutes", MINUTES)
     run("export")

@@ -77,7 +77,7 @@ def one(name: str, options: argparse.Namespace) -> dict[str, Any]:
     if not training.exists():  # a training that was cut off is done again from its start: its seconds are wanted whole
         shutil.rmtree(home, ignore_errors=True)
         make_home(home, next(options.text.rglob(f"{text}.jsonl")), form, format_name, start)
-        training.write_text(run(home, "train", "--steps", str(STEPS), "--json"))
+        training.write_text(run(home, "train", "--no-pause", "--steps", str(STEPS), "--json"))
     trained = json.loads(training.read_text())
     paths, sizes = {"base": home / "base.gguf"}, {}
     for each in formats:

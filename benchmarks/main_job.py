@@ -55,7 +55,7 @@ def job(home: Path, text: Path, steps: int) -> dict[str, Any]:
     record = home / "benchmark.json"
     if not record.exists():
         make_home(home, text)
-        trained, peak = measured(home, "train", "--steps", str(steps), "--json")
+        trained, peak = measured(home, "train", "--no-pause", "--steps", str(steps), "--json")
         record.write_text(json.dumps({"training": trained, "peak_memory_mb": round(peak)}))
     result: dict[str, Any] = json.loads(record.read_text())
     result["export_f16"] = json.loads(run(home, "export", "--format", "F16", "--json"))
@@ -112,7 +112,7 @@ def main() -> None:
     three = options.work / "de-3"
     if not (three / "adapters").exists():
         make_home(three, sorted(options.text.rglob("de.jsonl"))[0], specialists=3)
-        run(three, "train", "--steps", "3")
+        run(three, "train", "--no-pause", "--steps", "3")
     results["exactness"]["1 generalist + 3 specialists"] = exactness(three, options.work)
     options.output.parent.mkdir(exist_ok=True)
     options.output.write_text(json.dumps(results, indent=1) + "\n")

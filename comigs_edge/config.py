@@ -76,6 +76,17 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class PauseConfig:
+    """When a training waits; reasons and sources are in `profiles.watch`."""
+
+    enabled: bool = True
+    temperature: float | None = None  # °C; None: the device's
+    battery: int = 30  # percent, where it is not plugged in
+    memory_mb: int = 100  # left on the device or in the container
+    load: float = 0.4  # of other programs, as a share of the cores
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """Shares of the documents; the rest is test text."""
 
@@ -140,6 +151,7 @@ class Config:
     profile: str = "auto"
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    pause: PauseConfig = field(default_factory=PauseConfig)
     data: DataConfig = field(default_factory=DataConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
@@ -240,6 +252,10 @@ def _check(config: Config, path: Path) -> None:
         ("train.final_learning_rate", train.final_learning_rate, 0, 10),
         ("train.router_learning_rate", train.router_learning_rate, 0, 10),
         ("train.validation_rows", train.validation_rows, 1, 10**6),
+        ("pause.temperature", config.pause.temperature, 30, 150),
+        ("pause.battery", config.pause.battery, 0, 100),
+        ("pause.memory_mb", config.pause.memory_mb, 0, 10**6),
+        ("pause.load", config.pause.load, 0.01, 1),
         ("quantize.start", config.quantize.start, 0, 1),
         ("model.expert_width", model.expert_width, 1, 1 << 16),
         ("data.training", data.training, 0.01, 0.98),

@@ -39,6 +39,13 @@ expert_form = "{form}"   # lora: low-rank updates in the MLP; parallel: small ML
 # checkpoint_minutes = 15.0
 # seed = 42
 
+[pause]                # training waits, and goes on by itself, while ...
+# enabled = true
+# temperature = 95.0     # ... the device is hotter, in degrees Celsius; default: 80 on a Raspberry Pi
+# battery = 30           # ... its battery holds less, in percent, and it is not plugged in
+# memory_mb = 100        # ... less memory is left
+# load = 0.4             # ... other programs use more than this share of the cores
+
 [data]
 # training = 0.8         # share of the documents; the rest is test text
 # validation = 0.1

@@ -147,6 +147,12 @@ def memory_limit(root: Path) -> tuple[int | None, int | None]:
     return min(limits, default=None), min(left, default=None)
 
 
+def usable_memory(root: Path) -> int | None:
+    """Bytes that a program may still take, of the device's and of the container's memory; None where neither is known."""
+    found = (_meminfo(root).get("MemAvailable"), memory_limit(root)[1])
+    return min((left for left in found if left is not None), default=None)
+
+
 def disk_kind(root: Path, folder: str) -> str | None:
     """The kind of disk that holds `folder`."""
     mounts = [line.split()[:2] for line in _text(root / "proc/mounts").splitlines() if line.startswith("/dev/")]
@@ -181,8 +187,12 @@ def power_mode(root: Path) -> str | None:
 
 
 def temperature(root: Path) -> float | None:
-    """Of the hottest thermal zone; values that no chip survives are left out."""
-    values = [_number(path) for path in (root / "sys/class/thermal").glob("thermal_zone*/temp")]
+    """Of the hottest thermal zone; values that no chip survives are left out.
+
+    So is a Jetson's PMIC-Die: below 120 degrees it always says 100, having no thermometer.
+    """
+    zones = (root / "sys/class/thermal").glob("thermal_zone*")
+    values = [_number(zone / "temp") for zone in zones if not _text(zone / "type").startswith("PMIC-Die")]
     degrees = [value / 1000 for value in values if value is not None and -40_000 < value < 150_000]
     return max(degrees, default=None)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `cli.main` does, before torch is loaded
 
 import llama_cpp
 import pytest
@@ -13,6 +16,7 @@ from comigs_edge import engine
 from comigs_edge.adapters import Adapters
 from comigs_edge.base import open_base
 from comigs_edge.layout import Layout
+from profiles import watch
 from quantize.formats import FILE_TYPES
 from tests.tiny import some_text, write_llama
 
@@ -26,6 +30,12 @@ def home(tmp_path, monkeypatch):
     monkeypatch.setenv("COMIGS_EDGE_HOME", str(folder))
     monkeypatch.setenv("COLUMNS", "200")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def calm(monkeypatch):
+    """A busy or hot machine makes no test wait; those of pauses bring readings of their own."""
+    monkeypatch.setattr(watch, "readings", lambda load: watch.Readings())
 
 
 @pytest.fixture(scope="session")
@@ -76,7 +86,10 @@ def ready(run, home, tiny_path, tmp_path, request):
     run("init", "--base", tiny_path, *(["--expert-form", form] if form else []))
     settings = home / "config.toml"
     quick = "batch = 4\ncontext = 64\nrouter_period = 4\nrouter_steps = 2\nvalidation_rows = 4\n"
-    settings.write_text(settings.read_text().replace("[train]\n", f"[train]\n{quick}"))
+    text = settings.read_text().replace("[train]\n", f"[train]\n{quick}")
+    settings.write_text(
+        text.replace("# enabled = true", "enabled = false")
+    )  # for tests that start processes, see `calm`
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "notes.txt").write_text(some_text())
     run("data", "add", tmp_path / "text")

@@ -98,6 +98,8 @@ ARROWS = {
         "comigs_edge.base comigs_edge.lora comigs_edge.norm comigs_edge.parallel comigs_edge.shape"
     ),
     "comigs_edge.loss": "comigs_edge.base comigs_edge.buffers",
+    "comigs_edge.pauses": "profiles.watch",
+    "profiles.watch": "profiles.detect",
 }
 TOP = ("comigs_edge.cli", "comigs_edge.__main__", "comigs_edge.commands")
 

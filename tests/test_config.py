@@ -35,7 +35,7 @@ def test_every_commented_default_is_the_real_one(tmp_path, write):
     found, defaults = config.read(path), config.Config(BASE)
     assert (found.model.specialists, found.train.batch, found.train.context) == (1, 8, 128)  # profile auto
     assert found.model.experts_per_token == 2
-    for section in ("train", "data", "evaluate", "quantize", "export", "chat"):
+    for section in ("train", "pause", "data", "evaluate", "quantize", "export", "chat"):
         wanted = getattr(defaults, section)
         for name, value in vars(getattr(found, section)).items():
             assert getattr(wanted, name) in (value, None), name
@@ -53,6 +53,7 @@ def test_every_commented_default_is_the_real_one(tmp_path, write):
         ("# training = 0.8", "training = 0.98", "data.validation = 0.1 must be between"),
         ('name = "tiny"', "", r"name missing in \[base\]"),
         ("[model]", "[model", "cannot be read"),
+        ("# load = 0.4 ", "load = 40.0 ", "pause.load = 40.0 must be between 0.01 and 1"),
         ('# format = "Q8_0"', 'format = "Q3_0"', r"quantize.format = 'Q3_0' must be one of Q8_0, F16"),
         ('expert_form = "lora"', 'expert_form = "dora"', "model.expert_form = 'dora' must be one of lora, parallel"),
         ('profile = "auto"', 'profile = "pi9"', "profile 'pi9' does not exist"),

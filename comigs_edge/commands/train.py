@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
@@ -18,6 +19,8 @@ from comigs_edge import home as homes
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from comigs_edge.config import PauseConfig
+    from comigs_edge.pauses import Pauses
     from comigs_edge.session import Training
     from comigs_edge.train import Event, Trainer
 
@@ -35,6 +38,11 @@ def train(
         typer.Option("--resume/--fresh", help="Insist on going on, or start from the bare base. Default: go on with an "
                      "interrupted training, else train the newest adapters further."),
     ] = None,
+    pause: Annotated[
+        bool,
+        typer.Option("--pause/--no-pause", help="Wait while the device is hot, low on battery, short of memory or busy with "
+                     "other programs; config.toml, [pause], says when."),
+    ] = True,
     profile: Annotated[Optional[str], typer.Option(help="Profile of the device, in place of config.toml's.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON at the end; progress goes to standard error.")] = False,
 ) -> None:  # fmt: skip
@@ -46,6 +54,7 @@ def train(
     home = homes.locate()
     settings = home.settings()
     device = settings.device(profile)
+    pauses = _pauses(settings.pause, pause)
     with home.locked("train"):
         with notes.status("loading torch and the tokenizer"):
             import torch
@@ -66,15 +75,39 @@ def train(
         base = open_base(home.base_file, device.usable_threads)
         gc.collect()
         tune_allocator()  # the base is loaded: what it took to get here goes back first
+        pauses.wait()  # nothing has begun: here Ctrl-C has nothing to save
         training = session.Training(home, settings, device, base, rows)
         trainer = training.begin(steps or _steps_in(training, minutes), resume)
         for warning in training.warnings:
             warn(warning)
         if training.resumed:
             notes.print(f"going on at expert step {trainer.expert_steps} of {trainer.schedule.steps}")
-        started, seen = time.monotonic(), _run(training, trainer, settings.train.checkpoint_minutes)
+        started, seen = pauses.working_time(), _run(training, trainer, settings.train.checkpoint_minutes, pauses)
         version = training.end(trainer)
-        _report(trainer, seen, time.monotonic() - started, version, json)
+        _report(trainer, seen, pauses.working_time() - started, pauses.seconds, version, json)
+
+
+def _pauses(settings: PauseConfig, is_wanted: bool) -> Pauses:
+    from comigs_edge.commands.console import notes
+    from comigs_edge.pauses import Pauses
+    from profiles import watch
+
+    limits = watch.limits(settings.temperature, settings.battery, settings.memory_mb * 10**6, settings.load)
+    # Not as markup: the texts name sections of config.toml in brackets.
+    say = partial(notes.print, markup=False, soft_wrap=True)
+    return Pauses(limits if is_wanted and settings.enabled else None, say, _give_back_memory)
+
+
+def _give_back_memory() -> int:
+    """Gives what is free to the system (466 MB of SmolLM2's 1.5 GB); returns the bytes, which the next step takes again."""
+    import psutil
+
+    from comigs_edge.train import tune_allocator
+
+    process = psutil.Process()
+    before: int = process.memory_info().rss
+    tune_allocator()
+    return max(0, before - process.memory_info().rss)
 
 
 def _steps_in(training: Training, minutes: float | None) -> int | None:
@@ -106,18 +139,31 @@ def _seconds(action: Callable[[], object]) -> float:
     return time.monotonic() - start
 
 
-def _run(training: Training, trainer: Trainer, checkpoint_minutes: float) -> int:
-    """Runs to the end or to a signal, saving now and then; returns the tokens computed."""
-    tokens, saved = 0, time.monotonic()
-    with _stop_on_signal() as stop, _display(trainer) as progress:
+def _run(training: Training, trainer: Trainer, checkpoint_minutes: float, pauses: Pauses) -> int:
+    """Runs to the end or to a signal, saving now and then, pausing where it must; returns the tokens computed."""
+    tokens, saved = 0, pauses.working_time()
+
+    def save(older_than: float) -> None:
+        nonlocal saved
+        if pauses.working_time() - saved >= older_than:
+            training.save(trainer)
+            saved = pauses.working_time()
+
+    with _stop_on_signal() as stop, _display(trainer, pauses.working_time) as progress:
+
+        def prepare() -> None:
+            progress.update(progress.task_ids[0], phase="paused")
+            save(older_than=60)
+
         for event in trainer.run():
             tokens += event.tokens
             _show(progress, trainer, event, tokens)
+            if not stop and not trainer.is_done:
+                save(checkpoint_minutes * 60)
+                pauses.wait(stop, prepare)
+                progress.update(progress.task_ids[0], phase=event.phase)
             if stop or trainer.is_done:
                 break
-            if time.monotonic() - saved >= checkpoint_minutes * 60:
-                training.save(trainer)
-                saved = time.monotonic()
     return tokens
 
 
@@ -140,7 +186,7 @@ def _stop_on_signal() -> Iterator[list[int]]:
 
 
 @contextmanager
-def _display(trainer: Trainer) -> Iterator[Progress]:
+def _display(trainer: Trainer, clock: Callable[[], float]) -> Iterator[Progress]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     from comigs_edge.commands.console import notes
@@ -152,7 +198,7 @@ def _display(trainer: Trainer) -> Iterator[Progress]:
     )  # fmt: skip
     done = trainer.expert_steps + trainer.router_steps
     # Nobody watches a log file: there the bar is drawn once, at the end.
-    with Progress(*columns, console=notes, refresh_per_second=2, speed_estimate_period=600) as progress:
+    with Progress(*columns, console=notes, refresh_per_second=2, speed_estimate_period=600, get_time=clock) as progress:
         progress.add_task("", completed=done, total=trainer.total_steps, phase="start", steps="", losses="", speed="")
         yield progress
 
@@ -177,9 +223,10 @@ def _show(progress: Progress, trainer: Trainer, event: Event, tokens: int) -> No
         )
 
 
-def _report(trainer: Trainer, tokens: int, seconds: float, version: int | None, as_json: bool) -> None:
+def _report(trainer: Trainer, tokens: int, seconds: float, paused: float, version: int | None, as_json: bool) -> None:
     from comigs_edge.adapters import digest
     from comigs_edge.commands.console import next_command, out, print_json
+    from comigs_edge.pauses import duration
 
     result = {
         "finished": trainer.is_done,
@@ -189,6 +236,7 @@ def _report(trainer: Trainer, tokens: int, seconds: float, version: int | None, 
         "validation_loss": trainer.best_loss,
         "tokens": tokens,
         "seconds": round(seconds, 1),
+        "paused_seconds": round(paused, 1),
         "adapters_version": version,
         "adapters_sha256": digest(trainer.adapters.arrays()),
         "best_sha256": digest(trainer.best),
@@ -204,7 +252,7 @@ def _report(trainer: Trainer, tokens: int, seconds: float, version: int | None, 
     )
     out.print(
         f"{state}: validation loss {trainer.first_loss:.4f} before, {trainer.best_loss:.4f} at its best "
-        f"({tokens:,} tokens in {seconds / 60:.1f} minutes)",
+        f"({tokens:,} tokens in {seconds / 60:.1f} minutes{f', paused for {duration(paused)}' if paused else ''})",
         soft_wrap=True,
     )
     if version is None:

@@ -54,6 +54,12 @@ TREES = {
         "sys/class/thermal/thermal_zone0/temp": "51000\n",
         "sys/class/thermal/thermal_zone1/temp": "-256000\n",
     },
+    "Xavier": {
+        "sys/class/thermal/thermal_zone0/type": "CPU-therm\n",
+        "sys/class/thermal/thermal_zone0/temp": "39500\n",
+        "sys/class/thermal/thermal_zone4/type": "PMIC-Die\n",
+        "sys/class/thermal/thermal_zone4/temp": "100000\n",
+    },
     "Orin AGX": arm("0xd42", 12, 2201) | meminfo(64349012, 60000000) | {
         "proc/device-tree/model": "NVIDIA Jetson AGX Orin Developer Kit\0",
         "proc/device-tree/compatible": "nvidia,p3737-0000+p3701-0005\0nvidia,tegra234\0",
@@ -115,6 +121,7 @@ EXPECTED = {
         "cores": (Cores("Cortex-A78AE", 6, 1510),), "gpu": "integrated (Tegra)", "has_unified_memory": True,
         "power_mode": "7W", "temperature": 51.0, "disk_kind": "SD",
     },
+    "Xavier": {"temperature": 39.5},
     "Orin AGX": {"cores": (Cores("Cortex-A78AE", 12, 2201),), "power_mode": "MAXN", "disk_kind": "eMMC", "temperature": None},
     "laptop": {
         "model": "ThinkPad T14", "features": ("avx2", "avx_vnni"), "gpu": "NVIDIA GeForce MX550", "has_unified_memory": False,
@@ -141,6 +148,7 @@ def test_a_device_is_read_from_its_kernels_files(tree, expected):
     found = detect.detect(tree, "/home/someone")
     for name, value in expected.items():
         assert getattr(found, name) == value, name
+    assert (detect.usable_memory(tree) or 0) == found.usable_memory
 
 
 def test_this_device_has_cores_and_memory():
