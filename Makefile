@@ -3,12 +3,13 @@
 # make test    everything that must hold before a change is kept
 # make bench   the main job's figures; TEXT names a folder with de.jsonl and user03.jsonl somewhere below it
 # make bench-formats   forms and formats; TEXT also has fr.jsonl, nl.jsonl, user04.jsonl and legal.jsonl; wants a quiet machine
+# make bench-rivals   training speed and memory against the published formulation and peft; wants a quiet machine
 
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test bench bench-formats clean
+.PHONY: setup demo test bench bench-formats bench-rivals clean
 
 setup: $(READY)
 
@@ -36,6 +37,10 @@ bench: $(READY)
 bench-formats: $(READY)
 	$(BIN)/python benchmarks/four_bits.py $(TEXT) --report
 	$(BIN)/python benchmarks/formats.py benchmark-work
+
+bench-rivals: $(READY)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python benchmarks/rivals.py
 
 clean:
 	rm -rf .venv build *.egg-info
