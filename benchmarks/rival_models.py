@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from comigs_edge.adapters import Adapters
 from comigs_edge.base import Base
 from comigs_edge.layout import Layout, parallel_width
-from comigs_edge.model import Model, next_token_loss
+from comigs_edge.loss import next_token_loss
+from comigs_edge.model import Model
+from comigs_edge.optimiser import BETAS, AdamW
 from comigs_edge.shape import Shape
-from comigs_edge.train import BETAS
 
 RANK, SEED = 8, 42
 LEARNING_RATE, WEIGHT_DECAY = 2e-3, 0.01
@@ -35,11 +36,18 @@ class Rival:
     trainable: list[Tensor]
     model: Any
 
-    def optimiser(self) -> torch.optim.Optimizer:
+    def optimiser(self) -> Any:
+        if isinstance(self.model, Model):
+            return AdamW(self.trainable, LEARNING_RATE, WEIGHT_DECAY)
         return torch.optim.AdamW(self.trainable, LEARNING_RATE, BETAS, weight_decay=WEIGHT_DECAY)
 
 
 # The published formulation ------------------------------------------------------------------------------------------
+
+
+def output(base: Base) -> Tensor:
+    """The whole output matrix, not a copy."""
+    return next(base.output_chunks(base.shape.vocab_size))
 
 
 class LoRALinear(nn.Module):
@@ -74,7 +82,7 @@ class Block(nn.Module):
 
     def __init__(self, base: Base, index: int, adapters: Adapters, copies: bool) -> None:
         super().__init__()
-        self.frozen, self.shape = base.blocks[index], base.shape
+        self.frozen, self.shape = base.block(index), base.shape
         self.router = adapters.routers[index]  # frozen in an expert step
         self.experts_per_token = adapters.layout.experts_per_token
         gate_up, down = self.frozen.gate_up, self.frozen.down
@@ -119,10 +127,10 @@ class Published(nn.Module):
         powers = torch.arange(0, shape.head_width, 2, dtype=torch.float64) / shape.head_width
         angles = torch.outer(torch.arange(tokens.shape[1]), shape.rope_base**-powers)
         rope = angles.cos().float(), angles.sin().float()
-        x = F.embedding(tokens, self.base.embedding)
+        x = self.base.embed(tokens.flatten()).view(*tokens.shape, -1)
         for block in self.blocks:
             x = block(x, rope)
-        return F.linear(F.rms_norm(x, x.shape[-1:], self.base.output_norm, shape.norm_eps), self.base.output)
+        return F.linear(F.rms_norm(x, x.shape[-1:], self.base.output_norm, shape.norm_eps), output(self.base))
 
 
 def published(base: Base, copies: bool = False, adapters: Adapters | None = None) -> Rival:
@@ -143,7 +151,7 @@ def hugging_face(base: Base) -> nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-    shape, tied = base.shape, base.output is base.embedding
+    shape, tied = base.shape, base.is_tied
     config = LlamaConfig(
         vocab_size=shape.vocab_size, hidden_size=shape.width, intermediate_size=shape.ff_width, use_cache=False,
         num_hidden_layers=shape.num_blocks, num_attention_heads=shape.num_heads, head_dim=shape.head_width,
@@ -160,11 +168,12 @@ def hugging_face(base: Base) -> nn.Module:
 
 def _hugging_face_weights(base: Base) -> dict[str, Tensor]:
     shape = base.shape
-    weights = {
-        "model.embed_tokens.weight": base.embedding, "model.norm.weight": base.output_norm, "lm_head.weight": base.output,
-    }  # fmt: skip
+    head = output(base)
+    embedding = head if base.is_tied else base.embed(torch.arange(shape.vocab_size))
+    weights = {"model.embed_tokens.weight": embedding, "model.norm.weight": base.output_norm, "lm_head.weight": head}
     counts = (shape.num_heads, shape.num_kv_heads, shape.num_kv_heads)
-    for index, block in enumerate(base.blocks):
+    for index in range(shape.num_blocks):
+        block = base.block(index)
         q, k, v = block.qkv.split([count * shape.head_width for count in counts])
         gate, up = block.gate_up.chunk(2)
         weights |= {
@@ -219,7 +228,7 @@ def ours(
         documents = torch.zeros_like(tokens)  # as training has them, with the mask that they bring
         scored = torch.ones(tokens.numel(), dtype=torch.bool)
         hidden = model(tokens, documents).hidden
-        return next_token_loss(model, hidden, targets.flatten(), scored) / tokens.numel()
+        return next_token_loss(model.base, hidden, targets.flatten(), scored) / tokens.numel()
 
     return Rival(loss, trainable, model)
 

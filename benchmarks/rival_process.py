@@ -27,6 +27,8 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
     passes: int = 4  # operations for a frozen weight and a token: 2 forward, 2 backward, 2 where it is done again
     tuned_allocator: bool = False  # `tune_allocator` as in `comigs-edge train`
+    keep: bool = True  # the base's weights, dequantised
+    precision: str = "float32"  # of the products
 
 
 # A new way of training is a new line here: keyword arguments that `ours` does not know go to `Model`.
@@ -35,8 +37,18 @@ CASES = {
     "published-copies": Case("published", {"copies": True}),
     "peft": Case("peft"),
     "peft-checkpointed": Case("peft", {"checkpointing": True}, passes=6),
-    "ours-lora": Case("ours", {"form": "lora"}, tuned_allocator=True),
-    "ours-parallel": Case("ours", {"form": "parallel"}, tuned_allocator=True),
+    **{
+        f"ours-{form}{name}": Case("ours", {"form": form, "checkpointing": kept}, 4, True, keep, precision)
+        for form in ("lora", "parallel")
+        for name, kept, keep, precision in (
+            ("", "attention", True, "float32"),
+            ("-none", "none", True, "float32"),
+            ("-lean", "block", False, "float32"),
+            ("-bfloat16", "attention", True, "bfloat16"),
+            ("-bfloat16-none", "none", True, "bfloat16"),
+            ("-bfloat16-lean", "block", False, "bfloat16"),
+        )
+    },
 }
 
 
@@ -53,13 +65,15 @@ def measure(name: str, options: SimpleNamespace) -> dict[str, Any]:
     from comigs_edge.train import tune_allocator
 
     case = CASES[name]
-    rival = rival_models.BUILDERS[case.builder](open_base(Path(options.base_path), options.threads), **case.options)
+    base = open_base(Path(options.base_path), options.threads, case.keep, getattr(torch, case.precision))
+    rival = rival_models.BUILDERS[case.builder](base, **case.options)
     if case.tuned_allocator or options.tune_all:
         tune_allocator()
     ready, optimiser, seconds = resident(), rival.optimiser(), []
     for tokens, targets in batches(options.ids):
         start = time.perf_counter()
-        optimiser.zero_grad(set_to_none=True)
+        for tensor in rival.trainable:
+            tensor.grad = None
         loss = rival.loss(tokens, targets)
         loss.backward()
         optimiser.step()
@@ -122,7 +136,8 @@ def check(options: SimpleNamespace) -> dict[str, dict[str, float]]:
     from comigs_edge.base import open_base
 
     torch.set_num_threads(options.threads)
-    cases = {name: (case.builder, case.options) for name, case in CASES.items()}
+    exact = {name: case for name, case in CASES.items() if case.keep and case.precision == "float32"}
+    cases = {name: (case.builder, case.options) for name, case in exact.items()}
     base = open_base(Path(options.base_path), options.threads)
     return rival_models.check(base, *batches(options.ids)[0], cases)
 

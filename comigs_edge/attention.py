@@ -60,8 +60,8 @@ def attention(normed: Tensor, block: Block, shape: Shape, where: Window, update:
     queries, keys = shape.num_heads * shape.head_width, shape.num_kv_heads * shape.head_width
     names = ("attn_q", "attn_k", "attn_v")
     qkv = _linear(normed, block.qkv, block.qkv_bias, update, names, (queries, keys, keys))  # (N, Q + 2 KV)
-    qk, v = qkv.view(batch, time, -1, shape.head_width).split(
-        [shape.num_heads + shape.num_kv_heads, shape.num_kv_heads], 2
+    qk, v = torch.split(
+        qkv.view(batch, time, -1, shape.head_width), [shape.num_heads + shape.num_kv_heads, shape.num_kv_heads], 2
     )
     if block.q_norm is not None and block.k_norm is not None:
         q, k = torch.split(qk, [shape.num_heads, shape.num_kv_heads], 2)

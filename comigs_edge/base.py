@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -86,6 +87,11 @@ class Base:
         """The output matrix's rows of these tokens, float32."""
         return self._rows(self._output_name, ids)
 
+    @property
+    def is_tied(self) -> bool:
+        """Whether the output matrix is the embeddings."""
+        return self._output_name == "token_embd.weight"
+
     def output_chunks(self, size: int) -> Iterator[Tensor]:
         """The output matrix, at most `size` rows at a time, each (rows, D); valid until the next is asked for."""
         for start in range(0, self.shape.vocab_size, size):
@@ -122,9 +128,8 @@ class Base:
         self._matrices = {name: matrix.to(self.device) for name, matrix in self._matrices.items()}
 
     def _on_device(self, block: Block) -> Block:
-        return Block(
-            **{name: tensor if tensor is None else tensor.to(self.device) for name, tensor in vars(block).items()}
-        )
+        moved: dict[str, Any] = {k: None if v is None else v.to(self.device) for k, v in vars(block).items()}
+        return Block(**moved)
 
     def _make_block(self, index: int, jobs: list[Callable[[], None]]) -> Block:
         """A block whose matrices are filled by `jobs`, which are added to the list."""
