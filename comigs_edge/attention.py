@@ -43,14 +43,14 @@ class Update:
     block_format: str | None
 
 
-def window(tokens: Tensor, documents: Tensor | None, turns: Tensor, dtype: torch.dtype) -> Window:
+def window(tokens: Tensor, documents: Tensor | None, turns: Tensor) -> Window:
     """For `tokens` (B, T); `documents` (B, T) numbers the document of each token: attention stays inside it."""
     time = tokens.shape[1]
     mask = None
     if documents is not None and bool((documents != documents[:, :1]).any()):
         causal = torch.ones(time, time, dtype=torch.bool, device=documents.device).tril()
         allowed = ((documents[:, :, None] == documents[:, None, :]) & causal)[:, None]  # (B, 1, T, T)
-        mask = torch.zeros(allowed.shape, dtype=dtype, device=documents.device).masked_fill_(~allowed, float("-inf"))
+        mask = torch.zeros(allowed.shape, device=documents.device).masked_fill_(~allowed, float("-inf"))
     return Window((tokens.shape[0], time), mask, turns[:time])
 
 
@@ -67,14 +67,15 @@ def attention(normed: Tensor, block: Block, shape: Shape, where: Window, update:
         q, k = torch.split(qk, [shape.num_heads, shape.num_kv_heads], 2)
         eps = shape.norm_eps
         qk = torch.cat((rms_norm(q.float(), block.q_norm, eps), rms_norm(k.float(), block.k_norm, eps)), 2)
-    qk = _rotate(qk.float(), where.turns, shape.rope_width).to(qkv.dtype)
+    # In float32, whatever the products are computed in: as fast forward and three times as fast backward as bfloat16.
+    qk = _rotate(qk.float(), where.turns, shape.rope_width)
     q, k = torch.split(
         qk.transpose(1, 2), [shape.num_heads, shape.num_kv_heads], 1
     )  # (B, H, T, head), (B, KV, T, head)
     group = shape.num_heads // shape.num_kv_heads
-    k, v = _repeat_heads(k, group), _repeat_heads(v.transpose(1, 2), group)
+    k, v = _repeat_heads(k, group), _repeat_heads(v.float().transpose(1, 2), group)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=where.mask, is_causal=where.mask is None)
-    out = out.transpose(1, 2).reshape(batch * time, queries)
+    out = out.transpose(1, 2).reshape(batch * time, queries).to(qkv.dtype)
     return _linear(out, block.attn_output, block.attn_output_bias, update, ("attn_output",), (shape.width,))
 
 

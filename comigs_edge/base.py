@@ -94,12 +94,13 @@ class Base:
 
     def output_chunks(self, size: int) -> Iterator[Tensor]:
         """The output matrix, at most `size` rows at a time, each (rows, D); valid until the next is asked for."""
+        memory = None if self.keep else torch.empty(size * self.shape.width, dtype=self.dtype)
         for start in range(0, self.shape.vocab_size, size):
             rows = slice(start, min(start + size, self.shape.vocab_size))
-            if self.keep:
+            if memory is None:
                 yield self._matrices[self._output_name][rows]
                 continue
-            chunk = buffer("output", (rows.stop - start, self.shape.width), torch.empty(0, dtype=self.dtype))
+            chunk = memory[: (rows.stop - start) * self.shape.width].view(-1, self.shape.width)
             jobs: list[Callable[[], None]] = []
             self._fill(self._output_name, chunk, rows, jobs)
             self._run(jobs)

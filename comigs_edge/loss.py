@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from comigs_edge.base import Base
-from comigs_edge.buffers import accumulate, buffer
+from comigs_edge.buffers import accumulate
 
 LOGITS = 1 << 22  # held at once: 16 MB of float32
 
@@ -26,10 +26,14 @@ class _NextTokenLoss(torch.autograd.Function):
         rows = hidden.to(base.dtype)
         top = hidden.new_full((len(hidden), 1), float("-inf"))
         total = hidden.new_zeros(len(hidden), 1)
-        for weight in base.output_chunks(max(256, LOGITS // max(1, len(hidden)))):
-            logits = torch.mm(rows, weight.T, out=buffer("logits", (len(rows), len(weight)), rows))
-            if logits.dtype != hidden.dtype:
-                logits = buffer("logits", tuple(logits.shape), hidden).copy_(logits)
+        size = max(256, LOGITS // max(1, len(hidden)))
+        memory = hidden.new_empty(len(hidden) * size)  # not reused: it would lie idle through the backward pass
+        for weight in base.output_chunks(size):
+            logits = memory[: len(rows) * len(weight)].view(len(rows), -1)
+            if logits.dtype == rows.dtype:
+                torch.mm(rows, weight.T, out=logits)
+            else:
+                logits.copy_(rows @ weight.T)
             larger = torch.maximum(top, logits.amax(-1, keepdim=True))
             logits.sub_(larger).exp_()
             shrink = top.sub_(larger).exp_()

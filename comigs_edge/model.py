@@ -28,7 +28,9 @@ from comigs_edge.recompute import recomputed
 # What is computed again for the backward pass: whole blocks (least memory); all but the products of the MLP's gate and up,
 # which are kept; or nothing.
 CHECKPOINTING = ("block", "attention", "none")
-PIECE = 256  # tokens of a checkpointed block that are computed at once
+# Tokens of a checkpointed block that are computed at once: few keep the memory low, many make the products faster (bfloat16
+# 3.4 s in place of 5.3 s a step, float32 5.5 in place of 6.4).
+PIECES = {"block": 512, "attention": 1024}
 
 
 @dataclass
@@ -57,13 +59,13 @@ class Model:
 
     def __call__(self, tokens: Tensor, documents: Tensor | None = None, with_balance: bool = False) -> Output:
         """`tokens` (B, T) ids; `documents` (B, T) numbers the document of each token: attention stays inside it."""
-        where = window(tokens, documents, self._rotation(tokens.shape[1]), self.base.dtype)
+        where = window(tokens, documents, self._rotation(tokens.shape[1]))
         x = self.base.embed(tokens.reshape(-1))  # (N, D)
         learns = self.adapters is not None and torch.is_grad_enabled()
         again = learns and self.checkpointing != "none"
         x.requires_grad_(again)  # a reentrant checkpoint gives gradients only where its input has one
         # A few rows at a time: less memory, and in the processor's cache. The balance loss is one of all tokens.
-        windows = where.pieces(PIECE) if again and not with_balance else [where]
+        windows = where.pieces(PIECES[self.checkpointing]) if again and not with_balance else [where]
         sizes = [rows * time for rows, time in (piece.size for piece in windows)]
         balance: list[Tensor] = []
         for index in range(self.base.shape.num_blocks):

@@ -166,8 +166,11 @@ class GGUFFile:
     def gather(self, name: str, rows: npt.NDArray[np.int64]) -> Floats:
         """Some rows (M,) of a matrix as float32, (M, width)."""
         info = self.tensors[name]
-        out = np.empty((len(rows), info.shape[1]), np.float32)
-        ggml.dequantize(np.ascontiguousarray(self.raw(name).reshape(info.shape[0], -1)[rows]), info.format, out)
+        out, table = np.empty((len(rows), info.shape[1]), np.float32), self.raw(name).reshape(info.shape[0], -1)
+        for start in range(0, len(rows), 128):  # the system maps many pages around each row that is read
+            part = slice(start, start + 128)
+            ggml.dequantize(np.ascontiguousarray(table[rows[part]]), info.format, out[part])
+            self.let_go()
         return out
 
     def let_go(self) -> None:
