@@ -68,7 +68,7 @@ def measure(name: str, options: SimpleNamespace) -> dict[str, Any]:
     base = open_base(Path(options.base_path), options.threads, case.keep, getattr(torch, case.precision))
     rival = rival_models.BUILDERS[case.builder](base, **case.options)
     if case.tuned_allocator or options.tune_all:
-        tune_allocator()
+        tune_allocator(lean=not case.keep)
     ready, optimiser, seconds = resident(), rival.optimiser(), []
     for tokens, targets in batches(options.ids):
         start = time.perf_counter()

@@ -58,6 +58,8 @@ class Base:
             name: torch.from_numpy(file.dequantize(name)) for name in file.tensors if self._is_vector(name)
         }
         self._order_vectors()
+        file.metadata.clear()  # the vocabulary takes tens of megabytes, and its pages as many
+        file.let_go()
         self.output_norm = self._vectors["output_norm.weight"].to(device)
         self.rope_factors = self._vectors.get("rope_freqs.weight")
         self._matrices: dict[str, Tensor] = {}

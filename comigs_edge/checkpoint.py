@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 from safetensors.numpy import load as parse
-from safetensors.numpy import save as serialise
 
 from comigs_edge import files
-from coordinator.wire import Arrays
+from coordinator.wire import Arrays, pieces
 
 GENERATIONS = 2
 _NAME = re.compile(r"checkpoint-(\d{8})-([0-9a-f]{64})\.safetensors")
@@ -27,12 +26,15 @@ _PROGRESS = "progress"  # JSON, as bytes in a tensor, so that one hash covers ev
 def save(folder: Path, arrays: Arrays, progress: dict[str, Any]) -> None:
     """Writes the next generation and drops all but the last two; raises `ComigsError` if the system refuses."""
     tensors: dict[str, Any] = {**arrays, _PROGRESS: np.frombuffer(json.dumps(progress).encode(), np.uint8)}
-    data = serialise(tensors)
+    data, digest = pieces(tensors), hashlib.sha256()
+    for piece in data:
+        digest.update(piece)
     found = _generations(folder)
     number = found[-1][0] + 1 if found else 1
     files.remove_temporaries(folder)
-    name = f"checkpoint-{number:08d}-{hashlib.sha256(data).hexdigest()}.safetensors"
-    files.write_atomic(folder / name, data)
+    name = f"checkpoint-{number:08d}-{digest.hexdigest()}.safetensors"
+    with files.atomic_writer(folder / name) as file:
+        file.writelines(data)
     for _, path in _generations(folder)[:-GENERATIONS]:
         path.unlink()
 

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from comigs_edge import __version__
-from comigs_edge.commands import bench, chat, data, doctor, evaluate, export, init, models, status, train
+from comigs_edge.commands import bench, chat, data, doctor, evaluate, export, init, models, plan, status, train
 from comigs_edge.errors import USER_ERRORS
 
 
@@ -51,7 +51,7 @@ def callback(
     os.umask(0o077)  # whatever is written is for the owner alone
 
 
-for module in (init, train, evaluate, export, chat, status, doctor, bench):
+for module in (init, plan, train, evaluate, export, chat, status, doctor, bench):
     module.register(app)
 app.add_typer(data.app, name="data")
 app.add_typer(models.app, name="models")

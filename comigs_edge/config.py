@@ -60,6 +60,10 @@ class TrainConfig:
     steps: int = 200
     batch: int | None = None  # rows; None: the profile's
     context: int | None = None  # tokens; None: the profile's
+    threads: int | None = None  # this and the next three: None: the plan's
+    precision: str | None = None
+    base: str | None = None
+    checkpointing: str | None = None
     expert_learning_rate: float | None = (
         None  # None: the paper's 2e-3 for LoRA, by measurement 1.2e-2 for parallel experts
     )
@@ -246,6 +250,7 @@ def _check(config: Config, path: Path) -> None:
         ("train.steps", train.steps, 1, 10**9),
         ("train.batch", train.batch, 1, 4096),
         ("train.context", train.context, 8, 1 << 20),
+        ("train.threads", train.threads, 1, 1024),
         ("train.router_period", train.router_period, 1, 10**9),
         ("train.router_steps", train.router_steps, 0, 10**9),
         ("train.expert_learning_rate", train.expert_learning_rate, 0, 10),
@@ -269,6 +274,9 @@ def _check(config: Config, path: Path) -> None:
     choices: tuple[tuple[str, str | None, tuple[str, ...]], ...] = (
         ("model.expert_form", model.expert_form, FORMS),
         ("export.layout", config.export.layout, LAYOUTS),
+        ("train.precision", train.precision, ("float32", "bfloat16")),
+        ("train.base", train.base, ("dequantised", "quantised")),
+        ("train.checkpointing", train.checkpointing, ("block", "attention", "none")),
         ("quantize.format", config.quantize.format and config.quantize.format.upper(), FORMATS_TO_EXPORT),
     )
     for name, chosen, known in choices:

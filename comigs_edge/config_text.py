@@ -7,7 +7,7 @@ from comigs_edge.config import HOME_FORMAT, BaseConfig
 TEMPLATE = """\
 # Settings of comigs-edge. A line that starts with # shows the default; remove the # to change it.
 format = {format}             # of this folder; leave it
-profile = "{profile}"       # what the device can carry: auto, laptop, pi4, pi5, jetson
+profile = "{profile}"       # what the device can carry: auto, laptop, pi4, pi5, jetson, jetson-agx
 
 [base]                 # the model that everything here belongs to; leave it
 name = "{name}"
@@ -15,7 +15,7 @@ sha256 = "{sha256}"
 size = {size}
 
 [model]
-{specialists}        # local experts beside the generalist; default: the profile's
+{specialists}        # local experts beside the generalist; default: planned
 expert_form = "{form}"   # lora: low-rank updates in the MLP; parallel: small MLPs beside it, a compact file
 # rank = 8               # of each low-rank update
 # expert_width = 32      # of a parallel expert; default: as many weights as LoRA of this rank
@@ -25,8 +25,12 @@ expert_form = "{form}"   # lora: low-rank updates in the MLP; parallel: small ML
 
 [train]
 # steps = 200            # expert steps of one training
-# batch = 8              # rows in a step; default: the profile's
-# context = 128          # tokens in a row; default: the profile's
+# batch = 8              # rows in a step; default: this and the next five are planned, see: comigs-edge plan
+# context = 128          # tokens in a row
+# threads = 2
+# precision = "float32"  # of the products: or bfloat16
+# base = "dequantised"   # ahead, in memory; or quantised: it stays in its file, and a block is dequantised for its turn
+# checkpointing = "none" # what is computed again for the backward pass: block, attention or none
 # expert_learning_rate = 0.002  # default: this for LoRA, 0.012 for parallel experts
 # final_learning_rate = 0.0002  # default: a tenth of it
 # router_learning_rate = 0.002

@@ -61,7 +61,7 @@ def experts_per_token(num_experts: int, requested: int | None = None) -> int:
 
 def planned(model: ModelConfig, profile: DeviceProfile, shape: Shape) -> Layout:
     """What the settings ask for on this device; raises `ComigsError` for a router that could not learn."""
-    specialists = profile.specialists if model.specialists is None else model.specialists
+    specialists = (profile.specialists or 0) if model.specialists is None else model.specialists
     k = experts_per_token(1 + specialists, model.experts_per_token)
     exported_as(shape.architecture, model.expert_form, 1 + specialists)  # raises where llama.cpp could not run it
     width = 0

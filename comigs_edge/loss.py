@@ -9,8 +9,7 @@ from torch import Tensor
 
 from comigs_edge.base import Base
 from comigs_edge.buffers import accumulate
-
-LOGITS = 1 << 22  # held at once: 16 MB of float32
+from profiles.plan import LOGITS
 
 
 class _NextTokenLoss(torch.autograd.Function):

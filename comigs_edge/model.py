@@ -24,13 +24,11 @@ from comigs_edge.moe import Frozen, Pass, Routing, balance_loss, route
 from comigs_edge.norm import rms_norm
 from comigs_edge.parallel import small_experts
 from comigs_edge.recompute import recomputed
+from profiles.plan import PIECES
 
 # What is computed again for the backward pass: whole blocks (least memory); all but the products of the MLP's gate and up,
 # which are kept; or nothing.
 CHECKPOINTING = ("block", "attention", "none")
-# Tokens of a checkpointed block that are computed at once: few keep the memory low, many make the products faster (bfloat16
-# 3.4 s in place of 5.3 s a step, float32 5.5 in place of 6.4).
-PIECES = {"block": 512, "attention": 1024}
 
 
 @dataclass
@@ -62,15 +60,17 @@ class Model:
         where = window(tokens, documents, self._rotation(tokens.shape[1]))
         x = self.base.embed(tokens.reshape(-1))  # (N, D)
         learns = self.adapters is not None and torch.is_grad_enabled()
-        again = learns and self.checkpointing != "none"
-        x.requires_grad_(again)  # a reentrant checkpoint gives gradients only where its input has one
+        again = self.adapters is not None and self.checkpointing != "none"
+        x.requires_grad_(learns and again)  # a reentrant checkpoint gives gradients only where its input has one
         # A few rows at a time: less memory, and in the processor's cache. The balance loss is one of all tokens.
         windows = where.pieces(PIECES[self.checkpointing]) if again and not with_balance else [where]
         sizes = [rows * time for rows, time in (piece.size for piece in windows)]
         balance: list[Tensor] = []
         for index in range(self.base.shape.num_blocks):
             run = partial(self._block, index, windows, with_balance, learns)
-            x, loss = recomputed(x, run, f"residual {index}", sizes) if again else run(0, x)
+            # Without gradients the input of a block is not needed again: two buffers take turns.
+            name = f"residual {index if learns else index % 2}"
+            x, loss = recomputed(x, run, name, sizes) if again else run(0, x)
             if loss is not None:
                 balance.append(loss)
         hidden = rms_norm(x, self.base.output_norm, self.base.shape.norm_eps)

@@ -66,9 +66,11 @@ class Training:
     """One training of a home: a trainer with its state restored or fresh, and where it is saved."""
 
     def __init__(
-        self, home: Home, settings: Config, profile: DeviceProfile, base: Base, rows: tuple[Rows, Rows]
-    ) -> None:
+        self, home: Home, settings: Config, profile: DeviceProfile, base: Base, rows: tuple[Rows, Rows],
+        checkpointing: str = "block",
+    ) -> None:  # fmt: skip
         self.home, self.settings, self.profile, self.base, self.rows = home, settings, profile, base, rows
+        self.checkpointing = checkpointing
         self.warnings: list[str] = []
         self.resumed = False
 
@@ -123,7 +125,8 @@ class Training:
         return trainer
 
     def _trainer(self, adapters: Adapters, plan: Schedule) -> Trainer:
-        return Trainer(Model(self.base, adapters), self.rows[0], self.rows[1], plan)
+        model = Model(self.base, adapters, checkpointing=self.checkpointing)
+        return Trainer(model, self.rows[0], self.rows[1], plan)
 
     def save(self, trainer: Trainer) -> None:
         """Writes a checkpoint."""

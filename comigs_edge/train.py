@@ -210,12 +210,12 @@ class Trainer:
     # State --------------------------------------------------------------------------------------------------------
 
     def state(self) -> tuple[Arrays, dict[str, Any]]:
-        """Everything that the rest of the training depends on."""
-        arrays: Arrays = {f"current.{name}": array for name, array in self.adapters.arrays().items()}
+        """Everything that the rest of the training depends on; the arrays are views, valid until the next step."""
+        arrays: Arrays = {f"current.{name}": tensor_to_numpy(tensor) for name, tensor in self.adapters.named.items()}
         arrays |= {f"best.{name}": array for name, array in self.best.items()}
         for name, tensor in self.adapters.named.items():
             for key, value in self._moments(name, tensor).items():
-                arrays[f"{key}.{name}"] = tensor_to_numpy(value).copy()
+                arrays[f"{key}.{name}"] = tensor_to_numpy(value)
         progress = {
             "expert_steps": self.expert_steps, "router_steps": self.router_steps, "first_loss": self.first_loss,
             "best_loss": self.best_loss, "schedule": asdict(self.schedule), "layout": asdict(self.adapters.layout),
@@ -246,15 +246,15 @@ class Trainer:
         return self.experts
 
 
-def tune_allocator() -> None:
-    """Lets glibc reuse freed tensors below 4 MB and give larger ones back; returns what is free to the system now.
+def tune_allocator(lean: bool = False) -> None:
+    """Lets glibc reuse freed tensors below 4 MB (lean: 1 MB) and give larger ones back; returns what is free to the system now.
 
     Measured on SmolLM2, 8 x 128 tokens: faster steps than with 2 MB (fewer page faults), and 100 MB less at the peak than
-    with 32 MB, which is where glibc's own adjustment ends.
+    with 32 MB, which is where glibc's own adjustment ends. 1 MB takes 60 MB less in the lean mode.
     """
     try:
         libc = ctypes.CDLL(None)
-        libc.mallopt(-3, 4 << 20)  # M_MMAP_THRESHOLD
+        libc.mallopt(-3, (1 if lean else 4) << 20)  # M_MMAP_THRESHOLD
         libc.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
         libc.malloc_trim(0)
     except (OSError, AttributeError):  # not glibc

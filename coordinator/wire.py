@@ -21,6 +21,7 @@ Arrays = dict[str, npt.NDArray[np.float32]]
 
 MAX_HEADER = 64 * 1024  # bytes; 448 tensors of a 32-block generalist with attention take 49 KB
 DTYPES = {"F32", "F16"}
+_NAMES = {"<f4": "F32", "<f2": "F16", "|u1": "U8"}
 
 
 class WireError(Exception):
@@ -31,6 +32,22 @@ def encode(arrays: dict[str, Any]) -> bytes:
     """The arrays as safetensors bytes, in the order of their names."""
     data: bytes = save({name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)})
     return data
+
+
+def pieces(tensors: dict[str, Any]) -> list[bytes | memoryview]:
+    """The same as `encode` in pieces that need no memory of their own: the header, then each array (any type of numpy's)."""
+    arrays = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
+    header, start = {}, 0
+    for name, array in arrays.items():
+        stop = start + array.nbytes
+        header[name] = {"dtype": _NAMES[array.dtype.str], "shape": list(array.shape), "data_offsets": [start, stop]}
+        start = stop
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return [
+        len(text).to_bytes(8, "little") + text,
+        *(array.reshape(-1).view(np.uint8).data for array in arrays.values()),
+    ]
 
 
 def decode(data: bytes, source: str, max_header: int = MAX_HEADER) -> Arrays:

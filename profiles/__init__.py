@@ -18,6 +18,7 @@ else:
     import tomli as tomllib
 
 FOLDER = Path(__file__).parent
+NOT_PROFILES = {"rules"}  # rules.toml is plan.py's
 
 
 class ProfileError(Exception):
@@ -33,7 +34,8 @@ class DeviceProfile:
     threads: int  # for training and for llama.cpp; 0 = all cores that this process may use
     batch: int  # rows in a training step
     context: int  # tokens in a row
-    specialists: int  # local experts beside the generalist
+    memory: int = 0  # bytes of the device; 0: as many as this one has
+    specialists: int | None = None  # local experts beside the generalist; None: by memory and text
 
     @property
     def usable_threads(self) -> int:
@@ -44,7 +46,7 @@ class DeviceProfile:
 
 def names() -> list[str]:
     """The profiles that exist."""
-    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+    return sorted({path.stem for path in FOLDER.glob("*.toml")} - NOT_PROFILES)
 
 
 def load(name: str) -> DeviceProfile:
@@ -54,8 +56,10 @@ def load(name: str) -> DeviceProfile:
         raise ProfileError(f"profile {name!r} does not exist; choose one of {', '.join(names())}")
     table: dict[str, Any] = tomllib.loads(path.read_text())
     known = {field.name for field in fields(DeviceProfile)} - {"name"}
-    if table.keys() != known:
-        raise ProfileError(f"{path} must have exactly the keys {', '.join(sorted(known))}")
+    if not known - {"memory", "specialists"} <= table.keys() <= known:
+        raise ProfileError(
+            f"{path} must have the keys {', '.join(sorted(known))}; memory and specialists may be missing"
+        )
     return DeviceProfile(name=name, **table)
 
 

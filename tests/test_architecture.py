@@ -50,7 +50,8 @@ ARROWS = {
     ),
     "comigs_edge.model": (
         "comigs_edge.adapters comigs_edge.attention comigs_edge.base comigs_edge.lora_mixture "
-        "comigs_edge.merged_mlp comigs_edge.moe comigs_edge.norm comigs_edge.parallel comigs_edge.recompute"
+        "comigs_edge.merged_mlp comigs_edge.moe comigs_edge.norm comigs_edge.parallel comigs_edge.recompute "
+        "profiles.plan"
     ),
     "comigs_edge.checkpoint": "comigs_edge.files coordinator.wire",
     "comigs_edge.train": (
@@ -97,9 +98,16 @@ ARROWS = {
     "comigs_edge.attention": (
         "comigs_edge.base comigs_edge.lora comigs_edge.norm comigs_edge.parallel comigs_edge.shape"
     ),
-    "comigs_edge.loss": "comigs_edge.base comigs_edge.buffers",
+    "comigs_edge.loss": "comigs_edge.base comigs_edge.buffers profiles.plan",
     "comigs_edge.pauses": "profiles.watch",
     "profiles.watch": "profiles.detect",
+    "comigs_edge.planning": (
+        "comigs_edge.config comigs_edge.corpus comigs_edge.errors comigs_edge.files comigs_edge.home "
+        "comigs_edge.layout comigs_edge.shape comigs_edge.versions profiles profiles.detect profiles.plan "
+        "quantize.gguf_file"
+    ),
+    "comigs_edge.measure": "profiles.plan",
+    "profiles.plan": "profiles",
 }
 TOP = ("comigs_edge.cli", "comigs_edge.__main__", "comigs_edge.commands")
 

@@ -113,35 +113,28 @@ def _form(architecture: str, expert_form: str | None) -> str:
 
 def _print_plan(home: Home, settings: Config) -> None:
     from comigs_edge.commands.console import out, size
-    from comigs_edge.layout import expected_shapes, planned
+    from comigs_edge.commands.plan import planned, show
+    from comigs_edge.layout import expected_shapes
+    from comigs_edge.layout import planned as layout_of
+    from comigs_edge.planning import profile_of
     from comigs_edge.shape import read_shape
     from quantize.gguf_file import GGUFFile
 
-    device, train = settings.device(), settings.train
-    shape = read_shape(GGUFFile(home.base_file))
-    layout = planned(settings.model, device, shape)
-    specialists = layout.num_specialists
+    plan, _ = planned(home, settings, None, [], None, measure=False)
+    shape, train = read_shape(GGUFFile(home.base_file)), settings.train
+    layout = layout_of(settings.model, profile_of(settings.device(), plan), shape)
     trainable = sum(a * b for a, b in expected_shapes(layout, shape).values())
-    batch, context = train.batch or device.batch, train.context or device.context
+    form = f"LoRA of rank {layout.rank}" if layout.form == "lora" else f"parallel, {layout.expert_width} wide"
+    base = f"{settings.base.name}, {size(settings.base.size)}, {shape.num_blocks} blocks, sha256 {settings.base.sha256[:16]}"
     rows = (
+        ("base", base),
+        ("trained", f"{trainable / 1e6:.2f} million weights ({form}, {layout.experts_per_token} per token)"),
         (
-            "base",
-            f"{settings.base.name}, {size(settings.base.size)}, {shape.num_blocks} blocks, sha256 {settings.base.sha256[:16]}",
-        ),
-        ("device", f"profile {device.name}, {device.usable_threads} threads"),
-        (
-            "experts",
-            f"1 generalist + {specialists} specialist{'s' * (specialists != 1)}, "
-            f"{f'LoRA of rank {layout.rank}' if layout.form == 'lora' else f'parallel, {layout.expert_width} wide'}, "
-            f"{layout.experts_per_token} per token",
-        ),
-        ("trained", f"{trainable / 1e6:.2f} million weights"),
-        ("a step", f"{batch} rows of {context} tokens"),
-        (
-            "a training",
+            "training",
             f"{train.steps} expert steps, {train.router_steps} router steps after every {train.router_period}",
         ),
         ("settings", str(home.config_file)),
     )
     for name, value in rows:
         out.print(f"  [bold]{name:<11}[/]{value}", soft_wrap=True)
+    show(plan, settings, [])

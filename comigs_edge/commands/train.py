@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from comigs_edge import home as homes
+from comigs_edge.commands.plan import LINES_HELP, planned
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -44,6 +45,7 @@ def train(
                      "other programs; config.toml, [pause], says when."),
     ] = True,
     profile: Annotated[Optional[str], typer.Option(help="Profile of the device, in place of config.toml's.")] = None,
+    lines: Annotated[Optional[list[str]], typer.Option("--plan", metavar="NAME=VALUE", help=LINES_HELP)] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON at the end; progress goes to standard error.")] = False,
 ) -> None:  # fmt: skip
     """Train your model. Ctrl-C stops after the current step and keeps everything."""
@@ -53,18 +55,21 @@ def train(
         raise typer.BadParameter("give --steps or --minutes, not both")
     home = homes.locate()
     settings = home.settings()
-    device = settings.device(profile)
-    pauses = _pauses(settings.pause, pause)
     with home.locked("train"):
         with notes.status("loading torch and the tokenizer"):
             import torch
 
-            from comigs_edge import session
+            from comigs_edge import planning, session
             from comigs_edge.base import open_base
             from comigs_edge.tokens import Tokenizer
             from comigs_edge.train import tune_allocator
 
-            torch.set_num_threads(device.usable_threads)
+        plan, _ = planned(home, settings, profile, lines or [], resume, measure=True)
+        planning.check_disk(home, plan, planning.sizes(home.base_file, settings))
+        device = planning.profile_of(settings.device(profile), plan)
+        settings = planning.settings_of(settings, plan)
+        torch.set_num_threads(plan.threads)
+        with notes.status("loading the tokenizer"):
             tokenizer = Tokenizer(home.base_file)
         with bar("reading your text") as progress:
             refused: list[str] = []
@@ -72,22 +77,26 @@ def train(
         if refused:
             warn(f"{len(refused)} chats were left out: {refused[0]}")
         del tokenizer
-        base = open_base(home.base_file, device.usable_threads)
+        base = open_base(home.base_file, plan.threads, plan.keep, getattr(torch, plan.precision))
         gc.collect()
-        tune_allocator()  # the base is loaded: what it took to get here goes back first
+        tune_allocator(not plan.keep)  # the base is loaded: what it took to get here goes back first
+        pauses = _pauses(settings.pause, pause, not plan.keep)
         pauses.wait()  # nothing has begun: here Ctrl-C has nothing to save
-        training = session.Training(home, settings, device, base, rows)
+        training = session.Training(home, settings, device, base, rows, plan.checkpointing)
         trainer = training.begin(steps or _steps_in(training, minutes), resume)
+        planning.remember(home, plan)
         for warning in training.warnings:
             warn(warning)
         if training.resumed:
             notes.print(f"going on at expert step {trainer.expert_steps} of {trainer.schedule.steps}")
         started, seen = pauses.working_time(), _run(training, trainer, settings.train.checkpoint_minutes, pauses)
         version = training.end(trainer)
+        if trainer.is_done:
+            planning.forget(home)
         _report(trainer, seen, pauses.working_time() - started, pauses.seconds, version, json)
 
 
-def _pauses(settings: PauseConfig, is_wanted: bool) -> Pauses:
+def _pauses(settings: PauseConfig, is_wanted: bool, lean: bool) -> Pauses:
     from comigs_edge.commands.console import notes
     from comigs_edge.pauses import Pauses
     from profiles import watch
@@ -95,10 +104,10 @@ def _pauses(settings: PauseConfig, is_wanted: bool) -> Pauses:
     limits = watch.limits(settings.temperature, settings.battery, settings.memory_mb * 10**6, settings.load)
     # Not as markup: the texts name sections of config.toml in brackets.
     say = partial(notes.print, markup=False, soft_wrap=True)
-    return Pauses(limits if is_wanted and settings.enabled else None, say, _give_back_memory)
+    return Pauses(limits if is_wanted and settings.enabled else None, say, partial(_give_back_memory, lean))
 
 
-def _give_back_memory() -> int:
+def _give_back_memory(lean: bool) -> int:
     """Gives what is free to the system (466 MB of SmolLM2's 1.5 GB); returns the bytes, which the next step takes again."""
     import psutil
 
@@ -106,7 +115,7 @@ def _give_back_memory() -> int:
 
     process = psutil.Process()
     before: int = process.memory_info().rss
-    tune_allocator()
+    tune_allocator(lean)
     return max(0, before - process.memory_info().rss)
 
 
@@ -125,7 +134,8 @@ def _steps_in(training: Training, minutes: float | None) -> int | None:
     plan = session.schedule(training.settings, training.profile, None)
     with notes.status("measuring a step"):
         adapters = Adapters.initial(layout, training.base.shape, 0)
-        trial = Trainer(Model(training.base, adapters), *training.rows, replace(plan, steps=10**9, router_period=10**9))
+        model = Model(training.base, adapters, checkpointing=training.checkpointing)
+        trial = Trainer(model, *training.rows, replace(plan, steps=10**9, router_period=10**9))
         trial.step()  # the first one also makes the optimiser's state
         step = _seconds(trial.step)
         trial.schedule = replace(trial.schedule, quantise_start=0.0)

@@ -4,8 +4,9 @@ import json
 
 import numpy as np
 import pytest
+from safetensors.numpy import load
 
-from coordinator.wire import WireError, decode, encode
+from coordinator.wire import WireError, decode, encode, pieces
 
 
 def payload(header, data=b""):
@@ -47,3 +48,12 @@ ENTRY = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
 def test_doubtful_bytes_are_refused(data, message):
     with pytest.raises(WireError, match=message):
         decode(data, "update")
+
+
+def test_pieces_are_what_safetensors_reads():
+    arrays = {"b": np.arange(6, dtype=np.float32).reshape(2, 3), "a": np.array(7.5, np.float32)}
+    arrays["c"] = np.arange(5, dtype=np.uint8)
+    found = load(b"".join(pieces(arrays)))
+    assert found.keys() == arrays.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(found[name], array)

@@ -1,0 +1,109 @@
+"""`comigs-edge plan`: how this device would train, and why."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from comigs_edge import home as homes
+
+if TYPE_CHECKING:
+    from comigs_edge.config import Config
+    from comigs_edge.home import Home
+    from profiles.plan import Plan, Rates
+
+LINES_HELP = "Fixes a line of the plan, as in --plan batch=4; may be given several times."
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command("plan")(plan)
+
+
+def plan(
+    profile: Annotated[Optional[str], typer.Option(help="Profile of the device, in place of config.toml's.")] = None,
+    lines: Annotated[Optional[list[str]], typer.Option("--plan", metavar="NAME=VALUE", help=LINES_HELP)] = None,
+    measure: Annotated[
+        bool, typer.Option(help="Measure the processor for two seconds, for the time of a step.")
+    ] = True,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show how this device would train: experts, batch, threads, memory, time, each with its reason."""
+    from comigs_edge.commands.console import next_command, print_json
+    from comigs_edge.planning import sizes
+    from profiles import plan as planner
+
+    home = homes.locate()
+    settings = home.settings()
+    found, rates = planned(home, settings, profile, lines or [], None, measure)
+    base = sizes(home.base_file, settings)
+    others = planner.neighbours(found, base, rates)
+    minutes = _minutes(found, settings)
+    if json:
+        print_json({
+            "plan": asdict(found) | {"minutes": minutes, "block_format": settings.storage().fake_format},
+            "rates": None if rates is None else asdict(rates),
+            "neighbours": [asdict(each) | {"minutes": _minutes(each, settings)} for each in others],
+        })  # fmt: skip
+        return
+    show(found, settings, others)
+    next_command("comigs-edge train")
+
+
+def planned(
+    home: Home, settings: Config, profile: str | None, lines: list[str], resume: bool | None, measure: bool
+) -> tuple[Plan, Rates | None]:
+    """The home's plan, and the rates that were measured for it."""
+    from comigs_edge import planning
+    from comigs_edge.commands.console import notes
+    from profiles.detect import detect
+
+    device, kind = detect(folder=str(home.root)), settings.device(profile)
+    base = planning.sizes(home.base_file, settings)
+    fixed = planning.fixed_by_history(home, resume, settings.base.sha256) | planning.parse(lines)
+    rates = None
+    if measure:
+        with notes.status("measuring the processor"):
+            from comigs_edge.measure import rates as measured
+
+            threads = fixed.get("threads") or settings.train.threads or kind.usable_threads
+            has_bfloat16 = bool({"bf16", "avx512_bf16"} & set(device.features))
+            rates = measured(base.width, base.ff_width, threads, has_bfloat16)
+    return planning.make(settings, kind, device, base, planning.training_tokens(home, settings), rates, fixed), rates
+
+
+def show(plan: Plan, settings: Config, neighbours: list[Plan]) -> None:
+    """Prints a plan as lines with their reasons."""
+    from comigs_edge.commands.console import out, size
+
+    storage = settings.storage()
+    values: list[tuple[str, Any, str]] = [
+        ("experts", f"1 generalist + {plan.specialists}", plan.reasons.get("specialists", "")),
+        ("batch", f"{plan.batch} rows", plan.reasons.get("batch", "")),
+        ("context", f"{plan.context} tokens", plan.reasons.get("context", "")),
+        ("threads", plan.threads, plan.reasons.get("threads", "")),
+        ("precision", plan.precision, plan.reasons.get("precision", "")),
+        ("weights", "in memory" if plan.keep else "in its file", plan.reasons.get("keep", "")),
+        ("recompute", plan.checkpointing, plan.reasons.get("checkpointing", "")),
+        ("memory", size(plan.memory), plan.reasons.get("memory", "")),
+        ("format", storage.format, f"trained in {storage.fake_format or 'the weights as they are'}"),
+    ]
+    if plan.step_seconds is not None:
+        minutes = f"{settings.train.steps} expert steps and their router steps, {plan.step_seconds:.1f} s each"
+        values.append(("time", f"{_minutes(plan, settings):.0f} minutes", minutes))
+    for name, value, reason in values:
+        out.print(f"  [bold]{name:<11}[/]{value!s:<18} {reason}", soft_wrap=True, markup=True)
+    for each in neighbours:
+        time = "" if each.step_seconds is None else f", {_minutes(each, settings):.0f} minutes"
+        out.print(f"  with {each.specialists} specialist{'s' * (each.specialists != 1)}: {size(each.memory)}{time}")
+
+
+def _minutes(plan: Plan, settings: Config) -> float | None:
+    """Of a whole training, without validation: router steps are counted as expert steps."""
+    if plan.step_seconds is None:
+        return None
+    train = settings.train
+    router = -(-train.steps // train.router_period) * train.router_steps if plan.specialists else 0
+    return (train.steps + router) * plan.step_seconds / 60

@@ -1,0 +1,141 @@
+"""The plan of a home: what its device, base and text call for, with the lines that settings or an earlier training have fixed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from comigs_edge import files
+from comigs_edge.config import Config
+from comigs_edge.corpus import Corpus
+from comigs_edge.errors import ComigsError
+from comigs_edge.home import Home
+from comigs_edge.layout import expected_shapes, planned
+from comigs_edge.shape import read_shape
+from comigs_edge.versions import read_manifest, versions
+from profiles import DeviceProfile
+from profiles import plan as planner
+from profiles.detect import Device
+from profiles.plan import Plan, Rates, Sizes
+from quantize.gguf_file import GGUFFile
+
+BYTES_A_TOKEN = 4  # of text: a rough mean over languages
+KINDS: dict[str, type] = {
+    "specialists": int, "batch": int, "context": int, "threads": int, "precision": str, "keep": bool, "checkpointing": str
+}  # fmt: skip
+CHOICES = {"precision": ("float32", "bfloat16"), "checkpointing": ("block", "attention", "none")}
+
+
+def sizes(path: Path, settings: Config) -> Sizes:
+    """Of the base at `path` and of experts as the settings ask for them."""
+    file = GGUFFile(path)
+    shape = read_shape(file)
+    one = expected_shapes(planned(replace(settings.model, specialists=0), _NO_PROFILE, shape), shape)
+    return Sizes(
+        shape.num_blocks, shape.width, shape.ff_width, shape.num_heads * shape.head_width,
+        shape.num_kv_heads * shape.head_width, shape.vocab_size, "output.weight" not in file.tensors,
+        path.stat().st_size, sum(rows * columns for rows, columns in one.values()),
+    )  # fmt: skip
+
+
+_NO_PROFILE = DeviceProfile("none", "", 0, 1, 1)
+
+
+def make(
+    settings: Config, profile: DeviceProfile, device: Device, base: Sizes, tokens: int | None, rates: Rates | None,
+    fixed: dict[str, Any],
+) -> Plan:  # fmt: skip
+    """The plan; `fixed` lines go before those of config.toml. Raises `ProfileError` if nothing fits."""
+    train = settings.train
+    wanted: dict[str, Any] = {
+        "specialists": settings.model.specialists, "batch": train.batch, "context": train.context,
+        "threads": train.threads, "precision": train.precision, "checkpointing": train.checkpointing,
+        "keep": None if train.base is None else train.base == "dequantised",
+    } | fixed  # fmt: skip
+    memory = profile.memory or device.memory_limit or device.memory
+    free = min(device.usable_memory, profile.memory or device.usable_memory)
+    return planner.make(profile, memory, free, base, tokens, rates, wanted)
+
+
+def training_tokens(home: Home, settings: Config) -> int | None:
+    """About how many tokens the training text has; None without text."""
+    found = Corpus(home.documents_file, settings.data.training, settings.data.validation).sizes()
+    return found["training"]["bytes"] // BYTES_A_TOKEN or None
+
+
+def fixed_by_history(home: Home, resume: bool | None, base_sha256: str) -> dict[str, Any]:
+    """What an interrupted training, or the adapters that are trained further, leave no choice about."""
+    if resume is False:
+        return {}
+    path = home.state / "plan.json"
+    if path.exists():  # its training has not finished
+        found = json.loads(path.read_bytes())
+        return {name: found[name] for name in KINDS if name in found}
+    numbers = versions(home.adapters)
+    if not numbers:
+        return {}
+    manifest = read_manifest(home.adapters, numbers[-1])
+    return {"specialists": manifest["layout"]["num_specialists"]} if manifest["base_sha256"] == base_sha256 else {}
+
+
+def remember(home: Home, plan: Plan) -> None:
+    """Keeps the plan for as long as its training can be interrupted: it goes on with the same bits."""
+    files.write_atomic(home.state / "plan.json", json.dumps(asdict(plan)).encode())
+
+
+def forget(home: Home) -> None:
+    """The training has finished."""
+    (home.state / "plan.json").unlink(missing_ok=True)
+
+
+def profile_of(profile: DeviceProfile, plan: Plan) -> DeviceProfile:
+    """The profile with the plan's lines."""
+    return replace(profile, specialists=plan.specialists, batch=plan.batch, context=plan.context, threads=plan.threads)
+
+
+def settings_of(settings: Config, plan: Plan) -> Config:
+    """The settings with the plan's lines in the places of those that were left open."""
+    return replace(
+        settings, model=replace(settings.model, specialists=plan.specialists),
+        train=replace(settings.train, batch=plan.batch, context=plan.context),
+    )  # fmt: skip
+
+
+def parse(lines: list[str]) -> dict[str, Any]:
+    """`NAME=VALUE` lines of a command; raises `ComigsError` for those that no plan has."""
+    found: dict[str, Any] = {}
+    for line in lines:
+        name, _, value = line.partition("=")
+        if name not in KINDS:
+            raise ComigsError(f"a plan has no line {name!r}; its lines are {', '.join(KINDS)}")
+        try:
+            found[name] = _value(name, value)
+        except ValueError:
+            choices = CHOICES.get(name, ("true", "false") if KINDS[name] is bool else ("a whole number above 0",))
+            raise ComigsError(f"{name} = {value!r} is not possible; use {' or '.join(choices)}") from None
+    return found
+
+
+def _value(name: str, value: str) -> Any:
+    if KINDS[name] is bool:
+        return {"true": True, "false": False}[value] if value in ("true", "false") else int("")
+    if KINDS[name] is str:
+        return value if value in CHOICES[name] else int("")
+    number = int(value)
+    return number if number >= (0 if name == "specialists" else 1) else int("")
+
+
+def check_disk(home: Home, plan: Plan, base: Sizes) -> None:
+    """Raises `ComigsError` unless checkpoints, adapters and an exported file have room."""
+    trained = (1 + plan.specialists) * base.expert_weights + (1 + plan.specialists) * base.num_blocks * base.width
+    # Two generations of the state and one that is being written, 16 bytes a weight each; four versions of the adapters.
+    needed = trained * (3 * 16 + 4 * 4) + base.file_size
+    free = shutil.disk_usage(home.root).free
+    if free < needed:
+        raise ComigsError(
+            f"training writes up to {needed / 1e6:.0f} MB and {free / 1e6:.0f} MB are free on the disk of {home.root}; make "
+            "room, or name another disk with COMIGS_EDGE_HOME"
+        )
