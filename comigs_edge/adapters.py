@@ -78,6 +78,10 @@ class Adapters:
                 named[name] = lora.initial(size, generator, parallel.START if name.endswith(".weight") else 1.0)
         return cls(layout, shape, named)
 
+    def to(self, device: torch.device) -> Adapters:
+        """The same on another device."""
+        return Adapters(self.layout, self.shape, {name: tensor.to(device) for name, tensor in self.named.items()})
+
     @property
     def is_initial(self) -> bool:
         """Whether they change nothing yet."""

@@ -27,6 +27,10 @@ class Batch:
     targets: Tensor  # (N,) the next token
     scored: Tensor  # (N,) whether the next token counts
 
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        return Batch(*(tensor.to(device) for tensor in (self.tokens, self.documents, self.targets, self.scored)))
+
     @property
     def num_scored(self) -> int:
         """Targets that count."""

@@ -36,11 +36,6 @@ def scratch(name: str, like: Tensor, width: int) -> Tensor:
     return buffer(name, (len(like), width), like)
 
 
-def release() -> None:
-    """Gives the memory of all buffers back."""
-    _buffers.clear()
-
-
 def at(tensor: Tensor | None, rows: Tensor | slice) -> Tensor | None:
     """The chunk of a tensor that may be missing."""
     return None if tensor is None else tensor[rows]

@@ -190,7 +190,7 @@ class Trainer:
         return float(loss.detach())
 
     def _loss(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        layout = self.adapters.layout
+        layout, batch = self.adapters.layout, batch.to(self.model.base.device)
         # With two experts for every token the balance loss is a constant: nothing to compute.
         balanced = layout.num_experts > 2 and self.schedule.balance_weight > 0
         out = self.model(batch.tokens, batch.documents, with_balance=balanced)
@@ -202,6 +202,7 @@ class Trainer:
         self.model.block_format = self.schedule.block_format if as_stored else None
         with torch.no_grad():
             for batch in self.validation.first(self.schedule.validation_rows, self.schedule.batch):
+                batch = batch.to(self.model.base.device)
                 hidden = self.model(batch.tokens, batch.documents).hidden
                 total += float(next_token_loss(self.model.base, hidden, batch.targets, batch.scored))
                 count += batch.num_scored
@@ -230,7 +231,9 @@ class Trainer:
         for name, tensor in self.adapters.named.items():
             if f"exp_avg.{name}" in arrays:
                 optimiser = self._optimiser(name)
-                optimiser.state[tensor] = {key: torch.from_numpy(arrays[f"{key}.{name}"].copy()) for key in STATE}
+                optimiser.state[tensor] = {
+                    key: torch.from_numpy(arrays[f"{key}.{name}"].copy()).to(tensor.device) for key in STATE
+                }
         self.expert_steps, self.router_steps = progress["expert_steps"], progress["router_steps"]
         self.first_loss, self.best_loss = progress["first_loss"], progress["best_loss"]
         self.last_loss = progress["last_loss"]

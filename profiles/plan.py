@@ -96,9 +96,9 @@ def peak_memory(sizes: Sizes, plan: Plan) -> int:
     if plan.checkpointing != "block":
         kept += per_block * 2 * hidden * number  # what gate and up give
     if plan.checkpointing == "none":
-        kept += per_block * (width * (4 + 2 * number) + 4 * (2 * sizes.queries + 2 * sizes.queries))
+        kept += per_block * (width * (12 + 2 * number) + 16 * sizes.queries)  # and what the attention keeps
     piece = min(tokens, max(plan.context, PIECES.get(plan.checkpointing, tokens)))
-    at_once = rules["piece"] * piece * (width + hidden / 4) * (number / 8 + 0.5) + 4 * tokens * width * 4
+    at_once = rules["piece"] * piece * (width + hidden / 4) * (2 + number / 2) + 4 * tokens * width * 4
     own = base + experts + kept + at_once + LOGITS * 4 * (1 if number == 4 else 1.5)
     return int(rules["process"] + rules["token"] * sizes.vocab_size + rules["spare"] * own)
 

@@ -169,7 +169,7 @@ class GGUFFile:
         out, table = np.empty((len(rows), info.shape[1]), np.float32), self.raw(name).reshape(info.shape[0], -1)
         for start in range(0, len(rows), 128):  # the system maps many pages around each row that is read
             part = slice(start, start + 128)
-            ggml.dequantize(np.ascontiguousarray(table[rows[part]]), info.format, out[part])
+            ggml.dequantize(np.ascontiguousarray(table[rows[part]]).reshape(-1), info.format, out[part])
             self.let_go()
         return out
 

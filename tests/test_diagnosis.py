@@ -32,8 +32,8 @@ def test_a_good_device_has_nothing_to_mend():
         (
             "memory",
             "poor",
-            {"memory_limit": 2_000_000_000, "memory_left": 1_000_000_000},
-            "1.0 GB of 8.0 GB can be used, limited by the container",
+            {"memory_limit": 2_000_000_000, "memory_left": 600_000_000},
+            "0.6 GB of 8.0 GB can be used, limited by the container",
             "end other programs",
         ),
         ("disk", "note", {"disk_kind": "SD"}, "which wears", ""),

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from comigs_edge.adapters import Adapters, digest
+from comigs_edge.base import open_base
 from comigs_edge.batches import Rows
 from comigs_edge.layout import Layout
 from comigs_edge.model import Model
@@ -136,3 +137,19 @@ def test_a_new_specialist_leaves_the_start_of_the_others_as_it_was(tiny_base):
     for name in one:
         if not name.startswith("router."):
             assert torch.equal(one[name], three[name])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("form", ["lora", "parallel"])
+def test_a_step_on_a_gpu_is_the_step_on_the_processor(tiny_path, form):
+    found = []
+    for device in ("cpu", "cuda"):
+        base = open_base(tiny_path, device=device)
+        layout = Layout(1, 4, 8.0, 2, form=form, expert_width=32 * (form == "parallel"))
+        adapters = Adapters.initial(layout, base.shape, 0).to(base.device)
+        one = Trainer(Model(base, adapters, checkpointing="none"), rows(1), rows(2), schedule())
+        losses = [event.loss for event in one.run()]
+        found.append((losses, one.adapters.arrays()))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-3)
+    for name, array in found[0][1].items():
+        assert abs(array - found[1][1][name]).max() < 1e-2, name

@@ -1,0 +1,80 @@
+"""The plan as commands show it, keep it while a training is interrupted, and follow it."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from comigs_edge import home as homes
+from comigs_edge import planning
+from comigs_edge.errors import ComigsError
+from profiles import detect
+
+
+def test_plan_shows_every_line_with_a_reason_and_its_neighbours(ready, run):
+    found = json.loads(run("plan", "--json").stdout)
+    plan = found["plan"]
+    assert plan["batch"] == 4
+    assert plan["context"] == 64
+    assert plan["step_seconds"] > 0
+    assert set(plan["reasons"]) >= {
+        "specialists",
+        "batch",
+        "context",
+        "threads",
+        "precision",
+        "keep",
+        "checkpointing",
+        "memory",
+    }
+    assert [each["specialists"] for each in found["neighbours"]] == [0, 2]
+    assert "with 2 specialists" in run("plan", "--no-measure").stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("colour=red", "a plan has no line 'colour'; its lines are specialists, batch"),
+        ("precision=float8", "precision = 'float8' is not possible; use float32 or bfloat16"),
+        ("batch=0", "batch = '0' is not possible; use a whole number above 0"),
+        ("keep=maybe", "keep = 'maybe' is not possible; use true or false"),
+    ],
+)
+def test_a_line_that_no_plan_has_is_a_sentence(line, sentence):
+    with pytest.raises(ComigsError, match=sentence):
+        planning.parse([line])
+
+
+@pytest.mark.parametrize(
+    "lines", [["keep=false", "checkpointing=block"], ["checkpointing=attention"], ["precision=bfloat16"]]
+)
+def test_every_mode_trains(ready, run, lines):
+    flags = [part for line in lines for part in ("--plan", line)]
+    trained = json.loads(run("train", "--steps", "4", "--json", *flags).stdout)
+    assert trained["finished"]
+    assert trained["validation_loss"] < trained["validation_loss_before"]
+
+
+def test_an_interrupted_training_goes_on_with_its_own_plan(ready, run, monkeypatch):
+    here = homes.locate()
+    run("train", "--steps", "2", "--plan", "checkpointing=attention", "--plan", "specialists=2")
+    assert not (here.state / "plan.json").exists()  # it has finished
+    assert planning.fixed_by_history(here, None, here.settings().base.sha256) == {"specialists": 2}
+    assert planning.fixed_by_history(here, False, here.settings().base.sha256) == {}
+    assert planning.fixed_by_history(here, None, "another base") == {}
+    planning.remember(here, planning.Plan(2, 3, 64, 1, "float32", True, "block", 0))
+    assert planning.fixed_by_history(here, None, "")["batch"] == 3
+
+
+def test_a_full_disk_is_said_before_anything_is_done(ready, run, monkeypatch):
+    monkeypatch.setattr(planning.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})())
+    result = run("train", "--steps", "1", code=1)
+    assert "training writes up to" in result.output
+    assert "make room" in " ".join(result.output.split())
+
+
+def test_memory_that_is_not_there_is_said_before_anything_is_done(ready, run, monkeypatch):
+    little = replace(detect.detect(), memory_available=10**8)
+    monkeypatch.setattr(detect, "detect", lambda **_: little)
+    result = run("train", "--steps", "1", code=1)
+    assert "end other programs, or take a smaller base" in " ".join(result.output.split())
