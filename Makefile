@@ -9,7 +9,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test bench bench-formats bench-rivals clean
+.PHONY: setup demo test bench bench-formats bench-memory bench-steps bench-rivals clean
 
 setup: $(READY)
 
@@ -37,6 +37,13 @@ bench: $(READY)
 bench-formats: $(READY)
 	$(BIN)/python benchmarks/four_bits.py $(TEXT) --report
 	$(BIN)/python benchmarks/formats.py benchmark-work
+
+# the memory model; TEXT is any text
+bench-memory: $(READY)
+	$(BIN)/python benchmarks/memory_model.py $(TEXT)
+
+bench-steps: $(READY)
+	$(BIN)/python benchmarks/steps.py
 
 bench-rivals: $(READY)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'

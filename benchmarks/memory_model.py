@@ -67,7 +67,16 @@ def _measure(base: str, arguments: argparse.Namespace, folder: Path) -> list[dic
         flags = [part for key, value in lines.items() for part in ("--plan", f"{key}={value}")]
         plan = json.loads(_run(home, "plan", "--json", "--no-measure", *flags)[0])["plan"]
         _, peak = _run(home, "train", "--fresh", "--no-pause", "--steps", arguments.steps, *flags)
-        rows.append({"base": base, "setting": name, "lines": lines, "predicted": plan["memory"], "measured": peak})
+        error = round(plan["memory"] / peak - 1, 4)
+        row = {
+            "base": base,
+            "setting": name,
+            "lines": lines,
+            "predicted": plan["memory"],
+            "measured": peak,
+            "error": error,
+        }
+        rows.append(row)
         print(base, name, plan["memory"], peak, flush=True)
     return rows
 
