@@ -15,7 +15,6 @@ from comigs_edge import __version__
 from comigs_edge.commands import bench, chat, data, doctor, evaluate, export, init, models, plan, status, train
 from comigs_edge.errors import USER_ERRORS
 
-
 BUSY = 0.5  # processes that want to run, mean of the last minute, before this one
 
 
