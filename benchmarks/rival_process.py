@@ -29,6 +29,7 @@ class Case:
     tuned_allocator: bool = False  # `tune_allocator` as in `comigs-edge train`
     keep: bool = True  # the base's weights, dequantised
     precision: str = "float32"  # of the products
+    library: str = "blas"  # for float32, as the plan has it
 
 
 # A new way of training is a new line here: keyword arguments that `ours` does not know go to `Model`.
@@ -38,15 +39,16 @@ CASES = {
     "peft": Case("peft"),
     "peft-checkpointed": Case("peft", {"checkpointing": True}, passes=6),
     **{
-        f"ours-{form}{name}": Case("ours", {"form": form, "checkpointing": kept}, 4, True, keep, precision)
+        f"ours-{form}{name}": Case("ours", {"form": form, "checkpointing": kept}, 4, True, keep, precision, library)
         for form in ("lora", "parallel")
-        for name, kept, keep, precision in (
-            ("", "attention", True, "float32"),
-            ("-none", "none", True, "float32"),
-            ("-lean", "block", False, "float32"),
-            ("-bfloat16", "attention", True, "bfloat16"),
-            ("-bfloat16-none", "none", True, "bfloat16"),
-            ("-bfloat16-lean", "block", False, "bfloat16"),
+        for name, kept, keep, precision, library in (
+            ("", "attention", True, "float32", "onednn"),
+            ("-blas", "attention", True, "float32", "blas"),
+            ("-none", "none", True, "float32", "onednn"),
+            ("-lean", "block", False, "float32", "onednn"),
+            ("-bfloat16", "attention", True, "bfloat16", "blas"),
+            ("-bfloat16-none", "none", True, "bfloat16", "blas"),
+            ("-bfloat16-lean", "block", False, "bfloat16", "blas"),
         )
     },
 }
@@ -62,9 +64,11 @@ def measure(name: str, options: SimpleNamespace) -> dict[str, Any]:
     import rival_models
 
     from comigs_edge.base import open_base
+    from comigs_edge.measure import use
     from comigs_edge.train import tune_allocator
 
     case = CASES[name]
+    use(case.library)
     base = open_base(Path(options.base_path), options.threads, case.keep, getattr(torch, case.precision))
     rival = rival_models.BUILDERS[case.builder](base, **case.options)
     if case.tuned_allocator or options.tune_all:

@@ -24,9 +24,13 @@ from quantize.gguf_file import GGUFFile
 
 BYTES_A_TOKEN = 4  # of text: a rough mean over languages
 KINDS: dict[str, type] = {
-    "specialists": int, "batch": int, "context": int, "threads": int, "precision": str, "keep": bool, "checkpointing": str
+    "specialists": int, "batch": int, "context": int, "threads": int, "precision": str, "keep": bool, "checkpointing": str,
+    "library": str,
 }  # fmt: skip
-CHOICES = {"precision": ("float32", "bfloat16"), "checkpointing": ("block", "attention", "none")}
+RESULTS = ("specialists", "batch", "context", "precision")  # lines that the result depends on
+CHOICES = {
+    "precision": ("float32", "bfloat16"), "checkpointing": ("block", "attention", "none"), "library": ("blas", "onednn")
+}  # fmt: skip
 
 
 def sizes(path: Path, settings: Config) -> Sizes:
@@ -48,37 +52,44 @@ def make(
     settings: Config, profile: DeviceProfile, device: Device, base: Sizes, tokens: int | None, rates: Rates | None,
     fixed: dict[str, Any],
 ) -> Plan:  # fmt: skip
-    """The plan; `fixed` lines go before those of config.toml. Raises `ProfileError` if nothing fits."""
+    """The plan with its `fixed` lines. Raises `ProfileError` if nothing fits."""
+    memory = profile.memory or device.memory_limit or device.memory
+    free = min(device.usable_memory, profile.memory or device.usable_memory)
+    return planner.make(profile, memory, free, base, tokens, rates, fixed)
+
+
+def fixed_lines(home: Home, settings: Config, flags: dict[str, Any], resume: bool | None) -> dict[str, Any]:
+    """Lines about which there is no choice: a command's flags, then config.toml, then what an earlier training has left.
+
+    Raises `ComigsError` where flags or settings contradict a training that was interrupted.
+    """
     train = settings.train
-    wanted: dict[str, Any] = {
+    asked: dict[str, Any] = {
         "specialists": settings.model.specialists, "batch": train.batch, "context": train.context,
         "threads": train.threads, "precision": train.precision, "checkpointing": train.checkpointing,
         "keep": None if train.base is None else train.base == "dequantised",
-    } | fixed  # fmt: skip
-    memory = profile.memory or device.memory_limit or device.memory
-    free = min(device.usable_memory, profile.memory or device.usable_memory)
-    return planner.make(profile, memory, free, base, tokens, rates, wanted)
+    } | flags  # fmt: skip
+    asked = {name: value for name, value in asked.items() if value is not None}
+    plan, history = home.state / "plan.json", {}
+    if resume is not False and plan.exists() and any(home.state.glob("checkpoint-*")):
+        history = {name: value for name, value in json.loads(plan.read_bytes()).items() if name in KINDS}
+        for name in RESULTS:
+            if asked.get(name, history[name]) != history[name]:
+                raise ComigsError(
+                    f"the settings ask for {name} = {asked[name]} where it is {history[name]} in the interrupted training; "
+                    "run it with its own settings, or start anew with: comigs-edge train --fresh"
+                )
+    elif resume is not False and versions(home.adapters):
+        manifest = read_manifest(home.adapters, versions(home.adapters)[-1])
+        if manifest["base_sha256"] == settings.base.sha256:
+            history = {"specialists": manifest["layout"]["num_specialists"]}
+    return history | asked
 
 
 def training_tokens(home: Home, settings: Config) -> int | None:
     """About how many tokens the training text has; None without text."""
     found = Corpus(home.documents_file, settings.data.training, settings.data.validation).sizes()
     return found["training"]["bytes"] // BYTES_A_TOKEN or None
-
-
-def fixed_by_history(home: Home, resume: bool | None, base_sha256: str) -> dict[str, Any]:
-    """What an interrupted training, or the adapters that are trained further, leave no choice about."""
-    if resume is False:
-        return {}
-    path = home.state / "plan.json"
-    if path.exists():  # its training has not finished
-        found = json.loads(path.read_bytes())
-        return {name: found[name] for name in KINDS if name in found}
-    numbers = versions(home.adapters)
-    if not numbers:
-        return {}
-    manifest = read_manifest(home.adapters, numbers[-1])
-    return {"specialists": manifest["layout"]["num_specialists"]} if manifest["base_sha256"] == base_sha256 else {}
 
 
 def remember(home: Home, plan: Plan) -> None:

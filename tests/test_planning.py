@@ -55,15 +55,26 @@ def test_every_mode_trains(ready, run, lines):
     assert trained["validation_loss"] < trained["validation_loss_before"]
 
 
-def test_an_interrupted_training_goes_on_with_its_own_plan(ready, run, monkeypatch):
+def test_what_earlier_trainings_leave_no_choice_about(ready, run):
     here = homes.locate()
     run("train", "--steps", "2", "--plan", "checkpointing=attention", "--plan", "specialists=2")
     assert not (here.state / "plan.json").exists()  # it has finished
-    assert planning.fixed_by_history(here, None, here.settings().base.sha256) == {"specialists": 2}
-    assert planning.fixed_by_history(here, False, here.settings().base.sha256) == {}
-    assert planning.fixed_by_history(here, None, "another base") == {}
-    planning.remember(here, planning.Plan(2, 3, 64, 1, "float32", True, "block", 0))
-    assert planning.fixed_by_history(here, None, "")["batch"] == 3
+
+    def lines(resume=None, **flags):
+        return planning.fixed_lines(here, here.settings(), flags, resume)
+
+    settings = {"batch": 4, "context": 64}
+    assert lines() == settings | {"specialists": 2}
+    assert lines(resume=False) == settings
+    interrupted = planning.Plan(2, 4, 64, 1, "float32", True, "block", 0)
+    planning.remember(here, interrupted)
+    assert lines(checkpointing="none")["checkpointing"] == "none"
+    assert lines()["threads"] == 1
+    with pytest.raises(
+        ComigsError, match=r"ask for precision = bfloat16 where it is float32 in the interrupted training"
+    ):
+        lines(precision="bfloat16")
+    assert lines(resume=False, precision="bfloat16")["precision"] == "bfloat16"
 
 
 def test_a_full_disk_is_said_before_anything_is_done(ready, run, monkeypatch):

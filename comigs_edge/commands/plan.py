@@ -62,13 +62,13 @@ def planned(
 
     device, kind = detect(folder=str(home.root)), settings.device(profile)
     base = planning.sizes(home.base_file, settings)
-    fixed = planning.fixed_by_history(home, resume, settings.base.sha256) | planning.parse(lines)
+    fixed = planning.fixed_lines(home, settings, planning.parse(lines), resume)
     rates = None
     if measure:
         with notes.status("measuring the processor"):
             from comigs_edge.measure import rates as measured
 
-            threads = fixed.get("threads") or settings.train.threads or kind.usable_threads
+            threads = fixed.get("threads") or kind.usable_threads
             has_bfloat16 = bool({"bf16", "avx512_bf16"} & set(device.features))
             rates = measured(base.width, base.ff_width, threads, has_bfloat16)
     return planning.make(settings, kind, device, base, planning.training_tokens(home, settings), rates, fixed), rates
@@ -85,6 +85,7 @@ def show(plan: Plan, settings: Config, neighbours: list[Plan]) -> None:
         ("context", f"{plan.context} tokens", plan.reasons.get("context", "")),
         ("threads", plan.threads, plan.reasons.get("threads", "")),
         ("precision", plan.precision, plan.reasons.get("precision", "")),
+        ("library", plan.library, plan.reasons.get("library", "")),
         ("weights", "in memory" if plan.keep else "in its file", plan.reasons.get("keep", "")),
         ("recompute", plan.checkpointing, plan.reasons.get("checkpointing", "")),
         ("memory", size(plan.memory), plan.reasons.get("memory", "")),

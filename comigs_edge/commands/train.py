@@ -61,6 +61,7 @@ def train(
 
             from comigs_edge import planning, session
             from comigs_edge.base import open_base
+            from comigs_edge.measure import use
             from comigs_edge.tokens import Tokenizer
             from comigs_edge.train import tune_allocator
 
@@ -69,6 +70,7 @@ def train(
         device = planning.profile_of(settings.device(profile), plan)
         settings = planning.settings_of(settings, plan)
         torch.set_num_threads(plan.threads)
+        use(plan.library)
         with notes.status("loading the tokenizer"):
             tokenizer = Tokenizer(home.base_file)
         with bar("reading your text") as progress:
