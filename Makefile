@@ -3,6 +3,8 @@
 # make test    everything that must hold before a change is kept
 # make bench   the main job's figures; TEXT names a folder with de.jsonl and user03.jsonl somewhere below it
 # make bench-formats   forms and formats; TEXT also has fr.jsonl, nl.jsonl, user04.jsonl and legal.jsonl; wants a quiet machine
+# make bench-memory   the plan's memory model against the system's measure; TEXT is any text
+# make bench-steps    what a step takes: two and four experts, expert and router step
 # make bench-rivals   training speed and memory against the published formulation and peft; wants a quiet machine
 
 PYTHON ?= python3
@@ -38,7 +40,6 @@ bench-formats: $(READY)
 	$(BIN)/python benchmarks/four_bits.py $(TEXT) --report
 	$(BIN)/python benchmarks/formats.py benchmark-work
 
-# the memory model; TEXT is any text
 bench-memory: $(READY)
 	$(BIN)/python benchmarks/memory_model.py $(TEXT)
 

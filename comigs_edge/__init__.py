@@ -7,6 +7,10 @@ tokens.py      text and chats -> token ids  batches.py    token ids -> rows of o
 shape.py       hyper-parameters of a base   base.py       its frozen weights
 layout.py      experts and their tensors    lora.py       low-rank updates
 moe.py         router and mixture           model.py      the transformer around them
+attention.py   its attention                loss.py       cross-entropy in pieces of the vocabulary
+recompute.py   activation checkpointing     optimiser.py  AdamW
+planning.py    how this device would train  measure.py    how fast it multiplies
+pauses.py      waiting for a better moment
 adapters.py    what training makes, and which part of it may leave the device
 train.py       the bi-level loop            checkpoint.py its state on disk
 evaluate.py    bits per byte                export.py     adapters + base -> one GGUF

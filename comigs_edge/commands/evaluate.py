@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -85,6 +86,7 @@ def _score(
     from comigs_edge.base import open_base
     from comigs_edge.evaluate import in_llama_cpp, in_torch
     from comigs_edge.model import Model
+    from profiles.detect import usable_memory
 
     storage = settings.storage()
     if engine == Engine.llama_cpp and name == "base":
@@ -96,7 +98,9 @@ def _score(
     others = tuple(range(1, adapters.layout.num_experts))
     if name == "specialists" and not others:
         return None
-    base = open_base(home.base_file, threads)
+    # Dequantised, a base takes five to eight times its file; where that is not free it stays in the file.
+    free = usable_memory(Path("/"))
+    base = open_base(home.base_file, threads, keep=free is None or free > 10 * home.base_file.stat().st_size)
     only = {"generalist": (0,), "specialists": others}.get(name)
     model = Model(base, None if name == "base" else adapters, only)
     model.block_format = storage.fake_format

@@ -101,6 +101,18 @@ def show(plan: Plan, settings: Config, neighbours: list[Plan]) -> None:
         out.print(f"  with {each.specialists} specialist{'s' * (each.specialists != 1)}: {size(each.memory)}{time}")
 
 
+def summary(plan: Plan, settings: Config) -> str:
+    """The plan in one line."""
+    from comigs_edge.commands.console import size
+
+    minutes = _minutes(plan, settings)
+    time = "" if minutes is None else f", {settings.train.steps} steps in about {minutes:.0f} minutes"
+    return (
+        f"plan: 1 generalist + {plan.specialists}, {plan.batch} x {plan.context} tokens, {plan.precision}, {plan.threads} "
+        f"threads, up to {size(plan.memory)}{time} (comigs-edge plan says why)"
+    )
+
+
 def _minutes(plan: Plan, settings: Config) -> float | None:
     """Of a whole training, without validation: router steps are counted as expert steps."""
     if plan.step_seconds is None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from comigs_edge import home as homes
-from comigs_edge.commands.plan import LINES_HELP, planned
+from comigs_edge.commands.plan import LINES_HELP, planned, summary
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -66,6 +66,7 @@ def train(
             from comigs_edge.train import tune_allocator
 
         plan, _ = planned(home, settings, profile, lines or [], resume, measure=True)
+        notes.print(summary(plan, settings), soft_wrap=True)
         planning.check_disk(home, plan, planning.sizes(home.base_file, settings))
         device = planning.profile_of(settings.device(profile), plan)
         settings = planning.settings_of(settings, plan)
