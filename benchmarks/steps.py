@@ -1,6 +1,6 @@
 """What a step takes: two and four experts, expert and router step, float32 and bfloat16, side by side in one process.
 
-    python benchmarks/steps.py [--rounds 5] [--threads N]
+    python benchmarks/steps.py [--rounds 5] [--threads N] [--precision float32]
 
 SmolLM2-135M, 8 x 128 random tokens. Writes benchmarks/results/steps.json.
 """
@@ -69,10 +69,13 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=available_cores())
+    parser.add_argument("--precision", default="float32,bfloat16")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     path = find_base(DEFAULT_BASE)[1]
-    bases = {name: open_base(path, arguments.threads, dtype=getattr(torch, name)) for name in ("float32", "bfloat16")}
+    bases = {
+        name: open_base(path, arguments.threads, dtype=getattr(torch, name)) for name in arguments.precision.split(",")
+    }
     tune_allocator()
     kinds = itertools.product(bases, ("lora", "parallel"), ((1, False), (1, True), (3, False)))
     steps = {
