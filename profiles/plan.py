@@ -78,11 +78,6 @@ class Plan:
     step_seconds: float | None = None
     reasons: dict[str, str] = field(default_factory=dict)
 
-    @property
-    def is_lean(self) -> bool:
-        """Whether it is the mode that takes the least memory."""
-        return not self.keep
-
 
 def peak_memory(sizes: Sizes, plan: Plan) -> int:
     """Bytes that the training process takes at its peak."""
