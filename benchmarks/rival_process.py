@@ -29,7 +29,7 @@ class Case:
     tuned_allocator: bool = False  # `tune_allocator` as in `comigs-edge train`
     keep: bool = True  # the base's weights, dequantised
     precision: str = "float32"  # of the products
-    library: str = "blas"  # for float32, as the plan has it
+    backend: str = "blas"  # for float32, as the plan has it
 
 
 # A new way of training is a new line here: keyword arguments that `ours` does not know go to `Model`.
@@ -39,9 +39,9 @@ CASES = {
     "peft": Case("peft"),
     "peft-checkpointed": Case("peft", {"checkpointing": True}, passes=6),
     **{
-        f"ours-{form}{name}": Case("ours", {"form": form, "checkpointing": kept}, 4, True, keep, precision, library)
+        f"ours-{form}{name}": Case("ours", {"form": form, "checkpointing": kept}, 4, True, keep, precision, backend)
         for form in ("lora", "parallel")
-        for name, kept, keep, precision, library in (
+        for name, kept, keep, precision, backend in (
             ("", "attention", True, "float32", "onednn"),
             ("-blas", "attention", True, "float32", "blas"),
             ("-none", "none", True, "float32", "onednn"),
@@ -68,7 +68,7 @@ def measure(name: str, options: SimpleNamespace) -> dict[str, Any]:
     from comigs_edge.train import tune_allocator
 
     case = CASES[name]
-    use(case.library)
+    use(case.backend)
     base = open_base(Path(options.base_path), options.threads, case.keep, getattr(torch, case.precision))
     rival = rival_models.BUILDERS[case.builder](base, **case.options)
     if case.tuned_allocator or options.tune_all:

@@ -22,20 +22,20 @@ def rates(width: int, ff_width: int, threads: int, has_bfloat16: bool) -> Rates:
     """
     found = {count: _rate(width, ff_width, count, torch.float32) for count in sorted({threads, max(1, threads - 1), 1})}
     best = max(found, key=lambda count: found[count])
-    products, library = {"float32": found[best]}, "blas"
+    products, backend = {"float32": found[best]}, "blas"
     use("onednn")
     if _is_exact() and (rate := _rate(width, ff_width, best, torch.float32)) > FASTER * found[best]:
-        products["float32"], library = rate, "onednn"
-    use(library)
+        products["float32"], backend = rate, "onednn"
+    use(backend)
     if has_bfloat16:
         products["bfloat16"] = _rate(width, ff_width, best, torch.bfloat16)
     torch.set_num_threads(best)
-    return Rates(products, best, library)
+    return Rates(products, best, backend)
 
 
-def use(library: str) -> None:
+def use(backend: str) -> None:
     """Computes float32 products with torch's BLAS or with oneDNN (on AMD's processors 1.1 to 1.4 times as fast as MKL)."""
-    torch.set_float32_matmul_precision("medium" if library == "onednn" else "highest")
+    torch.set_float32_matmul_precision("medium" if backend == "onednn" else "highest")
 
 
 def _is_exact() -> bool:

@@ -25,11 +25,11 @@ from quantize.gguf_file import GGUFFile
 BYTES_A_TOKEN = 4  # of text: a rough mean over languages
 KINDS: dict[str, type] = {
     "specialists": int, "batch": int, "context": int, "threads": int, "precision": str, "keep": bool, "checkpointing": str,
-    "library": str,
+    "backend": str,
 }  # fmt: skip
 RESULTS = ("specialists", "batch", "context", "precision")  # lines that the result depends on
 CHOICES = {
-    "precision": ("float32", "bfloat16"), "checkpointing": ("block", "attention", "none"), "library": ("blas", "onednn")
+    "precision": ("float32", "bfloat16"), "checkpointing": ("block", "attention", "none"), "backend": ("blas", "onednn")
 }  # fmt: skip
 
 
@@ -100,11 +100,6 @@ def remember(home: Home, plan: Plan) -> None:
 def forget(home: Home) -> None:
     """The training has finished."""
     (home.state / "plan.json").unlink(missing_ok=True)
-
-
-def profile_of(profile: DeviceProfile, plan: Plan) -> DeviceProfile:
-    """The profile with the plan's lines."""
-    return replace(profile, specialists=plan.specialists, batch=plan.batch, context=plan.context, threads=plan.threads)
 
 
 def settings_of(settings: Config, plan: Plan) -> Config:

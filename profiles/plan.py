@@ -59,7 +59,7 @@ class Rates:
 
     products: dict[str, float]
     threads: int
-    library: str = "blas"  # the faster one for float32: blas or onednn
+    backend: str = "blas"  # the faster one for float32: blas or onednn
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Plan:
     keep: bool  # the base's weights dequantised ahead; otherwise block by block
     checkpointing: str  # what is computed again for the backward pass: block, attention (and the small rest), none
     memory: int  # bytes, at the peak of the process
-    library: str = "blas"  # that computes products in float32: torch's BLAS or oneDNN
+    backend: str = "blas"  # that computes products in float32: torch's BLAS or oneDNN
     step_seconds: float | None = None
     reasons: dict[str, str] = field(default_factory=dict)
 
@@ -170,13 +170,13 @@ def _start(
     specialists, why = _specialists(profile, memory, tokens)
     precision, why_precision = _precision(rates)
     threads = profile.usable_threads if rates is None else rates.threads
-    library = "blas" if rates is None else rates.library
-    start = Plan(specialists, profile.batch, profile.context, threads, precision, True, "none", 0, library)
+    backend = "blas" if rates is None else rates.backend
+    start = Plan(specialists, profile.batch, profile.context, threads, precision, True, "none", 0, backend)
     reasons = {
         "specialists": why, "precision": why_precision,
         "batch": f"profile {profile.name}", "context": f"profile {profile.name}",
         "threads": "the fastest that was measured" if rates else "all cores that this process may use",
-        "library": "the faster one for products in float32" if rates else "not measured yet",
+        "backend": "the faster one for products in float32" if rates else "not measured yet",
     } | reasons  # fmt: skip
     return replace(start, **wanted), reasons
 

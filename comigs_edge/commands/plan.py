@@ -85,7 +85,7 @@ def show(plan: Plan, settings: Config, neighbours: list[Plan]) -> None:
         ("context", f"{plan.context} tokens", plan.reasons.get("context", "")),
         ("threads", plan.threads, plan.reasons.get("threads", "")),
         ("precision", plan.precision, plan.reasons.get("precision", "")),
-        ("library", plan.library, plan.reasons.get("library", "")),
+        ("backend", plan.backend, plan.reasons.get("backend", "")),
         ("weights", "in memory" if plan.keep else "in its file", plan.reasons.get("keep", "")),
         ("recompute", plan.checkpointing, plan.reasons.get("checkpointing", "")),
         ("memory", size(plan.memory), plan.reasons.get("memory", "")),

@@ -68,10 +68,10 @@ def train(
         plan, _ = planned(home, settings, profile, lines or [], resume, measure=True)
         notes.print(summary(plan, settings), soft_wrap=True)
         planning.check_disk(home, plan, planning.sizes(home.base_file, settings))
-        device = planning.profile_of(settings.device(profile), plan)
+        device = settings.device(profile)
         settings = planning.settings_of(settings, plan)
         torch.set_num_threads(plan.threads)
-        use(plan.library)
+        use(plan.backend)
         with notes.status("loading the tokenizer"):
             tokenizer = Tokenizer(home.base_file)
         with bar("reading your text") as progress:
