@@ -1,0 +1,196 @@
+"""`comigs-coordinator`: the command line of the coordinator. Standard library only, so that it starts at once."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from coordinator import VERSION
+from coordinator.config import Config, Training
+from coordinator.errors import CoordinatorError
+from coordinator.rounds import Rules
+
+PORT = 8443
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The entry point; 1 for what the operator can mend, 2 for wrong usage."""
+    options = _parser().parse_args(arguments)
+    os.umask(0o077)
+    try:
+        options.run(options)
+    except CoordinatorError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except BrokenPipeError:
+        sys.exit(1)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="comigs-coordinator", description="Brings a fleet's devices together: averages their generalists, sees no text.",
+        epilog="First steps: comigs-coordinator serve, then in another terminal: comigs-coordinator invite",
+    )  # fmt: skip
+    parser.add_argument("--version", action="version", version=f"comigs-coordinator {VERSION}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    serve = _command(commands, "serve", "Run the coordinator.", _serve)
+    serve.add_argument("--host", default="0.0.0.0", help="address to listen on; default: all of this machine's")
+    serve.add_argument("--port", type=int, default=PORT, help=f"default: {PORT}; 0 takes a free one")
+    serve.add_argument("--address", metavar="URL", help="what invitations say, as in https://pi.local:8443")
+    serve.add_argument("--open", action="store_true", help="show the status page and /metrics to everybody")
+    for field in (*fields(Rules), *fields(Training)):
+        kind = type(field.default)
+        serve.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            type=kind,
+            metavar=kind.__name__.upper(),
+            help="in place of config.toml's",
+        )
+
+    invite = _command(commands, "invite", "Print a one-time link for a device; it is good for 24 hours.", _invite)
+    invite.add_argument("--name", help="the device's name, as in kitchen-pi")
+    invite.add_argument("--address", metavar="URL", help="in place of the one that serve found")
+    _command(commands, "status", "Show the fleet and its open round.", _status)
+    _command(commands, "devices", "Show the devices.", _devices)
+    rounds = _command(commands, "rounds", "Show the rounds.", _rounds)
+    rounds.add_argument("--last", type=int, default=20, help="how many; default: 20")
+    revoke = _command(commands, "revoke", "Remove a device from the fleet, at once.", _revoke)
+    revoke.add_argument("name")
+    backup = _command(commands, "backup", "Write ledger, keys, settings and generalists into one tar file.", _backup)
+    backup.add_argument("file", nargs="?", help="default: comigs-coordinator-DATE.tar")
+    return parser
+
+
+def _command(commands: Any, name: str, text: str, run: Any) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+    parser.add_argument(
+        "--data", type=Path, default=_default_folder(), metavar="DIR", help=f"default: {_default_folder()}"
+    )
+    if name != "serve":
+        parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _default_folder() -> Path:
+    named = os.environ.get("COMIGS_COORDINATOR_DATA")
+    share = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
+    return Path(named or f"{share}/comigs-coordinator").expanduser()
+
+
+def _serve(options: argparse.Namespace) -> None:
+    from coordinator.serve import serve
+
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s")
+    values = {field.name: getattr(options, field.name) for field in (*fields(Rules), *fields(Training))}
+
+    def settings(config: Config) -> Config:
+        return config.with_values(values)
+
+    def ready(address: str, pin: bytes, folder: Any) -> None:
+        data = "" if options.data == _default_folder() else f" --data {options.data}"
+        print(f"coordinator  {address}")
+        print(f"fingerprint  {pin.hex()}")
+        print(f"data         {folder.root}")
+        print(f"\nnext, in another terminal: comigs-coordinator invite{data}", flush=True)
+
+    serve(options.data, options.host, options.port, options.address, settings, options.open, VERSION, ready)
+
+
+def _call(options: argparse.Namespace, operation: str, **arguments: Any) -> Any:
+    from coordinator import admin
+
+    found = admin.call(options.data, VERSION, operation, **arguments)
+    if options.json:
+        json.dump(found, sys.stdout, indent=1, ensure_ascii=False)
+        print()
+        sys.exit(0)
+    return found
+
+
+def _invite(options: argparse.Namespace) -> None:
+    found = _call(options, "invite", name=options.name, address=options.address)
+    print(found["link"])
+    print(f"\nnext, on the device, until {_time(found['expires'])}: comigs-edge join LINK", file=sys.stderr)
+
+
+def _status(options: argparse.Namespace) -> None:
+    found = _call(options, "status")
+    base = found["base"]["name"] if found["base"] else "none yet: the first device brings it"
+    print(f"fleet      {found['fleet']}, {found['devices']} devices, {found['active']} of them active")
+    print(f"base       {base}")
+    print(f"generalist {found['newest_round'] if found['newest_round'] >= 0 else 'none yet'}")
+    closes = f"closes at {found['goal']}"
+    if found["deadline"] is not None:
+        closes += f", or at {_time(found['deadline'])} with {found['quorum']}"
+    print(f"round      {found['open_round']}: {found['updates']} updates, {closes}")
+    print(f"moved      {_size(found['bytes_in'])} in, {_size(found['bytes_out'])} out")
+    print(f"disk       {_size(found['disk_free'])} free")
+    print("\nnext: comigs-coordinator " + ("rounds" if found["devices"] else "invite"))
+
+
+def _devices(options: argparse.Namespace) -> None:
+    rows = _call(options, "devices")["devices"]
+    table = [("name", "last contact", "updates", "last round", "in", "out", "")]
+    table += [
+        (row["name"], _time(row["last_contact"]), row["updates"], "-" if row["last_round"] is None else row["last_round"],
+         _size(row["bytes_in"]), _size(row["bytes_out"]), "revoked" if row["revoked"] else "")
+        for row in rows
+    ]  # fmt: skip
+    _print(table)
+    print("\nnext: comigs-coordinator " + ("rounds" if rows else "invite"))
+
+
+def _rounds(options: argparse.Namespace) -> None:
+    rows = _call(options, "rounds", last=options.last)["rounds"]
+    table = [("round", "opened", "closed", "devices", "in", "validation loss", "")]
+    for row in rows:
+        loss = row["validation_loss"]
+        note = "" if row["rolled_back_to"] is None else f"generalist {row['rolled_back_to']} again"
+        table.append((
+            row["number"], _time(row["opened"]), _time(row["closed"]) if row["closed"] else "open", row["devices"],
+            _size(row["bytes_in"]), "-" if loss is None else f"{loss:.4f}", note,
+        ))  # fmt: skip
+    _print(table)
+    print("\nnext: comigs-coordinator devices")
+
+
+def _revoke(options: argparse.Namespace) -> None:
+    found = _call(options, "revoke", name=options.name)
+    print(f"{found['name']} is not in the fleet any more; its next request is refused")
+    print("\nnext: comigs-coordinator devices")
+
+
+def _backup(options: argparse.Namespace) -> None:
+    file = Path(options.file or f"comigs-coordinator-{time.strftime('%Y-%m-%d-%H%M%S')}.tar").absolute()
+    found = _call(options, "backup", file=str(file))
+    print(f"{found['file']}, {_size(found['bytes'])}: it holds the coordinator's keys, keep it safe")
+    print(
+        "\nnext, to restore it where no coordinator is: mkdir DIR && tar -xf FILE -C DIR && comigs-coordinator serve --data DIR"
+    )
+
+
+def _print(table: list[tuple[Any, ...]]) -> None:
+    widths = [max(len(str(row[column])) for row in table) for column in range(len(table[0]))]
+    for row in table:
+        print("  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _time(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e6:,.1f} MB"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""What the person who runs the coordinator can do, whether it is running or not.
+
+A running coordinator has the ledger for itself, so the commands reach it through a socket in its folder, which only its owner
+can open. Where none is running the command takes the folder's lock and does it itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import socket
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from coordinator import overview
+from coordinator.errors import CoordinatorError, Refused
+from coordinator.fleet import Fleet
+from coordinator.folder import Folder
+
+SOCKET = "admin.sock"
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the operations work on."""
+
+    fleet: Fleet
+    folder: Folder
+    started: float
+    version: str
+
+
+def _invite(context: Context, name: str | None = None, address: str | None = None) -> Any:
+    address = address or context.fleet.database.fact("address")
+    if address is None:
+        raise CoordinatorError(
+            "nobody knows the coordinator's address yet; start it, or name it with --address https://HOST:PORT"
+        )
+    return context.fleet.members.invite(name, address, context.folder.pin)
+
+
+def _backup(context: Context, file: str) -> Any:
+    """Ledger, keys, settings and payloads in one tar file."""
+    target, folder = Path(file), context.folder
+    with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
+        copy, part = Path(temporary) / "coordinator.db", Path(temporary) / "backup.tar"
+        context.fleet.database.backup(copy)
+        with tarfile.open(part, "w") as tar:
+            tar.add(copy, "coordinator.db")
+            for name in ("keys", "config.toml", "payloads"):
+                tar.add(folder.root / name, name)
+        part.chmod(0o600)
+        part.replace(target)
+    return {"file": str(target), "bytes": target.stat().st_size}
+
+
+def _status(context: Context) -> Any:
+    return overview.overview(context.fleet, context.started, context.version)
+
+
+OPERATIONS: dict[str, Callable[..., Any]] = {
+    "invite": _invite,
+    "backup": _backup,
+    "status": _status,
+    "devices": lambda context: {"devices": overview.devices(context.fleet)},
+    "rounds": lambda context, last=200: {"rounds": overview.rounds_table(context.fleet, last)},
+    "revoke": lambda context, name: context.fleet.revoke(name),
+}
+
+
+def application(context: Context) -> web.Application:
+    """The operations for the socket: POST /NAME with a JSON object of arguments."""
+
+    async def run(request: web.Request) -> web.Response:
+        try:
+            result = OPERATIONS[request.match_info["name"]](context, **await request.json())
+        except (CoordinatorError, Refused) as error:
+            return web.json_response({"error": str(error)}, status=400)
+        except OSError as error:
+            return web.json_response({"error": f"the system refused: {error}"}, status=400)
+        return web.json_response(result)
+
+    app = web.Application()
+    app.router.add_post("/{name}", run)
+    return app
+
+
+def call(root: Path, version: str, operation: str, **arguments: Any) -> Any:
+    """Does an operation, through the running coordinator or without one; raises `CoordinatorError`."""
+    if not (root / "coordinator.db").exists():
+        raise CoordinatorError(
+            f"there is no coordinator in {root}; start one with: comigs-coordinator serve --data {root}"
+        )
+    answered = _ask(root, operation, arguments)
+    if answered is not None:
+        return answered
+    with Folder.opened(root) as folder, folder.fleet(time.time) as fleet:
+        try:
+            return OPERATIONS[operation](Context(fleet, folder, time.time(), version), **arguments)
+        except Refused as error:
+            raise CoordinatorError(error.message) from error
+
+
+def _ask(root: Path, operation: str, arguments: dict[str, Any]) -> Any:
+    """The running coordinator's answer; None if none is running."""
+    with socket_path(root) as path:
+        connection = _UnixConnection(path)
+        try:
+            connection.request("POST", f"/{operation}", json.dumps(arguments), {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            found = json.loads(answer.read())
+        except (FileNotFoundError, ConnectionRefusedError):
+            return None
+        finally:
+            connection.close()
+    if answer.status != 200:
+        raise CoordinatorError(found["error"])
+    return found
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=60)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+@contextlib.contextmanager
+def socket_path(root: Path) -> Iterator[str]:
+    """The socket's path, in a short form: the system allows about a hundred characters."""
+    descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{descriptor}/{SOCKET}"
+    finally:
+        os.close(descriptor)

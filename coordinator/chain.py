@@ -1,0 +1,166 @@
+"""The published generalists: a signed chain of manifests, made from closed rounds, turned back where devices refuse.
+
+Making one takes a second and no ledger, so it is cut out (`make`) and may run in another thread; it is a pure function of
+files that do not change, so after a crash it is simply done again, with the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from coordinator import compress, keys, rounds, wire
+from coordinator.aggregate import aggregate
+from coordinator.database import Database
+from coordinator.errors import Refused
+from coordinator.members import Device
+from coordinator.messages import Generalist, Manifest, Refusal, SignedManifest
+from coordinator.payloads import Payloads
+
+KEPT_GENERALISTS = 10  # payloads; all manifests are kept
+
+
+class Job(NamedTuple):
+    """A closed round whose generalist is to be made."""
+
+    round: int
+    generalist: Generalist
+    before: str | None  # SHA-256 of the generalist before
+    updates: list[dict[str, Any]]  # rows of the ledger
+
+
+class Chain:
+    """The generalists of a fleet."""
+
+    def __init__(
+        self, database: Database, payloads: Payloads, signing_key: Ed25519PrivateKey, fleet: str, clock: Callable[[], float]
+    ) -> None:  # fmt: skip
+        self._database, self._payloads, self._clock, self._fleet = database, payloads, clock, fleet
+        self._signing_key = signing_key
+        self.collect()
+
+    @property
+    def signing_key(self) -> str:
+        """The public key that manifests are checked with."""
+        return keys.public_text(self._signing_key)
+
+    @property
+    def newest_number(self) -> int:
+        """-1 before the first generalist."""
+        found = self._database.value("SELECT max(number) FROM rounds WHERE published IS NOT NULL")
+        return -1 if found is None else int(found)
+
+    @property
+    def newest(self) -> SignedManifest | None:
+        """The newest generalist's manifest."""
+        found = self.manifests(self.newest_number - 1)
+        return found[-1] if found else None
+
+    def manifests(self, after: int) -> list[SignedManifest]:
+        """The chain from the generalist behind this number on, a thousand at most."""
+        found = self._database.rows(
+            "SELECT manifest, signature FROM rounds WHERE number > ? AND published IS NOT NULL ORDER BY number LIMIT 1000",
+            after,
+        )  # fmt: skip
+        return [SignedManifest(**row) for row in found]
+
+    # From closed rounds -------------------------------------------------------------------------------------------
+
+    def next_job(self, generalist: Generalist | None) -> Job | None:
+        """The oldest closed round without a generalist."""
+        row = self._database.row("SELECT * FROM rounds WHERE closed IS NOT NULL AND published IS NULL ORDER BY number")
+        if row is None or generalist is None:
+            return None
+        before = self._database.value("SELECT sha256 FROM rounds WHERE number = ?", row["number"] - 1)
+        updates = self._database.rows("SELECT * FROM updates WHERE round = ? ORDER BY device", row["number"])
+        return Job(row["number"], generalist, before, updates)
+
+    def publish(self, job: Job, sha256: str, size: int) -> None:
+        """Enters a generalist that `make` has written: the next link of the chain."""
+        with self._database.transaction():
+            self._enter(job.generalist, job.round, sha256, size, len(job.updates), None)
+        self._payloads.recorded(sha256)
+        self.collect()
+
+    def _enter(
+        self, generalist: Generalist, number: int, sha256: str, size: int, devices: int, rolled_back_to: int | None
+    ) -> None:  # fmt: skip
+        newest = self.newest
+        manifest = Manifest(
+            fleet=self._fleet, round=number, sha256=sha256, size=size, devices=devices, rolled_back_to=rolled_back_to,
+            previous=keys.chain_hash(newest) if newest else "", base_sha256=generalist.base_sha256,
+        )  # fmt: skip
+        signed = keys.sign_manifest(self._signing_key, manifest)
+        self._database.run(
+            "UPDATE rounds SET published = ?, sha256 = ?, size = ?, devices = ?, manifest = ?, signature = ?, "
+            "rolled_back_to = ? WHERE number = ?",
+            self._clock(), sha256, size, devices, signed.manifest, signed.signature, rolled_back_to, number,
+        )  # fmt: skip
+
+    def collect(self) -> None:
+        """Deletes payloads that nothing refers to any more: updates of published rounds, old generalists."""
+        wanted = self._database.rows(
+            "SELECT sha256 FROM (SELECT sha256 FROM rounds WHERE published IS NOT NULL ORDER BY number DESC LIMIT ?) UNION "
+            "SELECT updates.sha256 FROM updates JOIN rounds ON number = round WHERE published IS NULL",
+            KEPT_GENERALISTS,
+        )  # fmt: skip
+        self._payloads.collect({row["sha256"] for row in wanted}, self._clock())
+
+    # Turned back --------------------------------------------------------------------------------------------------
+
+    def refuse(self, device: Device, refusal: Refusal, active: int, generalist: Generalist | None) -> dict[str, Any]:
+        """A device keeps its old generalist; where a third of the fleet does, the one before is published again."""
+        newest = self.newest_number
+        if refusal.round != newest or newest < 1 or generalist is None:
+            raise Refused(409, "stale_round", f"generalist {refusal.round} cannot be refused, the newest is {newest}")
+        with self._database.transaction():
+            self._database.run(
+                "INSERT OR IGNORE INTO refusals VALUES (?, ?, ?, ?)",
+                device.id, refusal.round, refusal.loss_before, refusal.loss_after,
+            )  # fmt: skip
+        count = int(self._database.value("SELECT count(*) FROM refusals WHERE round = ?", newest))
+        if count >= max(math.ceil(active / 3), min(2, active)) and self.next_job(generalist) is None:
+            self._roll_back(newest, generalist)
+        return {"refusals": count, "active": active, "newest": self.newest_number}
+
+    def _roll_back(self, newest: int, generalist: Generalist) -> None:
+        """Publishes the content of the generalist before `newest` under the open round's number, which moves on by one."""
+        open_round, now = newest + 1, self._clock()
+        good = self._database.row("SELECT * FROM rounds WHERE number = ?", newest - 1)
+        assert good is not None
+        target = newest - 1 if good["rolled_back_to"] is None else good["rolled_back_to"]
+        with self._database.transaction():
+            self._database.run("INSERT INTO rounds (number, opened) VALUES (?, ?)", open_round + 1, now)
+            self._database.run("UPDATE updates SET round = ? WHERE round = ?", open_round + 1, open_round)
+            self._database.run("UPDATE rounds SET closed = ? WHERE number = ?", now, open_round)
+            self._enter(generalist, open_round, good["sha256"], good["size"], 0, target)
+        self.collect()
+
+
+def make(job: Job, payloads: Payloads) -> tuple[str, int]:
+    """Averages a round's updates into the next generalist and writes it; returns its SHA-256 and size in bytes."""
+    shapes = {name: tuple(shape) for name, shape in job.generalist.tensors.items()}
+    arrays = aggregate(_before(job, shapes, payloads), _updates(job, shapes, payloads))
+    pieces = wire.pieces(arrays)
+    size = sum(len(piece) for piece in pieces)
+    return payloads.write(pieces, size), size
+
+
+def _before(job: Job, shapes: dict[str, tuple[int, ...]], payloads: Payloads) -> wire.Arrays:
+    if job.before is None:  # round 0: its update is the generalist itself
+        return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    table = compress.table(shapes, "float32")
+    return wire.decode_expected(payloads.path(job.before).read_bytes(), table, "the generalist")
+
+
+def _updates(job: Job, shapes: dict[str, tuple[int, ...]], payloads: Payloads) -> Iterator[tuple[wire.Arrays, int]]:
+    for row in job.updates:
+        trained = rounds.trained(shapes, row["averaging"], row["trained_from"] + 1)
+        part = {name: shapes[name] for name in trained}
+        data = payloads.path(row["sha256"]).read_bytes()
+        packed = wire.decode_expected(data, compress.table(part, row["format"]), "an update")
+        yield compress.unpack(packed, part, row["format"]), row["weight"]

@@ -1,0 +1,142 @@
+"""What devices and coordinator say to each other, as JSON: strict, small, unknown fields refused.
+
+All times are seconds since 1970 by the coordinator's clock; a device needs no clock of its own. Sizes are bytes.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import msgspec
+
+API = "v1"
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+SHA256_PATTERN = r"^[0-9a-f]{64}$"
+MAX_TENSORS = 4096
+MAX_WEIGHTS = 1 << 28  # numbers in a generalist
+
+Name = msgspec.Meta(pattern=NAME_PATTERN)
+Sha256 = msgspec.Meta(pattern=SHA256_PATTERN)
+T = TypeVar("T")
+
+
+class Message(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """Base of all messages."""
+
+
+class Generalist(Message):
+    """What a fleet trains; fixed by the first device that joins, and every later one must bring the same."""
+
+    base_name: str
+    base_sha256: str
+    form: str  # of the experts: lora or parallel
+    scale: float  # factor on what an expert adds
+    tensors: dict[str, tuple[int, ...]]  # name -> shape
+
+
+class Join(Message):
+    """A device asks to join, signed with the key that it brings."""
+
+    code: str  # of the invitation, base64url
+    name: str | None  # None: the invitation's, or one is made up
+    public_key: str  # Ed25519, base64url of its 32 bytes
+    generalist: Generalist
+    version: str  # of comigs-edge
+
+
+class Settings(Message):
+    """How a fleet's rounds go; part of every answer that a device acts on."""
+
+    local_steps: int  # expert steps between two updates
+    update_format: str  # one of `compress.FORMATS`
+    averaging: str  # one of `rounds.AVERAGING`
+
+
+class Joined(Message):
+    """The answer to `Join`."""
+
+    fleet: str
+    device: str  # the id that signs
+    name: str
+    signing_key: str  # the coordinator's Ed25519 key that signs manifests, base64url
+    settings: Settings
+
+
+class Manifest(Message):
+    """A published generalist. Manifests form a chain: each names the SHA-256 of the one before."""
+
+    fleet: str
+    round: int
+    sha256: str  # of the payload
+    size: int
+    previous: str  # SHA-256 of the previous manifest's bytes; empty for the first
+    base_sha256: str
+    devices: int  # whose updates are in it
+    rolled_back_to: int | None = None  # the round whose generalist this is again
+
+
+class SignedManifest(Message):
+    """The very bytes that were signed, and the signature (Ed25519), both base64url."""
+
+    manifest: str
+    signature: str
+
+
+class State(Message):
+    """Where a fleet stands, for one device."""
+
+    open_round: int  # the next generalist's number
+    newest: SignedManifest | None  # None: there is no generalist yet
+    has_contributed: bool  # this device, to the open round
+    settings: Settings
+    next_poll_seconds: float  # not to ask again before, unless there is something to bring
+
+
+class Commit(Message):
+    """What was uploaded becomes an update of the open round."""
+
+    sha256: str
+    trained_from: int  # number of the generalist that it is a change of; -1: the first generalist itself
+    tokens: int  # that it was trained on
+    expected_round: int  # the round that the device believes to be open
+    validation_loss: float | None = None  # nats a token, from devices that opted in
+
+
+class Receipt(Message):
+    """The update is on the coordinator's disk and counts once, whatever happens from here on."""
+
+    round: int
+    weight: float  # 1 for an update that was trained from the newest generalist
+
+
+class Refusal(Message):
+    """A device keeps its old generalist because the new one is worse on its validation text."""
+
+    round: int
+    loss_before: float  # nats a token
+    loss_after: float
+
+
+class Hello(Message):
+    """What anybody may know."""
+
+    fleet: str
+    epoch: str  # changes with every start of the coordinator; requests are signed for one epoch
+    version: str
+
+
+class Problem(Message):
+    """The body of every refusal."""
+
+    error: str  # for programs
+    message: str  # for people
+
+
+def encode(message: Message) -> bytes:
+    """JSON with sorted keys: equal messages have equal bytes."""
+    return msgspec.json.encode(message, order="sorted")
+
+
+def decode(data: bytes, kind: type[T]) -> T:
+    """The message in `data`; raises `msgspec.DecodeError` with the reason otherwise."""
+    return msgspec.json.decode(data, type=kind, strict=True)

@@ -1,0 +1,28 @@
+"""Token buckets: how often somebody may ask."""
+
+from __future__ import annotations
+
+from coordinator.errors import Refused
+
+MAX_KEYS = 10_000
+
+
+class Buckets:
+    """One bucket for each key: `burst` requests at once, `rate` a second in the long run."""
+
+    def __init__(self, rate: float, burst: float) -> None:
+        self.rate, self.burst = rate, burst
+        self._left: dict[str, tuple[float, float]] = {}  # key -> requests left, when
+
+    def take(self, key: str, now: float) -> None:
+        """Takes one; raises `Refused` (429) if there is none. `now` is monotonic, in seconds."""
+        left, at = self._left.pop(key, (self.burst, now))
+        left = min(self.burst, left + (now - at) * self.rate)
+        self._left[key] = (max(left - 1, left if left < 1 else 0.0), now)
+        while len(self._left) > MAX_KEYS:  # the key that was used the longest time ago
+            del self._left[next(iter(self._left))]
+        if left < 1:
+            wait = (1 - left) / self.rate
+            raise Refused(
+                429, "too_often", f"too many requests; come again in {wait:.0f} seconds", retry_after=max(1, wait)
+            )

@@ -1,0 +1,89 @@
+"""When a round closes, how much an update counts, when a device should come again: no sockets, no clock, no disk.
+
+    round r is open ──► updates come in ──► goal reached, or deadline past and enough of the fleet in ──► generalist r
+                        each device once                                                                  round r + 1 is open
+
+Round 0 makes the first generalist: it closes with the first update, which is a device's own generalist. A device never
+waits: it trains from the newest generalist there is, and its progress is sent to whichever round is open then.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+WEIGHTS = ("uniform", "tokens")
+AVERAGING = ("separate", "freeze-a", "alternate")
+ONE = 1 << 16  # the fixed-point weight of a fresh update
+TOKEN_CAP = 1 << 20  # tokens beyond which an update's weight does not grow: bounds what one device can claim
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How rounds go. The defaults are meant for 1 to 50 devices."""
+
+    goal: int = 0  # updates that close a round; 0: every active device's
+    deadline_seconds: float = 1800.0  # after a round's first update
+    min_fraction: float = 0.5  # of the active devices that must be in at the deadline
+    active_seconds: float = 172800.0  # a device that was not heard of for so long is not waited for
+    max_staleness: int = 20  # generalists
+    weights: str = "uniform"  # the paper's mean over devices; or by tokens trained on
+    averaging: str = "separate"  # the paper's; or exact ones for low-rank updates, see `trained`
+
+
+def goal(rules: Rules, round_number: int, active: int) -> int:
+    """Updates that close the round at once."""
+    if round_number == 0:
+        return 1
+    return max(1, min(rules.goal or active, active))
+
+
+def quorum(rules: Rules, active: int) -> int:
+    """Updates that close the round at its deadline."""
+    return max(1, math.ceil(rules.min_fraction * active))
+
+
+def is_complete(rules: Rules, round_number: int, updates: int, active: int, seconds: float) -> bool:
+    """Whether a round closes that has so many updates, the first of which came so many seconds ago."""
+    if updates >= goal(rules, round_number, active):
+        return True
+    return seconds >= rules.deadline_seconds and updates >= quorum(rules, active)
+
+
+def staleness(newest: int, trained_from: int) -> int:
+    """How many generalists an update is behind."""
+    return max(0, newest - trained_from)
+
+
+def weight(rules: Rules, stale: int, tokens: int) -> int:
+    """The fixed-point weight of an update, from 1 to `ONE`: 1 / sqrt(1 + staleness) (FedBuff, arXiv:2106.06639).
+
+    By tokens it is multiplied by the share of `TOKEN_CAP`.
+    """
+    share = min(max(tokens, 1), TOKEN_CAP) / TOKEN_CAP if rules.weights == "tokens" else 1.0
+    return max(1, round(ONE * share / math.sqrt(1 + stale)))
+
+
+def trained(names: Iterable[str], averaging: str, round_number: int) -> list[str]:
+    """The tensors that devices train, and send, for this round, sorted.
+
+    A mean of A and a mean of B are not a mean of BA. `separate`, the paper's, does it all the same. Where one side is the
+    same on every device the mean of the products is exact: `freeze-a` trains the out side only (FFA-LoRA, arXiv:2403.12313),
+    `alternate` the in side in odd and the out side in even rounds (RoLoRA, arXiv:2502.01755).
+    """
+    found = sorted(names)
+    if round_number == 0 or averaging == "separate":
+        return found
+    inner = averaging == "alternate" and round_number % 2 == 1
+    return [name for name in found if is_inner(name) == inner]
+
+
+def is_inner(name: str) -> bool:
+    """Whether a tensor reads an expert's input: A of a low-rank update, gate and up of a parallel expert."""
+    return name.endswith((".lora_a", ".ffn_gate.weight", ".ffn_up.weight"))
+
+
+def next_poll_seconds(active: int) -> float:
+    """When a device that has nothing to bring should ask again: a minute, later where all together would be over 20 a second."""
+    return max(60.0, active / 20)

@@ -1,0 +1,103 @@
+"""Runs the coordinator: TLS socket for devices, socket in the folder for its owner, until SIGTERM or Ctrl-C."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from aiohttp import web
+
+from coordinator import admin
+from coordinator.config import Config
+from coordinator.errors import CoordinatorError
+from coordinator.folder import Folder
+from coordinator.server import Server
+
+IDLE_SECONDS = 10.0  # for a request's head to come, and between two requests
+HANDSHAKE_SECONDS = 10.0
+STOP_SECONDS = 5.0  # for requests in progress
+BACKLOG = 512
+
+
+def serve(
+    root: Path, host: str, port: int, address: str | None, settings: Callable[[Config], Config], is_open: bool, version: str,
+    ready: Callable[[str, bytes, Folder], None],
+) -> None:  # fmt: skip
+    """Serves until it is told to stop; `ready` is called with address, pin and folder when devices may come."""
+    with Folder.opened(root) as folder, folder.fleet(time.time, settings(folder.config)) as fleet:
+        server = Server(fleet, version, is_open)
+        asyncio.run(_run(server, folder, host, port, address, ready))
+
+
+async def _run(
+    server: Server, folder: Folder, host: str, port: int, address: str | None, ready: Callable[[str, bytes, Folder], None]
+) -> None:  # fmt: skip
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await server.publish()  # rounds that a crash left closed
+    runner = web.AppRunner(server.application(), keepalive_timeout=IDLE_SECONDS, access_log=None, shutdown_timeout=STOP_SECONDS,
+                           auto_decompress=False, max_line_size=4096, max_field_size=8190, max_headers=64)  # fmt: skip
+    own = web.AppRunner(
+        admin.application(admin.Context(server.fleet, folder, server.started, server.version)), access_log=None
+    )
+    clock = asyncio.create_task(server.keep_time())
+    try:
+        await runner.setup()
+        await own.setup()
+        assert runner.server is not None
+        listening = await _listen(runner, folder, host, port)
+        address = address or _address(host, listening.sockets[0].getsockname()[1])
+        if server.fleet.database.fact("address") != address:
+            server.fleet.database.set_fact("address", address)
+        with admin.socket_path(folder.root) as path:
+            Path(path).unlink(missing_ok=True)
+            await web.UnixSite(own, path).start()
+            os.chmod(path, 0o600)
+            ready(address, folder.pin, folder)
+            await stop.wait()
+        listening.close()
+    finally:
+        clock.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await clock
+        await own.cleanup()
+        await runner.cleanup()
+        with contextlib.suppress(OSError):
+            (folder.root / admin.SOCKET).unlink()
+    logging.getLogger("comigs-coordinator").info("stopped")
+
+
+async def _listen(runner: web.AppRunner, folder: Folder, host: str, port: int) -> asyncio.Server:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(folder.certificate, folder.tls_key)
+    assert runner.server is not None
+    try:
+        return await asyncio.get_running_loop().create_server(
+            runner.server, host, port, ssl=context, ssl_handshake_timeout=HANDSHAKE_SECONDS, backlog=BACKLOG
+        )
+    except OSError as error:
+        raise CoordinatorError(
+            f"port {port} of {host} cannot be used ({error.strerror or error}); choose another with --port"
+        ) from error
+
+
+def _address(host: str, port: int) -> str:
+    """What devices are told: the host, or for every address this machine's own on its network."""
+    if host in ("0.0.0.0", "::", ""):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.connect(("192.0.2.1", 9))  # sends nothing: it asks which of the own addresses would be used
+                host = probe.getsockname()[0]
+            except OSError:
+                host = socket.gethostname()
+    return f"https://{f'[{host}]' if ':' in host else host}:{port}"
