@@ -64,12 +64,12 @@ class Folder:
                 f"{root} cannot be used ({error.strerror}); name another folder with --data"
             ) from error
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                advice = "stop it, or name another folder with --data"
+                raise CoordinatorError(f"another coordinator runs in {root}; {advice}") from None
             yield cls(root)
-        except BlockingIOError:
-            raise CoordinatorError(
-                f"another coordinator runs in {root}; stop it, or name another folder with --data"
-            ) from None
         finally:
             os.close(lock)
 

@@ -41,7 +41,8 @@ def devices(fleet: Fleet) -> list[dict[str, Any]]:
     """The devices, in the order in which they joined."""
     found = fleet.database.rows(
         "SELECT id, name, joined, revoked, version, validation_loss, "
-        "(SELECT count(*) FROM updates WHERE device = id) AS updates, (SELECT max(round) FROM updates WHERE device = id) AS last_round FROM devices ORDER BY joined, name"
+        "(SELECT count(*) FROM updates WHERE device = id) AS updates, "
+        "(SELECT max(round) FROM updates WHERE device = id) AS last_round FROM devices ORDER BY joined, name"
     )
     for row in found:
         device = fleet.members.devices[row["id"]]
