@@ -1,0 +1,254 @@
+"""Talks to the coordinator: signed requests through TLS with a pinned certificate, again and again where the network is bad.
+
+What was uploaded or downloaded stays: a broken connection costs one piece at most. Waits grow with every failure and are
+drawn at random (exponential back-off with full jitter), so that a fleet does not come back all at once; `Retry-After` is
+honoured. The device's clock need not be right: the coordinator's is learned from its answers.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import requests
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from requests.adapters import HTTPAdapter
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+
+from comigs_edge import files
+from comigs_edge.errors import ComigsError
+from coordinator import signatures
+from coordinator.messages import (
+    Commit, Hello, Join, Joined, Manifest, Message, Problem, Receipt, Refusal, SignedManifest, State, decode, encode,
+)  # fmt: skip
+
+PIECE = 1 << 18  # bytes sent or received at once: what a broken connection can cost
+TIMEOUT = (10, 90)  # seconds to connect, and to wait for the next bytes
+MAX_WAIT = 300.0  # seconds between two attempts
+RENEW = ("stale_epoch", "bad_signature")  # refusals after which epoch and clock are learned anew, once
+Progress = Callable[[int, int], None]  # bytes done, of how many
+SILENT: Progress = lambda done, total: None  # noqa: E731
+T = TypeVar("T", bound=Message)
+
+
+class Offline(ComigsError):
+    """The coordinator cannot be reached now."""
+
+    retry_after: float | None = None
+
+
+class RemoteRefused(ComigsError):
+    """The coordinator says no; the text is its own sentence."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class _Pinned(HTTPAdapter):
+    """Accepts the certificate with this SHA-256 and no other; dates and names do not matter."""
+
+    def __init__(self, pin: bytes) -> None:
+        self._pin = pin.hex()
+        super().__init__(max_retries=0)
+
+    def init_poolmanager(self, *args: Any, **options: Any) -> None:
+        super().init_poolmanager(*args, **options, assert_fingerprint=self._pin)  # type: ignore[no-untyped-call]
+
+
+class Remote:
+    """One coordinator, as one device sees it. `patience` is how long (seconds) a call goes on trying."""
+
+    def __init__(
+        self, address: str, pin: bytes, key: Ed25519PrivateKey, device: str, patience: float = 60.0
+    ) -> None:  # fmt: skip
+        self.address, self.patience = address, patience
+        self._key, self._device = key, device
+        self._session = requests.Session()
+        self._session.trust_env = False  # no proxy stands between a device and its pinned coordinator
+        self._session.verify = False  # the pin is checked in place of a chain of authorities
+        self._session.mount("https://", _Pinned(pin))
+        self._epoch: str | None = None
+        self._offset = 0.0  # the coordinator's clock less this device's, seconds
+
+    # Messages -----------------------------------------------------------------------------------------------------
+
+    def join(self, wish: Join) -> Joined:
+        """Becomes a member of the fleet."""
+        return self._ask(Joined, "POST", "/v1/join", encode(wish))
+
+    def state(self) -> State:
+        """Where the fleet stands."""
+        return self._ask(State, "GET", "/v1/state")
+
+    def manifests(self, after: int) -> list[SignedManifest]:
+        """The chain from the generalist behind this number on; a thousand links at most."""
+        body = self.call("GET", f"/v1/manifests?after={after}").content
+        return _understood(lambda: msgspec.json.decode(body, type=list[SignedManifest]))
+
+    def commit(self, wish: Commit) -> Receipt:
+        """Makes an upload an update."""
+        return self._ask(Receipt, "POST", "/v1/updates", encode(wish))
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Tells that this device keeps its generalist."""
+        self.call("POST", "/v1/refusals", encode(refusal))
+
+    def _ask(self, kind: type[T], method: str, path: str, body: bytes = b"") -> T:
+        content = self.call(method, path, body).content
+        return _understood(lambda: decode(content, kind))
+
+    # Files --------------------------------------------------------------------------------------------------------
+
+    def upload(self, data: bytes, progress: Progress = SILENT) -> str:
+        """Brings `data` to the coordinator, from where an earlier attempt ended; returns its SHA-256."""
+        sha256 = hashlib.sha256(data).hexdigest()
+        path, done = f"/v1/uploads/{sha256}", -1
+        while done < len(data):
+            if done < 0:
+                done = int(self.call("HEAD", path).headers["Upload-Offset"])
+                continue
+            headers = {"Upload-Offset": str(done), "Content-Type": "application/offset+octet-stream"}
+            try:
+                answer = self.call("PATCH", path, data[done : done + PIECE], headers)
+                done = int(answer.headers["Upload-Offset"])
+            except RemoteRefused as error:
+                if error.code != "wrong_offset":
+                    raise
+                done = -1  # a piece had arrived, its answer had not
+            progress(max(done, 0), len(data))
+        return sha256
+
+    def download(self, manifest: Manifest, target: Path, progress: Progress = SILENT) -> None:
+        """Brings the generalist of a manifest to `target`, from where an earlier attempt ended, and checks its SHA-256."""
+        part = target.parent / f".{manifest.sha256[:16]}.part"
+        files.make_folder(target.parent)
+        while (here := part.stat().st_size if part.exists() else 0) < manifest.size:
+            self._retrying(lambda here=here: self._receive(manifest, part, here, progress))  # type: ignore[misc]
+        if files.sha256_file(part) != manifest.sha256:
+            part.unlink()
+            raise ComigsError(f"generalist {manifest.round} arrived damaged and was deleted; run: comigs-edge sync")
+        part.replace(target)
+        files.sync_folder(target.parent)
+
+    def _receive(self, manifest: Manifest, part: Path, here: int, progress: Progress) -> None:
+        headers = (
+            {"Range": f"bytes={here}-", "Accept-Encoding": "identity"} if here else {"Accept-Encoding": "identity"}
+        )
+        with self._once("GET", f"/v1/generalists/{manifest.round}", b"", headers, stream=True) as answer:
+            with part.open("ab" if answer.status_code == 206 else "wb") as file:
+                try:
+                    for piece in answer.iter_content(PIECE):
+                        file.write(piece)
+                        progress(file.tell(), manifest.size)
+                except requests.RequestException as error:
+                    raise Offline(self._sentence(error)) from error
+                finally:
+                    file.flush()
+                    os.fsync(file.fileno())
+        if part.stat().st_size > manifest.size:
+            part.unlink()
+            raise ComigsError(
+                f"generalist {manifest.round} has more bytes than its manifest says; run: comigs-edge sync"
+            )
+
+    # Requests -----------------------------------------------------------------------------------------------------
+
+    def call(
+        self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
+    ) -> requests.Response:
+        """One request, repeated while the network fails; raises `Offline` or `RemoteRefused`."""
+        answer: requests.Response = self._retrying(lambda: self._once(method, path, body, headers or {}))
+        return answer
+
+    def _retrying(self, action: Callable[[], Any]) -> Any:
+        backoff = wait_random_exponential(multiplier=1, max=MAX_WAIT)
+
+        def wait(state: RetryCallState) -> float:
+            error = state.outcome.exception() if state.outcome else None
+            asked = getattr(error, "retry_after", None)
+            return backoff(state) + (asked or 0.0)
+
+        return Retrying(
+            retry=retry_if_exception_type(Offline), wait=wait, stop=stop_after_delay(self.patience), reraise=True
+        )(action)
+
+    def _once(
+        self, method: str, path: str, body: bytes, headers: dict[str, str], stream: bool = False
+    ) -> requests.Response:  # fmt: skip
+        try:
+            if self._epoch is None:
+                self._greet()
+            answer = self._send(method, path, body, headers, stream)
+            problem = _problem(answer)
+            if problem and problem.error in RENEW:
+                self._greet()
+                answer = self._send(method, path, body, headers, stream)
+                problem = _problem(answer)
+        except requests.exceptions.SSLError as error:
+            if "ingerprint" in str(error):
+                raise ComigsError(
+                    f"the coordinator at {self.address} shows another key than at joining, so it may be somebody else; nothing "
+                    "was sent. If its folder was made anew, join again: comigs-edge join LINK"
+                ) from error
+            raise Offline(self._sentence(error)) from error
+        except requests.RequestException as error:
+            raise Offline(self._sentence(error)) from error
+        if problem is None:
+            return answer
+        if answer.status_code in (408, 429, 500, 502, 503, 504):
+            offline = Offline(f"the coordinator at {self.address} cannot answer now: {problem.message}")
+            offline.retry_after = _seconds(answer.headers.get("Retry-After"))
+            raise offline
+        raise RemoteRefused(problem.error, problem.message)
+
+    def _send(
+        self, method: str, path: str, body: bytes, headers: dict[str, str], stream: bool
+    ) -> requests.Response:  # fmt: skip
+        request = requests.Request(method, self.address + path, data=body or None, headers=headers).prepare()
+        signatures.sign(request, self._key, self._device, self._epoch or "", body, self._offset)
+        return self._session.send(request, timeout=TIMEOUT, stream=stream)
+
+    def _greet(self) -> None:
+        """Learns the coordinator's epoch and clock."""
+        answer = self._session.get(f"{self.address}/v1/hello", timeout=TIMEOUT)
+        if answer.status_code != 200:
+            raise requests.ConnectionError(f"HTTP {answer.status_code}")
+        self._epoch = _understood(lambda: decode(answer.content, Hello)).epoch
+        if date := answer.headers.get("Date"):
+            self._offset = email.utils.parsedate_to_datetime(date).timestamp() - time.time()
+
+    def _sentence(self, error: Exception) -> str:
+        reason = "it did not answer in time" if isinstance(error, requests.Timeout) else "no connection"
+        return (
+            f"the coordinator at {self.address} cannot be reached ({reason}); everything is kept, try: comigs-edge sync"
+        )
+
+
+def _problem(answer: requests.Response) -> Problem | None:
+    if answer.status_code < 400:
+        return None
+    try:
+        return decode(answer.content, Problem)
+    except msgspec.DecodeError:
+        code = answer.status_code
+        return Problem(error=f"http_{code}", message=f"the coordinator answers {code} {answer.reason}")
+
+
+def _understood(read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except msgspec.DecodeError as error:
+        raise ComigsError(
+            f"the coordinator's answer is not understood ({error}); upgrade comigs-edge here and there"
+        ) from error
+
+
+def _seconds(text: str | None) -> float | None:
+    return float(text) if text and text.isdigit() else None

@@ -1,0 +1,143 @@
+"""A real coordinator in a process of its own, and devices that talk to it, for tests and sweeps."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+from comigs_edge.remote import Remote
+from coordinator import compress, keys, wire
+from coordinator.messages import Commit, Generalist, Join
+
+SHAPES = {f"generalist.blk.{block}.{name}": shape for block in range(2) for name, shape in (
+    ("ffn_gate.lora_a", (4, 64)), ("ffn_gate.lora_b", (96, 4)), ("ffn_down.lora_a", (4, 96)), ("ffn_down.lora_b", (64, 4)),
+)}  # fmt: skip
+
+
+def generalist(shapes=SHAPES, base="ab" * 32):
+    return Generalist(base_name="tiny", base_sha256=base, form="lora", scale=4.0, tensors=shapes)
+
+
+def arrays(value, shapes=SHAPES):
+    return {name: np.full(shape, value, np.float32) for name, shape in shapes.items()}
+
+
+def random_arrays(seed, shapes=SHAPES):
+    rng = np.random.default_rng(seed)
+    return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+class Coordinator:
+    """`comigs-coordinator serve` as a process; flags are those of the command, as in goal=2."""
+
+    def __init__(self, data, port=0, prefix=(), environment=None, **flags):
+        self.data, self.flags, self.prefix, self.environment = data, flags, list(prefix), environment or {}
+        self.start(port)
+
+    def start(self, port=0):
+        options = [part for name, value in self.flags.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+        self.log = open(f"{self.data}.log", "ab")  # noqa: SIM115
+        self.process = subprocess.Popen(
+            [*self.prefix, sys.executable, "-m", "coordinator", "serve", "--data", str(self.data), "--host", "127.0.0.1",
+             "--port", str(port), *options],
+            stdout=subprocess.PIPE, stderr=self.log, text=True, env={**os.environ, **self.environment},
+        )  # fmt: skip
+        line = self.process.stdout.readline()
+        found = re.search(r"https://\S+:(\d+)", line)
+        if not found:
+            self.process.wait()
+            raise RuntimeError(f"the coordinator did not start: {open(self.log.name).read()[-2000:]}")  # noqa: SIM115
+        self.address, self.port = found[0], int(found[1])
+        self.pin = bytes.fromhex(self.process.stdout.readline().split()[1])
+
+    def command(self, *arguments):
+        """The JSON of an operator's command."""
+        out = subprocess.run(
+            [sys.executable, "-m", "coordinator", *arguments, "--data", str(self.data), "--json"],
+            check=True, capture_output=True, text=True,
+        ).stdout  # fmt: skip
+        return json.loads(out)
+
+    def invite(self, name=None):
+        return self.command("invite", *(["--name", name] if name else []))["link"]
+
+    def rounds(self):
+        return self.command("rounds", "--last", "100000")["rounds"]
+
+    def kill(self):
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+        self._close()
+
+    def stop(self):
+        self.process.terminate()
+        code = self.process.wait(20)
+        self._close()
+        return code
+
+    def _close(self):
+        self.process.stdout.close()
+        self.log.close()
+
+    def restart(self):
+        """Starts again on the same port."""
+        self.start(self.port)
+
+    def until(self, condition, seconds=10.0):
+        """Waits until `condition(status)` holds; returns the status."""
+        end = time.monotonic() + seconds
+        while True:
+            status = self.command("status")
+            if condition(status):
+                return status
+            assert time.monotonic() < end, status
+            time.sleep(0.05)
+
+
+class Member:
+    """A device of the fleet: the real client, with a key of its own."""
+
+    def __init__(self, link, name=None, shapes=SHAPES, patience=5.0):
+        address, code, pin = keys.read_link(link)
+        self.key, self.shapes = keys.new_key(), shapes
+        public = keys.public_text(self.key)
+        self.id = keys.device_id(public)
+        self.remote = Remote(address, pin, self.key, self.id, patience)
+        self.wish = Join(code=code, name=name, public_key=public, generalist=generalist(shapes), version="test")
+        self.joined = self.remote.join(self.wish)
+
+    def payload(self, update):
+        return wire.encode(compress.pack(update, self.joined.settings.update_format))
+
+    def push(self, update, tokens=1000, state=None, loss=None):
+        """Uploads and commits an update of the open round; returns the receipt."""
+        state = state or self.remote.state()
+        newest = -1 if state.newest is None else keys.open_manifest(state.newest, self.joined.signing_key).round
+        sha256 = self.remote.upload(self.payload(update))
+        return self.remote.commit(Commit(
+            sha256=sha256, trained_from=newest, tokens=tokens, expected_round=state.open_round, validation_loss=loss
+        ))  # fmt: skip
+
+    def pull(self, folder, seconds=10.0, at_least=0):
+        """Waits for a generalist of at least this round; returns its number and arrays."""
+        end = time.monotonic() + seconds
+        while True:
+            state = self.remote.state()
+            manifest = state.newest and keys.open_manifest(state.newest, self.joined.signing_key)
+            if manifest and manifest.round >= at_least:
+                target = folder / f"{self.id}-{manifest.round}"
+                self.remote.download(manifest, target)
+                assert hashlib.sha256(target.read_bytes()).hexdigest() == manifest.sha256
+                return manifest.round, wire.decode(target.read_bytes(), "the generalist")
+            assert time.monotonic() < end, "no generalist came"
+            time.sleep(0.05)
