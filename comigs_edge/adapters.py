@@ -89,7 +89,7 @@ class Adapters:
 
     def group(self, router: bool) -> list[Tensor]:
         """The router's tensors, or the experts' (generalist, specialists, attention)."""
-        return [tensor for name, tensor in self.named.items() if name.startswith("router.") == router]
+        return [tensor for name, tensor in self.named.items() if is_router(name) == router]
 
     def arrays(self) -> Arrays:
         """Every tensor as a float32 array, copied."""
@@ -98,9 +98,21 @@ class Adapters:
     def load_arrays(self, arrays: Arrays) -> None:
         """Takes over the values of `arrays`, in place; raises `ComigsError` for other names or shapes."""
         _check(arrays, self.layout, self.shape)
-        with torch.no_grad():
-            for name, tensor in self.named.items():
-                tensor.copy_(torch.from_numpy(arrays[name]))
+        self._copy(arrays)
+
+    def generalist(self) -> Arrays:
+        """What may leave the device, as float32 arrays, copied."""
+        return {name: tensor_to_numpy(tensor).copy() for name, tensor in may_leave(self.named).items()}
+
+    def load_generalist(self, arrays: Arrays) -> None:
+        """Takes over the generalist's values, in place; the rest stays as it is."""
+        _check({**self.arrays(), **arrays}, self.layout, self.shape)
+        self._copy(arrays)
+
+    @torch.no_grad()
+    def _copy(self, arrays: Arrays) -> None:
+        for name, array in arrays.items():
+            self.named[name].copy_(torch.from_numpy(array))
 
     def _lora(self, role: str, block: int, name: str) -> LoRA:
         prefix = f"{role}.blk.{block}.{name}"
@@ -111,6 +123,11 @@ class Adapters:
 
     def _parallel_expert(self, role: str, block: int) -> ParallelExpert:
         return ParallelExpert(*(self.named[f"{role}.blk.{block}.{name}.weight"] for name in FFN))
+
+
+def is_router(name: str) -> bool:
+    """Whether a tensor is the router's; all others are the experts'."""
+    return name.startswith("router.")
 
 
 def may_leave(named: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,21 @@ import typer
 from typer.core import TyperGroup
 
 from comigs_edge import __version__
-from comigs_edge.commands import bench, chat, data, doctor, evaluate, export, init, models, plan, status, train
+from comigs_edge.commands import (
+    bench,
+    chat,
+    data,
+    doctor,
+    evaluate,
+    export,
+    init,
+    join,
+    models,
+    plan,
+    status,
+    sync,
+    train,
+)  # fmt: skip
 from comigs_edge.errors import USER_ERRORS
 
 BUSY = 0.5  # processes that want to run, mean of the last minute, before this one
@@ -53,7 +67,7 @@ def callback(
     os.umask(0o077)  # whatever is written is for the owner alone
 
 
-for module in (init, plan, train, evaluate, export, chat, status, doctor, bench):
+for module in (init, plan, train, evaluate, export, chat, join, sync, status, doctor, bench):
     module.register(app)
 app.add_typer(data.app, name="data")
 app.add_typer(models.app, name="models")

@@ -147,6 +147,15 @@ class ChatConfig:
 
 
 @dataclass(frozen=True)
+class FleetConfig:
+    """What a device that joined a fleet does with it."""
+
+    sync: bool = True  # exchange generalists while training
+    gate: float = 0.1  # nats a token that a new generalist may make the validation text worse
+    report_loss: bool = False  # tell the coordinator the validation loss, for its status page
+
+
+@dataclass(frozen=True)
 class Config:
     """All of config.toml."""
 
@@ -161,6 +170,7 @@ class Config:
     quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     chat: ChatConfig = field(default_factory=ChatConfig)
+    fleet: FleetConfig = field(default_factory=FleetConfig)
 
     def device(self, profile: str | None = None) -> DeviceProfile:
         """The profile named on the command line, or else the file's."""
@@ -267,6 +277,7 @@ def _check(config: Config, path: Path) -> None:
         ("data.validation", data.validation, 0.01, 0.99 - data.training),
         ("evaluate.context", config.evaluate.context, 8, 1 << 20),
         ("chat.context", config.chat.context, 64, 1 << 20),
+        ("fleet.gate", config.fleet.gate, 0, 100),
     )
     for name, value, low, high in rules:
         if value is not None and not low <= value <= high:

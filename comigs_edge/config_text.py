@@ -72,6 +72,11 @@ expert_form = "{form}"   # lora: low-rank updates in the MLP; parallel: small ML
 # top_p = 0.9
 # context = 2048         # tokens
 # max_tokens = 512       # of one answer
+
+[fleet]                # once the device has joined a coordinator
+# sync = true            # exchange generalists while training
+# gate = 0.1             # a new generalist that makes the validation text worse by more, in nats a token, is not taken over
+# report_loss = false    # tell the coordinator the validation loss: it is shown on its status page
 """
 
 

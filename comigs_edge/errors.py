@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from coordinator.errors import CoordinatorError
 from coordinator.wire import WireError
 from profiles import ProfileError
 from quantize.formats import QuantizeError
@@ -12,4 +13,4 @@ class ComigsError(Exception):
 
 
 # What the command line turns into one line and exit code 1.
-USER_ERRORS = (ComigsError, QuantizeError, ProfileError, WireError)
+USER_ERRORS = (ComigsError, QuantizeError, ProfileError, WireError, CoordinatorError)

@@ -83,6 +83,11 @@ def roles(layout: Layout) -> list[str]:
     return ["generalist", *(f"specialist.{number + 1}" for number in range(layout.num_specialists))]
 
 
+def generalist_shapes(layout: Layout, shape: Shape) -> dict[str, tuple[int, int]]:
+    """Name and shape of the generalist's tensors: what may leave the device."""
+    return {name: size for name, size in expected_shapes(layout, shape).items() if name.startswith("generalist.")}
+
+
 def expected_shapes(layout: Layout, shape: Shape) -> dict[str, tuple[int, int]]:
     """Name and shape of every tensor that adapters of this layout have."""
     linear, sizes = linear_shapes(shape), {}

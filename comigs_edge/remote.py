@@ -19,13 +19,25 @@ import msgspec
 import requests
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from requests.adapters import HTTPAdapter
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_before_delay, wait_random_exponential
 
 from comigs_edge import files
 from comigs_edge.errors import ComigsError
 from coordinator import signatures
 from coordinator.messages import (
-    Commit, Hello, Join, Joined, Manifest, Message, Problem, Receipt, Refusal, SignedManifest, State, decode, encode,
+    Commit,
+    Hello,
+    Join,
+    Joined,
+    Manifest,
+    Message,
+    Problem,
+    Receipt,
+    Refusal,
+    SignedManifest,
+    State,
+    decode,
+    encode,
 )  # fmt: skip
 
 PIECE = 1 << 18  # bytes sent or received at once: what a broken connection can cost
@@ -35,6 +47,7 @@ RENEW = ("stale_epoch", "bad_signature")  # refusals after which epoch and clock
 Progress = Callable[[int, int], None]  # bytes done, of how many
 SILENT: Progress = lambda done, total: None  # noqa: E731
 T = TypeVar("T", bound=Message)
+A = TypeVar("A")
 
 
 class Offline(ComigsError):
@@ -59,7 +72,7 @@ class _Pinned(HTTPAdapter):
         super().__init__(max_retries=0)
 
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
-        super().init_poolmanager(*args, **options, assert_fingerprint=self._pin)  # type: ignore[no-untyped-call]
+        super().init_poolmanager(*args, **options, assert_fingerprint=self._pin)
 
 
 class Remote:
@@ -141,17 +154,17 @@ class Remote:
         headers = (
             {"Range": f"bytes={here}-", "Accept-Encoding": "identity"} if here else {"Accept-Encoding": "identity"}
         )
-        with self._once("GET", f"/v1/generalists/{manifest.round}", b"", headers, stream=True) as answer:
-            with part.open("ab" if answer.status_code == 206 else "wb") as file:
-                try:
-                    for piece in answer.iter_content(PIECE):
-                        file.write(piece)
-                        progress(file.tell(), manifest.size)
-                except requests.RequestException as error:
-                    raise Offline(self._sentence(error)) from error
-                finally:
-                    file.flush()
-                    os.fsync(file.fileno())
+        answer = self._once("GET", f"/v1/generalists/{manifest.round}", b"", headers, stream=True)
+        with answer, part.open("ab" if answer.status_code == 206 else "wb") as file:
+            try:
+                for piece in answer.iter_content(PIECE):
+                    file.write(piece)
+                    progress(file.tell(), manifest.size)
+            except requests.RequestException as error:
+                raise Offline(self._sentence(error)) from error
+            finally:
+                file.flush()
+                os.fsync(file.fileno())
         if part.stat().st_size > manifest.size:
             part.unlink()
             raise ComigsError(
@@ -176,7 +189,7 @@ class Remote:
             return backoff(state) + (asked or 0.0)
 
         return Retrying(
-            retry=retry_if_exception_type(Offline), wait=wait, stop=stop_after_delay(self.patience), reraise=True
+            retry=retry_if_exception_type(Offline), wait=wait, stop=stop_before_delay(self.patience), reraise=True
         )(action)
 
     def _once(
@@ -241,7 +254,7 @@ def _problem(answer: requests.Response) -> Problem | None:
         return Problem(error=f"http_{code}", message=f"the coordinator answers {code} {answer.reason}")
 
 
-def _understood(read: Callable[[], Any]) -> Any:
+def _understood(read: Callable[[], A]) -> A:
     try:
         return read()
     except msgspec.DecodeError as error:

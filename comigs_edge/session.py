@@ -73,6 +73,7 @@ class Training:
         self.checkpointing = checkpointing
         self.warnings: list[str] = []
         self.resumed = False
+        self.fleet_mark: str | None = None  # of the checkpoint that is gone on with; see `federation.Federation.begin`
 
     def begin(self, steps: int | None, resume: bool | None) -> Trainer:
         """The trainer to run: an interrupted training goes on, otherwise a new one starts from the newest adapters.
@@ -121,7 +122,7 @@ class Training:
         adapters = Adapters.initial(Layout(**progress["layout"]), self.base.shape, self.settings.train.seed)
         trainer = self._trainer(adapters, Schedule(**progress["schedule"]))
         trainer.restore(arrays, progress)
-        self.resumed = True
+        self.resumed, self.fleet_mark = True, progress.get("fleet_mark")
         return trainer
 
     def _trainer(self, adapters: Adapters, plan: Schedule) -> Trainer:
@@ -131,7 +132,9 @@ class Training:
     def save(self, trainer: Trainer) -> None:
         """Writes a checkpoint."""
         arrays, progress = trainer.state()
-        extra = {"finished": trainer.is_done, "base_sha256": self.settings.base.sha256}
+        extra = {
+            "finished": trainer.is_done, "base_sha256": self.settings.base.sha256, "fleet_mark": self.fleet_mark
+        }  # fmt: skip
         checkpoint.save(self.home.state, arrays, progress | extra)
 
     def end(self, trainer: Trainer) -> int | None:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from comigs_edge.adapters import is_router
 from comigs_edge.base import tensor_to_numpy
 from comigs_edge.batches import Batch, Rows
 from comigs_edge.errors import ComigsError
@@ -117,6 +118,7 @@ class Trainer:
         self.model, self.adapters = model, model.adapters
         self.training, self.validation, self.schedule = training, validation, schedule
         self.expert_steps = self.router_steps = 0
+        self.frozen: set[str] = set()  # names of expert tensors that are not trained now
         self.first_loss: float | None = None
         self.best_loss = math.inf
         self.best: Arrays = self.adapters.arrays()
@@ -173,11 +175,9 @@ class Trainer:
 
     def _descend(self, optimiser: AdamW, batch: Batch, router: bool) -> float:
         """One step of one group. The other group cannot change: it has no gradient at all."""
-        for tensor in self.adapters.named.values():
-            tensor.requires_grad_(False)
+        for name, tensor in self.adapters.named.items():
             tensor.grad = None
-        for tensor in self.adapters.group(router):
-            tensor.requires_grad_(True)
+            tensor.requires_grad_(is_router(name) == router and name not in self.frozen)
         loss, balance = self._loss(batch)
         total = loss if balance is None else loss + self.schedule.balance_weight * balance
         if not math.isfinite(float(total.detach())):
@@ -196,12 +196,12 @@ class Trainer:
         out = self.model(batch.tokens, batch.documents, with_balance=balanced)
         return next_token_loss(self.model.base, out.hidden, batch.targets, batch.scored) / batch.num_scored, out.balance
 
-    def validate(self, as_stored: bool = True) -> float:
+    def validate(self, as_stored: bool = True, rows: int | None = None) -> float:
         """Mean loss in nats a token of a fixed set of validation rows, in the weights that the exported file will hold."""
         total, count = 0.0, 0
         self.model.block_format = self.schedule.block_format if as_stored else None
         with torch.no_grad():
-            for batch in self.validation.first(self.schedule.validation_rows, self.schedule.batch):
+            for batch in self.validation.first(rows or self.schedule.validation_rows, self.schedule.batch):
                 batch = batch.to(self.model.base.device)
                 hidden = self.model(batch.tokens, batch.documents).hidden
                 total += float(next_token_loss(self.model.base, hidden, batch.targets, batch.scored))
@@ -243,7 +243,7 @@ class Trainer:
         return dict(state)
 
     def _optimiser(self, name: str) -> AdamW:
-        if name.startswith("router."):
+        if is_router(name):
             assert self.router is not None
             return self.router
         return self.experts

@@ -82,7 +82,14 @@ def application(context: Context) -> web.Application:
 
     async def run(request: web.Request) -> web.Response:
         try:
-            result = OPERATIONS[request.match_info["name"]](context, **await request.json())
+            operation = OPERATIONS.get(request.match_info["name"])
+            if operation is None:
+                raise CoordinatorError(
+                    "the running coordinator does not know this; restart it, it may be an older version"
+                )
+            result = operation(context, **await request.json())
+        except (TypeError, ValueError, OverflowError) as error:
+            return web.json_response({"error": f"the running coordinator does not understand: {error}"}, status=400)
         except (CoordinatorError, Refused) as error:
             return web.json_response({"error": str(error)}, status=400)
         except OSError as error:
@@ -108,6 +115,8 @@ def call(root: Path, version: str, operation: str, **arguments: Any) -> Any:
             return OPERATIONS[operation](Context(fleet, folder, time.time(), version), **arguments)
         except Refused as error:
             raise CoordinatorError(error.message) from error
+        except OSError as error:
+            raise CoordinatorError(f"the system refused: {error}") from error
 
 
 def _ask(root: Path, operation: str, arguments: dict[str, Any]) -> Any:
@@ -120,6 +129,10 @@ def _ask(root: Path, operation: str, arguments: dict[str, Any]) -> Any:
             found = json.loads(answer.read())
         except (FileNotFoundError, ConnectionRefusedError):
             return None
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise CoordinatorError(
+                f"the running coordinator did not answer ({error}); try again, or restart it"
+            ) from error
         finally:
             connection.close()
     if answer.status != 200:

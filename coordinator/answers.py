@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import sqlite3
 from typing import Any
@@ -43,7 +44,7 @@ def parse(body: bytes, kind: Any) -> Any:
     """The message in a body; raises `Refused` with the reason."""
     try:
         return decode(body, kind)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except msgspec.DecodeError as error:
         raise Refused(422, "bad_message", f"the message cannot be used: {error}"[:300]) from error
 
 
@@ -54,8 +55,9 @@ def answer(message: Message) -> web.Response:
 
 def problem(error: Refused) -> web.Response:
     """A refusal as an answer."""
-    headers = {} if error.retry_after is None else {"Retry-After": str(round(error.retry_after))}
-    body = encode(Problem(error=error.code, message=error.message))
+    headers = {} if error.retry_after is None else {"Retry-After": str(math.ceil(error.retry_after))}
+    sentence = error.message.encode(errors="replace").decode()  # bytes of a header that are not UTF-8
+    body = encode(Problem(error=error.code, message=sentence))
     return web.Response(status=error.status, body=body, content_type="application/json", headers=headers)
 
 

@@ -83,7 +83,6 @@ class Chain:
         """Enters a generalist that `make` has written: the next link of the chain."""
         with self._database.transaction():
             self._enter(job.generalist, job.round, sha256, size, len(job.updates), None)
-        self._payloads.recorded(sha256)
         self.collect()
 
     def _enter(
@@ -115,24 +114,37 @@ class Chain:
     def refuse(self, device: Device, refusal: Refusal, active: int, generalist: Generalist | None) -> dict[str, Any]:
         """A device keeps its old generalist; where a third of the fleet does, the one before is published again."""
         newest = self.newest_number
+        known = self._database.value("SELECT 1 FROM refusals WHERE device = ? AND round = ?", device.id, refusal.round)
+        if known is not None:  # told again, for its answer was lost
+            return self._refusals(refusal.round, active)
         if refusal.round != newest or newest < 1 or generalist is None:
             raise Refused(409, "stale_round", f"generalist {refusal.round} cannot be refused, the newest is {newest}")
         with self._database.transaction():
             self._database.run(
-                "INSERT OR IGNORE INTO refusals VALUES (?, ?, ?, ?)",
+                "INSERT INTO refusals VALUES (?, ?, ?, ?)",
                 device.id, refusal.round, refusal.loss_before, refusal.loss_after,
             )  # fmt: skip
-        count = int(self._database.value("SELECT count(*) FROM refusals WHERE round = ?", newest))
+        count = self._refusals(newest, active)["refusals"]
         if count >= max(math.ceil(active / 3), min(2, active)) and self.next_job(generalist) is None:
             self._roll_back(newest, generalist)
+        return self._refusals(newest, active)
+
+    def _refusals(self, number: int, active: int) -> dict[str, Any]:
+        count = int(self._database.value("SELECT count(*) FROM refusals WHERE round = ?", number))
         return {"refusals": count, "active": active, "newest": self.newest_number}
 
+    def _content(self, number: int) -> int:
+        """The number under which this generalist's content was published first."""
+        found = self._database.value("SELECT rolled_back_to FROM rounds WHERE number = ?", number)
+        return number if found is None else int(found)
+
     def _roll_back(self, newest: int, generalist: Generalist) -> None:
-        """Publishes the content of the generalist before `newest` under the open round's number, which moves on by one."""
+        """Publishes the content before that of `newest` under the open round's number, which moves on by one."""
         open_round, now = newest + 1, self._clock()
-        good = self._database.row("SELECT * FROM rounds WHERE number = ?", newest - 1)
-        assert good is not None
-        target = newest - 1 if good["rolled_back_to"] is None else good["rolled_back_to"]
+        target = self._content(self._content(newest) - 1)  # not one that was refused before
+        good = self._database.row("SELECT * FROM rounds WHERE number = ?", target)
+        if good is None or not self._payloads.path(good["sha256"]).exists():
+            return  # it is not here any more
         with self._database.transaction():
             self._database.run("INSERT INTO rounds (number, opened) VALUES (?, ?)", open_round + 1, now)
             self._database.run("UPDATE updates SET round = ? WHERE round = ?", open_round + 1, open_round)

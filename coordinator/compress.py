@@ -19,6 +19,11 @@ _DTYPES = {"float32": "F32", "float16": "F16"}
 SCALES = ".scales"
 
 
+def used(format_name: str, trained_from: int) -> str:
+    """The format of an update: the first generalist itself (trained from -1) is never rounded."""
+    return "float32" if trained_from < 0 else format_name
+
+
 def pack(arrays: Arrays, format_name: str) -> dict[str, Any]:
     """The arrays as they are sent."""
     if format_name == "int8":
@@ -38,6 +43,17 @@ def unpack(packed: dict[str, Any], shapes: dict[str, tuple[int, ...]], format_na
         blocks = packed[name].astype(np.float32) * packed[name + SCALES].astype(np.float32)[:, None]
         arrays[name] = blocks.reshape(-1)[: math.prod(shape)].reshape(shape)
     return arrays
+
+
+def largest(packed: dict[str, Any], format_name: str) -> dict[str, float]:
+    """The largest absolute value of each array, as `unpack` makes it."""
+    if format_name != "int8":
+        return {name: float(abs(array).max(initial=0)) for name, array in packed.items()}
+    found = {}
+    for name in packed.keys() - {name + SCALES for name in packed}:
+        levels = np.abs(packed[name].astype(np.int16)).max(1, initial=0)  # -128 has no counterpart in int8
+        found[name] = float((levels * np.abs(packed[name + SCALES].astype(np.float32))).max(initial=0))
+    return found
 
 
 def table(shapes: dict[str, tuple[int, ...]], format_name: str) -> dict[str, tuple[str, tuple[int, ...]]]:

@@ -111,6 +111,8 @@ def check(config: Config, source: str) -> Config:
 
 
 def _section(defaults: Any, table: Any, name: str) -> Any:
+    if not isinstance(table, dict):
+        raise ValueError(f"[{name}] is a section and not a value")
     known = asdict(defaults)
     for key in table:
         if key not in known:

@@ -89,12 +89,14 @@ class Fleet:
         )  # fmt: skip
         if known is not None:
             return Receipt(round=known["round"], weight=known["weight"] / rounds.ONE)
+        self.members.member(device.id)  # it may have been removed since it asked
         number, newest = self.open_round, self.chain.newest_number
         if wish.expected_round != number:
             raise Refused(409, "stale_round", f"round {wish.expected_round} is not open, round {number} is")
         if self._is_in(device, number):
             raise Refused(409, "already_counted", f"{device.name} has its update in round {number}; it counts once")
-        if not -1 <= wish.trained_from <= newest or (wish.trained_from == -1) != (newest == -1):
+        first, last = (-1, -1) if number == 0 else (0, newest)  # only round 0 takes a generalist in place of a change
+        if not first <= wish.trained_from <= last:
             raise Refused(
                 409, "wrong_generalist",
                 f"the update is a change of generalist {wish.trained_from}, the newest is {newest}; pull it first",
@@ -114,8 +116,9 @@ class Fleet:
         part = self.payloads.finish(device.id, wish.sha256, size)
         try:
             arrays = wire.decode_expected(part.read_bytes(), table, "the update")
-            for name, array in arrays.items():
-                if array.dtype.kind == "f" and not (abs(array) <= aggregate.MAX_ABSOLUTE).all():
+            format_name = compress.used(self.config.training.update_format, wish.trained_from)
+            for name, value in compress.largest(arrays, format_name).items():
+                if value > aggregate.MAX_ABSOLUTE:
                     raise wire.WireError(f"the update: tensor {name} holds numbers beyond {aggregate.MAX_ABSOLUTE:g}")
         except wire.WireError as error:
             self.payloads.forget(device.id, wish.sha256)
@@ -139,7 +142,7 @@ class Fleet:
             self.database.run(
                 "INSERT INTO updates VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 device.id, wish.expected_round, wish.sha256, wish.trained_from, weight, wish.tokens, size,
-                self.config.training.update_format, rules.averaging, wish.validation_loss, now,
+                compress.used(self.config.training.update_format, wish.trained_from), rules.averaging, wish.validation_loss, now,
             )  # fmt: skip
             if wish.validation_loss is not None:
                 self.database.run(
@@ -173,4 +176,4 @@ class Fleet:
             raise Refused(409, "no_generalist", "the fleet trains nothing yet; join it first")
         wanted = rounds.trained(generalist.tensors, self.config.rounds.averaging, number)
         shapes = {name: tuple(generalist.tensors[name]) for name in wanted}
-        return compress.table(shapes, self.config.training.update_format)
+        return compress.table(shapes, compress.used(self.config.training.update_format, number - 1))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -38,6 +39,7 @@ class Folder:
     def _make_keys(self) -> None:
         self._signing.parent.mkdir(mode=0o700, exist_ok=True)
         key, certificate = keys.new_certificate()
+        sync_folder(self.root)
         # The signing key is the last one: where it is, the others are.
         for path, data in (
             (self.tls_key, key),
@@ -80,6 +82,7 @@ class Folder:
         try:
             fleet = Fleet(database, Payloads(self.root), self.signing_key, settings or self.config, clock)
             yield fleet
-            fleet.members.flush(now_at_all_costs=True)
+            with contextlib.suppress(sqlite3.OperationalError):  # a full disk: the last contacts are not worth a failure
+                fleet.members.flush(now_at_all_costs=True)
         finally:
             database.close()

@@ -29,6 +29,8 @@ from coordinator.messages import (
 
 INVITATION_SECONDS = 86400.0
 FLUSH_SECONDS = 600.0  # contacts and counts are written so often at most: polls write nothing
+FORMS = ("lora", "parallel")  # of experts
+MAX_BASE_NAME = 255  # letters
 _TENSOR = re.compile(r"generalist\.[a-z0-9_.]{1,120}")
 
 
@@ -137,9 +139,8 @@ class Members:
 
     def _admit(self, wish: Join, invitation: dict[str, Any], identity: str, public_key: Ed25519PublicKey) -> None:
         known, wanted = self.generalist, wish.name or invitation["name"]
-        if known is None:
-            _check_generalist(wish.generalist)
-        elif difference := _difference(known, wish.generalist):
+        _check_generalist(wish.generalist)
+        if known is not None and (difference := _difference(known, wish.generalist)):
             raise Refused(409, "other_generalist", difference)
         if wanted is not None:
             self._check_name(wanted, identity)
@@ -153,7 +154,9 @@ class Members:
                 " ON CONFLICT (id) DO UPDATE SET name = excluded.name, revoked = NULL",
                 identity, name, wish.public_key, now, now, wish.version[:32],
             )  # fmt: skip
-        self.devices[identity] = Device(identity, name, public_key, None, now)
+        before = self.devices.get(identity)  # it was here before, perhaps removed
+        counts = (before.bytes_in, before.bytes_out) if before else (0, 0)
+        self.devices[identity] = Device(identity, name, public_key, None, now, *counts)
 
     def _check_name(self, name: str, identity: str | None) -> None:
         if not re.fullmatch(NAME_PATTERN, name):
@@ -182,6 +185,11 @@ class Members:
 
 
 def _check_generalist(found: Generalist) -> None:
+    if found.form not in FORMS or not 1 <= len(found.base_name) <= MAX_BASE_NAME or not 0 < found.scale < math.inf:
+        raise Refused(
+            422, "bad_generalist",
+            f"a generalist is of the form {' or '.join(FORMS)}, its scale is above 0 and its base has a name",
+        )  # fmt: skip
     if not 1 <= len(found.tensors) <= MAX_TENSORS:
         raise Refused(
             422, "bad_generalist", f"a generalist has 1 to {MAX_TENSORS} tensors and not {len(found.tensors)}"
@@ -201,12 +209,12 @@ def _difference(known: Generalist, found: Generalist) -> str | None:
     """Why a device cannot join a fleet that trains `known`; None if it can."""
     if known.base_sha256 != found.base_sha256:
         return (
-            f"this fleet's base is {known.base_name} ({known.base_sha256[:12]}) and this device's {found.base_name[:80]} "
+            f"this fleet's base is {known.base_name} ({known.base_sha256[:12]}) and this device's {found.base_name} "
             f"({found.base_sha256[:12]}); use the same file: comigs-edge init --force --base FILE.gguf"
         )
     if (known.form, known.tensors) != (found.form, found.tensors):
         return (
-            f"this fleet trains {known.form} experts of {_weights(known):,} weights and this device has {found.form[:20]} "
+            f"this fleet trains {known.form} experts of {_weights(known):,} weights and this device has {found.form} "
             f"experts of {_weights(found):,}; set the same [model] in config.toml (expert_form, rank, expert_width, attention)"
         )
     if known.scale != found.scale:

@@ -5,7 +5,7 @@ All times are seconds since 1970 by the coordinator's clock; a device needs no c
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 
@@ -15,8 +15,11 @@ SHA256_PATTERN = r"^[0-9a-f]{64}$"
 MAX_TENSORS = 4096
 MAX_WEIGHTS = 1 << 28  # numbers in a generalist
 
-Name = msgspec.Meta(pattern=NAME_PATTERN)
-Sha256 = msgspec.Meta(pattern=SHA256_PATTERN)
+MAX_INTEGER = (1 << 53) - 1  # what every reader of JSON keeps exactly, and SQLite too
+
+Sha256 = Annotated[str, msgspec.Meta(pattern=SHA256_PATTERN, max_length=64)]  # $ alone lets a line break follow
+Number = Annotated[int, msgspec.Meta(ge=-1, le=MAX_INTEGER)]  # of a round or its generalist
+Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_INTEGER)]
 T = TypeVar("T")
 
 
@@ -95,10 +98,10 @@ class State(Message):
 class Commit(Message):
     """What was uploaded becomes an update of the open round."""
 
-    sha256: str
-    trained_from: int  # number of the generalist that it is a change of; -1: the first generalist itself
-    tokens: int  # that it was trained on
-    expected_round: int  # the round that the device believes to be open
+    sha256: Sha256
+    trained_from: Number  # number of the generalist that it is a change of; -1: the first generalist itself
+    tokens: Count  # that it was trained on
+    expected_round: Number  # the round that the device believes to be open
     validation_loss: float | None = None  # nats a token, from devices that opted in
 
 
@@ -112,7 +115,7 @@ class Receipt(Message):
 class Refusal(Message):
     """A device keeps its old generalist because the new one is worse on its validation text."""
 
-    round: int
+    round: Number
     loss_before: float  # nats a token
     loss_after: float
 
@@ -139,4 +142,9 @@ def encode(message: Message) -> bytes:
 
 def decode(data: bytes, kind: type[T]) -> T:
     """The message in `data`; raises `msgspec.DecodeError` with the reason otherwise."""
-    return msgspec.json.decode(data, type=kind, strict=True)
+    try:
+        return msgspec.json.decode(data, type=kind, strict=True)
+    except UnicodeDecodeError as error:
+        raise msgspec.DecodeError("a text is not UTF-8") from error
+    except RecursionError as error:
+        raise msgspec.DecodeError("it is nested too deeply") from error

@@ -12,9 +12,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
+import math
 import mmap
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -22,6 +25,7 @@ from coordinator.errors import Refused
 
 SPARE_BYTES = 64 * 10**6  # of the disk that stay free
 SPARE_SHARE = 0.05  # ... or this share, if it is less
+UPLOADS = 4  # of one device that may be incomplete
 
 
 class DiskFailure(BaseException):
@@ -35,7 +39,8 @@ class Payloads:
         self.folder, self.uploads = root / "payloads", root / "uploads"
         for folder in (self.folder, self.uploads):
             folder.mkdir(mode=0o700, exist_ok=True)
-        self._unrecorded: set[str] = set()  # checked, but not in the ledger yet: no garbage
+        self._held: Counter[str] = Counter()  # what is at work and perhaps not in the ledger yet: no garbage
+        self._made: str | None = None  # the newest payload of `write`, the same
 
     def path(self, sha256: str) -> Path:
         """Where a payload is."""
@@ -58,13 +63,13 @@ class Payloads:
                 409, "wrong_offset", f"the upload stands at {here:,} bytes and not at {offset:,}; go on there"
             )
         self.check_space(len(data))
-        with self._part(device, sha256).open("ab") as file:
-            try:
-                file.write(data)
-                file.flush()
-            except OSError as error:
-                _undo(file.fileno(), here)
-                raise full(error) from error
+        if not here:
+            self._drop_oldest(device)
+        try:
+            with self._part(device, sha256).open("ab", buffering=0) as file:  # no buffer: closing writes nothing more
+                _write_all(file, data, here)
+        except OSError as error:
+            raise full(error) from error
         return here + len(data)
 
     def finish(self, device: str, sha256: str, size: int) -> Path:
@@ -75,33 +80,47 @@ class Payloads:
         found = self.offset(device, sha256)
         if found != size:
             raise Refused(409, "incomplete", f"{found:,} of {size:,} bytes are here; upload the rest first")
-        if _sha256(part) != sha256:
-            part.unlink()
-            raise Refused(
-                422, "wrong_digest", "what arrived does not have the SHA-256 that was announced; upload it again"
-            )
         try:
+            if _sha256(part) != sha256:
+                part.unlink()
+                raise Refused(
+                    422, "wrong_digest", "what arrived does not have the SHA-256 that was announced; upload it again"
+                )
             with part.open("rb") as file:
                 _sync(file.fileno())
         except OSError as error:
-            part.unlink()
+            part.unlink(missing_ok=True)
             raise full(error) from error
         return part
 
     def keep(self, part: Path, sha256: str) -> None:
-        """Puts a finished upload into its place, durably; `recorded` must follow."""
-        self._unrecorded.add(sha256)
-        if part != self.path(sha256):
-            part.replace(self.path(sha256))
-            sync_folder(self.folder)
+        """Puts a finished upload into its place, durably."""
+        try:
+            if part != self.path(sha256):
+                part.replace(self.path(sha256))
+            sync_folder(self.folder)  # even if it is there: who renamed it may not have come so far yet
+        except OSError as error:
+            raise full(error) from error
 
-    def recorded(self, sha256: str) -> None:
-        """The ledger knows the payload now, or has refused it."""
-        self._unrecorded.discard(sha256)
+    @contextlib.contextmanager
+    def held(self, sha256: str) -> Iterator[None]:
+        """As long as this lasts the payload is no garbage. For the thread that calls `collect`, like `collect` itself."""
+        self._held[sha256] += 1
+        try:
+            yield
+        finally:
+            self._held[sha256] -= 1
+            self._held += Counter()  # forgets the zeros
 
     def forget(self, device: str, sha256: str) -> None:
         """Drops an upload."""
         self._part(device, sha256).unlink(missing_ok=True)
+
+    def _drop_oldest(self, device: str) -> None:
+        """Makes a new upload of a device its last of `UPLOADS`: a disk is not filled with beginnings."""
+        parts = sorted(self.uploads.glob(f"{device}-*"), key=_written, reverse=True)
+        for path in parts[UPLOADS - 1 :]:
+            path.unlink(missing_ok=True)
 
     def _part(self, device: str, sha256: str) -> Path:
         return self.uploads / f"{device}-{sha256}"
@@ -109,7 +128,7 @@ class Payloads:
     # Payloads -----------------------------------------------------------------------------------------------------
 
     def write(self, pieces: Iterable[bytes | memoryview], size: int) -> str:
-        """Keeps a payload that the coordinator made; returns its SHA-256."""
+        """Keeps a payload that the coordinator made; returns its SHA-256. It is no garbage until the next one is made."""
         self.check_space(size)
         temporary, digest = self.uploads / "generalist", hashlib.sha256()
         try:
@@ -120,9 +139,11 @@ class Payloads:
                 file.flush()
                 _sync(file.fileno())
         except OSError as error:
+            temporary.unlink(missing_ok=True)
             raise full(error) from error
-        self.keep(temporary, digest.hexdigest())
-        return digest.hexdigest()
+        self._made = digest.hexdigest()
+        self.keep(temporary, self._made)
+        return self._made
 
     @contextlib.contextmanager
     def opened(self, sha256: str) -> Iterator[mmap.mmap]:
@@ -132,9 +153,11 @@ class Payloads:
 
     def collect(self, wanted: set[str], now: float, upload_seconds: float = 7 * 86400) -> int:
         """Deletes payloads that nobody refers to, and uploads that nobody goes on with; returns how many."""
-        garbage = [path for path in self.folder.iterdir() if path.name not in wanted | self._unrecorded]
-        garbage += [path for path in self.uploads.iterdir() if now - path.stat().st_mtime > upload_seconds]
-        garbage += [path for path in self.uploads.iterdir() if path.name == "generalist"]
+        wanted = wanted | set(self._held) | {str(self._made)}
+        garbage = [path for path in self.folder.iterdir() if path.name not in wanted]
+        garbage += [path for path in self.uploads.iterdir() if now - _written(path) > upload_seconds]
+        if self._made is None:  # a crash left it: nothing is made yet
+            garbage += self.uploads.glob("generalist")
         for path in set(garbage):
             path.unlink(missing_ok=True)
         return len(set(garbage))
@@ -175,9 +198,24 @@ def _sync(descriptor: int) -> None:
         raise DiskFailure(f"the disk refused to sync: {error}") from error
 
 
-def _undo(descriptor: int, size: int) -> None:
-    with contextlib.suppress(OSError):
-        os.ftruncate(descriptor, size)
+def _write_all(file: io.RawIOBase, data: bytes, end: int) -> None:
+    """All of `data` behind the file's present `end`, or nothing."""
+    rest = memoryview(data)
+    try:
+        while rest:
+            rest = rest[file.write(rest) or 0 :]
+    except OSError:
+        with contextlib.suppress(OSError):
+            file.truncate(end)
+        raise
+
+
+def _written(path: Path) -> float:
+    """When the file was last written to; now or later if it has just been renamed by another thread."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return math.inf
 
 
 def _sha256(path: Path) -> str:

@@ -16,13 +16,20 @@ class Buckets:
 
     def take(self, key: str, now: float) -> None:
         """Takes one; raises `Refused` (429) if there is none. `now` is monotonic, in seconds."""
-        left, at = self._left.pop(key, (self.burst, now))
-        left = min(self.burst, left + (now - at) * self.rate)
-        self._left[key] = (max(left - 1, left if left < 1 else 0.0), now)
+        self.check(key, now)
+        left = self._at(key, now) - 1
+        self._left.pop(key, None)
+        self._left[key] = (left, now)
         while len(self._left) > MAX_KEYS:  # the key that was used the longest time ago
             del self._left[next(iter(self._left))]
+
+    def check(self, key: str, now: float) -> None:
+        """Takes none; raises `Refused` (429) if there is none."""
+        left = self._at(key, now)
         if left < 1:
-            wait = (1 - left) / self.rate
-            raise Refused(
-                429, "too_often", f"too many requests; come again in {wait:.0f} seconds", retry_after=max(1, wait)
-            )
+            wait = max(1.0, (1 - left) / self.rate)
+            raise Refused(429, "too_often", f"too many requests; come again in {wait:.0f} seconds", retry_after=wait)
+
+    def _at(self, key: str, now: float) -> float:
+        left, at = self._left.get(key, (self.burst, now))
+        return min(self.burst, left + (now - at) * self.rate)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 WEIGHTS = ("uniform", "tokens")
 AVERAGING = ("separate", "freeze-a", "alternate")
 ONE = 1 << 16  # the fixed-point weight of a fresh update
+MAX_UPDATES = 1024  # of one round: what `aggregate` sums exactly
 TOKEN_CAP = 1 << 20  # tokens beyond which an update's weight does not grow: bounds what one device can claim
 
 
@@ -36,12 +37,12 @@ def goal(rules: Rules, round_number: int, active: int) -> int:
     """Updates that close the round at once."""
     if round_number == 0:
         return 1
-    return max(1, min(rules.goal or active, active))
+    return max(1, min(rules.goal or active, active, MAX_UPDATES))
 
 
 def quorum(rules: Rules, active: int) -> int:
     """Updates that close the round at its deadline."""
-    return max(1, math.ceil(rules.min_fraction * active))
+    return max(1, math.ceil(rules.min_fraction * active - 1e-9))  # 0.07 x 100 is a little more than 7
 
 
 def is_complete(rules: Rules, round_number: int, updates: int, active: int, seconds: float) -> bool:
@@ -85,5 +86,5 @@ def is_inner(name: str) -> bool:
 
 
 def next_poll_seconds(active: int) -> float:
-    """When a device that has nothing to bring should ask again: a minute, later where all together would be over 20 a second."""
-    return max(60.0, active / 20)
+    """When a device that has nothing to bring may ask again: all together ask 20 times a second at most."""
+    return max(5.0, active / 20)

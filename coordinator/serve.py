@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+import sqlite3
 import ssl
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from coordinator import admin
 from coordinator.config import Config
 from coordinator.errors import CoordinatorError
 from coordinator.folder import Folder
+from coordinator.payloads import DiskFailure
 from coordinator.server import Server
 
 IDLE_SECONDS = 10.0  # for a request's head to come, and between two requests
@@ -32,9 +34,14 @@ def serve(
     ready: Callable[[str, bytes, Folder], None],
 ) -> None:  # fmt: skip
     """Serves until it is told to stop; `ready` is called with address, pin and folder when devices may come."""
-    with Folder.opened(root) as folder, folder.fleet(time.time, settings(folder.config)) as fleet:
-        server = Server(fleet, version, is_open)
-        asyncio.run(_run(server, folder, host, port, address, ready))
+    try:
+        with Folder.opened(root) as folder, folder.fleet(time.time, settings(folder.config)) as fleet:
+            server = Server(fleet, version, is_open)
+            asyncio.run(_run(server, folder, host, port, address, ready))
+    except (sqlite3.OperationalError, DiskFailure) as error:
+        raise CoordinatorError(
+            f"{root} cannot be written ({error}); make room on its disk or check it, and start again"
+        ) from error
 
 
 async def _run(
@@ -43,13 +50,13 @@ async def _run(
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    await server.publish()  # rounds that a crash left closed
     runner = web.AppRunner(server.application(), keepalive_timeout=IDLE_SECONDS, access_log=None, shutdown_timeout=STOP_SECONDS,
                            auto_decompress=False, max_line_size=4096, max_field_size=8190, max_headers=64)  # fmt: skip
     own = web.AppRunner(
         admin.application(admin.Context(server.fleet, folder, server.started, server.version)), access_log=None
     )
-    clock = asyncio.create_task(server.keep_time())
+    clock = asyncio.create_task(server.keep_time())  # first of all it publishes what a crash left closed
+    clock.add_done_callback(lambda task: stop.set())
     try:
         await runner.setup()
         await own.setup()
@@ -67,12 +74,12 @@ async def _run(
         listening.close()
     finally:
         clock.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await clock
         await own.cleanup()
         await runner.cleanup()
         with contextlib.suppress(OSError):
             (folder.root / admin.SOCKET).unlink()
+        with contextlib.suppress(asyncio.CancelledError):
+            await clock  # what ended it, if it was not us, ends the process: rounds would never close
     logging.getLogger("comigs-coordinator").info("stopped")
 
 

@@ -17,7 +17,8 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable
 
 import msgspec
-from aiohttp import web
+from aiohttp import hdrs, web
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from coordinator import keys, openapi, page, signatures
 from coordinator.answers import answer, disk_trouble, parse, problem, read_body
@@ -90,7 +91,8 @@ class Server:
         except Exception:
             log.exception("a request failed: %s %s", request.method, request.match_info.route.resource)
             answer = problem(Refused(500, "bug", "the coordinator failed; its log says why"))
-        self.metrics.count(request.method, _route(request), answer.status, time.perf_counter() - start)
+        method = request.method if request.method in hdrs.METH_ALL else "other"
+        self.metrics.count(method, _route(request), answer.status, time.perf_counter() - start)
         if not answer.prepared:
             answer.headers[signatures.EPOCH_HEADER] = self.epoch
         return answer
@@ -126,11 +128,19 @@ class Server:
         return answer(Hello(fleet=self.fleet.id, epoch=self.epoch, version=self.version))
 
     async def _join(self, request: web.Request) -> web.Response:
+        self.failures.check(
+            request.remote or "", time.monotonic()
+        )  # anybody may ask: guesses cost nothing but their head
         body = await read_body(request, MAX_JSON)
         wish = parse(body, Join)
+
+        def find(key_id: str) -> Ed25519PublicKey:
+            if key_id != keys.device_id(wish.public_key):
+                raise Refused(401, "wrong_key_id", "the request is not signed with the key that it brings")
+            return keys.public_key(wish.public_key)
+
         try:
-            key = keys.public_key(wish.public_key)
-            find = lambda key_id: key  # noqa: E731
+            keys.public_key(wish.public_key)
             signatures.verify(_asked(request), find, self.epoch, self.nonces, time.monotonic()).check_body(body)
             joined = self.fleet.join(wish)
         except ValueError as error:
@@ -156,6 +166,7 @@ class Server:
         path = None if sha256 is None else self.fleet.payloads.path(sha256)
         if path is None or not path.exists():
             raise Refused(404, "no_generalist", f"generalist {number} is not here; ask for the newest")
+        _check_range(request, path.stat().st_size)
         sent = _Counted(path, headers={"Content-Type": "application/octet-stream"})
         sent.on_sent = lambda count: self.fleet.members.heard(device, 0, count)
         return sent
@@ -180,12 +191,10 @@ class Server:
             receipt = self.fleet.counted(device, wish)
             if receipt is None:
                 table = self.fleet.table_of(wish)
-                try:
+                with self.fleet.payloads.held(wish.sha256):
                     async with self._checks:
                         size = await asyncio.to_thread(self.fleet.check_upload, device, wish, table)
                     receipt = self.fleet.record(device, wish, size)
-                finally:
-                    self.fleet.payloads.recorded(wish.sha256)
                 log.info("round %d: %s, weight %.2f", receipt.round, device.name, receipt.weight)
                 self._wake.set()
         return answer(receipt)
@@ -272,9 +281,19 @@ def _route(request: web.Request) -> str:
 
 
 def _number(text: str) -> int:
-    if not text.lstrip("-").isascii() or not text.lstrip("-").isdigit() or len(text) > 15:
+    if not re.fullmatch(r"-?[0-9]{1,15}", text):
         raise Refused(400, "bad_number", f"{text[:20]!r} is not a number")
     return int(text)
+
+
+def _check_range(request: web.Request, size: int) -> None:
+    try:
+        if (request.http_range.start or 0) >= size:
+            raise ValueError("it begins behind the end")
+    except ValueError as error:
+        raise Refused(
+            416, "bad_range", f"the range is of no use for {size:,} bytes; write bytes=FIRST- or bytes=FIRST-LAST"
+        ) from error
 
 
 def _sha256(request: web.Request) -> str:

@@ -129,7 +129,7 @@ class Nonces:
             if now - at < self._keep:
                 break
             del self._seen[old]
-        if len(nonce) > 128 or (key_id, nonce) in self._seen:
+        if len(nonce) > 128 or len(key_id) > 64 or (key_id, nonce) in self._seen:
             raise Refused(401, "replayed", "this request was seen before; sign a new one")
         if len(self._seen) >= MAX_NONCES:
             raise Refused(429, "busy", "too many requests at once; try again in a minute", retry_after=60)

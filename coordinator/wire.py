@@ -23,7 +23,7 @@ Arrays = dict[str, npt.NDArray[np.float32]]
 Table = dict[str, tuple[str, tuple[int, ...]]]  # name -> safetensors type, shape
 
 MAX_HEADER = 64 * 1024  # bytes; 448 tensors of a 32-block generalist with attention take 49 KB
-DTYPES = {"F32", "F16"}
+DTYPES = ("F32", "F16")
 _NAMES = {"<f4": "F32", "<f2": "F16", "|u1": "U8", "|i1": "I8"}
 _TYPES = {name: np.dtype(kind) for kind, name in _NAMES.items()}
 
@@ -107,6 +107,7 @@ def read_header(data: bytes, source: str, max_header: int = MAX_HEADER) -> dict[
         entries = json.loads(data[8 : 8 + length], object_pairs_hook=_without_duplicates)
         if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
             raise ValueError("it is no table of tensors")
+        "".join(entries).encode()  # halves of characters are no names
     except (ValueError, RecursionError) as error:
         raise WireError(f"{source} is damaged: its header is not JSON ({error})") from error
     entries.pop("__metadata__", None)

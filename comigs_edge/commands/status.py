@@ -36,6 +36,10 @@ def status(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
         if made:
             losses = f"{made['validation_loss_before']:.4f} before, {made['validation_loss']:.4f} after"
             out.print(f"[bold]adapters  [/]version {made['version']}, validation loss {losses}")
+        if fleet := found["fleet"]:
+            newest = "no generalist yet" if fleet["generalist"] is None else f"generalist {fleet['generalist']}"
+            waits = ", an update waits" if fleet["waits"] else ""
+            out.print(f"[bold]fleet     [/]{fleet['address']}, as {fleet['name']}, {newest}{waits}", soft_wrap=True)
         for model in found["models"]:
             out.print(f"[bold]model     [/]{model['path']}, {size(model['bytes'])}", soft_wrap=True)
     next_command(found["next"])
@@ -47,7 +51,7 @@ def _collect() -> dict[str, Any]:
     home = homes.locate()
     found: dict[str, Any] = {
         "home": str(home.root), "base": None, "data": {}, "training": {"state": "none", "expert_steps": 0, "steps": 0},
-        "adapters": None, "models": [], "next": "comigs-edge init",
+        "adapters": None, "models": [], "fleet": None, "next": "comigs-edge init",
     }  # fmt: skip
     if not home.exists:
         return found
@@ -66,8 +70,23 @@ def _collect() -> dict[str, Any]:
     if numbers:
         found["adapters"] = read_manifest(home.adapters, numbers[-1])
     found["models"] = [{"path": str(p), "bytes": p.stat().st_size} for p in sorted(home.models.glob("*.gguf"))]
+    found["fleet"] = _fleet(home)
     found["next"] = _next(found)
     return found
+
+
+def _fleet(home: homes.Home) -> dict[str, Any] | None:
+    from comigs_edge.membership import FleetFolder
+
+    folder = FleetFolder(home)
+    if not folder.is_member:
+        return None
+    member, standing = folder.membership(), folder.standing()
+    generalist = None if standing.trained_from < 0 else standing.trained_from
+    return {
+        "address": member.address, "name": member.name, "generalist": generalist, "waits": folder.outbox() is not None,
+        "local_steps": member.local_steps,
+    }  # fmt: skip
 
 
 def _next(found: dict[str, Any]) -> str:

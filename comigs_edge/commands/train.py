@@ -20,6 +20,7 @@ from comigs_edge.commands.plan import LINES_HELP, planned, summary
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from comigs_edge.commands.fleet import Fleet
     from comigs_edge.config import PauseConfig
     from comigs_edge.pauses import Pauses
     from comigs_edge.session import Training
@@ -44,6 +45,9 @@ def train(
         typer.Option("--pause/--no-pause", help="Wait while the device is hot, low on battery, short of memory or busy with "
                      "other programs; config.toml, [pause], says when."),
     ] = True,
+    sync: Annotated[
+        bool, typer.Option("--sync/--no-sync", help="Exchange generalists with the fleet, if this device has joined one.")
+    ] = True,
     profile: Annotated[Optional[str], typer.Option(help="Profile of the device, in place of config.toml's.")] = None,
     lines: Annotated[Optional[list[str]], typer.Option("--plan", metavar="NAME=VALUE", help=LINES_HELP)] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON at the end; progress goes to standard error.")] = False,
@@ -61,6 +65,7 @@ def train(
 
             from comigs_edge import planning, session
             from comigs_edge.base import open_base
+            from comigs_edge.commands.fleet import joined
             from comigs_edge.measure import use
             from comigs_edge.tokens import Tokenizer
             from comigs_edge.train import tune_allocator
@@ -92,11 +97,13 @@ def train(
             warn(warning)
         if training.resumed:
             notes.print(f"going on at expert step {trainer.expert_steps} of {trainer.schedule.steps}")
-        started, seen = pauses.working_time(), _run(training, trainer, settings.train.checkpoint_minutes, pauses)
+        fleet = joined(home, training, trainer) if sync and settings.fleet.sync else None
+        started = pauses.working_time()
+        seen = _run(training, trainer, settings.train.checkpoint_minutes, pauses, fleet)
         version = training.end(trainer)
         if trainer.is_done:
             planning.forget(home)
-        _report(trainer, seen, pauses.working_time() - started, pauses.seconds, version, json)
+        _report(trainer, seen, pauses.working_time() - started, pauses.seconds, version, fleet, json)
 
 
 def _pauses(settings: PauseConfig, is_wanted: bool, lean: bool) -> Pauses:
@@ -152,7 +159,7 @@ def _seconds(action: Callable[[], object]) -> float:
     return time.monotonic() - start
 
 
-def _run(training: Training, trainer: Trainer, checkpoint_minutes: float, pauses: Pauses) -> int:
+def _run(training: Training, trainer: Trainer, checkpoint_minutes: float, pauses: Pauses, fleet: Fleet | None) -> int:
     """Runs to the end or to a signal, saving now and then, pausing where it must; returns the tokens computed."""
     tokens, saved = 0, pauses.working_time()
 
@@ -171,12 +178,16 @@ def _run(training: Training, trainer: Trainer, checkpoint_minutes: float, pauses
         for event in trainer.run():
             tokens += event.tokens
             _show(progress, trainer, event, tokens)
+            if fleet is not None:
+                fleet.after(event)
             if not stop and not trainer.is_done:
                 save(checkpoint_minutes * 60)
                 pauses.wait(stop, prepare)
                 progress.update(progress.task_ids[0], phase=event.phase)
             if stop or trainer.is_done:
                 break
+        if fleet is not None:
+            fleet.end()
     return tokens
 
 
@@ -236,7 +247,15 @@ def _show(progress: Progress, trainer: Trainer, event: Event, tokens: int) -> No
         )
 
 
-def _report(trainer: Trainer, tokens: int, seconds: float, paused: float, version: int | None, as_json: bool) -> None:
+def _report(
+    trainer: Trainer,
+    tokens: int,
+    seconds: float,
+    paused: float,
+    version: int | None,
+    fleet: Fleet | None,
+    as_json: bool,
+) -> None:
     from comigs_edge.adapters import digest
     from comigs_edge.commands.console import next_command, out, print_json
     from comigs_edge.pauses import duration
@@ -253,6 +272,7 @@ def _report(trainer: Trainer, tokens: int, seconds: float, paused: float, versio
         "adapters_version": version,
         "adapters_sha256": digest(trainer.adapters.arrays()),
         "best_sha256": digest(trainer.best),
+        "fleet": None if fleet is None else fleet.totals(),
         "next": "comigs-edge chat" if trainer.is_done else "comigs-edge train --resume",
     }
     if as_json:
@@ -268,6 +288,8 @@ def _report(trainer: Trainer, tokens: int, seconds: float, paused: float, versio
         f"({tokens:,} tokens in {seconds / 60:.1f} minutes{f', paused for {duration(paused)}' if paused else ''})",
         soft_wrap=True,
     )
+    if fleet is not None:
+        out.print(fleet.summary(), soft_wrap=True)
     if version is None:
         out.print("nothing better than the start was found, so the personal model is unchanged")
     next_command(str(result["next"]))

@@ -15,7 +15,7 @@ import time
 import numpy as np
 
 from comigs_edge.remote import Remote
-from coordinator import compress, keys, wire
+from coordinator import admin, compress, keys, wire
 from coordinator.messages import Commit, Generalist, Join
 
 SHAPES = {f"generalist.blk.{block}.{name}": shape for block in range(2) for name, shape in (
@@ -67,11 +67,15 @@ class Coordinator:
         ).stdout  # fmt: skip
         return json.loads(out)
 
+    def ask(self, operation, **arguments):
+        """The same without a process for it."""
+        return admin.call(self.data, "test", operation, **arguments)
+
     def invite(self, name=None):
-        return self.command("invite", *(["--name", name] if name else []))["link"]
+        return self.ask("invite", name=name)["link"]
 
     def rounds(self):
-        return self.command("rounds", "--last", "100000")["rounds"]
+        return self.ask("rounds", last=100_000)["rounds"]
 
     def kill(self):
         with contextlib.suppress(ProcessLookupError):
@@ -97,7 +101,7 @@ class Coordinator:
         """Waits until `condition(status)` holds; returns the status."""
         end = time.monotonic() + seconds
         while True:
-            status = self.command("status")
+            status = self.ask("status")
             if condition(status):
                 return status
             assert time.monotonic() < end, status
@@ -117,13 +121,16 @@ class Member:
         self.joined = self.remote.join(self.wish)
 
     def payload(self, update):
-        return wire.encode(compress.pack(update, self.joined.settings.update_format))
+        return self.encoded(update, 0)
+
+    def encoded(self, update, trained_from):
+        return wire.encode(compress.pack(update, compress.used(self.joined.settings.update_format, trained_from)))
 
     def push(self, update, tokens=1000, state=None, loss=None):
         """Uploads and commits an update of the open round; returns the receipt."""
         state = state or self.remote.state()
         newest = -1 if state.newest is None else keys.open_manifest(state.newest, self.joined.signing_key).round
-        sha256 = self.remote.upload(self.payload(update))
+        sha256 = self.remote.upload(self.encoded(update, newest))
         return self.remote.commit(Commit(
             sha256=sha256, trained_from=newest, tokens=tokens, expected_round=state.open_round, validation_loss=loss
         ))  # fmt: skip

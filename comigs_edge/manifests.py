@@ -1,0 +1,77 @@
+"""The chain of generalists as a device checks it: each link signed, none left out, none changed, never backwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from comigs_edge.errors import ComigsError
+from coordinator import keys
+from coordinator.messages import Manifest, SignedManifest
+
+
+class ForkedChain(ComigsError):
+    """The coordinator's history is not the one that this device knows."""
+
+
+class Check:
+    """Opens manifests of one fleet and base."""
+
+    def __init__(self, fleet: str, signing_key: str, base_sha256: str) -> None:
+        self._fleet, self._signing_key, self._base_sha256 = fleet, signing_key, base_sha256
+
+    def __call__(self, signed: SignedManifest) -> Manifest:
+        """The manifest; raises `ForkedChain` if the coordinator did not sign it for this fleet and base."""
+        try:
+            found = keys.open_manifest(signed, self._signing_key)
+        except ValueError as error:
+            raise ForkedChain(
+                f"a manifest of the coordinator is not accepted: {error}; nothing was taken over"
+            ) from error
+        if (found.fleet, found.base_sha256) != (self._fleet, self._base_sha256):
+            raise ForkedChain("a manifest of the coordinator is for another fleet or base; nothing was taken over")
+        return found
+
+
+def follow(
+    newest: SignedManifest, head: int, head_hash: str, fetch: Callable[[int], list[SignedManifest]], check: Check
+) -> tuple[Manifest, str]:
+    """The newest manifest and its hash, if it continues the chain that ends with `head`; raises `ForkedChain`.
+
+    `head` is -1 for a device that knows no generalist yet: it begins with the newest. `fetch` gives the links behind a number.
+    """
+    last = check(newest)
+    if last.round < head:
+        raise ForkedChain(
+            f"the coordinator shows generalist {last.round} as its newest and this device knows {head}: it was set back, or "
+            "restored from an old backup; nothing was taken over. If that is meant: comigs-edge join LINK"
+        )
+    if head < 0:
+        return last, keys.chain_hash(newest)
+    known, links = head - 1, {}
+    while known < last.round:
+        found = fetch(known)
+        if not found:
+            break
+        for link in found:
+            links[check(link).round] = link
+        known = max(links)
+    number, before = head, None
+    while number <= last.round:
+        signed = links.get(number)
+        if signed is None:
+            raise _forked(number, "it is missing")
+        if number == head and keys.chain_hash(signed) != head_hash:
+            raise _forked(number, "it is not the one that this device has")
+        if before is not None and check(signed).previous != before:
+            raise _forked(number, "it does not continue the one before")
+        before, number = keys.chain_hash(signed), number + 1
+    if before != keys.chain_hash(newest):
+        raise _forked(last.round, "there are two of it")
+    return last, before
+
+
+def _forked(number: int, reason: str) -> ForkedChain:
+    return ForkedChain(
+        f"the coordinator's generalist {number} breaks the chain ({reason}): it may have been tampered with; nothing was taken "
+        "over, tell whoever runs it"
+    )

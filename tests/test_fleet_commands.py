@@ -1,0 +1,153 @@
+"""Devices of a fleet, by their commands: join, train in rounds, sync, leave, roll back; with a real coordinator."""
+
+import json
+
+import numpy as np
+import pytest
+
+from comigs_edge import checkpoint
+from comigs_edge import home as homes
+from comigs_edge.commands import fleet
+from comigs_edge.membership import FleetFolder
+from comigs_edge.versions import read_manifest, versions
+from coordinator import wire
+from tests.coordinator.rig import Coordinator
+
+
+@pytest.fixture
+def coordinator(tmp_path, monkeypatch):
+    monkeypatch.setattr(fleet, "PATIENCE", 0.5)
+    running = Coordinator(tmp_path / "coordinator", local_steps=2)
+    yield running
+    if running.process.poll() is None:
+        running.stop()
+
+
+@pytest.mark.parametrize("ready", ["lora", "parallel"], indirect=True)
+def test_a_lone_device_is_a_working_fleet(run, ready, coordinator):
+    result = run("join", coordinator.invite("kitchen-pi"))
+    assert "joined the fleet" in result.stdout
+    assert result.stdout.rstrip().endswith("next: comigs-edge train")
+    found = json.loads(run("train", "--steps", 6, "--json").stdout)
+    assert found["fleet"]["updates"] >= 3
+    assert found["fleet"]["generalists"] >= 2
+    coordinator.until(lambda status: status["newest_round"] == status["open_round"] - 1)
+    rounds = coordinator.rounds()
+    assert [row["number"] for row in rounds] == list(range(len(rounds)))
+    assert {update["name"] for row in rounds for update in row["updates"]} == {"kitchen-pi"}
+    assert json.loads(run("status", "--json").stdout)["fleet"]["name"] == "kitchen-pi"
+
+
+def test_two_devices_train_one_generalist_and_keep_their_specialists(run, ready, coordinator, tmp_path, monkeypatch):
+    run("join", coordinator.invite("first"))
+    second = tmp_path / "second"
+    monkeypatch.setenv("COMIGS_EDGE_HOME", str(second))
+    run("init", "--base", ready / "base.gguf")
+    (second / "config.toml").write_text((ready / "config.toml").read_text().replace("# seed = 42", "seed = 43"))
+    run("data", "add", tmp_path / "text")
+    run("join", coordinator.invite("second"))
+    generalists, specialists = [], []
+    for home in (ready, second, ready, second, ready):
+        monkeypatch.setenv("COMIGS_EDGE_HOME", str(home))
+        run("train", "--steps", 2, "--json")
+        coordinator.until(lambda status: status["newest_round"] == status["open_round"] - 1)
+    for home in (ready, second):
+        monkeypatch.setenv("COMIGS_EDGE_HOME", str(home))
+        found = json.loads(run("sync", "--json").stdout)
+        assert found["offline"] is None
+        folder = home / "adapters" / f"{versions(home / 'adapters')[-1]:04d}"
+        generalists.append(wire.decode((folder / "generalist.safetensors").read_bytes(), "generalist"))
+        specialists.append(wire.decode((folder / "specialist.1.safetensors").read_bytes(), "specialist"))
+    closed = [row for row in coordinator.rounds() if row["closed"]]
+    assert max(row["devices"] for row in closed) == 2
+    newest = FleetFolder(homes.locate()).standing()
+    for name, array in newest.reference.items():
+        np.testing.assert_allclose(generalists[1][name], array, atol=1e-6)
+    assert any(np.abs(specialists[0][name] - specialists[1][name]).max() > 1e-3 for name in specialists[0])
+
+
+def test_what_would_leave_is_shown_and_nothing_is_sent(run, ready, coordinator):
+    run("join", coordinator.invite())
+    coordinator.stop()  # a dry run needs nobody
+    found = json.loads(run("sync", "--dry-run", "--json").stdout)
+    assert found["changes_nothing_yet"]
+    run("train", "--steps", 2)
+    receipt = json.loads(run("sync", "--dry-run", "--json").stdout)
+    assert receipt["tensors"]
+    assert all(name.startswith("generalist.") for name in receipt["tensors"])
+    assert receipt["bytes"] > sum(tensor["bytes"] for tensor in receipt["tensors"].values())
+    assert "specialists" in run("sync", "--dry-run").stdout
+
+
+def test_a_training_without_its_coordinator_goes_on_and_brings_the_update_later(run, ready, coordinator):
+    run("join", coordinator.invite())
+    run("train", "--steps", 2)
+    coordinator.until(lambda status: status["newest_round"] >= 1)
+    coordinator.stop()
+    found = run("train", "--steps", 4, "--json")
+    assert json.loads(found.stdout)["fleet"]["waits"]
+    assert "training goes on, the update waits" in found.stderr.replace("\n", " ")
+    before = coordinator
+    coordinator.restart()
+    assert before.ask("status")["updates"] == 0
+    brought = json.loads(run("sync", "--json").stdout)
+    assert len(brought["updates"]) == 1
+    assert not brought["waits"]
+
+
+def test_an_interrupted_training_keeps_its_place_in_the_fleet(run, ready, coordinator):
+    run("join", coordinator.invite())
+    run("train", "--steps", 4)
+    saved = checkpoint.load(ready / "state")
+    assert saved[1]["fleet_mark"].split("/")[0].isdigit()
+
+
+def test_a_device_leaves_and_joins_another_fleet(run, ready, coordinator):
+    run("join", coordinator.invite("here"))
+    assert "comigs-coordinator revoke here" in run("leave").stdout
+    assert "belongs to no fleet" in run("sync", code=1).stderr
+    run("join", coordinator.invite("again"))
+
+
+def test_bad_links_are_one_sentence(run, ready, coordinator):
+    for link, part in (
+        ("hello", "is no invitation"),
+        ("http://127.0.0.1:1#abc", "not of the form"),
+        (f"{coordinator.address}#abcd", "its code is incomplete"),
+    ):
+        result = run("join", link, code=1)
+        assert part in result.stderr
+        assert result.stderr.count("\n") == 1
+    link = coordinator.invite()
+    changed = link[:-4] + ("AAAA" if not link.endswith("AAAA") else "BBBB")
+    assert "shows another key" in run("join", changed, code=1).stderr
+
+
+def test_a_device_with_another_model_is_told_what_to_change(run, ready, coordinator, tmp_path, monkeypatch):
+    run("join", coordinator.invite())
+    monkeypatch.setenv("COMIGS_EDGE_HOME", str(tmp_path / "other"))
+    run("init", "--base", ready / "base.gguf", "--expert-form", "lora")
+    error = run("join", coordinator.invite(), code=1).stderr
+    assert "this fleet trains parallel experts" in error
+    assert "set the same [model] in config.toml" in error
+
+
+def test_going_back_makes_an_older_generalist_the_newest_version(run, ready, coordinator):
+    run("join", coordinator.invite())
+    for _ in range(3):
+        run("train", "--steps", 2)
+        coordinator.until(lambda status: status["newest_round"] == status["open_round"] - 1)
+    run("sync")
+    result = run("rollback")
+    assert "went back to generalist" in result.stdout
+    manifest = read_manifest(ready / "adapters", versions(ready / "adapters")[-1])
+    assert manifest["generalist"] == FleetFolder(homes.locate()).standing().trained_from
+    assert "is not kept" in run("rollback", "--to", 99, code=1).stderr
+
+
+def test_a_revoked_device_trains_on_alone(run, ready, coordinator):
+    run("join", coordinator.invite("lost"))
+    coordinator.ask("revoke", name="lost")
+    result = run("train", "--steps", 2, "--json")
+    assert json.loads(result.stdout)["finished"]
+    assert "lost was removed from the fleet" in result.stderr.replace("\n", " ")
