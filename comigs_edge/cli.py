@@ -23,6 +23,7 @@ from comigs_edge.commands import (
     join,
     models,
     plan,
+    service,
     status,
     sync,
     train,
@@ -71,6 +72,7 @@ for module in (init, plan, train, evaluate, export, chat, join, sync, status, do
     module.register(app)
 app.add_typer(data.app, name="data")
 app.add_typer(models.app, name="models")
+app.add_typer(service.app, name="service")
 
 
 def main() -> None:

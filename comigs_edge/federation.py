@@ -61,22 +61,17 @@ class Federation:
     def mark(self) -> str:
         """Names what was exchanged and sealed so far; a checkpoint keeps it."""
         sealed = self._folder.outbox()
-        return f"{self.standing.number}/{sealed.id if sealed else ''}"
+        return f"{self.membership.joined}/{self.standing.number}/{sealed.id if sealed else ''}"
 
     def begin(self, generalist: Arrays, mark: str | None) -> Arrays:
-        """The generalist to train on with; `mark` is that of a resumed training's checkpoint, None for a new training.
+        """The generalist to train on with; `mark` is the one that was kept with `generalist`, in a checkpoint or with adapters.
 
-        A checkpoint may be older than what was exchanged or sealed since: then the generalist as it was sent is gone on with,
-        so that no step is sent twice. A new training has sent all it has, but for what waits in the outbox.
+        Both may be older than what was exchanged or sealed since: then the generalist as it was sent is gone on with, so that
+        no step is sent twice.
         """
         if self.standing.number == 0 or mark == self.mark:
             return generalist
-        waiting = self._waiting()
-        if mark is not None:
-            return _plus(self.standing.reference, waiting)
-        self.standing.reference, self.standing.unsent_tokens = _less(generalist, waiting), 0
-        self._moved()
-        return generalist
+        return _plus(self.standing.reference, self._waiting())
 
     def frozen(self) -> set[str]:
         """The generalist's tensors that this round's averaging does not train."""
@@ -164,6 +159,9 @@ class Federation:
     def _deliver(self, state: State, found: Exchange, progress: Progress) -> State:
         """Brings the outbox, unless this round has this device's update already; returns the state after it."""
         sealed = self._folder.outbox()
+        if sealed is not None and sealed.id == self.standing.acknowledged:  # it had arrived, and then the power went
+            self._folder.empty_outbox()
+            sealed = None
         if sealed is None or state.has_contributed:
             return state
         try:
@@ -199,6 +197,7 @@ class Federation:
         """The reference moves by what was sent."""
         for name, change in self._decoded(sealed).items():
             self.standing.reference[name] = self.standing.reference[name] + change
+        self.standing.acknowledged = sealed.id
         self.standing.unsent_tokens = max(0, self.standing.unsent_tokens - sealed.tokens)
         self._moved()
         self._folder.empty_outbox()

@@ -42,6 +42,7 @@ class Membership:
     device: str
     name: str
     signing_key: str  # the coordinator's, for manifests
+    joined: str  # a random word: tells this membership from earlier ones
     local_steps: int  # this and the next two: as the coordinator said last
     update_format: str
     averaging: str
@@ -63,6 +64,7 @@ class Standing:
     head_hash: str = ""  # ... and the hash of its manifest
     refused: int = -1  # the newest generalist that made this device's text worse
     kept: dict[str, str] = field(default_factory=dict)  # number -> SHA-256 of the generalists in the folder
+    acknowledged: str = ""  # id of the last update that moved the reference
     unsent_tokens: int = 0  # trained on since the last update that arrived
     # What the coordinator has received of this device's generalist, on top of the one that it goes on from.
     reference: Arrays = field(default_factory=dict)

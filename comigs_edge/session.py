@@ -73,7 +73,8 @@ class Training:
         self.checkpointing = checkpointing
         self.warnings: list[str] = []
         self.resumed = False
-        self.fleet_mark: str | None = None  # of the checkpoint that is gone on with; see `federation.Federation.begin`
+        self.fleet_mark: str | None = None  # of the generalist that is trained, and of the best one; `Federation.mark`
+        self.best_mark: str | None = None
 
     def begin(self, steps: int | None, resume: bool | None) -> Trainer:
         """The trainer to run: an interrupted training goes on, otherwise a new one starts from the newest adapters.
@@ -97,12 +98,13 @@ class Training:
     def _start(self, resume: bool | None) -> Adapters:
         wanted = planned(self.settings.model, self.profile, self.base.shape)
         if resume is None and versions(self.home.adapters):
-            adapters, _ = adapter_files.load(self.home.adapters, self.base.shape, self.settings.base.sha256)
+            adapters, manifest = adapter_files.load(self.home.adapters, self.base.shape, self.settings.base.sha256)
             if adapters.layout != wanted:
                 raise ComigsError(
                     f"the settings ask for {_differences(asdict(wanted), asdict(adapters.layout))}; go back to that, or "
                     "start anew with: comigs-edge train --fresh"
                 )
+            self.fleet_mark = self.best_mark = manifest.get("fleet_mark")
             return adapters
         return Adapters.initial(wanted, self.base.shape, self.settings.train.seed)
 
@@ -123,6 +125,7 @@ class Training:
         trainer = self._trainer(adapters, Schedule(**progress["schedule"]))
         trainer.restore(arrays, progress)
         self.resumed, self.fleet_mark = True, progress.get("fleet_mark")
+        self.best_mark = progress.get("best_mark")
         return trainer
 
     def _trainer(self, adapters: Adapters, plan: Schedule) -> Trainer:
@@ -133,7 +136,8 @@ class Training:
         """Writes a checkpoint."""
         arrays, progress = trainer.state()
         extra = {
-            "finished": trainer.is_done, "base_sha256": self.settings.base.sha256, "fleet_mark": self.fleet_mark
+            "finished": trainer.is_done, "base_sha256": self.settings.base.sha256, "fleet_mark": self.fleet_mark,
+            "best_mark": self.best_mark,
         }  # fmt: skip
         checkpoint.save(self.home.state, arrays, progress | extra)
 
@@ -160,7 +164,7 @@ class Training:
         notes = {
             "validation_loss": trainer.best_loss, "validation_loss_before": trainer.first_loss,
             "expert_steps": trainer.expert_steps, "router_steps": trainer.router_steps,
-            "block_format": trainer.schedule.block_format,
+            "block_format": trainer.schedule.block_format, "fleet_mark": self.best_mark,
         }  # fmt: skip
         return adapter_files.save(
             self.home.adapters, trainer.best, trainer.adapters.layout, self.settings.base.sha256, notes

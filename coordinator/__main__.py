@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import os
+import shlex
 import sys
 import time
 from dataclasses import fields
@@ -17,7 +18,7 @@ from coordinator.config import Config, Training
 from coordinator.errors import CoordinatorError
 from coordinator.rounds import Rules
 
-PORT = 8443
+HOST, PORT = "0.0.0.0", 8443
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -42,10 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     serve = _command(commands, "serve", "Run the coordinator.", _serve)
-    serve.add_argument("--host", default="0.0.0.0", help="address to listen on; default: all of this machine's")
-    serve.add_argument("--port", type=int, default=PORT, help=f"default: {PORT}; 0 takes a free one")
-    serve.add_argument("--address", metavar="URL", help="what invitations say, as in https://pi.local:8443")
-    serve.add_argument("--open", action="store_true", help="show the status page and /metrics to everybody")
+    _listening(serve)
     for field in (*fields(Rules), *fields(Training)):
         kind = type(field.default)
         serve.add_argument(
@@ -66,7 +64,30 @@ def _parser() -> argparse.ArgumentParser:
     revoke.add_argument("name")
     backup = _command(commands, "backup", "Write ledger, keys, settings and generalists into one tar file.", _backup)
     backup.add_argument("file", nargs="?", help="default: comigs-coordinator-DATE.tar")
+    _service(commands)
     return parser
+
+
+def _listening(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--host", default=HOST, help="address to listen on; default: all of this machine's")
+    parser.add_argument("--port", type=int, default=PORT, help=f"default: {PORT}; 0 takes a free one")
+    parser.add_argument("--address", metavar="URL", help="what invitations say, as in https://pi.local:8443")
+    parser.add_argument("--open", action="store_true", help="show the status page and /metrics to everybody")
+
+
+def _service(commands: Any) -> None:
+    text = "Let systemd run the coordinator, from now on and at every start of this machine."
+    parser = commands.add_parser("service", help=text, description=text)
+    actions = parser.add_subparsers(required=True, metavar="COMMAND")
+    install = _command(actions, "install", "Write the unit and start it.", _service_install)
+    _listening(install)
+    install.add_argument("--print", action="store_true", help="print the unit, and do nothing")
+    uninstall = _command(
+        actions, "uninstall", "Stop the coordinator and delete the unit; the data stay.", _service_uninstall
+    )
+    status = _command(actions, "status", "Show whether systemd runs the coordinator.", _service_status)
+    for action in (install, uninstall, status):
+        action.add_argument("--system", action="store_true", help="of the whole machine, as root; default: your own")
 
 
 def _command(commands: Any, name: str, text: str, run: Any) -> argparse.ArgumentParser:
@@ -176,6 +197,53 @@ def _backup(options: argparse.Namespace) -> None:
     print(
         "\nnext, to restore it where no coordinator is: mkdir DIR && tar -xf FILE -C DIR && comigs-coordinator serve --data DIR"
     )
+
+
+def _service_install(options: argparse.Namespace) -> None:
+    from coordinator import service
+
+    data = service.SYSTEM_DATA if options.system and options.data == _default_folder() else options.data.absolute()
+    words = [word for name in ("host", "port", "address") if (value := getattr(options, name)) not in (HOST, PORT, None)
+             for word in (f"--{name}", str(value))] + ["--open"] * options.open  # fmt: skip
+    if options.print:
+        print(service.unit(data, words, options.system), end="")
+        return
+    named = "" if data == _default_folder() else f" --data {shlex.quote(str(data))}"
+    sudo = "sudo " if options.system else ""
+    _show_outcome(options, service.install(data, words, options.system), f"{sudo}comigs-coordinator invite{named}")
+
+
+def _service_uninstall(options: argparse.Namespace) -> None:
+    from coordinator import service
+
+    _show_outcome(options, service.uninstall(options.system), "comigs-coordinator serve")
+
+
+def _show_outcome(options: argparse.Namespace, outcome: Any, then: str) -> None:
+    files, left = [str(file) for file in outcome.files], outcome.left
+    if options.json:
+        json.dump({"files": files, "left": left, "next": then}, sys.stdout, indent=1, ensure_ascii=False)
+        print()
+        return
+    print("\n".join(f"unit       {file}" for file in files))
+    if left:
+        print("\nsystemd did not do these; type them where it runs:\n  " + "\n  ".join(left))
+    print(f"\nnext: {then}")
+
+
+def _service_status(options: argparse.Namespace) -> None:
+    from coordinator import service, systemd
+
+    file = systemd.folder(options.system) / service.UNIT
+    found = {"file": str(file), "installed": file.exists(), "state": systemd.is_active(service.UNIT, options.system)}
+    if options.json:
+        json.dump(found, sys.stdout, indent=1, ensure_ascii=False)
+        print()
+        return
+    print(f"unit       {file}{'' if found['installed'] else ', not installed'}\nstate      {found['state']}")
+    user = " --user" if not options.system else ""
+    then = f"journalctl{user} --unit {service.UNIT}" if found["installed"] else "comigs-coordinator service install"
+    print(f"\nnext: {then}")
 
 
 def _print(table: list[tuple[Any, ...]]) -> None:

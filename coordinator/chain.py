@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ from coordinator.members import Device
 from coordinator.messages import Generalist, Manifest, Refusal, SignedManifest
 from coordinator.payloads import Payloads
 
+Shapes = dict[str, tuple[int, ...]]
 KEPT_GENERALISTS = 10  # payloads; all manifests are kept
 
 
@@ -153,26 +155,44 @@ class Chain:
         self.collect()
 
 
+class _Payload:
+    """A payload that was checked when it came; one tensor at a time is read of it."""
+
+    def __init__(self, path: Path, shapes: Shapes, format_name: str, weight: int = 0) -> None:
+        self.path, self.shapes, self.format, self.weight = path, shapes, format_name, weight
+        self._table = compress.table(shapes, format_name)
+        self._starts = wire.starts(self._table)
+
+    def tensor(self, name: str) -> wire.Arrays:
+        """The tensor, as float32, by its name."""
+        parts = [part for part in (name, name + compress.SCALES) if part in self._table]
+        with self.path.open("rb") as file:
+            packed = {part: wire.read_tensor(file, self._table, self._starts, part) for part in parts}
+        return compress.unpack(packed, {name: self.shapes[name]}, self.format)
+
+
 def make(job: Job, payloads: Payloads) -> tuple[str, int]:
-    """Averages a round's updates into the next generalist and writes it; returns its SHA-256 and size in bytes."""
+    """Averages a round's updates into the next generalist and writes it; returns its SHA-256 and size in bytes.
+
+    Tensor by tensor: it takes memory for one, however large the generalist is and however many devices there are.
+    """
     shapes = {name: tuple(shape) for name, shape in job.generalist.tensors.items()}
-    arrays = aggregate(_before(job, shapes, payloads), _updates(job, shapes, payloads))
-    pieces = wire.pieces(arrays)
-    size = sum(len(piece) for piece in pieces)
-    return payloads.write(pieces, size), size
+    size = wire.encoded_size(compress.table(shapes, "float32"))
+    return payloads.write(_pieces(job, shapes, payloads), size), size
 
 
-def _before(job: Job, shapes: dict[str, tuple[int, ...]], payloads: Payloads) -> wire.Arrays:
-    if job.before is None:  # round 0: its update is the generalist itself
-        return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
-    table = compress.table(shapes, "float32")
-    return wire.decode_expected(payloads.path(job.before).read_bytes(), table, "the generalist")
+def _pieces(job: Job, shapes: Shapes, payloads: Payloads) -> Iterator[bytes | memoryview]:
+    before = None if job.before is None else _Payload(payloads.path(job.before), shapes, "float32")
+    updates = [_update(row, shapes, payloads) for row in job.updates]
+    yield wire.header(compress.table(shapes, "float32"))
+    for name in sorted(shapes):
+        # Round 0 has no generalist before: its update is the generalist itself.
+        start = {name: np.zeros(shapes[name], np.float32)} if before is None else before.tensor(name)
+        changes = ((update.tensor(name), update.weight) for update in updates if name in update.shapes)
+        yield wire.pieces(aggregate(start, changes))[1]
 
 
-def _updates(job: Job, shapes: dict[str, tuple[int, ...]], payloads: Payloads) -> Iterator[tuple[wire.Arrays, int]]:
-    for row in job.updates:
-        trained = rounds.trained(shapes, row["averaging"], row["trained_from"] + 1)
-        part = {name: shapes[name] for name in trained}
-        data = payloads.path(row["sha256"]).read_bytes()
-        packed = wire.decode_expected(data, compress.table(part, row["format"]), "an update")
-        yield compress.unpack(packed, part, row["format"]), row["weight"]
+def _update(row: dict[str, Any], shapes: Shapes, payloads: Payloads) -> _Payload:
+    trained = rounds.trained(shapes, row["averaging"], row["trained_from"] + 1)
+    part = {name: shapes[name] for name in trained}
+    return _Payload(payloads.path(row["sha256"]), part, row["format"], row["weight"])

@@ -82,7 +82,7 @@ class Folder:
         try:
             fleet = Fleet(database, Payloads(self.root), self.signing_key, settings or self.config, clock)
             yield fleet
-            with contextlib.suppress(sqlite3.OperationalError):  # a full disk: the last contacts are not worth a failure
+            with contextlib.suppress(sqlite3.OperationalError):  # a full disk; it is only the last contacts
                 fleet.members.flush(now_at_all_costs=True)
         finally:
             database.close()

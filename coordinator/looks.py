@@ -28,7 +28,7 @@ section { margin-top: 1.25rem; }
 .charts { display: grid; gap: .75rem; grid-template-columns: repeat(3, 1fr); }
 figure { padding: .85rem 1rem .5rem; min-width: 0; display: flex; flex-direction: column; }
 figcaption { margin-bottom: .5rem; }
-svg { display: block; width: 100%; height: auto; overflow: visible; }
+svg { display: block; width: 100%; height: auto; margin-top: auto; overflow: visible; }
 .grid { stroke: var(--edge); }
 .tick { fill: var(--soft); font-size: 11px; }
 .bar { fill: var(--main); }
@@ -56,7 +56,7 @@ tbody tr + tr > * { border-top: 1px solid var(--edge); }
   border: 1px solid var(--edge); overflow-x: auto; }
 footer { margin-top: 1.5rem; }
 a { color: var(--main); margin-left: .35rem; }
-@media (max-width: 62rem) {
+@media (max-width: 66rem) {
   .tiles { grid-template-columns: repeat(3, 1fr); }
   .charts { grid-template-columns: 1fr 1fr; }
   figure:first-child { grid-column: 1 / -1; }
@@ -67,6 +67,7 @@ a { color: var(--main); margin-left: .35rem; }
   tbody tr + tr { border-top: 1px solid var(--edge); }
   tbody tr + tr > * { border-top: 0; }
   tbody th, tbody th.number { grid-column: 1 / -1; padding: 0; text-align: left; }
+  tbody th.number::before { content: "Round "; }
   td, td.number { display: flex; justify-content: space-between; gap: .6rem; padding: 0; text-align: right; font-size: .85rem; }
   td::before { content: attr(data-of); color: var(--soft); }
 }
@@ -77,4 +78,5 @@ a { color: var(--main); margin-left: .35rem; }
   .tile:first-child, .tile:last-child { grid-column: 1 / -1; }
   .charts { grid-template-columns: 1fr; }
 }
+@media (max-width: 28rem) { .tick { font-size: 13.5px; } }
 """

@@ -123,7 +123,7 @@ def _operation(
     answers: Table = {str(_success): {"description": "As asked.", **success}}
     answers |= {str(code): _refusal(code) for code in codes}
     answers["417"] = {"description": "An Expect header other than 100-continue.", **_content(TEXT, {"type": "string"})}
-    security = [{name: [] for name in _security_schemes()}] if _signed else []
+    security: list[Table] = [{name: [] for name in _security_schemes()}] if _signed else []
     for answer in answers.values():
         answer.setdefault("headers", {})["Comigs-Epoch"] = {"$ref": "#/components/headers/Comigs-Epoch"}
     del answers["417"]["headers"]

@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 from aiohttp import hdrs, web
+from aiohttp.http_exceptions import HttpProcessingError
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from coordinator import keys, openapi, page, signatures
@@ -35,6 +36,10 @@ MAX_JSON = 512 * 1024  # bytes of a JSON body: a generalist of 4,096 tensors
 MAX_CHUNK = 1 << 20
 CHECKS_AT_ONCE = 2  # uploads that are in memory
 log = logging.getLogger("comigs-coordinator")
+# Neither what is no HTTP, which is answered with 400, nor a broken connection fills the log with traces.
+logging.getLogger("aiohttp.server").addFilter(
+    lambda record: not (record.exc_info and isinstance(record.exc_info[1], (HttpProcessingError, ConnectionError)))
+)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 SignedHandler = Callable[[web.Request, Device, bytes], Awaitable[web.StreamResponse]]
 

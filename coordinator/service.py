@@ -34,7 +34,6 @@ NoNewPrivileges=yes
 PrivateTmp=yes
 ProtectSystem=strict
 ProtectControlGroups=yes
-ProtectKernelModules=yes
 ProtectKernelTunables=yes
 RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6
 RestrictNamespaces=yes
@@ -62,20 +61,22 @@ def _user(data: Path, system: bool) -> str:
     writable = f"ReadWritePaths={systemd.quoted(data)}\n"
     if not system:
         return writable
-    only_system = "CapabilityBoundingSet=\nPrivateDevices=yes\nProtectClock=yes\nProtectHostname=yes\n"
+    # These take away capabilities, which a user's own systemd cannot: there the service would not start (218/CAPABILITIES).
+    only_system = "CapabilityBoundingSet=\nPrivateDevices=yes\nProtectClock=yes\nProtectKernelModules=yes\n"
     if data.exists() and data != SYSTEM_DATA:
         return f"User={data.stat().st_uid}\n{writable}{only_system}"
     if data == SYSTEM_DATA:
-        return f"DynamicUser=yes\nStateDirectory={data.name}\nStateDirectoryMode=0700\nProtectHome=yes\n{only_system}"
+        return f"DynamicUser=yes\nStateDirectory={data.name}\nStateDirectoryMode=0700\n{only_system}"
     raise CoordinatorError(f"there is no folder {data}; make it, owned by whom the coordinator shall run as")
 
 
 def install(data: Path, arguments: list[str], system: bool) -> systemd.Outcome:
     """Writes the unit and starts it; raises `CoordinatorError`."""
     systemd.check_rights(system, "comigs-coordinator service install --system")
-    systemd.check_readable(system)
     text = unit(data, arguments, system)
-    if data != SYSTEM_DATA:
+    if data == SYSTEM_DATA:
+        systemd.check_readable()
+    else:
         _make(data)
     done = systemd.install({UNIT: text}, UNIT, system)
     return done if system else systemd.Outcome(done.files, done.left + systemd.linger())
@@ -92,6 +93,4 @@ def _make(data: Path) -> None:
     try:
         data.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise CoordinatorError(
-            f"{data} cannot be made ({error.strerror}); name another folder with --data"
-        ) from error
+        raise CoordinatorError(f"{data} cannot be made ({error.strerror}); name another folder with --data") from error

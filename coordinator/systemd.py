@@ -50,7 +50,9 @@ def install(units: Mapping[str, str], enabled: str, system: bool) -> Outcome:
             temporary.chmod(0o644)
             temporary.replace(place / name)
     except OSError as error:
-        raise CoordinatorError(f"{error.filename} cannot be written ({error.strerror}); see who owns {place}") from error
+        raise CoordinatorError(
+            f"{error.filename} cannot be written ({error.strerror}); see who owns {place}"
+        ) from error
     # restart: a unit that runs already takes the new text
     wanted = [["daemon-reload"], ["enable", enabled], ["restart", enabled]]
     return Outcome([place / name for name in units], _told(wanted, system))
@@ -106,16 +108,14 @@ def program(name: str, module: str) -> list[str]:
     return [str(script)] if script.exists() else [sys.executable, "-m", module]
 
 
-def check_readable(system: bool) -> None:
+def check_readable() -> None:
     """Raises `CoordinatorError` if a service of no particular user could not read this program."""
-    if not system:
-        return
     for path in (Path(sys.executable), Path(sys.executable).resolve(), Path(__file__).resolve()):
         closed = next((parent for parent in path.parents if parent.stat().st_mode & 0o005 != 0o005), None)
         if closed is not None:
             raise CoordinatorError(
                 f"a system service could not read this program: {closed} is closed to others; install comigs-edge in "
-                "/opt, or leave out --system"
+                "/opt, leave out --system, or name a folder with --data, whose owner it will run as"
             )
 
 
@@ -126,7 +126,7 @@ def _told(commands: list[list[str]], system: bool) -> list[str]:
         try:
             subprocess.run([*start, *words], check=True, capture_output=True, timeout=SECONDS)
         except (OSError, subprocess.SubprocessError):
-            return [" ".join(([*start, *rest])) for rest in commands[index:]]
+            return [" ".join([*start, *rest]) for rest in commands[index:]]
     return []
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -96,6 +96,25 @@ def decode_expected(data: Any, table: Table, source: str) -> dict[str, Any]:
             _check_finite(name, flat, source)
         arrays[name] = flat.reshape(shape)
     return arrays
+
+
+def starts(table: Table) -> dict[str, int]:
+    """Where each array of an encoded table begins."""
+    found, start = {}, len(header(table))
+    for name in sorted(table):
+        found[name] = start
+        start += _bytes(*table[name])
+    return found
+
+
+def read_tensor(file: BinaryIO, table: Table, places: dict[str, int], name: str) -> Any:
+    """One array of a file that `decode_expected` accepted before, without the rest; `places` are the table's `starts`."""
+    dtype, shape = table[name]
+    file.seek(places[name])
+    data = file.read(_bytes(dtype, shape))
+    if len(data) != _bytes(dtype, shape):
+        raise WireError(f"{file.name} ends within tensor {name}")
+    return np.frombuffer(data, _TYPES[dtype]).reshape(shape)
 
 
 def read_header(data: bytes, source: str, max_header: int = MAX_HEADER) -> dict[str, dict[str, Any]]:

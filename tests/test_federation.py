@@ -31,7 +31,9 @@ class Device:
         self.remote = Remote(address, pin, key, keys.device_id(public), patience)
         wish = Join(code=code, name=None, public_key=public, generalist=generalist(base=BASE), version="test")
         joined = self.remote.join(wish)
-        member = Membership(address, pin.hex(), joined.fleet, joined.device, joined.name, joined.signing_key, 0, "", "")
+        member = Membership(
+            address, pin.hex(), joined.fleet, joined.device, joined.name, joined.signing_key, "", 0, "", ""
+        )
         self.folder.save_membership(member.with_settings(joined.settings))
         self.local = arrays(0.0)
         self.open()
@@ -203,6 +205,41 @@ def test_a_training_resumed_from_before_an_exchange_sends_no_step_twice(coordina
     assert device.value == pytest.approx(2.0)
 
 
+def test_a_power_cut_behind_the_acknowledgement_moves_nothing_twice(coordinator, tmp_path):
+    (device,) = make(coordinator, tmp_path, 1)
+    device.exchange(tokens=0)
+    settled(coordinator)
+    device.exchange(tokens=0)
+    device.learn(2.0)
+    device.folder.empty_outbox = lambda: None  # the power goes before the outbox is emptied
+    device.exchange()
+    device.folder = FleetFolder(Home(tmp_path / "home-0"))
+    device.open()
+    assert device.folder.outbox() is not None
+    for _ in range(2):
+        settled(coordinator)
+        device.exchange(tokens=0)
+    assert device.value == pytest.approx(2.0)
+    assert not device.folder.was_tried
+    assert device.federation.standing.reference[NAME][0, 0] == pytest.approx(2.0)
+
+
+def test_progress_made_without_the_fleet_is_brought_by_the_next_training(coordinator, tmp_path):
+    (device,) = make(coordinator, tmp_path, 1)
+    device.exchange(tokens=0)
+    settled(coordinator)
+    device.exchange(tokens=0)
+    mark = device.federation.mark
+    device.learn(1.5)  # train --no-sync
+    device.open()
+    device.local = device.federation.begin(device.local, mark)
+    device.learn(0.5)
+    device.exchange()
+    settled(coordinator)
+    device.exchange(tokens=0)
+    assert device.federation.standing.reference[NAME][0, 0] == pytest.approx(2.0)
+
+
 def test_what_int8_rounds_away_comes_with_later_updates(tmp_path):
     coordinator = Coordinator(tmp_path / "data", update_format="int8")
     try:
@@ -276,7 +313,7 @@ def test_a_coordinator_restored_from_an_old_backup_is_not_followed(coordinator, 
         other.learn(5.0)
         other.exchange()
         settled(coordinator)
-    with pytest.raises(ForkedChain, match="breaks the chain|set back"):
+    with pytest.raises(ForkedChain, match=r"breaks the chain|set back"):
         device.exchange(tokens=0)
 
 

@@ -15,7 +15,8 @@ STEPS = 20
 
 
 def command(*arguments):
-    return [sys.executable, "-m", "comigs_edge", "train", "--json", *arguments]
+    # The same library every time: on a busy machine the measurement at the start may choose now one, now the other.
+    return [sys.executable, "-m", "comigs_edge", "train", "--json", "--plan", "backend=blas", *arguments]
 
 
 def generations(home):

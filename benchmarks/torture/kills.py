@@ -33,7 +33,10 @@ from comigs_edge.remote import Offline  # noqa: E402
 from tests.coordinator.audit import Books, Trainer, check, settle  # noqa: E402
 from tests.coordinator.rig import Coordinator  # noqa: E402
 
-MAIN = ("pwrite64", "fsync,fdatasync", "ftruncate", "sendto", "unlink,rename", "write,writev", "openat", "recvfrom", "close", "pread64", "lseek")
+MAIN = (
+    "pwrite64", "fsync,fdatasync", "ftruncate", "sendto", "unlink,rename", "write,writev", "openat", "recvfrom", "close",
+    "pread64",
+)  # fmt: skip
 FILES = ("write", "fsync", "rename", "openat", "close", "read", "newfstatat,fstat,stat", "unlink", "ftruncate")
 
 
@@ -151,7 +154,7 @@ def starts(folder: Path, count: int) -> tuple[Counter[str], list[float], list[st
                 os.kill(int(Path(f"/proc/{strace}/task/{strace}/children").read_text()), signal.SIGKILL)
                 survivor.process.wait()
                 break
-            except RuntimeError:
+            except (RuntimeError, IndexError):  # before its first line, or between the first two
                 where[f"start {call.split(',')[0]}"] += 1
             start = time.monotonic()
             again = Coordinator(data)
@@ -182,7 +185,9 @@ def main() -> None:
             (Path(folder) / name).mkdir()
             fleet = Fleet(Path(folder) / name, devices)
             fleets.append(fleet)
-            points(fleet, options.points) if name == "points" else at_random(fleet, options.random, random.Random(options.seed))
+            points(fleet, options.points) if name == "points" else at_random(
+                fleet, options.random, random.Random(options.seed)
+            )
             fleet.coordinator.stop()
     for fleet in fleets:
         where += fleet.where
@@ -202,12 +207,16 @@ def report(
         "acknowledged": sum(len(book.acked) for book in books),
         "lost": sum("lost:" in problem for problem in problems),
         "doubled": sum("doubled:" in problem for problem in problems),
-        "other_problems": [problem for problem in problems if "lost:" not in problem and "doubled:" not in problem][:50],
+        "other_problems": [problem for problem in problems if "lost:" not in problem and "doubled:" not in problem][
+            :50
+        ],
         "generalists_compared": sum(book.means for book in books),
         "generalists_gone_before": sum(book.unseen for book in books),
         "slowest_ready_seconds": round(max(ready), 3),
         "median_ready_seconds": round(sorted(ready)[len(ready) // 2], 3),
-        "came_again": {code: sum(book.refused.get(code, 0) for book in books) for book in books for code in book.refused},
+        "came_again": {
+            code: sum(book.refused.get(code, 0) for book in books) for book in books for code in book.refused
+        },
         "seconds": round(seconds),
         "where": dict(where),
     }

@@ -40,7 +40,7 @@ class Watched:
 
     def __init__(self, data: Path, **flags: object) -> None:
         begin = time.monotonic()
-        inside = f"echo $$ > {GROUP}/cgroup.procs && exec \"$@\""
+        inside = f'echo $$ > {GROUP}/cgroup.procs && exec "$@"'
         self.coordinator = Coordinator(data, prefix=["sh", "-c", inside, "sh"], update_format="float32", **flags)
         self.ready = time.monotonic() - begin
         self.proc = Path(f"/proc/{self.coordinator.process.pid}")
@@ -96,7 +96,9 @@ async def timed(connection: crowd.Connection, latencies: list[float], errors: li
         errors.append(repr(error))
 
 
-async def poll(connections: list[crowd.Connection], rate: float, seconds: float, rng: random.Random) -> dict[str, object]:
+async def poll(
+    connections: list[crowd.Connection], rate: float, seconds: float, rng: random.Random
+) -> dict[str, object]:
     """Polls at random moments, `rate` a second over all devices; latency counts from the planned moment."""
     latencies: list[float] = []
     errors: list[object] = []
@@ -170,7 +172,9 @@ def msgspec_state(answer: tuple[int, dict[str, str], bytes]) -> dict[str, object
     return json.loads(answer[2])
 
 
-async def mixed(watched: Watched, connections: list[crowd.Connection], minutes: float, rng: random.Random) -> dict[str, object]:
+async def mixed(
+    watched: Watched, connections: list[crowd.Connection], minutes: float, rng: random.Random
+) -> dict[str, object]:
     """Polls at 40 a second and, every two seconds, an update of 25 MB; slopes by least squares, the first fifth left out."""
     samples, end = [], time.monotonic() + 60 * minutes
     data = crowd.template(SHAPES, 2)
@@ -207,7 +211,9 @@ async def mixed(watched: Watched, connections: list[crowd.Connection], minutes: 
     }  # fmt: skip
 
 
-async def idle(watched: Watched, connections: list[crowd.Connection], seconds: float, rng: random.Random) -> dict[str, object]:
+async def idle(
+    watched: Watched, connections: list[crowd.Connection], seconds: float, rng: random.Random
+) -> dict[str, object]:
     """What an idle coordinator writes."""
     before, cpu = watched.written(), watched.processor()
     polls = await poll(connections, len(connections) / 60, seconds, rng)
@@ -228,7 +234,9 @@ async def scenario(folder: Path, minutes: float, idle_seconds: float) -> dict[st
     assert not await crowd.upload(connections[0], first)
     assert (await crowd.commit(connections[0], first, -1, 0))[0] == 200
     before = watched.processor()
-    result["polls"] = await poll(connections, 400, 20, rng) | {"coordinator_cpu": round((watched.processor() - before) / 20, 2)}
+    result["polls"] = await poll(connections, 400, 20, rng) | {
+        "coordinator_cpu": round((watched.processor() - before) / 20, 2)
+    }
     before = watched.processor()
     result["flood"] = await flood(connections, 15) | {"coordinator_cpu": round((watched.processor() - before) / 15, 2)}
     await asyncio.sleep(8)  # the rate limit's buckets fill

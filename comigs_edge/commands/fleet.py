@@ -36,6 +36,8 @@ class Fleet:
 
     def after(self, event: Event) -> None:
         """After a step."""
+        if event.is_best:
+            self._training.best_mark = self._training.fleet_mark
         self._guarded(lambda: self._together.after(event))
 
     def end(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
@@ -57,7 +58,18 @@ def join(
             remote = Remote(address, pin, key, keys.device_id(public), PATIENCE)
             joined = remote.join(Join(code=code, name=name, public_key=public, generalist=trained, version=__version__))
         folder.leave()
-        member = Membership(address, pin.hex(), joined.fleet, joined.device, joined.name, joined.signing_key, 0, "", "")
+        member = Membership(
+            address,
+            pin.hex(),
+            joined.fleet,
+            joined.device,
+            joined.name,
+            joined.signing_key,
+            secrets.token_hex(4),
+            0,
+            "",
+            "",
+        )
         folder.save_membership(member.with_settings(joined.settings))
     if json:
         print_json(

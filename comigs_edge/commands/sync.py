@@ -61,9 +61,10 @@ def rollback(
             )
         shape = read_shape(GGUFFile(home.base_file))
         adapters, manifest = adapter_files.load(home.adapters, shape, settings.base.sha256)
-        number, generalist = _federation(home, settings).roll_back(to)
+        federation = _federation(home, settings)
+        number, generalist = federation.roll_back(to)
         adapters.load_generalist(generalist)
-        notes = _notes(manifest) | {"generalist": number}
+        notes = _notes(manifest) | {"generalist": number, "fleet_mark": federation.mark}
         version = adapter_files.save(home.adapters, adapters.arrays(), adapters.layout, settings.base.sha256, notes)
     out.print(
         f"went back to generalist {number}, as version {version} of your model; the next one that is published is taken over"
@@ -198,13 +199,13 @@ def _exchange(home: Home, settings: Config, federation: Federation, json: bool) 
         return
     shape = read_shape(GGUFFile(home.base_file))
     adapters, manifest = adapter_files.load(home.adapters, shape, settings.base.sha256)
-    generalist = federation.begin(adapters.generalist(), None)
+    generalist = federation.begin(adapters.generalist(), manifest.get("fleet_mark"))
     judge = _judge(home, settings, adapters)
     with bar("exchanging generalists") as progress:
         found = federation.exchange(generalist, 0, judge, None, progress)
     if found.generalist is not None:
         adapters.load_generalist(found.generalist)
-        notes = _notes(manifest) | {"generalist": found.taken_over}
+        notes = _notes(manifest) | {"generalist": found.taken_over, "fleet_mark": federation.mark}
         version = adapter_files.save(home.adapters, adapters.arrays(), adapters.layout, settings.base.sha256, notes)
     _report(found, version, "comigs-edge chat", json)
 

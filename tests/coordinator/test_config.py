@@ -1,11 +1,10 @@
 """config.toml: what is not understood is refused by name."""
 
-import tomllib
 from dataclasses import asdict
 
 import pytest
 
-from coordinator.config import TEMPLATE, Config, check, read
+from coordinator.config import TEMPLATE, Config, check, read, tomllib
 from coordinator.errors import CoordinatorError
 from coordinator.rounds import Rules
 

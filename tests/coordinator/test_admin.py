@@ -1,0 +1,151 @@
+"""What the owner can do, with a coordinator that runs and without one."""
+
+import json
+import os
+import stat
+import tarfile
+import threading
+import time
+
+import pytest
+
+from coordinator import admin
+from coordinator.errors import CoordinatorError
+from coordinator.folder import Folder
+from tests.coordinator.rig import Coordinator, Member, random_arrays
+from tests.coordinator.test_fleet import Room, arrays
+
+
+@pytest.fixture(scope="module")
+def coordinator(tmp_path_factory):
+    running = Coordinator(tmp_path_factory.mktemp("admin") / "data", update_format="float32")
+    yield running
+    running.stop()
+
+
+def test_a_folder_without_a_coordinator_is_told_so(tmp_path):
+    with pytest.raises(CoordinatorError, match=r"no coordinator in .*serve --data"):
+        admin.call(tmp_path, "1", "status")
+
+
+def test_without_a_running_coordinator_the_folder_is_used_itself(tmp_path):
+    room = Room(tmp_path / "data")
+    device = room.join(name="kitchen-pi")
+    room.step((device, arrays(1.0)))
+    room.fleet.database.close()
+    call = lambda *arguments, **options: admin.call(tmp_path / "data", "1", *arguments, **options)  # noqa: E731
+    assert call("status")["devices"] == 1
+    assert [row["name"] for row in call("devices")["devices"]] == ["kitchen-pi"]
+    assert [row["number"] for row in call("rounds", last=1)["rounds"]] == [1]
+    with pytest.raises(CoordinatorError, match="address"):
+        call("invite")
+    link = call("invite", name="attic-pi", address="https://pi:8443")["link"]
+    assert link.startswith("https://pi:8443#")
+    with pytest.raises(CoordinatorError, match="is no name"):
+        call("invite", name="a b", address="https://pi:8443")
+    call("revoke", name="kitchen-pi")
+    with pytest.raises(CoordinatorError, match="no device kitchen-pi"):
+        call("revoke", name="kitchen-pi")
+    with pytest.raises(CoordinatorError, match="the system refused"):
+        call("backup", file=str(tmp_path / "missing" / "x.tar"))
+    with Folder.opened(tmp_path / "data"), pytest.raises(CoordinatorError, match="another coordinator runs"):
+        call("status")
+
+
+def test_a_running_coordinator_answers_through_its_socket(coordinator):
+    mode = stat.S_IMODE(os.stat(coordinator.data / admin.SOCKET).st_mode)
+    assert mode == 0o600
+    assert coordinator.command("status")["fleet"]
+
+
+@pytest.mark.parametrize(
+    ("operation", "arguments", "message"),
+    [
+        ("nonsense", {}, "does not know this"),
+        ("invite", {"nonsense": 1}, "does not understand"),
+        ("revoke", {}, "does not understand"),
+        ("rounds", {"last": 10**30}, "does not understand"),
+        ("invite", {"name": 3}, "does not understand"),
+        ("revoke", {"name": "nobody"}, "no device nobody"),
+        ("backup", {"file": "/proc/nowhere/x.tar"}, "the system refused"),
+    ],
+)
+def test_what_a_running_coordinator_does_not_do_is_one_sentence(coordinator, operation, arguments, message):
+    with pytest.raises(CoordinatorError, match=message):
+        admin.call(coordinator.data, "1", operation, **arguments)
+    assert coordinator.command("status")
+
+
+def test_a_backup_is_a_coordinator_again(coordinator, tmp_path):
+    member = Member(coordinator.invite("backed-up-pi"))
+    member.push(random_arrays(0))
+    coordinator.until(lambda status: status["newest_round"] >= 0)
+    found = coordinator.command("backup", str(tmp_path / "x.tar"))
+    assert found["bytes"] == (tmp_path / "x.tar").stat().st_size
+    assert stat.S_IMODE((tmp_path / "x.tar").stat().st_mode) == 0o600
+    with tarfile.open(tmp_path / "x.tar") as tar:
+        tar.extractall(tmp_path / "copy", filter="data")
+    copy = Coordinator(tmp_path / "copy")
+    try:
+        assert copy.pin == coordinator.pin
+        before, after = (each.command("devices")["devices"] for each in (coordinator, copy))
+        assert [row["name"] for row in before] == [row["name"] for row in after]
+        assert copy.command("status")["newest_round"] == coordinator.command("status")["newest_round"]
+    finally:
+        copy.stop()
+
+
+def test_fifty_devices_with_one_invitation_are_one_device(coordinator):
+    """The race of joining, over real connections: exactly one comes in."""
+    link, found, start = coordinator.invite(), [], threading.Barrier(50)
+
+    def join():
+        start.wait()
+        try:
+            found.append(Member(link, patience=0.1).joined.name)
+        except Exception as error:
+            found.append(error)
+
+    before = len(coordinator.command("devices")["devices"])
+    threads = [threading.Thread(target=join) for _ in range(50)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    joined = [name for name in found if isinstance(name, str)]
+    refusals = [str(error) for error in found if not isinstance(error, str)]
+    assert len(joined) == 1, refusals
+    assert all("used already" in text or "too many requests" in text for text in refusals), refusals
+    assert len(coordinator.command("devices")["devices"]) == before + 1
+
+
+def test_a_coordinator_that_is_older_or_odd_is_not_a_traceback(tmp_path):
+    """Something else answers on the socket."""
+    import http.server
+    import socketserver
+
+    room = Room(tmp_path / "data")
+    room.fleet.database.close()
+
+    class Odd(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.send_response(500)
+            self.end_headers()
+            self.wfile.write(b"500 Internal Server Error")
+
+        def log_message(self, *arguments):
+            pass
+
+    with admin.socket_path(tmp_path / "data") as path, socketserver.UnixStreamServer(path, Odd) as server:
+        Odd.address_string = lambda self: "local"
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        with pytest.raises(CoordinatorError, match="did not answer"):
+            admin.call(tmp_path / "data", "1", "status")
+        thread.join()
+
+
+def test_times_are_those_of_the_clock(coordinator):
+    status = coordinator.command("status")
+    assert abs(status["now"] - time.time()) < 60
+    assert json.dumps(status)

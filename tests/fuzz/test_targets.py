@@ -1,0 +1,29 @@
+"""Every target runs for a moment; longer by hand, see `fuzzing.py`, and by `make torture`."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent
+TARGETS = sorted(path.stem for path in FOLDER.glob("fuzz_*.py"))
+
+
+def run(target, folder, *options):
+    pytest.importorskip("atheris", reason="atheris has no wheel for this Python or machine")
+    command = [sys.executable, str(FOLDER / f"{target}.py"), *options]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_moment_of_invented_bytes_finds_nothing(target, tmp_path):
+    done = run(target, tmp_path, "-runs=2000")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("target", TARGETS)
+def test_minutes_of_invented_bytes_find_nothing(target, tmp_path):
+    done = run(target, tmp_path, "-max_total_time=300")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
