@@ -147,25 +147,32 @@ def starts(folder: Path, count: int) -> tuple[Counter[str], list[float], list[st
         while where.total() < count:
             number += 1
             data = folder / f"start-{call.split(',')[0]}-{number}"
-            try:
-                survivor = Coordinator(data, prefix=["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}",
-                                                     "-e", f"inject={call}:signal=KILL:when={number}"])  # fmt: skip
-                strace = survivor.process.pid
-                os.kill(int(Path(f"/proc/{strace}/task/{strace}/children").read_text()), signal.SIGKILL)
-                survivor.process.wait()
+            if not dies_at_start(data, call, number):
                 break
-            except (RuntimeError, IndexError):  # before its first line, or between the first two
-                where[f"start {call.split(',')[0]}"] += 1
+            where[f"start {call.split(',')[0]}"] += 1
             start = time.monotonic()
             again = Coordinator(data)
             ready.append(time.monotonic() - start)
-            books = Books()
             try:
-                settle([Trainer(again.invite(), books)])
-            except Exception as error:
+                settle([Trainer(again.invite(), Books())])
+            except (AssertionError, subprocess.CalledProcessError) as error:
                 problems.append(f"start killed at {call} {number}: {error}")
             again.kill()
     return where, ready, problems
+
+
+def dies_at_start(data: Path, call: str, number: int) -> bool:
+    """Whether a first start comes to the call's `number`th entry, where it is killed."""
+    inject = ["-e", f"trace={call}", "-e", f"inject={call}:signal=KILL:when={number}"]
+    try:
+        survivor = Coordinator(data, prefix=["strace", "-f", "-qq", "-o", "/dev/null", *inject])
+    except (RuntimeError, IndexError):  # before its first line, or between the first two
+        return True
+    time.sleep(0.1)
+    strace = survivor.process.pid
+    with suppress(OSError, ValueError):  # it died right behind them
+        os.kill(int(Path(f"/proc/{strace}/task/{strace}/children").read_text()), signal.SIGTERM)
+    return survivor.process.wait() == -signal.SIGKILL
 
 
 def main() -> None:

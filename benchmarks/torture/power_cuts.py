@@ -2,8 +2,8 @@
 
 The folder is on an ext4 image on a loop device. While four devices push, `xfs_io -x -c shutdown` stops the file system at a
 random moment: nothing that was not synced by then reaches the image. Then the process is killed, the image is unmounted, checked
-(e2fsck, every tenth time) and mounted, whose journal is replayed, and the coordinator starts again. After each cut everything that
-`audit.check` knows must hold, SQLite's integrity_check among it, and the devices go on.
+(e2fsck, every tenth time) and mounted, which replays its journal, and the coordinator starts again. After each cut everything
+that `audit.check` knows must hold, SQLite's integrity_check among it, and the devices go on.
 
 To see that the method finds losses, `--blind` cuts follow on a coordinator whose fsync and fdatasync do nothing, by a library
 that is compiled here and loaded before libc (LD_PRELOAD). Those must lose updates. JSON goes to `results/power-cuts.json`.

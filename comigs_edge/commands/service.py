@@ -87,7 +87,6 @@ def uninstall(system: System = False) -> None:
 
 def _units(at: str, system: bool) -> dict[str, str]:
     from coordinator import systemd
-    from coordinator.errors import CoordinatorError
 
     home = homes.locate()
     if not home.exists:
@@ -96,29 +95,22 @@ def _units(at: str, system: bool) -> dict[str, str]:
         )
     # The home is one person's: a system's unit runs as its owner, too.
     user = f"User={home.root.stat().st_uid}\n" if system else ""
-    try:
-        service = SERVICE_TEXT.format(
-            environment=systemd.quoted(f"COMIGS_EDGE_HOME={home.root}"), home=systemd.quoted(home.root), user=user,
-            command=systemd.command([*systemd.program("comigs-edge", "comigs_edge"), "train"]),
-        )  # fmt: skip
-    except CoordinatorError as error:
-        raise ComigsError(str(error)) from error
+    service = SERVICE_TEXT.format(
+        environment=systemd.quoted(f"COMIGS_EDGE_HOME={home.root}"), home=systemd.quoted(home.root), user=user,
+        command=systemd.command([*systemd.program("comigs-edge", "comigs_edge"), "train"]),
+    )  # fmt: skip
     return {SERVICE: service, TIMER: TIMER_TEXT.format(at=at)}
 
 
 def _with_systemd(action: str, units: dict[str, str], system: bool) -> tuple[list[Path], list[str]]:
     """Files, and the commands that a person must type; the timer is what is enabled."""
     from coordinator import systemd
-    from coordinator.errors import CoordinatorError
 
-    try:
-        systemd.check_rights(system, f"comigs-edge service {action} --system")
-        if action == "uninstall":
-            return systemd.uninstall(list(units), TIMER, system)
-        files, left = systemd.install(units, TIMER, system)
-        return files, left if system else left + systemd.linger()
-    except CoordinatorError as error:
-        raise ComigsError(str(error)) from error
+    systemd.check_rights(system, f"comigs-edge service {action} --system")
+    if action == "uninstall":
+        return systemd.uninstall(list(units), TIMER, system)
+    files, left = systemd.install(units, TIMER, system)
+    return files, left if system else left + systemd.linger()
 
 
 def _end(left: list[str], then: str) -> None:
