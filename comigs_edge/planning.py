@@ -39,7 +39,7 @@ def sizes(path: Path, settings: Config) -> Sizes:
     shape = read_shape(file)
     one = expected_shapes(planned(replace(settings.model, specialists=0), _NO_PROFILE, shape), shape)
     return Sizes(
-        shape.num_blocks, shape.width, shape.ff_width, shape.num_heads * shape.head_width,
+        shape.num_blocks, shape.width, shape.ff_width, shape.num_heads, shape.num_heads * shape.head_width,
         shape.num_kv_heads * shape.head_width, shape.vocab_size, "output.weight" not in file.tensors,
         path.stat().st_size, sum(rows * columns for rows, columns in one.values()),
     )  # fmt: skip

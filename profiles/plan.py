@@ -26,6 +26,7 @@ LOGITS = 1 << 22  # numbers of the logits that are there at once: 16 MB of float
 # Tokens of a checkpointed block that are computed at once: few keep the memory low, many make the products faster (bfloat16
 # 3.4 s in place of 5.3 s a step with 256, float32 5.5 in place of 6.4).
 PIECES = {"block": 512, "attention": 1024}
+SHORT_ROWS = 512  # tokens; up to here the attention's weights (T, T) of every head are kept, see `short_rows.py`
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Sizes:
     num_blocks: int
     width: int
     ff_width: int
+    heads: int
     queries: int
     keys: int
     vocab_size: int
@@ -93,7 +95,10 @@ def peak_memory(sizes: Sizes, plan: Plan) -> int:
     if plan.checkpointing != "block":
         kept += per_block * 2 * hidden * number  # what gate and up give
     if plan.checkpointing == "none":
-        kept += per_block * (width * (12 + 2 * number) + 16 * sizes.queries)  # and what the attention keeps
+        attention = 4 * sizes.queries  # numbers a token: queries, repeated keys and values, result
+        if plan.context <= SHORT_ROWS:
+            attention = sizes.queries + 2 * sizes.keys + sizes.heads * plan.context
+        kept += per_block * (width * (12 + 2 * number) + 4 * attention)  # and what the attention keeps
     piece = min(tokens, max(plan.context, PIECES.get(plan.checkpointing, tokens)))
     at_once = rules["piece"] * piece * (width + hidden / 4) * (2 + number / 2) + 4 * tokens * width * 4
     own = base + experts + kept + at_once + LOGITS * 4 * (1 if number == 4 else 1.5)

@@ -96,8 +96,10 @@ ARROWS = {
     "comigs_edge.optimiser": "",
     "comigs_edge.recompute": "comigs_edge.buffers",
     "comigs_edge.attention": (
-        "comigs_edge.base comigs_edge.lora comigs_edge.norm comigs_edge.parallel comigs_edge.shape"
+        "comigs_edge.base comigs_edge.lora comigs_edge.norm comigs_edge.parallel comigs_edge.shape "
+        "comigs_edge.short_rows profiles.plan"
     ),
+    "comigs_edge.short_rows": "comigs_edge.buffers",
     "comigs_edge.loss": "comigs_edge.base comigs_edge.buffers profiles.plan",
     "comigs_edge.pauses": "profiles.watch",
     "profiles.watch": "profiles.detect",

@@ -6,6 +6,7 @@ import gguf
 import pytest
 import torch
 
+from comigs_edge import attention
 from comigs_edge.base import open_base
 from comigs_edge.errors import ComigsError
 from comigs_edge.loss import next_token_loss
@@ -39,6 +40,14 @@ def test_base_logits_equal_llama_cpp(tmp_path, options):
     expected = llama_logits(path, IDS)
     assert divergence(expected, found) < 1e-8
     assert (expected.argmax(-1) == found.argmax(-1)).all()
+
+
+def test_rows_that_are_too_long_for_batched_products_are_computed_alike(tiny_path, tiny_base, monkeypatch):
+    monkeypatch.setattr(attention, "SHORT_ROWS", 99)
+    with torch.no_grad():
+        model = Model(tiny_base, None)
+        found = model.logits(model(torch.tensor([IDS])).hidden)
+    assert divergence(llama_logits(tiny_path, IDS), found) < 1e-8
 
 
 @pytest.mark.parametrize("name", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "BF16", "F16"])

@@ -8,7 +8,7 @@ import profiles
 from profiles.plan import Plan, Rates, Sizes, make, neighbours, peak_memory, step_seconds
 
 GB = 10**9
-SMOLLM2 = Sizes(30, 576, 1536, 576, 192, 49152, True, 98_000_000, 30 * 3 * 32 * 576)
+SMOLLM2 = Sizes(30, 576, 1536, 9, 576, 192, 49152, True, 98_000_000, 30 * 3 * 32 * 576)
 RATES = Rates({"float32": 1e11}, 2)
 
 
