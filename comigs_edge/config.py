@@ -51,6 +51,7 @@ class ModelConfig:
     attention: bool = False
     expert_form: str = "lora"  # `init` writes "parallel" wherever the base allows it
     expert_width: int | None = None  # None: as many weights as LoRA of this rank
+    blocks: int | None = None  # experts in so many last blocks, 0: in all; None: the plan's
 
 
 @dataclass(frozen=True)
@@ -247,6 +248,7 @@ def _check(config: Config, path: Path) -> None:
     rules = (
         ("model.specialists", model.specialists, 0, 63),
         ("model.rank", model.rank, 1, 1024),
+        ("model.blocks", model.blocks, 0, 1024),
         ("train.steps", train.steps, 1, 10**9),
         ("train.batch", train.batch, 1, 4096),
         ("train.context", train.context, 8, 1 << 20),

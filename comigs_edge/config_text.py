@@ -19,6 +19,7 @@ size = {size}
 expert_form = "{form}"   # lora: low-rank updates in the MLP; parallel: small MLPs beside it, a compact file
 # rank = 8               # of each low-rank update
 # expert_width = 32      # of a parallel expert; default: as many weights as LoRA of this rank
+# blocks = 0             # experts are in so many last blocks; 0: in all
 # alpha = 16.0           # updates are scaled by alpha / sqrt(rank)
 # experts_per_token = 2
 # attention = false      # also one shared low-rank update of the attention; it is part of the generalist

@@ -59,7 +59,7 @@ ARROWS = {
         "comigs_edge.optimiser coordinator.wire"
     ),
     "comigs_edge.export": (
-        "comigs_edge.adapters comigs_edge.base comigs_edge.errors comigs_edge.files comigs_edge.layout "
+        "comigs_edge.adapters comigs_edge.base comigs_edge.files comigs_edge.layout "
         "comigs_edge.lora comigs_edge.shape quantize.formats quantize.ggml quantize.gguf_file quantize.gguf_writer"
     ),
     "comigs_edge.hot": (
@@ -69,8 +69,12 @@ ARROWS = {
     ),
     "comigs_edge.models": (
         "comigs_edge.adapters comigs_edge.config comigs_edge.errors comigs_edge.export comigs_edge.files "
-        "comigs_edge.home comigs_edge.hot comigs_edge.shape comigs_edge.versions quantize.formats "
-        "quantize.gguf_file"
+        "comigs_edge.home comigs_edge.hot comigs_edge.replace comigs_edge.shape comigs_edge.versions "
+        "quantize.formats quantize.gguf_file"
+    ),
+    "comigs_edge.replace": (
+        "comigs_edge.adapters comigs_edge.errors comigs_edge.export comigs_edge.files comigs_edge.shape "
+        "quantize.gguf_file quantize.gguf_writer"
     ),
     "comigs_edge.evaluate": (
         "comigs_edge.engine comigs_edge.errors comigs_edge.loss comigs_edge.model comigs_edge.tokens"

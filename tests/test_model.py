@@ -104,16 +104,17 @@ def test_norm_and_its_gradient_equal_torch():
     assert torch.autograd.gradcheck(lambda x: rms_norm(x, weight, 1e-5), x)
 
 
+@pytest.mark.parametrize("blocks", [0, 1])
 @pytest.mark.parametrize("block_format", [None, "Q4_0"])
 @pytest.mark.parametrize("form", ["lora", "parallel"])
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
-def test_what_is_kept_in_memory_changes_no_gradient(tmp_path, make_adapters, architecture, form, block_format):
+def test_what_is_kept_in_memory_changes_no_gradient(tmp_path, make_adapters, architecture, form, block_format, blocks):
     """Dequantised ahead or block by block, whatever is computed again: with the shared attention update, whose tensors reach
     a checkpointed function without being its arguments."""
     source = write_llama(tmp_path / "f32.gguf", architecture=architecture)
     converted(source, "Q4_0", tmp_path / "base.gguf")
     bases = {keep: open_base(tmp_path / "base.gguf", keep=keep) for keep in (True, False)}
-    adapters = make_adapters(specialists=2, attention=True, form=form, base=bases[True])
+    adapters = make_adapters(specialists=2, attention=True, form=form, base=bases[True], blocks=blocks)
     grads = []
     for keep, checkpointing in ((True, "none"), (True, "attention"), (True, "block"), (False, "block")):
         for tensor in adapters.named.values():
