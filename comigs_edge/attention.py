@@ -17,7 +17,7 @@ from comigs_edge.lora import LoRA, merge
 from comigs_edge.norm import rms_norm
 from comigs_edge.parallel import straight_through
 from comigs_edge.shape import Shape
-from profiles.plan import SHORT_ROWS
+from profiles.cost import SHORT_ROWS
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ expert_form = "{form}"   # lora: low-rank updates in the MLP; parallel: small ML
 # precision = "float32"  # of the products: or bfloat16
 # base = "dequantised"   # ahead, in memory; or quantised: it stays in its file, and a block is dequantised for its turn
 # checkpointing = "none" # what is computed again for the backward pass: block, attention or none
+# cache_mb = 2000        # of disk for the outputs of blocks without experts, 0: none; default: a quarter of what is free
 # expert_learning_rate = 0.002  # default: this for LoRA, 0.012 for parallel experts
 # final_learning_rate = 0.0002  # default: a tenth of it
 # router_learning_rate = 0.002

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from comigs_edge.base import Base
 from comigs_edge.buffers import accumulate
-from profiles.plan import LOGITS
+from profiles.cost import LOGITS
 
 
 class _NextTokenLoss(torch.autograd.Function):

@@ -7,7 +7,7 @@ import time
 
 import torch
 
-from profiles.plan import Rates
+from profiles.cost import Rates
 
 SECONDS = 0.4  # for each number of threads and each precision
 TOKENS = 512

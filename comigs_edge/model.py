@@ -24,7 +24,7 @@ from comigs_edge.moe import Frozen, Pass, Routing, balance_loss, route
 from comigs_edge.norm import rms_norm
 from comigs_edge.parallel import small_experts
 from comigs_edge.recompute import recomputed
-from profiles.plan import PIECES
+from profiles.cost import PIECES
 
 # What is computed again for the backward pass: whole blocks (least memory); all but the products of the MLP's gate and up,
 # which are kept; or nothing.
@@ -71,7 +71,10 @@ class Model:
 
     @torch.no_grad()
     def below(self, tokens: Tensor, documents: Tensor | None = None) -> Tensor:
-        """The residual stream (N, D) where the first block with experts reads it: no training changes it."""
+        """The residual stream (N, D) where the first block with experts reads it; valid until the next forward pass.
+
+        No training changes it.
+        """
         x = self.base.embed(tokens.reshape(-1))
         return self._through(range(self.first_block), x, tokens, documents)[0] if self.first_block else x
 

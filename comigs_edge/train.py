@@ -19,6 +19,7 @@ from torch import Tensor
 
 from comigs_edge.base import tensor_to_numpy
 from comigs_edge.batches import Batch, Rows
+from comigs_edge.below import Below
 from comigs_edge.errors import ComigsError
 from comigs_edge.loss import next_token_loss
 from comigs_edge.model import Model
@@ -74,6 +75,8 @@ class Pace:
     step: float
     quantised_step: float
     validation: float
+    saved: float = 0.0  # by a step of a later epoch, because outputs of lower blocks are on disk
+    epoch: float = math.inf  # steps
 
 
 def steps_that_fit(seconds: float, pace: Pace, plan: Schedule, has_router: bool) -> int:
@@ -86,6 +89,7 @@ def steps_that_fit(seconds: float, pace: Pace, plan: Schedule, has_router: bool)
         of_steps = replace(plan, steps=steps)
         plain = min(steps, math.ceil(plan.quantise_start * steps)) if plan.block_format else steps
         total = plain * pace.step + (steps - plain) * pace.quantised_step
+        total -= pace.saved * max(0.0, steps - pace.epoch)
         router = total * of_steps.router_due(steps) / steps if has_router else 0
         return total + router + pace.validation * (1 + math.ceil(steps / plan.router_period))
 
@@ -109,13 +113,19 @@ class Event:
 
 
 class Trainer:
-    """Trains `model`'s adapters in place; `best` holds the arrays with the lowest validation loss so far."""
+    """Trains `model`'s adapters in place; `best` holds the arrays with the lowest validation loss so far.
 
-    def __init__(self, model: Model, training: Rows, validation: Rows, schedule: Schedule) -> None:
+    `below` has the outputs of the blocks without experts, for training and for validation rows; None: they are computed.
+    """
+
+    def __init__(
+        self, model: Model, training: Rows, validation: Rows, schedule: Schedule,
+        below: tuple[Below, Below] | None = None,
+    ) -> None:  # fmt: skip
         if model.adapters is None:
             raise ValueError("a model without adapters cannot be trained")
         self.model, self.adapters = model, model.adapters
-        self.training, self.validation, self.schedule = training, validation, schedule
+        self.training, self.validation, self.schedule, self.below = training, validation, schedule, below
         self.expert_steps = self.router_steps = 0
         self.first_loss: float | None = None
         self.best_loss = math.inf
@@ -178,7 +188,7 @@ class Trainer:
             tensor.grad = None
         for tensor in self.adapters.group(router):
             tensor.requires_grad_(True)
-        loss, balance = self._loss(batch)
+        loss, balance = self._loss(batch, is_validation=router)
         total = loss if balance is None else loss + self.schedule.balance_weight * balance
         if not math.isfinite(float(total.detach())):
             raise ComigsError(
@@ -189,12 +199,15 @@ class Trainer:
         optimiser.step()
         return float(loss.detach())
 
-    def _loss(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        layout, batch = self.adapters.layout, batch.to(self.model.base.device)
+    def _loss(self, batch: Batch, is_validation: bool) -> tuple[Tensor, Tensor | None]:
+        layout, below, batch = self.adapters.layout, self._below(batch, is_validation), batch.to(self.model.base.device)
         # With two experts for every token the balance loss is a constant: nothing to compute.
         balanced = layout.num_experts > 2 and self.schedule.balance_weight > 0
-        out = self.model(batch.tokens, batch.documents, with_balance=balanced)
+        out = self.model(batch.tokens, batch.documents, balanced, below)
         return next_token_loss(self.model.base, out.hidden, batch.targets, batch.scored) / batch.num_scored, out.balance
+
+    def _below(self, batch: Batch, is_validation: bool) -> Tensor | None:
+        return None if self.below is None else self.below[is_validation](batch).to(self.model.base.device)
 
     def validate(self, as_stored: bool = True) -> float:
         """Mean loss in nats a token of a fixed set of validation rows, in the weights that the exported file will hold."""
@@ -202,8 +215,8 @@ class Trainer:
         self.model.block_format = self.schedule.block_format if as_stored else None
         with torch.no_grad():
             for batch in self.validation.first(self.schedule.validation_rows, self.schedule.batch):
-                batch = batch.to(self.model.base.device)
-                hidden = self.model(batch.tokens, batch.documents).hidden
+                below, batch = self._below(batch, is_validation=True), batch.to(self.model.base.device)
+                hidden = self.model(batch.tokens, batch.documents, below=below).hidden
                 total += float(next_token_loss(self.model.base, hidden, batch.targets, batch.scored))
                 count += batch.num_scored
         return total / count

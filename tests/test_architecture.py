@@ -51,12 +51,12 @@ ARROWS = {
     "comigs_edge.model": (
         "comigs_edge.adapters comigs_edge.attention comigs_edge.base comigs_edge.lora_mixture "
         "comigs_edge.merged_mlp comigs_edge.moe comigs_edge.norm comigs_edge.parallel comigs_edge.recompute "
-        "profiles.plan"
+        "profiles.cost"
     ),
     "comigs_edge.checkpoint": "comigs_edge.files coordinator.wire",
     "comigs_edge.train": (
-        "comigs_edge.base comigs_edge.batches comigs_edge.errors comigs_edge.loss comigs_edge.model "
-        "comigs_edge.optimiser coordinator.wire"
+        "comigs_edge.base comigs_edge.batches comigs_edge.below comigs_edge.errors comigs_edge.loss "
+        "comigs_edge.model comigs_edge.optimiser coordinator.wire"
     ),
     "comigs_edge.export": (
         "comigs_edge.adapters comigs_edge.base comigs_edge.files comigs_edge.layout "
@@ -85,8 +85,8 @@ ARROWS = {
         "comigs_edge.layout comigs_edge.shape quantize.gguf_file"
     ),
     "comigs_edge.session": (
-        "comigs_edge.adapters comigs_edge.base comigs_edge.batches comigs_edge.checkpoint comigs_edge.config "
-        "comigs_edge.corpus comigs_edge.errors comigs_edge.home comigs_edge.layout comigs_edge.model "
+        "comigs_edge.adapters comigs_edge.base comigs_edge.batches comigs_edge.below comigs_edge.checkpoint "
+        "comigs_edge.config comigs_edge.corpus comigs_edge.errors comigs_edge.home comigs_edge.layout comigs_edge.model "
         "comigs_edge.tokens comigs_edge.train comigs_edge.versions profiles"
     ),
     "comigs_edge.hugging_face": (
@@ -101,19 +101,21 @@ ARROWS = {
     "comigs_edge.recompute": "comigs_edge.buffers",
     "comigs_edge.attention": (
         "comigs_edge.base comigs_edge.lora comigs_edge.norm comigs_edge.parallel comigs_edge.shape "
-        "comigs_edge.short_rows profiles.plan"
+        "comigs_edge.short_rows profiles.cost"
     ),
     "comigs_edge.short_rows": "comigs_edge.buffers",
-    "comigs_edge.loss": "comigs_edge.base comigs_edge.buffers profiles.plan",
+    "comigs_edge.loss": "comigs_edge.base comigs_edge.buffers profiles.cost",
     "comigs_edge.pauses": "profiles.watch",
     "profiles.watch": "profiles.detect",
     "comigs_edge.planning": (
         "comigs_edge.config comigs_edge.corpus comigs_edge.errors comigs_edge.files comigs_edge.home "
-        "comigs_edge.layout comigs_edge.shape comigs_edge.versions profiles profiles.detect profiles.plan "
-        "quantize.gguf_file"
+        "comigs_edge.layout comigs_edge.shape comigs_edge.versions profiles profiles.cost profiles.detect "
+        "profiles.plan quantize.gguf_file"
     ),
-    "comigs_edge.measure": "profiles.plan",
-    "profiles.plan": "profiles",
+    "comigs_edge.measure": "profiles.cost",
+    "profiles.plan": "profiles profiles.cost",
+    "profiles.cost": "",
+    "comigs_edge.below": "comigs_edge.batches comigs_edge.errors",
 }
 TOP = ("comigs_edge.cli", "comigs_edge.__main__", "comigs_edge.commands")
 

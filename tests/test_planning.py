@@ -64,7 +64,7 @@ def test_what_earlier_trainings_leave_no_choice_about(ready, run):
         return planning.fixed_lines(here, here.settings(), flags, resume)
 
     settings = {"batch": 4, "context": 64}
-    assert lines() == settings | {"specialists": 2}
+    assert lines() == settings | {"specialists": 2, "blocks": 0}
     assert lines(resume=False) == settings
     interrupted = planning.Plan(2, 4, 64, 1, "float32", True, "block", 0)
     planning.remember(here, interrupted)
@@ -89,3 +89,26 @@ def test_memory_that_is_not_there_is_said_before_anything_is_done(ready, run, mo
     monkeypatch.setattr(detect, "detect", lambda **_: little)
     result = run("train", "--steps", "1", code=1)
     assert "end other programs, or take a smaller base" in " ".join(result.output.split())
+
+
+def test_experts_in_the_last_block_are_a_line_of_the_plan(ready, run):
+    flags = ("--plan", "blocks=1")
+    found = json.loads(run("plan", "--json", *flags).stdout)["plan"]
+    assert (found["blocks"], found["cache"], found["reasons"]["blocks"]) == (1, True, "as asked for")
+    trained = json.loads(run("train", "--steps", "12", "--json", *flags).stdout)
+    assert trained["validation_loss"] < trained["validation_loss_before"]
+    here = homes.locate()
+    assert not list(here.state.glob("below-*"))  # the training has ended
+    assert planning.fixed_lines(here, here.settings(), {}, None)["blocks"] == 1
+    assert "the last 1" in run("plan", "--no-measure").stdout
+    assert json.loads(run("plan", "--json", "--plan", "blocks=2").stdout)["plan"]["blocks"] == 0  # that is all of them
+    result = run("train", "--plan", "blocks=3", code=1)
+    assert "blocks = 3 and the base has 2" in " ".join(result.output.split())
+
+
+def test_a_cache_that_is_too_large_is_left_out_and_the_plan_says_so(ready, run):
+    settings = ready / "config.toml"
+    settings.write_text(settings.read_text().replace("[train]\n", "[train]\ncache_mb = 0\n"))
+    found = json.loads(run("plan", "--json", "--plan", "blocks=1").stdout)["plan"]
+    assert not found["cache"]
+    assert "of the disk, and 0.00 GB are for it" in found["reasons"]["cache"]

@@ -12,7 +12,7 @@ from comigs_edge import home as homes
 if TYPE_CHECKING:
     from comigs_edge.config import Config
     from comigs_edge.home import Home
-    from profiles.plan import Plan, Rates
+    from profiles.cost import Plan, Rates
 
 LINES_HELP = "Fixes a line of the plan, as in --plan batch=4; may be given several times."
 
@@ -71,7 +71,7 @@ def planned(
             threads = fixed.get("threads") or kind.usable_threads
             has_bfloat16 = bool({"bf16", "avx512_bf16"} & set(device.features))
             rates = measured(base.width, base.ff_width, threads, has_bfloat16)
-    return planning.make(settings, kind, device, base, planning.training_tokens(home, settings), rates, fixed), rates
+    return planning.make(home, settings, kind, device, base, rates, fixed), rates
 
 
 def show(plan: Plan, settings: Config, neighbours: list[Plan]) -> None:
@@ -81,6 +81,7 @@ def show(plan: Plan, settings: Config, neighbours: list[Plan]) -> None:
     storage = settings.storage()
     values: list[tuple[str, Any, str]] = [
         ("experts", f"1 generalist + {plan.specialists}", plan.reasons.get("specialists", "")),
+        ("blocks", f"the last {plan.blocks}" if plan.blocks else "all", plan.reasons.get("blocks", "")),
         ("batch", f"{plan.batch} rows", plan.reasons.get("batch", "")),
         ("context", f"{plan.context} tokens", plan.reasons.get("context", "")),
         ("threads", plan.threads, plan.reasons.get("threads", "")),
@@ -88,6 +89,7 @@ def show(plan: Plan, settings: Config, neighbours: list[Plan]) -> None:
         ("backend", plan.backend, plan.reasons.get("backend", "")),
         ("weights", "in memory" if plan.keep else "in its file", plan.reasons.get("keep", "")),
         ("recompute", plan.checkpointing, plan.reasons.get("checkpointing", "")),
+        ("cache", "on disk" if plan.cache else "none", plan.reasons.get("cache", "")),
         ("memory", size(plan.memory), plan.reasons.get("memory", "")),
         ("format", storage.format, f"trained in {storage.fake_format or 'the weights as they are'}"),
     ]

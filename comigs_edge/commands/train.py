@@ -85,7 +85,7 @@ def train(
         tune_allocator(not plan.keep)  # the base is loaded: what it took to get here goes back first
         pauses = _pauses(settings.pause, pause, not plan.keep)
         pauses.wait()  # nothing has begun: here Ctrl-C has nothing to save
-        training = session.Training(home, settings, device, base, rows, plan.checkpointing)
+        training = session.Training(home, settings, device, base, rows, plan.checkpointing, plan.cache)
         trainer = training.begin(steps or _steps_in(training, minutes), resume)
         planning.remember(home, plan)
         for warning in training.warnings:
@@ -136,13 +136,15 @@ def _steps_in(training: Training, minutes: float | None) -> int | None:
     layout = planned(training.settings.model, training.profile, training.base.shape)
     plan = session.schedule(training.settings, training.profile, None)
     with notes.status("measuring a step"):
-        adapters = Adapters.initial(layout, training.base.shape, 0)
+        adapters, first = Adapters.initial(layout, training.base.shape, 0), training.rows[0].batch(0, plan.batch)
         model = Model(training.base, adapters, checkpointing=training.checkpointing)
+        below = _seconds(lambda: model.below(first.tokens, first.documents)) if training.cache else 0.0
         trial = Trainer(model, *training.rows, replace(plan, steps=10**9, router_period=10**9))
         trial.step()  # the first one also makes the optimiser's state
         step = _seconds(trial.step)
         trial.schedule = replace(trial.schedule, quantise_start=0.0)
-        pace = Pace(step, _seconds(trial.step) if plan.block_format else step, _seconds(trial.validate))
+        quantised, validation = _seconds(trial.step) if plan.block_format else step, _seconds(trial.validate)
+        pace = Pace(step, quantised, validation, below, len(training.rows[0]) / plan.batch)
     return steps_that_fit(minutes * 60, pace, plan, has_router=layout.num_specialists > 0)
 
 
