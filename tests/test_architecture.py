@@ -24,9 +24,12 @@ ARROWS = {
     "comigs_edge": "",
     "comigs_edge.errors": "coordinator.wire profiles quantize.formats",
     "comigs_edge.files": "comigs_edge.errors",
-    "comigs_edge.config": "comigs_edge.errors profiles",
+    "comigs_edge.config": "profiles",
+    "comigs_edge.config_file": "comigs_edge.config comigs_edge.errors profiles",
     "comigs_edge.config_text": "comigs_edge.config",
-    "comigs_edge.home": "comigs_edge.config comigs_edge.config_text comigs_edge.errors comigs_edge.files",
+    "comigs_edge.home": (
+        "comigs_edge.config comigs_edge.config_file comigs_edge.config_text comigs_edge.errors comigs_edge.files"
+    ),
     "comigs_edge.documents": "comigs_edge.errors",
     "comigs_edge.corpus": "comigs_edge.documents comigs_edge.errors comigs_edge.files",
     "comigs_edge.engine": "comigs_edge.errors",
