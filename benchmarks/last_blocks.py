@@ -20,15 +20,16 @@ from rich.table import Table
 
 RESULT = Path(__file__).parent / "results" / "last-blocks.json"
 SETTINGS = "batch = 4\ncontext = 128\nrouter_period = 30\nrouter_steps = 5\nvalidation_rows = 16\n"
-TEXTS = ("de", "nl", "user04")
 # Name -> blocks with experts, width of an expert, whether outputs of the other blocks are kept on disk
 VARIANTS: dict[str, tuple[int, int, bool]] = {
     "all": (0, 32, False),
-    "last 10": (10, 32, True),
-    "last 10, wide": (10, 96, True),
     "last 15, wide": (15, 64, True),
+    "last 10, wide": (10, 96, True),
+    "last 10": (10, 32, True),
+    "last 10, wide, no cache": (10, 96, False),
 }
-EXTRA = {"user04": {"last 10, wide, no cache": (10, 96, False)}}
+RUNS = {"de": ("all", "last 15, wide", "last 10, wide", "last 10"), "nl": ("all", "last 15, wide")}
+RUNS["user04"] = ("all", "last 15, wide", "last 10, wide", "last 10, wide, no cache")
 
 
 def train(home: Path, text: Path, variant: tuple[int, int, bool], minutes: float) -> dict[str, Any]:
@@ -89,9 +90,9 @@ def main() -> None:
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     runs = []
-    for text in TEXTS:
-        for name, variant in (VARIANTS | EXTRA.get(text, {})).items():
-            runs.append(one(text, name, variant, options))
+    for text, names in RUNS.items():
+        for name in names:
+            runs.append(one(text, name, VARIANTS[name], options))
             print(json.dumps(runs[-1]), flush=True)
     report(runs)
     command = f"make bench-last-blocks TEXT=FOLDER (--minutes {options.minutes:g})"

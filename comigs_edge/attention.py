@@ -13,6 +13,7 @@ from torch import Tensor
 
 from comigs_edge import short_rows
 from comigs_edge.base import Block
+from comigs_edge.buffers import moved
 from comigs_edge.lora import LoRA, merge
 from comigs_edge.norm import rms_norm
 from comigs_edge.parallel import straight_through
@@ -54,13 +55,17 @@ class Update:
 
 
 def window(tokens: Tensor, documents: Tensor | None, turns: Tensor) -> Window:
-    """For `tokens` (B, T); `documents` (B, T) numbers the document of each token: attention stays inside it."""
+    """For `tokens` (B, T); `documents` (B, T) numbers the document of each token: attention stays inside it.
+
+    `documents` may be on the processor where the tokens are not: then nothing waits for the GPU.
+    """
     time = tokens.shape[1]
     mask = None
     if documents is not None and bool((documents != documents[:, :1]).any()):
         causal = torch.ones(time, time, dtype=torch.bool, device=documents.device).tril()
         allowed = ((documents[:, :, None] == documents[:, None, :]) & causal)[:, None]  # (B, 1, T, T)
         mask = torch.zeros(allowed.shape, device=documents.device).masked_fill_(~allowed, float("-inf"))
+        mask = moved(mask, tokens.device)
     return Window((tokens.shape[0], time), mask, turns[:time])
 
 
@@ -82,7 +87,9 @@ def attention(normed: Tensor, block: Block, shape: Shape, where: Window, update:
     if time <= SHORT_ROWS and not qk.is_cuda:
         out = short_rows.attend(qk, v, shape.num_heads, where.allowed)
     else:
-        out = _long_rows(qk, v, shape.num_heads, where.mask)
+        kind = qkv.dtype if qk.is_cuda else torch.float32  # on a GPU the fused kernel wants bfloat16
+        mask = None if where.mask is None else where.mask.to(kind)
+        out = _long_rows(qk.to(kind), v.to(kind), shape.num_heads, mask)
     out = out.reshape(batch * time, queries).to(qkv.dtype)
     return _linear(out, block.attn_output, block.attn_output_bias, update, ("attn_output",), (shape.width,))
 

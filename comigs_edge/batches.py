@@ -8,13 +8,14 @@ training goes on with exactly the batch it would have had.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from comigs_edge.buffers import moved
 from comigs_edge.errors import ComigsError
 from comigs_edge.tokens import Encoded
 
@@ -30,10 +31,11 @@ class Batch:
     places: tuple[int, ...]  # of the rows, in the first epoch
 
     def to(self, device: torch.device) -> Batch:
-        """The same on another device."""
-        tensors = (self.tokens, self.documents, self.targets, self.scored)
-        tokens, documents, targets, scored = (tensor.to(device) for tensor in tensors)
-        return Batch(tokens, documents, targets, scored, self.places)
+        """The same with what is computed with on another device.
+
+        Documents and what counts stay: the processor looks at them, and must not wait for a GPU to do so.
+        """
+        return replace(self, tokens=moved(self.tokens, device), targets=moved(self.targets, device))
 
     @property
     def num_scored(self) -> int:

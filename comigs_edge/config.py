@@ -133,6 +133,10 @@ class ChatConfig:
     top_p: float = 0.9
     context: int = 2048  # tokens
     max_tokens: int = 512
+    threads: int | None = None  # this and the next three: None: the plan's
+    mmap: bool | None = None
+    cache: str | None = None
+    batch: int | None = None  # tokens
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,8 @@ def _check(config: Config, path: Path) -> None:
         ("data.validation", data.validation, 0.01, 0.99 - data.training),
         ("evaluate.context", config.evaluate.context, 8, 1 << 20),
         ("chat.context", config.chat.context, 64, 1 << 20),
+        ("chat.threads", config.chat.threads, 1, 1024),
+        ("chat.batch", config.chat.batch, 1, 1 << 16),
     )
     for name, value, low, high in rules:
         if value is not None and not low <= value <= high:
@@ -106,6 +108,7 @@ def _check(config: Config, path: Path) -> None:
     choices: tuple[tuple[str, str | None, tuple[str, ...]], ...] = (
         ("model.expert_form", model.expert_form, FORMS),
         ("export.layout", config.export.layout, LAYOUTS),
+        ("chat.cache", config.chat.cache, ("F16", "Q8_0")),
         ("train.precision", train.precision, ("float32", "bfloat16")),
         ("train.base", train.base, ("dequantised", "quantised")),
         ("train.checkpointing", train.checkpointing, ("block", "attention", "none")),

@@ -74,6 +74,10 @@ expert_form = "{form}"   # lora: low-rank updates in the MLP; parallel: small ML
 # top_p = 0.9
 # context = 2048         # tokens
 # max_tokens = 512       # of one answer
+# threads = 2            # this and the next three are planned, see: comigs-edge plan
+# mmap = true            # the model's file is mapped and not read into memory
+# cache = "F16"          # how keys and values are kept: or Q8_0, half the memory and slower
+# batch = 512            # tokens of a prompt that are computed together
 """
 
 

@@ -17,7 +17,9 @@ from comigs_edge.layout import expected_shapes, planned
 from comigs_edge.shape import read_shape
 from comigs_edge.versions import read_manifest, versions
 from profiles import DeviceProfile
+from profiles import chat as chat_planner
 from profiles import plan as planner
+from profiles.chat import ChatPlan, Subject
 from profiles.cost import RULES, Plan, Rates, Sizes
 from profiles.detect import Device
 from quantize.gguf_file import GGUFFile
@@ -25,11 +27,22 @@ from quantize.gguf_file import GGUFFile
 BYTES_A_TOKEN = 4  # of text: a rough mean over languages
 KINDS: dict[str, type] = {
     "specialists": int, "batch": int, "context": int, "threads": int, "precision": str, "keep": bool, "checkpointing": str,
-    "backend": str, "blocks": int, "cache": bool,
+    "backend": str, "device": str, "blocks": int, "cache": bool,
 }  # fmt: skip
-RESULTS = ("specialists", "batch", "context", "precision", "blocks", "cache")  # lines that the result depends on
+CHAT_KINDS: dict[str, type] = {"threads": int, "mmap": bool, "cache": str, "batch": int}
+CHAT_CHOICES: dict[str, tuple[str, ...]] = {"cache": ("F16", "Q8_0")}
+RESULTS = (
+    "specialists",
+    "batch",
+    "context",
+    "precision",
+    "blocks",
+    "cache",
+    "device",
+)  # lines that the result depends on
 CHOICES = {
-    "precision": ("float32", "bfloat16"), "checkpointing": ("block", "attention", "none"), "backend": ("blas", "onednn")
+    "precision": ("float32", "bfloat16"), "checkpointing": ("block", "attention", "none"), "backend": ("blas", "onednn"),
+    "device": ("cpu", "cuda"),
 }  # fmt: skip
 
 
@@ -66,6 +79,20 @@ def make(
         disk = settings.train.cache_mb * 10**6
     tokens, steps = training_tokens(home, settings), settings.train.steps
     return planner.make(profile, memory, free, base, tokens, rates, fixed, disk, steps)
+
+
+def chat_plan(
+    settings: Config, profile: DeviceProfile, device: Device, base: Path, size: int, busy: float, flags: dict[str, Any]
+) -> ChatPlan:
+    """How to talk with a model of `size` bytes made of this base, while other programs keep `busy` cores busy.
+
+    Raises `ProfileError` if it does not fit.
+    """
+    shape, chat = read_shape(GGUFFile(base)), settings.chat
+    keys = shape.num_kv_heads * shape.head_width
+    subject = Subject(size, shape.num_blocks, keys, shape.head_width, shape.ff_width, chat.context)
+    asked = {"threads": chat.threads, "mmap": chat.mmap, "cache": chat.cache, "batch": chat.batch}
+    return chat_planner.make(subject, profile.usable_threads, busy, device.usable_memory, asked | flags)
 
 
 def fixed_lines(home: Home, settings: Config, flags: dict[str, Any], resume: bool | None) -> dict[str, Any]:
@@ -121,26 +148,28 @@ def settings_of(settings: Config, plan: Plan) -> Config:
     )  # fmt: skip
 
 
-def parse(lines: list[str]) -> dict[str, Any]:
+def parse(
+    lines: list[str], kinds: dict[str, type] = KINDS, choices: dict[str, tuple[str, ...]] = CHOICES
+) -> dict[str, Any]:
     """`NAME=VALUE` lines of a command; raises `ComigsError` for those that no plan has."""
     found: dict[str, Any] = {}
     for line in lines:
         name, _, value = line.partition("=")
-        if name not in KINDS:
-            raise ComigsError(f"a plan has no line {name!r}; its lines are {', '.join(KINDS)}")
+        if name not in kinds:
+            raise ComigsError(f"a plan has no line {name!r}; its lines are {', '.join(kinds)}")
         try:
-            found[name] = _value(name, value)
+            found[name] = _value(name, value, kinds[name], choices.get(name, ()))
         except ValueError:
-            choices = CHOICES.get(name, ("true", "false") if KINDS[name] is bool else ("a whole number above 0",))
-            raise ComigsError(f"{name} = {value!r} is not possible; use {' or '.join(choices)}") from None
+            possible = choices.get(name, ("true", "false") if kinds[name] is bool else ("a whole number above 0",))
+            raise ComigsError(f"{name} = {value!r} is not possible; use {' or '.join(possible)}") from None
     return found
 
 
-def _value(name: str, value: str) -> Any:
-    if KINDS[name] is bool:
+def _value(name: str, value: str, kind: type, choices: tuple[str, ...]) -> Any:
+    if kind is bool:
         return {"true": True, "false": False}[value] if value in ("true", "false") else int("")
-    if KINDS[name] is str:
-        return value if value in CHOICES[name] else int("")
+    if kind is str:
+        return value if value in choices else int("")
     number = int(value)
     return number if number >= (0 if name in ("specialists", "blocks") else 1) else int("")
 

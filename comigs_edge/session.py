@@ -20,8 +20,9 @@ from comigs_edge.errors import ComigsError
 from comigs_edge.home import Home
 from comigs_edge.layout import Layout, planned
 from comigs_edge.model import Model
+from comigs_edge.schedule import Schedule
 from comigs_edge.tokens import Encoded, Tokenizer
-from comigs_edge.train import Schedule, Trainer
+from comigs_edge.train import Trainer
 from comigs_edge.versions import read_manifest, versions
 from profiles import DeviceProfile
 
@@ -128,7 +129,7 @@ class Training:
         return trainer
 
     def _trainer(self, adapters: Adapters, plan: Schedule) -> Trainer:
-        model = Model(self.base, adapters, checkpointing=self.checkpointing)
+        model = Model(self.base, adapters.to(self.base.device), checkpointing=self.checkpointing)
         below = self._below(model, plan.batch) if self.cache and model.first_block else None
         clear(self.home.state, tuple(each.path for each in below or ()))
         return Trainer(model, *self.rows, plan, below)
@@ -141,7 +142,7 @@ class Training:
         training, validation = (
             Below(
                 self.home.state, rows, batch, self.base.shape.width, key,
-                lambda group: model.below(group.tokens.to(self.base.device), group.documents.to(self.base.device)),
+                lambda group: model.below(group.tokens.to(self.base.device), group.documents),
             )
             for rows in self.rows
         )  # fmt: skip

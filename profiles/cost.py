@@ -58,6 +58,8 @@ class Rates:
     products: dict[str, float]
     threads: int
     backend: str = "blas"  # the faster one for float32: blas or onednn
+    device: str = "cpu"  # cpu or cuda
+    gpu_memory: int | None = None  # bytes that are free on the GPU
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class Plan:
     memory: int  # bytes, at the peak of the process
     backend: str = "blas"  # that computes products in float32: torch's BLAS or oneDNN
     step_seconds: float | None = None  # the mean over a training
+    device: str = "cpu"  # that computes: cpu or cuda
     blocks: int = 0  # experts are in so many last blocks; 0: in all
     cache: bool = False  # the outputs of the blocks without experts stay on disk
     cached: float = 0.0  # share of the tokens that are found there

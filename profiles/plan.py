@@ -26,6 +26,8 @@ def make(
     wanted = {name: value for name, value in (wanted or {}).items() if value is not None}
     start, reasons = _start(profile, memory, tokens, rates, wanted)
     budget = int(free * RULES["memory"]["share"])
+    if rates is not None and rates.gpu_memory is not None:
+        budget = int(rates.gpu_memory * RULES["gpu"]["share"])
     for plan in _candidates(start, wanted):
         peak = peak_memory(sizes, plan)
         if peak > budget:
@@ -69,11 +71,15 @@ def _start(
     precision, why_precision = _precision(rates)
     threads = profile.usable_threads if rates is None else rates.threads
     backend = "blas" if rates is None else rates.backend
-    start = Plan(specialists, profile.batch, profile.context, threads, precision, True, "none", 0, backend)
+    device = "cpu" if rates is None else rates.device
+    start = Plan(
+        specialists, profile.batch, profile.context, threads, precision, True, "none", 0, backend, device=device
+    )
     reasons = {
         "specialists": why, "precision": why_precision,
         "batch": f"profile {profile.name}", "context": f"profile {profile.name}",
         "threads": "the fastest that was measured" if rates else "all cores that this process may use",
+        "device": "a GPU that torch can use" if device == "cuda" else "no GPU that torch can use",
         "backend": "the faster one for products in float32" if rates else "not measured yet", "blocks": "in every block",
     } | reasons  # fmt: skip
     return replace(start, **wanted), reasons

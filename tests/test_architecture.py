@@ -34,7 +34,7 @@ ARROWS = {
     "comigs_edge.corpus": "comigs_edge.documents comigs_edge.errors comigs_edge.files",
     "comigs_edge.engine": "comigs_edge.errors",
     "comigs_edge.tokens": "comigs_edge.documents comigs_edge.engine comigs_edge.errors",
-    "comigs_edge.batches": "comigs_edge.errors comigs_edge.tokens",
+    "comigs_edge.batches": "comigs_edge.buffers comigs_edge.errors comigs_edge.tokens",
     "comigs_edge.shape": "comigs_edge.errors quantize.gguf_file",
     "comigs_edge.layout": "comigs_edge.config comigs_edge.errors comigs_edge.shape profiles",
     "comigs_edge.base": "comigs_edge.buffers comigs_edge.shape quantize.gguf_file",
@@ -58,8 +58,8 @@ ARROWS = {
     ),
     "comigs_edge.checkpoint": "comigs_edge.files coordinator.wire",
     "comigs_edge.train": (
-        "comigs_edge.base comigs_edge.batches comigs_edge.below comigs_edge.errors comigs_edge.loss "
-        "comigs_edge.model comigs_edge.optimiser coordinator.wire"
+        "comigs_edge.base comigs_edge.batches comigs_edge.below comigs_edge.buffers comigs_edge.errors comigs_edge.loss "
+        "comigs_edge.model comigs_edge.optimiser comigs_edge.schedule coordinator.wire"
     ),
     "comigs_edge.export": (
         "comigs_edge.adapters comigs_edge.base comigs_edge.files comigs_edge.layout "
@@ -90,7 +90,7 @@ ARROWS = {
     "comigs_edge.session": (
         "comigs_edge.adapters comigs_edge.base comigs_edge.batches comigs_edge.below comigs_edge.checkpoint "
         "comigs_edge.config comigs_edge.corpus comigs_edge.errors comigs_edge.home comigs_edge.layout comigs_edge.model "
-        "comigs_edge.tokens comigs_edge.train comigs_edge.versions profiles"
+        "comigs_edge.schedule comigs_edge.tokens comigs_edge.train comigs_edge.versions profiles"
     ),
     "comigs_edge.hugging_face": (
         "comigs_edge.errors comigs_edge.files comigs_edge.vocabulary quantize.formats quantize.ggml"
@@ -103,7 +103,7 @@ ARROWS = {
     "comigs_edge.optimiser": "",
     "comigs_edge.recompute": "comigs_edge.buffers",
     "comigs_edge.attention": (
-        "comigs_edge.base comigs_edge.lora comigs_edge.norm comigs_edge.parallel comigs_edge.shape "
+        "comigs_edge.base comigs_edge.buffers comigs_edge.lora comigs_edge.norm comigs_edge.parallel comigs_edge.shape "
         "comigs_edge.short_rows profiles.cost"
     ),
     "comigs_edge.short_rows": "comigs_edge.buffers",
@@ -112,12 +112,14 @@ ARROWS = {
     "profiles.watch": "profiles.detect",
     "comigs_edge.planning": (
         "comigs_edge.config comigs_edge.corpus comigs_edge.errors comigs_edge.files comigs_edge.home "
-        "comigs_edge.layout comigs_edge.shape comigs_edge.versions profiles profiles.cost profiles.detect "
-        "profiles.plan quantize.gguf_file"
+        "comigs_edge.layout comigs_edge.shape comigs_edge.versions profiles profiles.chat profiles.cost "
+        "profiles.detect profiles.plan quantize.gguf_file"
     ),
-    "comigs_edge.measure": "profiles.cost",
+    "comigs_edge.schedule": "",
+    "comigs_edge.measure": "comigs_edge.errors profiles.cost",
     "profiles.plan": "profiles profiles.cost",
     "profiles.cost": "",
+    "profiles.chat": "profiles profiles.cost",
     "comigs_edge.below": "comigs_edge.batches comigs_edge.errors",
 }
 TOP = ("comigs_edge.cli", "comigs_edge.__main__", "comigs_edge.commands")

@@ -4,11 +4,13 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 from comigs_edge import home as homes
 from comigs_edge import planning
 from comigs_edge.errors import ComigsError
-from profiles import detect
+from profiles import ProfileError, detect
+from profiles.cost import Rates
 
 
 def test_plan_shows_every_line_with_a_reason_and_its_neighbours(ready, run):
@@ -112,3 +114,23 @@ def test_a_cache_that_is_too_large_is_left_out_and_the_plan_says_so(ready, run):
     found = json.loads(run("plan", "--json", "--plan", "blocks=1").stdout)["plan"]
     assert not found["cache"]
     assert "of the disk, and 0.00 GB are for it" in found["reasons"]["cache"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a computer without a CUDA device")
+def test_a_gpu_that_torch_does_not_see_is_a_sentence(ready, run):
+    assert json.loads(run("plan", "--json").stdout)["plan"]["device"] == "cpu"
+    result = run("train", "--steps", "1", "--plan", "device=cuda", code=1)
+    assert "sees no CUDA device; install a build of torch with CUDA" in " ".join(result.output.split())
+
+
+def test_a_gpu_that_was_measured_sets_the_device_and_the_memory(ready, monkeypatch):
+    """The readings of a GPU are made up; nothing here runs on one."""
+    here = homes.locate()
+    settings, device = here.settings(), detect.detect()
+    base = planning.sizes(here.base_file, settings)
+    rates = Rates({"float32": 1e13, "bfloat16": 1e14}, 4, "blas", "cuda", 8 * 10**9)
+    plan = planning.make(here, settings, settings.device(), device, base, rates, {})
+    assert (plan.device, plan.precision, plan.checkpointing) == ("cuda", "bfloat16", "none")
+    assert plan.memory < 0.7 * 8 * 10**9
+    with pytest.raises(ProfileError, match="may be used"):
+        planning.make(here, settings, settings.device(), device, base, replace(rates, gpu_memory=10**8), {})
