@@ -45,7 +45,7 @@ def plan(
     if json:
         print_json({
             "plan": asdict(found) | {"minutes": minutes, "block_format": settings.storage().fake_format},
-            "chat": asdict(talk),
+            "chat": talk if isinstance(talk, str) else asdict(talk),
             "rates": None if rates is None else asdict(rates),
             "neighbours": [asdict(each) | {"minutes": _minutes(each, settings)} for each in others],
         })  # fmt: skip
@@ -79,17 +79,26 @@ def planned(
     return planning.make(home, settings, kind, device, base, rates, fixed), rates
 
 
-def _chat(home: Home, settings: Config, profile: str | None) -> ChatPlan:
-    """How the personal model would be run, of which the base's size is a guess."""
+def _chat(home: Home, settings: Config, profile: str | None) -> ChatPlan | str:
+    """How the personal model would be run, of which the base's size is a guess; or why it would not fit."""
     from comigs_edge import planning
+    from profiles import ProfileError
     from profiles.detect import detect
 
-    return planning.chat_plan(settings, settings.device(profile), detect(), home.base_file, settings.base.size, 0, {})
+    try:
+        return planning.chat_plan(
+            settings, settings.device(profile), detect(), home.base_file, settings.base.size, 0, {}
+        )
+    except ProfileError as error:
+        return str(error)
 
 
-def _show_chat(plan: ChatPlan) -> None:
+def _show_chat(plan: ChatPlan | str) -> None:
     from comigs_edge.commands.console import out, size
 
+    if isinstance(plan, str):
+        out.print(f"chat, in llama.cpp: {plan}", soft_wrap=True, markup=False)
+        return
     values = {
         "threads": plan.threads, "mmap": "yes" if plan.mmap else "no", "cache": plan.cache, "batch": f"{plan.batch} tokens",
         "memory": size(plan.memory),
