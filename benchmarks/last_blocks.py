@@ -1,4 +1,4 @@
-"""Experts in the last blocks alone against experts in all, at equal time: `python benchmarks/last_blocks.py TEXT [--seconds 110]`.
+"""Experts in the last blocks alone against experts in all at equal time: `python benchmarks/last_blocks.py TEXT [--seconds N]`.
 
 TEXT is a folder with de.jsonl, nl.jsonl and user04.jsonl somewhere below it. First the steps of all variants are timed in turn,
 so that whatever else the computer does meets them alike; from that follows how many steps of each fit in the time. Then every
@@ -61,8 +61,7 @@ VARIANTS = {
 RUNS: dict[str, tuple[int | None, tuple[str, ...]]] = {
     "de": (None, ("all", "last 15, twice as wide", "last 10", "last 10, three times as wide")),
     "nl": (None, ("all", "last 10, three times as wide")),
-    "user04": (None, ("all", "last 10, three times as wide")),
-    "user04 short": (80_000, ("all", "last 10, three times as wide", "last 10, three times as wide, cache")),
+    "user04": (80_000, ("all", "last 10, three times as wide", "last 10, three times as wide, cache")),
 }
 
 
@@ -141,7 +140,7 @@ def one(text: str, name: str, times: dict[str, dict[str, Any]], options: argpars
     if record.exists():
         return dict(json.loads(record.read_text()))
     variant = VARIANTS[name]
-    epoch = prepare(home, next(options.text.rglob(f"{text.split()[0]}.jsonl")), RUNS[text][0], variant)
+    epoch = prepare(home, next(options.text.rglob(f"{text}.jsonl")), RUNS[text][0], variant)
     steps = steps_that_fit(options.seconds, pace(variant, times, epoch), SCHEDULE, has_router=True)
     lines = [f"cache={'true' if variant.cache else 'false'}", "precision=float32", "checkpointing=attention"]
     flags = [part for line in lines for part in ("--plan", line)]
@@ -177,7 +176,7 @@ def report(runs: list[dict[str, Any]], times: dict[str, dict[str, Any]]) -> None
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("text", type=Path)
-    parser.add_argument("--seconds", type=float, default=110)
+    parser.add_argument("--seconds", type=float, default=80)
     parser.add_argument("--work", type=Path, default=Path("benchmark-work/last-blocks"))
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
