@@ -5,13 +5,15 @@
 # make bench-formats   forms and formats; TEXT also has fr.jsonl, nl.jsonl, user04.jsonl and legal.jsonl; wants a quiet machine
 # make bench-memory   the plan's memory model against the system's measure; TEXT is any text
 # make bench-steps    what a step takes: two and four experts, expert and router step
+# make bench-time     the plan's time model against real steps
+# make bench-last-blocks   experts in the last blocks alone at equal time; TEXT has de.jsonl, nl.jsonl and user04.jsonl; half an hour
 # make bench-rivals   training speed and memory against the published formulation and peft; wants a quiet machine
 
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test bench bench-formats bench-memory bench-steps bench-rivals clean
+.PHONY: setup demo test bench bench-formats bench-memory bench-steps bench-time bench-last-blocks bench-rivals clean
 
 setup: $(READY)
 
@@ -45,6 +47,12 @@ bench-memory: $(READY)
 
 bench-steps: $(READY)
 	$(BIN)/python benchmarks/steps.py
+
+bench-time: $(READY)
+	$(BIN)/python benchmarks/time_model.py
+
+bench-last-blocks: $(READY)
+	$(BIN)/python benchmarks/last_blocks.py $(TEXT)
 
 bench-rivals: $(READY)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'

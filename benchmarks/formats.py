@@ -33,9 +33,10 @@ from comigs_edge.adapters import Adapters
 from comigs_edge.base import open_base
 from comigs_edge.config import FORMATS_TO_EXPORT, TRAINABLE, Config, Storage
 from comigs_edge.evaluate import TestText, in_llama_cpp, prepare
-from comigs_edge.export import Origin, export, replace_experts
+from comigs_edge.export import Origin, export
 from comigs_edge.home import Home
 from comigs_edge.model import Model
+from comigs_edge.replace import replace_experts
 from comigs_edge.tokens import Tokenizer
 from comigs_edge.train import Trainer, tune_allocator
 from quantize.formats import FILE_TYPES

@@ -46,20 +46,25 @@ class Adapters:
     parallel[i]  list of E `ParallelExpert`; empty list where they are LoRA
     routers[i]   (E, D), or None where the generalist is alone
     attention[i] GGUF name -> `LoRA`; empty list without the shared attention update
+
+    Below block `first_block` there is nothing: an empty list, None, an empty dictionary.
     """
 
     def __init__(self, layout: Layout, shape: Shape, named: dict[str, Tensor]) -> None:
         self.layout, self.shape, self.named = layout, shape, named
+        self.first_block = layout.first_block(shape.num_blocks)
         self.experts: list[list[LoRAExpert]] = []
         self.parallel: list[list[ParallelExpert]] = []
         for block in range(shape.num_blocks):
+            found = roles(layout) if block >= self.first_block else []
             if layout.form == "lora":
-                self.experts.append([self._lora_expert(role, block) for role in roles(layout)])
+                self.experts.append([self._lora_expert(role, block) for role in found])
             else:
-                self.parallel.append([self._parallel_expert(role, block) for role in roles(layout)])
+                self.parallel.append([self._parallel_expert(role, block) for role in found])
         self.routers = [named.get(f"router.blk.{block}") for block in range(shape.num_blocks)]
         self.attention = [
-            {name: self._lora("generalist", block, name) for name in ATTENTION} for block in range(shape.num_blocks)
+            {name: self._lora("generalist", block, name) for name in ATTENTION if block >= self.first_block}
+            for block in range(shape.num_blocks)
         ] if layout.attention else []  # fmt: skip
 
     @classmethod

@@ -11,11 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from comigs_edge import short_rows
 from comigs_edge.base import Block
+from comigs_edge.buffers import moved
 from comigs_edge.lora import LoRA, merge
 from comigs_edge.norm import rms_norm
 from comigs_edge.parallel import straight_through
 from comigs_edge.shape import Shape
+from profiles.cost import SHORT_ROWS
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,14 @@ class Window:
     size: tuple[int, int]  # B, T
     mask: Tensor | None  # (B, 1, T, T), zero or minus infinity; None: every earlier token, and itself
     turns: Tensor  # (T, 1, rope_width / 2) complex: the rotation of each pair
+
+    @property
+    def allowed(self) -> Tensor:
+        """The mask, also where every earlier token may be looked at; zero or minus infinity."""
+        if self.mask is not None:
+            return self.mask
+        time = self.size[1]
+        return torch.full((time, time), float("-inf"), device=self.turns.device).triu_(1)
 
     def pieces(self, tokens: int) -> list[Window]:
         """The same for a few rows of the batch at a time, with about as many tokens in all."""
@@ -44,13 +55,17 @@ class Update:
 
 
 def window(tokens: Tensor, documents: Tensor | None, turns: Tensor) -> Window:
-    """For `tokens` (B, T); `documents` (B, T) numbers the document of each token: attention stays inside it."""
+    """For `tokens` (B, T); `documents` (B, T) numbers the document of each token: attention stays inside it.
+
+    `documents` may be on the processor where the tokens are not: then nothing waits for the GPU.
+    """
     time = tokens.shape[1]
     mask = None
     if documents is not None and bool((documents != documents[:, :1]).any()):
         causal = torch.ones(time, time, dtype=torch.bool, device=documents.device).tril()
         allowed = ((documents[:, :, None] == documents[:, None, :]) & causal)[:, None]  # (B, 1, T, T)
         mask = torch.zeros(allowed.shape, device=documents.device).masked_fill_(~allowed, float("-inf"))
+        mask = moved(mask, tokens.device)
     return Window((tokens.shape[0], time), mask, turns[:time])
 
 
@@ -67,16 +82,24 @@ def attention(normed: Tensor, block: Block, shape: Shape, where: Window, update:
         q, k = torch.split(qk, [shape.num_heads, shape.num_kv_heads], 2)
         eps = shape.norm_eps
         qk = torch.cat((rms_norm(q.float(), block.q_norm, eps), rms_norm(k.float(), block.k_norm, eps)), 2)
-    # In float32, whatever the products are computed in: as fast forward and three times as fast backward as bfloat16.
-    qk = _rotate(qk.float(), where.turns, shape.rope_width)
-    q, k = torch.split(
-        qk.transpose(1, 2), [shape.num_heads, shape.num_kv_heads], 1
-    )  # (B, H, T, head), (B, KV, T, head)
-    group = shape.num_heads // shape.num_kv_heads
-    k, v = _repeat_heads(k, group), _repeat_heads(v.float().transpose(1, 2), group)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=where.mask, is_causal=where.mask is None)
-    out = out.transpose(1, 2).reshape(batch * time, queries).to(qkv.dtype)
+    # In float32, whatever the products are computed in: torch's kernel takes three times as long in bfloat16.
+    qk, v = _rotate(qk.float(), where.turns, shape.rope_width), v.float()
+    if time <= SHORT_ROWS and not qk.is_cuda:
+        out = short_rows.attend(qk, v, shape.num_heads, where.allowed)
+    else:
+        kind = qkv.dtype if qk.is_cuda else torch.float32  # on a GPU the fused kernel wants bfloat16
+        mask = None if where.mask is None else where.mask.to(kind)
+        out = _long_rows(qk.to(kind), v.to(kind), shape.num_heads, mask)
+    out = out.reshape(batch * time, queries).to(qkv.dtype)
     return _linear(out, block.attn_output, block.attn_output_bias, update, ("attn_output",), (shape.width,))
+
+
+def _long_rows(qk: Tensor, v: Tensor, heads: int, mask: Tensor | None) -> Tensor:
+    """(B, T, H + KV, head), (B, T, KV, head) -> (B, T, H, head), by torch's fused kernel."""
+    q, k = torch.split(qk.transpose(1, 2), [heads, v.shape[2]], 1)  # (B, H, T, head), (B, KV, T, head)
+    group = heads // v.shape[2]
+    k, v = _repeat_heads(k, group), _repeat_heads(v.transpose(1, 2), group)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None).transpose(1, 2)
 
 
 def _linear(

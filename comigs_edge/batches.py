@@ -7,13 +7,15 @@ training goes on with exactly the batch it would have had.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from comigs_edge.buffers import moved
 from comigs_edge.errors import ComigsError
 from comigs_edge.tokens import Encoded
 
@@ -26,10 +28,14 @@ class Batch:
     documents: Tensor  # (B, T) number of the document
     targets: Tensor  # (N,) the next token
     scored: Tensor  # (N,) whether the next token counts
+    places: tuple[int, ...]  # of the rows, in the first epoch
 
     def to(self, device: torch.device) -> Batch:
-        """The same on another device."""
-        return Batch(*(tensor.to(device) for tensor in (self.tokens, self.documents, self.targets, self.scored)))
+        """The same with what is computed with on another device.
+
+        Documents and what counts stay: the processor looks at them, and must not wait for a GPU to do so.
+        """
+        return replace(self, tokens=moved(self.tokens, device), targets=moved(self.targets, device))
 
     @property
     def num_scored(self) -> int:
@@ -55,6 +61,7 @@ class Rows:
         self._starts = np.array([s for s in starts if self._scored[s + 1 : s + context + 1].any()], np.int64)
         if not len(self._starts):
             raise ComigsError("the text has no token to learn from; add more with: comigs-edge data add PATH")
+        self._places = np.argsort(self._order(0))
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -67,6 +74,17 @@ class Rows:
         """Batches of at most `size` rows with the first `count` rows of the first epoch: always the same ones."""
         order = [self._row(position) for position in range(min(count, len(self)))]
         return [self._make(order[start : start + size]) for start in range(0, len(order), size)]
+
+    def group(self, number: int, size: int) -> Batch:
+        """The batch with this number of the first epoch; the last one may be short."""
+        last = min((number + 1) * size, len(self))
+        return self._make([int(row) for row in np.argsort(self._places)[number * size : last]])
+
+    def digest(self) -> str:
+        """SHA-256 of everything that the model reads, in the order of the first epoch."""
+        parts = (self._ids, self._document, self._starts, self._places)
+        data = b"".join(np.ascontiguousarray(part).tobytes() for part in parts)
+        return hashlib.sha256(b"%d " % self.context + data).hexdigest()
 
     def _row(self, position: int) -> int:
         epoch, index = divmod(position, len(self))
@@ -85,4 +103,5 @@ class Rows:
             documents=torch.from_numpy(self._document[index[:, :-1]]),
             targets=torch.from_numpy(self._ids[index[:, 1:]].astype(np.int64)).reshape(-1),
             scored=torch.from_numpy(self._scored[index[:, 1:]]).reshape(-1),
+            places=tuple(self._places[rows].tolist()),
         )

@@ -36,6 +36,11 @@ def scratch(name: str, like: Tensor, width: int) -> Tensor:
     return buffer(name, (len(like), width), like)
 
 
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on that device. On the way to a GPU it is pinned, so that the processor need not wait for the GPU."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 def at(tensor: Tensor | None, rows: Tensor | slice) -> Tensor | None:
     """The chunk of a tensor that may be missing."""
     return None if tensor is None else tensor[rows]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from comigs_edge import engine
 from comigs_edge.documents import Message
@@ -21,9 +22,13 @@ class Chat:
 
     def __init__(
         self, model: Path, adapters: tuple[Path, ...], tokenizer: Tokenizer, system: str, context: int, threads: int,
-        temperature: float, top_p: float, max_tokens: int, seed: int | None = None,
+        temperature: float, top_p: float, max_tokens: int, seed: int | None = None, mmap: bool = True,
+        cache: str = "F16", batch: int = 512,
     ) -> None:  # fmt: skip
-        self._options = {"n_ctx": context, "n_threads": threads, "n_threads_batch": threads}
+        self._options: dict[str, Any] = {
+            "n_ctx": context, "n_threads": threads, "n_threads_batch": threads, "n_batch": batch, "n_ubatch": batch,
+            "use_mmap": mmap, **engine.CACHES[cache],
+        }  # fmt: skip
         if seed is not None:
             self._options["seed"] = seed
         self._load(model, adapters)

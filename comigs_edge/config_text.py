@@ -19,6 +19,7 @@ size = {size}
 expert_form = "{form}"   # lora: low-rank updates in the MLP; parallel: small MLPs beside it, a compact file
 # rank = 8               # of each low-rank update
 # expert_width = 32      # of a parallel expert; default: as many weights as LoRA of this rank
+# blocks = 0             # experts are in so many last blocks; 0: in all
 # alpha = 16.0           # updates are scaled by alpha / sqrt(rank)
 # experts_per_token = 2
 # attention = false      # also one shared low-rank update of the attention; it is part of the generalist
@@ -31,6 +32,7 @@ expert_form = "{form}"   # lora: low-rank updates in the MLP; parallel: small ML
 # precision = "float32"  # of the products: or bfloat16
 # base = "dequantised"   # ahead, in memory; or quantised: it stays in its file, and a block is dequantised for its turn
 # checkpointing = "none" # what is computed again for the backward pass: block, attention or none
+# cache_mb = 2000        # of disk for the outputs of blocks without experts, 0: none; default: a quarter of what is free
 # expert_learning_rate = 0.002  # default: this for LoRA, 0.012 for parallel experts
 # final_learning_rate = 0.0002  # default: a tenth of it
 # router_learning_rate = 0.002
@@ -72,6 +74,10 @@ expert_form = "{form}"   # lora: low-rank updates in the MLP; parallel: small ML
 # top_p = 0.9
 # context = 2048         # tokens
 # max_tokens = 512       # of one answer
+# threads = 2            # this and the next three are planned, see: comigs-edge plan
+# mmap = true            # the model's file is mapped and not read into memory
+# cache = "F16"          # how keys and values are kept: or Q8_0, half the memory and slower
+# batch = 512            # tokens of a prompt that are computed together
 
 [fleet]                # once the device has joined a coordinator
 # sync = true            # exchange generalists while training

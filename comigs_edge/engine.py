@@ -36,7 +36,7 @@ def load(path: Path, **options: Any) -> llama_cpp.Llama:
 CACHES: dict[str, dict[str, Any]] = {
     "F16": {},
     "F16 flash": {"flash_attn": True},
-    "Q8_0 flash": {"flash_attn": True, "type_k": llama_cpp.GGML_TYPE_Q8_0, "type_v": llama_cpp.GGML_TYPE_Q8_0},
+    "Q8_0": {"flash_attn": True, "type_k": llama_cpp.GGML_TYPE_Q8_0, "type_v": llama_cpp.GGML_TYPE_Q8_0},
 }
 
 

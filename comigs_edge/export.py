@@ -3,8 +3,9 @@
 LoRA experts: layout of Mixtral, each expert's updates merged into its own copy of the MLP, the copies stacked in
 `ffn_{gate,up,down}_exps` with the generalist first. Parallel experts: layout of Granite's mixture, the base's MLP as the
 shared expert (`*_shexp`), its bytes unchanged, the small experts in `*_exps`. The router is `ffn_gate_inp` (F32). A LoRA
-generalist alone becomes a dense model. What training does not change keeps the base's bytes; F32 is the reference format, in
-which every tensor is F32. `hot.py` has the layout that is never merged.
+generalist alone becomes a dense model. A block without experts gets what llama.cpp asks for in every block: copies of the
+base's MLP, or parallel experts of zeros, and a router of zeros. What training does not change keeps the base's bytes; F32 is
+the reference format, in which every tensor is F32. `hot.py` has the layout that is never merged.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ import torch
 from comigs_edge import files, lora
 from comigs_edge.adapters import Adapters
 from comigs_edge.base import tensor_to_numpy
-from comigs_edge.errors import ComigsError
 from comigs_edge.layout import ATTENTION, FFN
 from comigs_edge.shape import ARCHITECTURES, Shape, exported_as, llama_order, read_shape
 from quantize import ggml
@@ -65,62 +65,22 @@ def export(
     experts beside this base, before anything is written.
     """
     shape = read_shape(base)
-    plans, changes = _planned(base, shape, adapters, format_name, origin, threads)
+    plans, changes = tensor_plans(base, shape, adapters, format_name, origin, threads)
     return write_model(base, shape, plans, changes, output, progress)
 
 
 def planned_size(base: GGUFFile, adapters: Adapters, format_name: str) -> int:
     """Bytes of the tensors that `export` would write; raises as it does."""
-    return total_size(_planned(base, read_shape(base), adapters, format_name, Origin())[0])
+    return total_size(tensor_plans(base, read_shape(base), adapters, format_name, Origin())[0])
 
 
-def _planned(
+def tensor_plans(
     base: GGUFFile, shape: Shape, adapters: Adapters | None, format_name: str, origin: Origin, threads: int = 1
 ) -> tuple[list[TensorPlan], Metadata]:
+    """The tensors of a file that is exported, and what its metadata have in other words than the base's."""
     fmt, architecture = block_format(format_name), target_architecture(shape, adapters)
     plans = list(_Planner(base, shape, adapters, fmt, architecture, threads).plans())
     return plans, _metadata(base, shape, adapters, fmt, architecture, origin)
-
-
-def replace_experts(
-    path: Path, base: GGUFFile, adapters: Adapters, format_name: str, output: Path, origin: Origin
-) -> Exported | None:
-    """Makes the exported file at `path` hold these adapters by rewriting only what training changes; moves it to `output`.
-
-    None, with the file unchanged, where that cannot be: it is of another base, or its metadata or the tensors' names, shapes
-    or formats are not those of a new export. While it is written the file names no adapters, so one that was cut off in the
-    middle is never used. A program that has the file open sees the new experts as they are written.
-    """
-    shape = read_shape(base)
-    plans, changes = _planned(base, shape, adapters, format_name, origin)
-    there = GGUFFile(path)
-    if there.metadata.get(BASE_KEY) != origin.base or not _is_alike(there, plans, _entries(base, shape, changes)):
-        return None
-    changed = [plan for plan in plans if not plan.is_fixed]
-    position = there.metadata_bytes[SOURCE_KEY][1] - len(origin.adapters)
-    try:
-        with path.open("r+b") as file:
-            files.write_at(file, [(position, b"-" * len(origin.adapters))])
-            files.write_at(file, [(there.tensors[plan.name].offset, plan.make().data) for plan in changed])
-            files.write_at(file, [(position, origin.adapters.encode())])
-        path.replace(output)
-        files.sync_folder(output.parent)
-    except OSError as error:
-        raise ComigsError(f"{path} could not be rewritten ({error.strerror}); it will be exported anew") from error
-    return _exported(output, plans)
-
-
-def _is_alike(there: GGUFFile, plans: list[TensorPlan], entries: list[bytes]) -> bool:
-    """Whether a file with this metadata and these tensors differs only in their bytes and in the adapters that it names."""
-    found = [there.data[start:end] for key, (start, end) in there.metadata_bytes.items() if key != SOURCE_KEY]
-    source = [each for each in entries if SOURCE_KEY.encode() in each]
-    start, end = there.metadata_bytes.get(SOURCE_KEY, (0, 0))
-    return (
-        sorted(found) == sorted(each for each in entries if each not in source)
-        and [end - start] == [len(each) for each in source]
-        and {name: (info.shape, info.format) for name, info in there.tensors.items()}
-        == {plan.name: (plan.shape, plan.format) for plan in plans}
-    )
 
 
 def target_architecture(shape: Shape, adapters: Adapters | None) -> str:
@@ -143,15 +103,17 @@ def write_model(
         progress(done, total)
 
     with files.atomic_writer(output) as file:
-        write(file, _entries(base, shape, changes), plans, base.alignment, advance)
-    return _exported(output, plans)
+        write(file, entries(base, shape, changes), plans, base.alignment, advance)
+    return exported(output, plans)
 
 
-def _entries(base: GGUFFile, shape: Shape, changes: Metadata) -> list[bytes]:
+def entries(base: GGUFFile, shape: Shape, changes: Metadata) -> list[bytes]:
+    """The metadata of a file: the base's with `changes`."""
     return metadata_with(base, changes, (f"{shape.architecture}.", f"{changes['general.architecture']}."))
 
 
-def _exported(path: Path, plans: list[TensorPlan]) -> Exported:
+def exported(path: Path, plans: list[TensorPlan]) -> Exported:
+    """What `path` holds, written by these plans."""
     formats: dict[str, int] = {}
     for plan in plans:
         if not plan.is_fixed and not plan.name.endswith("ffn_gate_inp.weight"):
@@ -207,7 +169,7 @@ class _Planner:
             block, part, kind = int(match[1]), match[2], match[3]
             if part in FFN:
                 yield from self._ffn(block, name, part)
-            elif part in ATTENTION and kind == "weight" and self.adapters.attention:
+            elif part in ATTENTION and kind == "weight" and self.adapters.attention and self._has_experts(block):
                 yield self._attention(block, name, part)
             else:
                 order = llama_order(self.shape, f"{part}.{kind}") if self.reorders else None
@@ -222,10 +184,13 @@ class _Planner:
         if layout.form == "parallel":
             yield fixed(self.base, name, self.fmt, name.replace(".weight", "_shexp.weight"))
             factor = layout.expert_scale if part == FFN[-1] else 1.0
-            small = [tensor_to_numpy(expert[index]) for expert in self.adapters.parallel[block]]
+            small = self._small(block, index)
             yield self._new(
                 stacked, (len(small), *small[0].shape), lambda: (weight * np.float32(factor) for weight in small)
             )
+            return
+        if not self._has_experts(block):
+            yield copies(fixed(self.base, name, self.fmt), layout.num_experts)
             return
         updates = [expert[index] for expert in self.adapters.experts[block]]
         shape = self.base.tensors[name].shape
@@ -235,6 +200,18 @@ class _Planner:
             return (_numpy(lora.merge(weight, update, layout.expert_scale)) for update in updates)
 
         yield self._new(stacked, (len(updates), *shape), merged) if len(updates) > 1 else self._new(name, shape, merged)
+
+    def _has_experts(self, block: int) -> bool:
+        return self.adapters is not None and block >= self.adapters.first_block
+
+    def _small(self, block: int, index: int) -> list[Floats]:
+        """One matrix of every parallel expert; zeros where the block has none, because llama.cpp asks for them in all."""
+        assert self.adapters is not None
+        if self._has_experts(block):
+            return [tensor_to_numpy(expert[index]) for expert in self.adapters.parallel[block]]
+        size = (self.adapters.layout.expert_width, self.shape.width)
+        zeros = np.zeros(size[::-1] if FFN[index] == FFN[-1] else size, np.float32)
+        return [zeros] * self.adapters.layout.num_experts
 
     def _attention(self, block: int, name: str, part: str) -> TensorPlan:
         assert self.adapters is not None
@@ -253,8 +230,9 @@ class _Planner:
         router = self.adapters.routers[block]
         if router is not None:
             yield router_plan(block, tensor_to_numpy(router))
-        elif self.adapters.layout.form == "parallel":  # a generalist alone: the softmax over one logit is 1
-            yield router_plan(block, np.zeros((1, self.shape.width), np.float32))
+        elif self.adapters.layout.form == "parallel" or self.adapters.layout.num_experts > 1:
+            # A generalist alone, where the softmax over one logit is 1, or a block whose experts are all alike.
+            yield router_plan(block, np.zeros((self.adapters.layout.num_experts, self.shape.width), np.float32))
 
     def _new(self, name: str, shape: tuple[int, ...], make: Callable[[], Iterator[Floats]]) -> TensorPlan:
         """A tensor that training changes, quantised matrix by matrix."""
@@ -279,6 +257,14 @@ def fixed(base: GGUFFile, name: str, fmt: BlockFormat, renamed: str = "", order:
         return ggml.quantize(name, weights if order is None else weights[order], fmt)
 
     return TensorPlan(renamed or name, base.tensors[name].shape, fmt, make, is_fixed=True)
+
+
+def copies(plan: TensorPlan, count: int) -> TensorPlan:
+    """The same MLP for each of `count` experts; for one alone, the plan itself."""
+    if count == 1:
+        return plan
+    name = plan.name.replace(".weight", "_exps.weight")
+    return TensorPlan(name, (count, *plan.shape), plan.format, lambda: np.tile(plan.make(), count), is_fixed=True)
 
 
 def router_plan(block: int, weights: Floats) -> TensorPlan:

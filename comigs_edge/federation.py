@@ -22,6 +22,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from comigs_edge.arithmetic import less, plus, zeros
 from comigs_edge.errors import ComigsError
 from comigs_edge.exchange import Exchange, Judge
 from comigs_edge.manifests import Check, follow
@@ -33,8 +34,6 @@ from coordinator.wire import Arrays
 
 # Refusals after which the update cannot be sent as it is: its progress stays in the generalist and comes with the next one.
 UNSEND = ("too_stale", "wrong_generalist", "bad_update", "too_large", "wrong_digest")
-
-
 PAUSE, MAX_PAUSE = 5.0, 1800.0  # seconds before a coordinator that is away is tried again: twice as long each time
 
 
@@ -53,7 +52,7 @@ class Federation:
         self.standing = folder.standing()
         self._check = Check(self.membership.fleet, self.membership.signing_key, base_sha256)
         if not self.standing.reference:
-            self.standing.reference = _zeros(shapes)
+            self.standing.reference = zeros(shapes)
 
     # A training's begin -------------------------------------------------------------------------------------------
 
@@ -71,7 +70,7 @@ class Federation:
         """
         if self.standing.number == 0 or mark == self.mark:
             return generalist
-        return _plus(self.standing.reference, self._waiting())
+        return plus(self.standing.reference, self._waiting())
 
     def frozen(self) -> set[str]:
         """The generalist's tensors that this round's averaging does not train."""
@@ -139,7 +138,7 @@ class Federation:
 
     def preview(self, generalist: Arrays | None) -> Sealed:
         """The update as it would be sent now; with None: what its tensors would look like."""
-        return self._folder.outbox() or self._update(_zeros(self._shapes) if generalist is None else generalist, None)
+        return self._folder.outbox() or self._update(zeros(self._shapes) if generalist is None else generalist, None)
 
     def _update(self, generalist: Arrays, loss: float | None) -> Sealed:
         standing, membership = self.standing, self.membership
@@ -226,10 +225,10 @@ class Federation:
         arrays = self._brought(manifest, found, progress)
         standing.head, standing.head_hash = manifest.round, head_hash
         # What was not sent yet goes on top; a device that has sent nothing starts from the fleet's generalist.
-        unsent = _less(generalist, standing.reference) if standing.number else {}
-        candidate = _plus(arrays, unsent)
+        unsent = less(generalist, standing.reference) if standing.number else {}
+        candidate = plus(arrays, unsent)
         if judge is not None and standing.trained_from >= 0:
-            found.judgement = judge(_plus(self._before(), unsent), candidate)
+            found.judgement = judge(plus(self._before(), unsent), candidate)
             if found.judgement.after > found.judgement.before + self._gate:
                 self._refuse(manifest, found)
                 return
@@ -290,15 +289,3 @@ class Federation:
     def _moved(self) -> None:
         self.standing.number += 1
         self._folder.save_standing(self.standing)
-
-
-def _plus(a: Arrays, b: Arrays) -> Arrays:
-    return {name: array + b[name] if name in b else array for name, array in a.items()}
-
-
-def _less(a: Arrays, b: Arrays) -> Arrays:
-    return {name: array - b[name] if name in b else array for name, array in a.items()}
-
-
-def _zeros(shapes: dict[str, tuple[int, ...]]) -> Arrays:
-    return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}

@@ -19,7 +19,7 @@ from pathlib import Path
 import filelock
 import platformdirs
 
-from comigs_edge import config, config_text, files
+from comigs_edge import config_file, config_text, files
 from comigs_edge.config import BaseConfig, Config
 from comigs_edge.errors import ComigsError
 
@@ -56,7 +56,7 @@ class Home:
         """The home's settings; raises `ComigsError` if there is no home or its base has changed."""
         if not self.exists:
             raise ComigsError(f"there is no home at {self.root}; make one with: comigs-edge init")
-        settings = config.read(self.config_file)
+        settings = config_file.read(self.config_file)
         if not self.base_file.exists():
             raise ComigsError(
                 f"the base {settings.base.name} is gone from {self.base_file}; bring it back with: "
@@ -148,7 +148,7 @@ def create(
     elif source.resolve() != home.base_file.resolve() or home.base_file.is_symlink():
         _install(home, source, copy=name in PACKAGED_BASES)
     files.write_atomic(home.config_file, config_text.text(record, profile, specialists, expert_form).encode())
-    return config.read(home.config_file)
+    return config_file.read(home.config_file)
 
 
 def _install(home: Home, source: Path, copy: bool) -> None:

@@ -21,6 +21,7 @@ from comigs_edge.export import (
     SOURCE_KEY,
     Exported,
     Metadata,
+    copies,
     fixed,
     mixture_metadata,
     reorders,
@@ -85,7 +86,7 @@ def _base_plans(base: GGUFFile, shape: Shape, adapters: Adapters, format_name: s
         part = name.split(".")[-2]
         order = llama_order(shape, name.split(".", 2)[-1]) if reorders(shape, architecture) else None
         plan = fixed(base, name, fmt, order=order)
-        plans.append(_copies(plan, layout.num_experts) if part in FFN and layout.num_experts > 1 else plan)
+        plans.append(copies(plan, layout.num_experts) if part in FFN else plan)
         if part == FFN[-1] and layout.num_experts > 1:
             plans.append(router_plan(int(name.split(".")[1]), np.zeros((layout.num_experts, shape.width), np.float32)))
     return plans
@@ -100,18 +101,13 @@ def _architecture(shape: Shape, adapters: Adapters) -> str:
     return target_architecture(shape, adapters)
 
 
-def _copies(plan: TensorPlan, count: int) -> TensorPlan:
-    name = plan.name.replace(".weight", "_exps.weight")
-    return TensorPlan(name, (count, *plan.shape), plan.format, lambda: np.tile(plan.make(), count), is_fixed=True)
-
-
 def _adapter_plans(
     adapters: Adapters, shape: Shape, part: str, fmt: BlockFormat, in_llama_order: bool
 ) -> list[TensorPlan]:
     layout = adapters.layout
     experts = range(1) if part == PARTS[0] else range(1, layout.num_experts)
     plans: list[TensorPlan] = []
-    for block in range(shape.num_blocks):
+    for block in range(adapters.first_block, shape.num_blocks):
         for index, name in enumerate(FFN):
             updates = [adapters.experts[block][e][index] for e in experts]
             stacked = f"blk.{block}.{name}{'_exps' if layout.num_experts > 1 else ''}.weight"

@@ -26,11 +26,16 @@ class Layout:
     attention: bool = False  # a shared low-rank update of the attention, part of the generalist
     form: str = "lora"  # of the experts, one of FORMS
     expert_width: int = 0  # W, of a parallel expert's hidden layer
+    blocks: int = 0  # experts are in so many last blocks; 0: in all
 
     @property
     def num_experts(self) -> int:
         """E: the generalist and the specialists."""
         return 1 + self.num_specialists
+
+    def first_block(self, num_blocks: int) -> int:
+        """The number of the first block with experts."""
+        return num_blocks - (self.blocks or num_blocks)
 
     @property
     def scale(self) -> float:
@@ -67,7 +72,11 @@ def planned(model: ModelConfig, profile: DeviceProfile, shape: Shape) -> Layout:
     width = 0
     if model.expert_form == "parallel":
         width = parallel_width(model.rank, shape) if model.expert_width is None else model.expert_width
-    return Layout(specialists, model.rank, model.alpha, k, model.attention, model.expert_form, width)
+    blocks = model.blocks or shape.num_blocks
+    if blocks > shape.num_blocks:
+        raise ComigsError(f"blocks = {blocks} and the base has {shape.num_blocks}; use at most so many, or 0 for all")
+    last = blocks % shape.num_blocks  # all of them are 0
+    return Layout(specialists, model.rank, model.alpha, k, model.attention, model.expert_form, width, last)
 
 
 def parallel_width(rank: int, shape: Shape) -> int:
@@ -91,7 +100,7 @@ def generalist_shapes(layout: Layout, shape: Shape) -> dict[str, tuple[int, int]
 def expected_shapes(layout: Layout, shape: Shape) -> dict[str, tuple[int, int]]:
     """Name and shape of every tensor that adapters of this layout have."""
     linear, sizes = linear_shapes(shape), {}
-    for block in range(shape.num_blocks):
+    for block in range(layout.first_block(shape.num_blocks), shape.num_blocks):
         for role in roles(layout):
             low_rank: tuple[str, ...] = FFN if layout.form == "lora" else ()
             if layout.attention and role == "generalist":

@@ -32,7 +32,9 @@ def mixture(
     """
     weights, sparse = None, False
     if routing is not None:
-        weights, sparse = routing.weights.to(x.dtype), routing.weights is not routing.probabilities
+        weights = routing.weights.to(x.dtype)
+        # A GPU computes every expert for every token: to count those that were chosen would make the processor wait.
+        sparse = routing.weights is not routing.probabilities and not x.is_cuda
     updates = [tensor for expert in experts for update in expert for tensor in update]
     out: Tensor = _Mixture.apply(x, weights, mlp, factor, sparse, purpose, *updates)  # type: ignore[no-untyped-call]
     return out

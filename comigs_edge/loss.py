@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from comigs_edge.base import Base
-from comigs_edge.buffers import accumulate
-from profiles.plan import LOGITS
+from comigs_edge.buffers import accumulate, moved
+from profiles.cost import LOGITS
 
 
 class _NextTokenLoss(torch.autograd.Function):
@@ -53,9 +53,12 @@ class _NextTokenLoss(torch.autograd.Function):
 
 
 def next_token_loss(base: Base, hidden: Tensor, targets: Tensor, scored: Tensor) -> Tensor:
-    """Summed cross-entropy in nats of the `targets` (N,) where `scored` (N,) is true; hidden is (N, D)."""
+    """Summed cross-entropy in nats of the `targets` (N,) where `scored` (N,) is true; hidden is (N, D).
+
+    `scored` may be on the processor where the rest is not: then nothing waits for the GPU.
+    """
     if not bool(scored.all()):
-        rows = scored.nonzero().squeeze(1)
+        rows = moved(scored.nonzero().squeeze(1), hidden.device)
         hidden, targets = hidden[rows], targets[rows]
     loss: Tensor = _NextTokenLoss.apply(hidden, base, targets)  # type: ignore[no-untyped-call]
     return loss

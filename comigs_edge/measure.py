@@ -1,4 +1,4 @@
-"""How fast this device multiplies matrices, in two seconds: with which threads and in which precision."""
+"""How fast this device multiplies matrices, in two seconds: on what, with which threads and in which precision."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import time
 
 import torch
 
-from profiles.plan import Rates
+from comigs_edge.errors import ComigsError
+from profiles.cost import Rates
 
 SECONDS = 0.4  # for each number of threads and each precision
 TOKENS = 512
@@ -33,6 +34,30 @@ def rates(width: int, ff_width: int, threads: int, has_bfloat16: bool) -> Rates:
     return Rates(products, best, backend)
 
 
+def choose_device(wanted: str | None, has_gpu: bool) -> str:
+    """Where products are computed, cpu or cuda: `wanted`, or the GPU if there is one that torch can use.
+
+    Raises `ComigsError` for a GPU that is wanted and that torch cannot use.
+    """
+    usable = (has_gpu or wanted == "cuda") and torch.cuda.is_available()
+    if wanted == "cuda" and not usable:
+        raise ComigsError(
+            f"device = cuda is asked for and torch {torch.__version__} sees no CUDA device; install a build of torch with CUDA, "
+            "or train with: --plan device=cpu"
+        )
+    return "cuda" if usable and wanted != "cpu" else "cpu"
+
+
+def gpu_rates(width: int, ff_width: int, threads: int) -> Rates:
+    """The rate of the same products on the GPU, and the bytes that are free there."""
+    products = {
+        name: _rate(width, ff_width, threads, dtype, "cuda")
+        for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))
+        if dtype == torch.float32 or torch.cuda.is_bf16_supported()
+    }
+    return Rates(products, threads, "blas", "cuda", torch.cuda.mem_get_info()[0])
+
+
 def use(backend: str) -> None:
     """Computes float32 products with torch's BLAS or with oneDNN (on AMD's processors 1.1 to 1.4 times as fast as MKL)."""
     torch.set_float32_matmul_precision("medium" if backend == "onednn" else "highest")
@@ -45,15 +70,17 @@ def _is_exact() -> bool:
     return bool((a @ b.T - (a.double() @ b.double().T)).abs().max() < EXACT)
 
 
-def _rate(width: int, ff_width: int, threads: int, dtype: torch.dtype) -> float:
+def _rate(width: int, ff_width: int, threads: int, dtype: torch.dtype, device: str = "cpu") -> float:
     """FLOP/s, the median of as many products as fit in the time."""
     torch.set_num_threads(threads)
-    x, weight = (torch.ones(rows, width, dtype=dtype) for rows in (TOKENS, 2 * ff_width))
-    out = torch.empty(TOKENS, 2 * ff_width, dtype=dtype)
+    x, weight = (torch.ones(rows, width, dtype=dtype, device=device) for rows in (TOKENS, 2 * ff_width))
+    out = torch.empty(TOKENS, 2 * ff_width, dtype=dtype, device=device)
     torch.mm(x, weight.T, out=out)  # what comes first is slower
     seconds: list[float] = []
     while sum(seconds) < SECONDS:
         start = time.perf_counter()
         torch.mm(x, weight.T, out=out)
+        if device == "cuda":
+            torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
     return 2 * TOKENS * width * 2 * ff_width / statistics.median(seconds)

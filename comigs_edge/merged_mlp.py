@@ -39,7 +39,7 @@ def quantised_mixture(
         weights, rows = None, None
         if routing is not None:
             weights = routing.weights[:, index].to(x.dtype)
-            if routing.weights is not routing.probabilities:
+            if routing.weights is not routing.probabilities and not x.is_cuda:  # see `lora_mixture.mixture`
                 rows = weights.detach().nonzero().squeeze(1)
         updates = [tensor for update in expert for tensor in update]
         each = purpose._replace(kept=None)  # merging costs more than the products that could be kept

@@ -24,7 +24,7 @@ from comigs_edge.moe import Frozen, Pass, Routing, balance_loss, route
 from comigs_edge.norm import rms_norm
 from comigs_edge.parallel import small_experts
 from comigs_edge.recompute import recomputed
-from profiles.plan import PIECES
+from profiles.cost import PIECES
 
 # What is computed again for the backward pass: whole blocks (least memory); all but the products of the MLP's gate and up,
 # which are kept; or nothing.
@@ -50,15 +50,39 @@ class Model:
         self, base: Base, adapters: Adapters | None, only: tuple[int, ...] | None = None, checkpointing: str = "block"
     ) -> None:
         self.base, self.adapters, self.only, self.checkpointing = base, adapters, only, checkpointing
+        self.first_block = 0 if adapters is None else adapters.first_block  # with experts
         if checkpointing != "block" and not base.keep:
             raise ValueError("a base that is dequantised block by block needs blocks to be computed again")
         self.block_format: str | None = None
         self._turns = torch.empty(0)
 
-    def __call__(self, tokens: Tensor, documents: Tensor | None = None, with_balance: bool = False) -> Output:
-        """`tokens` (B, T) ids; `documents` (B, T) numbers the document of each token: attention stays inside it."""
+    def __call__(
+        self, tokens: Tensor, documents: Tensor | None = None, with_balance: bool = False, below: Tensor | None = None
+    ) -> Output:
+        """`tokens` (B, T) ids; `documents` (B, T) numbers the document of each token: attention stays inside it.
+
+        `below` (N, D) is what `self.below` gives for them, where that is known already.
+        """
+        x = self.below(tokens, documents) if below is None else below
+        blocks = range(self.first_block, self.base.shape.num_blocks)
+        x, balance = self._through(blocks, x, tokens, documents, with_balance)
+        hidden = rms_norm(x, self.base.output_norm, self.base.shape.norm_eps)
+        return Output(hidden, torch.stack(balance).mean() if balance else None)
+
+    @torch.no_grad()
+    def below(self, tokens: Tensor, documents: Tensor | None = None) -> Tensor:
+        """The residual stream (N, D) where the first block with experts reads it; valid until the next forward pass.
+
+        No training changes it.
+        """
+        x = self.base.embed(tokens.reshape(-1))
+        return self._through(range(self.first_block), x, tokens, documents)[0] if self.first_block else x
+
+    def _through(
+        self, blocks: range, x: Tensor, tokens: Tensor, documents: Tensor | None, with_balance: bool = False
+    ) -> tuple[Tensor, list[Tensor]]:
+        """(N, D) -> (N, D) through these blocks, and their load-balance losses."""
         where = window(tokens, documents, self._rotation(tokens.shape[1]))
-        x = self.base.embed(tokens.reshape(-1))  # (N, D)
         learns = self.adapters is not None and torch.is_grad_enabled()
         again = self.adapters is not None and self.checkpointing != "none"
         x.requires_grad_(learns and again)  # a reentrant checkpoint gives gradients only where its input has one
@@ -66,15 +90,14 @@ class Model:
         windows = where.pieces(PIECES[self.checkpointing]) if again and not with_balance else [where]
         sizes = [rows * time for rows, time in (piece.size for piece in windows)]
         balance: list[Tensor] = []
-        for index in range(self.base.shape.num_blocks):
+        for index in blocks:
             run = partial(self._block, index, windows, with_balance, learns)
             # Without gradients the input of a block is not needed again: two buffers take turns.
             name = f"residual {index if learns else index % 2}"
             x, loss = recomputed(x, run, name, sizes) if again else run(0, x)
             if loss is not None:
                 balance.append(loss)
-        hidden = rms_norm(x, self.base.output_norm, self.base.shape.norm_eps)
-        return Output(hidden, torch.stack(balance).mean() if balance else None)
+        return x, balance
 
     def logits(self, hidden: Tensor) -> Tensor:  # (N, D) -> (N, V)
         """Logits of every token of the vocabulary."""
@@ -108,13 +131,15 @@ class Model:
         # The shared attention update belongs to the generalist: it is off where the generalist is.
         if self.adapters is None or not self.adapters.attention or (self.only is not None and 0 not in self.only):
             return None
+        if index < self.first_block:
+            return None
         return Update(self.adapters.attention[index], self.adapters.layout.scale, self.block_format)
 
     def _mlp(self, block: Block, index: int, x: Tensor, purpose: Pass) -> tuple[Tensor, Routing | None]:
         """(N, D) -> (N, D), and what the router decided."""
         normed = rms_norm(x, block.ffn_norm, self.base.shape.norm_eps, self.base.dtype)
         mlp = Frozen(block.gate_up, block.down)
-        if self.adapters is None:
+        if self.adapters is None or index < self.first_block:
             return x + frozen_mlp(normed, mlp), None
         routing, scale = self._routing(index, normed), self.adapters.layout.expert_scale
         if self.adapters.layout.form == "parallel":

@@ -18,8 +18,9 @@ from comigs_edge import files, hot
 from comigs_edge.adapters import Adapters
 from comigs_edge.config import Config, Storage
 from comigs_edge.errors import ComigsError
-from comigs_edge.export import BASE_KEY, SOURCE_KEY, Exported, Origin, export, replace_experts
+from comigs_edge.export import BASE_KEY, SOURCE_KEY, Exported, Origin, export
 from comigs_edge.home import Home
+from comigs_edge.replace import replace_experts
 from comigs_edge.shape import read_shape
 from comigs_edge.versions import KEPT_VERSIONS, read_manifest, versions
 from quantize.formats import QuantizeError

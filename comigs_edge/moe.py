@@ -41,7 +41,8 @@ def balance_loss(routing: Routing) -> Tensor:
     """
     others = routing.weights.shape[1] - 1
     share = (routing.weights > 0).float().mean(0)  # (E,)
-    factors = share.new_tensor([1.0] + [float(others)] * others)
+    factors = torch.full_like(share, others)
+    factors[0] = 1
     return (factors * share * routing.probabilities.mean(0)).sum() / (others**2 + 1)
 
 

@@ -17,19 +17,32 @@ from comigs_edge.layout import expected_shapes, planned
 from comigs_edge.shape import read_shape
 from comigs_edge.versions import read_manifest, versions
 from profiles import DeviceProfile
+from profiles import chat as chat_planner
 from profiles import plan as planner
+from profiles.chat import ChatPlan, Subject
+from profiles.cost import RULES, Plan, Rates, Sizes
 from profiles.detect import Device
-from profiles.plan import Plan, Rates, Sizes
 from quantize.gguf_file import GGUFFile
 
 BYTES_A_TOKEN = 4  # of text: a rough mean over languages
 KINDS: dict[str, type] = {
     "specialists": int, "batch": int, "context": int, "threads": int, "precision": str, "keep": bool, "checkpointing": str,
-    "backend": str,
+    "backend": str, "device": str, "blocks": int, "cache": bool,
 }  # fmt: skip
-RESULTS = ("specialists", "batch", "context", "precision")  # lines that the result depends on
+CHAT_KINDS: dict[str, type] = {"threads": int, "mmap": bool, "cache": str, "batch": int}
+CHAT_CHOICES: dict[str, tuple[str, ...]] = {"cache": ("F16", "Q8_0")}
+RESULTS = (
+    "specialists",
+    "batch",
+    "context",
+    "precision",
+    "blocks",
+    "cache",
+    "device",
+)  # lines that the result depends on
 CHOICES = {
-    "precision": ("float32", "bfloat16"), "checkpointing": ("block", "attention", "none"), "backend": ("blas", "onednn")
+    "precision": ("float32", "bfloat16"), "checkpointing": ("block", "attention", "none"), "backend": ("blas", "onednn"),
+    "device": ("cpu", "cuda"),
 }  # fmt: skip
 
 
@@ -37,9 +50,9 @@ def sizes(path: Path, settings: Config) -> Sizes:
     """Of the base at `path` and of experts as the settings ask for them."""
     file = GGUFFile(path)
     shape = read_shape(file)
-    one = expected_shapes(planned(replace(settings.model, specialists=0), _NO_PROFILE, shape), shape)
+    one = expected_shapes(planned(replace(settings.model, specialists=0, blocks=0), _NO_PROFILE, shape), shape)
     return Sizes(
-        shape.num_blocks, shape.width, shape.ff_width, shape.num_heads * shape.head_width,
+        shape.num_blocks, shape.width, shape.ff_width, shape.num_heads, shape.num_heads * shape.head_width,
         shape.num_kv_heads * shape.head_width, shape.vocab_size, "output.weight" not in file.tensors,
         path.stat().st_size, sum(rows * columns for rows, columns in one.values()),
     )  # fmt: skip
@@ -49,13 +62,37 @@ _NO_PROFILE = DeviceProfile("none", "", 0, 1, 1)
 
 
 def make(
-    settings: Config, profile: DeviceProfile, device: Device, base: Sizes, tokens: int | None, rates: Rates | None,
+    home: Home, settings: Config, profile: DeviceProfile, device: Device, base: Sizes, rates: Rates | None,
     fixed: dict[str, Any],
 ) -> Plan:  # fmt: skip
-    """The plan with its `fixed` lines. Raises `ProfileError` if nothing fits."""
+    """The plan with its `fixed` lines. Raises `ProfileError` if nothing fits, `ComigsError` for blocks that are not there."""
+    if fixed.get("blocks", 0) > base.num_blocks:
+        raise ComigsError(
+            f"blocks = {fixed['blocks']} and the base has {base.num_blocks}; use at most so many, or 0 for all"
+        )
+    if fixed.get("blocks") == base.num_blocks:
+        fixed = fixed | {"blocks": 0}
     memory = profile.memory or device.memory_limit or device.memory
     free = min(device.usable_memory, profile.memory or device.usable_memory)
-    return planner.make(profile, memory, free, base, tokens, rates, fixed)
+    disk = int(RULES["cache"]["share"] * shutil.disk_usage(home.root).free)
+    if settings.train.cache_mb is not None:
+        disk = settings.train.cache_mb * 10**6
+    tokens, steps = training_tokens(home, settings), settings.train.steps
+    return planner.make(profile, memory, free, base, tokens, rates, fixed, disk, steps)
+
+
+def chat_plan(
+    settings: Config, profile: DeviceProfile, device: Device, base: Path, size: int, busy: float, flags: dict[str, Any]
+) -> ChatPlan:
+    """How to talk with a model of `size` bytes made of this base, while other programs keep `busy` cores busy.
+
+    Raises `ProfileError` if it does not fit.
+    """
+    shape, chat = read_shape(GGUFFile(base)), settings.chat
+    keys = shape.num_kv_heads * shape.head_width
+    subject = Subject(size, shape.num_blocks, keys, shape.head_width, shape.ff_width, chat.context)
+    asked = {"threads": chat.threads, "mmap": chat.mmap, "cache": chat.cache, "batch": chat.batch}
+    return chat_planner.make(subject, profile.usable_threads, busy, device.usable_memory, asked | flags)
 
 
 def fixed_lines(home: Home, settings: Config, flags: dict[str, Any], resume: bool | None) -> dict[str, Any]:
@@ -67,13 +104,13 @@ def fixed_lines(home: Home, settings: Config, flags: dict[str, Any], resume: boo
     asked: dict[str, Any] = {
         "specialists": settings.model.specialists, "batch": train.batch, "context": train.context,
         "threads": train.threads, "precision": train.precision, "checkpointing": train.checkpointing,
-        "keep": None if train.base is None else train.base == "dequantised",
+        "keep": None if train.base is None else train.base == "dequantised", "blocks": settings.model.blocks,
     } | flags  # fmt: skip
     asked = {name: value for name, value in asked.items() if value is not None}
     plan, history = home.state / "plan.json", {}
     if resume is not False and plan.exists() and any(home.state.glob("checkpoint-*")):
         history = {name: value for name, value in json.loads(plan.read_bytes()).items() if name in KINDS}
-        for name in RESULTS:
+        for name in set(RESULTS) & history.keys():
             if asked.get(name, history[name]) != history[name]:
                 raise ComigsError(
                     f"the settings ask for {name} = {asked[name]} where it is {history[name]} in the interrupted training; "
@@ -82,7 +119,8 @@ def fixed_lines(home: Home, settings: Config, flags: dict[str, Any], resume: boo
     elif resume is not False and versions(home.adapters):
         manifest = read_manifest(home.adapters, versions(home.adapters)[-1])
         if manifest["base_sha256"] == settings.base.sha256:
-            history = {"specialists": manifest["layout"]["num_specialists"]}
+            layout = manifest["layout"]
+            history = {"specialists": layout["num_specialists"], "blocks": layout.get("blocks", 0)}
     return history | asked
 
 
@@ -105,38 +143,41 @@ def forget(home: Home) -> None:
 def settings_of(settings: Config, plan: Plan) -> Config:
     """The settings with the plan's lines in the places of those that were left open."""
     return replace(
-        settings, model=replace(settings.model, specialists=plan.specialists),
+        settings, model=replace(settings.model, specialists=plan.specialists, blocks=plan.blocks),
         train=replace(settings.train, batch=plan.batch, context=plan.context),
     )  # fmt: skip
 
 
-def parse(lines: list[str]) -> dict[str, Any]:
+def parse(
+    lines: list[str], kinds: dict[str, type] = KINDS, choices: dict[str, tuple[str, ...]] = CHOICES
+) -> dict[str, Any]:
     """`NAME=VALUE` lines of a command; raises `ComigsError` for those that no plan has."""
     found: dict[str, Any] = {}
     for line in lines:
         name, _, value = line.partition("=")
-        if name not in KINDS:
-            raise ComigsError(f"a plan has no line {name!r}; its lines are {', '.join(KINDS)}")
+        if name not in kinds:
+            raise ComigsError(f"a plan has no line {name!r}; its lines are {', '.join(kinds)}")
         try:
-            found[name] = _value(name, value)
+            found[name] = _value(name, value, kinds[name], choices.get(name, ()))
         except ValueError:
-            choices = CHOICES.get(name, ("true", "false") if KINDS[name] is bool else ("a whole number above 0",))
-            raise ComigsError(f"{name} = {value!r} is not possible; use {' or '.join(choices)}") from None
+            possible = choices.get(name, ("true", "false") if kinds[name] is bool else ("a whole number above 0",))
+            raise ComigsError(f"{name} = {value!r} is not possible; use {' or '.join(possible)}") from None
     return found
 
 
-def _value(name: str, value: str) -> Any:
-    if KINDS[name] is bool:
+def _value(name: str, value: str, kind: type, choices: tuple[str, ...]) -> Any:
+    if kind is bool:
         return {"true": True, "false": False}[value] if value in ("true", "false") else int("")
-    if KINDS[name] is str:
-        return value if value in CHOICES[name] else int("")
+    if kind is str:
+        return value if value in choices else int("")
     number = int(value)
-    return number if number >= (0 if name == "specialists" else 1) else int("")
+    return number if number >= (0 if name in ("specialists", "blocks") else 1) else int("")
 
 
 def check_disk(home: Home, plan: Plan, base: Sizes) -> None:
     """Raises `ComigsError` unless checkpoints, adapters and an exported file have room."""
-    trained = (1 + plan.specialists) * base.expert_weights + (1 + plan.specialists) * base.num_blocks * base.width
+    trained = (1 + plan.specialists) * (base.expert_weights + base.num_blocks * base.width)
+    trained = trained * (plan.blocks or base.num_blocks) // base.num_blocks
     # Two generations of the state and one that is being written, 16 bytes a weight each; four versions of the adapters.
     needed = trained * (3 * 16 + 4 * 4) + base.file_size
     free = shutil.disk_usage(home.root).free

@@ -6,19 +6,23 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+import torch
+
 from comigs_edge import adapters as adapter_files
 from comigs_edge import checkpoint
 from comigs_edge.adapters import Adapters
 from comigs_edge.base import Base
 from comigs_edge.batches import Rows
+from comigs_edge.below import Below, Key, clear
 from comigs_edge.config import Config
 from comigs_edge.corpus import Corpus
 from comigs_edge.errors import ComigsError
 from comigs_edge.home import Home
 from comigs_edge.layout import Layout, planned
 from comigs_edge.model import Model
+from comigs_edge.schedule import Schedule
 from comigs_edge.tokens import Encoded, Tokenizer
-from comigs_edge.train import Schedule, Trainer
+from comigs_edge.train import Trainer
 from comigs_edge.versions import read_manifest, versions
 from profiles import DeviceProfile
 
@@ -67,10 +71,10 @@ class Training:
 
     def __init__(
         self, home: Home, settings: Config, profile: DeviceProfile, base: Base, rows: tuple[Rows, Rows],
-        checkpointing: str = "block",
+        checkpointing: str = "block", cache: bool = False,
     ) -> None:  # fmt: skip
         self.home, self.settings, self.profile, self.base, self.rows = home, settings, profile, base, rows
-        self.checkpointing = checkpointing
+        self.checkpointing, self.cache = checkpointing, cache  # cache: of the outputs of blocks without experts
         self.warnings: list[str] = []
         self.resumed = False
         self.fleet_mark: str | None = None  # of the generalist that is trained, and of the best one; `Federation.mark`
@@ -129,8 +133,24 @@ class Training:
         return trainer
 
     def _trainer(self, adapters: Adapters, plan: Schedule) -> Trainer:
-        model = Model(self.base, adapters, checkpointing=self.checkpointing)
-        return Trainer(model, self.rows[0], self.rows[1], plan)
+        model = Model(self.base, adapters.to(self.base.device), checkpointing=self.checkpointing)
+        below = self._below(model, plan.batch) if self.cache and model.first_block else None
+        clear(self.home.state, tuple(each.path for each in below or ()))
+        return Trainer(model, *self.rows, plan, below)
+
+    def _below(self, model: Model, batch: int) -> tuple[Below, Below]:
+        key: Key = (
+            self.settings.base.sha256, model.first_block, self.checkpointing, str(self.base.dtype), str(self.base.device),
+            torch.get_num_threads(), torch.get_float32_matmul_precision(), torch.__version__,
+        )  # fmt: skip
+        training, validation = (
+            Below(
+                self.home.state, rows, batch, self.base.shape.width, key,
+                lambda group: model.below(group.tokens.to(self.base.device), group.documents),
+            )
+            for rows in self.rows
+        )  # fmt: skip
+        return training, validation
 
     def save(self, trainer: Trainer) -> None:
         """Writes a checkpoint."""
@@ -152,6 +172,9 @@ class Training:
             return self.publish(trainer)
         version = self.publish(trainer)
         self.save(trainer)
+        for below in trainer.below or ():
+            below.close()
+        clear(self.home.state)
         return version
 
     def publish(self, trainer: Trainer) -> int | None:

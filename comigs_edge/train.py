@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -20,80 +20,14 @@ from torch import Tensor
 from comigs_edge.adapters import is_router
 from comigs_edge.base import tensor_to_numpy
 from comigs_edge.batches import Batch, Rows
+from comigs_edge.below import Below
+from comigs_edge.buffers import moved
 from comigs_edge.errors import ComigsError
 from comigs_edge.loss import next_token_loss
 from comigs_edge.model import Model
 from comigs_edge.optimiser import STATE, AdamW
+from comigs_edge.schedule import Schedule
 from coordinator.wire import Arrays
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How to train; learning rates per step, periods in steps."""
-
-    steps: int
-    batch: int
-    expert_learning_rate: float
-    final_learning_rate: float
-    router_learning_rate: float
-    warmup_steps: int
-    router_period: int
-    router_steps: int
-    balance_weight: float
-    weight_decay: float
-    validation_rows: int
-    block_format: str | None = None  # fake quantisation in this format ...
-    quantise_start: float = 1.0  # ... after this share of the steps
-
-    def fake_format(self, step: int) -> str | None:
-        """The block format that this expert step computes in; None for the weights as they are."""
-        return self.block_format if step >= self.quantise_start * self.steps else None
-
-    def learning_rate(self, step: int) -> float:
-        """Of the experts at this step: linear warm-up, then a cosine from the first to the final rate."""
-        if step < self.warmup_steps:
-            return self.expert_learning_rate * (step + 1) / self.warmup_steps
-        share = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
-        span = self.expert_learning_rate - self.final_learning_rate
-        return self.final_learning_rate + span * (1 + math.cos(math.pi * share)) / 2
-
-    def router_due(self, expert_steps: int) -> int:
-        """Router steps that belong before the next expert step; the last period may be a short one."""
-        periods, rest = divmod(expert_steps, self.router_period)
-        return (periods + (1 if rest and expert_steps == self.steps else 0)) * self.router_steps
-
-    @property
-    def total_steps(self) -> int:
-        """Expert and router steps of the whole training."""
-        return self.steps + self.router_due(self.steps)
-
-
-@dataclass(frozen=True)
-class Pace:
-    """Seconds of one step, of one that is fake quantised, and of one validation."""
-
-    step: float
-    quantised_step: float
-    validation: float
-
-
-def steps_that_fit(seconds: float, pace: Pace, plan: Schedule, has_router: bool) -> int:
-    """The most expert steps (at least one) whose training takes no longer than `seconds`, by the same schedule.
-
-    A router step is counted as an expert step; there is one validation at the start and one after every period.
-    """
-
-    def cost(steps: int) -> float:
-        of_steps = replace(plan, steps=steps)
-        plain = min(steps, math.ceil(plan.quantise_start * steps)) if plan.block_format else steps
-        total = plain * pace.step + (steps - plain) * pace.quantised_step
-        router = total * of_steps.router_due(steps) / steps if has_router else 0
-        return total + router + pace.validation * (1 + math.ceil(steps / plan.router_period))
-
-    steps = 1
-    while cost(steps + 1) <= seconds:
-        steps += 1
-    return steps
 
 
 @dataclass(frozen=True)
@@ -110,15 +44,23 @@ class Event:
 
 
 class Trainer:
-    """Trains `model`'s adapters in place; `best` holds the arrays with the lowest validation loss so far."""
+    """Trains `model`'s adapters in place; `best` holds the arrays with the lowest validation loss so far.
 
-    def __init__(self, model: Model, training: Rows, validation: Rows, schedule: Schedule) -> None:
+    `below` has the outputs of the blocks without experts, for training and for validation rows; None: they are computed.
+    """
+
+    def __init__(
+        self, model: Model, training: Rows, validation: Rows, schedule: Schedule,
+        below: tuple[Below, Below] | None = None,
+    ) -> None:  # fmt: skip
         if model.adapters is None:
             raise ValueError("a model without adapters cannot be trained")
         self.model, self.adapters = model, model.adapters
-        self.training, self.validation, self.schedule = training, validation, schedule
+        self.training, self.validation, self.schedule, self.below = training, validation, schedule, below
         self.expert_steps = self.router_steps = 0
         self.frozen: set[str] = set()  # names of expert tensors that are not trained now
+        self.looks_late = model.base.device.type == "cuda"
+        self._pending: Tensor | None = None  # the loss of the last step, on a GPU
         self.first_loss: float | None = None
         self.best_loss = math.inf
         self.best: Arrays = self.adapters.arrays()
@@ -178,23 +120,37 @@ class Trainer:
         for name, tensor in self.adapters.named.items():
             tensor.grad = None
             tensor.requires_grad_(is_router(name) == router and name not in self.frozen)
-        loss, balance = self._loss(batch)
+        loss, balance = self._loss(batch, is_validation=router)
         total = loss if balance is None else loss + self.schedule.balance_weight * balance
-        if not math.isfinite(float(total.detach())):
-            raise ComigsError(
-                f"the loss became {float(total.detach())} at expert step {self.expert_steps}; what was saved is unharmed, "
-                "lower expert_learning_rate in config.toml and run: comigs-edge train --fresh"
-            )
+        seen = self._look(loss.detach())
         torch.autograd.backward(total)
         optimiser.step()
-        return float(loss.detach())
+        return seen
 
-    def _loss(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        layout, batch = self.adapters.layout, batch.to(self.model.base.device)
+    def _look(self, loss: Tensor) -> float:
+        """The loss, or that of the step before where looking at this one would make the processor wait for a GPU.
+
+        Raises `ComigsError` if it is not finite. Nothing is saved before the last one was looked at.
+        """
+        if self.looks_late:
+            loss, self._pending = self._pending if self._pending is not None else loss, loss
+        if not math.isfinite(float(loss)):
+            raise ComigsError(
+                f"the loss became {float(loss)} at expert step {self.expert_steps}; what was saved is unharmed, "
+                "lower expert_learning_rate in config.toml and run: comigs-edge train --fresh"
+            )
+        return float(loss)
+
+    def _loss(self, batch: Batch, is_validation: bool) -> tuple[Tensor, Tensor | None]:
+        layout, below, count = self.adapters.layout, self._below(batch, is_validation), batch.num_scored
+        batch = batch.to(self.model.base.device)
         # With two experts for every token the balance loss is a constant: nothing to compute.
         balanced = layout.num_experts > 2 and self.schedule.balance_weight > 0
-        out = self.model(batch.tokens, batch.documents, with_balance=balanced)
-        return next_token_loss(self.model.base, out.hidden, batch.targets, batch.scored) / batch.num_scored, out.balance
+        out = self.model(batch.tokens, batch.documents, balanced, below)
+        return next_token_loss(self.model.base, out.hidden, batch.targets, batch.scored) / count, out.balance
+
+    def _below(self, batch: Batch, is_validation: bool) -> Tensor | None:
+        return None if self.below is None else moved(self.below[is_validation](batch), self.model.base.device)
 
     def validate(self, as_stored: bool = True, rows: int | None = None) -> float:
         """Mean loss in nats a token of a fixed set of validation rows, in the weights that the exported file will hold."""
@@ -202,8 +158,8 @@ class Trainer:
         self.model.block_format = self.schedule.block_format if as_stored else None
         with torch.no_grad():
             for batch in self.validation.first(rows or self.schedule.validation_rows, self.schedule.batch):
-                batch = batch.to(self.model.base.device)
-                hidden = self.model(batch.tokens, batch.documents).hidden
+                below, batch = self._below(batch, is_validation=True), batch.to(self.model.base.device)
+                hidden = self.model(batch.tokens, batch.documents, below=below).hidden
                 total += float(next_token_loss(self.model.base, hidden, batch.targets, batch.scored))
                 count += batch.num_scored
         return total / count
@@ -212,6 +168,8 @@ class Trainer:
 
     def state(self) -> tuple[Arrays, dict[str, Any]]:
         """Everything that the rest of the training depends on; the arrays are views, valid until the next step."""
+        if self._pending is not None:
+            self._look(self._pending)
         arrays: Arrays = {f"current.{name}": tensor_to_numpy(tensor) for name, tensor in self.adapters.named.items()}
         arrays |= {f"best.{name}": array for name, array in self.best.items()}
         for name, tensor in self.adapters.named.items():

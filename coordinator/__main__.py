@@ -131,10 +131,14 @@ def _call(options: argparse.Namespace, operation: str, **arguments: Any) -> Any:
 
     found = admin.call(options.data, VERSION, operation, **arguments)
     if options.json:
-        json.dump(found, sys.stdout, indent=1, ensure_ascii=False)
-        print()
+        _print_json(found)
         sys.exit(0)
     return found
+
+
+def _print_json(found: Any) -> None:
+    json.dump(found, sys.stdout, indent=1, ensure_ascii=False)
+    print()
 
 
 def _invite(options: argparse.Namespace) -> None:
@@ -192,7 +196,12 @@ def _revoke(options: argparse.Namespace) -> None:
 
 def _backup(options: argparse.Namespace) -> None:
     file = Path(options.file or f"comigs-coordinator-{time.strftime('%Y-%m-%d-%H%M%S')}.tar").absolute()
-    found = _call(options, "backup", file=str(file))
+    from coordinator import admin
+
+    found = admin.backup(options.data, VERSION, file)
+    if options.json:
+        _print_json(found)
+        return
     print(f"{found['file']}, {_size(found['bytes'])}: it holds the coordinator's keys, keep it safe")
     print(
         "\nnext, to restore it where no coordinator is: mkdir DIR && tar -xf FILE -C DIR && comigs-coordinator serve --data DIR"

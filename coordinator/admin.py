@@ -10,6 +10,8 @@ import contextlib
 import http.client
 import json
 import os
+import secrets
+import shutil
 import socket
 import tarfile
 import tempfile
@@ -48,19 +50,18 @@ def _invite(context: Context, name: str | None = None, address: str | None = Non
     return context.fleet.members.invite(name, address, context.folder.pin)
 
 
-def _backup(context: Context, file: str) -> Any:
-    """Ledger, keys, settings and payloads in one tar file."""
-    target, folder = Path(file), context.folder
+def _backup(context: Context) -> Any:
+    """Ledger, keys, settings and payloads in one tar file, among the uploads: a service may write nowhere else."""
+    folder = context.folder
+    target = folder.root / "uploads" / f"backup-{secrets.token_hex(8)}"
     with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
-        copy, part = Path(temporary) / "coordinator.db", Path(temporary) / "backup.tar"
+        copy = Path(temporary) / "coordinator.db"
         context.fleet.database.backup(copy)
-        with tarfile.open(part, "w") as tar:
+        with tarfile.open(target, "w") as tar:
             tar.add(copy, "coordinator.db")
             for name in ("keys", "config.toml", "payloads"):
                 tar.add(folder.root / name, name)
-        part.chmod(0o600)
-        part.replace(target)
-    return {"file": str(target), "bytes": target.stat().st_size}
+    return {"file": str(target)}
 
 
 def _status(context: Context) -> Any:
@@ -117,6 +118,22 @@ def call(root: Path, version: str, operation: str, **arguments: Any) -> Any:
             raise CoordinatorError(error.message) from error
         except OSError as error:
             raise CoordinatorError(f"the system refused: {error}") from error
+
+
+def backup(root: Path, version: str, target: Path) -> dict[str, Any]:
+    """Writes a backup to `target`, or leaves what was there."""
+    made = Path(call(root, version, "backup")["file"])
+    part = target.with_name(f".{target.name}.part")
+    try:
+        shutil.copyfile(made, part)
+        part.chmod(0o600)
+        part.replace(target)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise CoordinatorError(f"{target} cannot be written ({error.strerror}); name another file") from error
+    finally:
+        made.unlink(missing_ok=True)
+    return {"file": str(target), "bytes": target.stat().st_size}
 
 
 def _ask(root: Path, operation: str, arguments: dict[str, Any]) -> Any:

@@ -36,6 +36,7 @@ MIGRATIONS = (
         averaging TEXT NOT NULL, validation_loss REAL, received REAL NOT NULL,
         PRIMARY KEY (device, round), UNIQUE (device, sha256, trained_from)
     ) STRICT;
+    CREATE INDEX updates_by_round ON updates (round);
     CREATE TABLE refusals (
         device TEXT NOT NULL, round INTEGER NOT NULL, loss_before REAL NOT NULL, loss_after REAL NOT NULL,
         PRIMARY KEY (device, round)

@@ -172,8 +172,9 @@ class Server:
         if path is None or not path.exists():
             raise Refused(404, "no_generalist", f"generalist {number} is not here; ask for the newest")
         _check_range(request, path.stat().st_size)
-        sent = _Counted(path, headers={"Content-Type": "application/octet-stream"})
-        sent.on_sent = lambda count: self.fleet.members.heard(device, 0, count)
+        sent = web.FileResponse(path, headers={signatures.EPOCH_HEADER: self.epoch, "Content-Type": "application/octet-stream"})
+        await sent.prepare(request)  # sends it
+        self.fleet.members.heard(device, 0, sent.content_length or 0)
         return sent
 
     async def _offset(self, request: web.Request, device: Device, body: bytes) -> web.Response:
@@ -256,16 +257,6 @@ class Server:
             sha256, size = await asyncio.to_thread(make, job, self.fleet.payloads)
             self.fleet.chain.publish(job, sha256, size)
             log.info("generalist %d, of %d devices", job.round, len(job.updates))
-
-
-class _Counted(web.FileResponse):
-    """Tells how many bytes it sent."""
-
-    on_sent: Callable[[int], None] = staticmethod(lambda count: None)
-
-    async def write_eof(self, data: bytes = b"") -> None:
-        await super().write_eof(data)
-        self.on_sent(self.content_length or 0)
 
 
 def _http_sentence(error: web.HTTPException, request: web.Request) -> str:

@@ -1,140 +1,40 @@
 """What a device can carry: the plan of a training, from the device, the base and the text, with a reason for each line.
 
-The memory model predicts the peak of the whole process; README has its error on bases and settings. Figures that were
-measured or chosen stand in `rules.toml`.
+Figures that were measured or chosen stand in `rules.toml`; `cost.py` has the memory and the time.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from profiles import DeviceProfile, ProfileError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-RULES: dict[str, dict[str, Any]] = tomllib.loads((Path(__file__).parent / "rules.toml").read_text())
-BYTES = {"float32": 4, "bfloat16": 2}
-OPTIMISER = 5  # float32 numbers for every trained weight: itself, its gradient, two moments, the best state so far
-LOGITS = 1 << 22  # numbers of the logits that are there at once: 16 MB of float32
-# Tokens of a checkpointed block that are computed at once: few keep the memory low, many make the products faster (bfloat16
-# 3.4 s in place of 5.3 s a step with 256, float32 5.5 in place of 6.4).
-PIECES = {"block": 512, "attention": 1024}
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What training the base takes, in numbers."""
-
-    num_blocks: int
-    width: int
-    ff_width: int
-    queries: int
-    keys: int
-    vocab_size: int
-    is_tied: bool
-    file_size: int  # bytes
-    expert_weights: int  # of one expert, in all blocks
-
-    @property
-    def block_weights(self) -> int:
-        """Of the matrices of one block."""
-        return self.width * (2 * self.queries + 2 * self.keys + 3 * self.ff_width)
-
-    @property
-    def weights(self) -> int:
-        """Of all matrices, the embeddings once more if the output has its own."""
-        return self.num_blocks * self.block_weights + self.vocab_size * self.width * (1 if self.is_tied else 2)
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Measured on the device: products in FLOP/s by precision, and the threads they were measured with."""
-
-    products: dict[str, float]
-    threads: int
-    backend: str = "blas"  # the faster one for float32: blas or onednn
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How to train on a device; `reasons` has a sentence for each line."""
-
-    specialists: int
-    batch: int  # rows
-    context: int  # tokens
-    threads: int
-    precision: str  # that products are computed in: float32 or bfloat16
-    keep: bool  # the base's weights dequantised ahead; otherwise block by block
-    checkpointing: str  # what is computed again for the backward pass: block, attention (and the small rest), none
-    memory: int  # bytes, at the peak of the process
-    backend: str = "blas"  # that computes products in float32: torch's BLAS or oneDNN
-    step_seconds: float | None = None
-    reasons: dict[str, str] = field(default_factory=dict)
-
-
-def peak_memory(sizes: Sizes, plan: Plan) -> int:
-    """Bytes that the training process takes at its peak."""
-    rules, width, hidden = RULES["memory"], sizes.width, sizes.ff_width
-    number, tokens = BYTES[plan.precision], plan.batch * plan.context
-    per_block = sizes.num_blocks * tokens
-    if plan.keep:
-        base = sizes.weights * number
-    else:
-        base = sizes.block_weights * number + LOGITS // tokens * width * number + (1 << 20) * 4
-    experts = (1 + plan.specialists) * sizes.expert_weights * 4 * OPTIMISER
-    kept = per_block * width * 4  # the residual stream
-    if plan.checkpointing != "block":
-        kept += per_block * 2 * hidden * number  # what gate and up give
-    if plan.checkpointing == "none":
-        kept += per_block * (width * (12 + 2 * number) + 16 * sizes.queries)  # and what the attention keeps
-    piece = min(tokens, max(plan.context, PIECES.get(plan.checkpointing, tokens)))
-    at_once = rules["piece"] * piece * (width + hidden / 4) * (2 + number / 2) + 4 * tokens * width * 4
-    own = base + experts + kept + at_once + LOGITS * 4 * (1 if number == 4 else 1.5)
-    return int(rules["process"] + rules["token"] * sizes.vocab_size + rules["spare"] * own)
-
-
-def step_seconds(sizes: Sizes, plan: Plan, rates: Rates) -> float:
-    """Seconds of an expert step, from the device's own rate of matrix products."""
-    rules, tokens = RULES["time"], plan.batch * plan.context
-    again = {"block": 2 * (sizes.block_weights - sizes.width * sizes.ff_width), "none": 0}
-    again["attention"] = 2 * (sizes.block_weights - 3 * sizes.width * sizes.ff_width)
-    needed = 4 * (sizes.num_blocks * sizes.block_weights + sizes.vocab_size * sizes.width)
-    operations = tokens * (needed + sizes.num_blocks * again[plan.checkpointing])
-    seconds: float = operations / (rules["efficiency"] * rates.products[plan.precision])
-    seconds += rules["pass_seconds"] * tokens * sizes.num_blocks * (sizes.ff_width + 3 * sizes.width) / plan.threads
-    if not plan.keep:
-        seconds += (2 * sizes.num_blocks * sizes.block_weights + sizes.vocab_size * sizes.width) / (
-            rules["dequantise"] * plan.threads
-        )
-    return seconds
+from profiles.cost import RULES, Plan, Rates, Sizes, cache_bytes, peak_memory, step_seconds
 
 
 def make(
     profile: DeviceProfile, memory: int, free: int, sizes: Sizes, tokens: int | None = None, rates: Rates | None = None,
-    wanted: dict[str, Any] | None = None,
+    wanted: dict[str, Any] | None = None, disk: int = 0, steps: int = 0,
 ) -> Plan:  # fmt: skip
     """The fastest plan that fits.
 
     `memory` is the device's and `free` what a program may take of it, in bytes; `tokens` are the training text's (None:
-    not known); `wanted` has lines that the user or an earlier training has fixed. Raises `ProfileError` saying what would
-    fit if nothing does.
+    not known); `wanted` has lines that the user or an earlier training has fixed; `disk` bytes may hold outputs of blocks
+    without experts; `steps` are the expert steps. Raises `ProfileError` saying what would fit if nothing does.
     """
     wanted = {name: value for name, value in (wanted or {}).items() if value is not None}
     start, reasons = _start(profile, memory, tokens, rates, wanted)
     budget = int(free * RULES["memory"]["share"])
+    if rates is not None and rates.gpu_memory is not None:
+        budget = int(rates.gpu_memory * RULES["gpu"]["share"])
     for plan in _candidates(start, wanted):
         peak = peak_memory(sizes, plan)
         if peak > budget:
             continue
+        plan, why = _with_cache(plan, sizes, tokens, disk, steps, wanted)
         plan = replace(plan, memory=peak, step_seconds=None if rates is None else step_seconds(sizes, plan, rates))
-        return replace(plan, reasons=reasons | _memory_reasons(plan, start, budget, wanted))
+        return replace(plan, reasons=reasons | {"cache": why} | _memory_reasons(plan, start, budget, wanted))
     smallest = list(
         _candidates(start, {name: wanted[name] for name in ("specialists", "precision") if name in wanted})
     )[-1]
@@ -171,14 +71,34 @@ def _start(
     precision, why_precision = _precision(rates)
     threads = profile.usable_threads if rates is None else rates.threads
     backend = "blas" if rates is None else rates.backend
-    start = Plan(specialists, profile.batch, profile.context, threads, precision, True, "none", 0, backend)
+    device = "cpu" if rates is None else rates.device
+    start = Plan(
+        specialists, profile.batch, profile.context, threads, precision, True, "none", 0, backend, device=device
+    )
     reasons = {
         "specialists": why, "precision": why_precision,
         "batch": f"profile {profile.name}", "context": f"profile {profile.name}",
         "threads": "the fastest that was measured" if rates else "all cores that this process may use",
-        "backend": "the faster one for products in float32" if rates else "not measured yet",
+        "device": "a GPU that torch can use" if device == "cuda" else "no GPU that torch can use",
+        "backend": "the faster one for products in float32" if rates else "not measured yet", "blocks": "in every block",
     } | reasons  # fmt: skip
     return replace(start, **wanted), reasons
+
+
+def _with_cache(
+    plan: Plan, sizes: Sizes, tokens: int | None, disk: int, steps: int, wanted: dict[str, Any]
+) -> tuple[Plan, str]:
+    """The plan with or without the outputs of the blocks without experts on disk, and why."""
+    if not plan.blocks:
+        return replace(plan, cache=False), "every block learns"
+    tokens = int(RULES["cache"]["spare"] * (tokens or 0))
+    size = cache_bytes(sizes, tokens)
+    takes = f"the outputs of the other {sizes.num_blocks - plan.blocks} blocks take {_gb(size)} of the disk"
+    cache = wanted.get("cache", size <= disk)
+    if not cache:
+        return plan, "as asked for" if "cache" in wanted else f"{takes}, and {_gb(disk)} are for it"
+    cached = max(0.0, 1 - tokens / max(1, steps * plan.batch * plan.context))
+    return replace(plan, cache=True, cached=cached), "as asked for" if "cache" in wanted else takes
 
 
 def _specialists(profile: DeviceProfile, memory: int, tokens: int | None) -> tuple[int, str]:

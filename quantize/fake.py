@@ -70,7 +70,10 @@ def _extreme(blocks: Tensor) -> Tensor:  # (n, 32) -> (n, 1)
     low, high = blocks.amin(1, keepdim=True), blocks.amax(1, keepdim=True)
     extreme = torch.where(high > -low, high, low)
     ties = (high == -low).squeeze(1)
-    if ties.any():
+    if blocks.is_cuda:  # the processor does not wait to hear whether there are any
+        first = blocks.gather(1, blocks.abs().argmax(1, keepdim=True))
+        extreme = torch.where(ties[:, None], first, extreme)
+    elif ties.any():
         tied = blocks[ties]
         extreme[ties] = tied.gather(1, tied.abs().argmax(1, keepdim=True))
     return extreme.add_(0.0)  # of zeros 0, never -0

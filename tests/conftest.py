@@ -52,9 +52,9 @@ def tiny_base(tiny_path):
 def make_adapters(tiny_base):
     """Adapters as after a training: every tensor is random, so that nothing is hidden by a zero."""
 
-    def make(specialists=1, k=None, attention=False, base=None, form="lora"):
+    def make(specialists=1, k=None, attention=False, base=None, form="lora", blocks=0):
         k = min(2, 1 + specialists) if k is None else k
-        layout = Layout(specialists, 4, 8.0, k, attention, form, 32 if form == "parallel" else 0)
+        layout = Layout(specialists, 4, 8.0, k, attention, form, 32 if form == "parallel" else 0, blocks)
         adapters = Adapters.initial(layout, (base or tiny_base).shape, 0)
         generator = torch.Generator().manual_seed(1)
         for tensor in adapters.named.values():

@@ -6,10 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+import profiles
 from comigs_edge import adapters as adapter_files
 from comigs_edge.adapters import digest, may_leave
+from comigs_edge.config import ModelConfig
 from comigs_edge.errors import ComigsError
-from comigs_edge.layout import parallel_width
+from comigs_edge.layout import parallel_width, planned
 from comigs_edge.versions import versions
 from coordinator import wire
 
@@ -45,11 +47,27 @@ def test_of_parallel_experts_too_only_the_generalist_may_leave(make_adapters):
     )
 
 
+@pytest.mark.parametrize("form", ["lora", "parallel"])
+def test_of_experts_in_the_last_block_only_the_generalist_may_leave(make_adapters, form):
+    leaving = may_leave(make_adapters(specialists=2, form=form, blocks=1).arrays())
+    assert len(leaving) == (6 if form == "lora" else 3)
+    assert all(name.startswith("generalist.blk.1.ffn_") for name in leaving)
+
+
 def test_parallel_experts_have_about_as_many_weights_as_lora(tiny_base):
     # SmolLM2: LoRA of rank 8 has 3 * 8 * (576 + 1536) = 50,688 weights a block, a width of 32 has 3 * 32 * 576 = 55,296.
     assert parallel_width(8, replace(tiny_base.shape, width=576, ff_width=1536)) == 32
     assert parallel_width(16, replace(tiny_base.shape, width=576, ff_width=1536)) == 64
     assert parallel_width(1, tiny_base.shape) == 32
+
+
+def test_more_blocks_than_the_base_has_are_refused(tiny_base):
+    def blocks(number):
+        return planned(ModelConfig(specialists=1, blocks=number), profiles.load("laptop"), tiny_base.shape).blocks
+
+    assert [blocks(number) for number in (None, 0, 2, 1)] == [0, 0, 0, 1]
+    with pytest.raises(ComigsError, match=r"blocks = 3 and the base has 2; use at most so many, or 0 for all"):
+        blocks(3)
 
 
 def save(folder, adapters, **notes):

@@ -2,10 +2,12 @@
 
 import pytest
 
+from comigs_edge import engine
 from comigs_edge.chat import Chat
 from comigs_edge.documents import Message
 from comigs_edge.errors import ComigsError
 from comigs_edge.tokens import Tokenizer
+from tests.tiny import write_llama
 
 
 @pytest.fixture
@@ -46,6 +48,23 @@ def test_a_message_longer_than_the_context_is_a_sentence(chat):
     with pytest.raises(ComigsError, match="the context holds 128"):
         "".join(chat.answer("hen " * 200))
     "".join(chat.answer("hen"))
+
+
+def test_a_smaller_cache_and_batch_answer_too(tmp_path):
+    path = write_llama(tmp_path / "base.gguf", head=32)  # a head of whole blocks
+    small = Chat(path, (), Tokenizer(path), "", 128, 1, 0.0, 1.0, 4, cache="Q8_0", batch=16, mmap=False)
+    assert small.llama.n_batch == 16
+    assert "".join(small.answer("hen " * 10)).strip() == small.messages[-1].content
+
+
+def test_the_plans_lines_reach_llama_cpp(ready, run, monkeypatch):
+    seen, real = [], engine.load
+    monkeypatch.setattr(engine, "load", lambda path, **options: seen.append(options) or real(path, **options))
+    run("chat", "--base", "--prompt", "hen", "--plan", "batch=64", "--plan", "threads=1", "--plan", "mmap=false")
+    assert {"n_batch": 64, "n_ubatch": 64, "n_threads": 1, "use_mmap": False}.items() <= seen[-1].items()
+    result = run("chat", "--base", "--plan", "cache=Q2_K", code=1)
+    assert "cache = 'Q2_K' is not possible; use F16 or Q8_0" in result.output
+    assert "chat, in llama.cpp" in run("plan", "--no-measure").stdout
 
 
 def test_the_same_history_gives_the_same_answer_with_and_without_the_cache(chat, tiny_path):

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from comigs_edge import config
+from comigs_edge import config, config_file
 from comigs_edge.config import BaseConfig
 from comigs_edge.config_text import text
 from comigs_edge.errors import ComigsError
@@ -24,7 +24,7 @@ def write(tmp_path):
 
 
 def test_the_written_file_holds_the_defaults(write):
-    assert config.read(write()) == config.Config(BASE)
+    assert config_file.read(write()) == config.Config(BASE)
 
 
 def test_every_commented_default_is_the_real_one(tmp_path, write):
@@ -32,7 +32,7 @@ def test_every_commented_default_is_the_real_one(tmp_path, write):
     switched_on = re.sub(r"^# (?=\w+ = )", "", write().read_text(), flags=re.M)
     path = tmp_path / "all.toml"
     path.write_text(switched_on)
-    found, defaults = config.read(path), config.Config(BASE)
+    found, defaults = config_file.read(path), config.Config(BASE)
     assert (found.model.specialists, found.train.batch, found.train.context) == (1, 8, 128)  # profile auto
     assert found.model.experts_per_token == 2
     for section in ("train", "pause", "data", "evaluate", "quantize", "export", "chat"):
@@ -61,7 +61,7 @@ def test_every_commented_default_is_the_real_one(tmp_path, write):
 )
 def test_a_mistake_is_named(write, old, new, message):
     with pytest.raises(Exception, match=message) as caught:
-        config.read(write(old, new))
+        config_file.read(write(old, new))
     assert isinstance(caught.value, (ComigsError, config.profiles.ProfileError))
 
 
@@ -74,13 +74,13 @@ def test_what_is_stored_follows_from_form_and_layout(write):
         ("lora", None, "Q4_K", ("Q4_K", 1.0, None)),
         ("parallel", None, None, ("Q8_0", 0.0, "Q8_0")),
     ):
-        settings = config.read(write('expert_form = "lora"', f'expert_form = "{form}"'))
+        settings = config_file.read(write('expert_form = "lora"', f'expert_form = "{form}"'))
         storage = settings.storage(layout, name)
         assert (storage.format, storage.start, storage.fake_format) == expected
 
 
 def test_a_format_that_stands_where_it_stood_at_first_still_counts(write):
-    assert config.read(write("[export]", '[export]\nformat = "Q4_0"')).storage().format == "Q4_0"
+    assert config_file.read(write("[export]", '[export]\nformat = "Q4_0"')).storage().format == "Q4_0"
 
 
 @pytest.mark.parametrize(
@@ -98,4 +98,4 @@ def test_what_could_never_be_exported_is_refused_before_it_is_trained(write, old
     path = write('expert_form = "lora"', 'expert_form = "parallel"')
     path.write_text(path.read_text().replace(old, new))
     with pytest.raises(ComigsError, match=message):
-        config.read(path)
+        config_file.read(path)

@@ -11,8 +11,9 @@ from comigs_edge import engine, files, hot
 from comigs_edge.base import open_base
 from comigs_edge.config import FORMATS_TO_EXPORT, TRAINABLE
 from comigs_edge.errors import ComigsError
-from comigs_edge.export import SOURCE_KEY, Origin, export, replace_experts
+from comigs_edge.export import SOURCE_KEY, Origin, export
 from comigs_edge.model import Model
+from comigs_edge.replace import replace_experts
 from quantize.formats import QuantizeError
 from quantize.gguf_file import GGUFFile
 from tests.conftest import converted, divergence, llama_logits
@@ -77,6 +78,38 @@ def test_the_layout_hot_equals_torch_in_llama_cpp(tmp_path, make_adapters, speci
     for part, target in zip(hot.PARTS, paths, strict=False):
         hot.write_adapter(file, adapters, part, "F32", target, "abc")
     exact(llama_logits(tmp_path / "hot.gguf", IDS, paths), torch_logits(base, adapters), base)
+
+
+@pytest.mark.parametrize("layout", ["lora", "parallel", "hot"])
+@pytest.mark.parametrize(
+    "options", [{}, {"architecture": "qwen2", "bias": True, "quantised": "Q4_1"}], ids=["llama", "qwen2"]
+)
+@pytest.mark.parametrize(("specialists", "k", "attention"), MIXTURES)
+def test_experts_in_the_last_blocks_alone_equal_torch(
+    tmp_path, make_adapters, specialists, k, attention, options, layout
+):
+    """llama.cpp wants a router and experts in every block; where there are none they must change nothing."""
+    path = write_llama(tmp_path / "base.gguf", blocks=3, **options)
+    base, file, paths = open_base(path), GGUFFile(path), []
+    form = "lora" if layout == "hot" else layout
+    adapters = make_adapters(specialists, k, attention, base, form, blocks=2)
+    assert {name.split(".blk.")[1][0] for name in adapters.named} == {"1", "2"}
+    if layout == "hot":
+        paths = [tmp_path / f"{part}.gguf" for part in hot.PARTS[: 1 + (specialists > 0)]]
+        hot.write_base(file, adapters, "F32", tmp_path / "out.gguf")
+        for part, target in zip(hot.PARTS, paths, strict=False):
+            hot.write_adapter(file, adapters, part, "F32", target, "abc")
+    else:
+        export(file, adapters, "F32", tmp_path / "out.gguf")
+    exact(llama_logits(tmp_path / "out.gguf", IDS, paths), torch_logits(base, adapters), base)
+
+
+def test_a_block_without_experts_keeps_the_bases_bytes_when_it_is_merged(tmp_path, make_adapters):
+    path = write_llama(tmp_path / "base.gguf", quantised="Q4_1")
+    export(GGUFFile(path), make_adapters(base=open_base(path), blocks=1), "Q8_0", tmp_path / "out.gguf")
+    base, out = GGUFFile(path), GGUFFile(tmp_path / "out.gguf")
+    np.testing.assert_array_equal(out.raw("blk.0.ffn_up_exps.weight"), np.tile(base.raw("blk.0.ffn_up.weight"), 2))
+    assert out.tensors["blk.1.ffn_up_exps.weight"].format.name == "Q8_0"
 
 
 @pytest.mark.parametrize("form", ["lora", "parallel"])
@@ -184,6 +217,13 @@ def test_new_experts_in_an_old_file_are_the_bytes_of_a_new_export(tmp_path, make
     fresh = export(file, adapters, "Q8_0", tmp_path / "fresh.gguf", Origin("b" * 64, "base"))
     assert replaced.sha256 == fresh.sha256
     assert not (tmp_path / "old.gguf").exists()
+    # Experts in the last block alone leave nothing of the others behind.
+    last = make_adapters(base=open_base(path), form="parallel", blocks=1)
+    origin = Origin("d" * 64, "base")
+    replaced = replace_experts(tmp_path / "new.gguf", file, last, "Q8_0", tmp_path / "last.gguf", origin)
+    assert replaced.sha256 == export(file, last, "Q8_0", tmp_path / "fresh.gguf", origin).sha256
+    replace_experts(tmp_path / "last.gguf", file, adapters, "Q8_0", tmp_path / "new.gguf", Origin("b" * 64, "base"))
+    assert export(file, adapters, "Q8_0", tmp_path / "fresh.gguf", Origin("b" * 64, "base")).sha256 == fresh.sha256
     # Another number of experts does not fit: nothing is touched.
     other = make_adapters(specialists=2, base=open_base(path), form="parallel")
     assert (

@@ -6,6 +6,7 @@ import gguf
 import pytest
 import torch
 
+from comigs_edge import attention
 from comigs_edge.base import open_base
 from comigs_edge.errors import ComigsError
 from comigs_edge.loss import next_token_loss
@@ -39,6 +40,14 @@ def test_base_logits_equal_llama_cpp(tmp_path, options):
     expected = llama_logits(path, IDS)
     assert divergence(expected, found) < 1e-8
     assert (expected.argmax(-1) == found.argmax(-1)).all()
+
+
+def test_rows_that_are_too_long_for_batched_products_are_computed_alike(tiny_path, tiny_base, monkeypatch):
+    monkeypatch.setattr(attention, "SHORT_ROWS", 99)
+    with torch.no_grad():
+        model = Model(tiny_base, None)
+        found = model.logits(model(torch.tensor([IDS])).hidden)
+    assert divergence(llama_logits(tiny_path, IDS), found) < 1e-8
 
 
 @pytest.mark.parametrize("name", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "BF16", "F16"])
@@ -95,16 +104,17 @@ def test_norm_and_its_gradient_equal_torch():
     assert torch.autograd.gradcheck(lambda x: rms_norm(x, weight, 1e-5), x)
 
 
+@pytest.mark.parametrize("blocks", [0, 1])
 @pytest.mark.parametrize("block_format", [None, "Q4_0"])
 @pytest.mark.parametrize("form", ["lora", "parallel"])
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
-def test_what_is_kept_in_memory_changes_no_gradient(tmp_path, make_adapters, architecture, form, block_format):
+def test_what_is_kept_in_memory_changes_no_gradient(tmp_path, make_adapters, architecture, form, block_format, blocks):
     """Dequantised ahead or block by block, whatever is computed again: with the shared attention update, whose tensors reach
     a checkpointed function without being its arguments."""
     source = write_llama(tmp_path / "f32.gguf", architecture=architecture)
     converted(source, "Q4_0", tmp_path / "base.gguf")
     bases = {keep: open_base(tmp_path / "base.gguf", keep=keep) for keep in (True, False)}
-    adapters = make_adapters(specialists=2, attention=True, form=form, base=bases[True])
+    adapters = make_adapters(specialists=2, attention=True, form=form, base=bases[True], blocks=blocks)
     grads = []
     for keep, checkpointing in ((True, "none"), (True, "attention"), (True, "block"), (False, "block")):
         for tensor in adapters.named.values():

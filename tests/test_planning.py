@@ -4,11 +4,13 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 from comigs_edge import home as homes
 from comigs_edge import planning
 from comigs_edge.errors import ComigsError
-from profiles import detect
+from profiles import ProfileError, detect
+from profiles.cost import Rates
 
 
 def test_plan_shows_every_line_with_a_reason_and_its_neighbours(ready, run):
@@ -64,7 +66,7 @@ def test_what_earlier_trainings_leave_no_choice_about(ready, run):
         return planning.fixed_lines(here, here.settings(), flags, resume)
 
     settings = {"batch": 4, "context": 64}
-    assert lines() == settings | {"specialists": 2}
+    assert lines() == settings | {"specialists": 2, "blocks": 0}
     assert lines(resume=False) == settings
     interrupted = planning.Plan(2, 4, 64, 1, "float32", True, "block", 0)
     planning.remember(here, interrupted)
@@ -89,3 +91,46 @@ def test_memory_that_is_not_there_is_said_before_anything_is_done(ready, run, mo
     monkeypatch.setattr(detect, "detect", lambda **_: little)
     result = run("train", "--steps", "1", code=1)
     assert "end other programs, or take a smaller base" in " ".join(result.output.split())
+
+
+def test_experts_in_the_last_block_are_a_line_of_the_plan(ready, run):
+    flags = ("--plan", "blocks=1")
+    found = json.loads(run("plan", "--json", *flags).stdout)["plan"]
+    assert (found["blocks"], found["cache"], found["reasons"]["blocks"]) == (1, True, "as asked for")
+    trained = json.loads(run("train", "--steps", "12", "--json", *flags).stdout)
+    assert trained["validation_loss"] < trained["validation_loss_before"]
+    here = homes.locate()
+    assert not list(here.state.glob("below-*"))  # the training has ended
+    assert planning.fixed_lines(here, here.settings(), {}, None)["blocks"] == 1
+    assert "the last 1" in run("plan", "--no-measure").stdout
+    assert json.loads(run("plan", "--json", "--plan", "blocks=2").stdout)["plan"]["blocks"] == 0  # that is all of them
+    result = run("train", "--plan", "blocks=3", code=1)
+    assert "blocks = 3 and the base has 2" in " ".join(result.output.split())
+
+
+def test_a_cache_that_is_too_large_is_left_out_and_the_plan_says_so(ready, run):
+    settings = ready / "config.toml"
+    settings.write_text(settings.read_text().replace("[train]\n", "[train]\ncache_mb = 0\n"))
+    found = json.loads(run("plan", "--json", "--plan", "blocks=1").stdout)["plan"]
+    assert not found["cache"]
+    assert "of the disk, and 0.00 GB are for it" in found["reasons"]["cache"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a computer without a CUDA device")
+def test_a_gpu_that_torch_does_not_see_is_a_sentence(ready, run):
+    assert json.loads(run("plan", "--json").stdout)["plan"]["device"] == "cpu"
+    result = run("train", "--steps", "1", "--plan", "device=cuda", code=1)
+    assert "sees no CUDA device; install a build of torch with CUDA" in " ".join(result.output.split())
+
+
+def test_a_gpu_that_was_measured_sets_the_device_and_the_memory(ready, monkeypatch):
+    """The readings of a GPU are made up; nothing here runs on one."""
+    here = homes.locate()
+    settings, device = here.settings(), detect.detect()
+    base = planning.sizes(here.base_file, settings)
+    rates = Rates({"float32": 1e13, "bfloat16": 1e14}, 4, "blas", "cuda", 8 * 10**9)
+    plan = planning.make(here, settings, settings.device(), device, base, rates, {})
+    assert (plan.device, plan.precision, plan.checkpointing) == ("cuda", "bfloat16", "none")
+    assert plan.memory < 0.7 * 8 * 10**9
+    with pytest.raises(ProfileError, match="may be used"):
+        planning.make(here, settings, settings.device(), device, base, replace(rates, gpu_memory=10**8), {})

@@ -1,5 +1,6 @@
 """The bi-level loop keeps its two levels apart, learns, and resumes bit for bit."""
 
+import json
 import math
 
 import pytest
@@ -9,9 +10,11 @@ from comigs_edge.adapters import Adapters, digest
 from comigs_edge.base import open_base
 from comigs_edge.batches import Rows
 from comigs_edge.layout import Layout
+from comigs_edge.loss import next_token_loss
 from comigs_edge.model import Model
+from comigs_edge.schedule import Pace, Schedule, steps_that_fit
 from comigs_edge.tokens import Encoded
-from comigs_edge.train import Pace, Schedule, Trainer, steps_that_fit
+from comigs_edge.train import Trainer
 
 
 def rows(seed, tokens=3000):
@@ -132,6 +135,22 @@ def test_a_loss_that_is_not_finite_is_a_sentence(trainer):
         one.step()
 
 
+def test_a_loss_that_is_looked_at_one_step_late_is_the_same_and_never_saved_when_it_is_not_finite(trainer):
+    """As on a GPU, where to look at the loss of this step would make the processor wait."""
+    now, late = trainer(), trainer()
+    late.looks_late = True
+    losses = [[event.loss for event in one.run()] for one in (now, late)]
+    assert losses[1] == losses[0][:1] + losses[0][:-1]
+    assert digest(now.adapters.arrays()) == digest(late.adapters.arrays())
+    late = trainer()
+    late.looks_late = True
+    late.step()
+    next(iter(late.adapters.named.values())).detach().fill_(math.nan)
+    late.step()  # nobody has looked yet
+    with pytest.raises(Exception, match=r"the loss became nan"):
+        late.state()
+
+
 def test_a_new_specialist_leaves_the_start_of_the_others_as_it_was(tiny_base):
     one, three = (Adapters.initial(Layout(n, 4, 8.0, 2), tiny_base.shape, 7).named for n in (1, 3))
     for name in one:
@@ -140,16 +159,43 @@ def test_a_new_specialist_leaves_the_start_of_the_others_as_it_was(tiny_base):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("specialists", [1, 3])
 @pytest.mark.parametrize("form", ["lora", "parallel"])
-def test_a_step_on_a_gpu_is_the_step_on_the_processor(tiny_path, form):
+def test_a_step_on_a_gpu_is_the_step_on_the_processor(tiny_path, form, specialists):
     found = []
     for device in ("cpu", "cuda"):
         base = open_base(tiny_path, device=device)
-        layout = Layout(1, 4, 8.0, 2, form=form, expert_width=32 * (form == "parallel"))
+        layout = Layout(specialists, 4, 8.0, 2, form=form, expert_width=32 * (form == "parallel"))
         adapters = Adapters.initial(layout, base.shape, 0).to(base.device)
         one = Trainer(Model(base, adapters, checkpointing="none"), rows(1), rows(2), schedule())
+        one.looks_late = True  # on both
         losses = [event.loss for event in one.run()]
         found.append((losses, one.adapters.arrays()))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-3)
     for name, array in found[0][1].items():
         assert abs(array - found[1][1][name]).max() < 1e-2, name
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("form", ["lora", "parallel"])
+def test_no_step_on_a_gpu_makes_the_processor_wait(tiny_path, form):
+    base = open_base(tiny_path, device="cuda", dtype=torch.bfloat16)
+    layout = Layout(3, 4, 8.0, 2, form=form, expert_width=32 * (form == "parallel"))
+    adapters = Adapters.initial(layout, base.shape, 0).to(base.device)
+    one = Trainer(Model(base, adapters, checkpointing="none"), rows(1), rows(2), schedule(router_period=100))
+    one.step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        model, batch = one.model, one.training.batch(1, 2).to(base.device)
+        hidden = model(batch.tokens, batch.documents, with_balance=True).hidden
+        next_token_loss(base, hidden, batch.targets, batch.scored).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_plan_takes_the_gpu_and_trains_on_it(ready, run):
+    plan = json.loads(run("plan", "--json").stdout)["plan"]
+    assert plan["device"] == "cuda"
+    trained = json.loads(run("train", "--steps", "12", "--json").stdout)
+    assert trained["validation_loss"] < trained["validation_loss_before"]

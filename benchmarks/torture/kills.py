@@ -31,6 +31,7 @@ sys.path.insert(0, str(ROOT))
 
 from comigs_edge.remote import Offline  # noqa: E402
 from tests.coordinator.audit import Books, Trainer, check, settle  # noqa: E402
+from tests.coordinator.inject import injected  # noqa: E402
 from tests.coordinator.rig import Coordinator  # noqa: E402
 
 MAIN = (
@@ -93,28 +94,14 @@ def points(fleet: Fleet, count: int) -> None:
 def kill_at(fleet: Fleet, thread: str, call: str, number: int) -> bool:
     """Kills at the call's `number`th entry; whether the work came so far."""
     process = fleet.coordinator.process
-    tasks = sorted(int(path.name) for path in Path(f"/proc/{process.pid}/task").iterdir())
-    tasks = [process.pid] if thread == "main" else [task for task in tasks if task != process.pid]
-    strace = subprocess.Popen(
-        ["strace", "-qq", "-o", "/dev/null", *[part for task in tasks for part in ("-p", str(task))],
-         "-e", f"trace={call}", "-e", f"inject={call}:signal=KILL:when={number}"], stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    while not all(_is_traced(process.pid, task) for task in tasks):
-        time.sleep(0.002)
-    fleet.work()
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(0.05)
-    died = process.poll() is not None
-    strace.terminate()
-    strace.wait()
+    with injected(process, thread, call, f"signal=KILL:when={number}"):
+        fleet.work()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(0.05)
+        died = process.poll() is not None
     if died:
         fleet.after_a_kill(f"{thread} {call.split(',')[0]}")
     return died
-
-
-def _is_traced(process: int, task: int) -> bool:
-    status = Path(f"/proc/{process}/task/{task}/status").read_text()
-    return "TracerPid:\t0\n" not in status
 
 
 def at_random(fleet: Fleet, count: int, rng: random.Random) -> None:

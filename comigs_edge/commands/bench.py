@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from quantize.gguf_file import GGUFFile
 
 MODELS = {"parallel": ("parallel", "merged"), "lora": ("lora", "merged"), "hot": ("lora", "hot")}  # form and layout
-CACHES = {"flash": "F16 flash", "flash_q8_0": "Q8_0 flash"}  # of the base alone
+CACHES = {"flash": "F16 flash", "flash_q8_0": "Q8_0"}  # of the base alone
 LABELS = {
     "base": "base", "parallel": "parallel experts", "lora": "LoRA experts, merged", "hot": "LoRA experts, hot",
     "flash": "base, flash, F16 cache", "flash_q8_0": "base, flash, Q8_0 cache",

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from comigs_edge import home as homes
+from profiles.watch import OtherLoad
 
 if TYPE_CHECKING:
     from comigs_edge.chat import Chat
     from comigs_edge.config import Config
     from comigs_edge.export import Exported
     from comigs_edge.home import Home
+    from profiles.chat import ChatPlan
 
 HELP = "/exit ends, /clear forgets the conversation, /system TEXT sets the system prompt, Ctrl-C stops an answer"
 
@@ -34,12 +36,18 @@ def chat(
         Optional[float], typer.Option(min=0.0, help="Randomness of the answers; 0 = always the likeliest token.")
     ] = None,
     seed: Annotated[Optional[int], typer.Option(min=0, help="The same seed gives the same answers.")] = None,
+    lines: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            "--plan", metavar="NAME=VALUE", help="Fixes threads, mmap, cache or batch; may be given several times."
+        ),
+    ] = None,
 ) -> None:
     """Talk with your model. It is exported first if it has been trained since."""
     from comigs_edge.commands.console import notes
     from comigs_edge.versions import versions
 
-    home = homes.locate()
+    home, load = homes.locate(), OtherLoad()
     settings = home.settings()
     version = max(versions(home.adapters), default=0)  # before it is loaded: a newer one may come meanwhile
     personal = None if base else _personal(home, settings)
@@ -47,17 +55,28 @@ def chat(
         from comigs_edge.chat import Chat
         from comigs_edge.tokens import Tokenizer
 
-        options = settings.chat
+        options, tokenizer = settings.chat, Tokenizer(home.base_file)
+        plan = _planned(
+            home, settings, personal.size if personal else settings.base.size, load.read() or 0, lines or []
+        )
         session = Chat(
             personal.path if personal else home.base_file, personal.adapters if personal else (),
-            Tokenizer(home.base_file), options.system if system is None else system, options.context,
-            settings.device().usable_threads, options.temperature if temperature is None else temperature,
-            options.top_p, options.max_tokens, seed,
+            tokenizer, options.system if system is None else system, options.context, plan.threads,
+            options.temperature if temperature is None else temperature, options.top_p, options.max_tokens, seed, plan.mmap,
+            plan.cache, plan.batch,
         )  # fmt: skip
     if prompt is not None:
         _say(session, prompt)
     else:
         _converse(session, home, settings if personal else None, version)
+
+
+def _planned(home: Home, settings: Config, size: int, busy: float, lines: list[str]) -> ChatPlan:
+    from comigs_edge import planning
+    from profiles.detect import detect
+
+    flags = planning.parse(lines, planning.CHAT_KINDS, planning.CHAT_CHOICES)
+    return planning.chat_plan(settings, settings.device(), detect(), home.base_file, size, busy, flags)
 
 
 def _personal(home: Home, settings: Config) -> Exported:

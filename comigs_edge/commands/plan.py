@@ -12,7 +12,8 @@ from comigs_edge import home as homes
 if TYPE_CHECKING:
     from comigs_edge.config import Config
     from comigs_edge.home import Home
-    from profiles.plan import Plan, Rates
+    from profiles.chat import ChatPlan
+    from profiles.cost import Plan, Rates
 
 LINES_HELP = "Fixes a line of the plan, as in --plan batch=4; may be given several times."
 
@@ -40,15 +41,17 @@ def plan(
     found, rates = planned(home, settings, profile, lines or [], None, measure)
     base = sizes(home.base_file, settings)
     others = planner.neighbours(found, base, rates)
-    minutes = _minutes(found, settings)
+    minutes, talk = _minutes(found, settings), _chat(home, settings, profile)
     if json:
         print_json({
             "plan": asdict(found) | {"minutes": minutes, "block_format": settings.storage().fake_format},
+            "chat": talk if isinstance(talk, str) else asdict(talk),
             "rates": None if rates is None else asdict(rates),
             "neighbours": [asdict(each) | {"minutes": _minutes(each, settings)} for each in others],
         })  # fmt: skip
         return
     show(found, settings, others)
+    _show_chat(talk)
     next_command("comigs-edge train")
 
 
@@ -66,12 +69,43 @@ def planned(
     rates = None
     if measure:
         with notes.status("measuring the processor"):
-            from comigs_edge.measure import rates as measured
+            from comigs_edge import measure as measuring
 
-            threads = fixed.get("threads") or kind.usable_threads
-            has_bfloat16 = bool({"bf16", "avx512_bf16"} & set(device.features))
-            rates = measured(base.width, base.ff_width, threads, has_bfloat16)
-    return planning.make(settings, kind, device, base, planning.training_tokens(home, settings), rates, fixed), rates
+            threads, sizes = fixed.get("threads") or kind.usable_threads, (base.width, base.ff_width)
+            if measuring.choose_device(fixed.get("device"), device.gpu is not None) == "cuda":
+                rates = measuring.gpu_rates(*sizes, threads)
+            else:
+                rates = measuring.rates(*sizes, threads, bool({"bf16", "avx512_bf16"} & set(device.features)))
+    return planning.make(home, settings, kind, device, base, rates, fixed), rates
+
+
+def _chat(home: Home, settings: Config, profile: str | None) -> ChatPlan | str:
+    """How the personal model would be run, of which the base's size is a guess; or why it would not fit."""
+    from comigs_edge import planning
+    from profiles import ProfileError
+    from profiles.detect import detect
+
+    try:
+        return planning.chat_plan(
+            settings, settings.device(profile), detect(), home.base_file, settings.base.size, 0, {}
+        )
+    except ProfileError as error:
+        return str(error)
+
+
+def _show_chat(plan: ChatPlan | str) -> None:
+    from comigs_edge.commands.console import out, size
+
+    if isinstance(plan, str):
+        out.print(f"chat, in llama.cpp: {plan}", soft_wrap=True, markup=False)
+        return
+    values = {
+        "threads": plan.threads, "mmap": "yes" if plan.mmap else "no", "cache": plan.cache, "batch": f"{plan.batch} tokens",
+        "memory": size(plan.memory),
+    }  # fmt: skip
+    out.print("chat, in llama.cpp:")
+    for name, value in values.items():
+        out.print(f"  [bold]{name:<11}[/]{value!s:<18} {plan.reasons[name]}", soft_wrap=True)
 
 
 def show(plan: Plan, settings: Config, neighbours: list[Plan]) -> None:
@@ -81,13 +115,16 @@ def show(plan: Plan, settings: Config, neighbours: list[Plan]) -> None:
     storage = settings.storage()
     values: list[tuple[str, Any, str]] = [
         ("experts", f"1 generalist + {plan.specialists}", plan.reasons.get("specialists", "")),
+        ("blocks", f"the last {plan.blocks}" if plan.blocks else "all", plan.reasons.get("blocks", "")),
         ("batch", f"{plan.batch} rows", plan.reasons.get("batch", "")),
         ("context", f"{plan.context} tokens", plan.reasons.get("context", "")),
         ("threads", plan.threads, plan.reasons.get("threads", "")),
+        ("device", plan.device, plan.reasons.get("device", "")),
         ("precision", plan.precision, plan.reasons.get("precision", "")),
         ("backend", plan.backend, plan.reasons.get("backend", "")),
         ("weights", "in memory" if plan.keep else "in its file", plan.reasons.get("keep", "")),
         ("recompute", plan.checkpointing, plan.reasons.get("checkpointing", "")),
+        ("cache", "on disk" if plan.cache else "none", plan.reasons.get("cache", "")),
         ("memory", size(plan.memory), plan.reasons.get("memory", "")),
         ("format", storage.format, f"trained in {storage.fake_format or 'the weights as they are'}"),
     ]

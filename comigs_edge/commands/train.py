@@ -85,12 +85,12 @@ def train(
         if refused:
             warn(f"{len(refused)} chats were left out: {refused[0]}")
         del tokenizer
-        base = open_base(home.base_file, plan.threads, plan.keep, getattr(torch, plan.precision))
+        base = open_base(home.base_file, plan.threads, plan.keep, getattr(torch, plan.precision), plan.device)
         gc.collect()
         tune_allocator(not plan.keep)  # the base is loaded: what it took to get here goes back first
         pauses = _pauses(settings.pause, pause, not plan.keep)
         pauses.wait()  # nothing has begun: here Ctrl-C has nothing to save
-        training = session.Training(home, settings, device, base, rows, plan.checkpointing)
+        training = session.Training(home, settings, device, base, rows, plan.checkpointing, plan.cache)
         trainer = training.begin(steps or _steps_in(training, minutes), resume)
         planning.remember(home, plan)
         for warning in training.warnings:
@@ -138,18 +138,22 @@ def _steps_in(training: Training, minutes: float | None) -> int | None:
     from comigs_edge.commands.console import notes
     from comigs_edge.layout import planned
     from comigs_edge.model import Model
-    from comigs_edge.train import Pace, Trainer, steps_that_fit
+    from comigs_edge.schedule import Pace, steps_that_fit
+    from comigs_edge.train import Trainer
 
     layout = planned(training.settings.model, training.profile, training.base.shape)
     plan = session.schedule(training.settings, training.profile, None)
     with notes.status("measuring a step"):
-        adapters = Adapters.initial(layout, training.base.shape, 0)
+        first = training.rows[0].batch(0, plan.batch).to(training.base.device)
+        adapters = Adapters.initial(layout, training.base.shape, 0).to(training.base.device)
         model = Model(training.base, adapters, checkpointing=training.checkpointing)
+        below = _seconds(lambda: model.below(first.tokens, first.documents)) if training.cache else 0.0
         trial = Trainer(model, *training.rows, replace(plan, steps=10**9, router_period=10**9))
         trial.step()  # the first one also makes the optimiser's state
         step = _seconds(trial.step)
         trial.schedule = replace(trial.schedule, quantise_start=0.0)
-        pace = Pace(step, _seconds(trial.step) if plan.block_format else step, _seconds(trial.validate))
+        quantised, validation = _seconds(trial.step) if plan.block_format else step, _seconds(trial.validate)
+        pace = Pace(step, quantised, validation, below, len(training.rows[0]) / plan.batch)
     return steps_that_fit(minutes * 60, pace, plan, has_router=layout.num_specialists > 0)
 
 

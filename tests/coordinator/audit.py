@@ -175,7 +175,11 @@ def _payloads(data, rows, rounds, devices):
     needed = {row["sha256"] for row in rows if rounds[row["round"]]["published"] is None}
     published = sorted(number for number, row in rounds.items() if row["published"] is not None)
     needed |= {rounds[number]["sha256"] for number in published[-KEPT_GENERALISTS:]}
-    here = {path.name: path for path in (data / "payloads").iterdir()}
+    end = time.monotonic() + 3
+    while (
+        here := {path.name: path for path in (data / "payloads").iterdir()}
+    ).keys() - needed and time.monotonic() < end:
+        time.sleep(0.02)  # what a round that was published just now needed is deleted behind that
     found = [f"missing: payload {sha[:8]}" for sha in needed - here.keys()]
     found += [f"orphan: payload {sha[:8]}" for sha in here.keys() - needed]
     for name in needed & here.keys():

@@ -46,8 +46,8 @@ def test_without_a_running_coordinator_the_folder_is_used_itself(tmp_path):
     call("revoke", name="kitchen-pi")
     with pytest.raises(CoordinatorError, match="no device kitchen-pi"):
         call("revoke", name="kitchen-pi")
-    with pytest.raises(CoordinatorError, match="the system refused"):
-        call("backup", file=str(tmp_path / "missing" / "x.tar"))
+    with pytest.raises(CoordinatorError, match="name another file"):
+        admin.backup(tmp_path / "data", "1", tmp_path / "missing" / "x.tar")
     with Folder.opened(tmp_path / "data"), pytest.raises(CoordinatorError, match="another coordinator runs"):
         call("status")
 
@@ -67,7 +67,6 @@ def test_a_running_coordinator_answers_through_its_socket(coordinator):
         ("rounds", {"last": 10**30}, "does not understand"),
         ("invite", {"name": 3}, "does not understand"),
         ("revoke", {"name": "nobody"}, "no device nobody"),
-        ("backup", {"file": "/proc/nowhere/x.tar"}, "the system refused"),
     ],
 )
 def test_what_a_running_coordinator_does_not_do_is_one_sentence(coordinator, operation, arguments, message):

@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 
 import profiles
-from profiles.plan import Plan, Rates, Sizes, make, neighbours, peak_memory, step_seconds
+from profiles.cost import Plan, Rates, Sizes, peak_memory, step_seconds
+from profiles.plan import make, neighbours
 
 GB = 10**9
-SMOLLM2 = Sizes(30, 576, 1536, 576, 192, 49152, True, 98_000_000, 30 * 3 * 32 * 576)
+SMOLLM2 = Sizes(30, 576, 1536, 9, 576, 192, 49152, True, 98_000_000, 30 * 3 * 32 * 576)
 RATES = Rates({"float32": 1e11}, 2)
 
 

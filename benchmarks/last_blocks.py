@@ -1,0 +1,204 @@
+"""Experts in the last blocks alone against experts in all at equal time: `python benchmarks/last_blocks.py TEXT [--seconds N]`.
+
+TEXT is a folder with de.jsonl, nl.jsonl and user04.jsonl somewhere below it. First the steps of all variants are timed in turn,
+so that whatever else the computer does meets them alike; from that follows how many steps of each fit in the time. Then every
+run is a home of its own, trained by the command line for so many steps, exported as Q8_0 and measured in llama.cpp on its test
+text; runs that were done are kept in `--work`, so it can be interrupted. Writes benchmarks/results/last-blocks.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from four_bits import run, scores
+from rich.console import Console
+from rich.table import Table
+
+from comigs_edge.adapters import Adapters
+from comigs_edge.base import Base, open_base
+from comigs_edge.batches import Rows
+from comigs_edge.config import ModelConfig
+from comigs_edge.home import DEFAULT_BASE, find_base
+from comigs_edge.layout import planned
+from comigs_edge.model import Model
+from comigs_edge.schedule import Pace, Schedule, steps_that_fit
+from comigs_edge.tokens import Encoded
+from comigs_edge.train import Trainer, tune_allocator
+from profiles import available_cores, load
+
+RESULT = Path(__file__).parent / "results" / "last-blocks.json"
+BATCH, CONTEXT, ROUNDS = 4, 128, 5
+SETTINGS = f"batch = {BATCH}\ncontext = {CONTEXT}\nrouter_period = 30\nrouter_steps = 5\nvalidation_rows = 16\n"
+SCHEDULE = Schedule(10**6, BATCH, 1e-3, 1e-3, 1e-3, 0, 30, 5, 0.0, 0.01, 16, "Q8_0", 0.0)
+
+
+class Variant(NamedTuple):
+    """Where experts are, and how wide."""
+
+    blocks: int  # 0: all
+    width: int
+    cache: bool = False  # the outputs of the other blocks are kept on disk
+
+
+VARIANTS = {
+    "all": Variant(0, 32),
+    "last 15, twice as wide": Variant(15, 64),
+    "last 10": Variant(10, 32),
+    "last 10, three times as wide": Variant(10, 96),
+    "last 10, three times as wide, cache": Variant(10, 96, True),
+}
+# Text -> the bytes of it that are taken (None: all), and its variants. Where an epoch is longer than the training a cache is of
+# no use; the short text is for that.
+RUNS: dict[str, tuple[int | None, tuple[str, ...]]] = {
+    "de": (None, ("all", "last 15, twice as wide", "last 10", "last 10, three times as wide")),
+    "nl": (None, ("all", "last 10, three times as wide")),
+    "user04": (80_000, ("all", "last 10, three times as wide", "last 10, three times as wide, cache")),
+}
+
+
+def measure(base: Base) -> dict[str, dict[str, Any]]:
+    """Seconds of a step, of the lower blocks in it, and of a validation, for each variant without a cache; in turn."""
+    ids = torch.randint(base.shape.vocab_size, (50_000,), generator=torch.Generator().manual_seed(0)).tolist()
+    rows = Rows([Encoded(ids, [True] * len(ids))], CONTEXT, 0)
+    actions: dict[tuple[str, str], Callable[[], object]] = {}
+    for name, variant in VARIANTS.items():
+        if not variant.cache:
+            wanted = ModelConfig(
+                specialists=1, expert_form="parallel", expert_width=variant.width, blocks=variant.blocks
+            )
+            adapters = Adapters.initial(planned(wanted, load("laptop"), base.shape), base.shape, 0)
+            trainer = Trainer(Model(base, adapters, checkpointing="attention"), rows, rows, SCHEDULE)
+            batch = rows.batch(0, BATCH)
+            actions[name, "step"] = trainer.step
+            actions[name, "below"] = lambda trainer=trainer, batch=batch: trainer.model.below(batch.tokens)
+            actions[name, "validation"] = trainer.validate
+    times: dict[tuple[str, str], list[float]] = {key: [] for key in actions}
+    for _ in range(1 + ROUNDS):
+        for key, action in actions.items():
+            start = time.perf_counter()
+            action()
+            times[key].append(time.perf_counter() - start)
+    found: dict[str, dict[str, Any]] = {}
+    for (name, part), seconds in times.items():
+        found.setdefault(name, {})[part] = statistics.median(seconds[1:])
+        found[name][f"{part}_range"] = [min(seconds[1:]), max(seconds[1:])]
+    return found
+
+
+def pace(variant: Variant, times: dict[str, dict[str, Any]], epoch: float) -> Pace:
+    """Of a training; without a cache nothing is saved."""
+    name = next(name for name, each in VARIANTS.items() if each == variant._replace(cache=False))
+    own = times[name]
+    return Pace(own["step"], own["step"], own["validation"], own["below"] if variant.cache else 0.0, epoch)
+
+
+def prepare(home: Path, text: Path, most: int | None, variant: Variant) -> float:
+    """Makes a home with the text; returns the steps of an epoch, about."""
+    shutil.rmtree(home, ignore_errors=True)
+    home.mkdir(parents=True)
+    lines, taken = text.read_text().splitlines(keepends=True), 0
+    with (home.parent / f"{home.name}.jsonl").open("w") as part:
+        for line in lines:
+            taken += len(line.encode())
+            if most is None or taken <= most:
+                part.write(line)
+    run(home, "init", "--specialists", "1", "--expert-form", "parallel")
+    settings = home / "config.toml"
+    experts = f"[model]\nblocks = {variant.blocks}\nexpert_width = {variant.width}\n"
+    settings.write_text(settings.read_text().replace("[model]\n", experts).replace("[train]\n", f"[train]\n{SETTINGS}"))
+    run(home, "data", "add", str(home.parent / f"{home.name}.jsonl"))
+    return rows_of(home) / BATCH
+
+
+def rows_of(home: Path) -> int:
+    """Rows of the training text."""
+    import os
+
+    os.environ["COMIGS_EDGE_HOME"] = str(home)
+    from comigs_edge import home as homes
+    from comigs_edge import session
+    from comigs_edge.tokens import Tokenizer
+
+    here = homes.locate()
+    found = session.rows(here, here.settings(), load("auto"), Tokenizer(here.base_file), [], lambda done, total: None)
+    return len(found[0])
+
+
+def one(text: str, name: str, times: dict[str, dict[str, Any]], options: argparse.Namespace) -> dict[str, Any]:
+    """One run, or what was measured of it before."""
+    home = options.work / f"{text} {name}".replace(", ", "-").replace(" ", "-")
+    record: Path = home.with_suffix(".json")
+    if record.exists():
+        return dict(json.loads(record.read_text()))
+    variant = VARIANTS[name]
+    epoch = prepare(home, next(options.text.rglob(f"{text}.jsonl")), RUNS[text][0], variant)
+    steps = steps_that_fit(options.seconds, pace(variant, times, epoch), SCHEDULE, has_router=True)
+    lines = [f"cache={'true' if variant.cache else 'false'}", "precision=float32", "checkpointing=attention"]
+    flags = [part for line in lines for part in ("--plan", line)]
+    trained = json.loads(run(home, "train", "--no-pause", "--steps", str(steps), "--json", *flags))
+    path = home / "model.gguf"
+    exported = json.loads(run(home, "export", "--format", "Q8_0", "--output", str(path), "--json"))
+    found = scores(home, {"base": home / "base.gguf", "model": path})
+    result = {
+        "text": text, "variant": name, **variant._asdict(), "steps_of_an_epoch": epoch, "expert_steps": steps,
+        "bits_per_byte": {key: score["bits_per_byte"] for key, score in found.items()}, "bytes": exported["bytes"],
+        **{key: trained[key] for key in ("validation_loss", "validation_loss_before")},
+    }  # fmt: skip
+    record.write_text(json.dumps(result, indent=1))
+    shutil.rmtree(home)
+    return result
+
+
+def report(runs: list[dict[str, Any]], times: dict[str, dict[str, Any]]) -> None:
+    table = Table("text", "experts in", "steps (of an epoch)", "bits per byte", "of what all blocks learn")
+    for each in runs:
+        found = each["bits_per_byte"]
+        reference = next(r["bits_per_byte"] for r in runs if r["text"] == each["text"] and r["variant"] == "all")
+        each["share_of_all"] = (found["base"] - found["model"]) / (reference["base"] - reference["model"])
+        table.add_row(
+            each["text"], each["variant"], f"{each['expert_steps']} ({each['steps_of_an_epoch']:.0f})",
+            f"{found['base']:.3f} to {found['model']:.3f}", f"{each['share_of_all']:.0%}",
+        )  # fmt: skip
+    Console().print(table)
+    for name, own in times.items():
+        print(f"{name}: {own['step']:.2f} s a step, {own['below']:.2f} of it the blocks without experts")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("text", type=Path)
+    parser.add_argument("--seconds", type=float, default=80)
+    parser.add_argument("--work", type=Path, default=Path("benchmark-work/last-blocks"))
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    saved = options.work / "times.json"
+    if not saved.exists():
+        torch.set_num_threads(available_cores())
+        tune_allocator()
+        saved.write_text(json.dumps(measure(open_base(find_base(DEFAULT_BASE)[1], available_cores()))))
+    times = json.loads(saved.read_text())
+    print(json.dumps(times), flush=True)
+    runs = []
+    for text, (_, names) in RUNS.items():
+        for name in names:
+            runs.append(one(text, name, times, options))
+            print(json.dumps(runs[-1]), flush=True)
+    report(runs, times)
+    found = {
+        "command": f"make bench-last-blocks TEXT=FOLDER (--seconds {options.seconds:g})", "seconds": options.seconds,
+        "schedule": asdict(SCHEDULE) | {"context": CONTEXT}, "times": times, "runs": runs,
+    }  # fmt: skip
+    RESULT.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,22 @@
+"""Sums and differences of named arrays; a name that only the first has stays as it is."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from coordinator.wire import Arrays
+
+
+def plus(a: Arrays, b: Arrays) -> Arrays:
+    """a + b."""
+    return {name: array + b[name] if name in b else array for name, array in a.items()}
+
+
+def less(a: Arrays, b: Arrays) -> Arrays:
+    """a - b."""
+    return {name: array - b[name] if name in b else array for name, array in a.items()}
+
+
+def zeros(shapes: dict[str, tuple[int, ...]]) -> Arrays:
+    """Zeros of these shapes, float32."""
+    return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}

@@ -1,0 +1,78 @@
+"""How a training goes: steps, learning rates, when it is the router's turn, and how many steps fit in a time."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How to train; learning rates per step, periods in steps."""
+
+    steps: int
+    batch: int
+    expert_learning_rate: float
+    final_learning_rate: float
+    router_learning_rate: float
+    warmup_steps: int
+    router_period: int
+    router_steps: int
+    balance_weight: float
+    weight_decay: float
+    validation_rows: int
+    block_format: str | None = None  # fake quantisation in this format ...
+    quantise_start: float = 1.0  # ... after this share of the steps
+
+    def fake_format(self, step: int) -> str | None:
+        """The block format that this expert step computes in; None for the weights as they are."""
+        return self.block_format if step >= self.quantise_start * self.steps else None
+
+    def learning_rate(self, step: int) -> float:
+        """Of the experts at this step: linear warm-up, then a cosine from the first to the final rate."""
+        if step < self.warmup_steps:
+            return self.expert_learning_rate * (step + 1) / self.warmup_steps
+        share = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        span = self.expert_learning_rate - self.final_learning_rate
+        return self.final_learning_rate + span * (1 + math.cos(math.pi * share)) / 2
+
+    def router_due(self, expert_steps: int) -> int:
+        """Router steps that belong before the next expert step; the last period may be a short one."""
+        periods, rest = divmod(expert_steps, self.router_period)
+        return (periods + (1 if rest and expert_steps == self.steps else 0)) * self.router_steps
+
+    @property
+    def total_steps(self) -> int:
+        """Expert and router steps of the whole training."""
+        return self.steps + self.router_due(self.steps)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds of one step, of one that is fake quantised, and of one validation."""
+
+    step: float
+    quantised_step: float
+    validation: float
+    saved: float = 0.0  # by a step of a later epoch, because outputs of lower blocks are on disk
+    epoch: float = math.inf  # steps
+
+
+def steps_that_fit(seconds: float, pace: Pace, plan: Schedule, has_router: bool) -> int:
+    """The most expert steps (at least one) whose training takes no longer than `seconds`, by the same schedule.
+
+    A router step is counted as an expert step; there is one validation at the start and one after every period.
+    """
+
+    def cost(steps: int) -> float:
+        of_steps = replace(plan, steps=steps)
+        plain = min(steps, math.ceil(plan.quantise_start * steps)) if plan.block_format else steps
+        total = plain * pace.step + (steps - plain) * pace.quantised_step
+        total -= pace.saved * max(0.0, steps - pace.epoch)
+        router = total * of_steps.router_due(steps) / steps if has_router else 0
+        return total + router + pace.validation * (1 + math.ceil(steps / plan.router_period))
+
+    steps = 1
+    while cost(steps + 1) <= seconds:
+        steps += 1
+    return steps

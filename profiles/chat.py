@@ -1,0 +1,100 @@
+"""How llama.cpp runs a model at chat on a device: threads, memory map, cache of keys and values, batch, each with its reason.
+
+Figures stand in `rules.toml`; `comigs-edge bench` measures what they rest on, on any device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from profiles import ProfileError
+from profiles.cost import RULES
+
+CACHES = {"F16": 2.0, "Q8_0": 34 / 32}  # bytes a number; Q8_0: 32 numbers with one scale of two bytes
+BATCHES = (512, 128)  # tokens of a prompt that are computed together
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is run, in numbers."""
+
+    size: int  # bytes of its files
+    num_blocks: int
+    keys: int  # width of a token's keys, and of its values
+    head: int  # width of a head
+    ff_width: int
+    context: int  # tokens
+
+
+@dataclass(frozen=True)
+class ChatPlan:
+    """How to run it; `reasons` has a sentence for each line."""
+
+    threads: int
+    mmap: bool  # the file is mapped and not read into memory of its own
+    cache: str  # how keys and values are kept, one of CACHES
+    batch: int
+    memory: int  # bytes, beside the program's own
+    reasons: dict[str, str] = field(default_factory=dict)
+
+
+def peak_memory(subject: Subject, cache: str, batch: int) -> int:
+    """Bytes that a conversation takes beside the program, when the context is full."""
+    rules = RULES["chat"]
+    kept = 2 * subject.num_blocks * subject.keys * subject.context * CACHES[cache]
+    return int(subject.size + kept + rules["token"] * batch * subject.ff_width + rules["spare"])
+
+
+def make(subject: Subject, cores: int, busy: float, free: int, wanted: dict[str, Any]) -> ChatPlan:
+    """The fastest way that fits in `free` bytes, with the `wanted` lines.
+
+    `cores` may be used, of which other programs keep `busy` busy. Raises `ProfileError` saying which context would fit if
+    nothing does.
+    """
+    wanted = {name: value for name, value in wanted.items() if value is not None}
+    threads = max(1, cores - round(busy))
+    start = ChatPlan(threads, True, "F16", BATCHES[0], 0)
+    reasons = {
+        "threads": "every core" if threads == cores else f"other programs keep {busy:.1f} of {cores} cores busy",
+        "mmap": "nothing is copied, and pages that are not used leave memory when it is short",
+    }
+    budget = int(free * RULES["memory"]["share"])
+    for plan in _candidates(replace(start, **wanted), subject, wanted):
+        plan = replace(plan, memory=peak_memory(subject, plan.cache, plan.batch))
+        if plan.memory <= budget:
+            named = {name: "as asked for" for name in wanted}
+            return replace(plan, reasons=reasons | _memory_reasons(plan, start, budget) | named)
+    raise ProfileError(
+        f"a chat with a context of {subject.context:,} tokens takes {plan.memory / 1e6:,.0f} MB, and {budget / 1e6:,.0f} of the "
+        f"{free / 1e6:,.0f} MB that are free may be used; " + _would_fit(subject, plan, budget)
+    )
+
+
+def _candidates(start: ChatPlan, subject: Subject, wanted: dict[str, Any]) -> Iterator[ChatPlan]:
+    """From the fastest to the smallest. Blocks of 32 numbers must fit into a head."""
+    caches = (
+        [wanted["cache"]] if "cache" in wanted else [name for name in CACHES if name == "F16" or not subject.head % 32]
+    )
+    for cache in caches:
+        for batch in [wanted["batch"]] if "batch" in wanted else BATCHES:
+            yield replace(start, cache=cache, batch=batch)
+
+
+def _memory_reasons(plan: ChatPlan, start: ChatPlan, budget: int) -> dict[str, str]:
+    fits = f"takes {plan.memory / 1e6:,.0f} of the {budget / 1e6:,.0f} MB that may be used"
+    return {
+        "cache": "the fastest" if plan.cache == start.cache else "half the memory, and slower: F16 would not fit",
+        "batch": "llama.cpp's own" if plan.batch == start.batch else "less memory: 512 would not fit",
+        "memory": fits,
+    }
+
+
+def _would_fit(subject: Subject, plan: ChatPlan, budget: int) -> str:
+    context = subject.context
+    while context > 64 and peak_memory(replace(subject, context=context), plan.cache, plan.batch) > budget:
+        context //= 2
+    if context <= 64:
+        return "end other programs, or take a smaller base: comigs-edge models list"
+    return f"set context = {context} in [chat] of config.toml, or end other programs"

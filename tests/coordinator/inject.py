@@ -1,0 +1,40 @@
+"""Faults of the system for one thread of a running coordinator, by strace: a signal or an error at the Nth system call."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+needs_strace = pytest.mark.skipif(
+    shutil.which("strace") is None or os.geteuid() != 0, reason="wants strace and root"
+)  # fmt: skip
+
+
+@contextlib.contextmanager
+def injected(process, thread, call, fault):
+    """While this lasts, calls of the thread (`main`: ledger, network; `files`: payloads) meet `fault`, as in error=EIO:when=1."""
+    tasks = sorted(int(path.name) for path in Path(f"/proc/{process.pid}/task").iterdir())
+    tasks = [process.pid] if thread == "main" else [task for task in tasks if task != process.pid]
+    strace = subprocess.Popen(
+        ["strace", "-qq", "-o", "/dev/null", *[part for task in tasks for part in ("-p", str(task))],
+         "-e", f"trace={call}", "-e", f"inject={call}:{fault}"], stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        while not all(_is_traced(process.pid, task) for task in tasks):
+            assert strace.poll() is None, "strace cannot attach"
+            time.sleep(0.002)
+        yield
+    finally:
+        strace.terminate()
+        strace.wait()
+
+
+def _is_traced(process, task):
+    status = Path(f"/proc/{process}/task/{task}/status").read_text()
+    return "TracerPid:\t0\n" not in status
