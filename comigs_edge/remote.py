@@ -161,7 +161,8 @@ class Remote:
                     file.write(piece)
                     progress(file.tell(), manifest.size)
             except requests.RequestException as error:
-                raise Offline(self._sentence(error)) from error
+                if file.tell() <= here:  # otherwise `download` goes on behind what came, with new patience
+                    raise Offline(self._sentence(error)) from error
             finally:
                 file.flush()
                 os.fsync(file.fileno())

@@ -3,6 +3,10 @@
 import re
 from pathlib import Path
 
+import pytest
+
+from coordinator.__main__ import main as coordinator_main
+
 README = Path(__file__).parent.parent / "README.md"
 
 
@@ -12,6 +16,17 @@ def test_every_command_and_option_in_the_readme_exists(run):
     for name, rest in found:
         words = [name, *(rest.split()[:1] if name == "data" else [])]
         text = run(*words, "--help").stdout
+        for option in re.findall(r"--[a-z-]+", rest.split("#")[0]):
+            assert option in text, (name, option)
+
+
+def test_every_command_and_option_of_the_coordinator_in_the_readme_exists(capsys):
+    found = re.findall(r"^(?:\$ )?comigs-coordinator ([a-z]+)(.*)$", README.read_text(), flags=re.M)
+    assert len(found) >= 4
+    for name, rest in found:
+        with pytest.raises(SystemExit):
+            coordinator_main([name, "--help"])
+        text = capsys.readouterr().out
         for option in re.findall(r"--[a-z-]+", rest.split("#")[0]):
             assert option in text, (name, option)
 

@@ -906,6 +906,7 @@ def seconds_until_closed(line, piece, limit):
             continue
         except OSError:
             break
+    line.close()
     return time.monotonic() - start
 
 
