@@ -54,6 +54,8 @@ def follow(
             break
         for link in found:
             links[check(link).round] = link
+        if max(links) <= known:  # the same links again
+            break
         known = max(links)
     number, before = head, None
     while number <= last.round:

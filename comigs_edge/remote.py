@@ -201,7 +201,8 @@ class Remote:
                 self._greet()
             answer = self._send(method, path, body, headers, stream)
             problem = _problem(answer)
-            if problem and problem.error in RENEW:
+            # The answer to a HEAD has no body, so no word for its reason.
+            if problem and (problem.error in RENEW or (method == "HEAD" and answer.status_code == 401)):
                 self._greet()
                 answer = self._send(method, path, body, headers, stream)
                 problem = _problem(answer)

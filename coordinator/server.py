@@ -172,7 +172,9 @@ class Server:
         if path is None or not path.exists():
             raise Refused(404, "no_generalist", f"generalist {number} is not here; ask for the newest")
         _check_range(request, path.stat().st_size)
-        sent = web.FileResponse(path, headers={signatures.EPOCH_HEADER: self.epoch, "Content-Type": "application/octet-stream"})
+        sent = web.FileResponse(
+            path, headers={signatures.EPOCH_HEADER: self.epoch, "Content-Type": "application/octet-stream"}
+        )
         await sent.prepare(request)  # sends it
         self.fleet.members.heard(device, 0, sent.content_length or 0)
         return sent

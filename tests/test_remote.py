@@ -1,0 +1,63 @@
+"""The device's client: through a restart of the coordinator, with a wrong clock, against a repeating chain."""
+
+import datetime
+
+import pytest
+
+from comigs_edge.manifests import Check, ForkedChain, follow
+from coordinator import keys
+from coordinator.messages import Manifest
+from tests.coordinator.rig import Coordinator, Member, random_arrays
+
+
+@pytest.fixture
+def coordinator(tmp_path):
+    running = Coordinator(tmp_path / "data")
+    yield running
+    if running.process.poll() is None:
+        running.stop()
+
+
+def test_an_upload_goes_on_after_the_coordinator_was_started_anew(coordinator):
+    member = Member(coordinator.invite())
+    data = member.encoded(random_arrays(0), -1)
+    member.remote.state()
+    coordinator.kill()
+    coordinator.restart()
+    sha256 = member.remote.upload(data)  # begins with a HEAD, signed for the epoch before
+    assert (coordinator.data / "uploads" / f"{member.id}-{sha256}").read_bytes() == data
+
+
+@pytest.mark.parametrize("years", [-10, 10])
+def test_a_device_without_a_clock_is_understood(coordinator, monkeypatch, years):
+    class Wrong(datetime.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return super().now(tz) + datetime.timedelta(days=365 * years)
+
+    real = datetime.datetime.now().timestamp()
+    monkeypatch.setattr("comigs_edge.remote.time.time", lambda: real + 86400 * 365 * years)
+    monkeypatch.setattr("coordinator.signatures.datetime.datetime", Wrong)
+    assert Member(coordinator.invite()).remote.state().open_round == 0
+
+
+def test_a_coordinator_that_repeats_old_links_is_not_listened_to_for_ever():
+    key = keys.new_key()
+    links, previous = [], ""
+    for number in range(6):
+        manifest = Manifest(
+            fleet="f",
+            round=number,
+            sha256="0" * 64,
+            size=1,
+            previous=previous,
+            base_sha256="b",
+            devices=1,
+            rolled_back_to=None,
+        )
+        links.append(keys.sign_manifest(key, manifest))
+        previous = keys.chain_hash(links[-1])
+    check = Check("f", keys.public_text(key), "b")
+    assert follow(links[5], 1, keys.chain_hash(links[1]), lambda after: links[after + 1 :], check)[0].round == 5
+    with pytest.raises(ForkedChain, match="missing"):
+        follow(links[5], 1, keys.chain_hash(links[1]), lambda after: links[1:3], check)
