@@ -7,11 +7,13 @@ honoured. The device's clock need not be right: the coordinator's is learned fro
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
 import hashlib
 import os
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +22,7 @@ import requests
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from requests.adapters import HTTPAdapter
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_before_delay, wait_random_exponential
+from urllib3.exceptions import SystemTimeWarning
 
 from comigs_edge import files
 from comigs_edge.errors import ComigsError
@@ -228,11 +231,13 @@ class Remote:
     ) -> requests.Response:  # fmt: skip
         request = requests.Request(method, self.address + path, data=body or None, headers=headers).prepare()
         signatures.sign(request, self._key, self._device, self._epoch or "", body, self._offset)
-        return self._session.send(request, timeout=TIMEOUT, stream=stream)
+        with _without_clock():
+            return self._session.send(request, timeout=TIMEOUT, stream=stream)
 
     def _greet(self) -> None:
         """Learns the coordinator's epoch and clock."""
-        answer = self._session.get(f"{self.address}/v1/hello", timeout=TIMEOUT)
+        with _without_clock():
+            answer = self._session.get(f"{self.address}/v1/hello", timeout=TIMEOUT)
         if answer.status_code != 200:
             raise requests.ConnectionError(f"HTTP {answer.status_code}")
         self._epoch = _understood(lambda: decode(answer.content, Hello)).epoch
@@ -244,6 +249,14 @@ class Remote:
         return (
             f"the coordinator at {self.address} cannot be reached ({reason}); everything is kept, try: comigs-edge sync"
         )
+
+
+@contextlib.contextmanager
+def _without_clock() -> Iterator[None]:
+    """urllib3 warns of a wrong clock, because of certificates' dates; those do not matter here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SystemTimeWarning)
+        yield
 
 
 def _problem(answer: requests.Response) -> Problem | None:
