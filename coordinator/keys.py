@@ -11,17 +11,16 @@ import binascii
 import datetime
 import hashlib
 import secrets
+import ssl
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import msgspec
-from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
-from cryptography.x509.oid import NameOID
 
 from coordinator.errors import CoordinatorError
 from coordinator.messages import Manifest, SignedManifest, decode, encode
@@ -87,6 +86,9 @@ def device_id(public: str) -> str:
 
 def new_certificate() -> tuple[bytes, bytes]:
     """PEM of a fresh private key (P-256) and of its self-signed certificate, which never ends."""
+    from cryptography import x509  # 2.5 MB that only the first start needs
+    from cryptography.x509.oid import NameOID
+
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "comigs-coordinator")])
     certificate = (
@@ -101,7 +103,7 @@ def new_certificate() -> tuple[bytes, bytes]:
 
 def fingerprint(certificate_pem: bytes) -> bytes:
     """SHA-256 of the certificate (DER), 32 bytes: what devices pin."""
-    return x509.load_pem_x509_certificate(certificate_pem).fingerprint(hashes.SHA256())
+    return hashlib.sha256(ssl.PEM_cert_to_DER_cert(certificate_pem.decode())).digest()
 
 
 # Invitations --------------------------------------------------------------------------------------------------------
