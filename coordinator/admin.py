@@ -13,8 +13,6 @@ import os
 import secrets
 import shutil
 import socket
-import tarfile
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -52,6 +50,9 @@ def _invite(context: Context, name: str | None = None, address: str | None = Non
 
 def _backup(context: Context) -> Any:
     """Ledger, keys, settings and payloads in one tar file, among the uploads: a service may write nowhere else."""
+    import tarfile  # a megabyte that the running coordinator does not need
+    import tempfile
+
     folder = context.folder
     target = folder.root / "uploads" / f"backup-{secrets.token_hex(8)}"
     with tempfile.TemporaryDirectory(dir=target.parent) as temporary:

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
 
 from coordinator.errors import Refused
 from coordinator.messages import Message, Problem, decode, encode
@@ -59,6 +60,14 @@ def problem(error: Refused) -> web.Response:
     sentence = error.message.encode(errors="replace").decode()  # bytes of a header that are not UTF-8
     body = encode(Problem(error=error.code, message=sentence))
     return web.Response(status=error.status, body=body, content_type="application/json", headers=headers)
+
+
+class SentFile(web.FileResponse):
+    """A file that is sent once, by `prepare`."""
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        """Sends it; nothing when aiohttp, which prepares what a handler returns, comes to it again."""
+        return None if self.prepared else await super().prepare(request)
 
 
 def disk_trouble(error: BaseException) -> Refused:

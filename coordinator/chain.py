@@ -117,19 +117,22 @@ class Chain:
         """A device keeps its old generalist; where a third of the fleet does, the one before is published again."""
         newest = self.newest_number
         known = self._database.value("SELECT 1 FROM refusals WHERE device = ? AND round = ?", device.id, refusal.round)
-        if known is not None:  # told again, for its answer was lost
-            return self._refusals(refusal.round, active)
-        if refusal.round != newest or newest < 1 or generalist is None:
-            raise Refused(409, "stale_round", f"generalist {refusal.round} cannot be refused, the newest is {newest}")
-        with self._database.transaction():
-            self._database.run(
-                "INSERT INTO refusals VALUES (?, ?, ?, ?)",
-                device.id, refusal.round, refusal.loss_before, refusal.loss_after,
-            )  # fmt: skip
-        count = self._refusals(newest, active)["refusals"]
-        if count >= max(math.ceil(active / 3), min(2, active)) and self.next_job(generalist) is None:
+        if known is None:
+            if refusal.round != newest or newest < 1 or generalist is None:
+                raise Refused(
+                    409, "stale_round", f"generalist {refusal.round} cannot be refused, the newest is {newest}"
+                )
+            with self._database.transaction():
+                self._database.run(
+                    "INSERT INTO refusals VALUES (?, ?, ?, ?)",
+                    device.id, refusal.round, refusal.loss_before, refusal.loss_after,
+                )  # fmt: skip
+        # Told again, too: the answer was lost, perhaps in a crash before the roll-back.
+        count = self._refusals(refusal.round, active)["refusals"]
+        enough = count >= max(math.ceil(active / 3), min(2, active))
+        if generalist is not None and refusal.round == newest and enough and self.next_job(generalist) is None:
             self._roll_back(newest, generalist)
-        return self._refusals(newest, active)
+        return self._refusals(refusal.round, active)
 
     def _refusals(self, number: int, active: int) -> dict[str, Any]:
         count = int(self._database.value("SELECT count(*) FROM refusals WHERE round = ?", number))

@@ -16,6 +16,7 @@ import io
 import math
 import mmap
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -39,6 +40,9 @@ class Payloads:
         self.folder, self.uploads = root / "payloads", root / "uploads"
         for folder in (self.folder, self.uploads):
             folder.mkdir(mode=0o700, exist_ok=True)
+        for path in self.uploads.iterdir():
+            if not re.fullmatch("[0-9a-f]{32}-[0-9a-f]{64}", path.name):  # left by a crash in the middle of more
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
         self._held: Counter[str] = Counter()  # what is at work and perhaps not in the ledger yet: no garbage
         self._made: str | None = None  # the newest payload of `write`, the same
 
@@ -155,12 +159,10 @@ class Payloads:
         """Deletes payloads that nobody refers to, and uploads that nobody goes on with; returns how many."""
         wanted = wanted | set(self._held) | {str(self._made)}
         garbage = [path for path in self.folder.iterdir() if path.name not in wanted]
-        garbage += [path for path in self.uploads.iterdir() if now - _written(path) > upload_seconds]
-        if self._made is None:  # a crash left it: nothing is made yet
-            garbage += self.uploads.glob("generalist")
-        for path in set(garbage):
+        garbage += [path for path in self.uploads.glob("*-*") if now - _written(path) > upload_seconds]
+        for path in garbage:
             path.unlink(missing_ok=True)
-        return len(set(garbage))
+        return len(garbage)
 
     def check_space(self, size: int) -> None:
         """Raises `Refused` (507) if the disk has no room for so many bytes."""

@@ -22,7 +22,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from coordinator import keys, openapi, page, signatures
-from coordinator.answers import answer, disk_trouble, parse, problem, read_body
+from coordinator.answers import SentFile, answer, disk_trouble, parse, problem, read_body
 from coordinator.chain import make
 from coordinator.errors import Refused
 from coordinator.fleet import Fleet
@@ -172,9 +172,7 @@ class Server:
         if path is None or not path.exists():
             raise Refused(404, "no_generalist", f"generalist {number} is not here; ask for the newest")
         _check_range(request, path.stat().st_size)
-        sent = web.FileResponse(
-            path, headers={signatures.EPOCH_HEADER: self.epoch, "Content-Type": "application/octet-stream"}
-        )
+        sent = SentFile(path, headers={signatures.EPOCH_HEADER: self.epoch, "Content-Type": "application/octet-stream"})
         await sent.prepare(request)  # sends it
         self.fleet.members.heard(device, 0, sent.content_length or 0)
         return sent

@@ -10,6 +10,7 @@ import shutil
 import sqlite3
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +20,8 @@ from comigs_edge.remote import Offline, RemoteRefused
 from tests.coordinator.audit import Books, Trainer, check, settle
 from tests.coordinator.inject import injected, needs_strace
 from tests.coordinator.rig import Coordinator
+from tests.coordinator.test_chain import grown, opened, refuse
+from tests.coordinator.test_fleet import Room
 
 TORTURE = Path(__file__).parents[2] / "benchmarks" / "torture"
 EX_IOERR = 74
@@ -43,9 +46,18 @@ def fleet(long_lived):
     return long_lived
 
 
-def problems(fleet):
+@pytest.fixture(scope="module")
+def at_rest(tmp_path_factory):
+    """The folder of a coordinator that is not running any more."""
+    made = script("kills").Fleet(tmp_path_factory.mktemp("rest"), 2)
+    made.work()
+    made.coordinator.kill()
+    return made
+
+
+def problems(fleet, data=None):
     return check(
-        fleet.coordinator.data, fleet.books, fleet.trainers[0].member.joined.signing_key,
+        data or fleet.coordinator.data, fleet.books, fleet.trainers[0].member.joined.signing_key,
         {trainer.member.id for trainer in fleet.trainers},
     )  # fmt: skip
 
@@ -63,6 +75,19 @@ def test_a_kill_in_the_middle_of_a_round_loses_nothing(fleet, thread, call, numb
     assert fleet.ready[0] < 10  # 2 s on a quiet machine: the sweep measures it
 
 
+def test_a_crash_between_the_last_refusal_and_the_roll_back_is_made_up_for(tmp_path, monkeypatch):
+    room = Room(tmp_path / "room", goal=1)
+    devices = grown(room, 1.0, 2.0)
+    refuse(room, devices[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(room.chain, "_roll_back", lambda *unused: None)  # the power goes here
+        refuse(room, devices[1])
+    assert room.chain.newest_number == 1
+    assert refuse(room, devices[1], 1)["newest"] == 2  # the device had no answer and tells again
+    assert opened(room)[2].rolled_back_to == 0
+    room.fleet.database.close()
+
+
 def test_kills_under_load_lose_nothing(fleet):
     script("kills").at_random(fleet, 2, random.Random(3))
     assert (fleet.kills, fleet.problems) == (2, [])
@@ -76,14 +101,16 @@ def test_kills_under_load_lose_nothing(fleet):
     ("UPDATE rounds SET sha256 = (SELECT sha256 FROM rounds WHERE number = 0) WHERE number = 1", "chain"),
     ("UPDATE updates SET weight = weight / 2 WHERE device = (SELECT max(id) FROM devices) AND round = 1", "mean"),
 ])  # fmt: skip
-def test_the_audit_sees_what_is_wrong(tmp_path, statement, problem):
-    fleet = script("kills").Fleet(tmp_path, 2)
-    fleet.work()
-    fleet.coordinator.kill()
-    database = sqlite3.connect(fleet.coordinator.data / "coordinator.db", isolation_level=None)
+def test_the_audit_sees_what_is_wrong(at_rest, tmp_path, statement, problem):
+    shutil.copytree(at_rest.coordinator.data, tmp_path / "data", ignore=shutil.ignore_patterns("admin.sock"))
+    database = sqlite3.connect(tmp_path / "data" / "coordinator.db", isolation_level=None)
     database.execute(statement)
     database.close()
-    assert any(problem in sentence for sentence in problems(fleet)), problems(fleet)
+    books = at_rest.books
+    at_rest.books = replace(books, published=dict(books.published), counted={}, newest=dict(books.newest))
+    found = problems(at_rest, tmp_path / "data")
+    at_rest.books = books
+    assert any(problem in sentence for sentence in found), found
 
 
 # Power cuts -----------------------------------------------------------------------------------------------------------
@@ -124,14 +151,25 @@ def test_a_full_disk_is_said_and_changes_nothing(tmp_path):
         subprocess.run(["umount", "-l", disk], check=True)
 
 
+def met(fleet, thread, call, fault):
+    """What a device is told whose update meets the fault; tried again where a thread began that strace had not seen."""
+    for _ in range(5):
+        with injected(fleet.coordinator.process, thread, call, fault):
+            try:
+                fleet.trainers[0].step()
+            except (Offline, RemoteRefused) as error:
+                return error
+        settle(fleet.trainers)
+    return None
+
+
 @needs_strace
 @pytest.mark.parametrize(("thread", "call", "error"), [
     ("files", "write", "ENOSPC"), ("files", "fsync", "ENOSPC"), ("files", "rename", "ENOSPC"), ("main", "pwrite64", "ENOSPC"),
 ])  # fmt: skip
 def test_no_space_at_any_place_is_507_and_the_next_attempt_goes_well(fleet, thread, call, error):
     process = fleet.coordinator.process
-    with injected(process, thread, call, f"error={error}:when=1+"), pytest.raises(RemoteRefused, match="disk is full"):
-        fleet.trainers[0].step()
+    assert "disk is full" in str(met(fleet, thread, call, f"error={error}:when=1+"))
     assert process.poll() is None
     settle(fleet.trainers)
     assert problems(fleet) == []
@@ -142,11 +180,10 @@ def test_no_space_at_any_place_is_507_and_the_next_attempt_goes_well(fleet, thre
     ("thread", "call"), [("files", "fsync"), ("main", "fdatasync"), ("main", "pwrite64"), ("files", "write")]
 )
 def test_a_disk_that_fails_ends_the_process_and_nothing_is_acknowledged(fleet, thread, call):
-    process, before = fleet.coordinator.process, len(fleet.books.acked)
-    with injected(process, thread, call, "error=EIO:when=1+"), pytest.raises(Offline):
-        fleet.trainers[0].step()
+    process = fleet.coordinator.process
+    assert isinstance(met(fleet, thread, call, "error=EIO:when=1+"), Offline)
     assert process.wait(5) == EX_IOERR
-    assert len(fleet.books.acked) == before
+    assert fleet.trainers[0].pending[1] not in fleet.books.acked
     fleet.after_a_kill("EIO")
     assert fleet.problems == []
 
