@@ -168,7 +168,7 @@ class Federation:
         except RemoteRefused as error:
             if error.code in UNSEND:
                 self._folder.empty_outbox()
-            elif error.code not in ("stale_round", "already_counted", "disk_full"):
+            elif error.code not in ("stale_round", "already_counted", "disk_full", "incomplete"):
                 raise
             return self._state()
         self._acknowledge(sealed)
