@@ -39,7 +39,7 @@ from comigs_edge.train import Trainer, tune_allocator
 from profiles import available_cores, load
 
 RESULT = Path(__file__).parent / "results" / "last-blocks.json"
-BATCH, CONTEXT, ROUNDS = 4, 128, 3
+BATCH, CONTEXT, ROUNDS, TEST_TOKENS = 4, 128, 3, 4096
 SETTINGS = f"batch = {BATCH}\ncontext = {CONTEXT}\nrouter_period = 30\nrouter_steps = 5\nvalidation_rows = 16\n"
 SCHEDULE = Schedule(10**6, BATCH, 1e-3, 1e-3, 1e-3, 0, 30, 5, 0.0, 0.01, 16, "Q8_0", 0.0)
 
@@ -154,9 +154,15 @@ def score(run_name: tuple[str, str], options: argparse.Namespace) -> dict[str, A
     home = home_of(options.work, *run_name)
     record: Path = home.with_suffix(".json")
     if not record.exists():
-        found = scores(home, {"base": home / "base.gguf", "model": home / "model.gguf"})
+        reference = home_of(options.work, run_name[0], "all").with_suffix(
+            ".json"
+        )  # the base is the same for every variant
+        paths = {"model": home / "model.gguf"} | ({} if reference.exists() else {"base": home / "base.gguf"})
+        found = scores(home, paths, TEST_TOKENS)
         trained = json.loads(home.with_suffix(".trained.json").read_text())
         bits = {key: each["bits_per_byte"] for key, each in found.items()}
+        if reference.exists():
+            bits["base"] = json.loads(reference.read_text())["bits_per_byte"]["base"]
         record.write_text(json.dumps(trained | {"bits_per_byte": bits}))
     return dict(json.loads(record.read_text()))
 
