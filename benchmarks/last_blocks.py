@@ -191,6 +191,7 @@ def main() -> None:
     parser.add_argument("text", type=Path)
     parser.add_argument("--seconds", type=float, default=120, help="of one thread, for each training")
     parser.add_argument("--work", type=Path, default=Path("benchmark-work/last-blocks"))
+    parser.add_argument("--texts", default=",".join(RUNS))
     parser.add_argument("--jobs", type=int, default=available_cores(), help="trainings at a time, one thread each")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
@@ -201,7 +202,7 @@ def main() -> None:
         saved.write_text(json.dumps(measure(open_base(find_base(DEFAULT_BASE)[1], available_cores()))))
     times = json.loads(saved.read_text())
     print(json.dumps(times), flush=True)
-    names = [(text, name) for text, (_, names) in RUNS.items() for name in names]
+    names = [(text, name) for text in options.texts.split(",") for name in RUNS[text][1]]
     with ThreadPoolExecutor(options.jobs) as pool:
         list(pool.map(lambda each: train(each, times, options), names))
     runs = [score(each, options) for each in names]
