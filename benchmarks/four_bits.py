@@ -46,7 +46,7 @@ def make_home(home: Path, text: Path, form: str, format_name: str, start: float)
     run(home, "data", "add", str(text))
 
 
-def scores(home: Path, paths: dict[str, Path]) -> dict[str, dict[str, float]]:
+def scores(home: Path, paths: dict[str, Path], tokens: int = TEST_TOKENS) -> dict[str, dict[str, float]]:
     """Bits per byte and perplexity of these files in llama.cpp, on the home's test text."""
     os.environ["COMIGS_EDGE_HOME"] = str(home)
     from comigs_edge import home as homes
@@ -58,7 +58,7 @@ def scores(home: Path, paths: dict[str, Path]) -> dict[str, dict[str, float]]:
     settings = here.settings()
     tokenizer = Tokenizer(here.base_file)
     encoded = session.encode(session.corpus(here, settings), tokenizer, "test", [])
-    text = prepare(encoded, tokenizer, settings.evaluate.context, TEST_TOKENS)
+    text = prepare(encoded, tokenizer, settings.evaluate.context, tokens)
     found = {}
     for name, path in paths.items():
         score = in_llama_cpp(path, text, settings.device().usable_threads)

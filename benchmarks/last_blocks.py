@@ -1,9 +1,10 @@
 """Experts in the last blocks alone against experts in all at equal time: `python benchmarks/last_blocks.py TEXT [--seconds N]`.
 
-TEXT is a folder with de.jsonl, nl.jsonl and user04.jsonl somewhere below it. First the steps of all variants are timed in turn,
-so that whatever else the computer does meets them alike; from that follows how many steps of each fit in the time. Then every
-run is a home of its own, trained by the command line for so many steps, exported as Q8_0 and measured in llama.cpp on its test
-text; runs that were done are kept in `--work`, so it can be interrupted. Writes benchmarks/results/last-blocks.json.
+TEXT is a folder with de.jsonl, nl.jsonl and user04.jsonl somewhere below it. First the steps of all variants are timed in turn:
+seconds of the processor on one thread, which other programs do not change much. From that follows how many steps of each fit in
+the time. Then every run is a home of its own, trained by the command line for so many steps, exported as Q8_0 and measured in
+llama.cpp on its test text; runs that were done are kept in `--work`, so it can be interrupted. Writes
+benchmarks/results/last-blocks.json.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,20 +25,21 @@ from four_bits import run, scores
 from rich.console import Console
 from rich.table import Table
 
+from comigs_edge import session
 from comigs_edge.adapters import Adapters
 from comigs_edge.base import Base, open_base
 from comigs_edge.batches import Rows
 from comigs_edge.config import ModelConfig
-from comigs_edge.home import DEFAULT_BASE, find_base
+from comigs_edge.home import DEFAULT_BASE, Home, find_base
 from comigs_edge.layout import planned
 from comigs_edge.model import Model
 from comigs_edge.schedule import Pace, Schedule, steps_that_fit
-from comigs_edge.tokens import Encoded
+from comigs_edge.tokens import Encoded, Tokenizer
 from comigs_edge.train import Trainer, tune_allocator
 from profiles import available_cores, load
 
 RESULT = Path(__file__).parent / "results" / "last-blocks.json"
-BATCH, CONTEXT, ROUNDS = 4, 128, 5
+BATCH, CONTEXT, ROUNDS, TEST_TOKENS = 4, 128, 3, 4096
 SETTINGS = f"batch = {BATCH}\ncontext = {CONTEXT}\nrouter_period = 30\nrouter_steps = 5\nvalidation_rows = 16\n"
 SCHEDULE = Schedule(10**6, BATCH, 1e-3, 1e-3, 1e-3, 0, 30, 5, 0.0, 0.01, 16, "Q8_0", 0.0)
 
@@ -52,16 +55,15 @@ class Variant(NamedTuple):
 VARIANTS = {
     "all": Variant(0, 32),
     "last 15, twice as wide": Variant(15, 64),
-    "last 10": Variant(10, 32),
     "last 10, three times as wide": Variant(10, 96),
     "last 10, three times as wide, cache": Variant(10, 96, True),
 }
 # Text -> the bytes of it that are taken (None: all), and its variants. Where an epoch is longer than the training a cache is of
-# no use; the short text is for that.
+# no use; a short text is for that.
 RUNS: dict[str, tuple[int | None, tuple[str, ...]]] = {
-    "de": (None, ("all", "last 15, twice as wide", "last 10", "last 10, three times as wide")),
+    "de": (None, ("all", "last 15, twice as wide", "last 10, three times as wide")),
     "nl": (None, ("all", "last 10, three times as wide")),
-    "user04": (80_000, ("all", "last 10, three times as wide", "last 10, three times as wide, cache")),
+    "user04": (80_000, ("all", "last 10, three times as wide, cache")),
 }
 
 
@@ -84,9 +86,9 @@ def measure(base: Base) -> dict[str, dict[str, Any]]:
     times: dict[tuple[str, str], list[float]] = {key: [] for key in actions}
     for _ in range(1 + ROUNDS):
         for key, action in actions.items():
-            start = time.perf_counter()
+            start = time.process_time()
             action()
-            times[key].append(time.perf_counter() - start)
+            times[key].append(time.process_time() - start)
     found: dict[str, dict[str, Any]] = {}
     for (name, part), seconds in times.items():
         found.setdefault(name, {})[part] = statistics.median(seconds[1:])
@@ -121,41 +123,52 @@ def prepare(home: Path, text: Path, most: int | None, variant: Variant) -> float
 
 def rows_of(home: Path) -> int:
     """Rows of the training text."""
-    import os
-
-    os.environ["COMIGS_EDGE_HOME"] = str(home)
-    from comigs_edge import home as homes
-    from comigs_edge import session
-    from comigs_edge.tokens import Tokenizer
-
-    here = homes.locate()
+    here = Home(home)
     found = session.rows(here, here.settings(), load("auto"), Tokenizer(here.base_file), [], lambda done, total: None)
     return len(found[0])
 
 
-def one(text: str, name: str, times: dict[str, dict[str, Any]], options: argparse.Namespace) -> dict[str, Any]:
-    """One run, or what was measured of it before."""
-    home = options.work / f"{text} {name}".replace(", ", "-").replace(" ", "-")
-    record: Path = home.with_suffix(".json")
+def train(run_name: tuple[str, str], times: dict[str, dict[str, Any]], options: argparse.Namespace) -> None:
+    """Trains and exports one run, unless that was done before."""
+    text, name = run_name
+    home, variant = home_of(options.work, text, name), VARIANTS[name]
+    record = home.with_suffix(".trained.json")
     if record.exists():
-        return dict(json.loads(record.read_text()))
-    variant = VARIANTS[name]
+        return
     epoch = prepare(home, next(options.text.rglob(f"{text}.jsonl")), RUNS[text][0], variant)
     steps = steps_that_fit(options.seconds, pace(variant, times, epoch), SCHEDULE, has_router=True)
-    lines = [f"cache={'true' if variant.cache else 'false'}", "precision=float32", "checkpointing=attention"]
+    cache = "true" if variant.cache else "false"
+    lines = [f"cache={cache}", "precision=float32", "checkpointing=attention", "threads=1"]
     flags = [part for line in lines for part in ("--plan", line)]
     trained = json.loads(run(home, "train", "--no-pause", "--steps", str(steps), "--json", *flags))
-    path = home / "model.gguf"
-    exported = json.loads(run(home, "export", "--format", "Q8_0", "--output", str(path), "--json"))
-    found = scores(home, {"base": home / "base.gguf", "model": path})
-    result = {
+    exported = json.loads(run(home, "export", "--format", "Q8_0", "--output", str(home / "model.gguf"), "--json"))
+    found = {
         "text": text, "variant": name, **variant._asdict(), "steps_of_an_epoch": epoch, "expert_steps": steps,
-        "bits_per_byte": {key: score["bits_per_byte"] for key, score in found.items()}, "bytes": exported["bytes"],
-        **{key: trained[key] for key in ("validation_loss", "validation_loss_before")},
+        **{key: trained[key] for key in ("validation_loss", "validation_loss_before")}, "bytes": exported["bytes"],
     }  # fmt: skip
-    record.write_text(json.dumps(result, indent=1))
-    shutil.rmtree(home)
-    return result
+    record.write_text(json.dumps(found))
+
+
+def score(run_name: tuple[str, str], options: argparse.Namespace) -> dict[str, Any]:
+    """What was trained, and its bits per byte."""
+    home = home_of(options.work, *run_name)
+    record: Path = home.with_suffix(".json")
+    if not record.exists():
+        reference = home_of(options.work, run_name[0], "all").with_suffix(
+            ".json"
+        )  # the base is the same for every variant
+        paths = {"model": home / "model.gguf"} | ({} if reference.exists() else {"base": home / "base.gguf"})
+        found = scores(home, paths, TEST_TOKENS)
+        trained = json.loads(home.with_suffix(".trained.json").read_text())
+        bits = {key: each["bits_per_byte"] for key, each in found.items()}
+        if reference.exists():
+            bits["base"] = json.loads(reference.read_text())["bits_per_byte"]["base"]
+        record.write_text(json.dumps(trained | {"bits_per_byte": bits}))
+    return dict(json.loads(record.read_text()))
+
+
+def home_of(work: Path, text: str, name: str) -> Path:
+    return work / f"{text} {name}".replace(", ", "-").replace(" ", "-")
 
 
 def report(runs: list[dict[str, Any]], times: dict[str, dict[str, Any]]) -> None:
@@ -176,22 +189,23 @@ def report(runs: list[dict[str, Any]], times: dict[str, dict[str, Any]]) -> None
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("text", type=Path)
-    parser.add_argument("--seconds", type=float, default=80)
+    parser.add_argument("--seconds", type=float, default=120, help="of one thread, for each training")
     parser.add_argument("--work", type=Path, default=Path("benchmark-work/last-blocks"))
+    parser.add_argument("--texts", default=",".join(RUNS))
+    parser.add_argument("--jobs", type=int, default=available_cores(), help="trainings at a time, one thread each")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     saved = options.work / "times.json"
     if not saved.exists():
-        torch.set_num_threads(available_cores())
+        torch.set_num_threads(1)
         tune_allocator()
         saved.write_text(json.dumps(measure(open_base(find_base(DEFAULT_BASE)[1], available_cores()))))
     times = json.loads(saved.read_text())
     print(json.dumps(times), flush=True)
-    runs = []
-    for text, (_, names) in RUNS.items():
-        for name in names:
-            runs.append(one(text, name, times, options))
-            print(json.dumps(runs[-1]), flush=True)
+    names = [(text, name) for text in options.texts.split(",") for name in RUNS[text][1]]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        list(pool.map(lambda each: train(each, times, options), names))
+    runs = [score(each, options) for each in names]
     report(runs, times)
     found = {
         "command": f"make bench-last-blocks TEXT=FOLDER (--seconds {options.seconds:g})", "seconds": options.seconds,

@@ -90,7 +90,7 @@ def chat_plan(
     """
     shape, chat = read_shape(GGUFFile(base)), settings.chat
     keys = shape.num_kv_heads * shape.head_width
-    subject = Subject(size, shape.num_blocks, keys, shape.head_width, shape.ff_width, chat.context)
+    subject = Subject(size, shape.num_blocks, shape.num_heads, keys, shape.head_width, shape.ff_width, chat.context)
     asked = {"threads": chat.threads, "mmap": chat.mmap, "cache": chat.cache, "batch": chat.batch}
     return chat_planner.make(subject, profile.usable_threads, busy, device.usable_memory, asked | flags)
 

@@ -22,6 +22,7 @@ class Subject:
 
     size: int  # bytes of its files
     num_blocks: int
+    heads: int
     keys: int  # width of a token's keys, and of its values
     head: int  # width of a head
     ff_width: int
@@ -44,7 +45,8 @@ def peak_memory(subject: Subject, cache: str, batch: int) -> int:
     """Bytes that a conversation takes beside the program, when the context is full."""
     rules = RULES["chat"]
     kept = 2 * subject.num_blocks * subject.keys * subject.context * CACHES[cache]
-    return int(subject.size + kept + rules["token"] * batch * subject.ff_width + rules["spare"])
+    scores = rules["scores"] * subject.heads * subject.context if cache == "F16" else 0  # Q8_0 wants flash attention
+    return int(subject.size + kept + batch * (rules["token"] * subject.ff_width + scores) + rules["spare"])
 
 
 def make(subject: Subject, cores: int, busy: float, free: int, wanted: dict[str, Any]) -> ChatPlan:
@@ -85,7 +87,9 @@ def _candidates(start: ChatPlan, subject: Subject, wanted: dict[str, Any]) -> It
 def _memory_reasons(plan: ChatPlan, start: ChatPlan, budget: int) -> dict[str, str]:
     fits = f"takes {plan.memory / 1e6:,.0f} of the {budget / 1e6:,.0f} MB that may be used"
     return {
-        "cache": "the fastest" if plan.cache == start.cache else "half the memory, and slower: F16 would not fit",
+        "cache": "the fastest"
+        if plan.cache == start.cache
+        else "half the memory and a little slower: F16 would not fit",
         "batch": "llama.cpp's own" if plan.batch == start.batch else "less memory: 512 would not fit",
         "memory": fits,
     }
