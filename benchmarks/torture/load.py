@@ -241,8 +241,8 @@ async def scenario(folder: Path, parts: set[str], minutes: float, idle_seconds: 
         result["polls"] = await poll(connections, 400, 20, rng)
         result["polls"]["coordinator_cpu"] = round((watched.processor() - before) / 20, 2)
         before = watched.processor()
-        result["flood"] = await flood(connections, 15)
-        result["flood"]["coordinator_cpu"] = round((watched.processor() - before) / 15, 2)
+        result["flood"] = await flood(connections, 8)
+        result["flood"]["coordinator_cpu"] = round((watched.processor() - before) / 8, 2)
         await asyncio.sleep(8)  # the rate limit's buckets fill
     if "uploads" in parts:
         result["uploads"] = await uploads(watched, connections, rng)
