@@ -7,13 +7,15 @@
 # make bench-steps    what a step takes: two and four experts, expert and router step
 # make bench-time     the plan's time model against real steps
 # make bench-last-blocks   experts in the last blocks alone at equal time; TEXT has de.jsonl, nl.jsonl and user04.jsonl; half an hour
+# make torture        kills, power cuts, full disks, load, fuzzing: about an hour, as root, on a quiet machine
+# make bench-fleet    four real devices in a fleet; TEXT has de.jsonl, fr.jsonl, it.jsonl and nl.jsonl; half an hour
 # make bench-rivals   training speed and memory against the published formulation and peft; wants a quiet machine
 
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test bench bench-formats bench-memory bench-steps bench-time bench-last-blocks bench-rivals clean
+.PHONY: setup demo test bench bench-formats bench-memory bench-steps bench-time bench-last-blocks bench-rivals bench-fleet torture clean
 
 setup: $(READY)
 
@@ -57,6 +59,18 @@ bench-last-blocks: $(READY)
 bench-rivals: $(READY)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python benchmarks/rivals.py
+
+bench-fleet: $(READY)
+	$(BIN)/python benchmarks/fleet.py $(TEXT)
+	$(BIN)/python benchmarks/round_bytes.py
+
+torture: $(READY)
+	@command -v strace xfs_io cc > /dev/null || { echo "needed: apt-get install strace xfsprogs build-essential, as root"; exit 1; }
+	$(BIN)/python benchmarks/torture/kills.py
+	$(BIN)/python benchmarks/torture/power_cuts.py
+	$(BIN)/python benchmarks/torture/load.py
+	$(BIN)/python benchmarks/torture/herd.py
+	$(BIN)/pytest -m torture -s
 
 clean:
 	rm -rf .venv build *.egg-info

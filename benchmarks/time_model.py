@@ -58,13 +58,13 @@ SETTINGS: dict[str, tuple[str, str, dict[str, Any]]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=3, help="measured, after one that is not")
-    parser.add_argument("--only", default=",".join(SETTINGS))
+    parser.add_argument("--only", default=";".join(SETTINGS), help="settings, with semicolons between them")
     arguments = parser.parse_args()
     tune_allocator()
     rows = {}
     with tempfile.TemporaryDirectory() as folder:
         paths = {SMALL: find_base(SMALL)[1], LARGER: shapes.write(Path(folder) / "b.gguf", shapes.KINDS[LARGER])}
-        for name in arguments.only.split(","):
+        for name in arguments.only.split(";"):
             base, form, lines = SETTINGS[name]
             rows[name] = _compare(paths[base], form, lines, arguments.steps)
             print(name, rows[name], flush=True)

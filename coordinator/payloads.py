@@ -14,7 +14,6 @@ import errno
 import hashlib
 import io
 import math
-import mmap
 import os
 import re
 import shutil
@@ -148,12 +147,6 @@ class Payloads:
         self._made = digest.hexdigest()
         self.keep(temporary, self._made)
         return self._made
-
-    @contextlib.contextmanager
-    def opened(self, sha256: str) -> Iterator[mmap.mmap]:
-        """A payload as a memory map. Views of it must be gone before the block ends."""
-        with self.path(sha256).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            yield data
 
     def collect(self, wanted: set[str], now: float, upload_seconds: float = 7 * 86400) -> int:
         """Deletes payloads that nobody refers to, and uploads that nobody goes on with; returns how many."""
