@@ -64,7 +64,7 @@ def simulate(
     results, scores = _run(simulation, methods, seeds)
     notes = [
         f"Recipe {path.stem}, size {size}: {found.about}.",
-        f"{wanted.rounds} rounds of {wanted.local_steps} expert steps, {wanted.batch} x {wanted.context} tokens a step.",
+        f"Rounds of {wanted.local_steps} expert steps: {wanted.rounds}; {wanted.batch} x {wanted.context} tokens a step.",
         f"Base {base}, {found.experts.form} experts, {precision}, on the {device}"
         + (", by the published code's leaky loop." if leaky else "."),
     ]
@@ -124,6 +124,8 @@ def _run(simulation: Simulation, methods: list[Method], seeds: list[int]) -> tup
 
 
 def _report(results: list[Any], scores: Any, sentences: list[str], folder: Path, as_json: bool) -> None:
+    from rich.markup import escape
+
     from comigs_edge import files
     from comigs_edge.commands.console import out, print_json, warn
     from comigs_edge.simulate import plots, report
@@ -134,7 +136,7 @@ def _report(results: list[Any], scores: Any, sentences: list[str], folder: Path,
     if plots.is_possible():
         plots.draw(results, folder)
     else:
-        warn(plots.MISSING)
+        warn(escape(plots.MISSING))
     if as_json:
         print_json({"folder": str(folder), "methods": rows})
         return
