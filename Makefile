@@ -7,13 +7,14 @@
 # make bench-steps    what a step takes: two and four experts, expert and router step
 # make bench-time     the plan's time model against real steps
 # make bench-last-blocks   experts in the last blocks alone at equal time; TEXT has de.jsonl, nl.jsonl and user04.jsonl; half an hour
+# make bench-quick    five methods on every recipe of `comigs-edge simulate`, size quick; TEXT as the recipes want it; goes on where it was
 # make bench-rivals   training speed and memory against the published formulation and peft; wants a quiet machine
 
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test bench bench-formats bench-memory bench-steps bench-time bench-last-blocks bench-rivals clean
+.PHONY: setup demo test bench bench-formats bench-memory bench-steps bench-time bench-last-blocks bench-quick bench-rivals clean
 
 setup: $(READY)
 
@@ -53,6 +54,10 @@ bench-time: $(READY)
 
 bench-last-blocks: $(READY)
 	$(BIN)/python benchmarks/last_blocks.py $(TEXT)
+
+bench-quick: $(READY)
+	for recipe in multilingual domains topics-ood quantity devices chat; do \
+	  $(BIN)/comigs-edge simulate $$recipe --size quick --text $(TEXT) || exit 1; done
 
 bench-rivals: $(READY)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'

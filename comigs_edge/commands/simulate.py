@@ -62,10 +62,12 @@ def simulate(
     folder = output or Path("simulations") / f"{path.stem}-{size}"
     simulation = _open(found, wanted, text, folder, base, threads, (device, precision), leaky)
     results, scores = _run(simulation, methods, seeds)
+    tokens = ", ".join(f"{name} {each.num_training_tokens:,}" for name, each in simulation.texts.items())
     notes = [
         f"Recipe {path.stem}, size {size}: {found.about}.",
         f"Rounds of {wanted.local_steps} expert steps: {wanted.rounds}; {wanted.batch} x {wanted.context} tokens a step.",
-        f"Base {base}, {found.experts.form} experts, {precision}, on the {device}"
+        f"Training tokens: {tokens}.",
+        f"Base {base}, {found.experts.form} experts, {precision}, on {_hardware(device)}"
         + (", by the published code's leaky loop." if leaky else "."),
     ]
     _report(results, scores, notes, folder, json)
@@ -107,6 +109,17 @@ def _open(
         opened = open_base(file, count, True, getattr(torch, where[1]), where[0])
         tune_allocator()
     return Simulation(recipe, size, found, opened, folder, leaky, sha256, where[1])
+
+
+def _hardware(device: str) -> str:
+    import torch
+
+    from profiles import detect
+
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    cores = " and ".join(f"{each.count} x {each.kind}" for each in detect.detect().cores)
+    return f"{cores}, {torch.get_num_threads()} threads"
 
 
 def _run(simulation: Simulation, methods: list[Method], seeds: list[int]) -> tuple[list[Any], Any]:

@@ -2,7 +2,7 @@
 
 Every device takes the mean of all devices' experts, weighted by the softmax over the negative perplexities that those have on
 its own validation text (perplexities, not losses, as in the published code). Each device brings its update and downloads
-everybody else's experts to measure them.
+everybody else's experts to measure them, every round (the published code: every second one after the fourth).
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ class Local:
     """What the local steps of one round were."""
 
     training_loss: float | None  # mean of the expert steps, nats a token
-    validation_loss: float | None  # where the router's period ended in this round
+    validation_loss: float | None  # where the router's period ended in this round; before the exchange
     expert_scores: list[list[float]] | None  # at that moment
     tokens: int
     seconds: float

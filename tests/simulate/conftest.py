@@ -66,9 +66,18 @@ def tokenizer(tiny_path):
     return Tokenizer(tiny_path)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def read_texts(folder, tokenizer):
-    return lambda recipe: texts.read(recipe, recipe.size("quick"), folder, tokenizer, lambda done, total: None)
+    """Reads the text of a recipe, once."""
+    found = {}
+
+    def read(recipe):
+        size = recipe.size("quick")
+        if (key := repr((recipe.devices, size, recipe.target))) not in found:
+            found[key] = texts.read(recipe, size, folder, tokenizer, lambda done, total: None)
+        return found[key]
+
+    return read
 
 
 @pytest.fixture

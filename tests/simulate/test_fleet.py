@@ -8,7 +8,7 @@ import torch
 
 from comigs_edge.errors import ComigsError
 from comigs_edge.methods.catalogue import METHODS
-from comigs_edge.simulate.recipe import ExchangeRecipe, ExpertRecipe
+from comigs_edge.simulate.recipe import ExchangeRecipe, ExpertRecipe, TrainingRecipe
 from coordinator import compress, wire
 
 ALIKE = [f"comigs-1g{count}s" for count in range(3, 8)]  # differ from comigs-1g2s in a number
@@ -217,6 +217,18 @@ def test_a_fleet_that_is_restored_between_rounds_ends_with_the_same_bits(fleet, 
     while not resumed.is_done:
         resumed.round(nothing)
     assert resumed.digest() == straight.digest()
+
+
+def test_the_load_balance_loss_changes_nothing_at_two_experts_and_something_at_three(fleet, recipe):
+    """The gradient is zero by `test_moe.py`; here by run: whatever its weight, the bits are the same."""
+    ends = {}
+    for name in ("comigs-1g1s", "comigs-1g2s"):
+        for weight in (0.0, 100.0):
+            one = fleet(name, found=replace(recipe, training=TrainingRecipe(balance_weight=weight)))
+            one.round(nothing)
+            ends[name, weight] = one.digest()
+    assert ends["comigs-1g1s", 0.0] == ends["comigs-1g1s", 100.0]
+    assert ends["comigs-1g2s", 0.0] != ends["comigs-1g2s", 100.0]
 
 
 def test_another_seed_is_another_fleet(fleet):

@@ -143,6 +143,7 @@ def test_the_command_runs_reports_and_goes_on(run, recipe_file, folder, tiny_pat
     report_text = (tmp_path / "out" / "report.md").read_text()
     assert "| comigs-2s |" in report_text
     assert "Rounds of 3 expert steps: 1; 2 x 32 tokens a step." in report_text
+    assert "Training tokens: a 2,000, b 2,000, c 1,000." in report_text
     again = json.loads(run(*words, "--json").stdout)
     assert [row["method"] for row in again["methods"]] == ["base", "local", "comigs-2s"]
     assert again["methods"][1]["bits_per_byte"] < again["methods"][0]["bits_per_byte"]
