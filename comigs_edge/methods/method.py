@@ -84,7 +84,9 @@ class Method:
     layout: Callable[[Layout, int], Layout] = twice_as_large  # of plain experts and the device's specialists
     shares: Callable[[str], bool] = nothing  # tensors that pass, by name
     exchange: Exchange = average
-    router: str = "validation"  # what it learns from: validation or training text, or jointly with the experts
+    router: str = (
+        "validation"  # what it learns from: validation or training text, jointly with the experts; or `even`: never
+    )
     text: str = "training"  # what experts learn from: also `both` (and validation text) or `pooled` (of all devices)
     averaging: str | None = None  # one of `coordinator.rounds.AVERAGING`; None: the recipe's
     lora_only: bool = False

@@ -50,7 +50,8 @@ class Plan:
         return Schedule(
             size.rounds * size.local_steps, size.batch * (devices if self.method.text == "pooled" else 1),
             training.expert_learning_rate, training.final_learning_rate, training.router_learning_rate,
-            training.warmup_steps, size.router_period, size.router_steps, training.balance_weight,
+            training.warmup_steps, size.router_period, 0 if self.method.router == "even" else size.router_steps,
+            training.balance_weight,
             training.weight_decay, size.validation_rows, jointly=self.method.router == "jointly",
         )  # fmt: skip
 
@@ -221,6 +222,9 @@ def _trainer(base: Base, plan: Plan, layout: Layout, text: tuple[Any, Any], inde
     # Devices draw other numbers for what is their own; seeds lie so far apart that no two runs share a device.
     seed = plan.seed * 1009 + index
     adapters = Adapters.initial(layout, base.shape, seed)
+    if plan.method.router == "even":  # equal logits are equal weights
+        for tensor in adapters.group(router=True):
+            tensor.zero_()
     training, validation = (Rows(part, context, seed) for part in text)
     again = Rows(text[0], context, seed + OTHER_ORDER) if plan.method.router == "training" else None
     model = new_model(base, adapters, schedule.batch * context)

@@ -58,6 +58,7 @@ def draw(results: list[Result], folder: Path) -> list[Path]:
     for method, points in curves(results).items():
         axes.plot(list(points), list(points.values()), marker="o", markersize=3, label=method)
     axes.set(xlabel="round", ylabel="validation loss (nats a token)")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(fontsize="small")
     _save(figure, paths[0])
     if scores := generalist_scores(results):
@@ -70,6 +71,8 @@ def draw(results: list[Result], folder: Path) -> list[Path]:
                 list(zip(*rows, strict=True)), vmin=0, vmax=1, aspect="auto", origin="lower", cmap="RdBu_r"
             )
             axes.set(title=method, xlabel="validation")
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.get_major_locator().set_params(integer=True)
         several[0][0].set(ylabel="block")
         figure.colorbar(image, ax=several[0].tolist(), label="weight of expert 0")
         _save(figure, paths[1])

@@ -29,13 +29,14 @@ def summary(results: list[Result], base: Scores) -> list[dict[str, Any]]:
     for method, runs in by_method(results).items():
         bits = [last_scores(run, "bits_per_byte") for run in runs]
         means = [statistics.mean(each.values()) for each in bits]
-        perplexities = [statistics.mean(last_scores(run, "perplexity").values()) for run in runs]
+        perplexities = [last_scores(run, "perplexity") for run in runs]
         records = [record for run in runs for record in run["records"]]
         rows.append({
             "method": method, "seeds": len(runs),
             "devices": {name: statistics.mean(each[name] for each in bits) for name in bits[0]},
             "bits_per_byte": statistics.mean(means), "spread": statistics.stdev(means) if len(means) > 1 else None,
-            "perplexity": statistics.mean(perplexities),
+            "perplexities": {name: statistics.mean(each[name] for each in perplexities) for name in bits[0]},
+            "perplexity": statistics.mean(value for each in perplexities for value in each.values()),
             "bytes": sum(record["bytes_sent"] + record["bytes_received"] for record in records) / len(runs),
             "tokens": sum(record["tokens"] for record in records) / len(runs),
             "seconds": sum(record["seconds"] for record in records) / len(runs),
@@ -50,8 +51,8 @@ def markdown(rows: list[dict[str, Any]], notes: list[str]) -> str:
         "# Simulation", "", *(f"- {note}" for note in notes), "",
         "Bits per byte of test text that nothing was trained on, after the last round; lower is better. The spread is the",
         "standard deviation of the mean over seeds; bytes, tokens and seconds are those of the whole fleet, one seed.", "",
-        f"| method | {' | '.join(devices)} | mean | spread | perplexity | moved | tokens | seconds | seeds |",
-        "|---|" + "---|" * (len(devices) + 7),
+        f"| method | {' | '.join(devices)} | mean | spread | moved | tokens | seconds | seeds |",
+        "|---|" + "---|" * (len(devices) + 6),
     ]  # fmt: skip
     for row in rows:
         figures = [f"{row['devices'][name]:.4f}" for name in devices]
@@ -59,10 +60,14 @@ def markdown(rows: list[dict[str, Any]], notes: list[str]) -> str:
         moved = f"{row['bytes'] / 1e6:,.1f} MB" if row["seeds"] else ""
         tokens, seconds = (f"{row[key]:,.0f}" if row["seeds"] else "" for key in ("tokens", "seconds"))
         cells = [
-            row["method"], *figures, f"{row['bits_per_byte']:.4f}", spread, f"{row['perplexity']:.2f}", moved, tokens,
-            seconds, str(row["seeds"] or ""),
+            row["method"], *figures, f"{row['bits_per_byte']:.4f}", spread, moved, tokens, seconds, str(row["seeds"] or ""),
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "Perplexity of the same text, a token.", "", f"| method | {' | '.join(devices)} | mean |"]
+    lines.append("|---|" + "---|" * (len(devices) + 1))
+    for row in rows:
+        figures = [f"{row['perplexities'][name]:.2f}" for name in devices]
+        lines.append(f"| {row['method']} | {' | '.join(figures)} | {row['perplexity']:.2f} |")
     return "\n".join(lines) + "\n"
 
 
@@ -70,6 +75,7 @@ def _base_row(base: Scores) -> dict[str, Any]:
     devices = {name: score["bits_per_byte"] for name, score in base.items()}
     return {
         "method": "base", "seeds": 0, "devices": devices, "bits_per_byte": statistics.mean(devices.values()),
-        "spread": None, "perplexity": statistics.mean(score["perplexity"] for score in base.values()),
+        "spread": None, "perplexities": {name: score["perplexity"] for name, score in base.items()},
+        "perplexity": statistics.mean(score["perplexity"] for score in base.values()),
         "bytes": 0, "tokens": 0, "seconds": 0.0,
     }  # fmt: skip

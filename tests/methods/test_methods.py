@@ -119,11 +119,11 @@ def shared_by(name, specialists=2):
 
 
 def test_what_each_method_shares():
-    for name in ("local", "local-train-valid", "centralized", "comigs-2s"):
+    for name in ("local", "local-train-valid", "local-even", "centralized", "comigs-2s"):
         assert shared_by(name) == []
     for name in ("comigs-1g1s", "comigs-1gxs", "comigs-1g7s", "comigs-tr", "pfedmoe"):
         assert shared_by(name) == ["generalist.x"]
-    for name in ("comigs-2g", "fedavg", "ffa-lora", "hetlora", "flexlora", "pcl"):
+    for name in ("comigs-2g", "fedavg", "fedavg-even", "ffa-lora", "hetlora", "flexlora", "pcl"):
         assert shared_by(name) == ["generalist.x", "specialist.1.x", "specialist.2.x"]
 
 
@@ -160,6 +160,7 @@ def test_unequal_ranks_have_the_weights_of_all_experts_and_one_scale(tiny_base, 
 def test_where_routers_learn_and_experts_too():
     assert {name for name, method in METHODS.items() if method.router == "training"} == {"comigs-tr"}
     assert {name for name, method in METHODS.items() if method.router == "jointly"} == {"pfedmoe"}
+    assert {name for name, method in METHODS.items() if method.router == "even"} == {"local-even", "fedavg-even"}
     assert named("local-train-valid").text == "both"
     assert named("centralized").text == "pooled"
 

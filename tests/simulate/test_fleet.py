@@ -173,6 +173,14 @@ def test_joint_training_has_no_router_steps_and_the_router_learns_all_the_same(f
     assert (arrays(one)[0]["router.blk.0"] != before[0]["router.blk.0"]).any()
 
 
+def test_experts_that_weigh_the_same_do_so_to_the_end_and_the_router_takes_no_step(fleet):
+    one = fleet("fedavg-even")
+    records = run(one)
+    assert records[-1]["expert_scores"] == [[0.5, 0.5]] * 2
+    assert [device.trainer.router_steps for device in one.devices] == [0, 0, 0]
+    assert not arrays(one)[0]["router.blk.0"].any()
+
+
 def test_records_have_losses_scores_and_figures(fleet):
     one = fleet("comigs-1gxs")
     assert one.total_steps == 3 * 9 + 2 * 3 * 2  # two devices have a router
