@@ -123,16 +123,20 @@ def _hardware(device: str) -> str:
 
 
 def _run(simulation: Simulation, methods: list[Method], seeds: list[int]) -> tuple[list[Any], Any]:
-    from comigs_edge.commands.console import bar
+    from comigs_edge.commands.console import bar, notes
 
-    simulation.begin()
-    with bar("measuring the base") as progress:
-        scores = simulation.measure_base(progress)
     results = []
-    for method in methods:
-        for seed in seeds:
-            with bar(f"{method.name}, seed {seed}") as progress:
-                results.append(simulation.run(method, seed, progress))
+    try:
+        with simulation.locked():
+            with bar("measuring the base") as progress:
+                scores = simulation.measure_base(progress)
+            for method in methods:
+                for seed in seeds:
+                    with bar(f"{method.name}, seed {seed}") as progress:
+                        results.append(simulation.run(method, seed, progress))
+    except KeyboardInterrupt:
+        notes.print("stopped; the same command goes on from the last round that was done")
+        raise typer.Exit(130) from None
     return results, scores
 
 

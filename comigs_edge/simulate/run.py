@@ -8,11 +8,14 @@ OUTPUT/report.md, *.png    see `report.py` and `plots.py`
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import filelock
 
 from comigs_edge import checkpoint, files
 from comigs_edge.base import Base
@@ -40,8 +43,24 @@ class Simulation:
     base_sha256: str = ""
     precision: str = "float32"
 
-    def begin(self) -> None:
-        """Makes the folder; raises `ComigsError` if another simulation is in it."""
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Makes the folder and keeps other processes out; raises `ComigsError` if another simulation is in it."""
+        files.make_folder(self.folder)
+        lock = filelock.FileLock(self.folder / ".lock", timeout=0, mode=0o600)
+        try:
+            lock.acquire()
+        except filelock.Timeout:
+            raise ComigsError(
+                f"another process simulates in {self.folder}; wait for it, or name another --output"
+            ) from None
+        try:
+            self._begin()
+            yield
+        finally:
+            lock.release()
+
+    def _begin(self) -> None:
         path, wanted = self.folder / "simulation.json", self._identity()
         if path.exists():
             found = json.loads(path.read_bytes())

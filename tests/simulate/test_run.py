@@ -1,6 +1,8 @@
 """A simulation can be interrupted anywhere and goes on with the same bits; what it shows is counted right."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -21,8 +23,8 @@ def simulation(tiny_base, recipe, read_texts, tmp_path):
 
     def make(folder="out", **changes):
         one = Simulation(recipe, recipe.size("quick"), text, tiny_base, tmp_path / folder, **changes)
-        one.begin()
-        return one
+        with one.locked():
+            return one
 
     return make
 
@@ -68,6 +70,13 @@ def test_another_simulation_in_the_folder_is_refused(simulation):
     simulation()
     with pytest.raises(ComigsError, match=r"holds another simulation \(other leaky\); name another --output"):
         simulation(leaky=True)
+
+
+def test_two_processes_do_not_simulate_in_one_folder(simulation):
+    one = simulation()
+    with one.locked(), pytest.raises(ComigsError, match=r"another process simulates in .*; wait for it"):
+        simulation()
+    simulation()
 
 
 def test_the_base_is_measured_once(simulation, monkeypatch):
@@ -151,6 +160,24 @@ def test_the_command_runs_reports_and_goes_on(run, recipe_file, folder, tiny_pat
     assert again["methods"][1]["bits_per_byte"] < again["methods"][0]["bits_per_byte"]
     other = run(*words, "--rounds", 2, code=1)
     assert "holds another simulation (other size); name another --output" in other.stderr
+
+
+def test_a_command_that_is_stopped_says_how_it_goes_on(run, recipe_file, folder, tiny_path, tmp_path, monkeypatch):
+    def stopped(self, method, seed, progress):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Simulation, "run", stopped)
+    words = ["simulate", recipe_file(), "--text", folder, "--base", tiny_path, "--output", tmp_path / "out"]
+    assert "the same command goes on from the last round" in run(*words, code=130).stderr
+
+
+def test_help_does_not_load_torch():
+    code = (
+        "import sys; from typer.testing import CliRunner; from comigs_edge.cli import app;"
+        "print(CliRunner().invoke(app, ['simulate', '--help']).exit_code, {'torch', 'matplotlib'} & set(sys.modules))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert out.strip() == "0 set()"
 
 
 def test_wrong_words_are_refused_in_a_sentence(run, recipe_file, folder, tiny_path):
