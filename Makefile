@@ -9,13 +9,14 @@
 # make bench-last-blocks   experts in the last blocks alone at equal time; TEXT has de.jsonl, nl.jsonl and user04.jsonl; half an hour
 # make torture        kills, power cuts, full disks, load, fuzzing: about an hour, as root, on a quiet machine
 # make bench-fleet    four real devices in a fleet; TEXT has de.jsonl, fr.jsonl, it.jsonl and nl.jsonl; half an hour
+# make bench-quick    five methods on every recipe of `comigs-edge simulate`, size quick; TEXT as the recipes want it; goes on where it was
 # make bench-rivals   training speed and memory against the published formulation and peft; wants a quiet machine
 
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test bench bench-formats bench-memory bench-steps bench-time bench-last-blocks bench-rivals bench-fleet torture clean
+.PHONY: setup demo test bench bench-formats bench-memory bench-steps bench-time bench-last-blocks bench-quick bench-rivals bench-fleet torture clean
 
 setup: $(READY)
 
@@ -56,6 +57,10 @@ bench-time: $(READY)
 bench-last-blocks: $(READY)
 	$(BIN)/python benchmarks/last_blocks.py $(TEXT)
 
+bench-quick: $(READY)
+	for recipe in multilingual domains topics-ood quantity devices chat; do \
+	  $(BIN)/comigs-edge simulate $$recipe --size quick --text $(TEXT) || exit 1; done
+
 bench-rivals: $(READY)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python benchmarks/rivals.py
@@ -65,7 +70,7 @@ bench-fleet: $(READY)
 	$(BIN)/python benchmarks/round_bytes.py
 
 torture: $(READY)
-	@command -v strace xfs_io cc > /dev/null || { echo "needed: apt-get install strace xfsprogs build-essential, as root"; exit 1; }
+	@command -v strace > /dev/null && command -v xfs_io > /dev/null || { echo "needed: apt-get install strace xfsprogs"; exit 1; }
 	$(BIN)/python benchmarks/torture/kills.py
 	$(BIN)/python benchmarks/torture/power_cuts.py
 	$(BIN)/python benchmarks/torture/load.py

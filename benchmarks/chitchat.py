@@ -44,11 +44,12 @@ def _chat(turns: list[list[dict[str, str]]], person: str) -> list[dict[str, str]
         text = "\n".join(message["text"].strip() for message in turn).strip()
         if text:
             role = "assistant" if turn[0]["sender"] == person else "user"
-            messages.append({"role": role, "content": _masked(text)})
+            messages.append({"role": role, "content": masked(text)})
     return messages if any(message["role"] == "assistant" for message in messages) else []
 
 
-def _masked(text: str) -> str:
+def masked(text: str) -> str:
+    """The text without mail addresses and long numbers."""
     for pattern, mask in MASKS:
         text = pattern.sub(mask, text)
     return text

@@ -24,6 +24,7 @@ from comigs_edge.commands import (
     models,
     plan,
     service,
+    simulate,
     status,
     sync,
     train,
@@ -68,7 +69,7 @@ def callback(
     os.umask(0o077)  # whatever is written is for the owner alone
 
 
-for module in (init, plan, train, evaluate, export, chat, join, sync, status, doctor, bench):
+for module in (init, plan, train, evaluate, export, chat, join, sync, status, doctor, bench, simulate):
     module.register(app)
 app.add_typer(data.app, name="data")
 app.add_typer(models.app, name="models")

@@ -85,13 +85,12 @@ def _windows(document: Encoded, context: int) -> Iterator[Window]:
 
 def in_torch(model: Model, text: TestText, advance: Advance = lambda tokens: None) -> Score:
     """Measures the torch model."""
-    nats = 0.0
+    nats, device = 0.0, model.base.device
     with torch.no_grad():
         for window in text.windows:
-            hidden = model(torch.tensor([window.ids[:-1]])).hidden
-            nats += float(
-                next_token_loss(model.base, hidden, torch.tensor(window.ids[1:]), torch.tensor(window.scored))
-            )
+            hidden = model(torch.tensor([window.ids[:-1]], device=device)).hidden
+            targets = torch.tensor(window.ids[1:], device=device)
+            nats += float(next_token_loss(model.base, hidden, targets, torch.tensor(window.scored)))
             advance(len(window.ids))
     return Score(nats, text.num_tokens, text.num_bytes)
 

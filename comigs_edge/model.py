@@ -7,6 +7,7 @@ stream, the norms and the loss are float32. Shapes: B batch, T time, N = B*T tok
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -29,6 +30,7 @@ from profiles.cost import PIECES
 # What is computed again for the backward pass: whole blocks (least memory); all but the products of the MLP's gate and up,
 # which are kept; or nothing.
 CHECKPOINTING = ("block", "attention", "none")
+Watch = Callable[[int, Routing], None]  # block, what its router decided for some tokens
 
 
 @dataclass
@@ -54,6 +56,7 @@ class Model:
         if checkpointing != "block" and not base.keep:
             raise ValueError("a base that is dequantised block by block needs blocks to be computed again")
         self.block_format: str | None = None
+        self.watch: Watch | None = None  # is told what every block's router decided
         self._turns = torch.empty(0)
 
     def __call__(
@@ -142,6 +145,8 @@ class Model:
         if self.adapters is None or index < self.first_block:
             return x + frozen_mlp(normed, mlp), None
         routing, scale = self._routing(index, normed), self.adapters.layout.expert_scale
+        if self.watch is not None and routing is not None:
+            self.watch(index, routing)
         if self.adapters.layout.form == "parallel":
             experts = self._chosen(self.adapters.parallel[index])
             weights = None if routing is None else routing.weights

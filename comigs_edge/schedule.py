@@ -23,6 +23,7 @@ class Schedule:
     validation_rows: int
     block_format: str | None = None  # fake quantisation in this format ...
     quantise_start: float = 1.0  # ... after this share of the steps
+    jointly: bool = False  # router and experts learn in the same steps, from training text; no router steps
 
     def fake_format(self, step: int) -> str | None:
         """The block format that this expert step computes in; None for the weights as they are."""
@@ -38,6 +39,8 @@ class Schedule:
 
     def router_due(self, expert_steps: int) -> int:
         """Router steps that belong before the next expert step; the last period may be a short one."""
+        if self.jointly:
+            return 0
         periods, rest = divmod(expert_steps, self.router_period)
         return (periods + (1 if rest and expert_steps == self.steps else 0)) * self.router_steps
 

@@ -47,16 +47,20 @@ class Trainer:
     """Trains `model`'s adapters in place; `best` holds the arrays with the lowest validation loss so far.
 
     `below` has the outputs of the blocks without experts, for training and for validation rows; None: they are computed.
+    `router_rows` are what the router learns from in place of the validation rows.
     """
 
     def __init__(
         self, model: Model, training: Rows, validation: Rows, schedule: Schedule,
-        below: tuple[Below, Below] | None = None,
+        below: tuple[Below, Below] | None = None, router_rows: Rows | None = None,
     ) -> None:  # fmt: skip
         if model.adapters is None:
             raise ValueError("a model without adapters cannot be trained")
+        if below is not None and router_rows is not None:
+            raise ValueError("the outputs of lower blocks are kept for training and validation rows only")
         self.model, self.adapters = model, model.adapters
         self.training, self.validation, self.schedule, self.below = training, validation, schedule, below
+        self.router_rows = validation if router_rows is None else router_rows
         self.expert_steps = self.router_steps = 0
         self.frozen: set[str] = set()  # names of expert tensors that are not trained now
         self.looks_late = model.base.device.type == "cuda"
@@ -84,26 +88,30 @@ class Trainer:
         """Steps of the whole training."""
         return self.schedule.total_steps if self.router is not None else self.schedule.steps
 
-    def run(self) -> Iterator[Event]:
-        """Does step after step; stop iterating to interrupt."""
+    def run(self, until: int | None = None) -> Iterator[Event]:
+        """Does step after step; stop iterating to interrupt.
+
+        `until` ends it before all is done: after so many expert steps and the router steps that belong to them.
+        """
         if self.first_loss is None:
             # What there is to be beaten: the base as it is, or the adapters as their file holds them.
             self.first_loss = self.best_loss = self.validate(as_stored=not self.adapters.is_initial)
-        while not self.is_done:
+        while not self.is_done and (until is None or self.expert_steps < until or self._router_is_due):
             yield self.step()
 
     def step(self) -> Event:
         """The next step of the schedule, and the validation loss where a period ends."""
         self.model.block_format = self.schedule.fake_format(self.expert_steps)
         if self._router_is_due and self.router is not None:
-            batch = self.validation.batch(self.router_steps, self.schedule.batch)
-            loss = self._descend(self.router, batch, router=True)
+            batch = self.router_rows.batch(self.router_steps, self.schedule.batch)
+            loss = self._descend([self.router], batch, is_validation=True)
             self.router_steps += 1
             phase = "router"
         else:
             self.experts.learning_rate = self.schedule.learning_rate(self.expert_steps)
             batch = self.training.batch(self.expert_steps, self.schedule.batch)
-            loss = self._descend(self.experts, batch, router=False)
+            joining = [self.router] if self.schedule.jointly and self.router is not None else []
+            loss = self._descend([self.experts, *joining], batch, is_validation=False)
             self.expert_steps += 1
             phase = "expert"
         period_ends = self.expert_steps % self.schedule.router_period == 0 or self.expert_steps == self.schedule.steps
@@ -115,17 +123,22 @@ class Trainer:
             self.best_loss, self.best = validation, self.adapters.arrays()
         return Event(phase, self.expert_steps, self.router_steps, loss, batch.tokens.numel(), validation, is_best)
 
-    def _descend(self, optimiser: AdamW, batch: Batch, router: bool) -> float:
-        """One step of one group. The other group cannot change: it has no gradient at all."""
-        for name, tensor in self.adapters.named.items():
-            tensor.grad = None
-            tensor.requires_grad_(is_router(name) == router and name not in self.frozen)
-        loss, balance = self._loss(batch, is_validation=router)
+    def _descend(self, learning: list[AdamW], batch: Batch, is_validation: bool) -> float:
+        """One step of the groups that learn. A group that does not cannot change: it has no gradient at all."""
+        self._open(learning)
+        loss, balance = self._loss(batch, is_validation)
         total = loss if balance is None else loss + self.schedule.balance_weight * balance
         seen = self._look(loss.detach())
         torch.autograd.backward(total)
-        optimiser.step()
+        for optimiser in learning:
+            optimiser.step()
         return seen
+
+    def _open(self, learning: list[AdamW]) -> None:
+        """Before a step: tensors of these groups get gradients, and there are none from steps before."""
+        for name, tensor in self.adapters.named.items():
+            tensor.grad = None
+            tensor.requires_grad_(self._optimiser(name) in learning and name not in self.frozen)
 
     def _look(self, loss: Tensor) -> float:
         """The loss, or that of the step before where looking at this one would make the processor wait for a GPU.

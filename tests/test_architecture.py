@@ -131,6 +131,25 @@ ARROWS = {
         "comigs_edge.errors comigs_edge.files comigs_edge.home coordinator.keys coordinator.messages coordinator.wire"
     ),
     "comigs_edge.merged_mlp": "comigs_edge.buffers comigs_edge.lora comigs_edge.moe comigs_edge.swiglu quantize.fake",
+    "comigs_edge.methods": "",
+    "comigs_edge.methods.catalogue": (
+        "comigs_edge.errors comigs_edge.methods.centralized comigs_edge.methods.comigs comigs_edge.methods.fedavg "
+        "comigs_edge.methods.ffa_lora comigs_edge.methods.flexlora comigs_edge.methods.hetlora "
+        "comigs_edge.methods.local comigs_edge.methods.method comigs_edge.methods.pcl comigs_edge.methods.pfedmoe"
+    ),
+    "comigs_edge.methods.centralized": "comigs_edge.methods.method",
+    "comigs_edge.methods.comigs": "comigs_edge.layout comigs_edge.methods.method",
+    "comigs_edge.methods.fedavg": "comigs_edge.methods.method",
+    "comigs_edge.methods.ffa_lora": "comigs_edge.methods.method",
+    "comigs_edge.methods.flexlora": "comigs_edge.methods.method comigs_edge.methods.ranks coordinator.wire",
+    "comigs_edge.methods.hetlora": (
+        "comigs_edge.methods.method comigs_edge.methods.ranks coordinator.aggregate coordinator.rounds coordinator.wire"
+    ),
+    "comigs_edge.methods.local": "comigs_edge.methods.method",
+    "comigs_edge.methods.method": "comigs_edge.arithmetic comigs_edge.layout coordinator.aggregate coordinator.wire",
+    "comigs_edge.methods.pcl": "comigs_edge.methods.method coordinator.wire",
+    "comigs_edge.methods.pfedmoe": "comigs_edge.methods.method",
+    "comigs_edge.methods.ranks": "comigs_edge.layout coordinator.wire",
     "comigs_edge.model": (
         "comigs_edge.adapters comigs_edge.attention comigs_edge.base comigs_edge.lora_mixture "
         "comigs_edge.merged_mlp comigs_edge.moe comigs_edge.norm comigs_edge.parallel comigs_edge.recompute "
@@ -166,6 +185,29 @@ ARROWS = {
     ),
     "comigs_edge.shape": "comigs_edge.errors quantize.gguf_file",
     "comigs_edge.short_rows": "comigs_edge.buffers",
+    "comigs_edge.simulate": "",
+    "comigs_edge.simulate.device": (
+        "comigs_edge.adapters comigs_edge.base comigs_edge.evaluate comigs_edge.model comigs_edge.moe "
+        "comigs_edge.optimiser comigs_edge.train coordinator.wire"
+    ),
+    "comigs_edge.simulate.fleet": (
+        "comigs_edge.adapters comigs_edge.arithmetic comigs_edge.base comigs_edge.batches comigs_edge.errors "
+        "comigs_edge.layout comigs_edge.methods.method comigs_edge.schedule comigs_edge.simulate.device "
+        "comigs_edge.simulate.recipe comigs_edge.simulate.texts coordinator.compress coordinator.rounds "
+        "coordinator.wire"
+    ),
+    "comigs_edge.simulate.plots": "comigs_edge.simulate.report",
+    "comigs_edge.simulate.recipe": "comigs_edge.config comigs_edge.errors coordinator.rounds",
+    "comigs_edge.simulate.report": "",
+    "comigs_edge.simulate.run": (
+        "comigs_edge.base comigs_edge.checkpoint comigs_edge.errors comigs_edge.evaluate comigs_edge.files "
+        "comigs_edge.methods.method comigs_edge.model comigs_edge.simulate.fleet comigs_edge.simulate.recipe "
+        "comigs_edge.simulate.texts"
+    ),
+    "comigs_edge.simulate.texts": (
+        "comigs_edge.corpus comigs_edge.documents comigs_edge.errors comigs_edge.evaluate "
+        "comigs_edge.simulate.recipe comigs_edge.tokens"
+    ),
     "comigs_edge.speed": (
         "comigs_edge.adapters comigs_edge.engine comigs_edge.errors comigs_edge.export comigs_edge.hot "
         "comigs_edge.layout comigs_edge.shape quantize.gguf_file"

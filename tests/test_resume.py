@@ -16,7 +16,18 @@ STEPS = 20
 
 def command(*arguments):
     # The same library every time: on a busy machine the measurement at the start may choose now one, now the other.
-    return [sys.executable, "-m", "comigs_edge", "train", "--json", "--plan", "backend=blas", "--plan", "threads=1", *arguments]
+    return [
+        sys.executable,
+        "-m",
+        "comigs_edge",
+        "train",
+        "--json",
+        "--plan",
+        "backend=blas",
+        "--plan",
+        "threads=1",
+        *arguments,
+    ]
 
 
 def generations(home):

@@ -81,6 +81,39 @@ def test_the_generalist_alone_has_no_router_and_no_router_steps(trainer):
     assert [event.phase for event in events] == ["expert"] * 8
 
 
+def test_a_run_until_a_step_ends_after_the_routers_turn_and_goes_on_from_there(trainer):
+    straight, parts = trainer(), trainer()
+    for _ in straight.run():
+        pass
+    seen = ["".join(event.phase[0] for event in parts.run(until)) for until in (2, 3, 3, 7, None)]
+    assert seen == ["ee", "err", "", "eeerre", "err"]
+    assert digest(parts.adapters.arrays()) == digest(straight.adapters.arrays())
+
+
+def test_joint_training_moves_both_groups_by_the_gradients_of_one_training_batch(trainer):
+    one = trainer(jointly=True)
+    assert one.total_steps == 8
+    events = list(one.run())
+    assert [event.phase for event in events] == ["expert"] * 8
+    assert (one.router_steps, len(one.router.state)) == (0, 2)
+    assert all(tensor.grad is not None for tensor in one.adapters.named.values())
+    assert [trainer(specialists=0, jointly=True).step().phase] == ["expert"]
+
+
+def test_the_router_learns_from_other_rows_if_there_are_some(trainer):
+    one, other = trainer(), trainer()
+    other.router_rows = rows(3)
+    seen = []
+    for each in (one, other):
+        for event in each.run(3):
+            if event.phase == "router":
+                seen.append(event.loss)
+                break
+    batch = other.router_rows.batch(0, 2)
+    assert seen[0] != seen[1]
+    assert not torch.equal(batch.tokens, one.validation.batch(0, 2).tokens)
+
+
 def test_training_lowers_the_loss_and_keeps_the_best_state(trainer):
     one = trainer(steps=30)
     losses = [event.validation_loss for event in one.run() if event.validation_loss is not None]

@@ -1,0 +1,163 @@
+"""`comigs-edge simulate`: a fleet of virtual devices on this machine compares methods on the same text."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from comigs_edge import home as homes
+
+if TYPE_CHECKING:
+    from comigs_edge.methods.method import Method
+    from comigs_edge.simulate.recipe import Recipe, Size
+    from comigs_edge.simulate.run import Simulation
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command("simulate")(simulate)
+
+
+def simulate(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe (multilingual, topics-ood, domains, quantity, devices, chat) or "
+                                          "a TOML file.")],
+    text: Annotated[Path, typer.Option(help="Folder with one JSONL file a person, somewhere below it.")],
+    size: Annotated[str, typer.Option(help="Size of the recipe: quick or full.")] = "quick",
+    method: Annotated[Optional[list[str]], typer.Option(help="Method; may be given several times. Default: local, fedavg, "
+                                                        "comigs-1g1s, comigs-2g, comigs-2s.")] = None,
+    seed: Annotated[Optional[list[int]], typer.Option(min=0, help="Seed; may be given several times. Default: 42.")] = None,
+    output: Annotated[Optional[Path], typer.Option(help="Folder for results; default: simulations/RECIPE-SIZE.")] = None,
+    base: Annotated[str, typer.Option(help="Base model: a name or a GGUF file.")] = homes.DEFAULT_BASE,
+    rounds: Annotated[Optional[int], typer.Option(min=1, help="Rounds, in place of the size's.")] = None,
+    threads: Annotated[Optional[int], typer.Option(min=1, help="Threads; default: the profile's of this device.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    precision: Annotated[str, typer.Option(help="Of products: float32 or bfloat16.")] = "float32",
+    leaky: Annotated[
+        bool, typer.Option("--leaky", help="Train by the loop of the paper's published code, whose gradients leak between router "
+                           "and experts: for comparison only.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON at the end; progress goes to standard error.")] = False,
+) -> None:  # fmt: skip
+    """Train a fleet of virtual devices on this machine and compare methods. Typed again, it goes on where it was."""
+    from comigs_edge.methods import catalogue
+    from comigs_edge.simulate import recipe as recipes
+
+    for name, value, known in (
+        ("--device", device, ("cpu", "cuda")),
+        ("--precision", precision, ("float32", "bfloat16")),
+    ):
+        if value not in known:
+            raise typer.BadParameter(f"{name} {value} must be one of {', '.join(known)}")
+    path = recipes.find(recipe)
+    found = recipes.read(path)
+    wanted = found.size(size)
+    if rounds is not None:
+        measured = tuple(number for number in wanted.measured_rounds if number <= rounds)
+        wanted = replace(wanted, rounds=rounds, measured_rounds=measured)
+    methods = [catalogue.named(name) for name in dict.fromkeys(method or catalogue.CORE)]
+    seeds = list(dict.fromkeys(seed or [42]))
+    folder = output or Path("simulations") / f"{path.stem}-{size}"
+    simulation = _open(found, wanted, text, folder, base, threads, (device, precision), leaky)
+    results, scores = _run(simulation, methods, seeds)
+    tokens = ", ".join(f"{name} {each.num_training_tokens:,}" for name, each in simulation.texts.items())
+    notes = [
+        f"Recipe {path.stem}, size {size}: {found.about}.",
+        f"Rounds of {wanted.local_steps} expert steps: {wanted.rounds}; {wanted.batch} x {wanted.context} tokens a step.",
+        f"Training tokens: {tokens}.",
+        f"Base {base}, {found.experts.form} experts, {precision}, on {_hardware(device)}"
+        + (", by the published code's leaky loop." if leaky else "."),
+    ]
+    _report(results, scores, notes, folder, json)
+
+
+def _open(
+    recipe: Recipe, size: Size, text: Path, folder: Path, base: str, threads: int | None, where: tuple[str, str],
+    leaky: bool,
+) -> Simulation:  # fmt: skip
+    """Reads text and base."""
+    from comigs_edge.commands.console import bar, notes
+    from comigs_edge.errors import ComigsError
+
+    name, file = homes.find_base(base)
+    if not file.is_file():
+        raise ComigsError(
+            f"the base {name} is a folder; name a GGUF file, or get one with: comigs-edge models pull NAME"
+        )
+    with notes.status("loading torch and the tokenizer"):
+        import torch
+
+        import profiles
+        from comigs_edge import files
+        from comigs_edge.base import open_base
+        from comigs_edge.simulate import texts
+        from comigs_edge.simulate.run import Simulation
+        from comigs_edge.tokens import Tokenizer
+        from comigs_edge.train import tune_allocator
+
+        if where[0] == "cuda" and not torch.cuda.is_available():
+            raise ComigsError("torch sees no CUDA device; leave --device out")
+        count = threads or profiles.load("auto").usable_threads
+        torch.set_num_threads(count)
+        tokenizer = Tokenizer(file)
+    with bar("reading the text") as progress:
+        found = texts.read(recipe, size, text, tokenizer, progress)
+    with notes.status("loading the base"):
+        sha256 = files.sha256_file(file)
+        opened = open_base(file, count, True, getattr(torch, where[1]), where[0])
+        tune_allocator()
+    return Simulation(recipe, size, found, opened, folder, leaky, sha256, where[1])
+
+
+def _hardware(device: str) -> str:
+    import torch
+
+    from profiles import detect
+
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    cores = " and ".join(f"{each.count} x {each.kind}" for each in detect.detect().cores)
+    return f"{cores}, {torch.get_num_threads()} threads"
+
+
+def _run(simulation: Simulation, methods: list[Method], seeds: list[int]) -> tuple[list[Any], Any]:
+    from comigs_edge.commands.console import bar, notes
+
+    results = []
+    try:
+        with simulation.locked():
+            with bar("measuring the base") as progress:
+                scores = simulation.measure_base(progress)
+            for method in methods:
+                for seed in seeds:
+                    with bar(f"{method.name}, seed {seed}") as progress:
+                        results.append(simulation.run(method, seed, progress))
+    except KeyboardInterrupt:
+        notes.print("stopped; the same command goes on from the last round that was done")
+        raise typer.Exit(130) from None
+    return results, scores
+
+
+def _report(results: list[Any], scores: Any, sentences: list[str], folder: Path, as_json: bool) -> None:
+    from rich.markup import escape
+
+    from comigs_edge import files
+    from comigs_edge.commands.console import out, print_json, warn
+    from comigs_edge.simulate import plots, report
+
+    rows = report.summary(results, scores)
+    text = report.markdown(rows, sentences)
+    files.write_atomic(folder / "report.md", text.encode())
+    if plots.is_possible():
+        plots.draw(results, folder)
+    else:
+        warn(escape(plots.MISSING))
+    if as_json:
+        print_json({"folder": str(folder), "methods": rows})
+        return
+    from rich.markdown import Markdown
+
+    out.print(Markdown(text))
+    out.print(f"{folder}: report.md, and rounds.jsonl and result.json of every run", soft_wrap=True)

@@ -1,0 +1,1 @@
+"""The methods that `simulate` compares, one file each, named after the paper."""

@@ -1,0 +1,31 @@
+"""All methods by name."""
+
+from __future__ import annotations
+
+from comigs_edge.errors import ComigsError
+from comigs_edge.methods import (
+    centralized,
+    comigs,
+    fedavg,
+    ffa_lora,
+    flexlora,
+    hetlora,
+    local,
+    pcl,
+    pfedmoe,
+)  # fmt: skip
+from comigs_edge.methods.method import Method
+
+CORE = ("local", "fedavg", "comigs-1g1s", "comigs-2g", "comigs-2s")
+METHODS: dict[str, Method] = {
+    method.name: method
+    for module in (local, fedavg, comigs, pfedmoe, centralized, ffa_lora, hetlora, flexlora, pcl)
+    for method in module.METHODS
+}
+
+
+def named(name: str) -> Method:
+    """The method with that name; raises `ComigsError` if there is none."""
+    if name not in METHODS:
+        raise ComigsError(f"there is no method {name!r}; the methods are {', '.join(METHODS)}")
+    return METHODS[name]

@@ -1,0 +1,30 @@
+"""CoMiGS (Fan et al. 2025, arXiv:2409.13931): the router learns from validation text, experts from training text.
+
+comigs-1g1s   a generalist that is averaged and a specialist that stays
+comigs-2g     two generalists: both are averaged, the router is the device's own
+comigs-2s     two specialists: nothing passes
+comigs-1gNs   a generalist and N specialists (1 to 7); comigs-1gxs: as many as the recipe gives the device
+comigs-tr     1g1s whose router learns from training text
+"""
+
+from functools import partial
+
+from comigs_edge.layout import Layout
+from comigs_edge.methods.method import Method, all_experts, generalist, mixture, with_specialists
+
+
+def _fixed(count: int, plain: Layout, specialists: int) -> Layout:
+    return with_specialists(plain, count)
+
+
+METHODS = (
+    Method("comigs-1g1s", "a generalist and a specialist", mixture, generalist),
+    Method("comigs-2g", "two generalists", mixture, all_experts),
+    Method("comigs-2s", "two specialists", mixture),
+    Method("comigs-1gxs", "a generalist and each device's specialists", with_specialists, generalist),
+    *(
+        Method(f"comigs-1g{count}s", f"a generalist and {count} specialists", partial(_fixed, count), generalist)
+        for count in range(2, 8)
+    ),
+    Method("comigs-tr", "1g1s, the router on training text", mixture, generalist, router="training"),
+)

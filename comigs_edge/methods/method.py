@@ -1,0 +1,93 @@
+"""What a method decides: which experts a device has, what passes between devices, what the router learns from. Without torch.
+
+A method is a value made of small functions on named arrays; training, wire format and mean are the real fleet's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from comigs_edge.arithmetic import plus
+from comigs_edge.layout import Layout
+from coordinator.aggregate import aggregate
+from coordinator.wire import Arrays
+
+Loss = Callable[[int, Arrays], float]  # of a device's validation text with these shared tensors, nats a token
+
+
+@dataclass(frozen=True)
+class Round:
+    """What the coordinator has when every device has brought its update. Lists are in the order of the devices."""
+
+    before: list[Arrays]  # each device's shared tensors after the exchange before
+    changes: list[Arrays]  # what each has learned since, as it came over the wire
+    weights: list[int]  # as `coordinator.rounds.weight` gives them
+    loss: Loss
+
+    def after(self, device: int) -> Arrays:
+        """The shared tensors of one device, as the coordinator knows them."""
+        return plus(self.before[device], {k: v for k, v in self.changes[device].items() if k in self.before[device]})
+
+
+Exchange = Callable[[Round], list[Arrays]]
+
+
+def average(found: Round) -> list[Arrays]:
+    """The same generalist for every device: the weighted mean of the changes (FedAvg, arXiv:1602.05629)."""
+    mean = aggregate(found.before[0], zip(found.changes, found.weights, strict=True))
+    return [dict(mean) for _ in found.before]
+
+
+def nothing(name: str) -> bool:
+    """No tensor is shared."""
+    return False
+
+
+def all_experts(name: str) -> bool:
+    """Every expert is shared, and the attention update; the router stays."""
+    return not name.startswith("router.")
+
+
+def generalist(name: str) -> bool:
+    """What `adapters.may_leave` lets out: the generalist and the attention update."""
+    return name.startswith("generalist.")
+
+
+def mixture(plain: Layout, specialists: int) -> Layout:
+    """A generalist and one specialist, whatever the device could carry."""
+    return with_specialists(plain, 1)
+
+
+def with_specialists(plain: Layout, specialists: int) -> Layout:
+    """A generalist and so many specialists; two experts a token."""
+    return replace(plain, num_specialists=specialists, experts_per_token=min(2, 1 + specialists))
+
+
+def twice_as_large(plain: Layout, specialists: int) -> Layout:
+    """One expert alone with as many weights as two: twice the rank, or twice the width."""
+    return widened(plain, 2)
+
+
+def widened(plain: Layout, factor: int) -> Layout:
+    """One expert alone with so many times the weights; alpha stays, as in the paper's scripts."""
+    alone = with_specialists(plain, 0)
+    return replace(alone, rank=plain.rank * factor, expert_width=plain.expert_width * factor)
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method. The defaults are those of a device that is alone with one expert."""
+
+    name: str
+    about: str
+    layout: Callable[[Layout, int], Layout] = twice_as_large  # of plain experts and the device's specialists
+    shares: Callable[[str], bool] = nothing  # tensors that pass, by name
+    exchange: Exchange = average
+    router: str = (
+        "validation"  # what it learns from: validation or training text, jointly with the experts; or `even`: never
+    )
+    text: str = "training"  # what experts learn from: also `both` (and validation text) or `pooled` (of all devices)
+    averaging: str | None = None  # one of `coordinator.rounds.AVERAGING`; None: the recipe's
+    lora_only: bool = False
+    downloads: Callable[[int], int] = lambda devices: 1  # models that a device downloads in a round

@@ -1,0 +1,137 @@
+"""A virtual device: its own adapters, router, optimisers and rows on the base that all share, trained by `train.Trainer`.
+
+Shapes: N tokens, E experts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from comigs_edge.adapters import Adapters
+from comigs_edge.base import Base, tensor_to_numpy
+from comigs_edge.evaluate import Score, TestText, in_torch
+from comigs_edge.model import Model
+from comigs_edge.moe import Routing
+from comigs_edge.optimiser import AdamW
+from comigs_edge.train import Event, Trainer
+from coordinator.wire import Arrays
+
+Advance = Callable[[int], None]  # is told steps that were done
+
+
+class Observed(Trainer):
+    """A trainer that also tells how its router weighs the experts on the validation rows."""
+
+    scores: list[list[float]] | None = (
+        None  # of each block with experts: mean weight of each expert; the last validation's
+    )
+
+    def validate(self, as_stored: bool = True, rows: int | None = None) -> float:
+        """The trainer's own; `scores` are taken on the way."""
+        sums: dict[int, Tensor] = {}
+        count: dict[int, int] = {}
+
+        def watch(block: int, routing: Routing) -> None:
+            total = routing.weights.double().sum(0)  # (E,)
+            sums[block] = sums[block] + total if block in sums else total
+            count[block] = count.get(block, 0) + len(routing.weights)
+
+        self.model.watch = watch
+        try:
+            return super().validate(as_stored, rows)
+        finally:
+            self.model.watch = None
+            self.scores = [(sums[block] / count[block]).tolist() for block in sorted(sums)] or None
+
+
+class Leaky(Observed):
+    """The loop of the paper's published code, to measure what its leak does; never used by the product.
+
+    There every backward pass fills the gradients of experts and router, and each optimiser clears its own alone, after its
+    step. So the router's first step of a turn also descends on the training gradients of all expert steps since its last
+    turn, and the first expert step after a turn on the validation gradients of all the router's steps.
+    """
+
+    def _open(self, learning: list[AdamW]) -> None:
+        for name, tensor in self.adapters.named.items():
+            tensor.requires_grad_(name not in self.frozen)
+
+    def _descend(self, learning: list[AdamW], batch: Any, is_validation: bool) -> float:
+        seen = super()._descend(learning, batch, is_validation)
+        for optimiser in learning:
+            for tensor in optimiser.tensors:
+                tensor.grad = None
+        return seen
+
+    def state(self) -> tuple[Arrays, dict[str, Any]]:
+        """The trainer's own, and the gradients that wait for the other group's next step."""
+        arrays, progress = super().state()
+        for name, tensor in self.adapters.named.items():
+            if tensor.grad is not None:
+                arrays[f"grad.{name}"] = tensor_to_numpy(tensor.grad)
+        return arrays, progress
+
+    def restore(self, arrays: Arrays, progress: dict[str, Any]) -> None:
+        """The reverse of `state`."""
+        super().restore(arrays, progress)
+        for name, tensor in self.adapters.named.items():
+            if f"grad.{name}" in arrays:
+                tensor.grad = torch.from_numpy(arrays[f"grad.{name}"].copy()).to(tensor.device)
+
+
+@dataclass
+class Local:
+    """What the local steps of one round were."""
+
+    training_loss: float | None  # mean of the expert steps, nats a token
+    validation_loss: float | None  # where the router's period ended in this round; before the exchange
+    expert_scores: list[list[float]] | None  # at that moment
+    tokens: int
+    seconds: float
+
+
+class Device:
+    """One device of the fleet; `tests` has the text that its model is measured on, by the name it is reported under."""
+
+    def __init__(self, name: str, trainer: Observed, tests: dict[str, TestText]) -> None:
+        self.name, self.trainer, self.tests = name, trainer, tests
+
+    @property
+    def adapters(self) -> Adapters:
+        """What is trained."""
+        return self.trainer.adapters
+
+    def train(self, until: int, advance: Advance) -> Local:
+        """Trains up to so many expert steps in all, and the router's steps that belong to them."""
+        start, events = time.monotonic(), list[Event]()
+        for event in self.trainer.run(until):
+            events.append(event)
+            advance(1)
+        losses = [event.loss for event in events if event.phase == "expert"]
+        validations = [event.validation_loss for event in events if event.validation_loss is not None]
+        return Local(
+            sum(losses) / len(losses) if losses else None, validations[-1] if validations else None,
+            self.trainer.scores if validations else None, sum(event.tokens for event in events),
+            time.monotonic() - start,
+        )  # fmt: skip
+
+    def measure(self) -> dict[str, Score]:
+        """The scores of its model on its test text."""
+        self.trainer.model.block_format = None
+        return {name: in_torch(self.trainer.model, text) for name, text in self.tests.items()}
+
+    def load(self, arrays: Arrays) -> None:
+        """Takes over shared tensors; the rest stays as it is."""
+        self.adapters.load_arrays({**self.adapters.arrays(), **arrays})
+
+
+def new_model(base: Base, adapters: Adapters, tokens: int) -> Model:
+    """The model of a device that trains on so many tokens a step."""
+    # Small batches are computed without doing anything twice; large ones keep the MLP's products alone.
+    return Model(base, adapters.to(base.device), checkpointing="none" if tokens <= 1024 else "attention")

@@ -1,0 +1,239 @@
+"""All virtual devices of one method and seed, round by round.
+
+A round is `local_steps` expert steps on every device, with the router's steps where they are due, and then the method's
+exchange: what each device has learned passes through the wire format and the mean of the real coordinator. All devices take
+part in every round and none is late. What float16 takes away from an update is not brought later, as a real device does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from comigs_edge.adapters import Adapters, digest
+from comigs_edge.arithmetic import less
+from comigs_edge.base import Base
+from comigs_edge.batches import Rows
+from comigs_edge.errors import ComigsError
+from comigs_edge.layout import Layout
+from comigs_edge.methods.method import Method, Round
+from comigs_edge.schedule import Schedule
+from comigs_edge.simulate.device import Device, Leaky, Observed, new_model
+from comigs_edge.simulate.recipe import Recipe, Size
+from comigs_edge.simulate.texts import Text
+from coordinator import compress, rounds, wire
+from coordinator.rounds import Rules
+from coordinator.wire import Arrays
+
+Advance = Callable[[int], None]
+POOL = "all"  # the name of the one device of `centralized`
+OTHER_ORDER = 1 << 20  # added to the seed of rows that a router learns from in place of validation rows
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the devices of one run have in common."""
+
+    recipe: Recipe
+    size: Size
+    method: Method
+    seed: int
+    leaky: bool = False
+
+    def schedule(self, devices: int) -> Schedule:
+        """How a device trains; the one device of pooled text has as many batches a step as there are devices."""
+        training, size = self.recipe.training, self.size
+        return Schedule(
+            size.rounds * size.local_steps, size.batch * (devices if self.method.text == "pooled" else 1),
+            training.expert_learning_rate, training.final_learning_rate, training.router_learning_rate,
+            training.warmup_steps, size.router_period, 0 if self.method.router == "even" else size.router_steps,
+            training.balance_weight,
+            training.weight_decay, size.validation_rows, jointly=self.method.router == "jointly",
+        )  # fmt: skip
+
+    def layout(self, specialists: int) -> Layout:
+        """The experts of a device that could carry so many specialists."""
+        experts = self.recipe.experts
+        if self.method.lora_only and experts.form != "lora":
+            raise ComigsError(f'{self.method.name} is about low-rank updates; use form = "lora" in [experts]')
+        width = experts.width if experts.form == "parallel" else 0
+        plain = Layout(1, experts.rank, experts.alpha, 2, experts.attention, experts.form, width, experts.blocks)
+        return self.method.layout(plain, specialists)
+
+
+class Fleet:
+    """The devices. `number` is that of the last round that was done."""
+
+    def __init__(self, base: Base, plan: Plan, texts: dict[str, Text]) -> None:
+        self.plan, self.number = plan, 0
+        self.devices = _pooled(base, plan, texts) if plan.method.text == "pooled" else _apart(base, plan, texts)
+        self.names = [  # of the tensors that each device shares
+            sorted(filter(plan.method.shares, device.adapters.named)) if len(self.devices) > 1 else []
+            for device in self.devices
+        ]
+        self._start_together()
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all rounds are."""
+        return self.number >= self.plan.size.rounds
+
+    @property
+    def total_steps(self) -> int:
+        """Expert and router steps of all devices."""
+        return sum(device.trainer.total_steps for device in self.devices)
+
+    @property
+    def steps(self) -> int:
+        """Those that were done."""
+        return sum(device.trainer.expert_steps + device.trainer.router_steps for device in self.devices)
+
+    def round(self, advance: Advance) -> list[dict[str, Any]]:
+        """The next round; a record for each device."""
+        number = self.number + 1
+        before = [self._shared(index) for index in range(len(self.devices))]
+        averaging = self.plan.method.averaging or self.plan.recipe.exchange.averaging
+        trained = [rounds.trained(names, averaging, number) for names in self.names]
+        records = []
+        for device, names, learns in zip(self.devices, self.names, trained, strict=True):
+            device.trainer.frozen = set(names) - set(learns)
+            local = device.train(number * self.plan.size.local_steps, advance)
+            records.append({"round": number, "device": device.name, **asdict(local)})
+        sent, received = self._exchange(before, trained, [record["tokens"] for record in records])
+        self.number = number
+        for record, up, down in zip(records, sent, received, strict=True):
+            record |= {"bytes_sent": up, "bytes_received": down}
+        if self.is_done or number in self.plan.size.measured_rounds:
+            records = self._measured(records)
+        return records
+
+    def digest(self) -> str:
+        """SHA-256 of the adapters of all devices: equal fleets have equal digests."""
+        return digest({f"{d.name}/{name}": array for d in self.devices for name, array in d.adapters.arrays().items()})
+
+    # Exchange -----------------------------------------------------------------------------------------------------
+
+    def _exchange(
+        self, before: list[Arrays], trained: list[list[str]], tokens: list[int]
+    ) -> tuple[list[int], list[int]]:
+        """Lets the method work; returns the bytes that each device sent and received."""
+        if not any(self.names):
+            return [0] * len(self.devices), [0] * len(self.devices)
+        rules, method = Rules(weights=self.plan.recipe.exchange.weights), self.plan.method
+        sent, changes = [], []
+        for index, names in enumerate(trained):
+            data, change = self._over_the_wire(before[index], self._shared(index), names)
+            sent.append(data)
+            changes.append(change)
+        weights = [rounds.weight(rules, 0, count) for count in tokens]
+        results = method.exchange(Round(before, changes, weights, self._loss))
+        for device, result in zip(self.devices, results, strict=True):
+            device.load(result)
+        whole = [wire.encoded_size(compress.table(_shapes(arrays), "float32")) for arrays in before]
+        return sent, [size * method.downloads(len(self.devices)) for size in whole]
+
+    def _over_the_wire(self, before: Arrays, now: Arrays, names: list[str]) -> tuple[int, Arrays]:
+        """Bytes of a device's update, and the update as the coordinator reads it."""
+        change = less({name: now[name] for name in names}, before)
+        shapes, format_name = _shapes(change), self.plan.recipe.exchange.update_format
+        data = wire.encode(compress.pack(change, format_name))
+        packed = wire.decode_expected(data, compress.table(shapes, format_name), "an update")
+        return len(data), compress.unpack(packed, shapes, format_name)
+
+    def _loss(self, index: int, arrays: Arrays) -> float:
+        device, now = self.devices[index], self._shared(index)
+        scores = device.trainer.scores
+        device.load(arrays)
+        loss = device.trainer.validate()
+        device.load(now)
+        device.trainer.scores = scores
+        return loss
+
+    def _shared(self, index: int) -> Arrays:
+        arrays = self.devices[index].adapters.arrays()
+        return {name: arrays[name] for name in self.names[index]}
+
+    def _start_together(self) -> None:
+        """All devices begin with the shared tensors of the largest; everything else has a start of its own."""
+        largest = max(range(len(self.devices)), key=lambda index: _weights(self._shared(index)))
+        common = self._shared(largest)
+        for index, device in enumerate(self.devices):
+            own = self._shared(index)
+            device.load({n: common[n][tuple(slice(0, size) for size in a.shape)] for n, a in own.items()})
+
+    # Figures ------------------------------------------------------------------------------------------------------
+
+    def _measured(self, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The records with test scores; a device that stands for several has one record for each text."""
+        found = []
+        for device, record in zip(self.devices, records, strict=True):
+            for name, score in device.measure().items():
+                figures = {"bits_per_byte": score.bits_per_byte, "perplexity": score.perplexity}
+                found.append(record | {"device": name} | figures)
+                # What was trained for all is told once.
+                record = record | {"tokens": 0, "seconds": 0.0}
+        return found
+
+    # State --------------------------------------------------------------------------------------------------------
+
+    def state(self) -> tuple[Arrays, dict[str, Any]]:
+        """Everything that later rounds depend on; to be taken between rounds."""
+        arrays: Arrays = {}
+        progress: dict[str, Any] = {"round": self.number, "devices": {}}
+        for device in self.devices:
+            own, progress["devices"][device.name] = device.trainer.state()
+            arrays |= {f"{device.name}/{name}": array for name, array in own.items()}
+        return arrays, progress
+
+    def restore(self, arrays: Arrays, progress: dict[str, Any]) -> None:
+        """The reverse of `state`."""
+        self.number = progress["round"]
+        for device in self.devices:
+            prefix = f"{device.name}/"
+            own = {name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)}
+            device.trainer.restore(own, progress["devices"][device.name])
+
+
+def _apart(base: Base, plan: Plan, texts: dict[str, Text]) -> list[Device]:
+    """Every device with its own text."""
+    devices = []
+    for index, (name, text) in enumerate(texts.items()):
+        training = text.training + (text.validation if plan.method.text == "both" else [])
+        layout = plan.layout(plan.recipe.devices[name].specialists)
+        trainer = _trainer(base, plan, layout, (training, text.validation), index, len(texts))
+        devices.append(Device(name, trainer, {name: text.test}))
+    return devices
+
+
+def _pooled(base: Base, plan: Plan, texts: dict[str, Text]) -> list[Device]:
+    """One device with the text of all."""
+    training = [each for text in texts.values() for each in text.training]
+    validation = [each for text in texts.values() for each in text.validation]
+    trainer = _trainer(base, plan, plan.layout(1), (training, validation), 0, len(texts))
+    return [Device(POOL, trainer, {name: text.test for name, text in texts.items()})]
+
+
+def _trainer(base: Base, plan: Plan, layout: Layout, text: tuple[Any, Any], index: int, devices: int) -> Observed:
+    context, schedule = plan.size.context, plan.schedule(devices)
+    # Devices draw other numbers for what is their own; seeds lie so far apart that no two runs share a device.
+    seed = plan.seed * 1009 + index
+    adapters = Adapters.initial(layout, base.shape, seed)
+    if plan.method.router == "even":  # equal logits are equal weights
+        for tensor in adapters.group(router=True):
+            tensor.zero_()
+    training, validation = (Rows(part, context, seed) for part in text)
+    again = Rows(text[0], context, seed + OTHER_ORDER) if plan.method.router == "training" else None
+    model = new_model(base, adapters, schedule.batch * context)
+    return (Leaky if plan.leaky else Observed)(model, training, validation, schedule, router_rows=again)
+
+
+def _shapes(arrays: Arrays) -> dict[str, tuple[int, ...]]:
+    return {name: array.shape for name, array in arrays.items()}
+
+
+def _weights(arrays: Arrays) -> int:
+    return sum(math.prod(np.shape(array)) for array in arrays.values())

@@ -1,0 +1,84 @@
+"""Two plots of a simulation: validation loss over rounds, and how the routers weigh the generalist in every block.
+
+matplotlib comes with the extra `bench`; without it there are no plots.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import statistics
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from comigs_edge.simulate.report import Result, by_method
+
+MISSING = "plots were left out: matplotlib is missing; get it with: pip install 'comigs-edge[bench]'"
+
+
+def is_possible() -> bool:
+    """Whether matplotlib is there."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def curves(results: list[Result]) -> dict[str, dict[int, float]]:
+    """Method -> round -> validation loss, nats a token, mean over devices and seeds."""
+    found = {}
+    for method, runs in by_method(results).items():
+        losses: dict[int, list[float]] = defaultdict(list)
+        for record in (record for run in runs for record in run["records"]):
+            if record["validation_loss"] is not None:
+                losses[record["round"]].append(record["validation_loss"])
+        found[method] = {number: statistics.mean(each) for number, each in sorted(losses.items())}
+    return found
+
+
+def generalist_scores(results: list[Result]) -> dict[str, list[list[float]]]:
+    """Method -> a row for each round with scores: the generalist's mean weight in every block, over devices and seeds."""
+    found = {}
+    for method, runs in by_method(results).items():
+        scores: dict[int, list[list[float]]] = defaultdict(list)
+        for record in (record for run in runs for record in run["records"]):
+            if record["expert_scores"]:
+                scores[record["round"]].append([block[0] for block in record["expert_scores"]])
+        if scores:
+            found[method] = [[statistics.mean(b) for b in zip(*scores[n], strict=True)] for n in sorted(scores)]
+    return found
+
+
+def draw(results: list[Result], folder: Path) -> list[Path]:
+    """Writes the plots; returns their files."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    paths = [folder / "validation.png"]
+    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    for method, points in curves(results).items():
+        axes.plot(list(points), list(points.values()), marker="o", markersize=3, label=method)
+    axes.set(xlabel="round", ylabel="validation loss (nats a token)")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(fontsize="small")
+    _save(figure, paths[0])
+    if scores := generalist_scores(results):
+        paths.append(folder / "experts.png")
+        figure, several = pyplot.subplots(
+            1, len(scores), figsize=(3 * len(scores), 4.5), squeeze=False, sharey=True, layout="constrained"
+        )
+        for axes, (method, rows) in zip(several[0], scores.items(), strict=True):
+            image = axes.imshow(
+                list(zip(*rows, strict=True)), vmin=0, vmax=1, aspect="auto", origin="lower", cmap="RdBu_r"
+            )
+            axes.set(title=method, xlabel="validation")
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.get_major_locator().set_params(integer=True)
+        several[0][0].set(ylabel="block")
+        figure.colorbar(image, ax=several[0].tolist(), label="weight of expert 0")
+        _save(figure, paths[1])
+    pyplot.close("all")
+    return paths
+
+
+def _save(figure: Any, path: Path) -> None:
+    figure.savefig(path, dpi=150)

@@ -1,0 +1,81 @@
+"""What a simulation has shown, as a Markdown table: bits per byte of every device, base included, mean and spread over seeds."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+Result = dict[str, Any]  # a run's result.json
+Scores = dict[str, dict[str, float]]  # device -> bits_per_byte, perplexity
+
+
+def last_scores(result: Result, key: str) -> dict[str, float]:
+    """A figure of every device after the last round."""
+    last = max(record["round"] for record in result["records"])
+    return {record["device"]: record[key] for record in result["records"] if record["round"] == last}
+
+
+def by_method(results: list[Result]) -> dict[str, list[Result]]:
+    """The results of each method, in the order in which the methods came."""
+    found: dict[str, list[Result]] = {}
+    for result in results:
+        found.setdefault(result["method"], []).append(result)
+    return found
+
+
+def summary(results: list[Result], base: Scores) -> list[dict[str, Any]]:
+    """One row a method, the base first: mean figures over seeds, and the spread of the mean over devices."""
+    rows = [_base_row(base)]
+    for method, runs in by_method(results).items():
+        bits = [last_scores(run, "bits_per_byte") for run in runs]
+        means = [statistics.mean(each.values()) for each in bits]
+        perplexities = [last_scores(run, "perplexity") for run in runs]
+        records = [record for run in runs for record in run["records"]]
+        rows.append({
+            "method": method, "seeds": len(runs),
+            "devices": {name: statistics.mean(each[name] for each in bits) for name in bits[0]},
+            "bits_per_byte": statistics.mean(means), "spread": statistics.stdev(means) if len(means) > 1 else None,
+            "perplexities": {name: statistics.mean(each[name] for each in perplexities) for name in bits[0]},
+            "perplexity": statistics.mean(value for each in perplexities for value in each.values()),
+            "bytes": sum(record["bytes_sent"] + record["bytes_received"] for record in records) / len(runs),
+            "tokens": sum(record["tokens"] for record in records) / len(runs),
+            "seconds": sum(record["seconds"] for record in records) / len(runs),
+        })  # fmt: skip
+    return rows
+
+
+def markdown(rows: list[dict[str, Any]], notes: list[str]) -> str:
+    """The report; `notes` say what was simulated, one sentence each."""
+    devices = list(rows[0]["devices"])
+    lines = [
+        "# Simulation", "", *(f"- {note}" for note in notes), "",
+        "Bits per byte of test text that nothing was trained on, after the last round; lower is better. The spread is the",
+        "standard deviation of the mean over seeds; bytes, tokens and seconds are those of the whole fleet, one seed.", "",
+        f"| method | {' | '.join(devices)} | mean | spread | moved | tokens | seconds | seeds |",
+        "|---|" + "---|" * (len(devices) + 6),
+    ]  # fmt: skip
+    for row in rows:
+        figures = [f"{row['devices'][name]:.4f}" for name in devices]
+        spread = "" if row["spread"] is None else f"{row['spread']:.4f}"
+        moved = f"{row['bytes'] / 1e6:,.1f} MB" if row["seeds"] else ""
+        tokens, seconds = (f"{row[key]:,.0f}" if row["seeds"] else "" for key in ("tokens", "seconds"))
+        cells = [
+            row["method"], *figures, f"{row['bits_per_byte']:.4f}", spread, moved, tokens, seconds, str(row["seeds"] or ""),
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "Perplexity of the same text, a token.", "", f"| method | {' | '.join(devices)} | mean |"]
+    lines.append("|---|" + "---|" * (len(devices) + 1))
+    for row in rows:
+        figures = [f"{row['perplexities'][name]:.2f}" for name in devices]
+        lines.append(f"| {row['method']} | {' | '.join(figures)} | {row['perplexity']:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+def _base_row(base: Scores) -> dict[str, Any]:
+    devices = {name: score["bits_per_byte"] for name, score in base.items()}
+    return {
+        "method": "base", "seeds": 0, "devices": devices, "bits_per_byte": statistics.mean(devices.values()),
+        "spread": None, "perplexities": {name: score["perplexity"] for name, score in base.items()},
+        "perplexity": statistics.mean(score["perplexity"] for score in base.values()),
+        "bytes": 0, "tokens": 0, "seconds": 0.0,
+    }  # fmt: skip

@@ -1,0 +1,126 @@
+"""A whole simulation: every method with every seed, kept in one folder, so that it can be interrupted and gone on with.
+
+OUTPUT/simulation.json     what is simulated; another simulation is refused
+OUTPUT/base.json           the base's scores
+OUTPUT/METHOD-SEED/        rounds.jsonl, checkpoints while it runs, result.json when it is done
+OUTPUT/report.md, *.png    see `report.py` and `plots.py`
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from comigs_edge import checkpoint, files
+from comigs_edge.base import Base
+from comigs_edge.errors import ComigsError
+from comigs_edge.evaluate import in_torch
+from comigs_edge.methods.method import Method
+from comigs_edge.model import Model
+from comigs_edge.simulate.fleet import Fleet, Plan
+from comigs_edge.simulate.recipe import Recipe, Size
+from comigs_edge.simulate.texts import Text, digest
+
+Progress = Callable[[int, int], None]  # steps done, of how many
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """What is simulated, and where. `base_sha256` and `precision` are told for the record."""
+
+    recipe: Recipe
+    size: Size
+    texts: dict[str, Text]
+    base: Base
+    folder: Path
+    leaky: bool = False
+    base_sha256: str = ""
+    precision: str = "float32"
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Makes the folder and keeps other processes out; raises `ComigsError` if another simulation is in it."""
+        files.make_folder(self.folder)
+        lock = filelock.FileLock(self.folder / ".lock", timeout=0, mode=0o600)
+        try:
+            lock.acquire()
+        except filelock.Timeout:
+            raise ComigsError(
+                f"another process simulates in {self.folder}; wait for it, or name another --output"
+            ) from None
+        try:
+            self._begin()
+            yield
+        finally:
+            lock.release()
+
+    def _begin(self) -> None:
+        path, wanted = self.folder / "simulation.json", self._identity()
+        if path.exists():
+            found = json.loads(path.read_bytes())
+            if changed := sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key)):
+                raise ComigsError(
+                    f"{self.folder} holds another simulation (other {', '.join(changed)}); name another --output"
+                )
+        _write(path, wanted)
+
+    def measure_base(self, progress: Progress) -> dict[str, dict[str, float]]:
+        """Scores of the base on every device's test text; measured once."""
+        path = self.folder / "base.json"
+        if not path.exists():
+            found = {}
+            for number, (name, text) in enumerate(self.texts.items(), 1):
+                score = in_torch(Model(self.base, None), text.test)
+                found[name] = {"bits_per_byte": score.bits_per_byte, "perplexity": score.perplexity}
+                progress(number, len(self.texts))
+            _write(path, found)
+        return dict(json.loads(path.read_bytes()))
+
+    def run(self, method: Method, seed: int, progress: Progress) -> dict[str, Any]:
+        """One method with one seed: what was done is read, what was begun is gone on with, bit for bit."""
+        folder = self.folder / f"{method.name}-{seed}"
+        result = folder / "result.json"
+        if result.exists():
+            return dict(json.loads(result.read_bytes()))
+        fleet = Fleet(self.base, Plan(self.recipe, self.size, method, seed, self.leaky), self.texts)
+        records = _resume(fleet, folder)
+        progress(fleet.steps, fleet.total_steps)
+        while not fleet.is_done:
+            common = {"method": method.name, "seed": seed}
+            records += [common | record for record in fleet.round(lambda _: progress(fleet.steps, fleet.total_steps))]
+            lines = "".join(json.dumps(record) + "\n" for record in records)
+            files.write_atomic(folder / "rounds.jsonl", lines.encode())
+            if not fleet.is_done:
+                arrays, state = fleet.state()
+                checkpoint.save(folder, arrays, {"fleet": state, "records": records})
+        found = {"method": method.name, "seed": seed, "digest": fleet.digest(), "records": records}
+        _write(result, found)
+        checkpoint.clear(folder)
+        return found
+
+    def _identity(self) -> dict[str, Any]:
+        identity = {
+            "recipe": asdict(self.recipe) | {"sizes": None}, "size": asdict(self.size), "text": digest(self.texts),
+            "base": self.base_sha256, "leaky": self.leaky, "precision": self.precision,
+            "training_tokens": {name: text.num_training_tokens for name, text in self.texts.items()},
+        }  # fmt: skip
+        return dict(json.loads(json.dumps(identity)))  # as it comes back from the file
+
+
+def _resume(fleet: Fleet, folder: Path) -> list[dict[str, Any]]:
+    """Takes the fleet to where the newest sound checkpoint is; returns the records up to there."""
+    found = checkpoint.load(folder)
+    if found is None or not found[1]:
+        return []
+    fleet.restore(found[0], found[1]["fleet"])
+    return list(found[1]["records"])
+
+
+def _write(path: Path, value: Any) -> None:
+    files.write_atomic(path, json.dumps(value, indent=1).encode())

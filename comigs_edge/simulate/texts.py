@@ -1,0 +1,110 @@
+"""The text of virtual devices: a folder with one JSONL file a person, split and tokenised as on a real device.
+
+Splits are by the hash of a document's content and near-duplicates are left out within a device, so what one device is tested on
+no other device trains on either, unless it is worded differently.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from comigs_edge import documents
+from comigs_edge.corpus import SPLITS, Corpus
+from comigs_edge.errors import ComigsError
+from comigs_edge.evaluate import TestText, prepare
+from comigs_edge.simulate.recipe import Recipe, Size
+from comigs_edge.tokens import Encoded, Tokenizer
+
+TRAINING, VALIDATION = (
+    0.6,
+    0.2,
+)  # shares of the documents; the paper's validation text is a fifth to a half of the training text
+TEST_CONTEXT = 512  # tokens of a window, as `comigs-edge evaluate` has them
+Progress = Callable[[int, int], None]
+Splits = dict[str, list[Encoded]]
+
+
+@dataclass(frozen=True)
+class Text:
+    """One device's text."""
+
+    training: list[Encoded]
+    validation: list[Encoded]
+    test: TestText
+
+    @property
+    def num_training_tokens(self) -> int:
+        """Tokens that there are to train on."""
+        return sum(len(each.ids) for each in self.training)
+
+
+def read(recipe: Recipe, size: Size, folder: Path, tokenizer: Tokenizer, progress: Progress) -> dict[str, Text]:
+    """The text of every device, no longer than the size says; raises `ComigsError` where a file or a split is missing."""
+    files = {name: find(folder, device.text) for name, device in recipe.devices.items()}
+    splits = {}
+    for number, (name, path) in enumerate(files.items(), 1):
+        splits[name] = _splits(path, tokenizer)
+        progress(number, len(files))
+    texts = {}
+    for name, device in recipe.devices.items():
+        sources = list(splits) if recipe.target == "mix" else [name]
+        validation, test = (
+            [each for source in sources for each in limited(splits[source][split], tokens // len(sources))]
+            for split, tokens in (("validation", size.validation_tokens), ("test", size.test_tokens))
+        )
+        training = limited(splits[name]["training"], round(size.training_tokens * device.share))
+        texts[name] = Text(training, validation, prepare(test, tokenizer, TEST_CONTEXT, size.test_tokens))
+    return texts
+
+
+def find(folder: Path, text: str) -> Path:
+    """The file TEXT.jsonl somewhere below `folder`."""
+    found = sorted(folder.expanduser().rglob(f"{text}.jsonl"))
+    if len(found) != 1:
+        there = f"{len(found)} files {text}.jsonl" if found else f"no file {text}.jsonl"
+        raise ComigsError(f"{folder} has {there} where one is needed; name a folder with one JSONL file a person")
+    return found[0]
+
+
+def limited(encoded: list[Encoded], tokens: int) -> list[Encoded]:
+    """The first documents, `tokens` tokens in all; the last one is cut."""
+    kept: list[Encoded] = []
+    for each in encoded:
+        if tokens <= 0:
+            break
+        kept.append(Encoded(each.ids[:tokens], each.scored[:tokens]))
+        tokens -= len(each.ids)
+    return kept
+
+
+def digest(texts: dict[str, Text]) -> str:
+    """SHA-256 over everything that is trained on and measured."""
+    sha = hashlib.sha256()
+    for name, text in texts.items():
+        sha.update(repr((name, text.training, text.validation, text.test.windows)).encode())
+    return sha.hexdigest()
+
+
+def _splits(path: Path, tokenizer: Tokenizer) -> Splits:
+    with tempfile.TemporaryDirectory() as folder:
+        corpus = Corpus(Path(folder) / "documents.db", TRAINING, VALIDATION)
+        corpus.add(documents.read([path]))
+        found: Splits = {split: _encoded(corpus.documents(split), tokenizer) for split in SPLITS}
+    for split, encoded in found.items():
+        if not encoded:
+            raise ComigsError(f"{path} has no {split} text; it needs more documents, ten or so")
+    return found
+
+
+def _encoded(found: list[documents.Document], tokenizer: Tokenizer) -> list[Encoded]:
+    encoded = []
+    for document in found:
+        try:
+            encoded.append(tokenizer.encode(document))
+        except ComigsError:  # a chat that the base's template refuses, as `train` leaves it out
+            continue
+    return encoded

@@ -1,0 +1,171 @@
+"""Every method against a case of two parameters that is worked by hand, and against dense arithmetic."""
+
+import math
+
+import numpy as np
+import pytest
+
+from comigs_edge.adapters import may_leave
+from comigs_edge.errors import ComigsError
+from comigs_edge.layout import Layout, expected_shapes
+from comigs_edge.methods import flexlora, hetlora, pcl
+from comigs_edge.methods.catalogue import CORE, METHODS, named
+from comigs_edge.methods.method import Round
+from comigs_edge.methods.ranks import matched
+from coordinator import rounds
+
+A, B = "generalist.blk.0.ffn_up.lora_a", "generalist.blk.0.ffn_up.lora_b"
+PLAIN = Layout(1, 8, 16.0, 2)
+PLAIN_PARALLEL = Layout(1, 8, 16.0, 2, form="parallel", expert_width=32)
+
+
+def arrays(a, b):
+    return {A: np.array(a, np.float32), B: np.array(b, np.float32)}
+
+
+def made_of(devices, weights=None, loss=None):
+    """A round in which the devices, which began at zero, have these A and B."""
+    changes = [arrays(*device) for device in devices]
+    before = [{name: np.zeros_like(array) for name, array in change.items()} for change in changes]
+    return Round(before, changes, weights or [1] * len(devices), loss or (lambda device, arrays: 0.0))
+
+
+def weights_of(layout, shape, router=False):
+    sizes = expected_shapes(layout, shape)
+    return sum(math.prod(size) for name, size in sizes.items() if router or not name.startswith("router."))
+
+
+def test_the_mean_of_fedavg_is_that_of_the_changes_by_weight():
+    found = Round(
+        before=[arrays([[1.0]], [[2.0]])] * 2,
+        changes=[arrays([[1.0]], [[3.0]]), arrays([[3.0]], [[-1.0]])],
+        weights=[1, 3],
+        loss=lambda device, arrays: 0.0,
+    )
+    for result in named("fedavg").exchange(found):
+        # A: 1 + (1 * 1 + 3 * 3) / 4 = 3.5; B: 2 + (1 * 3 - 3 * 1) / 4 = 2
+        assert (result[A], result[B]) == (3.5, 2.0)
+
+
+def test_the_mean_of_products_is_exact_where_a_is_frozen_and_is_not_where_it_is_averaged():
+    separate = named("fedavg").exchange(made_of([([[2.0]], [[1.0]]), ([[4.0]], [[3.0]])]))[0]
+    # mean(A) mean(B) = 3 * 2 = 6, and the mean of the products is (2 + 12) / 2 = 7
+    assert separate[A] * separate[B] == 6
+    assert named("ffa-lora").averaging == "freeze-a"
+    assert rounds.trained([A, B], "freeze-a", 1) == [B]
+    # A = 2 on both: only B passes, 2 * (1 + 3) / 2 = 4 = (2 * 1 + 2 * 3) / 2
+    same = arrays([[2.0]], [[0.0]])
+    found = Round([same] * 2, [{B: np.float32([[1.0]])}, {B: np.float32([[3.0]])}], [1, 1], lambda *_: 0.0)
+    result = named("ffa-lora").exchange(found)[0]
+    assert (result[A], result[B]) == (2.0, 2.0)
+
+
+def test_hetlora_pads_weighs_by_the_norm_of_the_product_and_cuts():
+    # Products: 3 * 1 = 3 and 0.5 * 2 + 0 * 7 = 1, so the weights are 3/4 and 1/4.
+    narrow, wide = ([[1.0]], [[3.0]]), ([[2.0], [7.0]], [[0.5, 0.0]])
+    first, second = hetlora.exchange(made_of([narrow, wide]))
+    np.testing.assert_allclose(second[A], [[0.75 * 1 + 0.25 * 2], [0.25 * 7]], rtol=1e-4)
+    np.testing.assert_allclose(second[B], [[0.75 * 3 + 0.25 * 0.5, 0.0]], rtol=1e-4)
+    np.testing.assert_array_equal(first[A], second[A][:1])
+    np.testing.assert_array_equal(first[B], second[B][:, :1])
+
+
+def test_hetlora_of_nothing_learned_is_a_plain_mean():
+    first, _ = hetlora.exchange(made_of([([[1.0]], [[0.0]]), ([[3.0]], [[0.0]])]))
+    assert first[A] == 2.0
+
+
+def test_flexlora_cuts_the_mean_product_to_the_rank_of_each_device():
+    # BA: diag(4, 0) and diag(0, 2); the mean is diag(2, 1), its best approximation of rank 1 is diag(2, 0).
+    first = ([[2.0, 0.0]], [[2.0], [0.0]])
+    second = ([[0.0, 1.0], [0.0, 0.0]], [[0.0, 0.0], [2.0, 0.0]])
+    one, two = flexlora.exchange(made_of([first, second]))
+    np.testing.assert_allclose(one[B] @ one[A], [[2, 0], [0, 0]], atol=1e-6)
+    np.testing.assert_allclose(two[B] @ two[A], [[2, 0], [0, 1]], atol=1e-6)
+
+
+def test_flexlora_equals_the_dense_decomposition_of_the_weighted_mean_and_every_device_counts():
+    rng = np.random.default_rng(0)
+    devices = [(rng.standard_normal((rank, 7)), rng.standard_normal((5, rank))) for rank in (1, 3, 2)]
+    weights = [1, 2, 5]
+    found = flexlora.exchange(made_of(devices, weights))
+    mean = sum(w * np.float32(b) @ np.float32(a) for w, (a, b) in zip(weights, devices, strict=True)) / 8
+    u, s, vt = np.linalg.svd(mean)
+    for (a, _), result in zip(devices, found, strict=True):
+        rank = len(a)
+        best = u[:, :rank] * s[:rank] @ vt[:rank]
+        np.testing.assert_allclose(result[B] @ result[A], best, atol=1e-5)
+        assert result[A].dtype == result[B].dtype == np.float32
+
+
+def test_pcl_trusts_by_the_softmax_of_negative_perplexities():
+    assert pcl.trust([5.0, 5.0]) == [0.5, 0.5]
+    assert pcl.trust([1.0, 1.0 + math.log(3)]) == pytest.approx([0.75, 0.25])
+
+    def loss(device, found):  # the perplexity is 1 with one's own experts and 1 + log 3 with the other's
+        own = [0.0, 4.0][device]
+        return 0.0 if found[A] == own else math.log(1 + math.log(3))
+
+    first, second = pcl.exchange(made_of([([[0.0]], [[1.0]]), ([[4.0]], [[5.0]])], loss=loss))
+    assert (first[A], first[B]) == pytest.approx((0.25 * 4, 0.75 * 1 + 0.25 * 5))
+    assert (second[A], second[B]) == pytest.approx((0.75 * 4, 0.75 * 5 + 0.25 * 1))
+    assert named("pcl").downloads(4) == 3
+
+
+def shared_by(name, specialists=2):
+    method = named(name)
+    names = ["generalist.x", *(f"specialist.{n + 1}.x" for n in range(specialists)), "router.blk.0"]
+    return [each for each in names if method.shares(each)]
+
+
+def test_what_each_method_shares():
+    for name in ("local", "local-train-valid", "local-even", "centralized", "comigs-2s"):
+        assert shared_by(name) == []
+    for name in ("comigs-1g1s", "comigs-1gxs", "comigs-1g7s", "comigs-tr", "pfedmoe"):
+        assert shared_by(name) == ["generalist.x"]
+    for name in ("comigs-2g", "fedavg", "fedavg-even", "ffa-lora", "hetlora", "flexlora", "pcl"):
+        assert shared_by(name) == ["generalist.x", "specialist.1.x", "specialist.2.x"]
+
+
+@pytest.mark.parametrize("form", ["lora", "parallel"])
+def test_the_generalist_that_passes_is_what_the_product_lets_out(make_adapters, form):
+    names = make_adapters(2, attention=True, form=form).named
+    assert set(filter(named("comigs-1g1s").shares, names)) == set(may_leave(names))
+
+
+def test_layouts_give_devices_the_experts_that_the_names_say():
+    counts = {name: METHODS[name].layout(PLAIN, 3).num_specialists for name in METHODS}
+    assert {counts[name] for name in ("comigs-1g1s", "comigs-2g", "comigs-2s", "comigs-tr", "pfedmoe")} == {1}
+    assert [counts[f"comigs-1g{n}s"] for n in range(2, 8)] == [2, 3, 4, 5, 6, 7]
+    assert counts["comigs-1gxs"] == 3
+    assert named("comigs-1gxs").layout(PLAIN, 0).experts_per_token == 1
+    singles = ("local", "local-train-valid", "fedavg", "centralized", "ffa-lora", "hetlora", "flexlora", "pcl")
+    assert {counts[name] for name in singles} == {0}
+
+
+@pytest.mark.parametrize("plain", [PLAIN, PLAIN_PARALLEL], ids=["lora", "parallel"])
+def test_one_expert_alone_has_as_many_weights_as_two(tiny_base, plain):
+    two = weights_of(named("comigs-1g1s").layout(plain, 1), tiny_base.shape)
+    assert weights_of(named("fedavg").layout(plain, 1), tiny_base.shape) == two
+
+
+@pytest.mark.parametrize("specialists", [0, 1, 3])
+def test_unequal_ranks_have_the_weights_of_all_experts_and_one_scale(tiny_base, specialists):
+    alone = matched(PLAIN, specialists)
+    mixed = named("comigs-1gxs").layout(PLAIN, specialists)
+    assert weights_of(alone, tiny_base.shape) == weights_of(mixed, tiny_base.shape)
+    assert alone.scale == pytest.approx(named("fedavg").layout(PLAIN, 1).scale)
+
+
+def test_where_routers_learn_and_experts_too():
+    assert {name for name, method in METHODS.items() if method.router == "training"} == {"comigs-tr"}
+    assert {name for name, method in METHODS.items() if method.router == "jointly"} == {"pfedmoe"}
+    assert {name for name, method in METHODS.items() if method.router == "even"} == {"local-even", "fedavg-even"}
+    assert named("local-train-valid").text == "both"
+    assert named("centralized").text == "pooled"
+
+
+def test_methods_are_found_by_name_and_an_unknown_one_is_a_sentence():
+    assert set(CORE) < set(METHODS)
+    with pytest.raises(ComigsError, match=r"no method 'fedprox'; the methods are local, .*pcl"):
+        named("fedprox")

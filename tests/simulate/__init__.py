@@ -1,0 +1,1 @@
+"""Tests of `comigs_edge.simulate`."""

@@ -1,0 +1,264 @@
+"""Virtual devices train by the real trainer, exchange over the real wire format, and go on bit for bit."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from comigs_edge.errors import ComigsError
+from comigs_edge.methods.catalogue import METHODS
+from comigs_edge.simulate.recipe import ExchangeRecipe, ExpertRecipe, TrainingRecipe
+from coordinator import compress, wire
+
+ALIKE = [f"comigs-1g{count}s" for count in range(3, 8)]  # differ from comigs-1g2s in a number
+
+
+def nothing(steps):
+    """Progress that nobody looks at."""
+
+
+def arrays(fleet):
+    return [device.adapters.arrays() for device in fleet.devices]
+
+
+def run(fleet):
+    return [record for _ in range(fleet.plan.size.rounds) for record in fleet.round(nothing)]
+
+
+def test_devices_share_one_base(fleet):
+    one = fleet("comigs-1g1s")
+    assert len({id(device.trainer.model.base) for device in one.devices}) == 1
+    assert len({id(tensor) for device in one.devices for tensor in device.adapters.named.values()}) == sum(
+        len(device.adapters.named) for device in one.devices
+    )
+
+
+def test_devices_start_from_one_generalist_and_from_specialists_and_routers_of_their_own(fleet):
+    first, second, third = arrays(fleet("comigs-1g1s"))
+    for name, array in first.items():
+        if name.startswith("generalist."):
+            assert (array == second[name]).all()
+            assert (array == third[name]).all()
+        elif name.endswith("lora_a") or name.startswith("router."):
+            assert (array != second[name]).any()
+
+
+def test_after_a_round_shared_tensors_are_equal_and_the_rest_is_each_devices_own(fleet):
+    one = fleet("comigs-1g1s")
+    before = arrays(one)
+    one.round(nothing)
+    after = arrays(one)
+    for name in after[0]:
+        if name.startswith("generalist."):
+            assert all((each[name] == after[0][name]).all() for each in after)
+            assert (after[0][name] != before[0][name]).any()
+        else:
+            assert (after[0][name] != after[1][name]).any()
+            assert (after[1][name] != after[2][name]).any()
+
+
+def test_two_generalists_are_both_equal_after_a_round_and_the_routers_are_not(fleet):
+    one = fleet("comigs-2g")
+    one.round(nothing)
+    after = arrays(one)
+    for name in after[0]:
+        assert all((each[name] == after[0][name]).all() for each in after) != name.startswith("router.")
+
+
+def test_devices_have_as_many_specialists_as_the_recipe_gives_them(fleet):
+    one = fleet("comigs-1gxs")
+    assert [device.adapters.layout.num_specialists for device in one.devices] == [1, 2, 0]
+    one.round(nothing)
+    after = arrays(one)
+    generalist = [name for name in after[2] if name.startswith("generalist.")]
+    assert len(generalist) == len(after[2])  # the third device has nothing else, not even a router
+    assert all((after[0][name] == after[2][name]).all() for name in generalist)
+
+
+def test_the_generalist_after_a_round_is_the_mean_of_what_the_devices_had_trained(fleet, recipe):
+    found = replace(recipe, exchange=ExchangeRecipe(update_format="float32"))
+    together, alone = fleet("comigs-1g1s", found=found), fleet("comigs-1g1s", found=found)
+    together.round(nothing)
+    for device in alone.devices:
+        device.train(3, nothing)
+    trained = arrays(alone)
+    for name, array in arrays(together)[0].items():
+        if name.startswith("generalist."):
+            np.testing.assert_allclose(array, np.mean([each[name] for each in trained], axis=0), atol=1e-6)
+
+
+@pytest.mark.parametrize("format_name", ["float32", "float16"])
+@pytest.mark.parametrize("attention", [False, True])
+def test_bytes_are_those_of_the_wire_format(fleet, recipe, format_name, attention):
+    found = replace(
+        recipe, exchange=ExchangeRecipe(update_format=format_name), experts=ExpertRecipe(attention=attention)
+    )
+    one = fleet("comigs-1g1s", found=found)
+    shapes = {name: array.shape for name, array in arrays(one)[0].items() if name.startswith("generalist.")}
+    up, down = (wire.encoded_size(compress.table(shapes, name)) for name in (format_name, "float32"))
+    for record in one.round(nothing):
+        assert (record["bytes_sent"], record["bytes_received"]) == (up, down)
+    assert up > sum(np.prod(shape) for shape in shapes.values()) * (4 if format_name == "float32" else 2)
+
+
+def test_a_fedavg_of_equal_parameters_moves_twice_the_numbers_and_frozen_a_sends_less(fleet):
+    sent = {name: fleet(name).round(nothing)[0]["bytes_sent"] for name in ("comigs-1g1s", "fedavg", "ffa-lora")}
+    assert sent["fedavg"] == pytest.approx(2 * sent["comigs-1g1s"], rel=0.05)
+    assert sent["ffa-lora"] < 0.6 * sent["fedavg"]
+
+
+@pytest.mark.parametrize("name", ["local", "local-train-valid", "comigs-2s", "centralized"])
+def test_methods_without_an_exchange_move_nothing(fleet, name):
+    records = run(fleet(name))
+    assert {record["bytes_sent"] + record["bytes_received"] for record in records} == {0}
+
+
+def test_frozen_a_stays_as_it_was_drawn(fleet):
+    one = fleet("ffa-lora")
+    before = arrays(one)
+    run(one)
+    after = arrays(one)
+    for name in after[0]:
+        same = all((each[name] == before[0][name]).all() for each in after)
+        assert same == name.endswith("lora_a")
+
+
+def test_unequal_ranks_train_and_exchange(fleet):
+    for name in ("hetlora", "flexlora"):
+        one = fleet(name)
+        assert [device.adapters.layout.rank for device in one.devices] == [16, 24, 8]
+        records = run(one)
+        assert all(np.isfinite(record["training_loss"]) for record in records)
+
+
+def test_pcl_leaves_every_device_with_a_model_of_its_own(fleet):
+    one = fleet("pcl")
+    records = one.round(nothing)
+    first, second, _ = arrays(one)
+    assert any((first[name] != second[name]).any() for name in first)
+    assert records[0]["bytes_received"] > 3.5 * records[0]["bytes_sent"]  # two models at float32, one at float16
+
+
+def test_a_centralized_model_is_one_and_is_measured_on_every_devices_text(fleet):
+    one = fleet("centralized")
+    assert len(one.devices) == 1
+    assert one.devices[0].trainer.schedule.batch == 3 * 2
+    records = run(one)
+    assert [record["device"] for record in records if "bits_per_byte" in record] == ["a", "b", "c"] * 2
+    assert sum(record["tokens"] for record in records) == 3 * 9 * 2 * 32
+
+
+def test_train_valid_has_the_validation_text_in_its_training_rows(fleet):
+    plain, both = fleet("local"), fleet("local-train-valid")
+    extra = len(both.devices[0].trainer.training) - len(plain.devices[0].trainer.training)
+    assert extra == pytest.approx(600 / 32, abs=1)
+
+
+def test_a_router_on_training_text_never_sees_a_validation_row(fleet):
+    trainer = fleet("comigs-tr").devices[0].trainer
+    seen, known = (set(map(tuple, rows.batch(0, len(rows)).tokens.tolist())) for rows in (
+        trainer.router_rows, trainer.training
+    ))  # fmt: skip
+    assert seen == known
+    assert (trainer.router_rows.batch(0, 4).tokens != trainer.training.batch(0, 4).tokens).any()
+    assert fleet("comigs-1g1s").devices[0].trainer.router_rows is not trainer.training
+
+
+def test_joint_training_has_no_router_steps_and_the_router_learns_all_the_same(fleet):
+    one = fleet("pfedmoe")
+    before = arrays(one)
+    run(one)
+    assert one.devices[0].trainer.router_steps == 0
+    assert (arrays(one)[0]["router.blk.0"] != before[0]["router.blk.0"]).any()
+
+
+def test_experts_that_weigh_the_same_do_so_to_the_end_and_the_router_takes_no_step(fleet):
+    one = fleet("fedavg-even")
+    records = run(one)
+    assert records[-1]["expert_scores"] == [[0.5, 0.5]] * 2
+    assert [device.trainer.router_steps for device in one.devices] == [0, 0, 0]
+    assert not arrays(one)[0]["router.blk.0"].any()
+
+
+def test_records_have_losses_scores_and_figures(fleet):
+    one = fleet("comigs-1gxs")
+    assert one.total_steps == 3 * 9 + 2 * 3 * 2  # two devices have a router
+    records = run(one)
+    assert one.steps == one.total_steps
+    assert [record["round"] for record in records] == [1] * 3 + [2] * 3 + [3] * 3
+    assert ["bits_per_byte" in record for record in records] == [True] * 3 + [False] * 3 + [True] * 3
+    for record in records:
+        assert record["training_loss"] > 0
+        assert record["validation_loss"] > 0  # a router's period ends in every round
+        assert record["tokens"] == (3 if record["device"] == "c" else 5) * 2 * 32
+        scores = record["expert_scores"]
+        if record["device"] == "c":
+            assert scores is None
+        else:
+            assert len(scores) == 2  # blocks
+            assert [sum(block) for block in scores] == pytest.approx([1, 1])
+            assert len(scores[0]) == {"a": 2, "b": 3}[record["device"]]
+
+
+def test_scores_are_the_mean_weights_of_the_router(fleet):
+    device = fleet("comigs-1g1s").devices[0]
+    with torch.no_grad():
+        for name, tensor in device.adapters.named.items():
+            if name.startswith("router."):
+                tensor.zero_()
+    device.trainer.validate()
+    assert device.trainer.scores == [[0.5, 0.5]] * 2
+    assert device.trainer.model.watch is None
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in ALIKE])
+def test_a_fleet_that_is_restored_between_rounds_ends_with_the_same_bits(fleet, name):
+    straight = fleet(name)
+    straight.round(nothing)
+    state, progress = straight.state()
+    state = {key: array.copy() for key, array in state.items()}
+    while not straight.is_done:
+        straight.round(nothing)
+    resumed = fleet(name)
+    resumed.restore(state, progress)
+    while not resumed.is_done:
+        resumed.round(nothing)
+    assert resumed.digest() == straight.digest()
+
+
+def test_the_load_balance_loss_changes_nothing_at_two_experts_and_something_at_three(fleet, recipe):
+    """The gradient is zero by `test_moe.py`; here by run: whatever its weight, the bits are the same."""
+    ends = {}
+    for name in ("comigs-1g1s", "comigs-1g2s"):
+        for weight in (0.0, 100.0):
+            one = fleet(name, found=replace(recipe, training=TrainingRecipe(balance_weight=weight)))
+            one.round(nothing)
+            ends[name, weight] = one.digest()
+    assert ends["comigs-1g1s", 0.0] == ends["comigs-1g1s", 100.0]
+    assert ends["comigs-1g2s", 0.0] != ends["comigs-1g2s", 100.0]
+
+
+def test_another_seed_is_another_fleet(fleet):
+    assert fleet("comigs-1g1s", seed=1).digest() != fleet("comigs-1g1s", seed=2).digest()
+    assert fleet("comigs-1g1s", seed=1).digest() == fleet("comigs-1g1s", seed=1).digest()
+
+
+def test_parallel_experts_train_too_and_methods_of_low_rank_refuse_them(fleet, recipe):
+    found = replace(recipe, experts=ExpertRecipe(form="parallel"))
+    records = run(fleet("comigs-1g1s", found=found))
+    assert records[-1]["bits_per_byte"] > 0
+    with pytest.raises(ComigsError, match=r'flexlora is about low-rank updates; use form = "lora" in \[experts\]'):
+        fleet("flexlora", found=found)
+
+
+def test_updates_by_tokens_weigh_as_the_coordinators_rules_say(fleet, recipe):
+    found = replace(recipe, exchange=ExchangeRecipe(weights="tokens"))
+    one, seen = fleet("comigs-1gxs", found=found), []
+    method = one.plan.method
+    one.plan = replace(
+        one.plan, method=replace(method, exchange=lambda each: seen.append(each) or method.exchange(each))
+    )
+    one.round(nothing)
+    # 5 and 3 steps of 64 tokens, as shares of 2^20 tokens times 2^16.
+    assert seen[0].weights == [20, 20, 12]

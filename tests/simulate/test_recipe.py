@@ -1,0 +1,66 @@
+"""Recipes: those that are shipped can be read, and what is wrong in one is said by name."""
+
+import pytest
+
+from comigs_edge.errors import ComigsError
+from comigs_edge.simulate import recipe as recipes
+from comigs_edge.simulate.recipe import find, read, shipped
+
+
+def test_every_shipped_recipe_can_be_read_and_has_both_sizes():
+    assert shipped() == ["chat", "devices", "domains", "multilingual", "quantity", "topics-ood"]
+    for name in shipped():
+        recipe = read(find(name))
+        assert list(recipe.sizes) == ["quick", "full"]
+        assert len(recipe.devices) == 4
+        quick = recipe.size("quick")
+        assert quick.rounds * quick.local_steps * quick.batch * quick.context == 25600
+        assert quick.training_tokens == 25600  # each token once
+        # The router's share of the steps is the paper's: 10 steps every 30.
+        for size in recipe.sizes.values():
+            assert 0.29 < size.router_steps / size.router_period < 0.34
+
+
+def test_recipes_say_what_their_names_say():
+    assert list(read(find("multilingual")).devices) == ["de", "fr", "it", "nl"]
+    assert read(find("topics-ood")).target == "mix"
+    assert {read(find(name)).target for name in shipped()} == {"own", "mix"}
+    assert sorted(device.share for device in read(find("quantity")).devices.values()) == [0.25, 0.25, 1.0, 1.0]
+    assert [device.specialists for device in read(find("devices")).devices.values()] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("rounds = 3", "round = 3", r"unknown key 'round' in \[sizes.quick\]; did you mean 'rounds'"),
+        ("about", "qqq", r"unknown key 'qqq' at the top; known: about, devices"),
+        ("rounds = 3", "rounds = 0", r"sizes.quick.rounds = 0 must be between 1 and"),
+        ("rounds = 3", 'rounds = "3"', r"sizes.quick.rounds = '3' must be int"),
+        ("rounds = 3\n", "", r"rounds missing in \[sizes.quick\]"),
+        ("measured_rounds = [1]", "measured_rounds = [4]", r"measured_rounds = 4 must be between 1 and 3"),
+        ("measured_rounds = [1]", "measured_rounds = 1", r"must be a list of numbers of rounds"),
+        ("share = 0.5", "share = 2", r"devices.c.share = 2.0 must be between 0.001 and 1"),
+        ("\n[sizes", '\ntarget = "others"\n[sizes', r"target = 'others' must be one of own, mix"),
+        ("\n[sizes", "\ntarget = 1\n[sizes", r"target = 1 must be str"),
+        ("\n[sizes", '\nexchange.update_format = "int8"\n[sizes', r"must be one of float32, float16"),
+        ("\n[sizes", "\nexperts = 8\n[sizes", r"experts must be a section, \[experts\]"),
+        ('devices.a = { text = "a" }', "devices.a = 1", r"devices.a must be a section"),
+        ("about =", "about = =", r"cannot be read"),
+    ],
+)
+def test_what_is_wrong_is_said_by_name(recipe_file, old, new, sentence):
+    with pytest.raises(ComigsError, match=sentence):
+        read(recipe_file(old, new))
+
+
+def test_a_recipe_or_a_size_that_is_not_there_is_a_sentence(recipe):
+    with pytest.raises(ComigsError, match="no recipe nonsense; name a TOML file or one of chat, devices"):
+        find("nonsense")
+    with pytest.raises(ComigsError, match="no size 'huge'; it has quick"):
+        recipe.size("huge")
+
+
+def test_the_defaults_are_the_papers():
+    experts, training = recipes.ExpertRecipe(), recipes.TrainingRecipe()
+    assert (experts.rank, experts.alpha, experts.form) == (8, 16.0, "lora")
+    assert (training.expert_learning_rate, training.final_learning_rate) == (2e-3, 2e-4)

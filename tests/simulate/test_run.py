@@ -1,0 +1,190 @@
+"""A simulation can be interrupted anywhere and goes on with the same bits; what it shows is counted right."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from comigs_edge.errors import ComigsError
+from comigs_edge.methods.catalogue import named
+from comigs_edge.simulate import plots, report
+from comigs_edge.simulate.fleet import Fleet
+from comigs_edge.simulate.run import Simulation
+
+
+def nothing(done, total):
+    """Progress that nobody looks at."""
+
+
+@pytest.fixture
+def simulation(tiny_base, recipe, read_texts, tmp_path):
+    text = read_texts(recipe)
+
+    def make(folder="out", **changes):
+        one = Simulation(recipe, recipe.size("quick"), text, tiny_base, tmp_path / folder, **changes)
+        with one.locked():
+            return one
+
+    return make
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+
+
+def without_times(records):
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
+
+
+@pytest.mark.parametrize("steps", [2, 22, 25, 40])  # in the first round, in the second, in its exchange, in the third
+def test_an_interrupted_run_goes_on_with_the_same_bits(simulation, steps):
+    straight = simulation("straight").run(named("comigs-1g1s"), 7, nothing)
+
+    def interrupt(done, total):
+        assert total == 3 * 15
+        if done == steps:
+            raise KeyboardInterrupt
+
+    one = simulation()
+    with pytest.raises(KeyboardInterrupt):
+        one.run(named("comigs-1g1s"), 7, interrupt)
+    started = []
+    resumed = one.run(named("comigs-1g1s"), 7, lambda done, total: started.append(done))
+    assert started[0] == steps // 15 * 15  # from its last round
+    assert resumed["digest"] == straight["digest"]
+    assert without_times(resumed["records"]) == without_times(straight["records"])
+    assert lines(one.folder / "comigs-1g1s-7") == resumed["records"]
+
+
+def test_a_finished_run_is_not_run_again_and_leaves_no_checkpoint(simulation, monkeypatch):
+    one = simulation()
+    first = one.run(named("local"), 0, nothing)
+    assert sorted(path.name for path in (one.folder / "local-0").iterdir()) == ["result.json", "rounds.jsonl"]
+    monkeypatch.setattr(Fleet, "round", None)
+    assert one.run(named("local"), 0, nothing) == first
+
+
+def test_another_simulation_in_the_folder_is_refused(simulation):
+    simulation()
+    simulation()
+    with pytest.raises(ComigsError, match=r"holds another simulation \(other leaky\); name another --output"):
+        simulation(leaky=True)
+
+
+def test_two_processes_do_not_simulate_in_one_folder(simulation):
+    one = simulation()
+    with one.locked(), pytest.raises(ComigsError, match=r"another process simulates in .*; wait for it"):
+        simulation()
+    simulation()
+
+
+def test_the_base_is_measured_once(simulation, monkeypatch):
+    one = simulation()
+    found = one.measure_base(nothing)
+    assert list(found) == ["a", "b", "c"]
+    monkeypatch.setattr("comigs_edge.simulate.run.in_torch", None)
+    assert one.measure_base(nothing) == found
+
+
+def record(method, seed, number, device, **figures):
+    common = {"method": method, "seed": seed, "round": number, "device": device, "bytes_sent": 1, "bytes_received": 2}
+    return common | {"tokens": 10, "seconds": 1.0, "validation_loss": None, "expert_scores": None} | figures
+
+
+def result(seed, bits):
+    return {"method": "m", "seed": seed, "records": [
+        record("m", seed, 1, "a", validation_loss=4.0, expert_scores=[[0.2, 0.8], [0.5, 0.5]]),
+        record("m", seed, 1, "b", validation_loss=2.0, expert_scores=[[0.4, 0.6], [0.7, 0.3]]),
+        record("m", seed, 2, "a", bits_per_byte=bits, perplexity=8.0),
+        record("m", seed, 2, "b", bits_per_byte=bits + 1, perplexity=10.0),
+    ]}  # fmt: skip
+
+
+BASE = {"a": {"bits_per_byte": 3.0, "perplexity": 20.0}, "b": {"bits_per_byte": 5.0, "perplexity": 40.0}}
+
+
+def test_the_table_has_means_over_devices_and_the_spread_over_seeds_by_hand():
+    base, row = report.summary([result(1, 1.0), result(2, 2.0)], BASE)
+    assert (base["bits_per_byte"], base["perplexity"], base["spread"]) == (4.0, 30.0, None)
+    assert row["devices"] == {"a": 1.5, "b": 2.5}
+    # Means over devices: 1.5 and 2.5; their standard deviation is sqrt(0.5).
+    assert row["bits_per_byte"] == 2.0
+    assert row["spread"] == pytest.approx(0.5**0.5)
+    assert (row["perplexity"], row["bytes"], row["tokens"], row["seconds"]) == (9.0, 12, 40, 4.0)
+    text = report.markdown([base, row], ["A note."])
+    assert "- A note." in text
+    assert "| method | a | b | mean | spread | moved | tokens | seconds | seeds |" in text
+    assert "| base | 3.0000 | 5.0000 | 4.0000 |  |  |  |  |  |" in text
+    assert "| m | 1.5000 | 2.5000 | 2.0000 | 0.7071 | 0.0 MB | 40 | 4 | 2 |" in text
+    assert "| base | 20.00 | 40.00 | 30.00 |" in text
+    assert "| m | 8.00 | 10.00 | 9.00 |" in text
+
+
+def test_curves_are_means_over_devices_and_seeds():
+    found = [result(1, 1.0), result(2, 2.0)]
+    assert plots.curves(found) == {"m": {1: 3.0}}
+    assert plots.generalist_scores(found)["m"] == [pytest.approx([0.3, 0.6])]
+
+
+def test_plots_are_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    paths = plots.draw([result(1, 1.0)], tmp_path)
+    assert [path.name for path in paths] == ["validation.png", "experts.png"]
+    assert all(path.stat().st_size > 1000 for path in paths)
+
+
+def test_the_command_runs_reports_and_goes_on(run, recipe_file, folder, tiny_path, tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, "is_possible", lambda: False)
+    words = [
+        "simulate",
+        recipe_file(),
+        "--text",
+        folder,
+        "--base",
+        tiny_path,
+        "--output",
+        tmp_path / "out",
+        "--threads",
+        1,
+    ]
+    words += ["--method", "local", "--method", "comigs-2s", "--seed", 1, "--rounds", 1]
+    first = run(*words)
+    assert "matplotlib is missing; get it with: pip install 'comigs-edge[bench]'" in first.stderr.replace("\n", " ")
+    report_text = (tmp_path / "out" / "report.md").read_text()
+    assert "| comigs-2s |" in report_text
+    assert "Rounds of 3 expert steps: 1; 2 x 32 tokens a step." in report_text
+    assert "Training tokens: a 2,000, b 2,000, c 1,000." in report_text
+    again = json.loads(run(*words, "--json").stdout)
+    assert [row["method"] for row in again["methods"]] == ["base", "local", "comigs-2s"]
+    assert again["methods"][1]["bits_per_byte"] < again["methods"][0]["bits_per_byte"]
+    other = run(*words, "--rounds", 2, code=1)
+    assert "holds another simulation (other size); name another --output" in other.stderr
+
+
+def test_a_command_that_is_stopped_says_how_it_goes_on(run, recipe_file, folder, tiny_path, tmp_path, monkeypatch):
+    def stopped(self, method, seed, progress):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Simulation, "run", stopped)
+    words = ["simulate", recipe_file(), "--text", folder, "--base", tiny_path, "--output", tmp_path / "out"]
+    assert "the same command goes on from the last round" in run(*words, code=130).stderr
+
+
+def test_help_does_not_load_torch():
+    code = (
+        "import sys; from typer.testing import CliRunner; from comigs_edge.cli import app;"
+        "print(CliRunner().invoke(app, ['simulate', '--help']).exit_code, {'torch', 'matplotlib'} & set(sys.modules))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert out.strip() == "0 set()"
+
+
+def test_wrong_words_are_refused_in_a_sentence(run, recipe_file, folder, tiny_path):
+    words = ["simulate", recipe_file(), "--text", folder, "--base", tiny_path]
+    assert "there is no method 'x'" in run(*words, "--method", "x", code=1).stderr
+    assert "--device tpu must be one of cpu, cuda" in run(*words, "--device", "tpu", code=2).stderr
+    assert "there is no recipe nonsense" in run("simulate", "nonsense", "--text", folder, code=1).stderr
+    assert (
+        "has no file de.jsonl" in run("simulate", "multilingual", "--text", folder, "--base", tiny_path, code=1).stderr
+    )
