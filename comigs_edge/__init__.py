@@ -13,9 +13,13 @@ planning.py    how this device would train  measure.py    how fast it multiplies
 pauses.py      waiting for a better moment
 adapters.py    what training makes, and which part of it may leave the device
 train.py       the bi-level loop            checkpoint.py its state on disk
+together.py    a training in rounds     federation.py the device's side of its fleet
+membership.py  its files there          manifests.py  the chain of generalists, checked
+remote.py      talking to a coordinator exchange.py   what is told and asked there
 evaluate.py    bits per byte                export.py     adapters + base -> one GGUF
 chat.py        a conversation in llama.cpp  engine.py     llama.cpp itself
 speed.py       tokens a second, side by side
+simulate/      a fleet on one machine   methods/      what a method shares, one file each
 session.py     a home's text, base and settings brought together for training
 home.py        the folder of all this       config.py     its settings
 files.py       writing without loss         errors.py     what a user is told

@@ -11,7 +11,8 @@ folder.py      the folder of all this, and its lock               config.py     
 server.py      HTTP for devices                                   answers.py    bytes <-> messages
 admin.py       operations for the owner                           overview.py   what there is to see
 serve.py       the running process                                __main__.py   the command line
-page.py        the status page                                    metrics.py    for Prometheus
+page.py        the status page; charts.py, looks.py                metrics.py    for Prometheus
+service.py     its unit for systemd                               systemd.py    units, installed
 openapi.py     the description of the API
 """
 
