@@ -144,7 +144,8 @@ class Members:
             raise Refused(409, "other_generalist", difference)
         if wanted is not None:
             self._check_name(wanted, identity)
-        name, now = wanted or self._free_name(), self._clock()
+        before = self.devices.get(identity)  # it was here before, perhaps removed: it keeps its name
+        name, now = wanted or (before.name if before else self._free_name()), self._clock()
         with self._database.transaction():
             if known is None:
                 self._database.set_fact("generalist", encode(wish.generalist).decode())
@@ -154,7 +155,6 @@ class Members:
                 " ON CONFLICT (id) DO UPDATE SET name = excluded.name, revoked = NULL",
                 identity, name, wish.public_key, now, now, wish.version[:32],
             )  # fmt: skip
-        before = self.devices.get(identity)  # it was here before, perhaps removed
         counts = (before.bytes_in, before.bytes_out) if before else (0, 0)
         self.devices[identity] = Device(identity, name, public_key, None, now, *counts)
 

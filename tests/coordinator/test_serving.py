@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from comigs_edge.remote import RemoteRefused
+from coordinator import keys
 from tests.coordinator.rig import Coordinator, Member, arrays, random_arrays
 
 
@@ -37,6 +38,12 @@ def test_an_invitation_is_good_for_one_device(coordinator):
     assert Member(link).joined.name == "device-1"
     with pytest.raises(RemoteRefused, match="used already"):
         Member(link)
+
+
+def test_a_device_that_joins_again_without_a_name_keeps_its_own(coordinator):
+    member = Member(coordinator.invite("kitchen-pi"))
+    member.wish.code = keys.read_link(coordinator.invite())[1]
+    assert member.remote.join(member.wish).name == "kitchen-pi"
 
 
 def test_a_revoked_device_is_refused_at_its_next_request(coordinator):
