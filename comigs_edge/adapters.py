@@ -111,7 +111,7 @@ class Adapters:
 
     def load_generalist(self, arrays: Arrays) -> None:
         """Takes over the generalist's values, in place; the rest stays as it is."""
-        _check({**self.arrays(), **arrays}, self.layout, self.shape)
+        _check({**self.named, **arrays}, self.layout, self.shape)
         self._copy(arrays)
 
     @torch.no_grad()
@@ -207,7 +207,7 @@ def load(folder: Path, shape: Shape, base_sha256: str) -> tuple[Adapters, dict[s
     return Adapters(layout, shape, {name: torch.from_numpy(array) for name, array in arrays.items()}), manifest
 
 
-def _check(arrays: Arrays, layout: Layout, shape: Shape) -> None:
+def _check(arrays: dict[str, Any], layout: Layout, shape: Shape) -> None:
     expected = expected_shapes(layout, shape)
     found = {name: array.shape for name, array in arrays.items()}
     for name in sorted(expected.keys() | found.keys()):

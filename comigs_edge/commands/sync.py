@@ -34,8 +34,8 @@ def sync(
         federation = _federation(home, settings)
         if dry_run:
             _show_receipt(federation, _generalist(home, settings), json)
-        elif _interrupted(home):
-            _exchange_waiting(federation, json)
+        elif _interrupted(home) is not None:  # it takes over what is new when it goes on
+            _exchange_waiting(federation, "comigs-edge train --resume", json)
         else:
             _exchange(home, settings, federation, json)
 
@@ -55,7 +55,7 @@ def rollback(
     home = homes.locate()
     settings = home.settings()
     with home.locked("rollback"):
-        if _interrupted(home):
+        if _interrupted(home) is not None:
             raise ComigsError(
                 "a training is interrupted and holds the generalist; end it first with: comigs-edge train --resume"
             )
@@ -80,11 +80,12 @@ def _federation(home: Home, settings: Config) -> Federation:
     return open_federation(home, settings.fleet, tensors, settings.base.sha256, PATIENCE)
 
 
-def _interrupted(home: Home) -> bool:
+def _interrupted(home: Home) -> Arrays | None:
+    """The state of an interrupted training; None where none is."""
     from comigs_edge import checkpoint
 
     found = checkpoint.load(home.state)
-    return bool(found and found[1] and not found[1]["finished"])
+    return found[0] if found and found[1] and not found[1]["finished"] else None
 
 
 def _notes(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -100,17 +101,13 @@ def _notes(manifest: dict[str, Any]) -> dict[str, Any]:
 def _generalist(home: Home, settings: Config) -> Arrays | None:
     """This device's generalist now, of the interrupted training or else of the newest adapters; None before both."""
     from comigs_edge import adapters as adapter_files
-    from comigs_edge import checkpoint
     from comigs_edge.shape import read_shape
     from comigs_edge.versions import versions
     from quantize.gguf_file import GGUFFile
 
-    if _interrupted(home):
-        found = checkpoint.load(home.state)
-        assert found is not None
-        current = {
-            name.removeprefix("current."): array for name, array in found[0].items() if name.startswith("current.")
-        }
+    state = _interrupted(home)
+    if state is not None:
+        current = {name.removeprefix("current."): a for name, a in state.items() if name.startswith("current.")}
         return adapter_files.may_leave(current)
     if not versions(home.adapters):
         return None
@@ -172,31 +169,28 @@ def _kinds(tensors: dict[str, Any]) -> dict[str, list[str]]:
 # Exchanging ---------------------------------------------------------------------------------------------------------
 
 
-def _exchange_waiting(federation: Federation, json: bool) -> None:
-    """Only the outbox: the interrupted training takes over what is new when it goes on."""
+def _exchange_waiting(federation: Federation, following: str, json: bool) -> None:
+    """Brings the outbox only: there are no adapters that could take something over."""
     from comigs_edge.commands.console import bar
     from comigs_edge.exchange import Exchange
 
     found = Exchange()
     with bar("bringing the update") as progress:
         federation.bring_waiting(found, progress)
-    _report(found, None, "comigs-edge train --resume", json)
+    _report(found, None, following, json)
 
 
 def _exchange(home: Home, settings: Config, federation: Federation, json: bool) -> None:
     from comigs_edge import adapters as adapter_files
     from comigs_edge.commands.console import bar
-    from comigs_edge.exchange import Exchange
     from comigs_edge.shape import read_shape
     from comigs_edge.versions import versions
     from quantize.gguf_file import GGUFFile
 
-    found, version = Exchange(), None
     if not versions(home.adapters):
-        with bar("bringing the update") as progress:
-            federation.bring_waiting(found, progress)
-        _report(found, None, "comigs-edge train", json)
+        _exchange_waiting(federation, "comigs-edge train", json)
         return
+    version = None
     shape = read_shape(GGUFFile(home.base_file))
     adapters, manifest = adapter_files.load(home.adapters, shape, settings.base.sha256)
     generalist = federation.begin(adapters.generalist(), manifest.get("fleet_mark"))
