@@ -25,7 +25,7 @@ def simulate(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe (multilingual, topics-ood, domains, quantity, devices, chat) or "
                                           "a TOML file.")],
     text: Annotated[Path, typer.Option(help="Folder with one JSONL file a person, somewhere below it.")],
-    size: Annotated[str, typer.Option(help="Size of the recipe: quick or full.")] = "quick",
+    size: Annotated[str, typer.Option(help="Size of the recipe: brief, quick or full.")] = "quick",
     method: Annotated[Optional[list[str]], typer.Option(help="Method; may be given several times. Default: local, fedavg, "
                                                         "comigs-1g1s, comigs-2g, comigs-2s.")] = None,
     seed: Annotated[Optional[list[int]], typer.Option(min=0, help="Seed; may be given several times. Default: 42.")] = None,

@@ -11,7 +11,7 @@ def test_every_shipped_recipe_can_be_read_and_has_both_sizes():
     assert shipped() == ["chat", "devices", "domains", "multilingual", "quantity", "topics-ood"]
     for name in shipped():
         recipe = read(find(name))
-        assert list(recipe.sizes) == ["quick", "full"]
+        assert list(recipe.sizes) == ["brief", "quick", "full"]
         assert len(recipe.devices) == 4
         quick = recipe.size("quick")
         assert quick.rounds * quick.local_steps * quick.batch * quick.context == 25600
