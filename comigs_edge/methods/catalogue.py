@@ -6,6 +6,7 @@ from comigs_edge.errors import ComigsError
 from comigs_edge.methods import (
     centralized,
     comigs,
+    fdlora,
     fedavg,
     ffa_lora,
     flexlora,
@@ -19,7 +20,7 @@ from comigs_edge.methods.method import Method
 CORE = ("local", "fedavg", "comigs-1g1s", "comigs-2g", "comigs-2s")
 METHODS: dict[str, Method] = {
     method.name: method
-    for module in (local, fedavg, comigs, pfedmoe, centralized, ffa_lora, hetlora, flexlora, pcl)
+    for module in (local, fedavg, comigs, pfedmoe, centralized, ffa_lora, hetlora, flexlora, pcl, fdlora)
     for method in module.METHODS
 }
 

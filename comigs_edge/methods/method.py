@@ -6,7 +6,7 @@ A method is a value made of small functions on named arrays; training, wire form
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from comigs_edge.arithmetic import plus
 from comigs_edge.layout import Layout
@@ -24,6 +24,11 @@ class Round:
     changes: list[Arrays]  # what each has learned since, as it came over the wire
     weights: list[int]  # as `coordinator.rounds.weight` gives them
     loss: Loss
+    number: int = 1  # of this round
+    rounds: int = 1  # in all
+    memories: list[Arrays] = field(
+        default_factory=list
+    )  # what the method keeps of each device until the next round; it may write into them
 
     def after(self, device: int) -> Arrays:
         """The shared tensors of one device, as the coordinator knows them."""
@@ -91,3 +96,4 @@ class Method:
     averaging: str | None = None  # one of `coordinator.rounds.AVERAGING`; None: the recipe's
     lora_only: bool = False
     downloads: Callable[[int], int] = lambda devices: 1  # models that a device downloads in a round
+    first_exchange: Callable[[int], int] = lambda rounds: 1  # the round that ends with the first one, of so many

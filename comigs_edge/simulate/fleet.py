@@ -31,6 +31,7 @@ from coordinator.wire import Arrays
 
 Advance = Callable[[int], None]
 POOL = "all"  # the name of the one device of `centralized`
+MEMORY = "memory."  # before names of arrays that a method keeps between rounds
 OTHER_ORDER = 1 << 20  # added to the seed of rows that a router learns from in place of validation rows
 
 
@@ -75,6 +76,7 @@ class Fleet:
             sorted(filter(plan.method.shares, device.adapters.named)) if len(self.devices) > 1 else []
             for device in self.devices
         ]
+        self.memories: list[Arrays] = [{} for _ in self.devices]  # what the method keeps between rounds
         self._start_together()
 
     @property
@@ -103,7 +105,7 @@ class Fleet:
             device.trainer.frozen = set(names) - set(learns)
             local = device.train(number * self.plan.size.local_steps, advance)
             records.append({"round": number, "device": device.name, **asdict(local)})
-        sent, received = self._exchange(before, trained, [record["tokens"] for record in records])
+        sent, received = self._exchange(number, before, trained, [record["tokens"] for record in records])
         self.number = number
         for record, up, down in zip(records, sent, received, strict=True):
             record |= {"bytes_sent": up, "bytes_received": down}
@@ -118,10 +120,10 @@ class Fleet:
     # Exchange -----------------------------------------------------------------------------------------------------
 
     def _exchange(
-        self, before: list[Arrays], trained: list[list[str]], tokens: list[int]
+        self, number: int, before: list[Arrays], trained: list[list[str]], tokens: list[int]
     ) -> tuple[list[int], list[int]]:
         """Lets the method work; returns the bytes that each device sent and received."""
-        if not any(self.names):
+        if not any(self.names) or number < self.plan.method.first_exchange(self.plan.size.rounds):
             return [0] * len(self.devices), [0] * len(self.devices)
         rules, method = Rules(weights=self.plan.recipe.exchange.weights), self.plan.method
         sent, changes = [], []
@@ -130,7 +132,8 @@ class Fleet:
             sent.append(data)
             changes.append(change)
         weights = [rounds.weight(rules, 0, count) for count in tokens]
-        results = method.exchange(Round(before, changes, weights, self._loss))
+        found = Round(before, changes, weights, self._loss, number, self.plan.size.rounds, self.memories)
+        results = method.exchange(found)
         for device, result in zip(self.devices, results, strict=True):
             device.load(result)
         whole = [wire.encoded_size(compress.table(_shapes(arrays), "float32")) for arrays in before]
@@ -184,17 +187,19 @@ class Fleet:
         """Everything that later rounds depend on; to be taken between rounds."""
         arrays: Arrays = {}
         progress: dict[str, Any] = {"round": self.number, "devices": {}}
-        for device in self.devices:
+        for device, memory in zip(self.devices, self.memories, strict=True):
             own, progress["devices"][device.name] = device.trainer.state()
             arrays |= {f"{device.name}/{name}": array for name, array in own.items()}
+            arrays |= {f"{device.name}/{MEMORY}{name}": array for name, array in memory.items()}
         return arrays, progress
 
     def restore(self, arrays: Arrays, progress: dict[str, Any]) -> None:
         """The reverse of `state`."""
         self.number = progress["round"]
-        for device in self.devices:
-            prefix = f"{device.name}/"
-            own = {name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)}
+        for device, memory in zip(self.devices, self.memories, strict=True):
+            own = _below(f"{device.name}/", arrays)
+            memory.clear()
+            memory.update(_below(MEMORY, own))
             device.trainer.restore(own, progress["devices"][device.name])
 
 
@@ -229,6 +234,10 @@ def _trainer(base: Base, plan: Plan, layout: Layout, text: tuple[Any, Any], inde
     again = Rows(text[0], context, seed + OTHER_ORDER) if plan.method.router == "training" else None
     model = new_model(base, adapters, schedule.batch * context)
     return (Leaky if plan.leaky else Observed)(model, training, validation, schedule, router_rows=again)
+
+
+def _below(prefix: str, arrays: Arrays) -> Arrays:
+    return {name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)}
 
 
 def _shapes(arrays: Arrays) -> dict[str, tuple[int, ...]]:

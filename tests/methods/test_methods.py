@@ -1,6 +1,7 @@
 """Every method against a case of two parameters that is worked by hand, and against dense arithmetic."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from comigs_edge.adapters import may_leave
 from comigs_edge.errors import ComigsError
 from comigs_edge.layout import Layout, expected_shapes
-from comigs_edge.methods import flexlora, hetlora, pcl
+from comigs_edge.methods import fdlora, flexlora, hetlora, pcl
 from comigs_edge.methods.catalogue import CORE, METHODS, named
 from comigs_edge.methods.method import Round
 from comigs_edge.methods.ranks import matched
@@ -118,12 +119,44 @@ def shared_by(name, specialists=2):
     return [each for each in names if method.shares(each)]
 
 
+def test_fdlora_trains_alone_then_averages_and_fuses_with_the_weights_that_validation_prefers():
+    method, memories = named("fdlora"), [{}, {}]
+    assert method.first_exchange(5) == 2  # of five rounds, the first is alone and the second ends with a mean
+    alone = made_of([([[1.0]], [[2.0]]), ([[3.0]], [[4.0]])])
+    first = method.exchange(replace(alone, number=2, rounds=5, memories=memories))
+    assert [(result[A], result[B]) for result in first] == [(2.0, 3.0)] * 2
+    assert [(memory[A], memory[B]) for memory in memories] == [(1.0, 2.0), (3.0, 4.0)]
+
+    wanted = [1.5, 0.0]  # of A: the first device's validation text likes p + 2 g = 1.5 best, the second's 3 p + 2 g = 0
+
+    def loss(device, found):
+        return ((found[A] - wanted[device]) ** 2 + (found[B] - found[A] * 2) ** 2).item()
+
+    last = Round([first[0]] * 2, [arrays([[0.0]], [[0.0]])] * 2, [1, 1], loss, 5, 5, memories)
+    for device, result in enumerate(method.exchange(last)):
+        personal = memories[device]
+        ends = [loss(device, fdlora.fused(personal, first[0], start)) for start in fdlora.STARTS]
+        assert loss(device, result) < min(ends)
+
+
+def test_the_search_for_two_weights_finds_the_lowest_point_of_a_bowl_by_steps_of_an_eighth():
+    # From (1, 0): down to p = 0.75, where g = 0.25 is the lowest of all.
+    asked = []
+
+    def bowl(weights):
+        asked.append(weights)
+        return (weights[0] - 0.75) ** 2 + (weights[1] - 0.25) ** 2
+
+    assert fdlora.lowest(bowl) == (0.75, 0.25)
+    assert len(asked) == len(set(asked)) < 20
+
+
 def test_what_each_method_shares():
     for name in ("local", "local-train-valid", "local-even", "centralized", "comigs-2s"):
         assert shared_by(name) == []
     for name in ("comigs-1g1s", "comigs-1gxs", "comigs-1g7s", "comigs-tr", "pfedmoe"):
         assert shared_by(name) == ["generalist.x"]
-    for name in ("comigs-2g", "fedavg", "fedavg-even", "ffa-lora", "hetlora", "flexlora", "pcl"):
+    for name in ("comigs-2g", "fedavg", "fedavg-even", "ffa-lora", "hetlora", "flexlora", "pcl", "fdlora"):
         assert shared_by(name) == ["generalist.x", "specialist.1.x", "specialist.2.x"]
 
 
@@ -139,7 +172,17 @@ def test_layouts_give_devices_the_experts_that_the_names_say():
     assert [counts[f"comigs-1g{n}s"] for n in range(2, 8)] == [2, 3, 4, 5, 6, 7]
     assert counts["comigs-1gxs"] == 3
     assert named("comigs-1gxs").layout(PLAIN, 0).experts_per_token == 1
-    singles = ("local", "local-train-valid", "fedavg", "centralized", "ffa-lora", "hetlora", "flexlora", "pcl")
+    singles = (
+        "local",
+        "local-train-valid",
+        "fedavg",
+        "centralized",
+        "ffa-lora",
+        "hetlora",
+        "flexlora",
+        "pcl",
+        "fdlora",
+    )
     assert {counts[name] for name in singles} == {0}
 
 

@@ -7,15 +7,16 @@ from comigs_edge.simulate import recipe as recipes
 from comigs_edge.simulate.recipe import find, read, shipped
 
 
-def test_every_shipped_recipe_can_be_read_and_has_both_sizes():
+def test_every_shipped_recipe_can_be_read_and_has_its_three_sizes():
     assert shipped() == ["chat", "devices", "domains", "multilingual", "quantity", "topics-ood"]
     for name in shipped():
         recipe = read(find(name))
         assert list(recipe.sizes) == ["brief", "quick", "full"]
         assert len(recipe.devices) == 4
-        quick = recipe.size("quick")
-        assert quick.rounds * quick.local_steps * quick.batch * quick.context == 25600
-        assert quick.training_tokens == 25600  # each token once
+        for label, tokens in (("brief", 12800), ("quick", 25600)):
+            size = recipe.size(label)
+            assert size.rounds * size.local_steps * size.batch * size.context == tokens
+            assert size.training_tokens == tokens  # each token once
         # The router's share of the steps is the paper's: 10 steps every 30.
         for size in recipe.sizes.values():
             assert 0.29 < size.router_steps / size.router_period < 0.34

@@ -57,6 +57,19 @@ def test_an_interrupted_run_goes_on_with_the_same_bits(simulation, steps):
     assert lines(one.folder / "comigs-1g1s-7") == resumed["records"]
 
 
+def test_what_a_method_keeps_between_rounds_outlives_an_interruption(simulation):
+    straight = simulation("straight").run(named("fdlora"), 7, nothing)
+
+    def interrupt(done, total):
+        if done == 25:  # in the last round of three, long after the personal experts were kept
+            raise KeyboardInterrupt
+
+    one = simulation()
+    with pytest.raises(KeyboardInterrupt):
+        one.run(named("fdlora"), 7, interrupt)
+    assert one.run(named("fdlora"), 7, nothing)["digest"] == straight["digest"]
+
+
 def test_a_finished_run_is_not_run_again_and_leaves_no_checkpoint(simulation, monkeypatch):
     one = simulation()
     first = one.run(named("local"), 0, nothing)
