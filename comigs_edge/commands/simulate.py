@@ -155,7 +155,11 @@ def _report(results: list[Any], scores: Any, sentences: list[str], folder: Path,
     else:
         warn(escape(plots.MISSING))
     if as_json:
-        print_json({"folder": str(folder), "methods": rows})
+        print_json({
+            "folder": str(folder), "notes": sentences, "methods": rows,
+            "above_reference": report.compared(rows, report.REFERENCE),
+            "validation_losses": plots.curves(results), "generalist_scores": plots.generalist_scores(results),
+        })  # fmt: skip
         return
     from rich.markdown import Markdown
 

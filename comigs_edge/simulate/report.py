@@ -6,6 +6,7 @@ import statistics
 from typing import Any
 
 Result = dict[str, Any]  # a run's result.json
+REFERENCE = "comigs-1g1s"
 Scores = dict[str, dict[str, float]]  # device -> bits_per_byte, perplexity
 
 
@@ -35,6 +36,7 @@ def summary(results: list[Result], base: Scores) -> list[dict[str, Any]]:
             "method": method, "seeds": len(runs),
             "devices": {name: statistics.mean(each[name] for each in bits) for name in bits[0]},
             "bits_per_byte": statistics.mean(means), "spread": statistics.stdev(means) if len(means) > 1 else None,
+            "by_seed": {str(run["seed"]): mean for run, mean in zip(runs, means, strict=True)},
             "perplexities": {name: statistics.mean(each[name] for each in perplexities) for name in bits[0]},
             "perplexity": statistics.mean(value for each in perplexities for value in each.values()),
             "bytes": sum(record["bytes_sent"] + record["bytes_received"] for record in records) / len(runs),
@@ -42,6 +44,20 @@ def summary(results: list[Result], base: Scores) -> list[dict[str, Any]]:
             "seconds": sum(record["seconds"] for record in records) / len(runs),
         })  # fmt: skip
     return rows
+
+
+def compared(rows: list[dict[str, Any]], reference: str) -> dict[str, tuple[float, float | None]]:
+    """Method -> by how many percent its bits per byte lie above those of `reference`: mean and spread over common seeds.
+
+    Seeds are compared one by one: what a seed does to both methods drops out. Empty without the reference.
+    """
+    found: dict[str, tuple[float, float | None]] = {}
+    own = next((row["by_seed"] for row in rows if row["method"] == reference), {})
+    for row in rows:
+        percents = [100 * (row["by_seed"][seed] / own[seed] - 1) for seed in own if seed in row["by_seed"]]
+        if percents and row["method"] != reference:
+            found[row["method"]] = (statistics.mean(percents), statistics.stdev(percents) if percents[1:] else None)
+    return found
 
 
 def markdown(rows: list[dict[str, Any]], notes: list[str]) -> str:
@@ -68,6 +84,12 @@ def markdown(rows: list[dict[str, Any]], notes: list[str]) -> str:
     for row in rows:
         figures = [f"{row['perplexities'][name]:.2f}" for name in devices]
         lines.append(f"| {row['method']} | {' | '.join(figures)} | {row['perplexity']:.2f} |")
+    if differences := compared(rows, REFERENCE):
+        lines += ["", f"Bits per byte above {REFERENCE}'s, seed by seed; the spread is over seeds.", ""]
+        lines += ["| method | difference | spread | seeds |", "|---|---|---|---|"]
+    for method, (percent, deviation) in differences.items():
+        seeds = next(row["seeds"] for row in rows if row["method"] == method)
+        lines.append(f"| {method} | {percent:+.2f} % | {'' if deviation is None else f'{deviation:.2f} %'} | {seeds} |")
     return "\n".join(lines) + "\n"
 
 
@@ -75,7 +97,7 @@ def _base_row(base: Scores) -> dict[str, Any]:
     devices = {name: score["bits_per_byte"] for name, score in base.items()}
     return {
         "method": "base", "seeds": 0, "devices": devices, "bits_per_byte": statistics.mean(devices.values()),
-        "spread": None, "perplexities": {name: score["perplexity"] for name, score in base.items()},
+        "spread": None, "by_seed": {}, "perplexities": {name: score["perplexity"] for name, score in base.items()},
         "perplexity": statistics.mean(score["perplexity"] for score in base.values()),
         "bytes": 0, "tokens": 0, "seconds": 0.0,
     }  # fmt: skip

@@ -134,6 +134,20 @@ def test_the_table_has_means_over_devices_and_the_spread_over_seeds_by_hand():
     assert "| m | 8.00 | 10.00 | 9.00 |" in text
 
 
+def test_methods_are_compared_seed_by_seed_by_hand():
+    def row(method, by_seed):
+        return {"method": method, "by_seed": by_seed}
+
+    rows = [row("base", {}), row("fedavg", {"1": 2.2, "2": 3.3, "3": 9.0}), row("comigs-1g1s", {"1": 2.0, "2": 3.0})]
+    rows.append(row("local", {"1": 1.0, "2": 3.3}))
+    # local: -50 % and +10 %, so -20 % with a standard deviation of sqrt(2 * 30^2) = 42.43 %
+    found = report.compared(rows, "comigs-1g1s")
+    assert found["fedavg"] == (pytest.approx(10.0), pytest.approx(0.0, abs=1e-9))
+    assert found["local"] == (pytest.approx(-20.0), pytest.approx(1800**0.5))
+    assert list(found) == ["fedavg", "local"]
+    assert report.compared(rows, "pcl") == {}
+
+
 def test_curves_are_means_over_devices_and_seeds():
     found = [result(1, 1.0), result(2, 2.0)]
     assert plots.curves(found) == {"m": {1: 3.0}}
@@ -170,6 +184,7 @@ def test_the_command_runs_reports_and_goes_on(run, recipe_file, folder, tiny_pat
     assert "Training tokens: a 2,000, b 2,000, c 1,000." in report_text
     again = json.loads(run(*words, "--json").stdout)
     assert [row["method"] for row in again["methods"]] == ["base", "local", "comigs-2s"]
+    assert {"notes", "above_reference", "validation_losses", "generalist_scores"} <= set(again)
     assert again["methods"][1]["bits_per_byte"] < again["methods"][0]["bits_per_byte"]
     other = run(*words, "--rounds", 2, code=1)
     assert "holds another simulation (other size); name another --output" in other.stderr
