@@ -52,7 +52,7 @@ def compared(rows: list[dict[str, Any]], reference: str) -> dict[str, tuple[floa
     Seeds are compared one by one: what a seed does to both methods drops out. Empty without the reference.
     """
     found: dict[str, tuple[float, float | None]] = {}
-    own = next((row["by_seed"] for row in rows if row["method"] == reference), {})
+    own: dict[str, float] = next((row["by_seed"] for row in rows if row["method"] == reference), {})
     for row in rows:
         percents = [100 * (row["by_seed"][seed] / own[seed] - 1) for seed in own if seed in row["by_seed"]]
         if percents and row["method"] != reference:
