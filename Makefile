@@ -14,6 +14,10 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# Of bench-quick.
+RECIPES ?= multilingual domains topics-ood quantity devices chat
+SIZE ?= quick
+SEEDS ?= 42
 READY := .venv/.ready
 
 .PHONY: setup demo test bench bench-formats bench-memory bench-steps bench-time bench-last-blocks bench-quick bench-rivals bench-fleet torture clean
@@ -58,8 +62,9 @@ bench-last-blocks: $(READY)
 	$(BIN)/python benchmarks/last_blocks.py $(TEXT)
 
 bench-quick: $(READY)
-	for recipe in multilingual domains topics-ood quantity devices chat; do \
-	  $(BIN)/comigs-edge simulate $$recipe --size quick --text $(TEXT) || exit 1; done
+	for recipe in $(RECIPES); do \
+	  $(BIN)/comigs-edge simulate $$recipe --size $(SIZE) $(SEEDS:%=--seed %) --text $(TEXT) --json \
+	    > benchmarks/results/simulate-$$recipe-$(SIZE).json || exit 1; done
 
 bench-rivals: $(READY)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
