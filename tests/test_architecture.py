@@ -133,13 +133,15 @@ ARROWS = {
     "comigs_edge.merged_mlp": "comigs_edge.buffers comigs_edge.lora comigs_edge.moe comigs_edge.swiglu quantize.fake",
     "comigs_edge.methods": "",
     "comigs_edge.methods.catalogue": (
-        "comigs_edge.errors comigs_edge.methods.centralized comigs_edge.methods.comigs comigs_edge.methods.fedavg "
-        "comigs_edge.methods.ffa_lora comigs_edge.methods.flexlora comigs_edge.methods.hetlora "
-        "comigs_edge.methods.local comigs_edge.methods.method comigs_edge.methods.pcl comigs_edge.methods.pfedmoe"
+        "comigs_edge.errors comigs_edge.methods.centralized comigs_edge.methods.comigs comigs_edge.methods.fdlora "
+        "comigs_edge.methods.fedavg comigs_edge.methods.ffa_lora comigs_edge.methods.flexlora "
+        "comigs_edge.methods.hetlora comigs_edge.methods.local comigs_edge.methods.method comigs_edge.methods.pcl "
+        "comigs_edge.methods.pfedmoe"
     ),
     "comigs_edge.methods.centralized": "comigs_edge.methods.method",
     "comigs_edge.methods.comigs": "comigs_edge.layout comigs_edge.methods.method",
     "comigs_edge.methods.fedavg": "comigs_edge.methods.method",
+    "comigs_edge.methods.fdlora": "comigs_edge.methods.method coordinator.aggregate coordinator.wire",
     "comigs_edge.methods.ffa_lora": "comigs_edge.methods.method",
     "comigs_edge.methods.flexlora": "comigs_edge.methods.method comigs_edge.methods.ranks coordinator.wire",
     "comigs_edge.methods.hetlora": (

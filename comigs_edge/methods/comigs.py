@@ -5,6 +5,7 @@ comigs-2g     two generalists: both are averaged, the router is the device's own
 comigs-2s     two specialists: nothing passes
 comigs-1gNs   a generalist and N specialists (1 to 7); comigs-1gxs: as many as the recipe gives the device
 comigs-tr     1g1s whose router learns from training text
+comigs-edge   1g1s as this project trains it: the router learns ten times as fast
 """
 
 from functools import partial
@@ -26,5 +27,6 @@ METHODS = (
         Method(f"comigs-1g{count}s", f"a generalist and {count} specialists", partial(_fixed, count), generalist)
         for count in range(2, 8)
     ),
+    Method("comigs-edge", "1g1s with a faster router", mixture, generalist, router_learning_rate=2e-2),
     Method("comigs-tr", "1g1s, the router on training text", mixture, generalist, router="training"),
 )

@@ -93,6 +93,7 @@ class Method:
         "validation"  # what it learns from: validation or training text, jointly with the experts; or `even`: never
     )
     text: str = "training"  # what experts learn from: also `both` (and validation text) or `pooled` (of all devices)
+    router_learning_rate: float | None = None  # None: the recipe's
     averaging: str | None = None  # one of `coordinator.rounds.AVERAGING`; None: the recipe's
     lora_only: bool = False
     downloads: Callable[[int], int] = lambda devices: 1  # models that a device downloads in a round

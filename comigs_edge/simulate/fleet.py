@@ -50,7 +50,8 @@ class Plan:
         training, size = self.recipe.training, self.size
         return Schedule(
             size.rounds * size.local_steps, size.batch * (devices if self.method.text == "pooled" else 1),
-            training.expert_learning_rate, training.final_learning_rate, training.router_learning_rate,
+            training.expert_learning_rate, training.final_learning_rate,
+            self.method.router_learning_rate or training.router_learning_rate,
             training.warmup_steps, size.router_period, 0 if self.method.router == "even" else size.router_steps,
             training.balance_weight,
             training.weight_decay, size.validation_rows, jointly=self.method.router == "jointly",
