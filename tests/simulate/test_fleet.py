@@ -173,6 +173,11 @@ def test_joint_training_has_no_router_steps_and_the_router_learns_all_the_same(f
     assert (arrays(one)[0]["router.blk.0"] != before[0]["router.blk.0"]).any()
 
 
+def test_a_method_may_have_a_router_rate_of_its_own(fleet):
+    rates = {name: fleet(name).devices[0].trainer.router.learning_rate for name in ("comigs-1g1s", "comigs-edge")}
+    assert rates == {"comigs-1g1s": 2e-3, "comigs-edge": 2e-2}
+
+
 def test_experts_that_weigh_the_same_do_so_to_the_end_and_the_router_takes_no_step(fleet):
     one = fleet("fedavg-even")
     records = run(one)
