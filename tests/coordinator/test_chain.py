@@ -174,3 +174,13 @@ def test_payloads_of_ten_generalists_are_kept_and_of_the_open_round(room):
     room.commit(devices[1], arrays(4.5))
     room.publish()
     assert room.value() == 18.0
+
+
+def test_a_refusal_that_is_told_again_is_enough_when_fewer_devices_are_left(room):
+    first, second, third = grown(room, 1.0, 2.0, 4.0)
+    assert refuse(room, first)["refusals"] == 1  # of three devices two must refuse
+    for device in (second, third):
+        room.fleet.revoke(device.name)
+    assert room.chain.newest_number == 2
+    assert refuse(room, first, 2) == {"refusals": 1, "active": 1, "newest": 3}
+    assert opened(room)[-1].sha256 == opened(room)[1].sha256

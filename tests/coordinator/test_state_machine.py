@@ -251,11 +251,11 @@ class FleetMachine(RuleBasedStateMachine):
                 self.room.fleet.refuse(self.handle(device), refusal)
             assert self.room.ledger() == before
             return
-        known = device in model.refusals
         self.room.fleet.refuse(self.handle(device), refusal)
         model.refusals.add(device)
+        # A refusal that is told again counts once, and is looked at again: fewer may be enough where devices were revoked since.
         active = len(model.active)
-        if known or waits or len(model.refusals) < max(math.ceil(Fraction(active, 3)), min(2, active)):
+        if waits or len(model.refusals) < max(math.ceil(Fraction(active, 3)), min(2, active)):
             return
         good = model.content[model.content[model.newest] - 1] if model.content[model.newest] else -1
         if good < 0 or model.newest + 1 - good > 9:  # not kept any more, or there is none
