@@ -9,7 +9,8 @@
 # make bench-last-blocks   experts in the last blocks alone at equal time; TEXT has de.jsonl, nl.jsonl and user04.jsonl; half an hour
 # make torture        kills, power cuts, full disks, load, fuzzing: about an hour, as root, on a quiet machine
 # make bench-fleet    four real devices in a fleet; TEXT has de.jsonl, fr.jsonl, it.jsonl and nl.jsonl; half an hour
-# make bench-quick    five methods on every recipe of `comigs-edge simulate`, size quick; TEXT as the recipes want it; goes on where it was
+# make bench-quick    five methods on every recipe of `comigs-edge simulate`; TEXT as the recipes want it; goes on where it was;
+#                     RECIPES='multilingual domains' SIZE=brief SEEDS='42 45' in place of all, quick and 42
 # make bench-rivals   training speed and memory against the published formulation and peft; wants a quiet machine
 
 PYTHON ?= python3
@@ -62,9 +63,10 @@ bench-last-blocks: $(READY)
 	$(BIN)/python benchmarks/last_blocks.py $(TEXT)
 
 bench-quick: $(READY)
+	@mkdir -p simulations
 	for recipe in $(RECIPES); do \
 	  $(BIN)/comigs-edge simulate $$recipe --size $(SIZE) $(SEEDS:%=--seed %) --text $(TEXT) --json \
-	    > benchmarks/results/simulate-$$recipe-$(SIZE).json || exit 1; done
+	    > simulations/result.json && mv simulations/result.json benchmarks/results/simulate-$$recipe-$(SIZE).json || exit 1; done
 
 bench-rivals: $(READY)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'

@@ -1,4 +1,4 @@
-"""Sums and differences of named arrays; a name that only the first has stays as it is."""
+"""Sums, differences and parts of named arrays; a name that only the first has stays as it is."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ def plus(a: Arrays, b: Arrays) -> Arrays:
 def less(a: Arrays, b: Arrays) -> Arrays:
     """a - b."""
     return {name: array - b[name] if name in b else array for name, array in a.items()}
+
+
+def part(arrays: Arrays, prefix: str) -> Arrays:
+    """Those whose names begin with `prefix`, by the rest of their names."""
+    return {name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)}
 
 
 def zeros(shapes: dict[str, tuple[int, ...]]) -> Arrays:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from comigs_edge.adapters import is_router
+from comigs_edge.arithmetic import part
 from comigs_edge.base import tensor_to_numpy
 from comigs_edge.batches import Batch, Rows
 from comigs_edge.below import Below
@@ -197,8 +198,8 @@ class Trainer:
 
     def restore(self, arrays: Arrays, progress: dict[str, Any]) -> None:
         """The reverse of `state`; the schedule and the layout must be those of the state."""
-        self.adapters.load_arrays(_part(arrays, "current."))
-        self.best = _part(arrays, "best.")
+        self.adapters.load_arrays(part(arrays, "current."))
+        self.best = part(arrays, "best.")
         for name, tensor in self.adapters.named.items():
             if f"exp_avg.{name}" in arrays:
                 optimiser = self._optimiser(name)
@@ -233,7 +234,3 @@ def tune_allocator(lean: bool = False) -> None:
         libc.malloc_trim(0)
     except (OSError, AttributeError):  # not glibc
         return
-
-
-def _part(arrays: Arrays, prefix: str) -> Arrays:
-    return {name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)}

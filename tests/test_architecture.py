@@ -221,7 +221,7 @@ ARROWS = {
     ),
     "comigs_edge.tokens": "comigs_edge.documents comigs_edge.engine comigs_edge.errors",
     "comigs_edge.train": (
-        "comigs_edge.adapters comigs_edge.base comigs_edge.batches comigs_edge.below comigs_edge.buffers "
+        "comigs_edge.adapters comigs_edge.arithmetic comigs_edge.base comigs_edge.batches comigs_edge.below comigs_edge.buffers "
         "comigs_edge.errors comigs_edge.loss comigs_edge.model comigs_edge.optimiser comigs_edge.schedule "
         "coordinator.wire"
     ),

@@ -55,7 +55,7 @@ def exchange(found: Round) -> list[Arrays]:
             memory.update(arrays)
         # They began the round apart, so it is they themselves that are averaged and not what the round changed.
         nothing = {name: np.zeros_like(array) for name, array in now[0].items()}
-        mean = [aggregate(nothing, zip(now, found.weights, strict=True)) for _ in now]
+        mean = [aggregate(nothing, zip(now, found.weights, strict=True))] * len(now)
     else:
         mean = average(found)
     return mean if found.number < found.rounds else [_best(found, device, common) for device, common in enumerate(mean)]

@@ -26,9 +26,8 @@ class Round:
     loss: Loss
     number: int = 1  # of this round
     rounds: int = 1  # in all
-    memories: list[Arrays] = field(
-        default_factory=list
-    )  # what the method keeps of each device until the next round; it may write into them
+    # What the method keeps of each device until the next round; it may write into them.
+    memories: list[Arrays] = field(default_factory=list)
 
     def after(self, device: int) -> Arrays:
         """The shared tensors of one device, as the coordinator knows them."""

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from comigs_edge.adapters import Adapters, digest
-from comigs_edge.arithmetic import less
+from comigs_edge.arithmetic import less, part
 from comigs_edge.base import Base
 from comigs_edge.batches import Rows
 from comigs_edge.errors import ComigsError
@@ -198,9 +198,9 @@ class Fleet:
         """The reverse of `state`."""
         self.number = progress["round"]
         for device, memory in zip(self.devices, self.memories, strict=True):
-            own = _below(f"{device.name}/", arrays)
+            own = part(arrays, f"{device.name}/")
             memory.clear()
-            memory.update(_below(MEMORY, own))
+            memory.update(part(own, MEMORY))
             device.trainer.restore(own, progress["devices"][device.name])
 
 
@@ -235,10 +235,6 @@ def _trainer(base: Base, plan: Plan, layout: Layout, text: tuple[Any, Any], inde
     again = Rows(text[0], context, seed + OTHER_ORDER) if plan.method.router == "training" else None
     model = new_model(base, adapters, schedule.batch * context)
     return (Leaky if plan.leaky else Observed)(model, training, validation, schedule, router_rows=again)
-
-
-def _below(prefix: str, arrays: Arrays) -> Arrays:
-    return {name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)}
 
 
 def _shapes(arrays: Arrays) -> dict[str, tuple[int, ...]]:

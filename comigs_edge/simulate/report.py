@@ -46,17 +46,18 @@ def summary(results: list[Result], base: Scores) -> list[dict[str, Any]]:
     return rows
 
 
-def compared(rows: list[dict[str, Any]], reference: str) -> dict[str, tuple[float, float | None]]:
-    """Method -> by how many percent its bits per byte lie above those of `reference`: mean and spread over common seeds.
+def compared(rows: list[dict[str, Any]], reference: str) -> dict[str, tuple[float, float | None, int]]:
+    """Method -> by how many percent its bits per byte lie above those of `reference`: mean, spread, number of common seeds.
 
     Seeds are compared one by one: what a seed does to both methods drops out. Empty without the reference.
     """
-    found: dict[str, tuple[float, float | None]] = {}
+    found: dict[str, tuple[float, float | None, int]] = {}
     own: dict[str, float] = next((row["by_seed"] for row in rows if row["method"] == reference), {})
     for row in rows:
         percents = [100 * (row["by_seed"][seed] / own[seed] - 1) for seed in own if seed in row["by_seed"]]
         if percents and row["method"] != reference:
-            found[row["method"]] = (statistics.mean(percents), statistics.stdev(percents) if percents[1:] else None)
+            spread = statistics.stdev(percents) if percents[1:] else None
+            found[row["method"]] = (statistics.mean(percents), spread, len(percents))
     return found
 
 
@@ -87,8 +88,7 @@ def markdown(rows: list[dict[str, Any]], notes: list[str]) -> str:
     if differences := compared(rows, REFERENCE):
         lines += ["", f"Bits per byte above {REFERENCE}'s, seed by seed; the spread is over seeds.", ""]
         lines += ["| method | difference | spread | seeds |", "|---|---|---|---|"]
-    for method, (percent, deviation) in differences.items():
-        seeds = next(row["seeds"] for row in rows if row["method"] == method)
+    for method, (percent, deviation, seeds) in differences.items():
         lines.append(f"| {method} | {percent:+.2f} % | {'' if deviation is None else f'{deviation:.2f} %'} | {seeds} |")
     return "\n".join(lines) + "\n"
 
