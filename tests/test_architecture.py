@@ -188,6 +188,7 @@ ARROWS = {
     "comigs_edge.shape": "comigs_edge.errors quantize.gguf_file",
     "comigs_edge.short_rows": "comigs_edge.buffers",
     "comigs_edge.simulate": "",
+    "comigs_edge.simulate.costs": "comigs_edge.simulate.report",
     "comigs_edge.simulate.device": (
         "comigs_edge.adapters comigs_edge.base comigs_edge.evaluate comigs_edge.model comigs_edge.moe "
         "comigs_edge.optimiser comigs_edge.train coordinator.wire"
@@ -198,7 +199,7 @@ ARROWS = {
         "comigs_edge.simulate.recipe comigs_edge.simulate.texts coordinator.compress coordinator.rounds "
         "coordinator.wire"
     ),
-    "comigs_edge.simulate.plots": "comigs_edge.simulate.report",
+    "comigs_edge.simulate.plots": "comigs_edge.simulate.costs comigs_edge.simulate.report",
     "comigs_edge.simulate.recipe": "comigs_edge.config comigs_edge.errors coordinator.rounds",
     "comigs_edge.simulate.report": "",
     "comigs_edge.simulate.run": (

@@ -145,10 +145,10 @@ def _report(results: list[Any], scores: Any, sentences: list[str], folder: Path,
 
     from comigs_edge import files
     from comigs_edge.commands.console import out, print_json, warn
-    from comigs_edge.simulate import plots, report
+    from comigs_edge.simulate import costs, plots, report
 
     rows = report.summary(results, scores)
-    text = report.markdown(rows, sentences)
+    text = report.markdown(rows, sentences) + costs.markdown(results)
     files.write_atomic(folder / "report.md", text.encode())
     if plots.is_possible():
         plots.draw(results, folder)
@@ -158,7 +158,8 @@ def _report(results: list[Any], scores: Any, sentences: list[str], folder: Path,
         print_json({
             "folder": str(folder), "notes": sentences, "methods": rows,
             "above_reference": report.compared(rows, report.REFERENCE),
-            "validation_losses": plots.curves(results), "generalist_scores": plots.generalist_scores(results),
+            "validation_losses": plots.curves(results), "costs": costs.as_json(results),
+            "generalist_scores": plots.generalist_scores(results),
         })  # fmt: skip
         return
     from rich.markdown import Markdown

@@ -1,4 +1,4 @@
-"""Two plots of a simulation: validation loss over rounds, and how the routers weigh the generalist in every block.
+"""Two plots of a simulation: validation loss over rounds and tokens, and how routers weigh the generalist in every block.
 
 matplotlib comes with the extra `bench`; without it there are no plots.
 """
@@ -11,6 +11,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from comigs_edge.simulate import costs
 from comigs_edge.simulate.report import Result, by_method
 
 MISSING = "plots were left out: matplotlib is missing; get it with: pip install 'comigs-edge[bench]'"
@@ -54,12 +55,15 @@ def draw(results: list[Result], folder: Path) -> list[Path]:
     from matplotlib import pyplot
 
     paths = [folder / "validation.png"]
-    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4.5), sharey=True, layout="constrained")
     for method, points in curves(results).items():
-        axes.plot(list(points), list(points.values()), marker="o", markersize=3, label=method)
-    axes.set(xlabel="round", ylabel="validation loss (nats a token)")
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.legend(fontsize="small")
+        left.plot(list(points), list(points.values()), marker="o", markersize=3, label=method)
+    for curve in costs.points(results).values():
+        right.plot([point.tokens / 1e3 for point in curve], [point.loss for point in curve], marker="o", markersize=3)
+    left.set(xlabel="round", ylabel="validation loss (nats a token)")
+    right.set(xlabel="thousand tokens computed by the fleet")
+    left.xaxis.get_major_locator().set_params(integer=True)
+    left.legend(fontsize="small")
     _save(figure, paths[0])
     if scores := generalist_scores(results):
         paths.append(folder / "experts.png")

@@ -8,7 +8,7 @@ import pytest
 
 from comigs_edge.errors import ComigsError
 from comigs_edge.methods.catalogue import named
-from comigs_edge.simulate import plots, report
+from comigs_edge.simulate import costs, plots, report
 from comigs_edge.simulate.fleet import Fleet
 from comigs_edge.simulate.run import Simulation
 
@@ -152,6 +152,43 @@ def test_curves_are_means_over_devices_and_seeds():
     found = [result(1, 1.0), result(2, 2.0)]
     assert plots.curves(found) == {"m": {1: 3.0}}
     assert plots.generalist_scores(found)["m"] == [pytest.approx([0.3, 0.6])]
+
+
+def spending(method, losses):
+    """A run whose every round costs 100 tokens, 3 bytes and 2 seconds."""
+    records = [
+        record(method, 1, number, "a", tokens=100, seconds=2.0, validation_loss=loss)
+        for number, loss in enumerate(losses, 1)
+    ]
+    return {"method": method, "seed": 1, "records": records}
+
+
+def test_costs_add_up_over_rounds_and_devices_and_are_means_over_seeds():
+    first, second = costs.points([result(1, 1.0), result(2, 2.0), spending("n", [5.0, 4.0])])["n"]
+    assert (first.tokens, first.bytes, first.seconds, first.loss) == (100, 3, 2.0, 5.0)
+    assert (second.tokens, second.bytes, second.seconds, second.loss) == (200, 6, 4.0, 4.0)
+    (only,) = costs.points([result(1, 1.0), result(2, 2.0)])["m"]
+    assert (only.tokens, only.bytes, only.seconds, only.loss) == (20, 6, 2.0, 3.0)
+
+
+def test_quality_under_a_budget_and_the_cost_of_a_quality_are_read_off_straight_lines_by_hand():
+    curves = costs.points([spending("slow", [5.0, 4.5, 4.0]), spending("fast", [4.0, 2.0, 3.0])])
+    assert costs.target(curves) == 4.0
+    assert costs.at_tokens(curves["slow"], 250) == 4.25
+    assert costs.at_tokens(curves["slow"], 100) == 5.0
+    assert costs.at_tokens(curves["slow"], 99) is None
+    spent = costs.reached(curves["slow"], 4.125)
+    assert (spent.tokens, spent.bytes, spent.seconds) == (275, 8.25, 5.5)
+    assert costs.reached(curves["fast"], 4.0).tokens == 100
+    assert costs.reached(curves["fast"], 1.0) is None
+    text = costs.markdown([spending("slow", [5.0, 4.5, 4.0]), spending("fast", [4.0, 2.0, 3.0])])
+    assert "| method | 150 | 225 | 300 | tokens to 4.000 | moved | seconds |" in text
+    assert "| slow | 4.750 | 4.375 | 4.000 | 300 | 0.0 MB | 6 |" in text
+    assert "| fast | 3.000 | 2.250 | 3.000 | 100 | 0.0 MB | 2 |" in text
+
+
+def test_without_a_validation_loss_there_are_no_costs():
+    assert costs.markdown([spending("m", [None, None])]) == ""
 
 
 def test_plots_are_drawn(tmp_path):
