@@ -10,14 +10,14 @@
 # make torture        kills, power cuts, full disks, load, fuzzing: about an hour, as root, on a quiet machine
 # make bench-fleet    four real devices in a fleet; TEXT has de.jsonl, fr.jsonl, it.jsonl and nl.jsonl; half an hour
 # make bench-quick    five methods on every recipe of `comigs-edge simulate`; TEXT as the recipes want it; goes on where it was;
-#                     RECIPES='multilingual domains' SIZE=brief SEEDS='42 45' in place of all, quick and 42
+#                     RECIPES='multilingual domains' SIZE=quick SEEDS='42 45' in place of all, brief and 42
 # make bench-rivals   training speed and memory against the published formulation and peft; wants a quiet machine
 
 PYTHON ?= python3
 BIN := .venv/bin
 # Of bench-quick.
 RECIPES ?= multilingual domains topics-ood quantity devices chat
-SIZE ?= quick
+SIZE ?= brief
 SEEDS ?= 42
 READY := .venv/.ready
 

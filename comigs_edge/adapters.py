@@ -96,6 +96,12 @@ class Adapters:
         """The router's tensors, or the experts' (generalist, specialists, attention)."""
         return [tensor for name, tensor in self.named.items() if is_router(name) == router]
 
+    def by_expert(self, block: int) -> list[list[Tensor]]:
+        """The tensors of each expert in a block, the generalist first; without the attention update."""
+        if self.layout.form == "lora":
+            return [[tensor for update in expert for tensor in update] for expert in self.experts[block]]
+        return [list(expert) for expert in self.parallel[block]]
+
     def arrays(self) -> Arrays:
         """Every tensor as a float32 array, copied."""
         return {name: tensor_to_numpy(tensor).copy() for name, tensor in self.named.items()}

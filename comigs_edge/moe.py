@@ -46,6 +46,24 @@ def balance_loss(routing: Routing) -> Tensor:
     return (factors * share * routing.probabilities.mean(0)).sum() / (others**2 + 1)
 
 
+class MeanWeights:
+    """Takes the mean weight of every expert in each block over all tokens that pass; a `model.Watch`."""
+
+    def __init__(self) -> None:
+        self._sums: dict[int, Tensor] = {}
+        self._count: dict[int, int] = {}
+
+    def __call__(self, block: int, routing: Routing) -> None:
+        """Counts these tokens in."""
+        total = routing.weights.double().sum(0)  # (E,)
+        self._sums[block] = self._sums[block] + total if block in self._sums else total
+        self._count[block] = self._count.get(block, 0) + len(routing.weights)
+
+    def by_block(self) -> list[list[float]] | None:
+        """One list a block with a router, in order; None if there was none."""
+        return [(self._sums[block] / self._count[block]).tolist() for block in sorted(self._sums)] or None
+
+
 class Frozen(NamedTuple):
     """The frozen weights of a block's MLP."""
 

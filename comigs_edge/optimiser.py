@@ -20,17 +20,25 @@ class AdamW:
     def __init__(self, tensors: list[Tensor], learning_rate: float, weight_decay: float) -> None:
         self.tensors, self.learning_rate, self.weight_decay = tensors, learning_rate, weight_decay
         self.state: dict[Tensor, dict[str, Tensor]] = {}
+        self.factors: dict[Tensor, float] = {}  # on the learning rate, of tensors whose factor is not 1
 
-    @torch.no_grad()
     def step(self) -> None:
         """One step for every tensor that has a gradient."""
-        tensors = [tensor for tensor in self.tensors if tensor.grad is not None]
+        groups: dict[float, list[Tensor]] = {}
+        for tensor in self.tensors:
+            if tensor.grad is not None:
+                groups.setdefault(self.factors.get(tensor, 1.0), []).append(tensor)
+        for factor, tensors in groups.items():
+            self._step(tensors, self.learning_rate * factor)
+
+    @torch.no_grad()
+    def _step(self, tensors: list[Tensor], learning_rate: float) -> None:
         states = [self.state.setdefault(tensor, _initial(tensor)) for tensor in tensors]
         adamw(
             tensors, [tensor.grad for tensor in tensors if tensor.grad is not None],
             [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states], [],
             [state["step"] for state in states], fused=True, amsgrad=False, beta1=BETAS[0], beta2=BETAS[1],
-            lr=self.learning_rate, weight_decay=self.weight_decay, eps=EPS, maximize=False,
+            lr=learning_rate, weight_decay=self.weight_decay, eps=EPS, maximize=False,
         )  # fmt: skip
 
 

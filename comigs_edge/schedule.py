@@ -23,6 +23,7 @@ class Schedule:
     validation_rows: int
     block_format: str | None = None  # fake quantisation in this format ...
     quantise_start: float = 1.0  # ... after this share of the steps
+    rates_by_weight: bool = False  # an expert learns in proportion to its mean weight on the validation rows
     jointly: bool = False  # router and experts learn in the same steps, from training text; no router steps
 
     def fake_format(self, step: int) -> str | None:

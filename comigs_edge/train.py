@@ -2,7 +2,9 @@
 
 `router_period` expert steps on training text, then `router_steps` router steps on validation text, and so on. In each
 phase the other group's `requires_grad` is off and its gradients are None, so nothing leaks between the levels (the
-published code's optimisers share accumulated gradients). Where the loop stands follows from two counters, so a training
+published code's optimisers share accumulated gradients). With `rates_by_weight` the router also says how fast each expert learns:
+AdamW's steps have one size whatever the gradient's, so without that an expert that hardly counts learns as fast as the others.
+Where the loop stands follows from two counters, so a training
 that was interrupted goes on bit for bit.
 """
 
@@ -26,6 +28,7 @@ from comigs_edge.buffers import moved
 from comigs_edge.errors import ComigsError
 from comigs_edge.loss import next_token_loss
 from comigs_edge.model import Model
+from comigs_edge.moe import MeanWeights
 from comigs_edge.optimiser import STATE, AdamW
 from comigs_edge.schedule import Schedule
 from coordinator.wire import Arrays
@@ -70,6 +73,8 @@ class Trainer:
         self.best_loss = math.inf
         self.best: Arrays = self.adapters.arrays()
         self.last_loss = math.nan
+        # Mean weight of every expert in each block with experts, on the validation rows; None: no router or not known yet.
+        self.scores: list[list[float]] | None = None
         decay, rate = schedule.weight_decay, schedule.expert_learning_rate
         self.experts = AdamW(self.adapters.group(router=False), rate, decay)
         routers = self.adapters.group(router=True)
@@ -89,15 +94,18 @@ class Trainer:
         """Steps of the whole training."""
         return self.schedule.total_steps if self.router is not None else self.schedule.steps
 
-    def run(self, until: int | None = None) -> Iterator[Event]:
+    def run(self, until: int | None = None, ends_before_router: bool = False) -> Iterator[Event]:
         """Does step after step; stop iterating to interrupt.
 
-        `until` ends it before all is done: after so many expert steps and the router steps that belong to them.
+        `until` ends it before all is done: after so many expert steps and the router steps that belong to them, or with
+        `ends_before_router` before those.
         """
         if self.first_loss is None:
             # What there is to be beaten: the base as it is, or the adapters as their file holds them.
             self.first_loss = self.best_loss = self.validate(as_stored=not self.adapters.is_initial)
-        while not self.is_done and (until is None or self.expert_steps < until or self._router_is_due):
+        while not self.is_done and (
+            until is None or self.expert_steps < until or (self._router_is_due and not ends_before_router)
+        ):
             yield self.step()
 
     def step(self) -> Event:
@@ -110,13 +118,14 @@ class Trainer:
             phase = "router"
         else:
             self.experts.learning_rate = self.schedule.learning_rate(self.expert_steps)
+            self.experts.factors = self._factors()
             batch = self.training.batch(self.expert_steps, self.schedule.batch)
             joining = [self.router] if self.schedule.jointly and self.router is not None else []
             loss = self._descend([self.experts, *joining], batch, is_validation=False)
             self.expert_steps += 1
             phase = "expert"
         period_ends = self.expert_steps % self.schedule.router_period == 0 or self.expert_steps == self.schedule.steps
-        validation = self.validate() if period_ends and not self._router_is_due else None
+        validation = self.validate(notes_scores=True) if period_ends and not self._router_is_due else None
         is_best = validation is not None and validation < self.best_loss
         if validation is not None:
             self.last_loss = validation
@@ -166,9 +175,13 @@ class Trainer:
     def _below(self, batch: Batch, is_validation: bool) -> Tensor | None:
         return None if self.below is None else moved(self.below[is_validation](batch), self.model.base.device)
 
-    def validate(self, as_stored: bool = True, rows: int | None = None) -> float:
-        """Mean loss in nats a token of a fixed set of validation rows, in the weights that the exported file will hold."""
-        total, count = 0.0, 0
+    def validate(self, as_stored: bool = True, rows: int | None = None, notes_scores: bool = False) -> float:
+        """Mean loss in nats a token of a fixed set of validation rows, in the weights that the exported file will hold.
+
+        With `notes_scores` the router's weights there become `scores`.
+        """
+        total, count, weights = 0.0, 0, MeanWeights()
+        self.model.watch = weights
         self.model.block_format = self.schedule.block_format if as_stored else None
         with torch.no_grad():
             for batch in self.validation.first(rows or self.schedule.validation_rows, self.schedule.batch):
@@ -176,7 +189,20 @@ class Trainer:
                 hidden = self.model(batch.tokens, batch.documents, below=below).hidden
                 total += float(next_token_loss(self.model.base, hidden, batch.targets, batch.scored))
                 count += batch.num_scored
+        self.model.watch = None
+        if notes_scores:
+            self.scores = weights.by_block()
         return total / count
+
+    def _factors(self) -> dict[Tensor, float]:
+        """Factor on the learning rate of every expert's tensors: E times its mean weight in that block."""
+        if not self.schedule.rates_by_weight or self.scores is None:
+            return {}
+        factors: dict[Tensor, float] = {}
+        for block, scores in enumerate(self.scores, self.adapters.first_block):
+            for tensors, score in zip(self.adapters.by_expert(block), scores, strict=True):
+                factors |= dict.fromkeys(tensors, len(scores) * score)
+        return factors
 
     # State --------------------------------------------------------------------------------------------------------
 
@@ -192,7 +218,7 @@ class Trainer:
         progress = {
             "expert_steps": self.expert_steps, "router_steps": self.router_steps, "first_loss": self.first_loss,
             "best_loss": self.best_loss, "schedule": asdict(self.schedule), "layout": asdict(self.adapters.layout),
-            "last_loss": self.last_loss,
+            "last_loss": self.last_loss, "scores": self.scores,
         }  # fmt: skip
         return arrays, progress
 
@@ -208,7 +234,7 @@ class Trainer:
                 }
         self.expert_steps, self.router_steps = progress["expert_steps"], progress["router_steps"]
         self.first_loss, self.best_loss = progress["first_loss"], progress["best_loss"]
-        self.last_loss = progress["last_loss"]
+        self.last_loss, self.scores = progress["last_loss"], progress.get("scores")
 
     def _moments(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self._optimiser(name).state.get(tensor, {})

@@ -190,14 +190,14 @@ ARROWS = {
     "comigs_edge.simulate": "",
     "comigs_edge.simulate.costs": "comigs_edge.simulate.report",
     "comigs_edge.simulate.device": (
-        "comigs_edge.adapters comigs_edge.base comigs_edge.evaluate comigs_edge.model comigs_edge.moe "
+        "comigs_edge.adapters comigs_edge.base comigs_edge.evaluate comigs_edge.model "
         "comigs_edge.optimiser comigs_edge.train coordinator.wire"
     ),
     "comigs_edge.simulate.fleet": (
         "comigs_edge.adapters comigs_edge.arithmetic comigs_edge.base comigs_edge.batches comigs_edge.errors "
         "comigs_edge.layout comigs_edge.methods.method comigs_edge.schedule comigs_edge.simulate.device "
-        "comigs_edge.simulate.recipe comigs_edge.simulate.texts coordinator.compress coordinator.rounds "
-        "coordinator.wire"
+        "comigs_edge.simulate.recipe comigs_edge.simulate.texts comigs_edge.train coordinator.compress "
+        "coordinator.rounds coordinator.wire"
     ),
     "comigs_edge.simulate.plots": "comigs_edge.simulate.costs comigs_edge.simulate.report",
     "comigs_edge.simulate.recipe": "comigs_edge.config comigs_edge.errors coordinator.rounds",
@@ -223,8 +223,8 @@ ARROWS = {
     "comigs_edge.tokens": "comigs_edge.documents comigs_edge.engine comigs_edge.errors",
     "comigs_edge.train": (
         "comigs_edge.adapters comigs_edge.arithmetic comigs_edge.base comigs_edge.batches comigs_edge.below comigs_edge.buffers "
-        "comigs_edge.errors comigs_edge.loss comigs_edge.model comigs_edge.optimiser comigs_edge.schedule "
-        "coordinator.wire"
+        "comigs_edge.errors comigs_edge.loss comigs_edge.model comigs_edge.moe comigs_edge.optimiser "
+        "comigs_edge.schedule coordinator.wire"
     ),
     "comigs_edge.versions": "comigs_edge.errors",
     "comigs_edge.vocabulary": "comigs_edge.errors",

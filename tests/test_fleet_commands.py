@@ -9,6 +9,7 @@ from comigs_edge import checkpoint
 from comigs_edge import home as homes
 from comigs_edge.commands import fleet
 from comigs_edge.membership import FleetFolder
+from comigs_edge.together import Together
 from comigs_edge.versions import read_manifest, versions
 from coordinator import wire
 from tests.coordinator.rig import Coordinator
@@ -67,6 +68,22 @@ def test_two_devices_train_one_generalist_and_keep_their_specialists(run, ready,
             second / "fleet" / "generalists" / name
         ).read_bytes()
     assert any(np.abs(specialists[0][name] - specialists[1][name]).max() > 1e-3 for name in specialists[0])
+
+
+def test_the_router_learns_after_the_exchange_from_what_it_has_brought(run, ready, coordinator, monkeypatch):
+    seen, real = [], Together.exchange
+
+    def watched(self, *arguments):
+        trainer = self._trainer
+        seen.append((trainer.expert_steps, trainer.router_steps))
+        return real(self, *arguments)
+
+    monkeypatch.setattr(Together, "exchange", watched)
+    assert "router_period = 4\nrouter_steps = 2\n" in (ready / "config.toml").read_text()
+    run("join", coordinator.invite())
+    run("train", "--steps", 4)
+    # At the start, after every two expert steps, before the router steps that are due after four, and at the end.
+    assert seen == [(0, 0), (2, 0), (4, 0), (4, 2)]
 
 
 def test_what_would_leave_is_shown_and_nothing_is_sent(run, ready, coordinator):

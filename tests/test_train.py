@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from comigs_edge.adapters import Adapters, digest
+from comigs_edge.adapters import Adapters, digest, is_router
 from comigs_edge.base import open_base
 from comigs_edge.batches import Rows
 from comigs_edge.layout import Layout
@@ -232,3 +232,40 @@ def test_a_plan_takes_the_gpu_and_trains_on_it(ready, run):
     assert plan["device"] == "cuda"
     trained = json.loads(run("train", "--steps", "12", "--json").stdout)
     assert trained["validation_loss"] < trained["validation_loss_before"]
+
+
+@pytest.mark.parametrize("form", ["lora", "parallel"])
+def test_an_expert_learns_in_proportion_to_its_weight_on_the_validation_text(tiny_base, form):
+    """AdamW's first step of a tensor is its rate in size, whatever the gradient, but for the decay."""
+    layout = Layout(1, 4, 8.0, 2, form=form, expert_width=32 * (form == "parallel"), attention=True)
+    plan = schedule(rates_by_weight=True, weight_decay=0.0, final_learning_rate=1e-2)
+    one = Trainer(Model(tiny_base, Adapters.initial(layout, tiny_base.shape, 0)), rows(1), rows(2), plan)
+    one.scores = [[0.9, 0.1], [0.25, 0.75]]
+    before = one.adapters.arrays()
+    one.step()
+    for name, array in one.adapters.arrays().items():
+        step = abs(array - before[name]).max()
+        if is_router(name) or not step:  # a zero factor of a product gives the other one no gradient yet
+            continue
+        block = int(name.split(".blk.")[1].split(".")[0])
+        expert = 0 if name.startswith("generalist.") else 1
+        factor = 1.0 if ".attn_" in name else 2 * one.scores[block][expert]
+        assert step == pytest.approx(1e-2 * factor, rel=0.02)
+
+
+def test_the_weights_are_those_on_the_validation_rows_and_survive_a_restart(trainer):
+    one = trainer(rates_by_weight=True)
+    assert one.scores is None
+    for _ in range(5):
+        one.step()
+    rows_of_one = one.scores[0]
+    assert len(one.scores) == one.adapters.shape.num_blocks
+    assert sum(rows_of_one) == pytest.approx(1)
+    arrays, progress = one.state()
+    other = trainer(seed=1, rates_by_weight=True)
+    other.restore({name: array.copy() for name, array in arrays.items()}, progress)
+    assert other.scores == one.scores
+    for _ in range(3):
+        one.step()
+        other.step()
+    assert digest(one.adapters.arrays()) == digest(other.adapters.arrays())

@@ -1,23 +1,18 @@
-"""A virtual device: its own adapters, router, optimisers and rows on the base that all share, trained by `train.Trainer`.
-
-Shapes: N tokens, E experts.
-"""
+"""A virtual device: its own adapters, router, optimisers and rows on the base that all share, trained by `train.Trainer`."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from comigs_edge.adapters import Adapters
 from comigs_edge.base import Base, tensor_to_numpy
 from comigs_edge.evaluate import Score, TestText, in_torch
 from comigs_edge.model import Model
-from comigs_edge.moe import Routing
 from comigs_edge.optimiser import AdamW
 from comigs_edge.train import Event, Trainer
 from coordinator.wire import Arrays
@@ -25,32 +20,7 @@ from coordinator.wire import Arrays
 Advance = Callable[[int], None]  # is told steps that were done
 
 
-class Observed(Trainer):
-    """A trainer that also tells how its router weighs the experts on the validation rows."""
-
-    scores: list[list[float]] | None = (
-        None  # of each block with experts: mean weight of each expert; the last validation's
-    )
-
-    def validate(self, as_stored: bool = True, rows: int | None = None) -> float:
-        """The trainer's own; `scores` are taken on the way."""
-        sums: dict[int, Tensor] = {}
-        count: dict[int, int] = {}
-
-        def watch(block: int, routing: Routing) -> None:
-            total = routing.weights.double().sum(0)  # (E,)
-            sums[block] = sums[block] + total if block in sums else total
-            count[block] = count.get(block, 0) + len(routing.weights)
-
-        self.model.watch = watch
-        try:
-            return super().validate(as_stored, rows)
-        finally:
-            self.model.watch = None
-            self.scores = [(sums[block] / count[block]).tolist() for block in sorted(sums)] or None
-
-
-class Leaky(Observed):
+class Leaky(Trainer):
     """The loop of the paper's published code, to measure what its leak does; never used by the product.
 
     There every backward pass fills the gradients of experts and router, and each optimiser clears its own alone, after its
@@ -90,16 +60,25 @@ class Local:
     """What the local steps of one round were."""
 
     training_loss: float | None  # mean of the expert steps, nats a token
-    validation_loss: float | None  # where the router's period ended in this round; before the exchange
+    validation_loss: float | None  # where the router's period ended in this round
     expert_scores: list[list[float]] | None  # at that moment
     tokens: int
     seconds: float
+
+    def then(self, rest: Local) -> Local:
+        """Both parts of a round that the exchange came between."""
+        return replace(
+            rest,
+            training_loss=self.training_loss,
+            tokens=self.tokens + rest.tokens,
+            seconds=self.seconds + rest.seconds,
+        )
 
 
 class Device:
     """One device of the fleet; `tests` has the text that its model is measured on, by the name it is reported under."""
 
-    def __init__(self, name: str, trainer: Observed, tests: dict[str, TestText]) -> None:
+    def __init__(self, name: str, trainer: Trainer, tests: dict[str, TestText]) -> None:
         self.name, self.trainer, self.tests = name, trainer, tests
 
     @property
@@ -107,10 +86,10 @@ class Device:
         """What is trained."""
         return self.trainer.adapters
 
-    def train(self, until: int, advance: Advance) -> Local:
-        """Trains up to so many expert steps in all, and the router's steps that belong to them."""
+    def train(self, until: int, advance: Advance, ends_before_router: bool = False) -> Local:
+        """Trains up to so many expert steps in all, and then, if nothing else is asked for, the router's steps due there."""
         start, events = time.monotonic(), list[Event]()
-        for event in self.trainer.run(until):
+        for event in self.trainer.run(until, ends_before_router):
             events.append(event)
             advance(1)
         losses = [event.loss for event in events if event.phase == "expert"]

@@ -1,7 +1,7 @@
 """All virtual devices of one method and seed, round by round.
 
-A round is `local_steps` expert steps on every device, with the router's steps where they are due, and then the method's
-exchange: what each device has learned passes through the wire format and the mean of the real coordinator. All devices take
+A round is `local_steps` expert steps on every device, the router's steps where they are due, and the method's exchange, before
+or after those: what each device has learned passes through the wire format and the mean of the real coordinator. All devices take
 part in every round and none is late. What float16 takes away from an update is not brought later, as a real device does.
 """
 
@@ -22,9 +22,10 @@ from comigs_edge.errors import ComigsError
 from comigs_edge.layout import Layout
 from comigs_edge.methods.method import Method, Round
 from comigs_edge.schedule import Schedule
-from comigs_edge.simulate.device import Device, Leaky, Observed, new_model
+from comigs_edge.simulate.device import Device, Leaky, new_model
 from comigs_edge.simulate.recipe import Recipe, Size
 from comigs_edge.simulate.texts import Text
+from comigs_edge.train import Trainer
 from coordinator import compress, rounds, wire
 from coordinator.rounds import Rules
 from coordinator.wire import Arrays
@@ -54,7 +55,8 @@ class Plan:
             self.method.router_learning_rate or training.router_learning_rate,
             training.warmup_steps, size.router_period, 0 if self.method.router == "even" else size.router_steps,
             training.balance_weight,
-            training.weight_decay, size.validation_rows, jointly=self.method.router == "jointly",
+            training.weight_decay, size.validation_rows, rates_by_weight=self.method.rates_by_weight,
+            jointly=self.method.router == "jointly",
         )  # fmt: skip
 
     def layout(self, specialists: int) -> Layout:
@@ -101,12 +103,15 @@ class Fleet:
         before = [self._shared(index) for index in range(len(self.devices))]
         averaging = self.plan.method.averaging or self.plan.recipe.exchange.averaging
         trained = [rounds.trained(names, averaging, number) for names in self.names]
-        records = []
+        until, first = number * self.plan.size.local_steps, self.plan.method.exchanges_first
+        done = []
         for device, names, learns in zip(self.devices, self.names, trained, strict=True):
             device.trainer.frozen = set(names) - set(learns)
-            local = device.train(number * self.plan.size.local_steps, advance)
-            records.append({"round": number, "device": device.name, **asdict(local)})
-        sent, received = self._exchange(number, before, trained, [record["tokens"] for record in records])
+            done.append(device.train(until, advance, ends_before_router=first))
+        sent, received = self._exchange(number, before, trained, [local.tokens for local in done])
+        if first:
+            done = [local.then(d.train(until, advance)) for d, local in zip(self.devices, done, strict=True)]
+        records = [{"round": number, "device": d.name, **asdict(x)} for d, x in zip(self.devices, done, strict=True)]
         self.number = number
         for record, up, down in zip(records, sent, received, strict=True):
             record |= {"bytes_sent": up, "bytes_received": down}
@@ -150,11 +155,9 @@ class Fleet:
 
     def _loss(self, index: int, arrays: Arrays) -> float:
         device, now = self.devices[index], self._shared(index)
-        scores = device.trainer.scores
         device.load(arrays)
         loss = device.trainer.validate()
         device.load(now)
-        device.trainer.scores = scores
         return loss
 
     def _shared(self, index: int) -> Arrays:
@@ -223,7 +226,7 @@ def _pooled(base: Base, plan: Plan, texts: dict[str, Text]) -> list[Device]:
     return [Device(POOL, trainer, {name: text.test for name, text in texts.items()})]
 
 
-def _trainer(base: Base, plan: Plan, layout: Layout, text: tuple[Any, Any], index: int, devices: int) -> Observed:
+def _trainer(base: Base, plan: Plan, layout: Layout, text: tuple[Any, Any], index: int, devices: int) -> Trainer:
     context, schedule = plan.size.context, plan.schedule(devices)
     # Devices draw other numbers for what is their own; seeds lie so far apart that no two runs share a device.
     seed = plan.seed * 1009 + index
@@ -234,7 +237,7 @@ def _trainer(base: Base, plan: Plan, layout: Layout, text: tuple[Any, Any], inde
     training, validation = (Rows(part, context, seed) for part in text)
     again = Rows(text[0], context, seed + OTHER_ORDER) if plan.method.router == "training" else None
     model = new_model(base, adapters, schedule.batch * context)
-    return (Leaky if plan.leaky else Observed)(model, training, validation, schedule, router_rows=again)
+    return (Leaky if plan.leaky else Trainer)(model, training, validation, schedule, router_rows=again)
 
 
 def _shapes(arrays: Arrays) -> dict[str, tuple[int, ...]]:

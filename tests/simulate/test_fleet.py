@@ -88,6 +88,31 @@ def test_the_generalist_after_a_round_is_the_mean_of_what_the_devices_had_traine
             np.testing.assert_allclose(array, np.mean([each[name] for each in trained], axis=0), atol=1e-6)
 
 
+def test_where_the_exchange_comes_first_the_router_learns_from_the_mean_generalist(fleet, recipe):
+    found = replace(recipe, exchange=ExchangeRecipe(update_format="float32"))
+    together, alone = fleet("comigs-edge", found=found), fleet("comigs-edge", found=found)
+    records = together.round(nothing)
+    for device in alone.devices:
+        device.train(3, nothing, ends_before_router=True)
+        assert device.trainer.router_steps == 0
+    trained = arrays(alone)
+    mean = {
+        name: np.mean([each[name] for each in trained], axis=0) for name in trained[0] if name.startswith("generalist.")
+    }
+    for index, (device, own) in enumerate(zip(alone.devices, trained, strict=True)):
+        device.load(mean)
+        local = device.train(3, nothing)
+        assert device.trainer.router_steps > 0
+        after = arrays(together)[index]
+        for name, array in device.adapters.arrays().items():
+            # The router's steps are of 2e-2 and make more of the last bit's differences.
+            np.testing.assert_allclose(after[name], array, atol=1e-4 if name.startswith("router.") else 1e-6)
+            assert not name.startswith("router.") or (array != own[name]).any()
+        assert records[index]["validation_loss"] == pytest.approx(local.validation_loss, abs=1e-5)
+        steps = device.trainer.expert_steps + device.trainer.router_steps
+        assert records[index]["tokens"] == steps * together.plan.size.batch * together.plan.size.context
+
+
 @pytest.mark.parametrize("format_name", ["float32", "float16"])
 @pytest.mark.parametrize("attention", [False, True])
 def test_bytes_are_those_of_the_wire_format(fleet, recipe, format_name, attention):
@@ -212,7 +237,7 @@ def test_scores_are_the_mean_weights_of_the_router(fleet):
         for name, tensor in device.adapters.named.items():
             if name.startswith("router."):
                 tensor.zero_()
-    device.trainer.validate()
+    device.trainer.validate(notes_scores=True)
     assert device.trainer.scores == [[0.5, 0.5]] * 2
     assert device.trainer.model.watch is None
 
