@@ -101,7 +101,8 @@ def _axes(points: Sequence[Point], scale: Sequence[float], say: Number, step: fl
 
 def _ticks(low: float, high: float, is_count: bool = False) -> list[float]:
     """Three to six round numbers, the first not above `low` and the last not below `high`."""
-    span = high - low or 1.0
+    # A difference in the last bits is none, and a third of the smallest number is 0.
+    span = high - low if high - low > max(1e-12 * max(abs(low), abs(high)), 1e-300) else 1.0
     size = 10.0 ** math.floor(math.log10(span / 3))
     step = next(size * factor for factor in (1, 2, 5, 10) if span / (size * factor) <= 4)
     if is_count:

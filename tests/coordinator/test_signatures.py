@@ -162,12 +162,14 @@ def test_a_signature_that_leaves_something_out_is_refused(missing):
         {"tag": None},
         {"nonce": None},
         {"nonce": ""},
-        {"created": datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(seconds=WINDOW_SECONDS + 10)},
-        {"created": datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=WINDOW_SECONDS)},
+        {"created": datetime.timedelta(seconds=-WINDOW_SECONDS - 10)},
+        {"created": datetime.timedelta(seconds=WINDOW_SECONDS)},
     ],
     ids=["tag", "no tag", "no nonce", "empty nonce", "old", "future"],
 )
 def test_a_signature_with_other_parameters_is_refused(options):
+    if "created" in options:  # seconds from now: the collection of all tests may be minutes ago
+        options = {"created": datetime.datetime.now(datetime.timezone.utc) + options["created"]}
     refused("bad_signature", signed_over(COVERED, body=b"{}", **options))
 
 
