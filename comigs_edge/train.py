@@ -2,10 +2,11 @@
 
 `router_period` expert steps on training text, then `router_steps` router steps on validation text, and so on. In each
 phase the other group's `requires_grad` is off and its gradients are None, so nothing leaks between the levels (the
-published code's optimisers share accumulated gradients). With `rates_by_weight` the router also says how fast each expert learns:
-AdamW's steps have one size whatever the gradient's, so without that an expert that hardly counts learns as fast as the others.
-Where the loop stands follows from two counters, so a training
-that was interrupted goes on bit for bit.
+published code's optimisers share accumulated gradients). With `rates_by_weight` the router also says how fast each expert
+learns: AdamW's steps have one size whatever the gradient's, so without that an expert that hardly counts learns as fast as the
+others. Where the loop stands follows from two counters, so a training that was interrupted goes on bit for bit.
+
+Shapes: E experts.
 """
 
 from __future__ import annotations
@@ -180,8 +181,18 @@ class Trainer:
 
         With `notes_scores` the router's weights there become `scores`.
         """
-        total, count, weights = 0.0, 0, MeanWeights()
-        self.model.watch = weights
+        if not notes_scores:
+            return self._mean_loss(as_stored, rows)
+        self.model.watch = weights = MeanWeights()
+        try:
+            loss = self._mean_loss(as_stored, rows)
+        finally:
+            self.model.watch = None
+        self.scores = weights.by_block()
+        return loss
+
+    def _mean_loss(self, as_stored: bool, rows: int | None) -> float:
+        total, count = 0.0, 0
         self.model.block_format = self.schedule.block_format if as_stored else None
         with torch.no_grad():
             for batch in self.validation.first(rows or self.schedule.validation_rows, self.schedule.batch):
@@ -189,9 +200,6 @@ class Trainer:
                 hidden = self.model(batch.tokens, batch.documents, below=below).hidden
                 total += float(next_token_loss(self.model.base, hidden, batch.targets, batch.scored))
                 count += batch.num_scored
-        self.model.watch = None
-        if notes_scores:
-            self.scores = weights.by_block()
         return total / count
 
     def _factors(self) -> dict[Tensor, float]:

@@ -158,7 +158,7 @@ def _report(results: list[Any], scores: Any, sentences: list[str], folder: Path,
         print_json({
             "folder": str(folder), "notes": sentences, "methods": rows,
             "above_reference": report.compared(rows, report.REFERENCE),
-            "validation_losses": plots.curves(results), "costs": costs.as_json(results),
+            "validation_losses": report.curves(results), "costs": costs.as_json(results),
             "generalist_scores": plots.generalist_scores(results),
         })  # fmt: skip
         return

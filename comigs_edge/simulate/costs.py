@@ -6,11 +6,10 @@ straight line. Costs are those of the whole fleet, one seed: tokens computed (ro
 
 from __future__ import annotations
 
-import statistics
 from dataclasses import asdict, astuple, dataclass
 from itertools import pairwise
 
-from comigs_edge.simulate.report import Result, by_method
+from comigs_edge.simulate.report import Result, by_method, curves
 
 SHARES = (0.5, 0.75, 1.0)  # of the tokens of the method that computes fewest: the budgets of the table
 
@@ -27,17 +26,17 @@ class Point:
 
 def points(results: list[Result]) -> dict[str, list[Point]]:
     """Method -> a point for each round whose validation loss is known."""
-    found = {}
-    for method, runs in by_method(results).items():
-        records = [record for run in runs for record in run["records"]]
-        rounds = sorted({record["round"] for record in records if record["validation_loss"] is not None})
-        found[method] = [_point([r for r in records if r["round"] <= number], number, len(runs)) for number in rounds]
-    return {method: each for method, each in found.items() if each}
+    runs = by_method(results)
+    found = {
+        method: [_point(runs[method], number, loss) for number, loss in losses.items()]
+        for method, losses in curves(results).items()
+    }
+    return {method: curve for method, curve in found.items() if curve}
 
 
-def target(curves: dict[str, list[Point]]) -> float:
+def target(found: dict[str, list[Point]]) -> float:
     """The lowest loss that every method reached."""
-    return max(min(point.loss for point in curve) for curve in curves.values())
+    return max(min(point.loss for point in curve) for curve in found.values())
 
 
 def at_tokens(curve: list[Point], tokens: float) -> float | None:
@@ -60,10 +59,10 @@ def reached(curve: list[Point], loss: float) -> Point | None:
 
 def markdown(results: list[Result]) -> str:
     """Both tables."""
-    curves = points(results)
-    if not curves:
+    found = points(results)
+    if not found:
         return ""
-    goal, least = target(curves), min(curve[-1].tokens for curve in curves.values())
+    goal, least = target(found), min(curve[-1].tokens for curve in found.values())
     budgets = [share * least for share in SHARES]
     lines = [
         "", "Validation loss (nats a token) when the fleet had computed so many tokens, and what it had spent when the loss was",
@@ -72,7 +71,7 @@ def markdown(results: list[Result]) -> str:
         f"| method | {' | '.join(f'{budget:,.0f}' for budget in budgets)} | tokens to {goal:.3f} | moved | seconds |",
         "|---|" + "---|" * (len(budgets) + 3),
     ]  # fmt: skip
-    for method, curve in curves.items():
+    for method, curve in found.items():
         losses = [at_tokens(curve, budget) for budget in budgets]
         spent = reached(curve, goal)
         assert spent is not None
@@ -87,11 +86,13 @@ def as_json(results: list[Result]) -> dict[str, list[dict[str, float]]]:
     return {method: [asdict(point) for point in curve] for method, curve in points(results).items()}
 
 
-def _point(records: list[Result], number: int, runs: int) -> Point:
-    spent = [sum(record[key] for record in records) / runs for key in ("tokens", "seconds")]
-    moved = sum(record["bytes_sent"] + record["bytes_received"] for record in records) / runs
-    losses = [r["validation_loss"] for r in records if r["round"] == number and r["validation_loss"] is not None]
-    return Point(spent[0], moved, spent[1], statistics.mean(losses))
+def _point(runs: list[Result], number: int, loss: float) -> Point:
+    records = [record for run in runs for record in run["records"] if record["round"] <= number]
+    tokens, sent, received, seconds = (
+        sum(record[key] for record in records) / len(runs)
+        for key in ("tokens", "bytes_sent", "bytes_received", "seconds")
+    )
+    return Point(tokens, sent + received, seconds, loss)
 
 
 def _between(before: Point, after: Point, share: float) -> Point:

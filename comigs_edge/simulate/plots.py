@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from comigs_edge.simulate import costs
-from comigs_edge.simulate.report import Result, by_method
+from comigs_edge.simulate.report import Result, by_method, curves
 
 MISSING = "plots were left out: matplotlib is missing; get it with: pip install 'comigs-edge[bench]'"
 
@@ -20,18 +20,6 @@ MISSING = "plots were left out: matplotlib is missing; get it with: pip install 
 def is_possible() -> bool:
     """Whether matplotlib is there."""
     return importlib.util.find_spec("matplotlib") is not None
-
-
-def curves(results: list[Result]) -> dict[str, dict[int, float]]:
-    """Method -> round -> validation loss, nats a token, mean over devices and seeds."""
-    found = {}
-    for method, runs in by_method(results).items():
-        losses: dict[int, list[float]] = defaultdict(list)
-        for record in (record for run in runs for record in run["records"]):
-            if record["validation_loss"] is not None:
-                losses[record["round"]].append(record["validation_loss"])
-        found[method] = {number: statistics.mean(each) for number, each in sorted(losses.items())}
-    return found
 
 
 def generalist_scores(results: list[Result]) -> dict[str, list[list[float]]]:

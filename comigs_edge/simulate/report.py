@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import defaultdict
 from typing import Any
 
 Result = dict[str, Any]  # a run's result.json
@@ -21,6 +22,18 @@ def by_method(results: list[Result]) -> dict[str, list[Result]]:
     found: dict[str, list[Result]] = {}
     for result in results:
         found.setdefault(result["method"], []).append(result)
+    return found
+
+
+def curves(results: list[Result]) -> dict[str, dict[int, float]]:
+    """Method -> round -> validation loss, nats a token, mean over devices and seeds."""
+    found = {}
+    for method, runs in by_method(results).items():
+        losses: dict[int, list[float]] = defaultdict(list)
+        for record in (record for run in runs for record in run["records"]):
+            if record["validation_loss"] is not None:
+                losses[record["round"]].append(record["validation_loss"])
+        found[method] = {number: statistics.mean(each) for number, each in sorted(losses.items())}
     return found
 
 

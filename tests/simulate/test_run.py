@@ -150,7 +150,7 @@ def test_methods_are_compared_seed_by_seed_by_hand():
 
 def test_curves_are_means_over_devices_and_seeds():
     found = [result(1, 1.0), result(2, 2.0)]
-    assert plots.curves(found) == {"m": {1: 3.0}}
+    assert report.curves(found) == {"m": {1: 3.0}}
     assert plots.generalist_scores(found)["m"] == [pytest.approx([0.3, 0.6])]
 
 
