@@ -71,12 +71,13 @@ def trained(names: Iterable[str], averaging: str, round_number: int) -> list[str
 
     A mean of A and a mean of B are not a mean of BA. `separate`, the paper's, does it all the same. Where one side is the
     same on every device the mean of the products is exact: `freeze-a` trains the out side only (FFA-LoRA, arXiv:2403.12313),
-    `alternate` the in side in odd and the out side in even rounds (RoLoRA, arXiv:2502.01755).
+    `alternate` the out side in odd and the in side in even rounds (RoLoRA, arXiv:2502.01755): an expert whose out side is
+    still zero has no gradient for its in side, so a first round of that side would be lost.
     """
     found = sorted(names)
     if round_number == 0 or averaging == "separate":
         return found
-    inner = averaging == "alternate" and round_number % 2 == 1
+    inner = averaging == "alternate" and round_number % 2 == 0
     return [name for name in found if is_inner(name) == inner]
 
 

@@ -376,7 +376,7 @@ def test_exact_averaging_takes_one_side_at_a_time_and_leaves_the_other(tmp_path,
     device = room.join()
     room.step((device, arrays(1.0)))
     inner, outer = SHAPES
-    expected = {"freeze-a": [outer, outer], "alternate": [inner, outer]}[averaging]
+    expected = {"freeze-a": [outer, outer], "alternate": [outer, inner]}[averaging]
     value = dict.fromkeys(SHAPES, 1.0)
     for name in expected:
         refused("incomplete", room.commit, device, arrays(1.5))

@@ -88,6 +88,22 @@ def test_the_generalist_after_a_round_is_the_mean_of_what_the_devices_had_traine
             np.testing.assert_allclose(array, np.mean([each[name] for each in trained], axis=0), atol=1e-6)
 
 
+@pytest.mark.parametrize("form", ["lora", "parallel"])
+def test_averaging_in_turn_loses_no_round_to_an_expert_whose_out_side_is_zero(fleet, recipe, form):
+    found = replace(recipe, exchange=ExchangeRecipe(averaging="alternate"), experts=ExpertRecipe(form=form))
+    one = fleet("comigs-1g1s", found=found)
+    changed = []
+    for _ in range(2):
+        before = arrays(one)[0]
+        one.round(nothing)
+        after = arrays(one)[0]
+        changed.append(
+            {name for name in after if name.startswith("generalist.") and (after[name] != before[name]).any()}
+        )
+    outer = {name for name in after if name.startswith("generalist.") and name.endswith(("lora_b", "ffn_down.weight"))}
+    assert changed == [outer, {name for name in after if name.startswith("generalist.")} - outer]
+
+
 def test_where_the_exchange_comes_first_the_router_learns_from_the_mean_generalist(fleet, recipe):
     found = replace(recipe, exchange=ExchangeRecipe(update_format="float32"))
     together, alone = fleet("comigs-edge", found=found), fleet("comigs-edge", found=found)
