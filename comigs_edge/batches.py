@@ -7,6 +7,7 @@ training goes on with exactly the batch it would have had.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from dataclasses import dataclass, replace
 
@@ -61,6 +62,7 @@ class Rows:
         self._starts = np.array([s for s in starts if self._scored[s + 1 : s + context + 1].any()], np.int64)
         if not len(self._starts):
             raise ComigsError("the text has no token to learn from; add more with: comigs-edge data add PATH")
+        self._epoch: int | None = None
         self._places = np.argsort(self._order(0))
 
     def __len__(self) -> int:
@@ -74,6 +76,12 @@ class Rows:
         """Batches of at most `size` rows with the first `count` rows of the first epoch: always the same ones."""
         order = [self._row(position) for position in range(min(count, len(self)))]
         return [self._make(order[start : start + size]) for start in range(0, len(order), size)]
+
+    def after(self, count: int) -> Rows:
+        """The rows behind the first `count` of the first epoch, shuffled anew; `places` stay those among all rows."""
+        rest, kept = copy.copy(self), self._order(0)[count:]
+        rest._starts, rest._places, rest._epoch = self._starts[kept], self._places[kept], None
+        return rest
 
     def group(self, number: int, size: int) -> Batch:
         """The batch with this number of the first epoch; the last one may be short."""
@@ -91,7 +99,7 @@ class Rows:
         return int(self._order(epoch)[index])
 
     def _order(self, epoch: int) -> npt.NDArray[np.int64]:
-        if getattr(self, "_epoch", None) != epoch:
+        if self._epoch != epoch:
             self._epoch = epoch
             self._permutation = np.random.default_rng([self.seed, epoch]).permutation(len(self))
         return self._permutation

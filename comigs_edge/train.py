@@ -52,7 +52,8 @@ class Trainer:
     """Trains `model`'s adapters in place; `best` holds the arrays with the lowest validation loss so far.
 
     `below` has the outputs of the blocks without experts, for training and for validation rows; None: they are computed.
-    `router_rows` are what the router learns from in place of the validation rows.
+    The validation loss is that of the first `measured_rows` of the validation rows, at most half of them where the router
+    learns from validation text: from the others. `router_rows` are what it learns from in their place.
     """
 
     def __init__(
@@ -65,7 +66,6 @@ class Trainer:
             raise ValueError("the outputs of lower blocks are kept for training and validation rows only")
         self.model, self.adapters = model, model.adapters
         self.training, self.validation, self.schedule, self.below = training, validation, schedule, below
-        self.router_rows = validation if router_rows is None else router_rows
         self.expert_steps = self.router_steps = 0
         self.frozen: set[str] = set()  # names of expert tensors that are not trained now
         self.looks_late = model.base.device.type == "cuda"
@@ -80,6 +80,10 @@ class Trainer:
         self.experts = AdamW(self.adapters.group(router=False), rate, decay)
         routers = self.adapters.group(router=True)
         self.router = AdamW(routers, schedule.router_learning_rate, decay) if routers else None
+        # A loss on rows that the router has learned from would flatter every later state.
+        learns_here = bool(routers) and router_rows is None and not schedule.jointly and len(validation) > 1
+        self.measured_rows = min(schedule.validation_rows, len(validation) // 2 if learns_here else len(validation))
+        self.router_rows = router_rows or (validation.after(self.measured_rows) if learns_here else validation)
 
     @property
     def is_done(self) -> bool:
@@ -177,7 +181,7 @@ class Trainer:
         return None if self.below is None else moved(self.below[is_validation](batch), self.model.base.device)
 
     def validate(self, as_stored: bool = True, rows: int | None = None, notes_scores: bool = False) -> float:
-        """Mean loss in nats a token of a fixed set of validation rows, in the weights that the exported file will hold.
+        """Mean loss in nats a token of the measured rows, or the first `rows` of them, in the weights of the exported file.
 
         With `notes_scores` the router's weights there become `scores`.
         """
@@ -195,7 +199,9 @@ class Trainer:
         total, count = 0.0, 0
         self.model.block_format = self.schedule.block_format if as_stored else None
         with torch.no_grad():
-            for batch in self.validation.first(rows or self.schedule.validation_rows, self.schedule.batch):
+            for batch in self.validation.first(
+                min(rows or self.measured_rows, self.measured_rows), self.schedule.batch
+            ):
                 below, batch = self._below(batch, is_validation=True), batch.to(self.model.base.device)
                 hidden = self.model(batch.tokens, batch.documents, below=below).hidden
                 total += float(next_token_loss(self.model.base, hidden, batch.targets, batch.scored))

@@ -37,6 +37,19 @@ def test_a_batch_depends_on_its_number_alone():
     assert not torch.equal(one.batch(0, 4).tokens, Rows(encoded, 8, 4).batch(0, 4).tokens)
 
 
+def test_rows_behind_the_first_ones_are_the_others_and_keep_their_places():
+    rows = Rows([Encoded(list(range(200)), [True] * 200)], 8, 3)
+    rest = rows.after(5)
+    first = {int(row[0]) for batch in rows.first(5, 2) for row in batch.tokens}
+    taken = [rest.batch(number, 4) for number in range(5)]
+    assert {int(row[0]) for batch in taken for row in batch.tokens} == set(range(0, 200, 8)) - first
+    assert sorted(place for batch in taken for place in batch.places) == list(range(5, 25))
+    for batch in taken:
+        for row, place in zip(batch.tokens, batch.places, strict=True):
+            assert torch.equal(row, rows.batch(place, 1).tokens[0])
+    assert rest.batch(5, 4).tokens.tolist() != taken[0].tokens.tolist()  # the next epoch has an order of its own
+
+
 def test_rows_without_a_scored_token_are_left_out():
     rows = Rows([Encoded(list(range(32)), [False] * 20 + [True] * 12)], 8, 0)
     assert len(rows) == 2

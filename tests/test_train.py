@@ -100,6 +100,23 @@ def test_joint_training_moves_both_groups_by_the_gradients_of_one_training_batch
     assert [trainer(specialists=0, jointly=True).step().phase] == ["expert"]
 
 
+@pytest.mark.parametrize(("tokens", "measured"), [(3000, 4), (200, 3), (60, 1), (20, 1)])
+def test_the_router_never_learns_from_the_rows_that_the_validation_loss_is_taken_on(tiny_base, tokens, measured):
+    adapters = Adapters.initial(Layout(1, 4, 8.0, 2), tiny_base.shape, 0)
+    validation = rows(2, tokens)
+    one = Trainer(Model(tiny_base, adapters), rows(1), validation, schedule())
+    on = {place for batch in validation.first(one.measured_rows, 2) for place in batch.places}
+    off = {place for number in range(len(validation)) for place in one.router_rows.batch(number, 1).places}
+    assert one.measured_rows == len(on) == measured
+    assert off == (set(range(len(validation))) - on if len(validation) > 1 else on)
+
+
+def test_without_a_router_all_validation_rows_may_be_measured(trainer):
+    assert trainer(specialists=0, validation_rows=1000).measured_rows == len(rows(2))
+    assert trainer(jointly=True, validation_rows=1000).measured_rows == len(rows(2))
+    assert trainer(validation_rows=1000).measured_rows == len(rows(2)) // 2
+
+
 def test_the_router_learns_from_other_rows_if_there_are_some(trainer):
     one, other = trainer(), trainer()
     other.router_rows = rows(3)
