@@ -60,8 +60,8 @@ class Local:
     """What the local steps of one round were."""
 
     training_loss: float | None  # mean of the expert steps, nats a token
-    validation_loss: float | None  # where the router's period ended in this round
-    expert_scores: list[list[float]] | None  # at that moment
+    validation_loss: float | None  # if a router's period ended in this round
+    expert_scores: list[list[float]] | None  # at the end of that period
     tokens: int
     seconds: float
 

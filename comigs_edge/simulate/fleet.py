@@ -2,7 +2,8 @@
 
 A round is `local_steps` expert steps on every device, the router's steps where they are due, and the method's exchange, before
 or after those: what each device has learned passes through the wire format and the mean of the real coordinator. All devices take
-part in every round and none is late. What float16 takes away from an update is not brought later, as a real device does.
+part in every round and none is late. The validation loss is that of the model that a device has at the end of the round, so that
+it means the same for every method. What float16 takes away from an update is not brought later, as a real device does.
 """
 
 from __future__ import annotations
@@ -111,6 +112,10 @@ class Fleet:
         sent, received = self._exchange(number, before, trained, [local.tokens for local in done])
         if first:
             done = [local.then(d.train(until, advance)) for d, local in zip(self.devices, done, strict=True)]
+        else:
+            for device, local in zip(self.devices, done, strict=True):
+                if local.validation_loss is not None:
+                    local.validation_loss = device.trainer.validate()
         records = [{"round": number, "device": d.name, **asdict(x)} for d, x in zip(self.devices, done, strict=True)]
         self.number = number
         for record, up, down in zip(records, sent, received, strict=True):

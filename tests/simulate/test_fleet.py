@@ -104,6 +104,13 @@ def test_averaging_in_turn_loses_no_round_to_an_expert_whose_out_side_is_zero(fl
     assert changed == [outer, {name for name in after if name.startswith("generalist.")} - outer]
 
 
+@pytest.mark.parametrize("method", ["local", "fedavg", "comigs-1g1s", "comigs-edge"])
+def test_the_validation_loss_of_a_round_is_that_of_the_model_that_it_leaves(fleet, method):
+    one = fleet(method)
+    for record, device in zip(one.round(nothing), one.devices, strict=True):
+        assert record["validation_loss"] == device.trainer.validate()
+
+
 def test_where_the_exchange_comes_first_the_router_learns_from_the_mean_generalist(fleet, recipe):
     found = replace(recipe, exchange=ExchangeRecipe(update_format="float32"))
     together, alone = fleet("comigs-edge", found=found), fleet("comigs-edge", found=found)
