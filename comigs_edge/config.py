@@ -64,7 +64,7 @@ class TrainConfig:
     router_steps: int = 10
     balance_weight: float = 0.01
     weight_decay: float = 0.01
-    validation_rows: int = 32  # ours: fixed rows that the best state is chosen on
+    validation_rows: int = 32  # ours: fixed rows that the best state is chosen on; the router learns from the rest
     checkpoint_minutes: float = 15.0  # ours: at 50 MB each, 4.6 GB a day on an SD card
     seed: int = 42
 

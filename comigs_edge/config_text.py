@@ -42,7 +42,7 @@ expert_form = "{form}"   # lora: low-rank updates in the MLP; parallel: small ML
 # router_steps = 10      # ... router steps on validation text
 # balance_weight = 0.01  # of the load-balance loss, where it is not constant
 # weight_decay = 0.01
-# validation_rows = 32   # rows of validation text that the best state is chosen on
+# validation_rows = 32   # rows of validation text that choose the state, half of it at most; the router learns from the rest
 # checkpoint_minutes = 15.0
 # seed = 42
 
