@@ -38,7 +38,7 @@ def still(fleet):
 def test_the_routers_first_step_descends_on_the_training_gradients_of_all_expert_steps_before(still, monkeypatch):
     monkeypatch.setattr(type(still.schedule), "learning_rate", lambda self, step: 0.0)
     training = [still.training.batch(number, 2) for number in range(3)]
-    validation = still.validation.batch(0, 2)
+    validation = still.router_rows.batch(0, 2)
     for _ in range(3):
         still.step()
     wanted, found = gradients(still, [*training, validation]), {}
@@ -62,7 +62,7 @@ def test_after_the_routers_turn_experts_hold_the_validation_gradients_of_all_its
     monkeypatch.setattr(type(still.schedule), "learning_rate", lambda self, step: 0.0)
     for _ in range(5):  # three of the experts, two of the router
         still.step()
-    wanted = gradients(still, [still.validation.batch(number, 2) for number in range(2)])
+    wanted = gradients(still, [still.router_rows.batch(number, 2) for number in range(2)])
     for name, tensor in still.adapters.named.items():
         if is_router(name):
             assert tensor.grad is None
