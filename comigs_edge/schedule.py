@@ -20,7 +20,7 @@ class Schedule:
     router_steps: int
     balance_weight: float
     weight_decay: float
-    validation_rows: int
+    validation_rows: int  # that the validation loss is taken on, at most
     block_format: str | None = None  # fake quantisation in this format ...
     quantise_start: float = 1.0  # ... after this share of the steps
     rates_by_weight: bool = False  # an expert learns in proportion to its mean weight on the validation rows

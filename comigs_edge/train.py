@@ -52,8 +52,8 @@ class Trainer:
     """Trains `model`'s adapters in place; `best` holds the arrays with the lowest validation loss so far.
 
     `below` has the outputs of the blocks without experts, for training and for validation rows; None: they are computed.
-    The validation loss is that of the first `measured_rows` of the validation rows, at most half of them where the router
-    learns from validation text: from the others. `router_rows` are what it learns from in their place.
+    The validation loss is that of the first `measured_rows` of the validation rows: at most half of them where the router
+    learns from the others. `router_rows` are what it learns from in place of those.
     """
 
     def __init__(
@@ -83,7 +83,9 @@ class Trainer:
         # A loss on rows that the router has learned from would flatter every later state.
         learns_here = bool(routers) and router_rows is None and not schedule.jointly and len(validation) > 1
         self.measured_rows = min(schedule.validation_rows, len(validation) // 2 if learns_here else len(validation))
-        self.router_rows = router_rows or (validation.after(self.measured_rows) if learns_here else validation)
+        if router_rows is None:
+            router_rows = validation.after(self.measured_rows) if learns_here else validation
+        self.router_rows = router_rows
 
     @property
     def is_done(self) -> bool:
@@ -196,12 +198,11 @@ class Trainer:
         return loss
 
     def _mean_loss(self, as_stored: bool, rows: int | None) -> float:
+        num_rows = self.measured_rows if rows is None else min(rows, self.measured_rows)
         total, count = 0.0, 0
         self.model.block_format = self.schedule.block_format if as_stored else None
         with torch.no_grad():
-            for batch in self.validation.first(
-                min(rows or self.measured_rows, self.measured_rows), self.schedule.batch
-            ):
+            for batch in self.validation.first(num_rows, self.schedule.batch):
                 below, batch = self._below(batch, is_validation=True), batch.to(self.model.base.device)
                 hidden = self.model(batch.tokens, batch.documents, below=below).hidden
                 total += float(next_token_loss(self.model.base, hidden, batch.targets, batch.scored))

@@ -112,7 +112,7 @@ class Fleet:
         sent, received = self._exchange(number, before, trained, [local.tokens for local in done])
         if first:
             done = [local.then(d.train(until, advance)) for d, local in zip(self.devices, done, strict=True)]
-        else:
+        elif any(self.names):
             for device, local in zip(self.devices, done, strict=True):
                 if local.validation_loss is not None:
                     local.validation_loss = device.trainer.validate()
