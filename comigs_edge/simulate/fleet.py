@@ -110,12 +110,12 @@ class Fleet:
             device.trainer.frozen = set(names) - set(learns)
             done.append(device.train(until, advance, ends_before_router=first))
         sent, received = self._exchange(number, before, trained, [local.tokens for local in done])
+        too_early = [local.validation_loss is not None and any(self.names) for local in done]
         if first:
             done = [local.then(d.train(until, advance)) for d, local in zip(self.devices, done, strict=True)]
-        elif any(self.names):
-            for device, local in zip(self.devices, done, strict=True):
-                if local.validation_loss is not None:
-                    local.validation_loss = device.trainer.validate()
+        for device, local, again in zip(self.devices, done, too_early, strict=True):
+            if again:
+                local.validation_loss = device.trainer.validate()
         records = [{"round": number, "device": d.name, **asdict(x)} for d, x in zip(self.devices, done, strict=True)]
         self.number = number
         for record, up, down in zip(records, sent, received, strict=True):

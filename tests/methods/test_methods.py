@@ -170,7 +170,7 @@ def test_layouts_give_devices_the_experts_that_the_names_say():
     counts = {name: METHODS[name].layout(PLAIN, 3).num_specialists for name in METHODS}
     assert {counts[name] for name in ("comigs-1g1s", "comigs-2g", "comigs-2s", "comigs-tr", "pfedmoe")} == {1}
     assert [counts[f"comigs-1g{n}s"] for n in range(2, 8)] == [2, 3, 4, 5, 6, 7]
-    assert counts["comigs-1gxs"] == 3
+    assert counts["comigs-1gxs"] == counts["comigs-edge"] == 3
     assert named("comigs-1gxs").layout(PLAIN, 0).experts_per_token == 1
     singles = (
         "local",
