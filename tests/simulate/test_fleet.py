@@ -124,7 +124,7 @@ def test_where_the_exchange_comes_first_the_router_learns_from_the_mean_generali
     }
     for index, (device, own) in enumerate(zip(alone.devices, trained, strict=True)):
         device.load(mean)
-        local = device.train(3, nothing)
+        device.train(3, nothing)
         assert (device.trainer.router_steps > 0) == (device.trainer.router is not None)
         after = arrays(together)[index]
         for name, array in device.adapters.arrays().items():
