@@ -12,7 +12,7 @@ recompute.py   activation checkpointing     below.py      outputs of blocks with
 planning.py    how this device would train  measure.py    how fast it multiplies
 schedule.py    which step is when           pauses.py     waiting for a better moment
 adapters.py    what training makes, and which part of it may leave the device
-train.py       the bi-level loop            optimiser.py  AdamW
+train.py       the bi-level loop            optimiser.py  AdamW; router_optimiser.py
 checkpoint.py  its state on disk            session.py    a home's text, base and settings for training
 together.py    a training in rounds         federation.py the device's side of its fleet
 membership.py  its files there              manifests.py  the chain of generalists, checked

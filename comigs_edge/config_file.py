@@ -88,6 +88,7 @@ def _check(config: Config, path: Path) -> None:
         ("train.expert_learning_rate", train.expert_learning_rate, 0, 10),
         ("train.final_learning_rate", train.final_learning_rate, 0, 10),
         ("train.router_learning_rate", train.router_learning_rate, 0, 10),
+        ("train.router_offset_rate", train.router_offset_rate, 0, 10),
         ("train.validation_rows", train.validation_rows, 1, 10**6),
         ("pause.temperature", config.pause.temperature, 30, 150),
         ("pause.battery", config.pause.battery, 0, 100),

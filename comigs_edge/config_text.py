@@ -36,6 +36,7 @@ expert_form = "{form}"   # lora: low-rank updates in the MLP; parallel: small ML
 # expert_learning_rate = 0.002  # default: this for LoRA, 0.012 for parallel experts
 # final_learning_rate = 0.0002  # default: a tenth of it
 # router_learning_rate = 0.02
+# router_offset_rate = 0.3  # how fast it learns which expert to prefer whatever the token; 0: as fast as everything else
 # rates_by_weight = true # an expert learns in proportion to the weight that the router gives it on validation text
 # warmup_steps = 0
 # router_period = 30     # expert steps on training text, then ...

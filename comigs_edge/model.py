@@ -30,7 +30,7 @@ from profiles.cost import PIECES
 # What is computed again for the backward pass: whole blocks (least memory); all but the products of the MLP's gate and up,
 # which are kept; or nothing.
 CHECKPOINTING = ("block", "attention", "none")
-Watch = Callable[[int, Routing], None]  # block, what its router decided for some tokens
+Watch = Callable[[int, Tensor, Routing], None]  # block, what its router read (N, D), what it decided
 
 
 @dataclass
@@ -56,7 +56,7 @@ class Model:
         if checkpointing != "block" and not base.keep:
             raise ValueError("a base that is dequantised block by block needs blocks to be computed again")
         self.block_format: str | None = None
-        self.watch: Watch | None = None  # is told what every block's router decided
+        self.watch: Watch | None = None  # is told what every block's router read and decided
         self._turns = torch.empty(0)
 
     def __call__(
@@ -146,7 +146,7 @@ class Model:
             return x + frozen_mlp(normed, mlp), None
         routing, scale = self._routing(index, normed), self.adapters.layout.expert_scale
         if self.watch is not None and routing is not None:
-            self.watch(index, routing)
+            self.watch(index, normed, routing)
         if self.adapters.layout.form == "parallel":
             experts = self._chosen(self.adapters.parallel[index])
             weights = None if routing is None else routing.weights

@@ -53,7 +53,7 @@ class MeanWeights:
         self._sums: dict[int, Tensor] = {}
         self._count: dict[int, int] = {}
 
-    def __call__(self, block: int, routing: Routing) -> None:
+    def __call__(self, block: int, normed: Tensor, routing: Routing) -> None:
         """Counts these tokens in."""
         total = routing.weights.double().sum(0)  # (E,)
         self._sums[block] = self._sums[block] + total if block in self._sums else total

@@ -24,6 +24,7 @@ class Schedule:
     block_format: str | None = None  # fake quantisation in this format ...
     quantise_start: float = 1.0  # ... after this share of the steps
     rates_by_weight: bool = False  # an expert learns in proportion to its mean weight on the validation rows
+    router_offset_rate: float = 0.0  # of what the router prefers whatever the token (`router_optimiser.py`); 0: none
     jointly: bool = False  # router and experts learn in the same steps, from training text; no router steps
 
     def fake_format(self, step: int) -> str | None:

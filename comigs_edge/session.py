@@ -38,7 +38,8 @@ def schedule(settings: Config, profile: DeviceProfile, steps: int | None) -> Sch
         router_learning_rate=train.router_learning_rate, warmup_steps=train.warmup_steps,
         router_period=train.router_period, router_steps=train.router_steps, balance_weight=train.balance_weight,
         weight_decay=train.weight_decay, validation_rows=train.validation_rows,
-        rates_by_weight=train.rates_by_weight, block_format=storage.fake_format, quantise_start=storage.start,
+        rates_by_weight=train.rates_by_weight, router_offset_rate=train.router_offset_rate,
+        block_format=storage.fake_format, quantise_start=storage.start,
     )  # fmt: skip
 
 

@@ -31,8 +31,11 @@ from comigs_edge.loss import next_token_loss
 from comigs_edge.model import Model
 from comigs_edge.moe import MeanWeights
 from comigs_edge.optimiser import STATE, AdamW
+from comigs_edge.router_optimiser import RouterAdamW
 from comigs_edge.schedule import Schedule
 from coordinator.wire import Arrays
+
+OFFSETS = "router.offsets"  # name of their moments in a state
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,9 @@ class Trainer:
         decay, rate = schedule.weight_decay, schedule.expert_learning_rate
         self.experts = AdamW(self.adapters.group(router=False), rate, decay)
         routers = self.adapters.group(router=True)
-        self.router = AdamW(routers, schedule.router_learning_rate, decay) if routers else None
+        self.router = (
+            RouterAdamW(routers, schedule.router_learning_rate, decay, schedule.router_offset_rate) if routers else None
+        )
         # A loss on rows that the router has learned from would flatter every later state.
         learns_here = bool(routers) and router_rows is None and not schedule.jointly and len(validation) > 1
         self.measured_rows = min(schedule.validation_rows, len(validation) // 2 if learns_here else len(validation))
@@ -120,7 +125,11 @@ class Trainer:
         self.model.block_format = self.schedule.fake_format(self.expert_steps)
         if self._router_is_due and self.router is not None:
             batch = self.router_rows.batch(self.router_steps, self.schedule.batch)
-            loss = self._descend([self.router], batch, is_validation=True)
+            self.model.watch = self.router.inputs if self.schedule.router_offset_rate else None
+            try:
+                loss = self._descend([self.router], batch, is_validation=True)
+            finally:
+                self.model.watch = None
             self.router_steps += 1
             phase = "router"
         else:
@@ -230,6 +239,8 @@ class Trainer:
         for name, tensor in self.adapters.named.items():
             for key, value in self._moments(name, tensor).items():
                 arrays[f"{key}.{name}"] = tensor_to_numpy(value)
+        if self.router is not None:
+            arrays |= {f"{key}.{OFFSETS}": tensor_to_numpy(value) for key, value in self.router.offset_state.items()}
         progress = {
             "expert_steps": self.expert_steps, "router_steps": self.router_steps, "first_loss": self.first_loss,
             "best_loss": self.best_loss, "schedule": asdict(self.schedule), "layout": asdict(self.adapters.layout),
@@ -243,10 +254,9 @@ class Trainer:
         self.best = part(arrays, "best.")
         for name, tensor in self.adapters.named.items():
             if f"exp_avg.{name}" in arrays:
-                optimiser = self._optimiser(name)
-                optimiser.state[tensor] = {
-                    key: torch.from_numpy(arrays[f"{key}.{name}"].copy()).to(tensor.device) for key in STATE
-                }
+                self._optimiser(name).state[tensor] = _moments(arrays, name, tensor.device)
+        if self.router is not None and f"exp_avg.{OFFSETS}" in arrays:
+            self.router.offset_state = _moments(arrays, OFFSETS, self.router.offsets.device)
         self.expert_steps, self.router_steps = progress["expert_steps"], progress["router_steps"]
         self.first_loss, self.best_loss = progress["first_loss"], progress["best_loss"]
         self.last_loss, self.scores = progress["last_loss"], progress.get("scores")
@@ -260,6 +270,11 @@ class Trainer:
             assert self.router is not None
             return self.router
         return self.experts
+
+
+def _moments(arrays: Arrays, name: str, device: torch.device) -> dict[str, Tensor]:
+    """What an optimiser's next step of one tensor depends on."""
+    return {key: torch.from_numpy(arrays[f"{key}.{name}"].copy()).to(device) for key in STATE}
 
 
 def tune_allocator(lean: bool = False) -> None:

@@ -173,6 +173,7 @@ ARROWS = {
         "profiles.detect profiles.plan quantize.gguf_file"
     ),
     "comigs_edge.recompute": "comigs_edge.buffers",
+    "comigs_edge.router_optimiser": "comigs_edge.moe comigs_edge.optimiser",
     "comigs_edge.remote": "comigs_edge.errors comigs_edge.files coordinator.messages coordinator.signatures",
     "comigs_edge.replace": (
         "comigs_edge.adapters comigs_edge.errors comigs_edge.export comigs_edge.files comigs_edge.shape "
@@ -224,7 +225,7 @@ ARROWS = {
     "comigs_edge.train": (
         "comigs_edge.adapters comigs_edge.arithmetic comigs_edge.base comigs_edge.batches comigs_edge.below comigs_edge.buffers "
         "comigs_edge.errors comigs_edge.loss comigs_edge.model comigs_edge.moe comigs_edge.optimiser "
-        "comigs_edge.schedule coordinator.wire"
+        "comigs_edge.router_optimiser comigs_edge.schedule coordinator.wire"
     ),
     "comigs_edge.versions": "comigs_edge.errors",
     "comigs_edge.vocabulary": "comigs_edge.errors",

@@ -270,8 +270,8 @@ def test_an_expert_learns_in_proportion_to_its_weight_on_the_validation_text(tin
         assert step == pytest.approx(1e-2 * factor, rel=0.02)
 
 
-def test_the_weights_are_those_on_the_validation_rows_and_survive_a_restart(trainer):
-    one = trainer(rates_by_weight=True)
+def test_the_weights_are_those_on_the_validation_rows_and_survive_a_restart_with_the_offsets(trainer):
+    one = trainer(rates_by_weight=True, router_offset_rate=0.1)
     assert one.scores is None
     for _ in range(5):
         one.step()
@@ -279,7 +279,7 @@ def test_the_weights_are_those_on_the_validation_rows_and_survive_a_restart(trai
     assert len(one.scores) == one.adapters.shape.num_blocks
     assert sum(rows_of_one) == pytest.approx(1)
     arrays, progress = one.state()
-    other = trainer(seed=1, rates_by_weight=True)
+    other = trainer(seed=1, rates_by_weight=True, router_offset_rate=0.1)
     other.restore({name: array.copy() for name, array in arrays.items()}, progress)
     assert other.scores == one.scores
     for _ in range(3):

@@ -93,6 +93,7 @@ class Method:
     )
     text: str = "training"  # what experts learn from: also `both` (and validation text) or `pooled` (of all devices)
     router_learning_rate: float | None = None  # None: the recipe's
+    router_offset_rate: float = 0.0  # of what the router prefers whatever the token; 0: none
     rates_by_weight: bool = False  # an expert learns in proportion to its mean weight on the validation text
     exchanges_first: bool = False  # a round's exchange comes before the router's turn, not after it
     averaging: str | None = None  # one of `coordinator.rounds.AVERAGING`; None: the recipe's

@@ -57,6 +57,7 @@ class Plan:
             training.warmup_steps, size.router_period, 0 if self.method.router == "even" else size.router_steps,
             training.balance_weight,
             training.weight_decay, size.validation_rows, rates_by_weight=self.method.rates_by_weight,
+            router_offset_rate=self.method.router_offset_rate,
             jointly=self.method.router == "jointly",
         )  # fmt: skip
 

@@ -1,0 +1,76 @@
+"""AdamW for the router, and what it prefers whatever the token: offsets of its logits, which learn at a rate of their own.
+
+A router is one linear map without offsets, as llama.cpp's mixtures have it. What it prefers on average lies along the mean m of
+its input, where AdamW moves it no faster than in every other direction, and a rate that moves it fast makes noise of its choices
+for single tokens. Here the map is R + b m^T / (m . m): a token whose x . m is m . m has b added to its logits. R alone is stored:
+the steps of b are added to it at once. The gradient of b is that of R times m / (m . m), a mean over all tokens, so b may learn
+fast.
+
+Shapes: N tokens, D width, E experts, L blocks with a router.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from comigs_edge.moe import Routing
+from comigs_edge.optimiser import AdamW
+
+
+class MeanInputs:
+    """Takes the mean of what the router of each block reads over all tokens that pass; a `model.Watch`."""
+
+    def __init__(self) -> None:
+        self._sums: dict[int, Tensor] = {}
+        self._counts: dict[int, int] = {}
+
+    def __call__(self, block: int, normed: Tensor, routing: Routing) -> None:
+        """Counts these tokens (N, D) in."""
+        total = normed.detach().sum(0, dtype=torch.float32)
+        # A block that is computed again for the backward pass counts all its tokens twice: the mean stays.
+        self._sums[block] = self._sums[block] + total if block in self._sums else total
+        self._counts[block] = self._counts.get(block, 0) + len(normed)
+
+    def by_block(self) -> list[Tensor]:
+        """One (D,) a block with a router, in order."""
+        return [self._sums[block] / self._counts[block] for block in sorted(self._sums)]
+
+
+class RouterAdamW(AdamW):
+    """AdamW for the routers of all blocks, `tensors` (E, D) in order; with an `offset_rate` offsets of their logits learn too.
+
+    `inputs` is to watch the pass whose gradients a step is to use; without a watched pass offsets stay.
+    """
+
+    def __init__(self, tensors: list[Tensor], learning_rate: float, weight_decay: float, offset_rate: float) -> None:
+        super().__init__(tensors, learning_rate, weight_decay)
+        # Zero between the steps: what they have learned is in the routers.
+        self.offsets = torch.zeros(len(tensors), len(tensors[0]), device=tensors[0].device)  # (L, E)
+        self._of_offsets = AdamW([self.offsets], offset_rate, 0.0) if offset_rate else None
+        self.inputs = MeanInputs()
+
+    def step(self) -> None:
+        """One step for the routers, and one for the offsets."""
+        super().step()
+        means, self.inputs = self.inputs.by_block(), MeanInputs()
+        if self._of_offsets is not None and means:
+            self._step_offsets(self._of_offsets, [mean / mean.dot(mean) for mean in means])
+
+    @torch.no_grad()
+    def _step_offsets(self, optimiser: AdamW, directions: list[Tensor]) -> None:
+        slopes = [router.grad @ way for router, way in zip(self.tensors, directions, strict=True)]  # type: ignore[operator]
+        self.offsets.zero_().grad = torch.stack(slopes)
+        optimiser.step()
+        for router, change, way in zip(self.tensors, self.offsets, directions, strict=True):
+            router.addr_(change, way)
+
+    @property
+    def offset_state(self) -> dict[str, Tensor]:
+        """What the offsets' next step depends on; empty before the first."""
+        return {} if self._of_offsets is None else self._of_offsets.state.get(self.offsets, {})
+
+    @offset_state.setter
+    def offset_state(self, state: dict[str, Tensor]) -> None:
+        if self._of_offsets is not None and state:
+            self._of_offsets.state[self.offsets] = state

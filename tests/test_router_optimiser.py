@@ -1,0 +1,137 @@
+"""Offsets of the router's logits learn at a rate of their own and are kept in the router itself."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from comigs_edge.adapters import Adapters
+from comigs_edge.layout import Layout
+from comigs_edge.model import Model
+from comigs_edge.moe import MeanWeights, Routing, route
+from comigs_edge.optimiser import AdamW
+from comigs_edge.router_optimiser import MeanInputs, RouterAdamW
+from comigs_edge.train import Trainer
+from tests.test_train import rows, schedule
+
+NO_RATE = 0.0
+
+
+def inputs(seed: int = 0, tokens: int = 40) -> Tensor:
+    """Tokens (N, D) whose mean is not zero, as a norm's output has it."""
+    return torch.randn(tokens, 6, generator=torch.Generator().manual_seed(seed)) + torch.tensor([2.0, 0, 0, 1, 0, 0])
+
+
+def loss(logits: Tensor) -> Tensor:
+    """Something that wants some tokens to choose the first expert, most of them the second."""
+    wanted = torch.arange(len(logits)) % 5 > 0
+    return F.cross_entropy(logits, wanted.long())
+
+
+def learned(
+    router: Tensor, x: Tensor, offset_rate: float, learning_rate: float = NO_RATE, steps: int = 1
+) -> RouterAdamW:
+    """The router after some steps."""
+    optimiser = RouterAdamW([router.requires_grad_()], learning_rate, 0.0, offset_rate)
+    for _ in range(steps):
+        router.grad = None
+        loss(x @ router.T).backward()
+        optimiser.inputs(0, x, Routing(x, x))
+        optimiser.step()
+    return optimiser
+
+
+def test_an_offset_moves_the_logits_of_the_mean_token_by_its_rate_and_leaves_what_is_orthogonal_to_it():
+    x, router = inputs(), torch.zeros(2, 6)
+    learned(router, x, 0.25)
+    mean = x.mean(0)
+    # AdamW's first step has its rate in size: towards the second expert, which most tokens want.
+    torch.testing.assert_close(mean @ router.detach().T, torch.tensor([-0.25, 0.25]))
+    orthogonal = torch.tensor([0.0, 1, 0, 0, 0, 0]) - mean * mean[1] / mean.dot(mean)
+    torch.testing.assert_close(orthogonal @ router.detach().T, torch.zeros(2), atol=1e-6, rtol=0)
+
+
+def test_steps_are_those_of_autograd_through_offsets_written_out_and_torchs_adamw():
+    x, router, steps = inputs(1), torch.randn(2, 6, generator=torch.Generator().manual_seed(2)) * 0.1, 7
+    offsets, start = torch.zeros(2, requires_grad=True), router.clone()
+    way = x.mean(0) / x.mean(0).dot(x.mean(0))
+    reference = torch.optim.AdamW([offsets], lr=0.05, betas=(0.9, 0.95), weight_decay=0.0)
+    for _ in range(steps):
+        reference.zero_grad()
+        loss(x @ (start + torch.outer(offsets, way)).T).backward()
+        reference.step()
+    learned(router, x, 0.05, steps=steps)
+    torch.testing.assert_close(router.detach(), (start + torch.outer(offsets, way)).detach(), atol=1e-6, rtol=1e-5)
+
+
+def test_without_a_rate_or_a_watched_pass_it_is_adamw():
+    x = inputs()
+    found = []
+    for optimiser in (AdamW, lambda *given: RouterAdamW(*given, 0.0), lambda *given: RouterAdamW(*given, 0.3)):
+        router = torch.ones(2, 6, requires_grad=True)
+        loss(x @ router.T).backward()
+        optimiser([router], 1e-2, 0.01).step()
+        found.append(router.detach())
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+@pytest.mark.parametrize("checkpointing", ["block", "attention", "none"])
+@pytest.mark.parametrize("with_balance", [False, True])
+def test_the_mean_inputs_are_those_that_the_routers_read_however_often_they_are_computed(
+    tiny_base, checkpointing, with_balance
+):
+    adapters = Adapters.initial(Layout(1, 4, 8.0, 2), tiny_base.shape, 0)
+    model, batch = Model(tiny_base, adapters, checkpointing=checkpointing), rows(1).batch(0, 4)
+    read: list[tuple[int, Tensor]] = []
+    model.watch = lambda block, normed, routing: read.append((block, normed.detach().clone()))
+    with torch.no_grad():
+        model(batch.tokens, batch.documents, with_balance)
+    expected = [torch.cat([x for number, x in read if number == block]).mean(0) for block in range(2)]
+    model.watch = means = MeanInputs()
+    for tensor in adapters.group(router=True):
+        tensor.requires_grad_()
+    model(batch.tokens, batch.documents, with_balance).hidden.sum().backward()
+    for found, wanted in zip(means.by_block(), expected, strict=True):
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_a_few_steps_leave_an_expert_that_the_text_does_not_want_where_the_routers_own_rate_has_hardly_begun():
+    x, shares = inputs(), {}
+    for offset_rate in (0.0, 0.3):
+        router = torch.zeros(2, 6)
+        learned(router, x, offset_rate, learning_rate=2e-3, steps=6)
+        shares[offset_rate] = float(F.softmax(x @ router.detach().T, dim=-1).mean(0)[1])
+    assert shares[0.0] < 0.55
+    assert shares[0.3] > 0.75
+
+
+@pytest.mark.parametrize("form", ["lora", "parallel"])
+def test_the_trainer_adds_to_every_router_the_step_of_its_offsets_along_its_mean_input(tiny_base, form):
+    layout, found = Layout(1, 4, 8.0, 2, form=form, expert_width=32 * (form == "parallel")), []
+    for offset_rate in (0.0, 0.3):
+        generator = torch.Generator().manual_seed(3)
+        adapters = Adapters.initial(layout, tiny_base.shape, 0)
+        for tensor in adapters.group(router=False):  # experts that differ, so that the router has something to learn
+            tensor.add_(torch.randn(tensor.shape, generator=generator) * 0.1)
+        plan = schedule(router_offset_rate=offset_rate)
+        trainer = Trainer(Model(tiny_base, adapters), rows(1), rows(2), plan)
+        trainer.expert_steps = plan.router_period
+        batch = trainer.router_rows.batch(0, plan.batch)
+        trainer.model.watch = means = MeanInputs()
+        with torch.no_grad():
+            trainer.model(batch.tokens, batch.documents)
+        assert trainer.step().phase == "router"
+        assert trainer.model.watch is None
+        found.append([router.detach() for router in adapters.group(router=True)])
+    for plain, moved, mean in zip(*found, means.by_block(), strict=True):
+        step = (moved - plain) @ mean
+        torch.testing.assert_close(step.abs(), torch.full((2,), 0.3), atol=1e-3, rtol=0)
+        torch.testing.assert_close(moved - plain, torch.outer(step, mean / mean.dot(mean)), atol=1e-5, rtol=1e-4)
+
+
+def test_a_watch_of_weights_takes_what_the_router_read_too():
+    x = inputs()
+    weights = MeanWeights()
+    weights(0, x, route(torch.zeros(len(x), 2), 2))
+    assert weights.by_block() == [[0.5, 0.5]]
