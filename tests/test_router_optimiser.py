@@ -14,8 +14,6 @@ from comigs_edge.router_optimiser import MeanInputs, RouterAdamW
 from comigs_edge.train import Trainer
 from tests.test_train import rows, schedule
 
-NO_RATE = 0.0
-
 
 def inputs(seed: int = 0, tokens: int = 40) -> Tensor:
     """Tokens (N, D) whose mean is not zero, as a norm's output has it."""
@@ -29,21 +27,21 @@ def loss(logits: Tensor) -> Tensor:
 
 
 def learned(
-    router: Tensor, x: Tensor, offset_rate: float, learning_rate: float = NO_RATE, steps: int = 1
-) -> RouterAdamW:
-    """The router after some steps."""
-    optimiser = RouterAdamW([router.requires_grad_()], learning_rate, 0.0, offset_rate)
+    routers: list[Tensor], blocks: list[Tensor], offset_rate: float, learning_rate: float = 0.0, steps: int = 1
+) -> None:
+    """Changes the routers by some steps; `blocks` has what each of them reads."""
+    optimiser = RouterAdamW([router.requires_grad_() for router in routers], learning_rate, 0.0, offset_rate)
     for _ in range(steps):
-        router.grad = None
-        loss(x @ router.T).backward()
-        optimiser.inputs(0, x, Routing(x, x))
+        for block, (router, x) in enumerate(zip(routers, blocks, strict=True)):
+            router.grad = None
+            loss(x @ router.T).backward()
+            optimiser.inputs(block, x, Routing(x, x))
         optimiser.step()
-    return optimiser
 
 
 def test_an_offset_moves_the_logits_of_the_mean_token_by_its_rate_and_leaves_what_is_orthogonal_to_it():
     x, router = inputs(), torch.zeros(2, 6)
-    learned(router, x, 0.25)
+    learned([router], [x], 0.25)
     mean = x.mean(0)
     # AdamW's first step has its rate in size: towards the second expert, which most tokens want.
     torch.testing.assert_close(mean @ router.detach().T, torch.tensor([-0.25, 0.25]))
@@ -52,16 +50,21 @@ def test_an_offset_moves_the_logits_of_the_mean_token_by_its_rate_and_leaves_wha
 
 
 def test_steps_are_those_of_autograd_through_offsets_written_out_and_torchs_adamw():
-    x, router, steps = inputs(1), torch.randn(2, 6, generator=torch.Generator().manual_seed(2)) * 0.1, 7
-    offsets, start = torch.zeros(2, requires_grad=True), router.clone()
-    way = x.mean(0) / x.mean(0).dot(x.mean(0))
+    blocks, generator, steps = [inputs(1), inputs(4)], torch.Generator().manual_seed(2), 7
+    routers = [torch.randn(2, 6, generator=generator) * 0.1 for _ in blocks]
+    starts = [router.clone() for router in routers]
+    offsets = torch.zeros(2, requires_grad=True)  # one an expert, for both blocks
+    ways = [x.mean(0) / x.mean(0).dot(x.mean(0)) for x in blocks]
     reference = torch.optim.AdamW([offsets], lr=0.05, betas=(0.9, 0.95), weight_decay=0.0)
     for _ in range(steps):
         reference.zero_grad()
-        loss(x @ (start + torch.outer(offsets, way)).T).backward()
+        for x, start, way in zip(blocks, starts, ways, strict=True):
+            loss(x @ (start + torch.outer(offsets, way)).T).backward()
         reference.step()
-    learned(router, x, 0.05, steps=steps)
-    torch.testing.assert_close(router.detach(), (start + torch.outer(offsets, way)).detach(), atol=1e-6, rtol=1e-5)
+    learned(routers, blocks, 0.05, steps=steps)
+    for router, start, way in zip(routers, starts, ways, strict=True):
+        expected = (start + torch.outer(offsets, way)).detach()
+        torch.testing.assert_close(router.detach(), expected, atol=1e-6, rtol=1e-5)
 
 
 def test_without_a_rate_or_a_watched_pass_it_is_adamw():
@@ -100,14 +103,14 @@ def test_a_few_steps_leave_an_expert_that_the_text_does_not_want_where_the_route
     x, shares = inputs(), {}
     for offset_rate in (0.0, 0.3):
         router = torch.zeros(2, 6)
-        learned(router, x, offset_rate, learning_rate=2e-3, steps=6)
+        learned([router], [x], offset_rate, learning_rate=2e-3, steps=6)
         shares[offset_rate] = float(F.softmax(x @ router.detach().T, dim=-1).mean(0)[1])
     assert shares[0.0] < 0.55
     assert shares[0.3] > 0.75
 
 
 @pytest.mark.parametrize("form", ["lora", "parallel"])
-def test_the_trainer_adds_to_every_router_the_step_of_its_offsets_along_its_mean_input(tiny_base, form):
+def test_the_trainer_adds_to_every_router_the_step_of_the_offsets_along_its_mean_input(tiny_base, form):
     layout, found = Layout(1, 4, 8.0, 2, form=form, expert_width=32 * (form == "parallel")), []
     for offset_rate in (0.0, 0.3):
         generator = torch.Generator().manual_seed(3)
@@ -124,8 +127,9 @@ def test_the_trainer_adds_to_every_router_the_step_of_its_offsets_along_its_mean
         assert trainer.step().phase == "router"
         assert trainer.model.watch is None
         found.append([router.detach() for router in adapters.group(router=True)])
-    for plain, moved, mean in zip(*found, means.by_block(), strict=True):
-        step = (moved - plain) @ mean
+    steps = [(moved - plain) @ mean for plain, moved, mean in zip(*found, means.by_block(), strict=True)]
+    torch.testing.assert_close(steps[0], steps[1], atol=1e-5, rtol=0)  # one for all blocks
+    for plain, moved, mean, step in zip(*found, means.by_block(), steps, strict=True):
         torch.testing.assert_close(step.abs(), torch.full((2,), 0.3), atol=1e-3, rtol=0)
         torch.testing.assert_close(moved - plain, torch.outer(step, mean / mean.dot(mean)), atol=1e-5, rtol=1e-4)
 
