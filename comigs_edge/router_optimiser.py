@@ -1,7 +1,7 @@
-"""AdamW for the router, and which expert it prefers in all blocks whatever the token: offsets that learn at a rate of their own.
+"""AdamW for the router, and which expert it prefers whatever the block and the token: offsets that learn at a rate of their own.
 
-How much a device gains from the others is a matter of the device, not of a block or a token; but a router of D weights a block and
-expert finds it out as slowly as everything else, and at a rate that makes it quick its choices for single tokens become noise.
+How much a device gains from the others is a matter of the device, not of a block or a token; but a router of D weights a block
+and expert finds it out as slowly as everything else, and at a rate that makes it quick its choices for tokens become noise.
 So each expert has one offset that is added to its logit in every block. llama.cpp's mixtures have no offsets: they are kept in
 the routers themselves, along the mean m of what a router reads, R + b m^T / (m . m), which adds b to the logit of a token whose
 x . m is m . m. (Of SmolLM2's tokens x . m / m . m has a standard deviation of 0.1 to 0.25.) The gradient of b is that of R

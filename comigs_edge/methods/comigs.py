@@ -32,7 +32,7 @@ METHODS = (
     ),
     Method(
         "comigs-edge", "1gxs as this project trains it", with_specialists, generalist, router_learning_rate=2e-2,
-        router_offset_rate=0.3, rates_by_weight=True, exchanges_first=True,
+        router_offset_rate=0.2, rates_by_weight=True, exchanges_first=True,
     ),
     Method("comigs-tr", "1g1s, the router on training text", mixture, generalist, router="training"),
 )  # fmt: skip
