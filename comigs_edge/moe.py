@@ -46,22 +46,43 @@ def balance_loss(routing: Routing) -> Tensor:
     return (factors * share * routing.probabilities.mean(0)).sum() / (others**2 + 1)
 
 
-class MeanWeights:
-    """Takes the mean weight of every expert in each block over all tokens that pass; a `model.Watch`."""
+class BlockMeans:
+    """Means over all tokens that pass, one for each block with a router."""
 
     def __init__(self) -> None:
         self._sums: dict[int, Tensor] = {}
-        self._count: dict[int, int] = {}
+        self._counts: dict[int, int] = {}
+
+    def add(self, block: int, values: Tensor, dtype: torch.dtype) -> None:
+        """Counts the values of some tokens (N, ...) in, summed in `dtype`."""
+        total = values.detach().sum(0, dtype=dtype)
+        # A block that is computed again for the backward pass counts all its tokens twice: the mean stays.
+        self._sums[block] = self._sums[block] + total if block in self._sums else total
+        self._counts[block] = self._counts.get(block, 0) + len(values)
+
+    def means(self) -> list[Tensor]:
+        """One (...) a block that was counted, in order."""
+        return [self._sums[block] / self._counts[block] for block in sorted(self._sums)]
+
+
+class MeanWeights(BlockMeans):
+    """The mean weight of every expert; a `model.Watch`."""
 
     def __call__(self, block: int, normed: Tensor, routing: Routing) -> None:
         """Counts these tokens in."""
-        total = routing.weights.double().sum(0)  # (E,)
-        self._sums[block] = self._sums[block] + total if block in self._sums else total
-        self._count[block] = self._count.get(block, 0) + len(routing.weights)
+        self.add(block, routing.weights, torch.float64)
 
     def by_block(self) -> list[list[float]] | None:
         """One list a block with a router, in order; None if there was none."""
-        return [(self._sums[block] / self._count[block]).tolist() for block in sorted(self._sums)] or None
+        return [mean.tolist() for mean in self.means()] or None
+
+
+class MeanInputs(BlockMeans):
+    """The mean of what the router reads (D,); a `model.Watch`."""
+
+    def __call__(self, block: int, normed: Tensor, routing: Routing) -> None:
+        """Counts these tokens in."""
+        self.add(block, normed, torch.float32)
 
 
 class Frozen(NamedTuple):

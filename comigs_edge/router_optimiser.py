@@ -15,33 +15,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from comigs_edge.moe import Routing
+from comigs_edge.moe import MeanInputs
 from comigs_edge.optimiser import AdamW
-
-
-class MeanInputs:
-    """Takes the mean of what the router of each block reads over all tokens that pass; a `model.Watch`."""
-
-    def __init__(self) -> None:
-        self._sums: dict[int, Tensor] = {}
-        self._counts: dict[int, int] = {}
-
-    def __call__(self, block: int, normed: Tensor, routing: Routing) -> None:
-        """Counts these tokens (N, D) in."""
-        total = normed.detach().sum(0, dtype=torch.float32)
-        # A block that is computed again for the backward pass counts all its tokens twice: the mean stays.
-        self._sums[block] = self._sums[block] + total if block in self._sums else total
-        self._counts[block] = self._counts.get(block, 0) + len(normed)
-
-    def by_block(self) -> list[Tensor]:
-        """One (D,) a block with a router, in order."""
-        return [self._sums[block] / self._counts[block] for block in sorted(self._sums)]
 
 
 class RouterAdamW(AdamW):
     """AdamW for the routers of all blocks, `tensors` (E, D) in order; with an `offset_rate` offsets of their logits learn too.
 
-    `inputs` is to watch the pass whose gradients a step is to use; without a watched pass offsets stay.
+    `inputs` is to watch the pass whose gradients a step is to use; without a watched pass offsets stay. None: there is no rate.
     """
 
     def __init__(self, tensors: list[Tensor], learning_rate: float, weight_decay: float, offset_rate: float) -> None:
@@ -49,22 +30,25 @@ class RouterAdamW(AdamW):
         # Zero before every step: what they have learned is in the routers.
         self.offsets = torch.zeros(len(tensors[0]), device=tensors[0].device)  # (E,)
         self._of_offsets = AdamW([self.offsets], offset_rate, 0.0) if offset_rate else None
-        self.inputs = MeanInputs()
+        self.inputs = MeanInputs() if offset_rate else None
 
     def step(self) -> None:
         """One step for the routers, and one for the offsets."""
         super().step()
-        means, self.inputs = self.inputs.by_block(), MeanInputs()
-        if self._of_offsets is not None and means:
+        if self._of_offsets is None or self.inputs is None:
+            return
+        means, self.inputs = self.inputs.means(), MeanInputs()
+        if means:
             self._step_offsets(self._of_offsets, [mean / mean.dot(mean) for mean in means])
 
     @torch.no_grad()
     def _step_offsets(self, optimiser: AdamW, directions: list[Tensor]) -> None:
-        slopes = [router.grad @ way for router, way in zip(self.tensors, directions, strict=True)]  # type: ignore[operator]
+        pairs = list(zip(self.tensors, directions, strict=True))
+        slopes = [router.grad @ direction for router, direction in pairs]  # type: ignore[operator]
         self.offsets.zero_().grad = torch.stack(slopes).sum(0)
         optimiser.step()
-        for router, way in zip(self.tensors, directions, strict=True):
-            router.addr_(self.offsets, way)
+        for router, direction in pairs:
+            router.addr_(self.offsets, direction)
 
     @property
     def offset_state(self) -> dict[str, Tensor]:

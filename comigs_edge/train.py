@@ -11,6 +11,7 @@ Shapes: E experts.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ from comigs_edge.below import Below
 from comigs_edge.buffers import moved
 from comigs_edge.errors import ComigsError
 from comigs_edge.loss import next_token_loss
-from comigs_edge.model import Model
+from comigs_edge.model import Model, Watch
 from comigs_edge.moe import MeanWeights
 from comigs_edge.optimiser import STATE, AdamW
 from comigs_edge.router_optimiser import RouterAdamW
@@ -125,11 +126,8 @@ class Trainer:
         self.model.block_format = self.schedule.fake_format(self.expert_steps)
         if self._router_is_due and self.router is not None:
             batch = self.router_rows.batch(self.router_steps, self.schedule.batch)
-            self.model.watch = self.router.inputs if self.schedule.router_offset_rate else None
-            try:
+            with self._watched(self.router.inputs):
                 loss = self._descend([self.router], batch, is_validation=True)
-            finally:
-                self.model.watch = None
             self.router_steps += 1
             phase = "router"
         else:
@@ -198,13 +196,19 @@ class Trainer:
         """
         if not notes_scores:
             return self._mean_loss(as_stored, rows)
-        self.model.watch = weights = MeanWeights()
-        try:
+        weights = MeanWeights()
+        with self._watched(weights):
             loss = self._mean_loss(as_stored, rows)
-        finally:
-            self.model.watch = None
         self.scores = weights.by_block()
         return loss
+
+    @contextlib.contextmanager
+    def _watched(self, watch: Watch | None) -> Iterator[None]:
+        self.model.watch = watch
+        try:
+            yield
+        finally:
+            self.model.watch = None
 
     def _mean_loss(self, as_stored: bool, rows: int | None) -> float:
         num_rows = self.measured_rows if rows is None else min(rows, self.measured_rows)

@@ -173,12 +173,12 @@ ARROWS = {
         "profiles.detect profiles.plan quantize.gguf_file"
     ),
     "comigs_edge.recompute": "comigs_edge.buffers",
-    "comigs_edge.router_optimiser": "comigs_edge.moe comigs_edge.optimiser",
     "comigs_edge.remote": "comigs_edge.errors comigs_edge.files coordinator.messages coordinator.signatures",
     "comigs_edge.replace": (
         "comigs_edge.adapters comigs_edge.errors comigs_edge.export comigs_edge.files comigs_edge.shape "
         "quantize.gguf_file quantize.gguf_writer"
     ),
+    "comigs_edge.router_optimiser": "comigs_edge.moe comigs_edge.optimiser",
     "comigs_edge.schedule": "",
     "comigs_edge.session": (
         "comigs_edge.adapters comigs_edge.base comigs_edge.batches comigs_edge.below comigs_edge.checkpoint "
