@@ -58,9 +58,7 @@ class TrainConfig:
     expert_learning_rate: float | None = None  # None: the paper's 2e-3 for LoRA, 1.2e-2 (measured) for parallel experts
     final_learning_rate: float | None = None  # None: a tenth of it, as in the paper
     router_learning_rate: float = 2e-2  # ours, measured; the paper's is 2e-3
-    router_offset_rate: float = (
-        0.2  # ours, measured: of the router's offsets (`router_optimiser.py`); the paper has none
-    )
+    router_offset_rate: float = 0.2  # ours, measured: of offsets (`router_optimiser.py`); the paper has none
     rates_by_weight: bool = True  # ours: an expert learns in proportion to its mean weight on the validation text
     warmup_steps: int = 0
     router_period: int = 30  # expert steps
