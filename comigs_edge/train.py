@@ -194,11 +194,13 @@ class Trainer:
 
         With `notes_scores` the router's weights there become `scores`.
         """
+        num_rows = self.measured_rows if rows is None else min(rows, self.measured_rows)
+        measured = self.validation.first(num_rows, self.schedule.batch)
         if not notes_scores:
-            return self._mean_loss(as_stored, rows)
+            return self.mean_loss(measured, as_stored)
         weights = MeanWeights()
         with self._watched(weights):
-            loss = self._mean_loss(as_stored, rows)
+            loss = self.mean_loss(measured, as_stored)
         self.scores = weights.by_block()
         return loss
 
@@ -210,12 +212,12 @@ class Trainer:
         finally:
             self.model.watch = None
 
-    def _mean_loss(self, as_stored: bool, rows: int | None) -> float:
-        num_rows = self.measured_rows if rows is None else min(rows, self.measured_rows)
+    def mean_loss(self, validation: list[Batch], as_stored: bool = True) -> float:
+        """Mean loss in nats a token of these batches of validation rows."""
         total, count = 0.0, 0
         self.model.block_format = self.schedule.block_format if as_stored else None
         with torch.no_grad():
-            for batch in self.validation.first(num_rows, self.schedule.batch):
+            for batch in validation:
                 below, batch = self._below(batch, is_validation=True), batch.to(self.model.base.device)
                 hidden = self.model(batch.tokens, batch.documents, below=below).hidden
                 total += float(next_token_loss(self.model.base, hidden, batch.targets, batch.scored))

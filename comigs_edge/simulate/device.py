@@ -105,6 +105,12 @@ class Device:
         self.trainer.model.block_format = None
         return {name: in_torch(self.trainer.model, text) for name, text in self.tests.items()}
 
+    def loss_to_choose_by(self) -> float:
+        """Validation loss of other rows than the measured ones, as many: what is chosen by a loss flatters it."""
+        trainer, count = self.trainer, self.trainer.measured_rows
+        others = trainer.validation.after(min(count, len(trainer.validation) // 2))
+        return trainer.mean_loss(others.first(count, trainer.schedule.batch))
+
     def load(self, arrays: Arrays) -> None:
         """Takes over shared tensors; the rest stays as it is."""
         self.adapters.load_arrays({**self.adapters.arrays(), **arrays})

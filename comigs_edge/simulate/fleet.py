@@ -162,7 +162,7 @@ class Fleet:
     def _loss(self, index: int, arrays: Arrays) -> float:
         device, now = self.devices[index], self._shared(index)
         device.load(arrays)
-        loss = device.trainer.validate()
+        loss = device.loss_to_choose_by()
         device.load(now)
         return loss
 
