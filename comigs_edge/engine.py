@@ -24,6 +24,27 @@ def _silence(level: int, text: bytes, data: ctypes.c_void_p) -> None:
 llama_cpp.llama_log_set(_silence, ctypes.c_void_p(0))
 
 
+def keep_from_amx(library: Any) -> None:
+    """Lets models be loaded without repacked weights where llama.cpp would multiply in AMX tiles.
+
+    gcc leaves most of ggml's tile configuration out, and the first product ends the process with a segmentation fault
+    (ggml-org/llama.cpp#20824, #26954). `library` is `llama_cpp.llama_cpp`, whose defaults `llama_cpp.Llama` asks for.
+    """
+    defaults = library.llama_model_default_params
+    if b"AMX_INT8 = 1" not in library.llama_print_system_info():
+        return
+
+    def without_repacking() -> Any:
+        found = defaults()
+        found.use_extra_bufts = False
+        return found
+
+    library.llama_model_default_params = without_repacking
+
+
+keep_from_amx(llama_cpp.llama_cpp)
+
+
 def load(path: Path, **options: Any) -> llama_cpp.Llama:
     """The model at `path` in llama.cpp; `options` are those of `llama_cpp.Llama`."""
     try:
