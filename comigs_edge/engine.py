@@ -30,9 +30,9 @@ def keep_from_amx(library: Any) -> None:
     gcc leaves most of ggml's tile configuration out, and the first product ends the process with a segmentation fault
     (ggml-org/llama.cpp#20824, #26954). `library` is `llama_cpp.llama_cpp`, whose defaults `llama_cpp.Llama` asks for.
     """
-    defaults = library.llama_model_default_params
     if b"AMX_INT8 = 1" not in library.llama_print_system_info():
         return
+    defaults = library.llama_model_default_params
 
     def without_repacking() -> Any:
         found = defaults()

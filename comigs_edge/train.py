@@ -204,16 +204,8 @@ class Trainer:
         self.scores = weights.by_block()
         return loss
 
-    @contextlib.contextmanager
-    def _watched(self, watch: Watch | None) -> Iterator[None]:
-        self.model.watch = watch
-        try:
-            yield
-        finally:
-            self.model.watch = None
-
     def mean_loss(self, validation: list[Batch], as_stored: bool = True) -> float:
-        """Mean loss in nats a token of these batches of validation rows."""
+        """Mean loss in nats a token of these batches of validation rows; `as_stored`: in the weights of the exported file."""
         total, count = 0.0, 0
         self.model.block_format = self.schedule.block_format if as_stored else None
         with torch.no_grad():
@@ -223,6 +215,14 @@ class Trainer:
                 total += float(next_token_loss(self.model.base, hidden, batch.targets, batch.scored))
                 count += batch.num_scored
         return total / count
+
+    @contextlib.contextmanager
+    def _watched(self, watch: Watch | None) -> Iterator[None]:
+        self.model.watch = watch
+        try:
+            yield
+        finally:
+            self.model.watch = None
 
     def _factors(self) -> dict[Tensor, float]:
         """Factor on the learning rate of every expert's tensors: E times its mean weight in that block."""
