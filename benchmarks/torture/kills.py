@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT))
 
 from comigs_edge.remote import Offline  # noqa: E402
 from tests.coordinator.audit import Books, Trainer, check, settle  # noqa: E402
-from tests.coordinator.inject import injected  # noqa: E402
+from tests.coordinator.inject import ATTEMPTS, injected  # noqa: E402
 from tests.coordinator.rig import Coordinator  # noqa: E402
 
 MAIN = (
@@ -79,14 +79,14 @@ class Fleet:
             for trainer in self.trainers:
                 trainer.step()
             while not self.trainers[0].is_at_rest():
-                time.sleep(0.005)
+                time.sleep(0.02)
             self.trainers[0].member.pull(Path(target))
             for trainer in self.trainers:
                 trainer.refuse()
             for trainer in self.trainers:
                 trainer.step()
             while not self.trainers[0].is_at_rest():
-                time.sleep(0.005)
+                time.sleep(0.02)
 
 
 def points(fleet: Fleet, count: int) -> None:
@@ -101,7 +101,7 @@ def points(fleet: Fleet, count: int) -> None:
 def kill_at(fleet: Fleet, thread: str, call: str, number: int) -> bool:
     """Kills at the call's `number`th entry; whether the work came so far."""
     process = fleet.coordinator.process
-    for _ in range(3 if thread == "files" else 1):  # a thread may begin that strace has not seen
+    for _ in range(ATTEMPTS if thread == "files" else 1):
         with injected(process, thread, call, f"signal=KILL:when={number}"):
             fleet.work()
             with suppress(subprocess.TimeoutExpired):

@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 
+# strace sees the threads that are there when it comes. Python begins one more, up to so many, where none of those waits for work:
+# every attempt that misses a fault leaves a thread that the next one sees.
+ATTEMPTS = min(32, (os.cpu_count() or 1) + 4) + 1
+
 needs_strace = pytest.mark.skipif(
     shutil.which("strace") is None or os.geteuid() != 0, reason="wants strace and root"
 )  # fmt: skip
