@@ -11,7 +11,7 @@
 # make bench-fleet    four real devices in a fleet; TEXT has de.jsonl, fr.jsonl, it.jsonl and nl.jsonl; half an hour
 # make bench-quick    six methods on every recipe of `comigs-edge simulate`; TEXT as the recipes want it; goes on where it was;
 #                     RECIPES='multilingual domains' METHODS='fedavg comigs-edge' SIZE=brief SEEDS='42 45' in place of all, quick
-#                     and 42; PRECISION=bfloat16 takes half the time where the processor multiplies in it
+#                     and 42; PRECISION=bfloat16 takes half the time where the processor multiplies in it, DEVICE=cuda a GPU
 # make bench-rivals   training speed and memory against the published formulation and peft; wants a quiet machine
 
 PYTHON ?= python3
@@ -22,6 +22,7 @@ METHODS ?= local fedavg comigs-1g1s comigs-2g comigs-2s comigs-edge
 SIZE ?= quick
 SEEDS ?= 42
 PRECISION ?= float32
+DEVICE ?= cpu
 READY := .venv/.ready
 
 .PHONY: setup demo test bench bench-formats bench-memory bench-steps bench-time bench-last-blocks bench-quick bench-rivals bench-fleet torture clean
@@ -69,7 +70,7 @@ bench-quick: $(READY)
 	@mkdir -p simulations
 	for recipe in $(RECIPES); do \
 	  $(BIN)/comigs-edge simulate $$recipe --size $(SIZE) $(METHODS:%=--method %) $(SEEDS:%=--seed %) \
-	      --precision $(PRECISION) --text $(TEXT) --json \
+	      --device $(DEVICE) --precision $(PRECISION) --text $(TEXT) --json \
 	    > simulations/result.json && mv simulations/result.json benchmarks/results/simulate-$$recipe-$(SIZE).json || exit 1; done
 
 bench-rivals: $(READY)

@@ -44,6 +44,7 @@ def simulate(
     """Train a fleet of virtual devices on this machine and compare methods. Typed again, it goes on where it was."""
     from comigs_edge.methods import catalogue
     from comigs_edge.simulate import recipe as recipes
+    from comigs_edge.simulate import report
 
     for name, value, known in (
         ("--device", device, ("cpu", "cuda")),
@@ -62,12 +63,13 @@ def simulate(
     folder = output or Path("simulations") / f"{path.stem}-{size}"
     simulation = _open(found, wanted, text, folder, base, threads, (device, precision), leaky)
     results, scores = _run(simulation, methods, seeds)
+    made_on = report.hardware(results)
     tokens = ", ".join(f"{name} {each.num_training_tokens:,}" for name, each in simulation.texts.items())
     notes = [
         f"Recipe {path.stem}, size {size}: {found.about}.",
         f"Rounds of {wanted.local_steps} expert steps: {wanted.rounds}; {wanted.batch} x {wanted.context} tokens a step.",
         f"Training tokens: {tokens}.",
-        f"Base {base}, {found.experts.form} experts, {precision}, on {_hardware(device)}"
+        f"Base {base}, {found.experts.form} experts, {precision}, on {made_on}"
         + (", by the published code's leaky loop." if leaky else "."),
     ]
     _report(results, scores, notes, folder, json)
@@ -108,7 +110,7 @@ def _open(
         sha256 = files.sha256_file(file)
         opened = open_base(file, count, True, getattr(torch, where[1]), where[0])
         tune_allocator()
-    return Simulation(recipe, size, found, opened, folder, leaky, sha256, where[1])
+    return Simulation(recipe, size, found, opened, folder, leaky, sha256, where[1], _hardware(where[0]))
 
 
 def _hardware(device: str) -> str:

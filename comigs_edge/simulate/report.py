@@ -17,6 +17,11 @@ def last_scores(result: Result, key: str) -> dict[str, float]:
     return {record["device"]: record[key] for record in result["records"] if record["round"] == last}
 
 
+def hardware(results: list[Result]) -> str:
+    """What the runs were made on, each once; a run may be older than this figure."""
+    return "; ".join(dict.fromkeys(result.get("hardware") or "unknown hardware" for result in results))
+
+
 def by_method(results: list[Result]) -> dict[str, list[Result]]:
     """The results of each method, in the order in which the methods came."""
     found: dict[str, list[Result]] = {}

@@ -32,7 +32,7 @@ Progress = Callable[[int, int], None]  # steps done, of how many
 
 @dataclass(frozen=True)
 class Simulation:
-    """What is simulated, and where. `base_sha256` and `precision` are told for the record."""
+    """What is simulated, and where. `base_sha256`, `precision` and `hardware` are told for the record."""
 
     recipe: Recipe
     size: Size
@@ -42,6 +42,7 @@ class Simulation:
     leaky: bool = False
     base_sha256: str = ""
     precision: str = "float32"
+    hardware: str = ""
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -99,7 +100,13 @@ class Simulation:
             if not fleet.is_done:
                 arrays, state = fleet.state()
                 checkpoint.save(folder, arrays, {"fleet": state, "records": records})
-        found = {"method": method.name, "seed": seed, "digest": fleet.digest(), "records": records}
+        found = {
+            "method": method.name,
+            "seed": seed,
+            "digest": fleet.digest(),
+            "hardware": self.hardware,
+            "records": records,
+        }
         _write(result, found)
         checkpoint.clear(folder)
         return found

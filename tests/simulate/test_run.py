@@ -3,9 +3,12 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
+import torch
 
+from comigs_edge.base import open_base
 from comigs_edge.errors import ComigsError
 from comigs_edge.methods.catalogue import named
 from comigs_edge.simulate import costs, plots, report
@@ -68,6 +71,31 @@ def test_what_a_method_keeps_between_rounds_outlives_an_interruption(simulation)
     with pytest.raises(KeyboardInterrupt):
         one.run(named("fdlora"), 7, interrupt)
     assert one.run(named("fdlora"), 7, nothing)["digest"] == straight["digest"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("method", ["comigs-edge", "fdlora"])
+def test_a_fleet_on_a_gpu_is_the_fleet_on_the_processor_and_goes_on_there(simulation, tiny_path, method):
+    here = simulation("here").run(named(method), 7, nothing)
+
+    def interrupt(done, total):
+        if done == 25:
+            raise KeyboardInterrupt
+
+    there = replace(simulation("there"), base=open_base(tiny_path, device="cuda"))
+    with pytest.raises(KeyboardInterrupt):
+        there.run(named(method), 7, interrupt)
+    found = there.run(named(method), 7, nothing)
+    for ours, theirs in zip(here["records"], found["records"], strict=True):
+        for name in ("training_loss", "validation_loss", "bits_per_byte"):
+            if ours.get(name) is not None:
+                assert theirs[name] == pytest.approx(ours[name], rel=2e-3), (name, ours["round"])
+
+
+def test_a_report_says_which_hardware_its_runs_are_of(simulation):
+    one, other = simulation(hardware="a board"), simulation("other", hardware="a GPU")
+    results = [each.run(named("local"), 7, nothing) for each in (one, one, other)]
+    assert report.hardware(results) == "a board; a GPU"
 
 
 def test_a_finished_run_is_not_run_again_and_leaves_no_checkpoint(simulation, monkeypatch):
