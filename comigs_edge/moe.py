@@ -41,9 +41,8 @@ def balance_loss(routing: Routing) -> Tensor:
     """
     others = routing.weights.shape[1] - 1
     share = (routing.weights > 0).float().mean(0)  # (E,)
-    factors = torch.full_like(share, others)
-    factors[0] = 1
-    return (factors * share * routing.probabilities.mean(0)).sum() / (others**2 + 1)
+    products = share * routing.probabilities.mean(0)
+    return (products[0] + others * products[1:].sum()) / (others**2 + 1)
 
 
 class BlockMeans:

@@ -51,14 +51,15 @@ def _signed(blocks: Tensor, levels: int) -> None:  # (n, 32)
 def _offset(blocks: Tensor, levels: int) -> None:  # (n, 32)
     """Q4_1 and Q5_1: levels from the smallest weight (0) to the largest."""
     low, high = blocks.amin(1, keepdim=True), blocks.amax(1, keepdim=True)
-    scale = (high - low).div_(levels)
+    scale = _divided(high - low, levels)
     blocks.sub_(low).mul_(_inverse(scale)).add_(0.5).trunc_().clamp_(max=levels)
     blocks.mul_(_half(scale)).add_(_half(low))
 
 
 def _bytes(blocks: Tensor) -> None:  # (n, 32)
     """Q8_0: -127 to 127, halves rounded away from zero."""
-    scale = torch.maximum(blocks.amax(1, keepdim=True), blocks.amin(1, keepdim=True).neg_()).abs_().div_(127)
+    largest = torch.maximum(blocks.amax(1, keepdim=True), blocks.amin(1, keepdim=True).neg_()).abs_()
+    scale = _divided(largest, 127)
     blocks.mul_(_inverse(scale))
     whole = blocks.trunc()
     # Twice the fraction, cut, is 1 from a half on; the fraction itself is exact. Adding zero makes -0 a 0, as int8 does.
@@ -77,6 +78,11 @@ def _extreme(blocks: Tensor) -> Tensor:  # (n, 32) -> (n, 1)
         tied = blocks[ties]
         extreme[ties] = tied.gather(1, tied.abs().argmax(1, keepdim=True))
     return extreme.add_(0.0)  # of zeros 0, never -0
+
+
+def _divided(values: Tensor, levels: int) -> Tensor:
+    """In place. On CUDA torch multiplies by the inverse of a number, which is another last bit; by a tensor it divides."""
+    return values.div_(torch.full_like(values, levels) if values.is_cuda else levels)
 
 
 def _inverse(scale: Tensor) -> Tensor:
