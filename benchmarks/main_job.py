@@ -19,6 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 JOBS = {"de": 100, "user03": 40}  # file name -> expert steps of 8 x 128 tokens
 EXACT_TOKENS = 512
 COMMAND = Path(sys.executable).parent / "comigs-edge"
@@ -78,6 +80,11 @@ def exactness(home: Path, work: Path) -> dict[str, Any]:
     return dict(json.loads(out))
 
 
+def gpu() -> str:
+    """The GPU that trainings are planned for; nothing without one."""
+    return f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+
+
 def help_seconds() -> float:
     """Median of 5 of `comigs-edge --help`."""
     times = []
@@ -98,7 +105,7 @@ def main() -> None:
     options.work.mkdir(exist_ok=True)
     results: dict[str, Any] = {
         "command": "make bench TEXT=FOLDER",
-        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, {platform.system()}",
+        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, {platform.system()}{gpu()}",
         "base": "SmolLM2-135M-Instruct Q4_1",
         "seed": 42,
         "help_seconds": round(help_seconds(), 3),

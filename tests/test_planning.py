@@ -8,9 +8,11 @@ import torch
 
 from comigs_edge import home as homes
 from comigs_edge import planning
+from comigs_edge.commands.plan import summary
+from comigs_edge.config import BaseConfig, Config
 from comigs_edge.errors import ComigsError
 from profiles import ProfileError, detect
-from profiles.cost import Rates
+from profiles.cost import Plan, Rates
 
 
 def test_plan_shows_every_line_with_a_reason_and_its_neighbours(ready, run):
@@ -134,3 +136,10 @@ def test_a_gpu_that_was_measured_sets_the_device_and_the_memory(ready, monkeypat
     assert plan.memory < 0.7 * 8 * 10**9
     with pytest.raises(ProfileError, match="may be used"):
         planning.make(here, settings, settings.device(), device, base, replace(rates, gpu_memory=10**8), {})
+
+
+def test_the_plan_in_a_line_says_what_computes():
+    settings = Config(BaseConfig("tiny", "sha256", 1000))
+    plan = Plan(1, 8, 128, 6, "bfloat16", True, "none", 10**9, step_seconds=0.5)
+    assert "bfloat16, 6 threads, up to" in summary(plan, settings)
+    assert "bfloat16, on the GPU, up to" in summary(replace(plan, device="cuda"), settings)

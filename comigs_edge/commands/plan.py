@@ -144,9 +144,10 @@ def summary(plan: Plan, settings: Config) -> str:
 
     minutes = _minutes(plan, settings)
     time = "" if minutes is None else f", {settings.train.steps} steps in about {minutes:.0f} minutes"
+    where = "on the GPU" if plan.device == "cuda" else f"{plan.threads} threads"
     return (
-        f"plan: 1 generalist + {plan.specialists}, {plan.batch} x {plan.context} tokens, {plan.precision}, {plan.threads} "
-        f"threads, up to {size(plan.memory)}{time} (comigs-edge plan says why)"
+        f"plan: 1 generalist + {plan.specialists}, {plan.batch} x {plan.context} tokens, {plan.precision}, {where}, "
+        f"up to {size(plan.memory)}{time} (comigs-edge plan says why)"
     )
 
 
