@@ -3,7 +3,7 @@
 import json
 import os
 import stat
-import tarfile
+import subprocess
 import threading
 import time
 
@@ -82,8 +82,8 @@ def test_a_backup_is_a_coordinator_again(coordinator, tmp_path):
     found = coordinator.command("backup", str(tmp_path / "x.tar"))
     assert found["bytes"] == (tmp_path / "x.tar").stat().st_size
     assert stat.S_IMODE((tmp_path / "x.tar").stat().st_mode) == 0o600
-    with tarfile.open(tmp_path / "x.tar") as tar:
-        tar.extractall(tmp_path / "copy", filter="data")
+    (tmp_path / "copy").mkdir()
+    subprocess.run(["tar", "-xf", tmp_path / "x.tar", "-C", tmp_path / "copy"], check=True)
     copy = Coordinator(tmp_path / "copy")
     try:
         assert copy.pin == coordinator.pin
