@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
+from profiles import detect
 
 JOBS = {"de": 100, "user03": 40}  # file name -> expert steps of 8 x 128 tokens
 EXACT_TOKENS = 512
@@ -60,6 +60,7 @@ def job(home: Path, text: Path, steps: int) -> dict[str, Any]:
         trained, peak = measured(home, "train", "--no-pause", "--steps", str(steps), "--json")
         record.write_text(json.dumps({"training": trained, "peak_memory_mb": round(peak)}))
     result: dict[str, Any] = json.loads(record.read_text())
+    result["device"] = json.loads(run(home, "plan", "--json"))["plan"]["device"]
     result["export_f16"] = json.loads(run(home, "export", "--format", "F16", "--json"))
     result["evaluation"] = json.loads(run(home, "evaluate", "--json"))
     bits = result["evaluation"]["bits_per_byte"]
@@ -78,11 +79,6 @@ def exactness(home: Path, work: Path) -> dict[str, Any]:
     out = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
     (work / "mixture-F32.gguf").unlink()
     return dict(json.loads(out))
-
-
-def gpu() -> str:
-    """The GPU that trainings are planned for; nothing without one."""
-    return f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
 
 
 def help_seconds() -> float:
@@ -105,7 +101,8 @@ def main() -> None:
     options.work.mkdir(exist_ok=True)
     results: dict[str, Any] = {
         "command": "make bench TEXT=FOLDER",
-        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, {platform.system()}{gpu()}",
+        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, {platform.system()}",
+        "gpu": detect.detect().gpu,
         "base": "SmolLM2-135M-Instruct Q4_1",
         "seed": 42,
         "help_seconds": round(help_seconds(), 3),

@@ -121,7 +121,7 @@ class Trainer:
                 self.member.remote.refuse(Refusal(round=number, loss_before=1.0, loss_after=2.0))
 
 
-def settle(trainers, seconds=20.0):
+def settle(trainers, seconds=10.0):
     """Every device gets a receipt, all of the same round, and nothing waits any more: the devices can go on."""
     end, fresh = time.monotonic() + seconds, set(trainers)
     while True:
