@@ -15,8 +15,9 @@ from pathlib import Path
 
 import torch
 
-from comigs_edge import engine, models, session
 from comigs_edge import home as homes
+from comigs_edge import llamacpp as engine
+from comigs_edge import models, session
 from comigs_edge.adapters import Adapters
 from comigs_edge.base import Base, open_base
 from comigs_edge.export import export

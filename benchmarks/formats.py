@@ -28,7 +28,8 @@ import llama_cpp
 import numpy as np
 import torch
 
-from comigs_edge import engine, hot, models, session
+from comigs_edge import hot, models, session
+from comigs_edge import llamacpp as engine
 from comigs_edge.adapters import Adapters
 from comigs_edge.base import open_base
 from comigs_edge.config import FORMATS_TO_EXPORT, TRAINABLE, Config, Storage

@@ -124,7 +124,7 @@ def write_tokens(options: SimpleNamespace) -> dict[str, Any]:
         vocabulary = read_shape(GGUFFile(Path(options.base_path))).vocab_size
         ids = np.random.default_rng(SEED).integers(0, vocabulary, shape)
     else:
-        from comigs_edge import engine
+        from comigs_edge import llamacpp as engine
 
         llama = engine.load(Path(options.base_path), vocab_only=True)
         ids = np.resize(llama.tokenize(Path(options.text).read_bytes(), add_bos=False), shape)

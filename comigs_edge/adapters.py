@@ -16,11 +16,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from comigs_edge import files, lora, parallel
+from comigs_edge.arrays import digest
 from comigs_edge.base import tensor_to_numpy
 from comigs_edge.errors import ComigsError
 from comigs_edge.layout import ATTENTION, FFN, Layout, expected_shapes, experts_per_token, roles
@@ -147,14 +147,6 @@ def may_leave(named: dict[str, Any]) -> dict[str, Any]:
     Everything that is ever sent goes through here. Specialists, router, optimiser state and anything unknown stay.
     """
     return {name: value for name, value in named.items() if _MAY_LEAVE.fullmatch(name)}
-
-
-def digest(arrays: Arrays) -> str:
-    """SHA-256 over names and bytes: equal adapters have equal digests."""
-    sha = hashlib.sha256()
-    for name in sorted(arrays):
-        sha.update(name.encode() + b"\0" + np.ascontiguousarray(arrays[name]).tobytes())
-    return sha.hexdigest()
 
 
 # On disk ------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from comigs_edge import engine
+from comigs_edge import llamacpp as engine
 from comigs_edge.documents import Message
 from comigs_edge.errors import ComigsError
 from comigs_edge.tokens import Tokenizer

@@ -10,19 +10,18 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import requests
 
 from comigs_edge import files
 from comigs_edge.errors import ComigsError
+from comigs_edge.progress import Progress
 
 ATTEMPTS = 5  # connections in a row that bring nothing
 PIECE = 1 << 15  # bytes; one that a broken connection cuts is lost
 TIMEOUT = (10, 60)  # seconds to connect, and between two pieces
 SPARE = 50_000_000  # bytes that stay free on the disk
-Progress = Callable[[int, int], None]  # bytes done, of how many
 
 
 def fetch(url: str, target: Path, sha256: str | None = None, progress: Progress = lambda done, total: None) -> str:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from comigs_edge import engine
+from comigs_edge import llamacpp as engine
 from comigs_edge.errors import ComigsError
 from comigs_edge.loss import next_token_loss
 from comigs_edge.model import Model

@@ -22,12 +22,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from comigs_edge.arithmetic import less, plus, zeros
+from comigs_edge.arrays import less, plus, zeros
 from comigs_edge.errors import ComigsError
 from comigs_edge.exchange import Exchange, Judge
 from comigs_edge.manifests import Check, follow
 from comigs_edge.membership import FleetFolder, Sealed
-from comigs_edge.remote import SILENT, Offline, Progress, Remote, RemoteRefused
+from comigs_edge.progress import SILENT, Progress
+from comigs_edge.remote import Offline, Remote, RemoteRefused
 from coordinator import compress, rounds, wire
 from coordinator.messages import Commit, Manifest, Receipt, Refusal, State
 from coordinator.wire import Arrays

@@ -9,7 +9,6 @@ personal-0003-hot-F16-specialists.gguf
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from comigs_edge.config import Config, Storage
 from comigs_edge.errors import ComigsError
 from comigs_edge.export import BASE_KEY, SOURCE_KEY, Exported, Origin, export
 from comigs_edge.home import Home
+from comigs_edge.progress import SILENT, Progress
 from comigs_edge.replace import replace_experts
 from comigs_edge.shape import read_shape
 from comigs_edge.versions import KEPT_VERSIONS, read_manifest, versions
@@ -27,8 +27,6 @@ from quantize.formats import QuantizeError
 from quantize.gguf_file import GGUFFile
 
 _NAME = re.compile(r"personal-\d{4}-(?:hot-F(?:16|32)-(?:generalist|specialists)|[A-Z0-9_]+)\.gguf")
-Progress = Callable[[int, int], None]  # done, of how many
-SILENT: Progress = lambda done, total: None  # noqa: E731
 
 
 def newest_adapters(home: Home, settings: Config) -> tuple[Adapters, dict[str, Any]]:

@@ -26,6 +26,7 @@ from urllib3.exceptions import SystemTimeWarning
 
 from comigs_edge import files
 from comigs_edge.errors import ComigsError
+from comigs_edge.progress import SILENT, Progress
 from coordinator import signatures
 from coordinator.messages import (
     Commit,
@@ -47,8 +48,6 @@ PIECE = 1 << 18  # bytes sent or received at once: what a broken connection can 
 TIMEOUT = (10, 90)  # seconds to connect, and to wait for the next bytes
 MAX_WAIT = 300.0  # seconds between two attempts
 RENEW = ("stale_epoch", "bad_signature")  # refusals after which epoch and clock are learned anew, once
-Progress = Callable[[int, int], None]  # bytes done, of how many
-SILENT: Progress = lambda done, total: None  # noqa: E731
 T = TypeVar("T", bound=Message)
 A = TypeVar("A")
 

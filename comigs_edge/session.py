@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from comigs_edge import adapters as adapter_files
 from comigs_edge import checkpoint
 from comigs_edge.adapters import Adapters
+from comigs_edge.arrays import digest
 from comigs_edge.base import Base
 from comigs_edge.batches import Rows
 from comigs_edge.below import Below, Key, clear
@@ -20,13 +20,12 @@ from comigs_edge.errors import ComigsError
 from comigs_edge.home import Home
 from comigs_edge.layout import Layout, planned
 from comigs_edge.model import Model
+from comigs_edge.progress import Progress
 from comigs_edge.schedule import Schedule
 from comigs_edge.tokens import Encoded, Tokenizer
 from comigs_edge.train import Trainer
 from comigs_edge.versions import read_manifest, versions
 from profiles import DeviceProfile
-
-Progress = Callable[[int, int], None]  # done, of how many
 
 
 def schedule(settings: Config, profile: DeviceProfile, steps: int | None) -> Schedule:
@@ -183,7 +182,7 @@ class Training:
         if trainer.first_loss is None or not trainer.best_loss < trainer.first_loss:
             return None
         there = versions(self.home.adapters)
-        if there and read_manifest(self.home.adapters, there[-1])["sha256"] == adapter_files.digest(trainer.best):
+        if there and read_manifest(self.home.adapters, there[-1])["sha256"] == digest(trainer.best):
             return there[-1]
         notes = {
             "validation_loss": trainer.best_loss, "validation_loss_before": trainer.first_loss,

@@ -16,18 +16,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from comigs_edge import engine, hot
+from comigs_edge import hot
+from comigs_edge import llamacpp as engine
 from comigs_edge.adapters import Adapters
 from comigs_edge.errors import ComigsError
 from comigs_edge.export import export, planned_size
 from comigs_edge.layout import Layout
+from comigs_edge.progress import SILENT, Progress
 from comigs_edge.shape import read_shape
 from quantize.gguf_file import GGUFFile
 
 CONTEXT_MEMORY = 150_000_000  # bytes beside its weights that a loaded model takes, at most
 PARTS = ("prompt", "generation")
-Progress = Callable[[int, int], None]  # done, of how many
-SILENT: Progress = lambda done, total: None  # noqa: E731
 
 
 class Work(NamedTuple):

@@ -14,7 +14,8 @@ from comigs_edge.exchange import Exchange, Judgement
 from comigs_edge.federation import Federation
 from comigs_edge.home import Home
 from comigs_edge.membership import FleetFolder
-from comigs_edge.remote import SILENT, Progress, Remote
+from comigs_edge.progress import SILENT, Progress
+from comigs_edge.remote import Remote
 from comigs_edge.train import Event, Trainer
 from coordinator.wire import Arrays
 

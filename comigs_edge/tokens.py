@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jinja2
 import jinja2.sandbox
 
-from comigs_edge import engine
+from comigs_edge import llamacpp as engine
 from comigs_edge.documents import Document, Message
 from comigs_edge.errors import ComigsError
 

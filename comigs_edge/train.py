@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from comigs_edge.adapters import is_router
-from comigs_edge.arithmetic import part
+from comigs_edge.arrays import part
 from comigs_edge.base import tensor_to_numpy
 from comigs_edge.batches import Batch, Rows
 from comigs_edge.below import Below

@@ -12,7 +12,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from comigs_edge import engine
+from comigs_edge import llamacpp as engine
 from comigs_edge.adapters import Adapters
 from comigs_edge.base import open_base
 from comigs_edge.layout import Layout

@@ -8,7 +8,8 @@ import pytest
 
 import profiles
 from comigs_edge import adapters as adapter_files
-from comigs_edge.adapters import digest, may_leave
+from comigs_edge.adapters import may_leave
+from comigs_edge.arrays import digest
 from comigs_edge.config import ModelConfig
 from comigs_edge.errors import ComigsError
 from comigs_edge.layout import parallel_width, planned

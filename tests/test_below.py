@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from comigs_edge import below as cache
-from comigs_edge.adapters import digest
+from comigs_edge.arrays import digest
 from comigs_edge.below import Below, clear, record_bytes
 from comigs_edge.errors import ComigsError
 from comigs_edge.model import Model

@@ -10,8 +10,9 @@ import time
 import llama_cpp
 import pytest
 
-from comigs_edge import engine, speed
 from comigs_edge import home as homes
+from comigs_edge import llamacpp as engine
+from comigs_edge import speed
 from comigs_edge.commands import bench as command
 from comigs_edge.errors import ComigsError
 from comigs_edge.layout import Layout

@@ -2,7 +2,7 @@
 
 import pytest
 
-from comigs_edge import engine
+from comigs_edge import llamacpp as engine
 from comigs_edge.chat import Chat
 from comigs_edge.documents import Message
 from comigs_edge.errors import ComigsError

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from comigs_edge import checkpoint, engine
+from comigs_edge import checkpoint
+from comigs_edge import llamacpp as engine
 from comigs_edge.home import Home
 from quantize.gguf_file import GGUFFile
 from tests.tiny import TEMPLATE, some_text, write_llama

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import llama_cpp
 import pytest
 
-from comigs_edge import engine
+from comigs_edge import llamacpp as engine
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from comigs_edge import engine, files, hot
+from comigs_edge import files, hot
+from comigs_edge import llamacpp as engine
 from comigs_edge.base import open_base
 from comigs_edge.config import FORMATS_TO_EXPORT, TRAINABLE
 from comigs_edge.errors import ComigsError

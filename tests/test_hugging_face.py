@@ -13,7 +13,7 @@ import torch
 import transformers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from comigs_edge import engine
+from comigs_edge import llamacpp as engine
 from comigs_edge.base import open_base
 from comigs_edge.errors import ComigsError
 from comigs_edge.hugging_face import convert

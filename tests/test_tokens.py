@@ -2,7 +2,7 @@
 
 import pytest
 
-from comigs_edge import engine
+from comigs_edge import llamacpp as engine
 from comigs_edge.documents import Document, Message
 from comigs_edge.tokens import Tokenizer
 from tests.tiny import write_llama

@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 
-from comigs_edge.adapters import Adapters, digest, is_router
+from comigs_edge.adapters import Adapters, is_router
+from comigs_edge.arrays import digest
 from comigs_edge.base import open_base
 from comigs_edge.batches import Rows
 from comigs_edge.layout import Layout

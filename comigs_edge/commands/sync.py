@@ -101,7 +101,7 @@ def _notes(manifest: dict[str, Any]) -> dict[str, Any]:
 def _generalist(home: Home, settings: Config) -> Arrays | None:
     """This device's generalist now, of the interrupted training or else of the newest adapters; None before both."""
     from comigs_edge import adapters as adapter_files
-    from comigs_edge.arithmetic import part
+    from comigs_edge.arrays import part
     from comigs_edge.shape import read_shape
     from comigs_edge.versions import versions
     from quantize.gguf_file import GGUFFile

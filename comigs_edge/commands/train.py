@@ -260,7 +260,7 @@ def _report(
     fleet: Fleet | None,
     as_json: bool,
 ) -> None:
-    from comigs_edge.adapters import digest
+    from comigs_edge.arrays import digest
     from comigs_edge.commands.console import next_command, out, print_json
     from comigs_edge.pauses import duration
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from comigs_edge.arithmetic import plus
+from comigs_edge.arrays import plus
 from comigs_edge.layout import Layout
 from coordinator.aggregate import aggregate
 from coordinator.wire import Arrays

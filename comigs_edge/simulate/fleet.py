@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from comigs_edge.adapters import Adapters, digest
-from comigs_edge.arithmetic import less, part
+from comigs_edge.adapters import Adapters
+from comigs_edge.arrays import digest, less, part
 from comigs_edge.base import Base
 from comigs_edge.batches import Rows
 from comigs_edge.errors import ComigsError

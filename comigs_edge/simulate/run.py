@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,10 @@ from comigs_edge.errors import ComigsError
 from comigs_edge.evaluate import in_torch
 from comigs_edge.methods.method import Method
 from comigs_edge.model import Model
+from comigs_edge.progress import Progress
 from comigs_edge.simulate.fleet import Fleet, Plan
 from comigs_edge.simulate.recipe import Recipe, Size
 from comigs_edge.simulate.texts import Text, digest
-
-Progress = Callable[[int, int], None]  # steps done, of how many
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from comigs_edge import documents
 from comigs_edge.corpus import SPLITS, Corpus
 from comigs_edge.errors import ComigsError
 from comigs_edge.evaluate import TestText, prepare
+from comigs_edge.progress import Progress
 from comigs_edge.simulate.recipe import Recipe, Size
 from comigs_edge.tokens import Encoded, Tokenizer
 
@@ -24,7 +24,6 @@ TRAINING, VALIDATION = (
     0.2,
 )  # shares of the documents; the paper's validation text is a fifth to a half of the training text
 TEST_CONTEXT = 512  # tokens of a window, as `comigs-edge evaluate` has them
-Progress = Callable[[int, int], None]
 Splits = dict[str, list[Encoded]]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 
 from coordinator.wire import Arrays
@@ -25,3 +27,11 @@ def part(arrays: Arrays, prefix: str) -> Arrays:
 def zeros(shapes: dict[str, tuple[int, ...]]) -> Arrays:
     """Zeros of these shapes, float32."""
     return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+
+
+def digest(arrays: Arrays) -> str:
+    """SHA-256 over names and bytes: equal adapters have equal digests."""
+    sha = hashlib.sha256()
+    for name in sorted(arrays):
+        sha.update(name.encode() + b"\0" + np.ascontiguousarray(arrays[name]).tobytes())
+    return sha.hexdigest()
