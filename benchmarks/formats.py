@@ -30,13 +30,13 @@ import torch
 
 from comigs_edge import hot, models, session
 from comigs_edge import llamacpp as engine
-from comigs_edge.adapters import Adapters
-from comigs_edge.base import open_base
 from comigs_edge.config import FORMATS_TO_EXPORT, TRAINABLE, Config, Storage
 from comigs_edge.evaluate import TestText, in_llama_cpp, prepare
 from comigs_edge.export import Origin, export
 from comigs_edge.home import Home
-from comigs_edge.model import Model
+from comigs_edge.nn.adapters import Adapters
+from comigs_edge.nn.model import Model
+from comigs_edge.nn.weights import open_base
 from comigs_edge.replace import replace_experts
 from comigs_edge.tokens import Tokenizer
 from comigs_edge.train import Trainer, tune_allocator

@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from comigs_edge.adapters import Adapters
-from comigs_edge.base import Base
-from comigs_edge.layout import Layout, parallel_width
-from comigs_edge.loss import next_token_loss
-from comigs_edge.model import Model
+from comigs_edge.nn.adapters import Adapters
+from comigs_edge.nn.experts import Layout, parallel_width
+from comigs_edge.nn.loss import next_token_loss
+from comigs_edge.nn.model import Model
+from comigs_edge.nn.weights import Base
 from comigs_edge.optimiser import BETAS, AdamW
 from comigs_edge.shape import Shape
 

@@ -63,8 +63,8 @@ def measure(name: str, options: SimpleNamespace) -> dict[str, Any]:
     torch.set_num_threads(options.threads)
     import rival_models
 
-    from comigs_edge.base import open_base
     from comigs_edge.measure import use
+    from comigs_edge.nn.weights import open_base
     from comigs_edge.train import tune_allocator
 
     case = CASES[name]
@@ -137,7 +137,7 @@ def check(options: SimpleNamespace) -> dict[str, dict[str, float]]:
     import rival_models
     import torch
 
-    from comigs_edge.base import open_base
+    from comigs_edge.nn.weights import open_base
 
     torch.set_num_threads(options.threads)
     exact = {name: case for name, case in CASES.items() if case.keep and case.precision == "float32"}

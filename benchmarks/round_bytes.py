@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from comigs_edge.home import DEFAULT_BASE, find_base
-from comigs_edge.layout import Layout, generalist_shapes, parallel_width
+from comigs_edge.nn.experts import Layout, generalist_shapes, parallel_width
 from comigs_edge.shape import Shape, read_shape
 from coordinator import compress, rounds, wire
 from quantize.gguf_file import GGUFFile

@@ -20,12 +20,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from comigs_edge.adapters import Adapters
-from comigs_edge.base import Base, open_base
 from comigs_edge.home import DEFAULT_BASE, find_base
-from comigs_edge.layout import Layout, parallel_width
-from comigs_edge.loss import next_token_loss
-from comigs_edge.model import Model
+from comigs_edge.nn.adapters import Adapters
+from comigs_edge.nn.experts import Layout, parallel_width
+from comigs_edge.nn.loss import next_token_loss
+from comigs_edge.nn.model import Model
+from comigs_edge.nn.weights import Base, open_base
 from comigs_edge.optimiser import AdamW
 from comigs_edge.train import tune_allocator
 from profiles import available_cores

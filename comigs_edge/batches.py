@@ -16,8 +16,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from comigs_edge.buffers import moved
 from comigs_edge.errors import ComigsError
+from comigs_edge.nn.tensors import moved
 from comigs_edge.tokens import Encoded
 
 

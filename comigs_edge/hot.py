@@ -13,8 +13,6 @@ from pathlib import Path
 import numpy as np
 
 from comigs_edge import files
-from comigs_edge.adapters import Adapters
-from comigs_edge.base import tensor_to_numpy
 from comigs_edge.errors import ComigsError
 from comigs_edge.export import (
     BASE_KEY,
@@ -29,8 +27,10 @@ from comigs_edge.export import (
     target_architecture,
     write_model,
 )
-from comigs_edge.layout import ATTENTION, FFN, Layout
-from comigs_edge.lora import LoRA
+from comigs_edge.nn.adapters import Adapters
+from comigs_edge.nn.experts import ATTENTION, FFN, Layout
+from comigs_edge.nn.lora import LoRA
+from comigs_edge.nn.tensors import tensor_to_numpy
 from comigs_edge.shape import Shape, llama_order, read_shape
 from quantize import ggml
 from quantize.formats import BlockFormat, block_format

@@ -12,13 +12,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-from comigs_edge import adapters as adapter_files
 from comigs_edge import files, hot
-from comigs_edge.adapters import Adapters
 from comigs_edge.config import Config, Storage
 from comigs_edge.errors import ComigsError
 from comigs_edge.export import BASE_KEY, SOURCE_KEY, Exported, Origin, export
 from comigs_edge.home import Home
+from comigs_edge.nn import adapters as adapter_files
+from comigs_edge.nn.adapters import Adapters
 from comigs_edge.progress import SILENT, Progress
 from comigs_edge.replace import replace_experts
 from comigs_edge.shape import read_shape

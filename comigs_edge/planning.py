@@ -13,7 +13,7 @@ from comigs_edge.config import Config
 from comigs_edge.corpus import Corpus
 from comigs_edge.errors import ComigsError
 from comigs_edge.home import Home
-from comigs_edge.layout import expected_shapes, planned
+from comigs_edge.nn.experts import expected_shapes, planned
 from comigs_edge.shape import read_shape
 from comigs_edge.versions import read_manifest, versions
 from profiles import DeviceProfile

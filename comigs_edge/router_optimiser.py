@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from comigs_edge.moe import MeanInputs
+from comigs_edge.nn.routing_stats import MeanInputs
 from comigs_edge.optimiser import AdamW
 
 

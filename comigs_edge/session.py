@@ -7,19 +7,19 @@ from typing import Any
 
 import torch
 
-from comigs_edge import adapters as adapter_files
 from comigs_edge import checkpoint
-from comigs_edge.adapters import Adapters
 from comigs_edge.arrays import digest
-from comigs_edge.base import Base
 from comigs_edge.batches import Rows
 from comigs_edge.below import Below, Key, clear
 from comigs_edge.config import Config
 from comigs_edge.corpus import Corpus
 from comigs_edge.errors import ComigsError
 from comigs_edge.home import Home
-from comigs_edge.layout import Layout, planned
-from comigs_edge.model import Model
+from comigs_edge.nn import adapters as adapter_files
+from comigs_edge.nn.adapters import Adapters
+from comigs_edge.nn.experts import Layout, planned
+from comigs_edge.nn.model import Model
+from comigs_edge.nn.weights import Base
 from comigs_edge.progress import Progress
 from comigs_edge.schedule import Schedule
 from comigs_edge.tokens import Encoded, Tokenizer

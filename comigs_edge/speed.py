@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 
 from comigs_edge import hot
 from comigs_edge import llamacpp as engine
-from comigs_edge.adapters import Adapters
 from comigs_edge.errors import ComigsError
 from comigs_edge.export import export, planned_size
-from comigs_edge.layout import Layout
+from comigs_edge.nn.adapters import Adapters
+from comigs_edge.nn.experts import Layout
 from comigs_edge.progress import SILENT, Progress
 from comigs_edge.shape import read_shape
 from quantize.gguf_file import GGUFFile

@@ -21,16 +21,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from comigs_edge.adapters import is_router
 from comigs_edge.arrays import part
-from comigs_edge.base import tensor_to_numpy
 from comigs_edge.batches import Batch, Rows
 from comigs_edge.below import Below
-from comigs_edge.buffers import moved
 from comigs_edge.errors import ComigsError
-from comigs_edge.loss import next_token_loss
-from comigs_edge.model import Model, Watch
-from comigs_edge.moe import MeanWeights
+from comigs_edge.nn.experts import is_router
+from comigs_edge.nn.loss import next_token_loss
+from comigs_edge.nn.model import Model, Watch
+from comigs_edge.nn.routing_stats import MeanWeights
+from comigs_edge.nn.tensors import moved, tensor_to_numpy
 from comigs_edge.optimiser import STATE, AdamW
 from comigs_edge.router_optimiser import RouterAdamW
 from comigs_edge.schedule import Schedule

@@ -9,6 +9,7 @@ is about one weight in a million. In a block whose scale is too small for float1
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -104,3 +105,19 @@ _FUNCTIONS: dict[str, Callable[[Tensor], None]] = {
     "Q8_0": _bytes,
 }
 FAKED = ("F32", *_FLOATS, *_FUNCTIONS)
+
+
+def straight_through(weight: Tensor, format_name: str) -> Tensor:
+    """The fake-quantised weight, with the gradient of the weight itself."""
+    rounded: Tensor = _StraightThrough.apply(weight, format_name)  # type: ignore[no-untyped-call]
+    return rounded
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, format_name: str) -> Tensor:
+        return fake_quantize(weight, format_name)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None

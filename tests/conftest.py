@@ -13,9 +13,9 @@ import torch
 from typer.testing import CliRunner
 
 from comigs_edge import llamacpp as engine
-from comigs_edge.adapters import Adapters
-from comigs_edge.base import open_base
-from comigs_edge.layout import Layout
+from comigs_edge.nn.adapters import Adapters
+from comigs_edge.nn.experts import Layout
+from comigs_edge.nn.weights import open_base
 from profiles import watch
 from quantize.formats import FILE_TYPES
 from tests.tiny import some_text, write_llama

@@ -13,7 +13,7 @@ from comigs_edge import below as cache
 from comigs_edge.arrays import digest
 from comigs_edge.below import Below, clear, record_bytes
 from comigs_edge.errors import ComigsError
-from comigs_edge.model import Model
+from comigs_edge.nn.model import Model
 from comigs_edge.train import Trainer
 from tests.test_resume import command, finish, generations
 from tests.test_train import rows, schedule

@@ -15,7 +15,7 @@ from comigs_edge import llamacpp as engine
 from comigs_edge import speed
 from comigs_edge.commands import bench as command
 from comigs_edge.errors import ComigsError
-from comigs_edge.layout import Layout
+from comigs_edge.nn.experts import Layout
 from comigs_edge.speed import Candidate, Measured, Sample, Work
 from quantize.gguf_file import GGUFFile
 from tests.conftest import divergence, llama_logits

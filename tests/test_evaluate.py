@@ -7,7 +7,7 @@ import torch
 
 from comigs_edge.documents import Document
 from comigs_edge.evaluate import Score, in_llama_cpp, in_torch, prepare
-from comigs_edge.model import Model
+from comigs_edge.nn.model import Model
 from comigs_edge.tokens import Encoded, Tokenizer
 from tests.conftest import llama_logits
 from tests.tiny import some_text

@@ -7,8 +7,9 @@ import subprocess
 import sys
 import time
 
-from comigs_edge import adapters, checkpoint
+from comigs_edge import checkpoint
 from comigs_edge.home import Home
+from comigs_edge.nn import adapters
 from comigs_edge.versions import versions
 
 STEPS = 20

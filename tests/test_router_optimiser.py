@@ -5,10 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from comigs_edge.adapters import Adapters
-from comigs_edge.layout import Layout
-from comigs_edge.model import Model
-from comigs_edge.moe import MeanInputs, MeanWeights, Routing, route
+from comigs_edge.nn.adapters import Adapters
+from comigs_edge.nn.experts import Layout
+from comigs_edge.nn.model import Model
+from comigs_edge.nn.routing import Routing, route
+from comigs_edge.nn.routing_stats import MeanInputs, MeanWeights
 from comigs_edge.optimiser import AdamW
 from comigs_edge.router_optimiser import RouterAdamW
 from comigs_edge.train import Trainer

@@ -6,13 +6,13 @@ import math
 import pytest
 import torch
 
-from comigs_edge.adapters import Adapters, is_router
 from comigs_edge.arrays import digest
-from comigs_edge.base import open_base
 from comigs_edge.batches import Rows
-from comigs_edge.layout import Layout
-from comigs_edge.loss import next_token_loss
-from comigs_edge.model import Model
+from comigs_edge.nn.adapters import Adapters
+from comigs_edge.nn.experts import Layout, is_router
+from comigs_edge.nn.loss import next_token_loss
+from comigs_edge.nn.model import Model
+from comigs_edge.nn.weights import open_base
 from comigs_edge.schedule import Pace, Schedule, steps_that_fit
 from comigs_edge.tokens import Encoded
 from comigs_edge.train import Trainer

@@ -163,7 +163,7 @@ def _measured(
 def _plans(settings: Config, base: GGUFFile) -> tuple[list[Plan], dict[str, str]]:
     """A model of each kind with 1 generalist + 1 specialist as the settings have them, and why others cannot be."""
     from comigs_edge import hot, speed
-    from comigs_edge.layout import planned
+    from comigs_edge.nn.experts import planned
     from comigs_edge.shape import check_tensors, read_shape
     from quantize.formats import QuantizeError
 

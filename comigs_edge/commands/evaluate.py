@@ -83,9 +83,9 @@ def _score(
     advance: Callable[[int], None],
 ) -> Score | None:
     from comigs_edge import models
-    from comigs_edge.base import open_base
     from comigs_edge.evaluate import in_llama_cpp, in_torch
-    from comigs_edge.model import Model
+    from comigs_edge.nn.model import Model
+    from comigs_edge.nn.weights import open_base
     from profiles.detect import usable_memory
 
     storage = settings.storage()

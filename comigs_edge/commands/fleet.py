@@ -11,8 +11,8 @@ from comigs_edge.commands.console import notes, size, warn
 from comigs_edge.config import FleetConfig
 from comigs_edge.errors import USER_ERRORS
 from comigs_edge.home import Home
-from comigs_edge.layout import generalist_shapes
 from comigs_edge.membership import FleetFolder
+from comigs_edge.nn.experts import generalist_shapes
 from comigs_edge.session import Training
 from comigs_edge.together import Together, open_federation
 from comigs_edge.train import Event, Trainer

@@ -114,8 +114,8 @@ def _form(architecture: str, expert_form: str | None) -> str:
 def _print_plan(home: Home, settings: Config) -> None:
     from comigs_edge.commands.console import out, size
     from comigs_edge.commands.plan import planned, show
-    from comigs_edge.layout import expected_shapes
-    from comigs_edge.layout import planned as layout_of
+    from comigs_edge.nn.experts import expected_shapes
+    from comigs_edge.nn.experts import planned as layout_of
     from comigs_edge.planning import settings_of
     from comigs_edge.shape import read_shape
     from quantize.gguf_file import GGUFFile

@@ -93,7 +93,7 @@ def _open(
 
         import profiles
         from comigs_edge import files
-        from comigs_edge.base import open_base
+        from comigs_edge.nn.weights import open_base
         from comigs_edge.simulate import texts
         from comigs_edge.simulate.run import Simulation
         from comigs_edge.tokens import Tokenizer

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from comigs_edge import home as homes
+from comigs_edge.nn.experts import may_leave
 
 if TYPE_CHECKING:
     from comigs_edge.config import Config
@@ -46,9 +47,9 @@ def rollback(
     ] = None,
 ) -> None:
     """Return to an older generalist of the fleet; the three newest are kept."""
-    from comigs_edge import adapters as adapter_files
     from comigs_edge.commands.console import next_command, out
     from comigs_edge.errors import ComigsError
+    from comigs_edge.nn import adapters as adapter_files
     from comigs_edge.shape import read_shape
     from quantize.gguf_file import GGUFFile
 
@@ -100,15 +101,15 @@ def _notes(manifest: dict[str, Any]) -> dict[str, Any]:
 
 def _generalist(home: Home, settings: Config) -> Arrays | None:
     """This device's generalist now, of the interrupted training or else of the newest adapters; None before both."""
-    from comigs_edge import adapters as adapter_files
     from comigs_edge.arrays import part
+    from comigs_edge.nn import adapters as adapter_files
     from comigs_edge.shape import read_shape
     from comigs_edge.versions import versions
     from quantize.gguf_file import GGUFFile
 
     state = _interrupted(home)
     if state is not None:
-        return adapter_files.may_leave(part(state, "current."))
+        return may_leave(part(state, "current."))
     if not versions(home.adapters):
         return None
     shape = read_shape(GGUFFile(home.base_file))
@@ -181,8 +182,8 @@ def _exchange_waiting(federation: Federation, following: str, json: bool) -> Non
 
 
 def _exchange(home: Home, settings: Config, federation: Federation, json: bool) -> None:
-    from comigs_edge import adapters as adapter_files
     from comigs_edge.commands.console import bar
+    from comigs_edge.nn import adapters as adapter_files
     from comigs_edge.shape import read_shape
     from comigs_edge.versions import versions
     from quantize.gguf_file import GGUFFile
@@ -219,9 +220,9 @@ def _trainer(home: Home, settings: Config, adapters: Any) -> Any:
     import torch
 
     from comigs_edge import planning, session
-    from comigs_edge.base import open_base
     from comigs_edge.commands.plan import planned
-    from comigs_edge.model import Model
+    from comigs_edge.nn.model import Model
+    from comigs_edge.nn.weights import open_base
     from comigs_edge.tokens import Tokenizer
     from comigs_edge.train import Trainer
 

@@ -64,9 +64,9 @@ def train(
             import torch
 
             from comigs_edge import planning, session
-            from comigs_edge.base import open_base
             from comigs_edge.commands.fleet import joined
             from comigs_edge.measure import use
+            from comigs_edge.nn.weights import open_base
             from comigs_edge.tokens import Tokenizer
             from comigs_edge.train import tune_allocator
 
@@ -134,10 +134,10 @@ def _steps_in(training: Training, minutes: float | None) -> int | None:
     if minutes is None:
         return None
     from comigs_edge import session
-    from comigs_edge.adapters import Adapters
     from comigs_edge.commands.console import notes
-    from comigs_edge.layout import planned
-    from comigs_edge.model import Model
+    from comigs_edge.nn.adapters import Adapters
+    from comigs_edge.nn.experts import planned
+    from comigs_edge.nn.model import Model
     from comigs_edge.schedule import Pace, steps_that_fit
     from comigs_edge.train import Trainer
 

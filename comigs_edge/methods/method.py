@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from comigs_edge.arrays import plus
-from comigs_edge.layout import Layout
+from comigs_edge.nn.experts import Layout
 from coordinator.aggregate import aggregate
 from coordinator.wire import Arrays
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from comigs_edge.layout import Layout
+from comigs_edge.nn.experts import Layout
 from coordinator.wire import Arrays
 
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
-from comigs_edge.adapters import Adapters
-from comigs_edge.base import Base, tensor_to_numpy
 from comigs_edge.evaluate import Score, TestText, in_torch
-from comigs_edge.model import Model
+from comigs_edge.nn.adapters import Adapters
+from comigs_edge.nn.model import Model
+from comigs_edge.nn.tensors import tensor_to_numpy
+from comigs_edge.nn.weights import Base
 from comigs_edge.optimiser import AdamW
 from comigs_edge.train import Event, Trainer
 from coordinator.wire import Arrays

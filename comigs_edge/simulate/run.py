@@ -18,11 +18,11 @@ from typing import Any
 import filelock
 
 from comigs_edge import checkpoint, files
-from comigs_edge.base import Base
 from comigs_edge.errors import ComigsError
 from comigs_edge.evaluate import in_torch
 from comigs_edge.methods.method import Method
-from comigs_edge.model import Model
+from comigs_edge.nn.model import Model
+from comigs_edge.nn.weights import Base
 from comigs_edge.progress import Progress
 from comigs_edge.simulate.fleet import Fleet, Plan
 from comigs_edge.simulate.recipe import Recipe, Size

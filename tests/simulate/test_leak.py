@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from comigs_edge.adapters import is_router
-from comigs_edge.loss import next_token_loss
+from comigs_edge.nn.experts import is_router
+from comigs_edge.nn.loss import next_token_loss
 from comigs_edge.simulate.device import Leaky
 from comigs_edge.train import Trainer
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
+from typing import Any
 
 from comigs_edge.config import ModelConfig
 from comigs_edge.errors import ComigsError
@@ -116,3 +118,32 @@ def expected_shapes(layout: Layout, shape: Shape) -> dict[str, tuple[int, int]]:
         if layout.num_specialists:
             sizes[f"router.blk.{block}"] = (layout.num_experts, shape.width)
     return sizes
+
+
+_MAY_LEAVE = re.compile(
+    r"generalist\.blk\.\d+\.(?:(?:ffn_(?:gate|up|down)|attn_(?:q|k|v|output))\.lora_[ab]|ffn_(?:gate|up|down)\.weight)"
+)
+
+
+def is_router(name: str) -> bool:
+    """Whether a tensor is the router's; all others are the experts'."""
+    return name.startswith("router.")
+
+
+def may_leave(named: dict[str, Any]) -> dict[str, Any]:
+    """The tensors that may leave this device: the generalist's, picked by an allow-list of names.
+
+    Everything that is ever sent goes through here. Specialists, router, optimiser state and anything unknown stay.
+    """
+    return {name: value for name, value in named.items() if _MAY_LEAVE.fullmatch(name)}
+
+
+def check_arrays(arrays: dict[str, Any], layout: Layout, shape: Shape) -> None:
+    expected = expected_shapes(layout, shape)
+    found = {name: array.shape for name, array in arrays.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise ComigsError(
+                f"adapter tensor {name} has the shape {found.get(name)} where {expected.get(name)} is expected; "
+                "train again with: comigs-edge train --fresh"
+            )

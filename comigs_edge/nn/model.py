@@ -16,15 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from comigs_edge.adapters import Adapters
-from comigs_edge.attention import Update, Window, attention, window
-from comigs_edge.base import Base, Block, rope_tables
-from comigs_edge.lora_mixture import mixture
-from comigs_edge.merged_mlp import frozen_mlp, quantised_mixture
-from comigs_edge.moe import Frozen, Pass, Routing, balance_loss, route
-from comigs_edge.norm import rms_norm
-from comigs_edge.parallel import small_experts
-from comigs_edge.recompute import recomputed
+from comigs_edge.nn.adapters import Adapters
+from comigs_edge.nn.attention import Update, Window, attention, rope_tables, window
+from comigs_edge.nn.lora_mixture import mixture
+from comigs_edge.nn.merged_mlp import frozen_mlp, quantised_mixture
+from comigs_edge.nn.mlp import Frozen, Pass
+from comigs_edge.nn.norm import rms_norm
+from comigs_edge.nn.parallel import small_experts
+from comigs_edge.nn.recompute import recomputed
+from comigs_edge.nn.routing import Routing, balance_loss, route
+from comigs_edge.nn.weights import Base, Block
 from profiles.cost import PIECES
 
 # What is computed again for the backward pass: whole blocks (least memory); all but the products of the MLP's gate and up,

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from comigs_edge.base import Base
-from comigs_edge.buffers import accumulate, moved
+from comigs_edge.nn.tensors import accumulate, moved
+from comigs_edge.nn.weights import Base
 from profiles.cost import LOGITS
 
 

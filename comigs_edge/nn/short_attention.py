@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from comigs_edge.buffers import buffer
+from comigs_edge.nn.tensors import buffer
 
 
 def attend(qk: Tensor, v: Tensor, heads: int, mask: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from comigs_edge.buffers import buffer
+from comigs_edge.nn.tensors import buffer
 
 Function = Callable[[int, Tensor], tuple[Tensor, Tensor | None]]  # number of the piece, the piece
 

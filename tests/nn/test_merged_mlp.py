@@ -5,14 +5,14 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from comigs_edge import buffers
-from comigs_edge.lora import merge
-from comigs_edge.lora_mixture import mixture
-from comigs_edge.merged_mlp import frozen_mlp, quantised_mixture
-from comigs_edge.moe import route
-from comigs_edge.parallel import ParallelExpert, small_experts
+from comigs_edge.nn import tensors as buffers
+from comigs_edge.nn.lora import merge
+from comigs_edge.nn.lora_mixture import mixture
+from comigs_edge.nn.merged_mlp import frozen_mlp, quantised_mixture
+from comigs_edge.nn.parallel import ParallelExpert, small_experts
+from comigs_edge.nn.routing import route
 from quantize.fake import fake_quantize
-from tests.test_moe import random_parts
+from tests.nn.test_routing import random_parts
 
 SIZES = {"width": 32, "ff_width": 64, "tokens": 11}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -62,3 +63,8 @@ def accumulate(target: Tensor, left: Tensor, right: Tensor, factor: float = 1.0)
         target.addmm_(left, right, alpha=factor)
     else:
         target.add_(left @ right, alpha=factor)
+
+
+def tensor_to_numpy(tensor: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    """A float32 array with the tensor's values, on the CPU and without history."""
+    return tensor.detach().cpu().float().numpy()

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from comigs_edge.short_rows import attend
+from comigs_edge.nn.short_attention import attend
 
 BATCH, TIME, HEADS, KV, WIDTH = 2, 7, 6, 2, 4
 

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from comigs_edge.buffers import accumulate, add, at, buffer, chunks, scratch
-from comigs_edge.lora import LoRA, LoRAExpert, merge
-from comigs_edge.moe import Frozen, Pass, Routing
-from comigs_edge.swiglu import swiglu, swiglu_backward
+from comigs_edge.nn.lora import LoRA, LoRAExpert, merge
+from comigs_edge.nn.mlp import Frozen, Pass, swiglu, swiglu_backward
+from comigs_edge.nn.routing import Routing
+from comigs_edge.nn.tensors import accumulate, add, at, buffer, chunks, scratch
 from quantize.fake import fake_quantize_
 
 

@@ -4,12 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from comigs_edge import buffers
 from comigs_edge.errors import ComigsError
-from comigs_edge.layout import experts_per_token
-from comigs_edge.lora import LoRA, LoRAExpert, merge
-from comigs_edge.lora_mixture import mixture
-from comigs_edge.moe import Frozen, Routing, balance_loss, route
+from comigs_edge.nn import tensors as buffers
+from comigs_edge.nn.experts import experts_per_token
+from comigs_edge.nn.lora import LoRA, LoRAExpert, merge
+from comigs_edge.nn.lora_mixture import mixture
+from comigs_edge.nn.mlp import Frozen
+from comigs_edge.nn.routing import Routing, balance_loss, route
 
 
 def random_parts(experts, tokens=9, width=8, ff_width=12, rank=2, dtype=torch.float64):

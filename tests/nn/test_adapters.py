@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 
 import profiles
-from comigs_edge import adapters as adapter_files
-from comigs_edge.adapters import may_leave
 from comigs_edge.arrays import digest
 from comigs_edge.config import ModelConfig
 from comigs_edge.errors import ComigsError
-from comigs_edge.layout import parallel_width, planned
+from comigs_edge.nn import adapters as adapter_files
+from comigs_edge.nn.experts import may_leave, parallel_width, planned
 from comigs_edge.versions import versions
 from coordinator import wire
 

@@ -9,13 +9,13 @@ Shapes: N tokens, D width, E experts, W width of an expert's hidden layer.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quantize.fake import fake_quantize
+from quantize.fake import straight_through
 
 # Chosen on German text, 24 steps of 512 tokens from 1.810 bits per byte, learning rate 1.2e-2: 1.638. A third of this width of
 # the start gave 1.645, rows of the base's own gate and up 1.640 to 1.656, half the scale 1.642; LoRA gives 1.634.
@@ -56,19 +56,3 @@ def stored(weight: Tensor, factor: float, format_name: str | None) -> Tensor:
     """factor * weight as the file holds it; the rounding is passed straight through to the gradient."""
     scaled = weight if factor == 1.0 else weight * factor
     return scaled if format_name is None else straight_through(scaled, format_name)
-
-
-def straight_through(weight: Tensor, format_name: str) -> Tensor:
-    """The fake-quantised weight, with the gradient of the weight itself."""
-    rounded: Tensor = _StraightThrough.apply(weight, format_name)  # type: ignore[no-untyped-call]
-    return rounded
-
-
-class _StraightThrough(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, format_name: str) -> Tensor:
-        return fake_quantize(weight, format_name)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad, None

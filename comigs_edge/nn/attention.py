@@ -5,20 +5,21 @@ Shapes: B batch, T time, N = B*T tokens, D width, H heads, KV heads of keys and 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from comigs_edge import short_rows
-from comigs_edge.base import Block
-from comigs_edge.buffers import moved
-from comigs_edge.lora import LoRA, merge
-from comigs_edge.norm import rms_norm
-from comigs_edge.parallel import straight_through
+from comigs_edge.nn import short_attention as short_rows
+from comigs_edge.nn.lora import LoRA, merge
+from comigs_edge.nn.norm import rms_norm
+from comigs_edge.nn.tensors import moved
+from comigs_edge.nn.weights import Block
 from comigs_edge.shape import Shape
 from profiles.cost import SHORT_ROWS
+from quantize.fake import straight_through
 
 
 @dataclass(frozen=True)
@@ -133,3 +134,16 @@ def _repeat_heads(x: Tensor, group: int) -> Tensor:  # (B, KV, T, head) -> (B, H
         return x
     batch, heads, time, width = x.shape
     return x[:, :, None].expand(batch, heads, group, time, width).reshape(batch, heads * group, time, width)
+
+
+def rope_tables(shape: Shape, factors: Tensor | None, length: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the rotation, each (length, rope_width / 2), as llama.cpp computes them.
+
+    The angle of position p and pair j is p * rope_scale * base^(-2j / rope_width) / factor_j.
+    """
+    pairs = torch.arange(0, shape.rope_width, 2, dtype=torch.float64)
+    frequencies = torch.exp(pairs * (-math.log(shape.rope_base) / shape.rope_width)) * shape.rope_scale
+    if factors is not None:
+        frequencies = frequencies / factors.double()
+    angles = torch.outer(torch.arange(length, dtype=torch.float64), frequencies)
+    return angles.cos().float(), angles.sin().float()

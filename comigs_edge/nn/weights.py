@@ -7,7 +7,6 @@ they stay in the file as they are and one block at a time is dequantised into me
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,12 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from comigs_edge.buffers import buffer
-from comigs_edge.shape import Shape, check_tensors, llama_order, read_shape
+from comigs_edge.nn.tensors import buffer
+from comigs_edge.shape import check_tensors, llama_order, read_shape
 from quantize.gguf_file import GGUFFile
 
 JOB = 1 << 18  # weights that a thread dequantises at once: 1 MB stays in the processor's cache
@@ -204,21 +202,3 @@ def open_base(
     file that is not readable GGUF and `ComigsError` for one that is no dense model of a known kind.
     """
     return Base(GGUFFile(path), threads, keep, dtype, torch.device(device))
-
-
-def rope_tables(shape: Shape, factors: Tensor | None, length: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of the rotation, each (length, rope_width / 2), as llama.cpp computes them.
-
-    The angle of position p and pair j is p * rope_scale * base^(-2j / rope_width) / factor_j.
-    """
-    pairs = torch.arange(0, shape.rope_width, 2, dtype=torch.float64)
-    frequencies = torch.exp(pairs * (-math.log(shape.rope_base) / shape.rope_width)) * shape.rope_scale
-    if factors is not None:
-        frequencies = frequencies / factors.double()
-    angles = torch.outer(torch.arange(length, dtype=torch.float64), frequencies)
-    return angles.cos().float(), angles.sin().float()
-
-
-def tensor_to_numpy(tensor: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    """A float32 array with the tensor's values, on the CPU and without history."""
-    return tensor.detach().cpu().float().numpy()

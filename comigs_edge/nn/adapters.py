@@ -19,13 +19,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from comigs_edge import files, lora, parallel
+from comigs_edge import files
 from comigs_edge.arrays import digest
-from comigs_edge.base import tensor_to_numpy
 from comigs_edge.errors import ComigsError
-from comigs_edge.layout import ATTENTION, FFN, Layout, expected_shapes, experts_per_token, roles
-from comigs_edge.lora import LoRA, LoRAExpert
-from comigs_edge.parallel import ParallelExpert
+from comigs_edge.nn import lora, parallel
+from comigs_edge.nn.experts import (
+    ATTENTION,
+    FFN,
+    Layout,
+    check_arrays,
+    expected_shapes,
+    experts_per_token,
+    is_router,
+    may_leave,
+    roles,
+)
+from comigs_edge.nn.lora import LoRA, LoRAExpert
+from comigs_edge.nn.parallel import ParallelExpert
+from comigs_edge.nn.tensors import tensor_to_numpy
 from comigs_edge.shape import Shape
 from comigs_edge.versions import KEPT_VERSIONS, read_manifest, versions
 from coordinator import wire
@@ -34,9 +45,6 @@ from coordinator.wire import Arrays
 ROUTER_STD = 0.02  # the paper's code, gating.py
 
 _STARTS_AT_ZERO = re.compile(r"\.lora_b$|\.ffn_down\.weight$")
-_MAY_LEAVE = re.compile(
-    r"generalist\.blk\.\d+\.(?:(?:ffn_(?:gate|up|down)|attn_(?:q|k|v|output))\.lora_[ab]|ffn_(?:gate|up|down)\.weight)"
-)
 
 
 class Adapters:
@@ -108,7 +116,7 @@ class Adapters:
 
     def load_arrays(self, arrays: Arrays) -> None:
         """Takes over the values of `arrays`, in place; raises `ComigsError` for other names or shapes."""
-        _check(arrays, self.layout, self.shape)
+        check_arrays(arrays, self.layout, self.shape)
         self._copy(arrays)
 
     def generalist(self) -> Arrays:
@@ -117,7 +125,7 @@ class Adapters:
 
     def load_generalist(self, arrays: Arrays) -> None:
         """Takes over the generalist's values, in place; the rest stays as it is."""
-        _check({**self.named, **arrays}, self.layout, self.shape)
+        check_arrays({**self.named, **arrays}, self.layout, self.shape)
         self._copy(arrays)
 
     @torch.no_grad()
@@ -134,19 +142,6 @@ class Adapters:
 
     def _parallel_expert(self, role: str, block: int) -> ParallelExpert:
         return ParallelExpert(*(self.named[f"{role}.blk.{block}.{name}.weight"] for name in FFN))
-
-
-def is_router(name: str) -> bool:
-    """Whether a tensor is the router's; all others are the experts'."""
-    return name.startswith("router.")
-
-
-def may_leave(named: dict[str, Any]) -> dict[str, Any]:
-    """The tensors that may leave this device: the generalist's, picked by an allow-list of names.
-
-    Everything that is ever sent goes through here. Specialists, router, optimiser state and anything unknown stay.
-    """
-    return {name: value for name, value in named.items() if _MAY_LEAVE.fullmatch(name)}
 
 
 # On disk ------------------------------------------------------------------------------------------------------------
@@ -196,24 +191,13 @@ def load(folder: Path, shape: Shape, base_sha256: str) -> tuple[Adapters, dict[s
     arrays: Arrays = {}
     for path in sorted((folder / f"{numbers[-1]:04d}").glob("*.safetensors")):
         arrays |= wire.decode(path.read_bytes(), str(path))
-    _check(arrays, layout, shape)
+    check_arrays(arrays, layout, shape)
     if digest(arrays) != manifest["sha256"]:
         raise ComigsError(
             f"the adapters in {folder / f'{numbers[-1]:04d}'} are damaged (their SHA-256 does not match the manifest); "
             "delete that folder to return to the version before"
         )
     return Adapters(layout, shape, {name: torch.from_numpy(array) for name, array in arrays.items()}), manifest
-
-
-def _check(arrays: dict[str, Any], layout: Layout, shape: Shape) -> None:
-    expected = expected_shapes(layout, shape)
-    found = {name: array.shape for name, array in arrays.items()}
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
-            raise ComigsError(
-                f"adapter tensor {name} has the shape {found.get(name)} where {expected.get(name)} is expected; "
-                "train again with: comigs-edge train --fresh"
-            )
 
 
 def _stream(seed: int, name: str) -> int:
