@@ -116,7 +116,7 @@ def write_tokens(options: SimpleNamespace) -> dict[str, Any]:
     """Writes the ids of all steps: of the text, from its start and again if it is short, or random ones."""
     import numpy as np
 
-    from comigs_edge.shape import read_shape
+    from comigs_edge.base.hparams import read_shape
     from quantize.gguf_file import GGUFFile
 
     shape = (options.warm_up + options.steps, options.batch, options.context + 1)
@@ -150,7 +150,7 @@ def products(options: SimpleNamespace) -> dict[str, Any]:
     """The rate of the base's own matrix products, forward and backward, done by nothing but `torch.mm`."""
     import torch
 
-    from comigs_edge.shape import linear_shapes, read_shape
+    from comigs_edge.base.hparams import linear_shapes, read_shape
     from quantize.gguf_file import GGUFFile
 
     torch.set_num_threads(options.threads)

@@ -127,7 +127,7 @@ def cores() -> int:
 
 
 def drive(options: argparse.Namespace) -> None:
-    from comigs_edge.home import find_base
+    from comigs_edge.base.catalogue import find_base
 
     names = options.only.split(",")
     unknown = set(names) - CASES.keys()

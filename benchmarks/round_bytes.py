@@ -13,9 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from comigs_edge.home import DEFAULT_BASE, find_base
+from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
+from comigs_edge.base.hparams import Shape, read_shape
 from comigs_edge.nn.experts import Layout, generalist_shapes, parallel_width
-from comigs_edge.shape import Shape, read_shape
 from coordinator import compress, rounds, wire
 from quantize.gguf_file import GGUFFile
 

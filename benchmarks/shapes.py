@@ -12,7 +12,7 @@ from typing import Any
 import gguf
 import numpy as np
 
-from comigs_edge.home import DEFAULT_BASE, find_base
+from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
 from quantize.gguf_file import GGUFFile
 
 

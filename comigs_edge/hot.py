@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from comigs_edge import files
+from comigs_edge.base.hparams import Shape, llama_order, read_shape
 from comigs_edge.errors import ComigsError
 from comigs_edge.export import (
     BASE_KEY,
@@ -31,7 +32,6 @@ from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.experts import ATTENTION, FFN, Layout
 from comigs_edge.nn.lora import LoRA
 from comigs_edge.nn.tensors import tensor_to_numpy
-from comigs_edge.shape import Shape, llama_order, read_shape
 from quantize import ggml
 from quantize.formats import BlockFormat, block_format
 from quantize.ggml import Bytes, Floats

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from comigs_edge import files, hot
+from comigs_edge.base.hparams import read_shape
 from comigs_edge.config import Config, Storage
 from comigs_edge.errors import ComigsError
 from comigs_edge.export import BASE_KEY, SOURCE_KEY, Exported, Origin, export
@@ -21,7 +22,6 @@ from comigs_edge.nn import adapters as adapter_files
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.progress import SILENT, Progress
 from comigs_edge.replace import replace_experts
-from comigs_edge.shape import read_shape
 from comigs_edge.versions import KEPT_VERSIONS, read_manifest, versions
 from quantize.formats import QuantizeError
 from quantize.gguf_file import GGUFFile

@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 
 from comigs_edge import hot
 from comigs_edge import llamacpp as engine
+from comigs_edge.base.hparams import read_shape
 from comigs_edge.errors import ComigsError
 from comigs_edge.export import export, planned_size
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.experts import Layout
 from comigs_edge.progress import SILENT, Progress
-from comigs_edge.shape import read_shape
 from quantize.gguf_file import GGUFFile
 
 CONTEXT_MEMORY = 150_000_000  # bytes beside its weights that a loaded model takes, at most

@@ -7,6 +7,7 @@ import torch
 
 from comigs_edge import home as homes
 from comigs_edge import models
+from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
 from comigs_edge.documents import Document
 from comigs_edge.nn.model import Model
 from comigs_edge.nn.weights import open_base
@@ -21,7 +22,7 @@ TEXT = "Grüße aus Zürich! The kettle is on; 3 × 4 = 12. " * 4 + some_text(1)
 
 @pytest.fixture(scope="module")
 def smollm2():
-    return homes.find_base(homes.DEFAULT_BASE)[1]
+    return find_base(DEFAULT_BASE)[1]
 
 
 def test_the_reader_equals_gguf_py_on_smollm2(smollm2):

@@ -18,6 +18,7 @@ import typer
 import profiles
 from comigs_edge import files
 from comigs_edge import home as homes
+from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
 from comigs_edge.config import BaseConfig, Config
 from comigs_edge.errors import ComigsError
 
@@ -88,7 +89,7 @@ def _subject(home: homes.Home) -> tuple[Config, Path]:
     """The home's settings and base; without a home the default ones."""
     if home.exists:
         return home.settings(), home.base_file
-    name, path = homes.find_base(homes.DEFAULT_BASE)
+    name, path = find_base(DEFAULT_BASE)
     return Config(BaseConfig(name, "", path.stat().st_size)), path
 
 
@@ -163,8 +164,8 @@ def _measured(
 def _plans(settings: Config, base: GGUFFile) -> tuple[list[Plan], dict[str, str]]:
     """A model of each kind with 1 generalist + 1 specialist as the settings have them, and why others cannot be."""
     from comigs_edge import hot, speed
+    from comigs_edge.base.hparams import check_tensors, read_shape
     from comigs_edge.nn.experts import planned
-    from comigs_edge.shape import check_tensors, read_shape
     from quantize.formats import QuantizeError
 
     shape = read_shape(base)

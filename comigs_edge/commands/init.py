@@ -9,6 +9,7 @@ import typer
 
 import profiles
 from comigs_edge import home as homes
+from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
 from comigs_edge.config import FORMS, Config
 from comigs_edge.home import Home
 
@@ -23,7 +24,7 @@ def init(
         Optional[str],
         typer.Option(
             metavar="NAME|FILE|FOLDER",
-            help=f"Base model: a name, a .gguf file or a Hugging Face folder; default: {homes.DEFAULT_BASE}.",
+            help=f"Base model: a name, a .gguf file or a Hugging Face folder; default: {DEFAULT_BASE}.",
         ),
     ] = None,
     format: Annotated[
@@ -57,7 +58,7 @@ def init(
         profiles.load(profile)
         if expert_form is not None and expert_form not in FORMS:
             raise typer.BadParameter(f"--expert-form {expert_form} is not one of {', '.join(FORMS)}")
-        name, source = homes.find_base(base or homes.DEFAULT_BASE)
+        name, source = find_base(base or DEFAULT_BASE)
         converted = _converted(home, source, format.upper(), expert_form) if source.is_dir() else None
         source = converted or source
         try:
@@ -82,8 +83,8 @@ def init(
 
 def _converted(home: Home, folder: Path, format_name: str, expert_form: str | None) -> Path:
     """The base made from a Hugging Face folder, in the home but not in its place yet."""
+    from comigs_edge.base.convert import architecture_of, convert
     from comigs_edge.commands.console import bar
-    from comigs_edge.hugging_face import architecture_of, convert
 
     _form(architecture_of(folder), expert_form)
     with bar("converting the base") as progress:
@@ -93,7 +94,7 @@ def _converted(home: Home, folder: Path, format_name: str, expert_form: str | No
 
 def _checked_form(path: Path, expert_form: str | None) -> str:
     """The form of the experts; nothing is made for a base that could not be trained."""
-    from comigs_edge.shape import check_tensors, read_shape
+    from comigs_edge.base.hparams import check_tensors, read_shape
     from quantize.gguf_file import GGUFFile
 
     file = GGUFFile(path)
@@ -104,7 +105,7 @@ def _checked_form(path: Path, expert_form: str | None) -> str:
 
 def _form(architecture: str, expert_form: str | None) -> str:
     """What was asked for, or parallel where llama.cpp can run it; raises `ComigsError` where it was asked for and cannot."""
-    from comigs_edge.shape import ARCHITECTURES, exported_as
+    from comigs_edge.base.hparams import ARCHITECTURES, exported_as
 
     form = expert_form or ("parallel" if ARCHITECTURES[architecture].compact else "lora")
     exported_as(architecture, form, 2)
@@ -112,12 +113,12 @@ def _form(architecture: str, expert_form: str | None) -> str:
 
 
 def _print_plan(home: Home, settings: Config) -> None:
+    from comigs_edge.base.hparams import read_shape
     from comigs_edge.commands.console import out, size
     from comigs_edge.commands.plan import planned, show
     from comigs_edge.nn.experts import expected_shapes
     from comigs_edge.nn.experts import planned as layout_of
     from comigs_edge.planning import settings_of
-    from comigs_edge.shape import read_shape
     from quantize.gguf_file import GGUFFile
 
     plan, _ = planned(home, settings, None, [], None, measure=False)

@@ -95,11 +95,11 @@ def join(
 
 def generalist(home: Home, settings: Config) -> Generalist:
     """What this home's device would train with a fleet."""
+    from comigs_edge.base.hparams import read_shape
     from comigs_edge.commands.plan import planned
     from comigs_edge.nn.experts import Layout, generalist_shapes
     from comigs_edge.nn.experts import planned as layout_of
     from comigs_edge.planning import settings_of
-    from comigs_edge.shape import read_shape
     from comigs_edge.versions import read_manifest, versions
     from coordinator.messages import Generalist
     from quantize.gguf_file import GGUFFile

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from comigs_edge import home as homes
+from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
 
 if TYPE_CHECKING:
     from comigs_edge.methods.method import Method
@@ -30,7 +30,7 @@ def simulate(
                                                         "comigs-1g1s, comigs-2g, comigs-2s.")] = None,
     seed: Annotated[Optional[list[int]], typer.Option(min=0, help="Seed; may be given several times. Default: 42.")] = None,
     output: Annotated[Optional[Path], typer.Option(help="Folder for results; default: simulations/RECIPE-SIZE.")] = None,
-    base: Annotated[str, typer.Option(help="Base model: a name or a GGUF file.")] = homes.DEFAULT_BASE,
+    base: Annotated[str, typer.Option(help="Base model: a name or a GGUF file.")] = DEFAULT_BASE,
     rounds: Annotated[Optional[int], typer.Option(min=1, help="Rounds, in place of the size's.")] = None,
     threads: Annotated[Optional[int], typer.Option(min=1, help="Threads; default: the profile's of this device.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
@@ -83,7 +83,7 @@ def _open(
     from comigs_edge.commands.console import bar, notes
     from comigs_edge.errors import ComigsError
 
-    name, file = homes.find_base(base)
+    name, file = find_base(base)
     if not file.is_file():
         raise ComigsError(
             f"the base {name} is a folder; name a GGUF file, or get one with: comigs-edge models pull NAME"

@@ -47,10 +47,10 @@ def rollback(
     ] = None,
 ) -> None:
     """Return to an older generalist of the fleet; the three newest are kept."""
+    from comigs_edge.base.hparams import read_shape
     from comigs_edge.commands.console import next_command, out
     from comigs_edge.errors import ComigsError
     from comigs_edge.nn import adapters as adapter_files
-    from comigs_edge.shape import read_shape
     from quantize.gguf_file import GGUFFile
 
     home = homes.locate()
@@ -102,8 +102,8 @@ def _notes(manifest: dict[str, Any]) -> dict[str, Any]:
 def _generalist(home: Home, settings: Config) -> Arrays | None:
     """This device's generalist now, of the interrupted training or else of the newest adapters; None before both."""
     from comigs_edge.arrays import part
+    from comigs_edge.base.hparams import read_shape
     from comigs_edge.nn import adapters as adapter_files
-    from comigs_edge.shape import read_shape
     from comigs_edge.versions import versions
     from quantize.gguf_file import GGUFFile
 
@@ -182,9 +182,9 @@ def _exchange_waiting(federation: Federation, following: str, json: bool) -> Non
 
 
 def _exchange(home: Home, settings: Config, federation: Federation, json: bool) -> None:
+    from comigs_edge.base.hparams import read_shape
     from comigs_edge.commands.console import bar
     from comigs_edge.nn import adapters as adapter_files
-    from comigs_edge.shape import read_shape
     from comigs_edge.versions import versions
     from quantize.gguf_file import GGUFFile
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from comigs_edge import files
 from comigs_edge.arrays import digest
+from comigs_edge.base.hparams import Shape
 from comigs_edge.errors import ComigsError
 from comigs_edge.nn import lora, parallel
 from comigs_edge.nn.experts import (
@@ -37,7 +38,6 @@ from comigs_edge.nn.experts import (
 from comigs_edge.nn.lora import LoRA, LoRAExpert
 from comigs_edge.nn.parallel import ParallelExpert
 from comigs_edge.nn.tensors import tensor_to_numpy
-from comigs_edge.shape import Shape
 from comigs_edge.versions import KEPT_VERSIONS, read_manifest, versions
 from coordinator import wire
 from coordinator.wire import Arrays

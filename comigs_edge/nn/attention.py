@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from comigs_edge.base.hparams import Shape
 from comigs_edge.nn import short_attention as short_rows
 from comigs_edge.nn.lora import LoRA, merge
 from comigs_edge.nn.norm import rms_norm
 from comigs_edge.nn.tensors import moved
 from comigs_edge.nn.weights import Block
-from comigs_edge.shape import Shape
 from profiles.cost import SHORT_ROWS
 from quantize.fake import straight_through
 

@@ -7,9 +7,9 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from comigs_edge.base.hparams import Shape, exported_as, linear_shapes
 from comigs_edge.config import ModelConfig
 from comigs_edge.errors import ComigsError
-from comigs_edge.shape import Shape, exported_as, linear_shapes
 from profiles import DeviceProfile
 
 PARALLEL_SCALE = 4.0  # s of parallel experts; chosen with their start, see `parallel.py`
@@ -139,6 +139,7 @@ def may_leave(named: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_arrays(arrays: dict[str, Any], layout: Layout, shape: Shape) -> None:
+    """Raises `ComigsError` unless `arrays` has the names and shapes that adapters of this layout have."""
     expected = expected_shapes(layout, shape)
     found = {name: array.shape for name, array in arrays.items()}
     for name in sorted(expected.keys() | found.keys()):

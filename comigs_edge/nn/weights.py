@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from comigs_edge.base.hparams import check_tensors, llama_order, read_shape
 from comigs_edge.nn.tensors import buffer
-from comigs_edge.shape import check_tensors, llama_order, read_shape
 from quantize.gguf_file import GGUFFile
 
 JOB = 1 << 18  # weights that a thread dequantises at once: 1 MB stays in the processor's cache

@@ -6,13 +6,13 @@ import gguf
 import pytest
 import torch
 
+from comigs_edge.base.hparams import check_tensors, read_shape
 from comigs_edge.errors import ComigsError
 from comigs_edge.nn import attention
 from comigs_edge.nn.loss import next_token_loss
 from comigs_edge.nn.model import Model
 from comigs_edge.nn.norm import rms_norm
 from comigs_edge.nn.weights import open_base
-from comigs_edge.shape import check_tensors, read_shape
 from quantize.gguf_file import GGUFFile
 from tests.conftest import converted, divergence, llama_logits
 from tests.tiny import write_llama

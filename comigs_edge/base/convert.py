@@ -22,8 +22,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from comigs_edge import files
+from comigs_edge.base.convert_tokenizer import add_tokenizer
 from comigs_edge.errors import ComigsError
-from comigs_edge.vocabulary import add_tokenizer
 from quantize import ggml
 from quantize.formats import FILE_TYPES, FORMATS, BlockFormat, block_format, fitting
 from quantize.ggml import Floats

@@ -7,8 +7,10 @@ import threading
 
 import pytest
 
-from comigs_edge import catalogue, downloads, files
-from comigs_edge.catalogue import Entry
+from comigs_edge import files
+from comigs_edge.base import catalogue
+from comigs_edge.base import download as downloads
+from comigs_edge.base.catalogue import Entry
 from tests.tiny import write_llama
 
 
