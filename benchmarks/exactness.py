@@ -18,11 +18,11 @@ import torch
 from comigs_edge import home as homes
 from comigs_edge import llamacpp as engine
 from comigs_edge import models, session
+from comigs_edge.data.tokenizer import Tokenizer
 from comigs_edge.export import export
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.model import Model
 from comigs_edge.nn.weights import Base, open_base
-from comigs_edge.tokens import Tokenizer
 from quantize.gguf_file import GGUFFile
 
 

@@ -31,6 +31,7 @@ import torch
 from comigs_edge import hot, models, session
 from comigs_edge import llamacpp as engine
 from comigs_edge.config import FORMATS_TO_EXPORT, TRAINABLE, Config, Storage
+from comigs_edge.data.tokenizer import Tokenizer, encode
 from comigs_edge.evaluate import TestText, in_llama_cpp, prepare
 from comigs_edge.export import Origin, export
 from comigs_edge.home import Home
@@ -38,7 +39,6 @@ from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.model import Model
 from comigs_edge.nn.weights import open_base
 from comigs_edge.replace import replace_experts
-from comigs_edge.tokens import Tokenizer
 from comigs_edge.train import Trainer, tune_allocator
 from quantize.formats import FILE_TYPES
 from quantize.gguf_file import GGUFFile
@@ -60,7 +60,7 @@ class Personal:
     def text(self, tokens: int) -> TestText:
         """Windows of the home's test text."""
         tokenizer = Tokenizer(self.home.base_file)
-        encoded = session.encode(session.corpus(self.home, self.settings), tokenizer, "test", [])
+        encoded = encode(session.corpus(self.home, self.settings), tokenizer, "test", [])
         return prepare(encoded, tokenizer, WINDOW, tokens)
 
 

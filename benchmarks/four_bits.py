@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from comigs_edge.data.tokenizer import encode
+
 STEPS, TEST_TOKENS = 32, 6144
 SETTINGS = "batch = 4\ncontext = 128\nrouter_period = 16\nrouter_steps = 4\nvalidation_rows = 16\n"
 COMMAND = [sys.executable, "-m", "comigs_edge"]
@@ -51,13 +53,13 @@ def scores(home: Path, paths: dict[str, Path], tokens: int = TEST_TOKENS) -> dic
     os.environ["COMIGS_EDGE_HOME"] = str(home)
     from comigs_edge import home as homes
     from comigs_edge import session
+    from comigs_edge.data.tokenizer import Tokenizer
     from comigs_edge.evaluate import in_llama_cpp, prepare
-    from comigs_edge.tokens import Tokenizer
 
     here = homes.locate()
     settings = here.settings()
     tokenizer = Tokenizer(here.base_file)
-    encoded = session.encode(session.corpus(here, settings), tokenizer, "test", [])
+    encoded = encode(session.corpus(here, settings), tokenizer, "test", [])
     text = prepare(encoded, tokenizer, settings.evaluate.context, tokens)
     found = {}
     for name, path in paths.items():

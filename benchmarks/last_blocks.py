@@ -29,13 +29,13 @@ from comigs_edge import session
 from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
 from comigs_edge.batches import Rows
 from comigs_edge.config import ModelConfig
+from comigs_edge.data.tokenizer import Encoded, Tokenizer
 from comigs_edge.home import Home
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.experts import planned
 from comigs_edge.nn.model import Model
 from comigs_edge.nn.weights import Base, open_base
 from comigs_edge.schedule import Pace, Schedule, steps_that_fit
-from comigs_edge.tokens import Encoded, Tokenizer
 from comigs_edge.train import Trainer, tune_allocator
 from profiles import available_cores, load
 

@@ -25,12 +25,12 @@ from comigs_edge import measure, planning
 from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
 from comigs_edge.batches import Rows
 from comigs_edge.config import BaseConfig, Config, ModelConfig
+from comigs_edge.data.tokenizer import Encoded
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.experts import planned
 from comigs_edge.nn.model import Model
 from comigs_edge.nn.weights import open_base
 from comigs_edge.schedule import Schedule
-from comigs_edge.tokens import Encoded
 from comigs_edge.train import Trainer, tune_allocator
 from profiles import available_cores, load
 from profiles.cost import Plan, step_seconds

@@ -16,9 +16,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from comigs_edge.data.tokenizer import Encoded
 from comigs_edge.errors import ComigsError
 from comigs_edge.nn.tensors import moved
-from comigs_edge.tokens import Encoded
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from comigs_edge import llamacpp as engine
-from comigs_edge.documents import Message
+from comigs_edge.data.documents import Message
+from comigs_edge.data.tokenizer import Tokenizer
 from comigs_edge.errors import ComigsError
-from comigs_edge.tokens import Tokenizer
 
 
 class Chat:

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 
 from comigs_edge import llamacpp as engine
+from comigs_edge.data.tokenizer import Encoded, Tokenizer
 from comigs_edge.errors import ComigsError
 from comigs_edge.nn.loss import next_token_loss
 from comigs_edge.nn.model import Model
-from comigs_edge.tokens import Encoded, Tokenizer
 
 Advance = Callable[[int], None]  # is told the tokens that were measured
 

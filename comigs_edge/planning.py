@@ -11,7 +11,7 @@ from typing import Any
 from comigs_edge import files
 from comigs_edge.base.hparams import read_shape
 from comigs_edge.config import Config
-from comigs_edge.corpus import Corpus
+from comigs_edge.data.corpus import Corpus
 from comigs_edge.errors import ComigsError
 from comigs_edge.home import Home
 from comigs_edge.nn.experts import expected_shapes, planned

@@ -12,7 +12,8 @@ from comigs_edge.arrays import digest
 from comigs_edge.batches import Rows
 from comigs_edge.below import Below, Key, clear
 from comigs_edge.config import Config
-from comigs_edge.corpus import Corpus
+from comigs_edge.data.corpus import Corpus
+from comigs_edge.data.tokenizer import Tokenizer, encode
 from comigs_edge.errors import ComigsError
 from comigs_edge.home import Home
 from comigs_edge.nn import adapters as adapter_files
@@ -22,7 +23,6 @@ from comigs_edge.nn.model import Model
 from comigs_edge.nn.weights import Base
 from comigs_edge.progress import Progress
 from comigs_edge.schedule import Schedule
-from comigs_edge.tokens import Encoded, Tokenizer
 from comigs_edge.train import Trainer
 from comigs_edge.versions import read_manifest, versions
 from profiles import DeviceProfile
@@ -45,25 +45,6 @@ def schedule(settings: Config, profile: DeviceProfile, steps: int | None) -> Sch
 def corpus(home: Home, settings: Config) -> Corpus:
     """The home's documents."""
     return Corpus(home.documents_file, settings.data.training, settings.data.validation)
-
-
-def encode(
-    documents: Corpus,
-    tokenizer: Tokenizer,
-    split: str,
-    refused: list[str],
-    progress: Progress = lambda done, total: None,
-) -> list[Encoded]:
-    """Token ids of the documents of one split; `refused` gets the reason for each that the chat template cannot hold."""
-    found = documents.documents(split)
-    encoded = []
-    for number, document in enumerate(found, 1):
-        try:
-            encoded.append(tokenizer.encode(document))
-        except ComigsError as error:
-            refused.append(str(error))
-        progress(number, len(found))
-    return encoded
 
 
 class Training:

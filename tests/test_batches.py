@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from comigs_edge.batches import Rows
+from comigs_edge.data.tokenizer import Encoded
 from comigs_edge.errors import ComigsError
-from comigs_edge.tokens import Encoded
 
 
 def test_a_row_predicts_the_next_token_of_the_same_document_only():

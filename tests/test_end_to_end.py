@@ -8,10 +8,10 @@ import torch
 from comigs_edge import home as homes
 from comigs_edge import models
 from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
-from comigs_edge.documents import Document
+from comigs_edge.data.documents import Document
+from comigs_edge.data.tokenizer import Tokenizer
 from comigs_edge.nn.model import Model
 from comigs_edge.nn.weights import open_base
-from comigs_edge.tokens import Tokenizer
 from quantize.gguf_file import GGUFFile
 from tests.conftest import divergence, llama_logits
 from tests.quantize.test_gguf_file import same

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from comigs_edge.documents import Document
+from comigs_edge.data.documents import Document
+from comigs_edge.data.tokenizer import Encoded, Tokenizer
 from comigs_edge.evaluate import Score, in_llama_cpp, in_torch, prepare
 from comigs_edge.nn.model import Model
-from comigs_edge.tokens import Encoded, Tokenizer
 from tests.conftest import llama_logits
 from tests.tiny import some_text
 

@@ -53,7 +53,7 @@ def chat(
     personal = None if base else _personal(home, settings)
     with notes.status("loading"):
         from comigs_edge.chat import Chat
-        from comigs_edge.tokens import Tokenizer
+        from comigs_edge.data.tokenizer import Tokenizer
 
         options, tokenizer = settings.chat, Tokenizer(home.base_file)
         plan = _planned(

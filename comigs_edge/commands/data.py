@@ -20,9 +20,9 @@ def add(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Folders, .txt, .md or .jsonl files.")],
 ) -> None:
     """Add text: notes, pages, chats. A file that was added before is replaced."""
-    from comigs_edge import documents
     from comigs_edge.commands.console import next_command, notes, out, size, warn
-    from comigs_edge.corpus import SPLITS, Corpus
+    from comigs_edge.data import documents
+    from comigs_edge.data.corpus import SPLITS, Corpus
 
     home = homes.locate()
     settings = home.settings()
@@ -65,7 +65,7 @@ def list_(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = Fa
     from rich.table import Table
 
     from comigs_edge.commands.console import next_command, out, print_json, size
-    from comigs_edge.corpus import SPLITS, Corpus
+    from comigs_edge.data.corpus import SPLITS, Corpus
 
     home = homes.locate()
     home.settings()
@@ -86,7 +86,7 @@ def list_(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = Fa
 def remove(source: Annotated[int, typer.Argument(metavar="ID", help="Number of a file, from `data list`.")]) -> None:
     """Forget a file and its documents. What a model has learned from them stays until you train anew."""
     from comigs_edge.commands.console import next_command, out
-    from comigs_edge.corpus import Corpus
+    from comigs_edge.data.corpus import Corpus
 
     home = homes.locate()
     settings = home.settings()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from comigs_edge import home as homes
+from comigs_edge.data.tokenizer import encode
 
 if TYPE_CHECKING:
     from comigs_edge.config import Config
@@ -46,8 +47,8 @@ def evaluate(
         import torch
 
         from comigs_edge import models, session
+        from comigs_edge.data.tokenizer import Tokenizer
         from comigs_edge.evaluate import prepare
-        from comigs_edge.tokens import Tokenizer
 
         threads = settings.device().usable_threads
         torch.set_num_threads(threads)
@@ -56,7 +57,7 @@ def evaluate(
         models.newest_adapters(home, settings)  # tells at once if there is nothing to measure
         tokenizer = Tokenizer(home.base_file)
     with bar("reading the test text") as progress:
-        encoded = session.encode(documents, tokenizer, "test", [], progress)
+        encoded = encode(documents, tokenizer, "test", [], progress)
         text = prepare(encoded, tokenizer, settings.evaluate.context, settings.evaluate.max_tokens)
     scores = {}
     tokens = sum(len(window.ids) for window in text.windows)

@@ -93,10 +93,10 @@ def _open(
 
         import profiles
         from comigs_edge import files
+        from comigs_edge.data.tokenizer import Tokenizer
         from comigs_edge.nn.weights import open_base
         from comigs_edge.simulate import texts
         from comigs_edge.simulate.run import Simulation
-        from comigs_edge.tokens import Tokenizer
         from comigs_edge.train import tune_allocator
 
         if where[0] == "cuda" and not torch.cuda.is_available():

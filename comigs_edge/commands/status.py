@@ -56,7 +56,7 @@ def _collect() -> dict[str, Any]:
     if not home.exists:
         return found
     from comigs_edge import checkpoint
-    from comigs_edge.corpus import Corpus
+    from comigs_edge.data.corpus import Corpus
     from comigs_edge.versions import read_manifest, versions
 
     settings = home.settings()

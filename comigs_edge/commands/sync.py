@@ -221,9 +221,9 @@ def _trainer(home: Home, settings: Config, adapters: Any) -> Any:
 
     from comigs_edge import planning, session
     from comigs_edge.commands.plan import planned
+    from comigs_edge.data.tokenizer import Tokenizer
     from comigs_edge.nn.model import Model
     from comigs_edge.nn.weights import open_base
-    from comigs_edge.tokens import Tokenizer
     from comigs_edge.train import Trainer
 
     plan, _ = planned(home, settings, None, [], None, measure=False)

@@ -65,9 +65,9 @@ def train(
 
             from comigs_edge import planning, session
             from comigs_edge.commands.fleet import joined
+            from comigs_edge.data.tokenizer import Tokenizer
             from comigs_edge.measure import use
             from comigs_edge.nn.weights import open_base
-            from comigs_edge.tokens import Tokenizer
             from comigs_edge.train import tune_allocator
 
         plan, _ = planned(home, settings, profile, lines or [], resume, measure=True)

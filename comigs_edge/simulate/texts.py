@@ -11,13 +11,13 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from comigs_edge import documents
-from comigs_edge.corpus import SPLITS, Corpus
+from comigs_edge.data import documents
+from comigs_edge.data.corpus import SPLITS, Corpus
+from comigs_edge.data.tokenizer import Encoded, Tokenizer
 from comigs_edge.errors import ComigsError
 from comigs_edge.evaluate import TestText, prepare
 from comigs_edge.progress import Progress
 from comigs_edge.simulate.recipe import Recipe, Size
-from comigs_edge.tokens import Encoded, Tokenizer
 
 TRAINING, VALIDATION = (
     0.6,

@@ -16,10 +16,10 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from comigs_edge import llamacpp as engine
 from comigs_edge.base.convert import convert
 from comigs_edge.base.convert_tokenizer import _RULES
+from comigs_edge.data.tokenizer import Tokenizer
 from comigs_edge.errors import ComigsError
 from comigs_edge.nn.model import Model
 from comigs_edge.nn.weights import open_base
-from comigs_edge.tokens import Tokenizer
 from quantize.gguf_file import GGUFFile
 from tests.conftest import divergence, llama_logits
 from tests.tiny import some_text

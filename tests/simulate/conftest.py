@@ -4,11 +4,11 @@ import json
 
 import pytest
 
+from comigs_edge.data.tokenizer import Tokenizer
 from comigs_edge.methods.catalogue import named
 from comigs_edge.simulate import recipe as recipes
 from comigs_edge.simulate import texts
 from comigs_edge.simulate.fleet import Fleet, Plan
-from comigs_edge.tokens import Tokenizer
 from tests.tiny import some_text
 
 RECIPE = """

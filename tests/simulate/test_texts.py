@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
+from comigs_edge.data.tokenizer import Encoded
 from comigs_edge.errors import ComigsError
 from comigs_edge.simulate.texts import find, limited
-from comigs_edge.tokens import Encoded
 
 
 def tokens(encoded):

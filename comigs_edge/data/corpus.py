@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from comigs_edge import files
-from comigs_edge.documents import Document, Reading
+from comigs_edge.data.documents import Document, Reading
 from comigs_edge.errors import ComigsError
 
 SPLITS = ("training", "validation", "test")

@@ -3,8 +3,8 @@
 import pytest
 
 from comigs_edge import llamacpp as engine
-from comigs_edge.documents import Document, Message
-from comigs_edge.tokens import Tokenizer
+from comigs_edge.data.documents import Document, Message
+from comigs_edge.data.tokenizer import Tokenizer
 from tests.tiny import write_llama
 
 CHAT = (

@@ -5,8 +5,8 @@ import stat
 import numpy as np
 import pytest
 
-from comigs_edge import documents
-from comigs_edge.corpus import SPLITS, Corpus
+from comigs_edge.data import documents
+from comigs_edge.data.corpus import SPLITS, Corpus
 from comigs_edge.errors import ComigsError
 
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from comigs_edge import documents
-from comigs_edge.documents import Document, Message
+from comigs_edge.data import documents
+from comigs_edge.data.documents import Document, Message
 from comigs_edge.errors import ComigsError
 
 

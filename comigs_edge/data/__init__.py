@@ -1,0 +1,1 @@
+"""A person's text: documents, the corpus with its splits, the tokenizer."""
