@@ -15,11 +15,12 @@ from pathlib import Path
 
 import torch
 
-from comigs_edge import home as homes
 from comigs_edge import llamacpp as engine
-from comigs_edge import models, session
+from comigs_edge import models
 from comigs_edge.data.tokenizer import Tokenizer
 from comigs_edge.export import export
+from comigs_edge.home import folder as homes
+from comigs_edge.home.folder import corpus
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.model import Model
 from comigs_edge.nn.weights import Base, open_base
@@ -50,7 +51,7 @@ def main() -> None:
     settings = home.settings()
     tokenizer = Tokenizer(home.base_file)
     ids: list[int] = []
-    for document in session.corpus(home, settings).documents("test"):
+    for document in corpus(home, settings).documents("test"):
         ids += tokenizer.encode(document).ids
     ids = ids[:tokens]
     opened = []

@@ -30,11 +30,11 @@ import torch
 
 from comigs_edge import hot, models, session
 from comigs_edge import llamacpp as engine
-from comigs_edge.config import FORMATS_TO_EXPORT, TRAINABLE, Config, Storage
 from comigs_edge.data.tokenizer import Tokenizer, encode
 from comigs_edge.evaluate import TestText, in_llama_cpp, prepare
 from comigs_edge.export import Origin, export
-from comigs_edge.home import Home
+from comigs_edge.home.config import FORMATS_TO_EXPORT, TRAINABLE, Config, Storage
+from comigs_edge.home.folder import Home, corpus
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.model import Model
 from comigs_edge.nn.weights import open_base
@@ -60,7 +60,7 @@ class Personal:
     def text(self, tokens: int) -> TestText:
         """Windows of the home's test text."""
         tokenizer = Tokenizer(self.home.base_file)
-        encoded = encode(session.corpus(self.home, self.settings), tokenizer, "test", [])
+        encoded = encode(corpus(self.home, self.settings), tokenizer, "test", [])
         return prepare(encoded, tokenizer, WINDOW, tokens)
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from comigs_edge.data.tokenizer import encode
+from comigs_edge.home.folder import corpus
 
 STEPS, TEST_TOKENS = 32, 6144
 SETTINGS = "batch = 4\ncontext = 128\nrouter_period = 16\nrouter_steps = 4\nvalidation_rows = 16\n"
@@ -51,15 +52,14 @@ def make_home(home: Path, text: Path, form: str, format_name: str, start: float)
 def scores(home: Path, paths: dict[str, Path], tokens: int = TEST_TOKENS) -> dict[str, dict[str, float]]:
     """Bits per byte and perplexity of these files in llama.cpp, on the home's test text."""
     os.environ["COMIGS_EDGE_HOME"] = str(home)
-    from comigs_edge import home as homes
-    from comigs_edge import session
     from comigs_edge.data.tokenizer import Tokenizer
     from comigs_edge.evaluate import in_llama_cpp, prepare
+    from comigs_edge.home import folder as homes
 
     here = homes.locate()
     settings = here.settings()
     tokenizer = Tokenizer(here.base_file)
-    encoded = encode(session.corpus(here, settings), tokenizer, "test", [])
+    encoded = encode(corpus(here, settings), tokenizer, "test", [])
     text = prepare(encoded, tokenizer, settings.evaluate.context, tokens)
     found = {}
     for name, path in paths.items():

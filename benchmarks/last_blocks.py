@@ -28,9 +28,9 @@ from rich.table import Table
 from comigs_edge import session
 from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
 from comigs_edge.batches import Rows
-from comigs_edge.config import ModelConfig
 from comigs_edge.data.tokenizer import Encoded, Tokenizer
-from comigs_edge.home import Home
+from comigs_edge.home.config import ModelConfig
+from comigs_edge.home.folder import Home
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.experts import planned
 from comigs_edge.nn.model import Model

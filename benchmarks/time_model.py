@@ -24,8 +24,8 @@ from rich.table import Table
 from comigs_edge import measure, planning
 from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
 from comigs_edge.batches import Rows
-from comigs_edge.config import BaseConfig, Config, ModelConfig
 from comigs_edge.data.tokenizer import Encoded
+from comigs_edge.home.config import BaseConfig, Config, ModelConfig
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.experts import planned
 from comigs_edge.nn.model import Model

@@ -23,7 +23,7 @@ from safetensors.numpy import load as parse
 
 from comigs_edge import files
 from comigs_edge.errors import ComigsError
-from comigs_edge.home import Home
+from comigs_edge.home.folder import Home
 from coordinator import keys
 from coordinator.messages import Settings
 from coordinator.wire import Arrays, pieces

@@ -14,15 +14,14 @@ from typing import Any
 
 from comigs_edge import files, hot
 from comigs_edge.base.hparams import read_shape
-from comigs_edge.config import Config, Storage
 from comigs_edge.errors import ComigsError
 from comigs_edge.export import BASE_KEY, SOURCE_KEY, Exported, Origin, export
-from comigs_edge.home import Home
-from comigs_edge.nn import adapters as adapter_files
+from comigs_edge.home.config import Config, Storage
+from comigs_edge.home.folder import Home
+from comigs_edge.home.versions import KEPT_VERSIONS, load, read_manifest, versions
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.progress import SILENT, Progress
 from comigs_edge.replace import replace_experts
-from comigs_edge.versions import KEPT_VERSIONS, read_manifest, versions
 from quantize.formats import QuantizeError
 from quantize.gguf_file import GGUFFile
 
@@ -31,7 +30,9 @@ _NAME = re.compile(r"personal-\d{4}-(?:hot-F(?:16|32)-(?:generalist|specialists)
 
 def newest_adapters(home: Home, settings: Config) -> tuple[Adapters, dict[str, Any]]:
     """The newest adapters and their manifest, without the base's weights."""
-    return adapter_files.load(home.adapters, read_shape(GGUFFile(home.base_file)), settings.base.sha256)
+    shape = read_shape(GGUFFile(home.base_file))
+    saved = load(home.adapters, shape, settings.base.sha256)
+    return Adapters.from_arrays(saved.layout, shape, saved.arrays), saved.manifest
 
 
 def export_newest(

@@ -10,12 +10,12 @@ from typing import Any
 
 from comigs_edge import files
 from comigs_edge.base.hparams import read_shape
-from comigs_edge.config import Config
 from comigs_edge.data.corpus import Corpus
 from comigs_edge.errors import ComigsError
-from comigs_edge.home import Home
+from comigs_edge.home.config import Config
+from comigs_edge.home.folder import Home
+from comigs_edge.home.versions import read_manifest, versions
 from comigs_edge.nn.experts import expected_shapes, planned
-from comigs_edge.versions import read_manifest, versions
 from profiles import DeviceProfile
 from profiles import chat as chat_planner
 from profiles import plan as planner

@@ -11,12 +11,11 @@ from comigs_edge import checkpoint
 from comigs_edge.arrays import digest
 from comigs_edge.batches import Rows
 from comigs_edge.below import Below, Key, clear
-from comigs_edge.config import Config
-from comigs_edge.data.corpus import Corpus
 from comigs_edge.data.tokenizer import Tokenizer, encode
 from comigs_edge.errors import ComigsError
-from comigs_edge.home import Home
-from comigs_edge.nn import adapters as adapter_files
+from comigs_edge.home.config import Config
+from comigs_edge.home.folder import Home, corpus
+from comigs_edge.home.versions import load, read_manifest, save, versions
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.experts import Layout, planned
 from comigs_edge.nn.model import Model
@@ -24,7 +23,6 @@ from comigs_edge.nn.weights import Base
 from comigs_edge.progress import Progress
 from comigs_edge.schedule import Schedule
 from comigs_edge.train import Trainer
-from comigs_edge.versions import read_manifest, versions
 from profiles import DeviceProfile
 
 
@@ -40,11 +38,6 @@ def schedule(settings: Config, profile: DeviceProfile, steps: int | None) -> Sch
         rates_by_weight=train.rates_by_weight, router_offset_rate=train.router_offset_rate,
         block_format=storage.fake_format, quantise_start=storage.start,
     )  # fmt: skip
-
-
-def corpus(home: Home, settings: Config) -> Corpus:
-    """The home's documents."""
-    return Corpus(home.documents_file, settings.data.training, settings.data.validation)
 
 
 class Training:
@@ -83,14 +76,14 @@ class Training:
     def _start(self, resume: bool | None) -> Adapters:
         wanted = planned(self.settings.model, self.profile, self.base.shape)
         if resume is None and versions(self.home.adapters):
-            adapters, manifest = adapter_files.load(self.home.adapters, self.base.shape, self.settings.base.sha256)
-            if adapters.layout != wanted:
+            saved = load(self.home.adapters, self.base.shape, self.settings.base.sha256)
+            if saved.layout != wanted:
                 raise ComigsError(
-                    f"the settings ask for {_differences(asdict(wanted), asdict(adapters.layout))}; go back to that, or "
+                    f"the settings ask for {_differences(asdict(wanted), asdict(saved.layout))}; go back to that, or "
                     "start anew with: comigs-edge train --fresh"
                 )
-            self.fleet_mark = self.best_mark = manifest.get("fleet_mark")
-            return adapters
+            self.fleet_mark = self.best_mark = saved.manifest.get("fleet_mark")
+            return Adapters.from_arrays(saved.layout, self.base.shape, saved.arrays)
         return Adapters.initial(wanted, self.base.shape, self.settings.train.seed)
 
     def _resume(self, arrays: Any, progress: dict[str, Any], steps: int | None) -> Trainer:
@@ -170,9 +163,7 @@ class Training:
             "expert_steps": trainer.expert_steps, "router_steps": trainer.router_steps,
             "block_format": trainer.schedule.block_format, "fleet_mark": self.best_mark,
         }  # fmt: skip
-        return adapter_files.save(
-            self.home.adapters, trainer.best, trainer.adapters.layout, self.settings.base.sha256, notes
-        )
+        return save(self.home.adapters, trainer.best, trainer.adapters.layout, self.settings.base.sha256, notes)
 
 
 def _differences(wanted: dict[str, Any], saved: dict[str, Any]) -> str:

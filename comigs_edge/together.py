@@ -9,10 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from comigs_edge.config import FleetConfig
 from comigs_edge.exchange import Exchange, Judgement
 from comigs_edge.federation import Federation
-from comigs_edge.home import Home
+from comigs_edge.home.config import FleetConfig
+from comigs_edge.home.folder import Home
 from comigs_edge.membership import FleetFolder
 from comigs_edge.progress import SILENT, Progress
 from comigs_edge.remote import Remote

@@ -71,7 +71,7 @@ def test_no_file_imports_itself_through_others():
 
 
 def test_coordinator_and_profiles_never_load_torch():
-    rooms = "coordinator.serve, coordinator.__main__, profiles, comigs_edge.config"
+    rooms = "coordinator.serve, coordinator.__main__, profiles, comigs_edge.home.versions"
     code = f"import sys, {rooms}; print({{'torch', 'gguf', 'typer', 'rich'}} & set(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert out.strip() == "set()"

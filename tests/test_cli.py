@@ -10,7 +10,7 @@ import pytest
 
 from comigs_edge import checkpoint
 from comigs_edge import llamacpp as engine
-from comigs_edge.home import Home
+from comigs_edge.home.folder import Home
 from quantize.gguf_file import GGUFFile
 from tests.tiny import TEMPLATE, some_text, write_llama
 

@@ -9,9 +9,9 @@ import torch
 
 from comigs_edge import files, hot
 from comigs_edge import llamacpp as engine
-from comigs_edge.config import FORMATS_TO_EXPORT, TRAINABLE
 from comigs_edge.errors import ComigsError
 from comigs_edge.export import SOURCE_KEY, Origin, export
+from comigs_edge.home.config import FORMATS_TO_EXPORT, TRAINABLE
 from comigs_edge.nn.model import Model
 from comigs_edge.nn.weights import open_base
 from comigs_edge.replace import replace_experts

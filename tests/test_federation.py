@@ -8,7 +8,7 @@ import pytest
 
 from comigs_edge.exchange import Judgement
 from comigs_edge.federation import Federation
-from comigs_edge.home import Home
+from comigs_edge.home.folder import Home
 from comigs_edge.manifests import ForkedChain
 from comigs_edge.membership import FleetFolder, Membership
 from comigs_edge.remote import Offline, Remote

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from comigs_edge import checkpoint
-from comigs_edge import home as homes
 from comigs_edge.commands import fleet
+from comigs_edge.home import folder as homes
+from comigs_edge.home.versions import read_manifest, versions
 from comigs_edge.membership import FleetFolder
 from comigs_edge.together import Together
-from comigs_edge.versions import read_manifest, versions
 from coordinator import wire
 from tests.coordinator.rig import Coordinator
 

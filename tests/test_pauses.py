@@ -6,8 +6,9 @@ import signal
 
 import pytest
 
-from comigs_edge import config, pauses
+from comigs_edge import pauses
 from comigs_edge.commands import train as command
+from comigs_edge.home import config
 from comigs_edge.pauses import Pauses
 from comigs_edge.train import Trainer
 from profiles import watch

@@ -8,9 +8,9 @@ import sys
 import time
 
 from comigs_edge import checkpoint
-from comigs_edge.home import Home
+from comigs_edge.home.folder import Home
+from comigs_edge.home.versions import versions
 from comigs_edge.nn import adapters
-from comigs_edge.versions import versions
 
 STEPS = 20
 

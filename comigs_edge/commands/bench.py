@@ -17,10 +17,10 @@ import typer
 
 import profiles
 from comigs_edge import files
-from comigs_edge import home as homes
 from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
-from comigs_edge.config import BaseConfig, Config
 from comigs_edge.errors import ComigsError
+from comigs_edge.home import folder as homes
+from comigs_edge.home.config import BaseConfig, Config
 
 if TYPE_CHECKING:
     from rich.table import Table

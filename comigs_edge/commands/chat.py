@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from comigs_edge import home as homes
+from comigs_edge.home import folder as homes
 from profiles.watch import OtherLoad
 
 if TYPE_CHECKING:
     from comigs_edge.chat import Chat
-    from comigs_edge.config import Config
     from comigs_edge.export import Exported
-    from comigs_edge.home import Home
+    from comigs_edge.home.config import Config
+    from comigs_edge.home.folder import Home
     from profiles.chat import ChatPlan
 
 HELP = "/exit ends, /clear forgets the conversation, /system TEXT sets the system prompt, Ctrl-C stops an answer"
@@ -45,7 +45,7 @@ def chat(
 ) -> None:
     """Talk with your model. It is exported first if it has been trained since."""
     from comigs_edge.commands.console import notes
-    from comigs_edge.versions import versions
+    from comigs_edge.home.versions import versions
 
     home, load = homes.locate(), OtherLoad()
     settings = home.settings()
@@ -95,7 +95,7 @@ def _swap_if_newer(session: Chat, home: Home, settings: Config, version: int) ->
     """Goes on with the newest adapters if there are newer ones than `version`; returns their version."""
     from comigs_edge.commands.console import out
     from comigs_edge.errors import USER_ERRORS
-    from comigs_edge.versions import versions
+    from comigs_edge.home.versions import versions
 
     newest = max(versions(home.adapters), default=version)
     if newest != version:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from comigs_edge import home as homes
+from comigs_edge.home import folder as homes
 
 if TYPE_CHECKING:
     pass

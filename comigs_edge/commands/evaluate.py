@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from comigs_edge import home as homes
 from comigs_edge.data.tokenizer import encode
+from comigs_edge.home import folder as homes
+from comigs_edge.home.folder import corpus
 
 if TYPE_CHECKING:
-    from comigs_edge.config import Config
     from comigs_edge.evaluate import Score, TestText
-    from comigs_edge.home import Home
+    from comigs_edge.home.config import Config
+    from comigs_edge.home.folder import Home
 
 MODELS = ("base", "generalist", "specialists", "mixture")
 
@@ -46,13 +47,13 @@ def evaluate(
     with notes.status("loading"):
         import torch
 
-        from comigs_edge import models, session
+        from comigs_edge import models
         from comigs_edge.data.tokenizer import Tokenizer
         from comigs_edge.evaluate import prepare
 
         threads = settings.device().usable_threads
         torch.set_num_threads(threads)
-        documents = session.corpus(home, settings)
+        documents = corpus(home, settings)
         documents.check_enough()
         models.newest_adapters(home, settings)  # tells at once if there is nothing to measure
         tokenizer = Tokenizer(home.base_file)

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from comigs_edge import home as homes
+from comigs_edge.home import folder as homes
 
 if TYPE_CHECKING:
-    from comigs_edge.config import Config, Storage
     from comigs_edge.export import Exported
-    from comigs_edge.home import Home
+    from comigs_edge.home.config import Config, Storage
+    from comigs_edge.home.folder import Home
 
 
 def register(app: typer.Typer) -> None:
@@ -41,7 +41,7 @@ def export(
     home = homes.locate()
     settings = home.settings()
     from comigs_edge import models
-    from comigs_edge.config import FORMATS_TO_EXPORT, LAYOUTS
+    from comigs_edge.home.config import FORMATS_TO_EXPORT, LAYOUTS
 
     storage = settings.storage(layout, format)
     for name, known in ((storage.format, FORMATS_TO_EXPORT), (storage.layout, LAYOUTS)):
@@ -67,7 +67,7 @@ def export(
 
 
 def _cautions(home: Home, settings: Config, storage: Storage, exported: Exported) -> list[str]:
-    from comigs_edge.versions import read_manifest, versions
+    from comigs_edge.home.versions import read_manifest, versions
 
     manifest = read_manifest(home.adapters, versions(home.adapters)[-1])
     found = []

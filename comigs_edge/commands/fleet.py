@@ -8,9 +8,9 @@ from functools import partial
 from typing import Any
 
 from comigs_edge.commands.console import notes, size, warn
-from comigs_edge.config import FleetConfig
 from comigs_edge.errors import USER_ERRORS
-from comigs_edge.home import Home
+from comigs_edge.home.config import FleetConfig
+from comigs_edge.home.folder import Home
 from comigs_edge.membership import FleetFolder
 from comigs_edge.nn.experts import generalist_shapes
 from comigs_edge.session import Training

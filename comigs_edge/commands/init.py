@@ -8,10 +8,10 @@ from typing import Annotated, Optional
 import typer
 
 import profiles
-from comigs_edge import home as homes
 from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
-from comigs_edge.config import FORMS, Config
-from comigs_edge.home import Home
+from comigs_edge.home import folder as homes
+from comigs_edge.home.config import FORMS, Config
+from comigs_edge.home.folder import Home
 
 
 def register(app: typer.Typer) -> None:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from comigs_edge import home as homes
+from comigs_edge.home import folder as homes
 
 if TYPE_CHECKING:
-    from comigs_edge.config import Config
-    from comigs_edge.home import Home
+    from comigs_edge.home.config import Config
+    from comigs_edge.home.folder import Home
     from coordinator.messages import Generalist
 
 PATIENCE = 30.0  # seconds
@@ -97,10 +97,10 @@ def generalist(home: Home, settings: Config) -> Generalist:
     """What this home's device would train with a fleet."""
     from comigs_edge.base.hparams import read_shape
     from comigs_edge.commands.plan import planned
+    from comigs_edge.home.versions import read_manifest, versions
     from comigs_edge.nn.experts import Layout, generalist_shapes
     from comigs_edge.nn.experts import planned as layout_of
     from comigs_edge.planning import settings_of
-    from comigs_edge.versions import read_manifest, versions
     from coordinator.messages import Generalist
     from quantize.gguf_file import GGUFFile
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from comigs_edge import home as homes
+from comigs_edge.home import folder as homes
 
 if TYPE_CHECKING:
-    from comigs_edge.config import Config
-    from comigs_edge.home import Home
+    from comigs_edge.home.config import Config
+    from comigs_edge.home.folder import Home
     from profiles.chat import ChatPlan
     from profiles.cost import Plan, Rates
 

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from comigs_edge import home as homes
 from comigs_edge.errors import ComigsError
+from comigs_edge.home import folder as homes
 
 app = typer.Typer(no_args_is_help=True, help="Train every night by itself, on mains power; a timer of systemd.")
 

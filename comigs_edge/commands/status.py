@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from comigs_edge import home as homes
+from comigs_edge.home import folder as homes
 
 
 def register(app: typer.Typer) -> None:
@@ -57,7 +57,7 @@ def _collect() -> dict[str, Any]:
         return found
     from comigs_edge import checkpoint
     from comigs_edge.data.corpus import Corpus
-    from comigs_edge.versions import read_manifest, versions
+    from comigs_edge.home.versions import read_manifest, versions
 
     settings = home.settings()
     found |= {"base": asdict(settings.base), "profile": settings.profile, "data": Corpus(home.documents_file).sizes()}

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from comigs_edge import home as homes
+from comigs_edge.home import folder as homes
 from comigs_edge.nn.experts import may_leave
 
 if TYPE_CHECKING:
-    from comigs_edge.config import Config
     from comigs_edge.federation import Federation
-    from comigs_edge.home import Home
+    from comigs_edge.home.config import Config
+    from comigs_edge.home.folder import Home
     from coordinator.wire import Arrays
 
 PATIENCE = 300.0  # seconds
@@ -50,7 +50,7 @@ def rollback(
     from comigs_edge.base.hparams import read_shape
     from comigs_edge.commands.console import next_command, out
     from comigs_edge.errors import ComigsError
-    from comigs_edge.nn import adapters as adapter_files
+    from comigs_edge.home.versions import load, save
     from quantize.gguf_file import GGUFFile
 
     home = homes.locate()
@@ -61,12 +61,11 @@ def rollback(
                 "a training is interrupted and holds the generalist; end it first with: comigs-edge train --resume"
             )
         shape = read_shape(GGUFFile(home.base_file))
-        adapters, manifest = adapter_files.load(home.adapters, shape, settings.base.sha256)
+        saved = load(home.adapters, shape, settings.base.sha256)
         federation = _federation(home, settings)
         number, generalist = federation.roll_back(to)
-        adapters.load_generalist(generalist)
-        notes = _notes(manifest) | {"generalist": number, "fleet_mark": federation.mark}
-        version = adapter_files.save(home.adapters, adapters.arrays(), adapters.layout, settings.base.sha256, notes)
+        notes = _notes(saved.manifest) | {"generalist": number, "fleet_mark": federation.mark}
+        version = save(home.adapters, saved.arrays | generalist, saved.layout, settings.base.sha256, notes)
     out.print(
         f"went back to generalist {number}, as version {version} of your model; the next one that is published is taken over"
     )
@@ -103,8 +102,7 @@ def _generalist(home: Home, settings: Config) -> Arrays | None:
     """This device's generalist now, of the interrupted training or else of the newest adapters; None before both."""
     from comigs_edge.arrays import part
     from comigs_edge.base.hparams import read_shape
-    from comigs_edge.nn import adapters as adapter_files
-    from comigs_edge.versions import versions
+    from comigs_edge.home.versions import load, versions
     from quantize.gguf_file import GGUFFile
 
     state = _interrupted(home)
@@ -113,7 +111,7 @@ def _generalist(home: Home, settings: Config) -> Arrays | None:
     if not versions(home.adapters):
         return None
     shape = read_shape(GGUFFile(home.base_file))
-    return adapter_files.load(home.adapters, shape, settings.base.sha256)[0].generalist()
+    return may_leave(load(home.adapters, shape, settings.base.sha256).arrays)
 
 
 def _show_receipt(federation: Federation, generalist: Arrays | None, json: bool) -> None:
@@ -184,8 +182,8 @@ def _exchange_waiting(federation: Federation, following: str, json: bool) -> Non
 def _exchange(home: Home, settings: Config, federation: Federation, json: bool) -> None:
     from comigs_edge.base.hparams import read_shape
     from comigs_edge.commands.console import bar
-    from comigs_edge.nn import adapters as adapter_files
-    from comigs_edge.versions import versions
+    from comigs_edge.home.versions import load, save, versions
+    from comigs_edge.nn.adapters import Adapters
     from quantize.gguf_file import GGUFFile
 
     if not versions(home.adapters):
@@ -193,15 +191,16 @@ def _exchange(home: Home, settings: Config, federation: Federation, json: bool) 
         return
     version = None
     shape = read_shape(GGUFFile(home.base_file))
-    adapters, manifest = adapter_files.load(home.adapters, shape, settings.base.sha256)
-    generalist = federation.begin(adapters.generalist(), manifest.get("fleet_mark"))
+    saved = load(home.adapters, shape, settings.base.sha256)
+    adapters = Adapters.from_arrays(saved.layout, shape, saved.arrays)
+    generalist = federation.begin(adapters.generalist(), saved.manifest.get("fleet_mark"))
     judge = _judge(home, settings, adapters)
     with bar("exchanging generalists") as progress:
         found = federation.exchange(generalist, 0, judge, None, progress)
     if found.generalist is not None:
         adapters.load_generalist(found.generalist)
-        notes = _notes(manifest) | {"generalist": found.taken_over, "fleet_mark": federation.mark}
-        version = adapter_files.save(home.adapters, adapters.arrays(), adapters.layout, settings.base.sha256, notes)
+        notes = _notes(saved.manifest) | {"generalist": found.taken_over, "fleet_mark": federation.mark}
+        version = save(home.adapters, adapters.arrays(), adapters.layout, settings.base.sha256, notes)
     _report(found, version, "comigs-edge chat", json)
 
 

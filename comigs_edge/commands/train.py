@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from comigs_edge import home as homes
 from comigs_edge.commands.plan import LINES_HELP, planned, summary
+from comigs_edge.home import folder as homes
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
     from comigs_edge.commands.fleet import Fleet
-    from comigs_edge.config import PauseConfig
+    from comigs_edge.home.config import PauseConfig
     from comigs_edge.pauses import Pauses
     from comigs_edge.session import Training
     from comigs_edge.train import Event, Trainer

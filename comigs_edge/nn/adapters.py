@@ -1,28 +1,18 @@
-"""What training makes: generalist, specialists and router, in memory and on disk, and which part may leave the device.
+"""What training makes, in memory: generalist, specialists and router.
 
 Names of tensors: `generalist.blk.3.ffn_gate.lora_a`, `specialist.1.blk.3.ffn_down.lora_b`, `router.blk.3`; a parallel
-expert's are `generalist.blk.3.ffn_gate.weight`, those of the shared attention update `generalist.blk.3.attn_q.lora_a`. On
-disk a version is a folder of safetensors files (one for the generalist, one for each specialist, one for the router) and a
-manifest, renamed into place as a whole.
+expert's are `generalist.blk.3.ffn_gate.weight`, those of the shared attention update `generalist.blk.3.attn_q.lora_a`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-import shutil
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from comigs_edge import files
-from comigs_edge.arrays import digest
 from comigs_edge.base.hparams import Shape
-from comigs_edge.errors import ComigsError
 from comigs_edge.nn import lora, parallel
 from comigs_edge.nn.experts import (
     ATTENTION,
@@ -38,8 +28,6 @@ from comigs_edge.nn.experts import (
 from comigs_edge.nn.lora import LoRA, LoRAExpert
 from comigs_edge.nn.parallel import ParallelExpert
 from comigs_edge.nn.tensors import tensor_to_numpy
-from comigs_edge.versions import KEPT_VERSIONS, read_manifest, versions
-from coordinator import wire
 from coordinator.wire import Arrays
 
 ROUTER_STD = 0.02  # the paper's code, gating.py
@@ -90,6 +78,11 @@ class Adapters:
             else:
                 named[name] = lora.initial(size, generator, parallel.START if name.endswith(".weight") else 1.0)
         return cls(layout, shape, named)
+
+    @classmethod
+    def from_arrays(cls, layout: Layout, shape: Shape, arrays: Arrays) -> Adapters:
+        """Adapters with the values of `arrays`, which they share."""
+        return cls(layout, shape, {name: torch.from_numpy(array) for name, array in arrays.items()})
 
     def to(self, device: torch.device) -> Adapters:
         """The same on another device."""
@@ -142,62 +135,6 @@ class Adapters:
 
     def _parallel_expert(self, role: str, block: int) -> ParallelExpert:
         return ParallelExpert(*(self.named[f"{role}.blk.{block}.{name}.weight"] for name in FFN))
-
-
-# On disk ------------------------------------------------------------------------------------------------------------
-
-
-def save(folder: Path, arrays: Arrays, layout: Layout, base_sha256: str, notes: dict[str, Any]) -> int:
-    """Writes the next version into `folder`, all files or none; returns its number. Keeps the last three."""
-    files.make_folder(folder)
-    files.remove_temporaries(folder)
-    version = max(versions(folder), default=0) + 1
-    temporary = folder / f".{version:04d}"
-    try:
-        temporary.mkdir(mode=0o700)
-        for role in [*roles(layout), "router"]:
-            part = {name: array for name, array in arrays.items() if name.startswith(f"{role}.")}
-            if part:
-                files.write_atomic(temporary / f"{role}.safetensors", wire.encode(part))
-        manifest = {
-            "version": version, "base_sha256": base_sha256, "layout": asdict(layout), "sha256": digest(arrays), **notes
-        }  # fmt: skip
-        files.write_atomic(temporary / "manifest.json", json.dumps(manifest, indent=1).encode())
-        temporary.rename(folder / f"{version:04d}")
-        files.sync_folder(folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    for old in versions(folder)[:-KEPT_VERSIONS]:
-        shutil.rmtree(folder / f"{old:04d}")
-    return version
-
-
-def load(folder: Path, shape: Shape, base_sha256: str) -> tuple[Adapters, dict[str, Any]]:
-    """The newest version in `folder` and its manifest.
-
-    Raises `ComigsError` if there is none, if it belongs to another base, or if it is damaged.
-    """
-    numbers = versions(folder)
-    if not numbers:
-        raise ComigsError("there is no personal model yet; make one with: comigs-edge train")
-    manifest = read_manifest(folder, numbers[-1])
-    if manifest["base_sha256"] != base_sha256:
-        raise ComigsError(
-            f"the adapters in {folder} were trained on another base ({manifest['base_sha256'][:12]}, "
-            f"now {base_sha256[:12]}); bring that base back or train again with: comigs-edge train --fresh"
-        )
-    layout = Layout(**manifest["layout"])
-    arrays: Arrays = {}
-    for path in sorted((folder / f"{numbers[-1]:04d}").glob("*.safetensors")):
-        arrays |= wire.decode(path.read_bytes(), str(path))
-    check_arrays(arrays, layout, shape)
-    if digest(arrays) != manifest["sha256"]:
-        raise ComigsError(
-            f"the adapters in {folder / f'{numbers[-1]:04d}'} are damaged (their SHA-256 does not match the manifest); "
-            "delete that folder to return to the version before"
-        )
-    return Adapters(layout, shape, {name: torch.from_numpy(array) for name, array in arrays.items()}), manifest
 
 
 def _stream(seed: int, name: str) -> int:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from comigs_edge.base.hparams import Shape, exported_as, linear_shapes
-from comigs_edge.config import ModelConfig
 from comigs_edge.errors import ComigsError
+from comigs_edge.home.config import ModelConfig
 from profiles import DeviceProfile
 
 PARALLEL_SCALE = 4.0  # s of parallel experts; chosen with their start, see `parallel.py`

@@ -11,8 +11,8 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-from comigs_edge.config import FORMS
 from comigs_edge.errors import ComigsError
+from comigs_edge.home.config import FORMS
 from coordinator.rounds import AVERAGING, WEIGHTS
 
 if sys.version_info >= (3, 11):

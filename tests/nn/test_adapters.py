@@ -8,11 +8,11 @@ import pytest
 
 import profiles
 from comigs_edge.arrays import digest
-from comigs_edge.config import ModelConfig
 from comigs_edge.errors import ComigsError
-from comigs_edge.nn import adapters as adapter_files
+from comigs_edge.home import versions as versions_on_disk
+from comigs_edge.home.config import ModelConfig
+from comigs_edge.home.versions import versions
 from comigs_edge.nn.experts import may_leave, parallel_width, planned
-from comigs_edge.versions import versions
 from coordinator import wire
 
 CANARY = 1234.5
@@ -71,15 +71,15 @@ def test_more_blocks_than_the_base_has_are_refused(tiny_base):
 
 
 def save(folder, adapters, **notes):
-    return adapter_files.save(folder, adapters.arrays(), adapters.layout, "base-hash", notes)
+    return versions_on_disk.save(folder, adapters.arrays(), adapters.layout, "base-hash", notes)
 
 
 def test_a_saved_version_loads_with_the_same_bits(tmp_path, tiny_base, make_adapters):
     adapters = make_adapters(2)
     assert save(tmp_path, adapters, validation_loss=1.5) == 1
-    loaded, manifest = adapter_files.load(tmp_path, tiny_base.shape, "base-hash")
-    assert loaded.layout == adapters.layout
-    assert digest(loaded.arrays()) == digest(adapters.arrays()) == manifest["sha256"]
+    layout, arrays, manifest = versions_on_disk.load(tmp_path, tiny_base.shape, "base-hash")
+    assert layout == adapters.layout
+    assert digest(arrays) == digest(adapters.arrays()) == manifest["sha256"]
     assert manifest["validation_loss"] == 1.5
     assert oct((tmp_path / "0001").stat().st_mode)[-3:] == "700"
     assert oct((tmp_path / "0001" / "generalist.safetensors").stat().st_mode)[-3:] == "600"
@@ -94,7 +94,7 @@ def test_the_last_three_versions_are_kept(tmp_path, make_adapters):
 def test_adapters_of_another_base_are_refused(tmp_path, tiny_base, make_adapters):
     save(tmp_path, make_adapters())
     with pytest.raises(ComigsError, match="another base"):
-        adapter_files.load(tmp_path, tiny_base.shape, "other")
+        versions_on_disk.load(tmp_path, tiny_base.shape, "other")
 
 
 def test_damaged_adapters_are_refused(tmp_path, tiny_base, make_adapters):
@@ -104,7 +104,7 @@ def test_damaged_adapters_are_refused(tmp_path, tiny_base, make_adapters):
     data[-3] ^= 1
     path.write_bytes(data)
     with pytest.raises(ComigsError, match="damaged"):
-        adapter_files.load(tmp_path, tiny_base.shape, "base-hash")
+        versions_on_disk.load(tmp_path, tiny_base.shape, "base-hash")
 
 
 def test_what_a_killed_save_left_behind_is_cleaned_up(tmp_path, make_adapters):

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 import profiles
-from comigs_edge.config import FORMATS_TO_EXPORT, FORMS, HOME_FORMAT, LAYOUTS, Config
 from comigs_edge.errors import ComigsError
+from comigs_edge.home.config import FORMATS_TO_EXPORT, FORMS, HOME_FORMAT, LAYOUTS, Config
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from comigs_edge.config import HOME_FORMAT, BaseConfig
+from comigs_edge.home.config import HOME_FORMAT, BaseConfig
 
 TEMPLATE = """\
 # Settings of comigs-edge. A line that starts with # shows the default; remove the # to change it.

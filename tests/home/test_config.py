@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from comigs_edge import config, config_file
-from comigs_edge.config import BaseConfig
-from comigs_edge.config_text import text
 from comigs_edge.errors import ComigsError
+from comigs_edge.home import config, config_file
+from comigs_edge.home.config import BaseConfig
+from comigs_edge.home.config_text import text
 
 BASE = BaseConfig("tiny", "0" * 64, 123)
 

@@ -18,10 +18,12 @@ from pathlib import Path
 import filelock
 import platformdirs
 
-from comigs_edge import config_file, config_text, files
+from comigs_edge import files
 from comigs_edge.base.catalogue import PACKAGED_BASES
-from comigs_edge.config import BaseConfig, Config
+from comigs_edge.data.corpus import Corpus
 from comigs_edge.errors import ComigsError
+from comigs_edge.home import config_file, config_text
+from comigs_edge.home.config import BaseConfig, Config
 
 
 class Home:
@@ -124,3 +126,8 @@ def _install(home: Home, source: Path, copy: bool) -> None:
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(source.resolve())
     temporary.replace(home.base_file)
+
+
+def corpus(home: Home, settings: Config) -> Corpus:
+    """The home's documents."""
+    return Corpus(home.documents_file, settings.data.training, settings.data.validation)
