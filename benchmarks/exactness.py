@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 
 from comigs_edge import llamacpp as engine
-from comigs_edge import models
 from comigs_edge.data.tokenizer import Tokenizer
-from comigs_edge.export import export
+from comigs_edge.export import folder as models
+from comigs_edge.export.merged import export
 from comigs_edge.home import folder as homes
 from comigs_edge.home.folder import corpus
 from comigs_edge.nn.adapters import Adapters

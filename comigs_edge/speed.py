@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from comigs_edge import hot
 from comigs_edge import llamacpp as engine
 from comigs_edge.base.hparams import read_shape
 from comigs_edge.errors import ComigsError
-from comigs_edge.export import export, planned_size
+from comigs_edge.export import hot
+from comigs_edge.export.merged import export, planned_size
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.experts import Layout
 from comigs_edge.progress import SILENT, Progress

@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 
-from comigs_edge import models
 from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
 from comigs_edge.data.documents import Document
 from comigs_edge.data.tokenizer import Tokenizer
+from comigs_edge.export import folder as models
 from comigs_edge.home import folder as homes
 from comigs_edge.nn.model import Model
 from comigs_edge.nn.weights import open_base

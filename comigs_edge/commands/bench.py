@@ -163,8 +163,9 @@ def _measured(
 
 def _plans(settings: Config, base: GGUFFile) -> tuple[list[Plan], dict[str, str]]:
     """A model of each kind with 1 generalist + 1 specialist as the settings have them, and why others cannot be."""
-    from comigs_edge import hot, speed
+    from comigs_edge import speed
     from comigs_edge.base.hparams import check_tensors, read_shape
+    from comigs_edge.export import hot
     from comigs_edge.nn.experts import planned
     from quantize.formats import QuantizeError
 

@@ -11,7 +11,7 @@ from profiles.watch import OtherLoad
 
 if TYPE_CHECKING:
     from comigs_edge.chat import Chat
-    from comigs_edge.export import Exported
+    from comigs_edge.export.merged import Exported
     from comigs_edge.home.config import Config
     from comigs_edge.home.folder import Home
     from profiles.chat import ChatPlan
@@ -80,8 +80,8 @@ def _planned(home: Home, settings: Config, size: int, busy: float, lines: list[s
 
 
 def _personal(home: Home, settings: Config) -> Exported:
-    from comigs_edge import models
     from comigs_edge.commands.console import bar
+    from comigs_edge.export import folder as models
 
     storage = settings.storage()
     found = models.current(home, settings, storage)

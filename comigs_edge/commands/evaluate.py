@@ -47,9 +47,9 @@ def evaluate(
     with notes.status("loading"):
         import torch
 
-        from comigs_edge import models
         from comigs_edge.data.tokenizer import Tokenizer
         from comigs_edge.evaluate import prepare
+        from comigs_edge.export import folder as models
 
         threads = settings.device().usable_threads
         torch.set_num_threads(threads)
@@ -84,8 +84,8 @@ def _score(
     threads: int,
     advance: Callable[[int], None],
 ) -> Score | None:
-    from comigs_edge import models
     from comigs_edge.evaluate import in_llama_cpp, in_torch
+    from comigs_edge.export import folder as models
     from comigs_edge.nn.model import Model
     from comigs_edge.nn.weights import open_base
     from profiles.detect import usable_memory

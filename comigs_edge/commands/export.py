@@ -11,7 +11,7 @@ import typer
 from comigs_edge.home import folder as homes
 
 if TYPE_CHECKING:
-    from comigs_edge.export import Exported
+    from comigs_edge.export.merged import Exported
     from comigs_edge.home.config import Config, Storage
     from comigs_edge.home.folder import Home
 
@@ -40,7 +40,7 @@ def export(
 
     home = homes.locate()
     settings = home.settings()
-    from comigs_edge import models
+    from comigs_edge.export import folder as models
     from comigs_edge.home.config import FORMATS_TO_EXPORT, LAYOUTS
 
     storage = settings.storage(layout, format)

@@ -12,16 +12,17 @@ import re
 from pathlib import Path
 from typing import Any
 
-from comigs_edge import files, hot
+from comigs_edge import files
 from comigs_edge.base.hparams import read_shape
 from comigs_edge.errors import ComigsError
-from comigs_edge.export import BASE_KEY, SOURCE_KEY, Exported, Origin, export
+from comigs_edge.export import hot
+from comigs_edge.export.merged import BASE_KEY, SOURCE_KEY, Exported, Origin, export
+from comigs_edge.export.replace import replace_experts
 from comigs_edge.home.config import Config, Storage
 from comigs_edge.home.folder import Home
 from comigs_edge.home.versions import KEPT_VERSIONS, load, read_manifest, versions
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.progress import SILENT, Progress
-from comigs_edge.replace import replace_experts
 from quantize.formats import QuantizeError
 from quantize.gguf_file import GGUFFile
 

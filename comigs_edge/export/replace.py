@@ -7,7 +7,7 @@ from pathlib import Path
 from comigs_edge import files
 from comigs_edge.base.hparams import read_shape
 from comigs_edge.errors import ComigsError
-from comigs_edge.export import BASE_KEY, SOURCE_KEY, Exported, Origin, entries, exported, tensor_plans
+from comigs_edge.export.merged import BASE_KEY, SOURCE_KEY, Exported, Origin, entries, exported, tensor_plans
 from comigs_edge.nn.adapters import Adapters
 from quantize.gguf_file import GGUFFile
 from quantize.gguf_writer import TensorPlan

@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from comigs_edge import files, hot
+from comigs_edge import files
 from comigs_edge import llamacpp as engine
 from comigs_edge.errors import ComigsError
-from comigs_edge.export import SOURCE_KEY, Origin, export
+from comigs_edge.export import hot
+from comigs_edge.export.merged import SOURCE_KEY, Origin, export
+from comigs_edge.export.replace import replace_experts
 from comigs_edge.home.config import FORMATS_TO_EXPORT, TRAINABLE
 from comigs_edge.nn.model import Model
 from comigs_edge.nn.weights import open_base
-from comigs_edge.replace import replace_experts
 from quantize.formats import QuantizeError
 from quantize.gguf_file import GGUFFile
 from tests.conftest import converted, divergence, llama_logits

@@ -15,7 +15,7 @@ import numpy as np
 from comigs_edge import files
 from comigs_edge.base.hparams import Shape, llama_order, read_shape
 from comigs_edge.errors import ComigsError
-from comigs_edge.export import (
+from comigs_edge.export.merged import (
     BASE_KEY,
     SOURCE_KEY,
     Exported,

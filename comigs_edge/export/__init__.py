@@ -1,0 +1,1 @@
+"""Adapters and base become GGUF files that llama.cpp runs."""
