@@ -32,9 +32,9 @@ from comigs_edge.data.tokenizer import Encoded, Tokenizer
 from comigs_edge.home.config import ModelConfig
 from comigs_edge.home.folder import Home
 from comigs_edge.nn.adapters import Adapters
-from comigs_edge.nn.experts import planned
 from comigs_edge.nn.model import Model
 from comigs_edge.nn.weights import Base, open_base
+from comigs_edge.planning.plan import plan_experts
 from comigs_edge.schedule import Pace, Schedule, steps_that_fit
 from comigs_edge.train import Trainer, tune_allocator
 from profiles import available_cores, load
@@ -78,7 +78,7 @@ def measure(base: Base) -> dict[str, dict[str, Any]]:
             wanted = ModelConfig(
                 specialists=1, expert_form="parallel", expert_width=variant.width, blocks=variant.blocks
             )
-            adapters = Adapters.initial(planned(wanted, load("laptop"), base.shape), base.shape, 0)
+            adapters = Adapters.initial(plan_experts(wanted, load("laptop"), base.shape), base.shape, 0)
             trainer = Trainer(Model(base, adapters, checkpointing="attention"), rows, rows, SCHEDULE)
             batch = rows.batch(0, BATCH)
             actions[name, "step"] = trainer.step

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 
 from comigs_edge.base.hparams import Shape
 from comigs_edge.nn.adapters import Adapters
-from comigs_edge.nn.experts import Layout, parallel_width
+from comigs_edge.nn.experts import Layout
 from comigs_edge.nn.loss import next_token_loss
 from comigs_edge.nn.model import Model
 from comigs_edge.nn.weights import Base
 from comigs_edge.optimiser import BETAS, AdamW
+from comigs_edge.planning.plan import parallel_width
 
 RANK, SEED = 8, 42
 LEARNING_RATE, WEIGHT_DECAY = 2e-3, 0.01

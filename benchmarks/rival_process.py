@@ -63,8 +63,8 @@ def measure(name: str, options: SimpleNamespace) -> dict[str, Any]:
     torch.set_num_threads(options.threads)
     import rival_models
 
-    from comigs_edge.measure import use
     from comigs_edge.nn.weights import open_base
+    from comigs_edge.planning.rates import use
     from comigs_edge.train import tune_allocator
 
     case = CASES[name]

@@ -15,7 +15,8 @@ from typing import Any
 
 from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
 from comigs_edge.base.hparams import Shape, read_shape
-from comigs_edge.nn.experts import Layout, generalist_shapes, parallel_width
+from comigs_edge.nn.experts import Layout, generalist_shapes
+from comigs_edge.planning.plan import parallel_width
 from coordinator import compress, rounds, wire
 from quantize.gguf_file import GGUFFile
 

@@ -22,11 +22,12 @@ from rich.table import Table
 
 from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
 from comigs_edge.nn.adapters import Adapters
-from comigs_edge.nn.experts import Layout, parallel_width
+from comigs_edge.nn.experts import Layout
 from comigs_edge.nn.loss import next_token_loss
 from comigs_edge.nn.model import Model
 from comigs_edge.nn.weights import Base, open_base
 from comigs_edge.optimiser import AdamW
+from comigs_edge.planning.plan import parallel_width
 from comigs_edge.train import tune_allocator
 from profiles import available_cores
 

@@ -21,15 +21,16 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from comigs_edge import measure, planning
 from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
 from comigs_edge.batches import Rows
 from comigs_edge.data.tokenizer import Encoded
 from comigs_edge.home.config import BaseConfig, Config, ModelConfig
 from comigs_edge.nn.adapters import Adapters
-from comigs_edge.nn.experts import planned
 from comigs_edge.nn.model import Model
 from comigs_edge.nn.weights import open_base
+from comigs_edge.planning import plan as planning
+from comigs_edge.planning import rates as measure
+from comigs_edge.planning.plan import plan_experts
 from comigs_edge.schedule import Schedule
 from comigs_edge.train import Trainer, tune_allocator
 from profiles import available_cores, load
@@ -95,7 +96,7 @@ def _compare(path: Path, form: str, lines: dict[str, Any], steps: int) -> dict[s
 def _measured(path: Path, experts: ModelConfig, plan: Plan, steps: int) -> list[float]:
     """Seconds of each step, after one that also takes its memory for the first time."""
     base = open_base(path, plan.threads, plan.keep, getattr(torch, plan.precision))
-    adapters = Adapters.initial(planned(experts, load("laptop"), base.shape), base.shape, 0)
+    adapters = Adapters.initial(plan_experts(experts, load("laptop"), base.shape), base.shape, 0)
     ids = torch.randint(base.shape.vocab_size, (50_000,), generator=torch.Generator().manual_seed(0)).tolist()
     rows = Rows([Encoded(ids, [True] * len(ids))], plan.context, 0)
     fake = "Q8_0" if experts.expert_form == "parallel" else None  # as a training does by default

@@ -17,9 +17,10 @@ from comigs_edge.home.config import Config
 from comigs_edge.home.folder import Home, corpus
 from comigs_edge.home.versions import load, read_manifest, save, versions
 from comigs_edge.nn.adapters import Adapters
-from comigs_edge.nn.experts import Layout, planned
+from comigs_edge.nn.experts import Layout
 from comigs_edge.nn.model import Model
 from comigs_edge.nn.weights import Base
+from comigs_edge.planning.plan import plan_experts
 from comigs_edge.progress import Progress
 from comigs_edge.schedule import Schedule
 from comigs_edge.train import Trainer
@@ -74,7 +75,7 @@ class Training:
         return self._trainer(self._start(resume), schedule(self.settings, self.profile, steps))
 
     def _start(self, resume: bool | None) -> Adapters:
-        wanted = planned(self.settings.model, self.profile, self.base.shape)
+        wanted = plan_experts(self.settings.model, self.profile, self.base.shape)
         if resume is None and versions(self.home.adapters):
             saved = load(self.home.adapters, self.base.shape, self.settings.base.sha256)
             if saved.layout != wanted:
@@ -92,7 +93,7 @@ class Training:
                 "the interrupted training belongs to another base; start anew with: comigs-edge train --fresh"
             )
         wanted = asdict(schedule(self.settings, self.profile, steps or progress["schedule"]["steps"]))
-        wanted |= asdict(planned(self.settings.model, self.profile, self.base.shape))
+        wanted |= asdict(plan_experts(self.settings.model, self.profile, self.base.shape))
         saved = asdict(Schedule(**progress["schedule"])) | asdict(Layout(**progress["layout"]))
         if wanted != saved:
             raise ComigsError(

@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 ROOMS = ("comigs_edge", "quantize", "profiles", "coordinator")
 COMMANDS = ("comigs_edge.commands", "comigs_edge.cli", "comigs_edge.__main__")
-MAX_LINES = 300
+MAX_LINES = 310
 
 
 @cache

@@ -25,7 +25,7 @@ from comigs_edge.home.config import BaseConfig, Config
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from comigs_edge.diagnosis import Conditions
+    from comigs_edge.planning.doctor import Conditions
     from comigs_edge.speed import Measured, Plan, Work
     from profiles.detect import Device
     from quantize.gguf_file import GGUFFile
@@ -61,7 +61,7 @@ def bench(
     settings, base = _subject(home)
     counts, target = _thread_counts(threads, settings), _checked(output)
     with notes.status("loading"):
-        from comigs_edge.diagnosis import conditions
+        from comigs_edge.planning.doctor import conditions
         from comigs_edge.speed import FULL, QUICK
         from profiles.detect import detect
 
@@ -166,7 +166,7 @@ def _plans(settings: Config, base: GGUFFile) -> tuple[list[Plan], dict[str, str]
     from comigs_edge import speed
     from comigs_edge.base.hparams import check_tensors, read_shape
     from comigs_edge.export import hot
-    from comigs_edge.nn.experts import planned
+    from comigs_edge.planning.plan import plan_experts
     from quantize.formats import QuantizeError
 
     shape = read_shape(base)
@@ -178,7 +178,7 @@ def _plans(settings: Config, base: GGUFFile) -> tuple[list[Plan], dict[str, str]
             stored = hot.FORMATS[0]
         try:
             model = replace(settings.model, specialists=1, experts_per_token=2, expert_form=form)
-            experts = planned(model, settings.device(), shape)
+            experts = plan_experts(model, settings.device(), shape)
             plans.append(speed.plan(base, kind, experts, layout, stored))
         except (ComigsError, QuantizeError) as error:
             left_out[kind] = str(error)
@@ -192,7 +192,7 @@ def _record(
     settings: Config, base: Path, device: Device, here: Conditions, work: Work, found: list[Measured]
 ) -> dict[str, Any]:
     from comigs_edge import __version__
-    from comigs_edge.diagnosis import versions
+    from comigs_edge.planning.doctor import versions
 
     return {
         "device": {"model": device.model, "cores": [asdict(each) for each in device.cores], "features": device.features},

@@ -72,7 +72,7 @@ def chat(
 
 
 def _planned(home: Home, settings: Config, size: int, busy: float, lines: list[str]) -> ChatPlan:
-    from comigs_edge import planning
+    from comigs_edge.planning import plan as planning
     from profiles.detect import detect
 
     flags = planning.parse(lines, planning.CHAT_KINDS, planning.CHAT_CHOICES)

@@ -10,7 +10,7 @@ import typer
 from comigs_edge.home import folder as homes
 
 if TYPE_CHECKING:
-    from comigs_edge.diagnosis import Finding
+    from comigs_edge.planning.doctor import Finding
     from profiles.detect import Device
 
 MARKS = {"good": "[green]good[/]", "note": "[blue]note[/]", "poor": "[yellow]poor[/]", "bad": "[red]bad [/]"}
@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
 def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Look at this device and say what would hinder training and chat. Exit code 1 if something is bad."""
     from comigs_edge.commands.console import next_command, print_json
-    from comigs_edge.diagnosis import conditions, findings, versions
+    from comigs_edge.planning.doctor import conditions, findings, versions
     from profiles.detect import detect
 
     home = homes.locate()

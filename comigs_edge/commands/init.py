@@ -115,15 +115,14 @@ def _form(architecture: str, expert_form: str | None) -> str:
 def _print_plan(home: Home, settings: Config) -> None:
     from comigs_edge.base.hparams import read_shape
     from comigs_edge.commands.console import out, size
-    from comigs_edge.commands.plan import planned, show
+    from comigs_edge.commands.plan import show
     from comigs_edge.nn.experts import expected_shapes
-    from comigs_edge.nn.experts import planned as layout_of
-    from comigs_edge.planning import settings_of
+    from comigs_edge.planning.plan import plan_experts, plan_home, settings_of
     from quantize.gguf_file import GGUFFile
 
-    plan, _ = planned(home, settings, None, [], None, measure=False)
+    plan, _ = plan_home(home, settings, None, [], None, measure=False)
     shape, train = read_shape(GGUFFile(home.base_file)), settings.train
-    layout = layout_of(settings_of(settings, plan).model, settings.device(), shape)
+    layout = plan_experts(settings_of(settings, plan).model, settings.device(), shape)
     trainable = sum(a * b for a, b in expected_shapes(layout, shape).values())
     form = f"LoRA of rank {layout.rank}" if layout.form == "lora" else f"parallel, {layout.expert_width} wide"
     base = f"{settings.base.name}, {size(settings.base.size)}, {shape.num_blocks} blocks, sha256 {settings.base.sha256[:16]}"

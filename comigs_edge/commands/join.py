@@ -96,11 +96,9 @@ def join(
 def generalist(home: Home, settings: Config) -> Generalist:
     """What this home's device would train with a fleet."""
     from comigs_edge.base.hparams import read_shape
-    from comigs_edge.commands.plan import planned
     from comigs_edge.home.versions import read_manifest, versions
     from comigs_edge.nn.experts import Layout, generalist_shapes
-    from comigs_edge.nn.experts import planned as layout_of
-    from comigs_edge.planning import settings_of
+    from comigs_edge.planning.plan import plan_experts, plan_home, settings_of
     from coordinator.messages import Generalist
     from quantize.gguf_file import GGUFFile
 
@@ -108,8 +106,8 @@ def generalist(home: Home, settings: Config) -> Generalist:
     if made:
         layout = Layout(**read_manifest(home.adapters, made[-1])["layout"])
     else:
-        plan, _ = planned(home, settings, None, [], None, measure=False)
-        layout = layout_of(settings_of(settings, plan).model, settings.device(), shape)
+        plan, _ = plan_home(home, settings, None, [], None, measure=False)
+        layout = plan_experts(settings_of(settings, plan).model, settings.device(), shape)
     return Generalist(
         base_name=settings.base.name, base_sha256=settings.base.sha256, form=layout.form, scale=layout.expert_scale,
         tensors=dict(generalist_shapes(layout, shape)),

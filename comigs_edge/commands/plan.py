@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from comigs_edge.home.config import Config
     from comigs_edge.home.folder import Home
     from profiles.chat import ChatPlan
-    from profiles.cost import Plan, Rates
+    from profiles.cost import Plan
 
 LINES_HELP = "Fixes a line of the plan, as in --plan batch=4; may be given several times."
 
@@ -32,13 +32,14 @@ def plan(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show how this device would train: experts, batch, threads, memory, time, each with its reason."""
-    from comigs_edge.commands.console import next_command, print_json
-    from comigs_edge.planning import sizes
+    from comigs_edge.commands.console import next_command, notes, print_json
+    from comigs_edge.planning.plan import plan_home, sizes
     from profiles import plan as planner
 
     home = homes.locate()
     settings = home.settings()
-    found, rates = planned(home, settings, profile, lines or [], None, measure)
+    with notes.status("measuring the processor"):
+        found, rates = plan_home(home, settings, profile, lines or [], None, measure)
     base = sizes(home.base_file, settings)
     others = planner.neighbours(found, base, rates)
     minutes, talk = _minutes(found, settings), _chat(home, settings, profile)
@@ -55,33 +56,9 @@ def plan(
     next_command("comigs-edge train")
 
 
-def planned(
-    home: Home, settings: Config, profile: str | None, lines: list[str], resume: bool | None, measure: bool
-) -> tuple[Plan, Rates | None]:
-    """The home's plan, and the rates that were measured for it."""
-    from comigs_edge import planning
-    from comigs_edge.commands.console import notes
-    from profiles.detect import detect
-
-    device, kind = detect(folder=str(home.root)), settings.device(profile)
-    base = planning.sizes(home.base_file, settings)
-    fixed = planning.fixed_lines(home, settings, planning.parse(lines), resume)
-    rates = None
-    if measure:
-        with notes.status("measuring the processor"):
-            from comigs_edge import measure as measuring
-
-            threads, sizes = fixed.get("threads") or kind.usable_threads, (base.width, base.ff_width)
-            if measuring.choose_device(fixed.get("device"), device.gpu is not None) == "cuda":
-                rates = measuring.gpu_rates(*sizes, threads)
-            else:
-                rates = measuring.rates(*sizes, threads, bool({"bf16", "avx512_bf16"} & set(device.features)))
-    return planning.make(home, settings, kind, device, base, rates, fixed), rates
-
-
 def _chat(home: Home, settings: Config, profile: str | None) -> ChatPlan | str:
     """How the personal model would be run, of which the base's size is a guess; or why it would not fit."""
-    from comigs_edge import planning
+    from comigs_edge.planning import plan as planning
     from profiles import ProfileError
     from profiles.detect import detect
 

@@ -218,14 +218,15 @@ def _judge(home: Home, settings: Config, adapters: Any) -> Any:
 def _trainer(home: Home, settings: Config, adapters: Any) -> Any:
     import torch
 
-    from comigs_edge import planning, session
-    from comigs_edge.commands.plan import planned
+    from comigs_edge import session
     from comigs_edge.data.tokenizer import Tokenizer
     from comigs_edge.nn.model import Model
     from comigs_edge.nn.weights import open_base
+    from comigs_edge.planning import plan as planning
+    from comigs_edge.planning.plan import plan_home
     from comigs_edge.train import Trainer
 
-    plan, _ = planned(home, settings, None, [], None, measure=False)
+    plan, _ = plan_home(home, settings, None, [], None, measure=False)
     settings = planning.settings_of(settings, plan)
     torch.set_num_threads(plan.threads)
     rows = session.rows(home, settings, settings.device(), Tokenizer(home.base_file), [], lambda done, total: None)

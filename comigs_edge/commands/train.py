@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from comigs_edge.commands.plan import LINES_HELP, planned, summary
+from comigs_edge.commands.plan import LINES_HELP, summary
 from comigs_edge.home import folder as homes
 
 if TYPE_CHECKING:
@@ -63,14 +63,16 @@ def train(
         with notes.status("loading torch and the tokenizer"):
             import torch
 
-            from comigs_edge import planning, session
+            from comigs_edge import session
             from comigs_edge.commands.fleet import joined
             from comigs_edge.data.tokenizer import Tokenizer
-            from comigs_edge.measure import use
             from comigs_edge.nn.weights import open_base
+            from comigs_edge.planning import plan as planning
+            from comigs_edge.planning.rates import use
             from comigs_edge.train import tune_allocator
 
-        plan, _ = planned(home, settings, profile, lines or [], resume, measure=True)
+        with notes.status("measuring the processor"):
+            plan, _ = planning.plan_home(home, settings, profile, lines or [], resume, measure=True)
         notes.print(summary(plan, settings), soft_wrap=True)
         planning.check_disk(home, plan, planning.sizes(home.base_file, settings))
         device = settings.device(profile)
@@ -136,12 +138,12 @@ def _steps_in(training: Training, minutes: float | None) -> int | None:
     from comigs_edge import session
     from comigs_edge.commands.console import notes
     from comigs_edge.nn.adapters import Adapters
-    from comigs_edge.nn.experts import planned
     from comigs_edge.nn.model import Model
+    from comigs_edge.planning.plan import plan_experts
     from comigs_edge.schedule import Pace, steps_that_fit
     from comigs_edge.train import Trainer
 
-    layout = planned(training.settings.model, training.profile, training.base.shape)
+    layout = plan_experts(training.settings.model, training.profile, training.base.shape)
     plan = session.schedule(training.settings, training.profile, None)
     with notes.status("measuring a step"):
         first = training.rows[0].batch(0, plan.batch).to(training.base.device)

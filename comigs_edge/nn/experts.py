@@ -7,10 +7,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from comigs_edge.base.hparams import Shape, exported_as, linear_shapes
+from comigs_edge.base.hparams import Shape, linear_shapes
 from comigs_edge.errors import ComigsError
-from comigs_edge.home.config import ModelConfig
-from profiles import DeviceProfile
 
 PARALLEL_SCALE = 4.0  # s of parallel experts; chosen with their start, see `parallel.py`
 FFN = ("ffn_gate", "ffn_up", "ffn_down")
@@ -64,29 +62,6 @@ def experts_per_token(num_experts: int, requested: int | None = None) -> int:
             "is always 1), so it would never learn; use 2 or more"
         )
     return k
-
-
-def planned(model: ModelConfig, profile: DeviceProfile, shape: Shape) -> Layout:
-    """What the settings ask for on this device; raises `ComigsError` for a router that could not learn."""
-    specialists = (profile.specialists or 0) if model.specialists is None else model.specialists
-    k = experts_per_token(1 + specialists, model.experts_per_token)
-    exported_as(shape.architecture, model.expert_form, 1 + specialists)  # raises where llama.cpp could not run it
-    width = 0
-    if model.expert_form == "parallel":
-        width = parallel_width(model.rank, shape) if model.expert_width is None else model.expert_width
-    blocks = model.blocks or shape.num_blocks
-    if blocks > shape.num_blocks:
-        raise ComigsError(f"blocks = {blocks} and the base has {shape.num_blocks}; use at most so many, or 0 for all")
-    last = blocks % shape.num_blocks  # all of them are 0
-    return Layout(specialists, model.rank, model.alpha, k, model.attention, model.expert_form, width, last)
-
-
-def parallel_width(rank: int, shape: Shape) -> int:
-    """The width whose experts have about as many weights as LoRA experts of this rank: a multiple of 32, as blocks are.
-
-    LoRA on gate, up and down has 3 rank (D + F) weights, a parallel expert 3 W D.
-    """
-    return max(1, round(rank * (shape.width + shape.ff_width) / shape.width / 32)) * 32
 
 
 def roles(layout: Layout) -> list[str]:

@@ -12,7 +12,8 @@ from comigs_edge.errors import ComigsError
 from comigs_edge.home import versions as versions_on_disk
 from comigs_edge.home.config import ModelConfig
 from comigs_edge.home.versions import versions
-from comigs_edge.nn.experts import may_leave, parallel_width, planned
+from comigs_edge.nn.experts import may_leave
+from comigs_edge.planning.plan import parallel_width, plan_experts
 from coordinator import wire
 
 CANARY = 1234.5
@@ -63,7 +64,7 @@ def test_parallel_experts_have_about_as_many_weights_as_lora(tiny_base):
 
 def test_more_blocks_than_the_base_has_are_refused(tiny_base):
     def blocks(number):
-        return planned(ModelConfig(specialists=1, blocks=number), profiles.load("laptop"), tiny_base.shape).blocks
+        return plan_experts(ModelConfig(specialists=1, blocks=number), profiles.load("laptop"), tiny_base.shape).blocks
 
     assert [blocks(number) for number in (None, 0, 2, 1)] == [0, 0, 0, 1]
     with pytest.raises(ComigsError, match=r"blocks = 3 and the base has 2; use at most so many, or 0 for all"):

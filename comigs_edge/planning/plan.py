@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from comigs_edge import files
-from comigs_edge.base.hparams import read_shape
+from comigs_edge.base.hparams import Shape, exported_as, read_shape
 from comigs_edge.data.corpus import Corpus
 from comigs_edge.errors import ComigsError
-from comigs_edge.home.config import Config
+from comigs_edge.home.config import Config, ModelConfig
 from comigs_edge.home.folder import Home
 from comigs_edge.home.versions import read_manifest, versions
-from comigs_edge.nn.experts import expected_shapes, planned
+from comigs_edge.nn.experts import Layout, expected_shapes, experts_per_token
 from profiles import DeviceProfile
 from profiles import chat as chat_planner
+from profiles import detect as detection
 from profiles import plan as planner
 from profiles.chat import ChatPlan, Subject
 from profiles.cost import RULES, Plan, Rates, Sizes
@@ -50,7 +51,7 @@ def sizes(path: Path, settings: Config) -> Sizes:
     """Of the base at `path` and of experts as the settings ask for them."""
     file = GGUFFile(path)
     shape = read_shape(file)
-    one = expected_shapes(planned(replace(settings.model, specialists=0, blocks=0), _NO_PROFILE, shape), shape)
+    one = expected_shapes(plan_experts(replace(settings.model, specialists=0, blocks=0), _NO_PROFILE, shape), shape)
     return Sizes(
         shape.num_blocks, shape.width, shape.ff_width, shape.num_heads, shape.num_heads * shape.head_width,
         shape.num_kv_heads * shape.head_width, shape.vocab_size, "output.weight" not in file.tensors,
@@ -79,6 +80,25 @@ def make(
         disk = settings.train.cache_mb * 10**6
     tokens, steps = training_tokens(home, settings), settings.train.steps
     return planner.make(profile, memory, free, base, tokens, rates, fixed, disk, steps)
+
+
+def plan_home(
+    home: Home, settings: Config, profile: str | None, lines: list[str], resume: bool | None, measure: bool
+) -> tuple[Plan, Rates | None]:
+    """The home's plan, and the processor's rates if they were to be measured, which takes two seconds and loads torch."""
+    device, kind = detection.detect(folder=str(home.root)), settings.device(profile)
+    base = sizes(home.base_file, settings)
+    fixed = fixed_lines(home, settings, parse(lines), resume)
+    rates = None
+    if measure:
+        from comigs_edge.planning import rates as measuring
+
+        threads, widths = fixed.get("threads") or kind.usable_threads, (base.width, base.ff_width)
+        if measuring.choose_device(fixed.get("device"), device.gpu is not None) == "cuda":
+            rates = measuring.gpu_rates(*widths, threads)
+        else:
+            rates = measuring.rates(*widths, threads, bool({"bf16", "avx512_bf16"} & set(device.features)))
+    return make(home, settings, kind, device, base, rates, fixed), rates
 
 
 def chat_plan(
@@ -186,3 +206,26 @@ def check_disk(home: Home, plan: Plan, base: Sizes) -> None:
             f"training writes up to {needed / 1e6:.0f} MB and {free / 1e6:.0f} MB are free on the disk of {home.root}; make "
             "room, or name another disk with COMIGS_EDGE_HOME"
         )
+
+
+def plan_experts(model: ModelConfig, profile: DeviceProfile, shape: Shape) -> Layout:
+    """What the settings ask for on this device; raises `ComigsError` for a router that could not learn."""
+    specialists = (profile.specialists or 0) if model.specialists is None else model.specialists
+    k = experts_per_token(1 + specialists, model.experts_per_token)
+    exported_as(shape.architecture, model.expert_form, 1 + specialists)  # raises where llama.cpp could not run it
+    width = 0
+    if model.expert_form == "parallel":
+        width = parallel_width(model.rank, shape) if model.expert_width is None else model.expert_width
+    blocks = model.blocks or shape.num_blocks
+    if blocks > shape.num_blocks:
+        raise ComigsError(f"blocks = {blocks} and the base has {shape.num_blocks}; use at most so many, or 0 for all")
+    last = blocks % shape.num_blocks  # all of them are 0
+    return Layout(specialists, model.rank, model.alpha, k, model.attention, model.expert_form, width, last)
+
+
+def parallel_width(rank: int, shape: Shape) -> int:
+    """The width whose experts have about as many weights as LoRA experts of this rank: a multiple of 32, as blocks are.
+
+    LoRA on gate, up and down has 3 rank (D + F) weights, a parallel expert 3 W D.
+    """
+    return max(1, round(rank * (shape.width + shape.ff_width) / shape.width / 32)) * 32

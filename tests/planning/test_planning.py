@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from comigs_edge import planning
 from comigs_edge.commands.plan import summary
 from comigs_edge.errors import ComigsError
 from comigs_edge.home import folder as homes
 from comigs_edge.home.config import BaseConfig, Config
+from comigs_edge.planning import plan as planning
 from profiles import ProfileError, detect
 from profiles.cost import Plan, Rates
 

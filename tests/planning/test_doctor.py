@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from comigs_edge.diagnosis import Conditions, findings, versions
+from comigs_edge.planning.doctor import Conditions, findings, versions
 from profiles.detect import Cores, Device, Power
 
 GOOD = Device(
