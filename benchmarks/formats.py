@@ -31,13 +31,13 @@ import torch
 from comigs_edge import llamacpp as engine
 from comigs_edge import session
 from comigs_edge.data.tokenizer import Tokenizer, encode
-from comigs_edge.evaluate import TestText, in_llama_cpp, prepare
 from comigs_edge.export import folder as models
 from comigs_edge.export import hot
 from comigs_edge.export.merged import Origin, export
 from comigs_edge.export.replace import replace_experts
 from comigs_edge.home.config import FORMATS_TO_EXPORT, TRAINABLE, Config, Storage
 from comigs_edge.home.folder import Home, corpus
+from comigs_edge.inference.evaluate import TestText, in_llama_cpp, prepare
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.model import Model
 from comigs_edge.nn.weights import open_base

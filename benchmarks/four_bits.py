@@ -53,8 +53,8 @@ def scores(home: Path, paths: dict[str, Path], tokens: int = TEST_TOKENS) -> dic
     """Bits per byte and perplexity of these files in llama.cpp, on the home's test text."""
     os.environ["COMIGS_EDGE_HOME"] = str(home)
     from comigs_edge.data.tokenizer import Tokenizer
-    from comigs_edge.evaluate import in_llama_cpp, prepare
     from comigs_edge.home import folder as homes
+    from comigs_edge.inference.evaluate import in_llama_cpp, prepare
 
     here = homes.locate()
     settings = here.settings()

@@ -25,8 +25,8 @@ from comigs_edge.home.config import BaseConfig, Config
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from comigs_edge.inference.throughput import Measured, Plan, Work
     from comigs_edge.planning.doctor import Conditions
-    from comigs_edge.speed import Measured, Plan, Work
     from profiles.detect import Device
     from quantize.gguf_file import GGUFFile
 
@@ -61,8 +61,8 @@ def bench(
     settings, base = _subject(home)
     counts, target = _thread_counts(threads, settings), _checked(output)
     with notes.status("loading"):
+        from comigs_edge.inference.throughput import FULL, QUICK
         from comigs_edge.planning.doctor import conditions
-        from comigs_edge.speed import FULL, QUICK
         from profiles.detect import detect
 
         device, here = detect(), conditions(base.parent)
@@ -142,9 +142,9 @@ def _measured(
     settings: Config, base: Path, folder: Path, work: Work, counts: list[int]
 ) -> tuple[list[Measured], dict[str, Any]]:
     """Writes the models, measures them, and says how that was done."""
-    from comigs_edge import speed
     from comigs_edge.commands.console import bar
-    from comigs_edge.speed import Candidate
+    from comigs_edge.inference import throughput as speed
+    from comigs_edge.inference.throughput import Candidate
     from profiles.detect import detect
     from quantize.gguf_file import GGUFFile
 
@@ -163,9 +163,9 @@ def _measured(
 
 def _plans(settings: Config, base: GGUFFile) -> tuple[list[Plan], dict[str, str]]:
     """A model of each kind with 1 generalist + 1 specialist as the settings have them, and why others cannot be."""
-    from comigs_edge import speed
     from comigs_edge.base.hparams import check_tensors, read_shape
     from comigs_edge.export import hot
+    from comigs_edge.inference import throughput as speed
     from comigs_edge.planning.plan import plan_experts
     from quantize.formats import QuantizeError
 
@@ -204,7 +204,7 @@ def _record(
 
 
 def _figures(each: Measured, base: Measured) -> dict[str, Any]:
-    from comigs_edge.speed import PARTS
+    from comigs_edge.inference.throughput import PARTS
 
     speeds: dict[str, Any] = {}
     for threads in each.samples:
@@ -247,7 +247,7 @@ def _show(found: list[Measured], left_out: dict[str, str], settings: Config) -> 
 def _table(found: list[Measured], threads: int) -> Table:
     from rich.table import Table
 
-    from comigs_edge.speed import PARTS
+    from comigs_edge.inference.throughput import PARTS
 
     table = Table("model", "file MB", "memory MB", *PARTS, title=f"tokens a second with {_count(threads)}")
     base = found[0]

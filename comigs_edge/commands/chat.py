@@ -10,10 +10,10 @@ from comigs_edge.home import folder as homes
 from profiles.watch import OtherLoad
 
 if TYPE_CHECKING:
-    from comigs_edge.chat import Chat
     from comigs_edge.export.merged import Exported
     from comigs_edge.home.config import Config
     from comigs_edge.home.folder import Home
+    from comigs_edge.inference.chat import Chat
     from profiles.chat import ChatPlan
 
 HELP = "/exit ends, /clear forgets the conversation, /system TEXT sets the system prompt, Ctrl-C stops an answer"
@@ -52,8 +52,8 @@ def chat(
     version = max(versions(home.adapters), default=0)  # before it is loaded: a newer one may come meanwhile
     personal = None if base else _personal(home, settings)
     with notes.status("loading"):
-        from comigs_edge.chat import Chat
         from comigs_edge.data.tokenizer import Tokenizer
+        from comigs_edge.inference.chat import Chat
 
         options, tokenizer = settings.chat, Tokenizer(home.base_file)
         plan = _planned(

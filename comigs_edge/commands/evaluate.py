@@ -14,9 +14,9 @@ from comigs_edge.home import folder as homes
 from comigs_edge.home.folder import corpus
 
 if TYPE_CHECKING:
-    from comigs_edge.evaluate import Score, TestText
     from comigs_edge.home.config import Config
     from comigs_edge.home.folder import Home
+    from comigs_edge.inference.evaluate import Score, TestText
 
 MODELS = ("base", "generalist", "specialists", "mixture")
 
@@ -48,8 +48,8 @@ def evaluate(
         import torch
 
         from comigs_edge.data.tokenizer import Tokenizer
-        from comigs_edge.evaluate import prepare
         from comigs_edge.export import folder as models
+        from comigs_edge.inference.evaluate import prepare
 
         threads = settings.device().usable_threads
         torch.set_num_threads(threads)
@@ -84,8 +84,8 @@ def _score(
     threads: int,
     advance: Callable[[int], None],
 ) -> Score | None:
-    from comigs_edge.evaluate import in_llama_cpp, in_torch
     from comigs_edge.export import folder as models
+    from comigs_edge.inference.evaluate import in_llama_cpp, in_torch
     from comigs_edge.nn.model import Model
     from comigs_edge.nn.weights import open_base
     from profiles.detect import usable_memory

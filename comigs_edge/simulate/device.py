@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from comigs_edge.evaluate import Score, TestText, in_torch
+from comigs_edge.inference.evaluate import Score, TestText, in_torch
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.model import Model
 from comigs_edge.nn.tensors import tensor_to_numpy

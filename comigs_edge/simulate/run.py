@@ -19,7 +19,7 @@ import filelock
 
 from comigs_edge import checkpoint, files
 from comigs_edge.errors import ComigsError
-from comigs_edge.evaluate import in_torch
+from comigs_edge.inference.evaluate import in_torch
 from comigs_edge.methods.method import Method
 from comigs_edge.nn.model import Model
 from comigs_edge.nn.weights import Base

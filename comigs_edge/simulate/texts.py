@@ -15,7 +15,7 @@ from comigs_edge.data import documents
 from comigs_edge.data.corpus import SPLITS, Corpus
 from comigs_edge.data.tokenizer import Encoded, Tokenizer
 from comigs_edge.errors import ComigsError
-from comigs_edge.evaluate import TestText, prepare
+from comigs_edge.inference.evaluate import TestText, prepare
 from comigs_edge.progress import Progress
 from comigs_edge.simulate.recipe import Recipe, Size
 

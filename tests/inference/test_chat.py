@@ -3,10 +3,10 @@
 import pytest
 
 from comigs_edge import llamacpp as engine
-from comigs_edge.chat import Chat
 from comigs_edge.data.documents import Message
 from comigs_edge.data.tokenizer import Tokenizer
 from comigs_edge.errors import ComigsError
+from comigs_edge.inference.chat import Chat
 from tests.tiny import write_llama
 
 

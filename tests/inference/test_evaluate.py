@@ -7,7 +7,7 @@ import torch
 
 from comigs_edge.data.documents import Document
 from comigs_edge.data.tokenizer import Encoded, Tokenizer
-from comigs_edge.evaluate import Score, in_llama_cpp, in_torch, prepare
+from comigs_edge.inference.evaluate import Score, in_llama_cpp, in_torch, prepare
 from comigs_edge.nn.model import Model
 from tests.conftest import llama_logits
 from tests.tiny import some_text

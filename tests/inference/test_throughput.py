@@ -11,12 +11,12 @@ import llama_cpp
 import pytest
 
 from comigs_edge import llamacpp as engine
-from comigs_edge import speed
 from comigs_edge.commands import bench as command
 from comigs_edge.errors import ComigsError
 from comigs_edge.home import folder as homes
+from comigs_edge.inference import throughput as speed
+from comigs_edge.inference.throughput import Candidate, Measured, Sample, Work
 from comigs_edge.nn.experts import Layout
-from comigs_edge.speed import Candidate, Measured, Sample, Work
 from quantize.gguf_file import GGUFFile
 from tests.conftest import divergence, llama_logits
 from tests.tiny import write_llama

@@ -1,0 +1,1 @@
+"""Running models: chat, evaluation, tokens a second."""
