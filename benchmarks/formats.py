@@ -29,7 +29,6 @@ import numpy as np
 import torch
 
 from comigs_edge import llamacpp as engine
-from comigs_edge import session
 from comigs_edge.data.tokenizer import Tokenizer, encode
 from comigs_edge.export import folder as models
 from comigs_edge.export import hot
@@ -41,7 +40,9 @@ from comigs_edge.inference.evaluate import TestText, in_llama_cpp, prepare
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.model import Model
 from comigs_edge.nn.weights import open_base
-from comigs_edge.train import Trainer, tune_allocator
+from comigs_edge.training import run as session
+from comigs_edge.training.memory import tune_allocator
+from comigs_edge.training.trainer import Trainer
 from quantize.formats import FILE_TYPES
 from quantize.gguf_file import GGUFFile
 

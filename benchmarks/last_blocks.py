@@ -25,9 +25,7 @@ from four_bits import run, scores
 from rich.console import Console
 from rich.table import Table
 
-from comigs_edge import session
 from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
-from comigs_edge.batches import Rows
 from comigs_edge.data.tokenizer import Encoded, Tokenizer
 from comigs_edge.home.config import ModelConfig
 from comigs_edge.home.folder import Home
@@ -35,8 +33,12 @@ from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.model import Model
 from comigs_edge.nn.weights import Base, open_base
 from comigs_edge.planning.plan import plan_experts
-from comigs_edge.schedule import Pace, Schedule, steps_that_fit
-from comigs_edge.train import Trainer, tune_allocator
+from comigs_edge.training import run as session
+from comigs_edge.training.batches import Rows
+from comigs_edge.training.memory import tune_allocator
+from comigs_edge.training.pace import Pace, steps_that_fit
+from comigs_edge.training.schedule import Schedule
+from comigs_edge.training.trainer import Trainer
 from profiles import available_cores, load
 
 RESULT = Path(__file__).parent / "results" / "last-blocks.json"

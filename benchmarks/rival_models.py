@@ -22,8 +22,8 @@ from comigs_edge.nn.experts import Layout
 from comigs_edge.nn.loss import next_token_loss
 from comigs_edge.nn.model import Model
 from comigs_edge.nn.weights import Base
-from comigs_edge.optimiser import BETAS, AdamW
 from comigs_edge.planning.plan import parallel_width
+from comigs_edge.training.adamw import BETAS, AdamW
 
 RANK, SEED = 8, 42
 LEARNING_RATE, WEIGHT_DECAY = 2e-3, 0.01

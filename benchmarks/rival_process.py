@@ -65,7 +65,7 @@ def measure(name: str, options: SimpleNamespace) -> dict[str, Any]:
 
     from comigs_edge.nn.weights import open_base
     from comigs_edge.planning.rates import use
-    from comigs_edge.train import tune_allocator
+    from comigs_edge.training.memory import tune_allocator
 
     case = CASES[name]
     use(case.backend)

@@ -26,9 +26,9 @@ from comigs_edge.nn.experts import Layout
 from comigs_edge.nn.loss import next_token_loss
 from comigs_edge.nn.model import Model
 from comigs_edge.nn.weights import Base, open_base
-from comigs_edge.optimiser import AdamW
 from comigs_edge.planning.plan import parallel_width
-from comigs_edge.train import tune_allocator
+from comigs_edge.training.adamw import AdamW
+from comigs_edge.training.memory import tune_allocator
 from profiles import available_cores
 
 RESULT = Path(__file__).parent / "results" / "steps.json"

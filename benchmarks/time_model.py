@@ -22,7 +22,6 @@ from rich.console import Console
 from rich.table import Table
 
 from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
-from comigs_edge.batches import Rows
 from comigs_edge.data.tokenizer import Encoded
 from comigs_edge.home.config import BaseConfig, Config, ModelConfig
 from comigs_edge.nn.adapters import Adapters
@@ -31,8 +30,10 @@ from comigs_edge.nn.weights import open_base
 from comigs_edge.planning import plan as planning
 from comigs_edge.planning import rates as measure
 from comigs_edge.planning.plan import plan_experts
-from comigs_edge.schedule import Schedule
-from comigs_edge.train import Trainer, tune_allocator
+from comigs_edge.training.batches import Rows
+from comigs_edge.training.memory import tune_allocator
+from comigs_edge.training.schedule import Schedule
+from comigs_edge.training.trainer import Trainer
 from profiles import available_cores, load
 from profiles.cost import Plan, step_seconds
 

@@ -16,7 +16,7 @@ from comigs_edge.home.folder import Home
 from comigs_edge.membership import FleetFolder
 from comigs_edge.progress import SILENT, Progress
 from comigs_edge.remote import Remote
-from comigs_edge.train import Event, Trainer
+from comigs_edge.training.trainer import Event, Trainer
 from coordinator.wire import Arrays
 
 GATE_ROWS = 8  # of the validation text, on which generalists are compared

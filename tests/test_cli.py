@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from comigs_edge import checkpoint
 from comigs_edge import llamacpp as engine
 from comigs_edge.home.folder import Home
+from comigs_edge.training import checkpoint
 from quantize.gguf_file import GGUFFile
 from tests.tiny import TEMPLATE, some_text, write_llama
 

@@ -13,9 +13,9 @@ from comigs_edge.home.config import FleetConfig
 from comigs_edge.home.folder import Home
 from comigs_edge.membership import FleetFolder
 from comigs_edge.nn.experts import generalist_shapes
-from comigs_edge.session import Training
 from comigs_edge.together import Together, open_federation
-from comigs_edge.train import Event, Trainer
+from comigs_edge.training.run import Training
+from comigs_edge.training.trainer import Event, Trainer
 
 PATIENCE = 10.0  # seconds that a call goes on trying: the training waits meanwhile
 

@@ -97,7 +97,7 @@ def _open(
         from comigs_edge.nn.weights import open_base
         from comigs_edge.simulate import texts
         from comigs_edge.simulate.run import Simulation
-        from comigs_edge.train import tune_allocator
+        from comigs_edge.training.memory import tune_allocator
 
         if where[0] == "cuda" and not torch.cuda.is_available():
             raise ComigsError("torch sees no CUDA device; leave --device out")

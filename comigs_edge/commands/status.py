@@ -55,9 +55,9 @@ def _collect() -> dict[str, Any]:
     }  # fmt: skip
     if not home.exists:
         return found
-    from comigs_edge import checkpoint
     from comigs_edge.data.corpus import Corpus
     from comigs_edge.home.versions import read_manifest, versions
+    from comigs_edge.training import checkpoint
 
     settings = home.settings()
     found |= {"base": asdict(settings.base), "profile": settings.profile, "data": Corpus(home.documents_file).sizes()}

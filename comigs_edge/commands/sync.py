@@ -82,7 +82,7 @@ def _federation(home: Home, settings: Config) -> Federation:
 
 def _interrupted(home: Home) -> Arrays | None:
     """The state of an interrupted training; None where none is."""
-    from comigs_edge import checkpoint
+    from comigs_edge.training import checkpoint
 
     found = checkpoint.load(home.state)
     return found[0] if found and found[1] and not found[1]["finished"] else None
@@ -218,13 +218,13 @@ def _judge(home: Home, settings: Config, adapters: Any) -> Any:
 def _trainer(home: Home, settings: Config, adapters: Any) -> Any:
     import torch
 
-    from comigs_edge import session
     from comigs_edge.data.tokenizer import Tokenizer
     from comigs_edge.nn.model import Model
     from comigs_edge.nn.weights import open_base
     from comigs_edge.planning import plan as planning
     from comigs_edge.planning.plan import plan_home
-    from comigs_edge.train import Trainer
+    from comigs_edge.training import run as session
+    from comigs_edge.training.trainer import Trainer
 
     plan, _ = plan_home(home, settings, None, [], None, measure=False)
     settings = planning.settings_of(settings, plan)

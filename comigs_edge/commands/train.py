@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
     from comigs_edge.commands.fleet import Fleet
     from comigs_edge.home.config import PauseConfig
-    from comigs_edge.pauses import Pauses
-    from comigs_edge.session import Training
-    from comigs_edge.train import Event, Trainer
+    from comigs_edge.training.pauses import Pauses
+    from comigs_edge.training.run import Training
+    from comigs_edge.training.trainer import Event, Trainer
 
 
 def register(app: typer.Typer) -> None:
@@ -63,13 +63,13 @@ def train(
         with notes.status("loading torch and the tokenizer"):
             import torch
 
-            from comigs_edge import session
             from comigs_edge.commands.fleet import joined
             from comigs_edge.data.tokenizer import Tokenizer
             from comigs_edge.nn.weights import open_base
             from comigs_edge.planning import plan as planning
             from comigs_edge.planning.rates import use
-            from comigs_edge.train import tune_allocator
+            from comigs_edge.training import run as session
+            from comigs_edge.training.memory import tune_allocator
 
         with notes.status("measuring the processor"):
             plan, _ = planning.plan_home(home, settings, profile, lines or [], resume, measure=True)
@@ -110,7 +110,7 @@ def train(
 
 def _pauses(settings: PauseConfig, is_wanted: bool, lean: bool) -> Pauses:
     from comigs_edge.commands.console import notes
-    from comigs_edge.pauses import Pauses
+    from comigs_edge.training.pauses import Pauses
     from profiles import watch
 
     limits = watch.limits(settings.temperature, settings.battery, settings.memory_mb * 10**6, settings.load)
@@ -123,7 +123,7 @@ def _give_back_memory(lean: bool) -> int:
     """Gives what is free to the system (466 MB of SmolLM2's 1.5 GB); returns the bytes, which the next step takes again."""
     import psutil
 
-    from comigs_edge.train import tune_allocator
+    from comigs_edge.training.memory import tune_allocator
 
     process = psutil.Process()
     before: int = process.memory_info().rss
@@ -135,13 +135,13 @@ def _steps_in(training: Training, minutes: float | None) -> int | None:
     """Expert steps that fit in `minutes`, from the time of one step and one validation; None without a limit."""
     if minutes is None:
         return None
-    from comigs_edge import session
     from comigs_edge.commands.console import notes
     from comigs_edge.nn.adapters import Adapters
     from comigs_edge.nn.model import Model
     from comigs_edge.planning.plan import plan_experts
-    from comigs_edge.schedule import Pace, steps_that_fit
-    from comigs_edge.train import Trainer
+    from comigs_edge.training import run as session
+    from comigs_edge.training.pace import Pace, steps_that_fit
+    from comigs_edge.training.trainer import Trainer
 
     layout = plan_experts(training.settings.model, training.profile, training.base.shape)
     plan = session.schedule(training.settings, training.profile, None)
@@ -264,7 +264,7 @@ def _report(
 ) -> None:
     from comigs_edge.arrays import digest
     from comigs_edge.commands.console import next_command, out, print_json
-    from comigs_edge.pauses import duration
+    from comigs_edge.training.pauses import duration
 
     result = {
         "finished": trainer.is_done,

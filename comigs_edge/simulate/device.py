@@ -14,8 +14,8 @@ from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.model import Model
 from comigs_edge.nn.tensors import tensor_to_numpy
 from comigs_edge.nn.weights import Base
-from comigs_edge.optimiser import AdamW
-from comigs_edge.train import Event, Trainer
+from comigs_edge.training.adamw import AdamW
+from comigs_edge.training.trainer import Event, Trainer
 from coordinator.wire import Arrays
 
 Advance = Callable[[int], None]  # is told steps that were done

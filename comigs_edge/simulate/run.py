@@ -17,7 +17,7 @@ from typing import Any
 
 import filelock
 
-from comigs_edge import checkpoint, files
+from comigs_edge import files
 from comigs_edge.errors import ComigsError
 from comigs_edge.inference.evaluate import in_torch
 from comigs_edge.methods.method import Method
@@ -27,6 +27,7 @@ from comigs_edge.progress import Progress
 from comigs_edge.simulate.fleet import Fleet, Plan
 from comigs_edge.simulate.recipe import Recipe, Size
 from comigs_edge.simulate.texts import Text, digest
+from comigs_edge.training import checkpoint
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import torch
 from comigs_edge.nn.experts import is_router
 from comigs_edge.nn.loss import next_token_loss
 from comigs_edge.simulate.device import Leaky
-from comigs_edge.train import Trainer
+from comigs_edge.training.trainer import Trainer
 
 
 def gradients(trainer, batches):

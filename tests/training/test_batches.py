@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from comigs_edge.batches import Rows
 from comigs_edge.data.tokenizer import Encoded
 from comigs_edge.errors import ComigsError
+from comigs_edge.training.batches import Rows
 
 
 def test_a_row_predicts_the_next_token_of_the_same_document_only():

@@ -7,15 +7,16 @@ import pytest
 import torch
 
 from comigs_edge.arrays import digest
-from comigs_edge.batches import Rows
 from comigs_edge.data.tokenizer import Encoded
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.experts import Layout, is_router
 from comigs_edge.nn.loss import next_token_loss
 from comigs_edge.nn.model import Model
 from comigs_edge.nn.weights import open_base
-from comigs_edge.schedule import Pace, Schedule, steps_that_fit
-from comigs_edge.train import Trainer
+from comigs_edge.training.batches import Rows
+from comigs_edge.training.pace import Pace, steps_that_fit
+from comigs_edge.training.schedule import Schedule
+from comigs_edge.training.trainer import Trainer
 
 
 def rows(seed, tokens=3000):

@@ -9,14 +9,14 @@ import time
 import pytest
 import torch
 
-from comigs_edge import below as cache
 from comigs_edge.arrays import digest
-from comigs_edge.below import Below, clear, record_bytes
 from comigs_edge.errors import ComigsError
 from comigs_edge.nn.model import Model
-from comigs_edge.train import Trainer
-from tests.test_resume import command, finish, generations
-from tests.test_train import rows, schedule
+from comigs_edge.training import activation_cache as cache
+from comigs_edge.training.activation_cache import Below, clear, record_bytes
+from comigs_edge.training.trainer import Trainer
+from tests.training.test_resume import command, finish, generations
+from tests.training.test_trainer import rows, schedule
 
 SIZE = 4  # rows of a batch
 

@@ -7,10 +7,7 @@ from typing import Any
 
 import torch
 
-from comigs_edge import checkpoint
 from comigs_edge.arrays import digest
-from comigs_edge.batches import Rows
-from comigs_edge.below import Below, Key, clear
 from comigs_edge.data.tokenizer import Tokenizer, encode
 from comigs_edge.errors import ComigsError
 from comigs_edge.home.config import Config
@@ -22,8 +19,11 @@ from comigs_edge.nn.model import Model
 from comigs_edge.nn.weights import Base
 from comigs_edge.planning.plan import plan_experts
 from comigs_edge.progress import Progress
-from comigs_edge.schedule import Schedule
-from comigs_edge.train import Trainer
+from comigs_edge.training import checkpoint
+from comigs_edge.training.activation_cache import Below, Key, clear
+from comigs_edge.training.batches import Rows
+from comigs_edge.training.schedule import Schedule
+from comigs_edge.training.trainer import Trainer
 from profiles import DeviceProfile
 
 

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 
-from comigs_edge import checkpoint
+from comigs_edge.training import checkpoint
 
 
 def write(folder, value):

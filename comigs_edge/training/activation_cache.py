@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from comigs_edge.batches import Batch, Rows
 from comigs_edge.errors import ComigsError
+from comigs_edge.training.batches import Batch, Rows
 
 Key = tuple[str | int, ...]
 _CHECK = 8  # bytes of a check sum: CRC-32 and 1, so that zeros are no record

@@ -6,11 +6,11 @@ import signal
 
 import pytest
 
-from comigs_edge import pauses
 from comigs_edge.commands import train as command
 from comigs_edge.home import config
-from comigs_edge.pauses import Pauses
-from comigs_edge.train import Trainer
+from comigs_edge.training import pauses
+from comigs_edge.training.pauses import Pauses
+from comigs_edge.training.trainer import Trainer
 from profiles import watch
 from profiles.watch import Limits, Readings
 

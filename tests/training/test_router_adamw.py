@@ -10,10 +10,10 @@ from comigs_edge.nn.experts import Layout
 from comigs_edge.nn.model import Model
 from comigs_edge.nn.routing import Routing, route
 from comigs_edge.nn.routing_stats import MeanInputs, MeanWeights
-from comigs_edge.optimiser import AdamW
-from comigs_edge.router_optimiser import RouterAdamW
-from comigs_edge.train import Trainer
-from tests.test_train import rows, schedule
+from comigs_edge.training.adamw import AdamW
+from comigs_edge.training.router_adamw import RouterAdamW
+from comigs_edge.training.trainer import Trainer
+from tests.training.test_trainer import rows, schedule
 
 
 def inputs(seed: int = 0, tokens: int = 40) -> Tensor:

@@ -7,10 +7,10 @@ import subprocess
 import sys
 import time
 
-from comigs_edge import checkpoint
 from comigs_edge.home.folder import Home
 from comigs_edge.home.versions import versions
 from comigs_edge.nn import adapters
+from comigs_edge.training import checkpoint
 
 STEPS = 20
 

