@@ -9,11 +9,11 @@ from typing import Any
 
 from comigs_edge.commands.console import notes, size, warn
 from comigs_edge.errors import USER_ERRORS
+from comigs_edge.fleet.folder import FleetFolder
+from comigs_edge.fleet.rounds import Together, open_federation
 from comigs_edge.home.config import FleetConfig
 from comigs_edge.home.folder import Home
-from comigs_edge.membership import FleetFolder
 from comigs_edge.nn.experts import generalist_shapes
-from comigs_edge.together import Together, open_federation
 from comigs_edge.training.run import Training
 from comigs_edge.training.trainer import Event, Trainer
 

@@ -32,8 +32,8 @@ def join(
     from comigs_edge import __version__
     from comigs_edge.commands.console import next_command, notes, out, print_json
     from comigs_edge.errors import ComigsError
-    from comigs_edge.membership import FleetFolder, Membership
-    from comigs_edge.remote import Remote
+    from comigs_edge.fleet.client import Remote
+    from comigs_edge.fleet.folder import FleetFolder, Membership
     from coordinator import keys
     from coordinator.messages import Join
 
@@ -117,7 +117,7 @@ def generalist(home: Home, settings: Config) -> Generalist:
 def leave() -> None:
     """Leave the fleet; your model, its generalist included, stays as it is."""
     from comigs_edge.commands.console import next_command, out
-    from comigs_edge.membership import FleetFolder
+    from comigs_edge.fleet.folder import FleetFolder
 
     home = homes.locate()
     home.settings()

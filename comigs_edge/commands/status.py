@@ -76,7 +76,7 @@ def _collect() -> dict[str, Any]:
 
 
 def _fleet(home: homes.Home) -> dict[str, Any] | None:
-    from comigs_edge.membership import FleetFolder
+    from comigs_edge.fleet.folder import FleetFolder
 
     folder = FleetFolder(home)
     if not folder.is_member:

@@ -10,7 +10,7 @@ from comigs_edge.home import folder as homes
 from comigs_edge.nn.experts import may_leave
 
 if TYPE_CHECKING:
-    from comigs_edge.federation import Federation
+    from comigs_edge.fleet.exchange import Federation
     from comigs_edge.home.config import Config
     from comigs_edge.home.folder import Home
     from coordinator.wire import Arrays
@@ -74,7 +74,7 @@ def rollback(
 
 def _federation(home: Home, settings: Config) -> Federation:
     from comigs_edge.commands.join import generalist
-    from comigs_edge.together import open_federation
+    from comigs_edge.fleet.rounds import open_federation
 
     tensors = {name: tuple(shape) for name, shape in generalist(home, settings).tensors.items()}
     return open_federation(home, settings.fleet, tensors, settings.base.sha256, PATIENCE)
@@ -171,7 +171,7 @@ def _kinds(tensors: dict[str, Any]) -> dict[str, list[str]]:
 def _exchange_waiting(federation: Federation, following: str, json: bool) -> None:
     """Brings the outbox only: there are no adapters that could take something over."""
     from comigs_edge.commands.console import bar
-    from comigs_edge.exchange import Exchange
+    from comigs_edge.fleet.outcome import Exchange
 
     found = Exchange()
     with bar("bringing the update") as progress:
@@ -208,7 +208,7 @@ def _judge(home: Home, settings: Config, adapters: Any) -> Any:
     """Compares generalists on the validation text; the base and the text are loaded only if there is something to compare."""
 
     def judge(before: Arrays, after: Arrays) -> Any:
-        from comigs_edge.together import compare
+        from comigs_edge.fleet.rounds import compare
 
         return compare(_trainer(home, settings, adapters), before, after)
 

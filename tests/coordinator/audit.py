@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from comigs_edge.remote import Offline, RemoteRefused
+from comigs_edge.fleet.client import Offline, RemoteRefused
 from coordinator import keys
 from coordinator.chain import KEPT_GENERALISTS
 from coordinator.messages import Commit, Refusal, SignedManifest

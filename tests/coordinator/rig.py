@@ -14,7 +14,7 @@ import time
 
 import numpy as np
 
-from comigs_edge.remote import Remote
+from comigs_edge.fleet.client import Remote
 from coordinator import admin, compress, keys, wire
 from coordinator.messages import Commit, Generalist, Join
 

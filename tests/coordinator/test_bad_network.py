@@ -7,8 +7,8 @@ import time
 import numpy as np
 import pytest
 
-import comigs_edge.remote
-from comigs_edge.remote import PIECE, Offline
+import comigs_edge.fleet.client
+from comigs_edge.fleet.client import PIECE, Offline
 from coordinator import keys, wire
 from coordinator.messages import Commit
 from tests.coordinator.proxy import Faults, Proxy
@@ -37,7 +37,7 @@ def member(coordinator):
 @pytest.fixture
 def quick(monkeypatch):
     """The device waits a tenth of a second where it would wait minutes."""
-    monkeypatch.setattr(comigs_edge.remote, "MAX_WAIT", 0.1)
+    monkeypatch.setattr(comigs_edge.fleet.client, "MAX_WAIT", 0.1)
 
 
 def update(seed, shapes=SHAPES):
@@ -104,7 +104,7 @@ def test_an_upload_ends_and_wastes_one_piece_a_cut_at_most(coordinator, member, 
 
 
 def test_a_silent_connection_is_given_up_and_the_upload_ends(coordinator, member, quick, monkeypatch):
-    monkeypatch.setattr(comigs_edge.remote, "TIMEOUT", (2, 0.5))
+    monkeypatch.setattr(comigs_edge.fleet.client, "TIMEOUT", (2, 0.5))
     data = wire.encode(update(77))
     with Through(member, coordinator, Faults(stall_after=400_000)) as through:
         through.remote.upload(data)

@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from comigs_edge.manifests import Check, ForkedChain, follow
+from comigs_edge.fleet.chain import Check, ForkedChain, follow
 from coordinator import keys
 from coordinator.messages import Refusal
 from tests.coordinator.test_fleet import Room, arrays, refused

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from comigs_edge.remote import Offline, RemoteRefused
+from comigs_edge.fleet.client import Offline, RemoteRefused
 from tests.coordinator.audit import Books, Trainer, check, settle
 from tests.coordinator.inject import ATTEMPTS, injected, needs_strace
 from tests.coordinator.rig import Coordinator

@@ -8,7 +8,7 @@ import requests
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from comigs_edge.remote import RemoteRefused
+from comigs_edge.fleet.client import RemoteRefused
 from coordinator import openapi, signatures
 from coordinator.config import Config
 from coordinator.database import Database

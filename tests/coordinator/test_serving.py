@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from comigs_edge.remote import RemoteRefused
+from comigs_edge.fleet.client import RemoteRefused
 from coordinator import keys
 from tests.coordinator.rig import Coordinator, Member, arrays, random_arrays
 

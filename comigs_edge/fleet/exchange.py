@@ -24,11 +24,11 @@ import numpy as np
 
 from comigs_edge.arrays import less, plus, zeros
 from comigs_edge.errors import ComigsError
-from comigs_edge.exchange import Exchange, Judge
-from comigs_edge.manifests import Check, follow
-from comigs_edge.membership import FleetFolder, Sealed
+from comigs_edge.fleet.chain import Check, follow
+from comigs_edge.fleet.client import Offline, Remote, RemoteRefused
+from comigs_edge.fleet.folder import FleetFolder, Sealed
+from comigs_edge.fleet.outcome import Exchange, Judge
 from comigs_edge.progress import SILENT, Progress
-from comigs_edge.remote import Offline, Remote, RemoteRefused
 from coordinator import compress, rounds, wire
 from coordinator.messages import Commit, Manifest, Receipt, Refusal, State
 from coordinator.wire import Arrays

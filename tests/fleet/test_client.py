@@ -4,7 +4,7 @@ import datetime
 
 import pytest
 
-from comigs_edge.manifests import Check, ForkedChain, follow
+from comigs_edge.fleet.chain import Check, ForkedChain, follow
 from coordinator import keys
 from coordinator.messages import Manifest
 from tests.coordinator.rig import Coordinator, Member, random_arrays
@@ -36,7 +36,7 @@ def test_a_device_without_a_clock_is_understood(coordinator, monkeypatch, years)
             return super().now(tz) + datetime.timedelta(days=365 * years)
 
     real = datetime.datetime.now().timestamp()
-    monkeypatch.setattr("comigs_edge.remote.time.time", lambda: real + 86400 * 365 * years)
+    monkeypatch.setattr("comigs_edge.fleet.client.time.time", lambda: real + 86400 * 365 * years)
     monkeypatch.setattr("coordinator.signatures.datetime.datetime", Wrong)
     assert Member(coordinator.invite()).remote.state().open_round == 0
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from comigs_edge.commands import fleet
+from comigs_edge.fleet.folder import FleetFolder
+from comigs_edge.fleet.rounds import Together
 from comigs_edge.home import folder as homes
 from comigs_edge.home.versions import read_manifest, versions
-from comigs_edge.membership import FleetFolder
-from comigs_edge.together import Together
 from comigs_edge.training import checkpoint
 from coordinator import wire
 from tests.coordinator.rig import Coordinator

@@ -9,13 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from comigs_edge.exchange import Exchange, Judgement
-from comigs_edge.federation import Federation
+from comigs_edge.fleet.client import Remote
+from comigs_edge.fleet.exchange import Federation
+from comigs_edge.fleet.folder import FleetFolder
+from comigs_edge.fleet.outcome import Exchange, Judgement
 from comigs_edge.home.config import FleetConfig
 from comigs_edge.home.folder import Home
-from comigs_edge.membership import FleetFolder
 from comigs_edge.progress import SILENT, Progress
-from comigs_edge.remote import Remote
 from comigs_edge.training.trainer import Event, Trainer
 from coordinator.wire import Arrays
 

@@ -6,12 +6,12 @@ import shutil
 import numpy as np
 import pytest
 
-from comigs_edge.exchange import Judgement
-from comigs_edge.federation import Federation
+from comigs_edge.fleet.chain import ForkedChain
+from comigs_edge.fleet.client import Offline, Remote
+from comigs_edge.fleet.exchange import Federation
+from comigs_edge.fleet.folder import FleetFolder, Membership
+from comigs_edge.fleet.outcome import Judgement
 from comigs_edge.home.folder import Home
-from comigs_edge.manifests import ForkedChain
-from comigs_edge.membership import FleetFolder, Membership
-from comigs_edge.remote import Offline, Remote
 from coordinator import keys
 from coordinator.messages import Join
 from tests.coordinator.rig import SHAPES, Coordinator, arrays, generalist, random_arrays
