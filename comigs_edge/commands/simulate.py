@@ -11,7 +11,7 @@ import typer
 from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
 
 if TYPE_CHECKING:
-    from comigs_edge.methods.method import Method
+    from comigs_edge.simulate.methods.method import Method
     from comigs_edge.simulate.recipe import Recipe, Size
     from comigs_edge.simulate.run import Simulation
 
@@ -42,9 +42,9 @@ def simulate(
     json: Annotated[bool, typer.Option("--json", help="Print JSON at the end; progress goes to standard error.")] = False,
 ) -> None:  # fmt: skip
     """Train a fleet of virtual devices on this machine and compare methods. Typed again, it goes on where it was."""
-    from comigs_edge.methods import catalogue
     from comigs_edge.simulate import recipe as recipes
     from comigs_edge.simulate import report
+    from comigs_edge.simulate.methods import catalogue
 
     for name, value, known in (
         ("--device", device, ("cpu", "cuda")),

@@ -17,11 +17,11 @@ import numpy as np
 
 from comigs_edge.arrays import digest, less, part
 from comigs_edge.errors import ComigsError
-from comigs_edge.methods.method import Method, Round
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.experts import Layout
 from comigs_edge.nn.weights import Base
 from comigs_edge.simulate.device import Device, Leaky, new_model
+from comigs_edge.simulate.methods.method import Method, Round
 from comigs_edge.simulate.recipe import Recipe, Size
 from comigs_edge.simulate.texts import Text
 from comigs_edge.training.batches import Rows

@@ -20,7 +20,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-SHIPPED = Path(__file__).parent.parent / "recipes"
+SHIPPED = Path(__file__).parent / "recipes"
 TARGETS = ("own", "mix")
 UPDATE_FORMATS = ("float32", "float16")  # int8 needs error feedback, which is not simulated
 Section = TypeVar("Section")

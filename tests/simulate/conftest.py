@@ -5,10 +5,10 @@ import json
 import pytest
 
 from comigs_edge.data.tokenizer import Tokenizer
-from comigs_edge.methods.catalogue import named
 from comigs_edge.simulate import recipe as recipes
 from comigs_edge.simulate import texts
 from comigs_edge.simulate.fleet import Fleet, Plan
+from comigs_edge.simulate.methods.catalogue import named
 from tests.tiny import some_text
 
 RECIPE = """

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from comigs_edge.errors import ComigsError
-from comigs_edge.methods.catalogue import METHODS
+from comigs_edge.simulate.methods.catalogue import METHODS
 from comigs_edge.simulate.recipe import ExchangeRecipe, ExpertRecipe, TrainingRecipe
 from coordinator import compress, wire
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from comigs_edge.errors import ComigsError
-from comigs_edge.methods.catalogue import named
 from comigs_edge.nn.weights import open_base
 from comigs_edge.simulate import costs, plots, report
 from comigs_edge.simulate.fleet import Fleet
+from comigs_edge.simulate.methods.catalogue import named
 from comigs_edge.simulate.run import Simulation
 
 

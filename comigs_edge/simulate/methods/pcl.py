@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from comigs_edge.methods.method import Method, Round, all_experts
+from comigs_edge.simulate.methods.method import Method, Round, all_experts
 from coordinator.wire import Arrays
 
 

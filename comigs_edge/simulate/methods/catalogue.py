@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from comigs_edge.errors import ComigsError
-from comigs_edge.methods import (
+from comigs_edge.simulate.methods import (
     centralized,
     comigs,
     fdlora,
@@ -14,8 +14,8 @@ from comigs_edge.methods import (
     local,
     pcl,
     pfedmoe,
-)  # fmt: skip
-from comigs_edge.methods.method import Method
+)
+from comigs_edge.simulate.methods.method import Method
 
 CORE = ("local", "fedavg", "comigs-1g1s", "comigs-2g", "comigs-2s")
 METHODS: dict[str, Method] = {

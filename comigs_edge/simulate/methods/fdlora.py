@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from comigs_edge.methods.method import Method, Round, all_experts, average
+from comigs_edge.simulate.methods.method import Method, Round, all_experts, average
 from coordinator.aggregate import aggregate
 from coordinator.wire import Arrays
 

@@ -5,7 +5,7 @@ A and B are averaged separately, as in the CoMiGS paper's baseline; `[exchange] 
 shows what the router alone is worth.
 """
 
-from comigs_edge.methods.method import Method, all_experts, mixture
+from comigs_edge.simulate.methods.method import Method, all_experts, mixture
 
 METHODS = (
     Method("fedavg", "one expert, averaged every round", shares=all_experts),

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from comigs_edge.errors import ComigsError
-from comigs_edge.methods import fdlora, flexlora, hetlora, pcl
-from comigs_edge.methods.catalogue import CORE, METHODS, named
-from comigs_edge.methods.method import Round
-from comigs_edge.methods.ranks import matched
 from comigs_edge.nn.experts import Layout, expected_shapes, may_leave
+from comigs_edge.simulate.methods import fdlora, flexlora, hetlora, pcl
+from comigs_edge.simulate.methods.catalogue import CORE, METHODS, named
+from comigs_edge.simulate.methods.method import Round
+from comigs_edge.simulate.methods.ranks import matched
 from coordinator import rounds
 
 A, B = "generalist.blk.0.ffn_up.lora_a", "generalist.blk.0.ffn_up.lora_b"

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from comigs_edge.methods.method import Method, Round, all_experts
-from comigs_edge.methods.ranks import matched, pairs
+from comigs_edge.simulate.methods.method import Method, Round, all_experts
+from comigs_edge.simulate.methods.ranks import matched, pairs
 from coordinator.wire import Arrays
 
 

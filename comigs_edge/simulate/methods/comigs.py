@@ -13,8 +13,8 @@ comigs-edge   1gxs as this project trains it, at the recipe's rate for experts: 
 
 from functools import partial
 
-from comigs_edge.methods.method import Method, all_experts, generalist, mixture, with_specialists
 from comigs_edge.nn.experts import Layout
+from comigs_edge.simulate.methods.method import Method, all_experts, generalist, mixture, with_specialists
 
 
 def _fixed(count: int, plain: Layout, specialists: int) -> Layout:

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from comigs_edge.methods.method import Method, Round, all_experts
-from comigs_edge.methods.ranks import cut, matched, padded, pairs
+from comigs_edge.simulate.methods.method import Method, Round, all_experts
+from comigs_edge.simulate.methods.ranks import cut, matched, padded, pairs
 from coordinator.aggregate import Mean
 from coordinator.rounds import ONE
 from coordinator.wire import Arrays

@@ -5,7 +5,7 @@
 equal rates it learns more slowly than one expert of twice the rank, whose update is scaled by alpha / sqrt(2 R) and not halved.
 """
 
-from comigs_edge.methods.method import Method, mixture
+from comigs_edge.simulate.methods.method import Method, mixture
 
 METHODS = (
     Method("local", "each device alone"),

@@ -4,6 +4,6 @@ As A is the same everywhere, the mean of B is the mean of the products: exact, a
 paper's first code names a strategy that trains and averages A as well, which is FedAvg.)
 """
 
-from comigs_edge.methods.method import Method, all_experts
+from comigs_edge.simulate.methods.method import Method, all_experts
 
 METHODS = (Method("ffa-lora", "FedAvg of B alone, A frozen", shares=all_experts, averaging="freeze-a", lora_only=True),)

@@ -1,1 +1,0 @@
-"""The methods that `simulate` compares, one file each, named after the paper."""

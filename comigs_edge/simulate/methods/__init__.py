@@ -1,0 +1,1 @@
+"""How a simulated fleet learns together: one method a file."""

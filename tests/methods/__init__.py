@@ -1,1 +1,0 @@
-"""Tests of `comigs_edge.methods`."""
