@@ -17,7 +17,7 @@ from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
 from comigs_edge.base.hparams import Shape, read_shape
 from comigs_edge.nn.experts import Layout, generalist_shapes
 from comigs_edge.planning.plan import parallel_width
-from coordinator import compress, rounds, wire
+from coordinator.protocol import compress, rounds, wire
 from quantize.gguf_file import GGUFFile
 
 RESULT = Path(__file__).parent / "results" / "round-bytes.json"

@@ -6,7 +6,7 @@ import hashlib
 
 import numpy as np
 
-from coordinator.wire import Arrays
+from coordinator.protocol.wire import Arrays
 
 
 def plus(a: Arrays, b: Arrays) -> Arrays:

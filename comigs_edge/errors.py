@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from coordinator.errors import CoordinatorError
-from coordinator.wire import WireError
+from coordinator.protocol.errors import CoordinatorError
+from coordinator.protocol.wire import WireError
 from profiles import ProfileError
 from quantize.formats import QuantizeError
 

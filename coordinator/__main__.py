@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from coordinator import VERSION
-from coordinator.config import Config, Training
-from coordinator.errors import CoordinatorError
-from coordinator.rounds import Rules
+from coordinator.ledger.config import Config, Training
+from coordinator.protocol.errors import CoordinatorError
+from coordinator.protocol.rounds import Rules
 
 HOST, PORT = "0.0.0.0", 8443
 

@@ -21,10 +21,10 @@ from typing import Any
 
 from aiohttp import web
 
-from coordinator import overview
-from coordinator.errors import CoordinatorError, Refused
-from coordinator.fleet import Fleet
-from coordinator.folder import Folder
+from coordinator.ledger import overview
+from coordinator.ledger.fleet import Fleet
+from coordinator.ledger.folder import Folder
+from coordinator.protocol.errors import CoordinatorError, Refused
 
 SOCKET = "admin.sock"
 

@@ -19,11 +19,11 @@ from pathlib import Path
 from aiohttp import web
 
 from coordinator import admin
-from coordinator.config import Config
-from coordinator.errors import CoordinatorError
-from coordinator.folder import Folder
-from coordinator.payloads import DiskFailure
-from coordinator.server import Server
+from coordinator.ledger.config import Config
+from coordinator.ledger.folder import Folder
+from coordinator.ledger.payloads import DiskFailure
+from coordinator.protocol.errors import CoordinatorError
+from coordinator.web.server import Server
 
 IDLE_SECONDS = 10.0  # for a request's head to come, and between two requests
 HANDSHAKE_SECONDS = 10.0

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from coordinator import systemd
-from coordinator.errors import CoordinatorError
+from coordinator.protocol.errors import CoordinatorError
 
 UNIT = "comigs-coordinator.service"
 SYSTEM_DATA = Path("/var/lib/comigs-coordinator")

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from coordinator.errors import CoordinatorError
+from coordinator.protocol.errors import CoordinatorError
 
 SECONDS = 30.0  # that systemctl may take
 

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from comigs_edge.fleet.exchange import MAX_PAUSE, PAUSE  # noqa: E402
-from coordinator.rounds import next_poll_seconds  # noqa: E402
+from coordinator.protocol.rounds import next_poll_seconds  # noqa: E402
 
 DEVICES, REQUESTS, PATIENCE = 200, 5, 10.0
 

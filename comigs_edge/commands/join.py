@@ -12,7 +12,7 @@ from comigs_edge.home import folder as homes
 if TYPE_CHECKING:
     from comigs_edge.home.config import Config
     from comigs_edge.home.folder import Home
-    from coordinator.messages import Generalist
+    from coordinator.protocol.messages import Generalist
 
 PATIENCE = 30.0  # seconds
 
@@ -34,8 +34,8 @@ def join(
     from comigs_edge.errors import ComigsError
     from comigs_edge.fleet.client import Remote
     from comigs_edge.fleet.folder import FleetFolder, Membership
-    from coordinator import keys
-    from coordinator.messages import Join
+    from coordinator.protocol import keys
+    from coordinator.protocol.messages import Join
 
     home = homes.locate()
     settings = home.settings()
@@ -99,7 +99,7 @@ def generalist(home: Home, settings: Config) -> Generalist:
     from comigs_edge.home.versions import read_manifest, versions
     from comigs_edge.nn.experts import Layout, generalist_shapes
     from comigs_edge.planning.plan import plan_experts, plan_home, settings_of
-    from coordinator.messages import Generalist
+    from coordinator.protocol.messages import Generalist
     from quantize.gguf_file import GGUFFile
 
     shape, made = read_shape(GGUFFile(home.base_file)), versions(home.adapters)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from comigs_edge.fleet.exchange import Federation
     from comigs_edge.home.config import Config
     from comigs_edge.home.folder import Home
-    from coordinator.wire import Arrays
+    from coordinator.protocol.wire import Arrays
 
 PATIENCE = 300.0  # seconds
 
@@ -116,7 +116,7 @@ def _generalist(home: Home, settings: Config) -> Arrays | None:
 
 def _show_receipt(federation: Federation, generalist: Arrays | None, json: bool) -> None:
     from comigs_edge.commands.console import next_command, out, print_json, size
-    from coordinator import compress, wire
+    from coordinator.protocol import compress, wire
 
     member, update = federation.membership, federation.preview(generalist)
     tensors = {

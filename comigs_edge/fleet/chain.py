@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from comigs_edge.errors import ComigsError
-from coordinator import keys
-from coordinator.messages import Manifest, SignedManifest
+from coordinator.protocol import keys
+from coordinator.protocol.messages import Manifest, SignedManifest
 
 
 class ForkedChain(ComigsError):

@@ -27,8 +27,8 @@ from urllib3.exceptions import SystemTimeWarning
 from comigs_edge import files
 from comigs_edge.errors import ComigsError
 from comigs_edge.progress import SILENT, Progress
-from coordinator import signatures
-from coordinator.messages import (
+from coordinator.protocol import signatures
+from coordinator.protocol.messages import (
     Commit,
     Hello,
     Join,
@@ -42,7 +42,7 @@ from coordinator.messages import (
     State,
     decode,
     encode,
-)  # fmt: skip
+)
 
 PIECE = 1 << 18  # bytes sent or received at once: what a broken connection can cost
 TIMEOUT = (10, 90)  # seconds to connect, and to wait for the next bytes

@@ -29,9 +29,9 @@ from comigs_edge.fleet.client import Offline, Remote, RemoteRefused
 from comigs_edge.fleet.folder import FleetFolder, Sealed
 from comigs_edge.fleet.outcome import Exchange, Judge
 from comigs_edge.progress import SILENT, Progress
-from coordinator import compress, rounds, wire
-from coordinator.messages import Commit, Manifest, Receipt, Refusal, State
-from coordinator.wire import Arrays
+from coordinator.protocol import compress, rounds, wire
+from coordinator.protocol.messages import Commit, Manifest, Receipt, Refusal, State
+from coordinator.protocol.wire import Arrays
 
 # Refusals after which the update cannot be sent as it is: its progress stays in the generalist and comes with the next one.
 UNSEND = ("too_stale", "wrong_generalist", "bad_update", "too_large", "wrong_digest")

@@ -24,9 +24,9 @@ from safetensors.numpy import load as parse
 from comigs_edge import files
 from comigs_edge.errors import ComigsError
 from comigs_edge.home.folder import Home
-from coordinator import keys
-from coordinator.messages import Settings
-from coordinator.wire import Arrays, pieces
+from coordinator.protocol import keys
+from coordinator.protocol.messages import Settings
+from coordinator.protocol.wire import Arrays, pieces
 
 KEPT_GENERALISTS = 3
 _FACTS = "facts"  # JSON, as bytes in a tensor

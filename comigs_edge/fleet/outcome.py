@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from coordinator.messages import Receipt
-from coordinator.wire import Arrays
+from coordinator.protocol.messages import Receipt
+from coordinator.protocol.wire import Arrays
 
 
 class Judgement(NamedTuple):

@@ -17,7 +17,7 @@ from comigs_edge.home.config import FleetConfig
 from comigs_edge.home.folder import Home
 from comigs_edge.progress import SILENT, Progress
 from comigs_edge.training.trainer import Event, Trainer
-from coordinator.wire import Arrays
+from coordinator.protocol.wire import Arrays
 
 GATE_ROWS = 8  # of the validation text, on which generalists are compared
 

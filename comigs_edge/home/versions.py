@@ -21,8 +21,8 @@ from comigs_edge.nn.experts import (
     check_arrays,
     roles,
 )
-from coordinator import wire
-from coordinator.wire import Arrays
+from coordinator.protocol import wire
+from coordinator.protocol.wire import Arrays
 
 KEPT_VERSIONS = 3
 

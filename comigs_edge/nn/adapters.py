@@ -28,7 +28,7 @@ from comigs_edge.nn.experts import (
 from comigs_edge.nn.lora import LoRA, LoRAExpert
 from comigs_edge.nn.parallel import ParallelExpert
 from comigs_edge.nn.tensors import tensor_to_numpy
-from coordinator.wire import Arrays
+from coordinator.protocol.wire import Arrays
 
 ROUTER_STD = 0.02  # the paper's code, gating.py
 

@@ -16,7 +16,7 @@ from comigs_edge.nn.tensors import tensor_to_numpy
 from comigs_edge.nn.weights import Base
 from comigs_edge.training.adamw import AdamW
 from comigs_edge.training.trainer import Event, Trainer
-from coordinator.wire import Arrays
+from coordinator.protocol.wire import Arrays
 
 Advance = Callable[[int], None]  # is told steps that were done
 

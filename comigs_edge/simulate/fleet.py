@@ -27,9 +27,9 @@ from comigs_edge.simulate.texts import Text
 from comigs_edge.training.batches import Rows
 from comigs_edge.training.schedule import Schedule
 from comigs_edge.training.trainer import Trainer
-from coordinator import compress, rounds, wire
-from coordinator.rounds import Rules
-from coordinator.wire import Arrays
+from coordinator.protocol import compress, rounds, wire
+from coordinator.protocol.rounds import Rules
+from coordinator.protocol.wire import Arrays
 
 Advance = Callable[[int], None]
 POOL = "all"  # the name of the one device of `centralized`

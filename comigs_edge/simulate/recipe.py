@@ -13,7 +13,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from comigs_edge.errors import ComigsError
 from comigs_edge.home.config import FORMS
-from coordinator.rounds import AVERAGING, WEIGHTS
+from coordinator.protocol.rounds import AVERAGING, WEIGHTS
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -16,7 +16,7 @@ import numpy as np
 from safetensors.numpy import load as parse
 
 from comigs_edge import files
-from coordinator.wire import Arrays, pieces
+from coordinator.protocol.wire import Arrays, pieces
 
 GENERATIONS = 2
 _NAME = re.compile(r"checkpoint-(\d{8})-([0-9a-f]{64})\.safetensors")

@@ -20,9 +20,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from comigs_edge.fleet.client import Offline, RemoteRefused
-from coordinator import keys
-from coordinator.chain import KEPT_GENERALISTS
-from coordinator.messages import Commit, Refusal, SignedManifest
+from coordinator.ledger.chain import KEPT_GENERALISTS
+from coordinator.protocol import keys
+from coordinator.protocol.messages import Commit, Refusal, SignedManifest
 from tests.coordinator.rig import Member, random_arrays
 
 SHAPES = {

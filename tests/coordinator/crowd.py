@@ -1,6 +1,6 @@
 """Many devices in one process, for load: a bare HTTP/1.1 client on asyncio that signs by hand, at a tenth of the client's cost.
 
-It shares no code with `coordinator.signatures`, so what the coordinator accepts from here it accepts by RFC 9421.
+It shares no code with `coordinator.protocol.signatures`, so what the coordinator accepts from here it accepts by RFC 9421.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import time
 import msgspec
 import numpy as np
 
-from coordinator import admin, keys, wire
-from coordinator.messages import Commit, Join, encode
+from coordinator import admin
+from coordinator.protocol import keys, wire
+from coordinator.protocol.messages import Commit, Join, encode
 from tests.coordinator.rig import generalist
 
 COVERED = '("@method" "@authority" "@path" "@query" "content-digest" "comigs-epoch")'

@@ -15,8 +15,9 @@ import time
 import numpy as np
 
 from comigs_edge.fleet.client import Remote
-from coordinator import admin, compress, keys, wire
-from coordinator.messages import Commit, Generalist, Join
+from coordinator import admin
+from coordinator.protocol import compress, keys, wire
+from coordinator.protocol.messages import Commit, Generalist, Join
 
 SHAPES = {f"generalist.blk.{block}.{name}": shape for block in range(2) for name, shape in (
     ("ffn_gate.lora_a", (4, 64)), ("ffn_gate.lora_b", (96, 4)), ("ffn_down.lora_a", (4, 96)), ("ffn_down.lora_b", (64, 4)),

@@ -10,10 +10,10 @@ import time
 import pytest
 
 from coordinator import admin
-from coordinator.errors import CoordinatorError
-from coordinator.folder import Folder
+from coordinator.ledger.folder import Folder
+from coordinator.protocol.errors import CoordinatorError
+from tests.coordinator.ledger.test_fleet import Room, arrays
 from tests.coordinator.rig import Coordinator, Member, random_arrays
-from tests.coordinator.test_fleet import Room, arrays
 
 
 @pytest.fixture(scope="module")

@@ -24,9 +24,10 @@ import numpy as np
 import pytest
 from http_message_signatures import HTTPMessageSigner, algorithms
 
-from coordinator import admin, compress, keys, signatures, wire
-from coordinator.messages import Commit, Join, Problem, decode, encode
-from coordinator.signatures import COVERED, EPOCH_HEADER, TAG, Request
+from coordinator import admin
+from coordinator.protocol import compress, keys, signatures, wire
+from coordinator.protocol.messages import Commit, Join, Problem, decode, encode
+from coordinator.protocol.signatures import COVERED, EPOCH_HEADER, TAG, Request
 from tests.coordinator.rig import Coordinator, Member, generalist
 
 SHAPES = {"generalist.x.lora_a": (256, 512), "generalist.x.lora_b": (512, 256)}  # 1 MB

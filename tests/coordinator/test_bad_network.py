@@ -9,8 +9,8 @@ import pytest
 
 import comigs_edge.fleet.client
 from comigs_edge.fleet.client import PIECE, Offline
-from coordinator import keys, wire
-from coordinator.messages import Commit
+from coordinator.protocol import keys, wire
+from coordinator.protocol.messages import Commit
 from tests.coordinator.proxy import Faults, Proxy
 from tests.coordinator.rig import Coordinator, Member
 

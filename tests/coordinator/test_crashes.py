@@ -19,9 +19,9 @@ import pytest
 from comigs_edge.fleet.client import Offline, RemoteRefused
 from tests.coordinator.audit import Books, Trainer, check, settle
 from tests.coordinator.inject import ATTEMPTS, injected, needs_strace
+from tests.coordinator.ledger.test_chain import grown, opened, refuse
+from tests.coordinator.ledger.test_fleet import Room
 from tests.coordinator.rig import Coordinator
-from tests.coordinator.test_chain import grown, opened, refuse
-from tests.coordinator.test_fleet import Room
 
 TORTURE = Path(__file__).parents[2] / "benchmarks" / "torture"
 EX_IOERR = 74

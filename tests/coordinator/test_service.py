@@ -9,7 +9,7 @@ import pytest
 
 from coordinator import __main__ as program
 from coordinator import service, systemd
-from coordinator.errors import CoordinatorError
+from coordinator.protocol.errors import CoordinatorError
 from tests.units import parsed, stand_in, verify
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from comigs_edge.fleet.client import RemoteRefused
-from coordinator import keys
+from coordinator.protocol import keys
 from tests.coordinator.rig import Coordinator, Member, arrays, random_arrays
 
 

@@ -23,11 +23,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from coordinator import keys, wire
-from coordinator.aggregate import SCALE
-from coordinator.errors import Refused
-from coordinator.messages import Commit, Refusal
-from tests.coordinator.test_fleet import Room, arrays, sha
+from coordinator.protocol import keys, wire
+from coordinator.protocol.aggregate import SCALE
+from coordinator.protocol.errors import Refused
+from coordinator.protocol.messages import Commit, Refusal
+from tests.coordinator.ledger.test_fleet import Room, arrays, sha
 
 ONE = 65536
 DEADLINE = 100.0

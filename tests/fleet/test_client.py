@@ -5,8 +5,8 @@ import datetime
 import pytest
 
 from comigs_edge.fleet.chain import Check, ForkedChain, follow
-from coordinator import keys
-from coordinator.messages import Manifest
+from coordinator.protocol import keys
+from coordinator.protocol.messages import Manifest
 from tests.coordinator.rig import Coordinator, Member, random_arrays
 
 
@@ -37,7 +37,7 @@ def test_a_device_without_a_clock_is_understood(coordinator, monkeypatch, years)
 
     real = datetime.datetime.now().timestamp()
     monkeypatch.setattr("comigs_edge.fleet.client.time.time", lambda: real + 86400 * 365 * years)
-    monkeypatch.setattr("coordinator.signatures.datetime.datetime", Wrong)
+    monkeypatch.setattr("coordinator.protocol.signatures.datetime.datetime", Wrong)
     assert Member(coordinator.invite()).remote.state().open_round == 0
 
 

@@ -3,11 +3,11 @@
 import atheris
 
 with atheris.instrument_imports(include=["coordinator", "urllib"]):
-    from coordinator import keys
+    from coordinator.protocol import keys
 
 from fuzzing import fuzz
 
-from coordinator.messages import Manifest, SignedManifest, encode
+from coordinator.protocol.messages import Manifest, SignedManifest, encode
 
 KEY = keys.new_key()
 PUBLIC = keys.public_text(KEY)

@@ -3,7 +3,7 @@
 import atheris
 
 with atheris.instrument_imports(include=["coordinator"]):
-    from coordinator import messages
+    from coordinator.protocol import messages
 
 import msgspec
 from fuzzing import fuzz

@@ -3,11 +3,11 @@
 import atheris
 
 with atheris.instrument_imports(include=["coordinator", "http_message_signatures", "http_sf"]):
-    from coordinator import keys, signatures
+    from coordinator.protocol import keys, signatures
 
 from fuzzing import fuzz
 
-from coordinator.errors import Refused
+from coordinator.protocol.errors import Refused
 
 KEY, ID, URL = keys.new_key(), "ab" * 16, "https://pi:8443/v1/state?x=1"
 GOOD = signatures.Request("GET", URL, {})

@@ -3,7 +3,7 @@
 import atheris
 
 with atheris.instrument_imports(include=["coordinator", "json"]):
-    from coordinator import wire
+    from coordinator.protocol import wire
 
 import numpy as np
 from fuzzing import fuzz

@@ -14,7 +14,7 @@ from comigs_edge.home.config import ModelConfig
 from comigs_edge.home.versions import versions
 from comigs_edge.nn.experts import may_leave
 from comigs_edge.planning.plan import parallel_width, plan_experts
-from coordinator import wire
+from coordinator.protocol import wire
 
 CANARY = 1234.5
 

@@ -9,7 +9,7 @@ import torch
 from comigs_edge.errors import ComigsError
 from comigs_edge.simulate.methods.catalogue import METHODS
 from comigs_edge.simulate.recipe import ExchangeRecipe, ExpertRecipe, TrainingRecipe
-from coordinator import compress, wire
+from coordinator.protocol import compress, wire
 
 ALIKE = [f"comigs-1g{count}s" for count in range(3, 8)]  # differ from comigs-1g2s in a number
 

@@ -12,7 +12,7 @@ from comigs_edge.simulate.methods import fdlora, flexlora, hetlora, pcl
 from comigs_edge.simulate.methods.catalogue import CORE, METHODS, named
 from comigs_edge.simulate.methods.method import Round
 from comigs_edge.simulate.methods.ranks import matched
-from coordinator import rounds
+from coordinator.protocol import rounds
 
 A, B = "generalist.blk.0.ffn_up.lora_a", "generalist.blk.0.ffn_up.lora_b"
 PLAIN = Layout(1, 8, 16.0, 2)

@@ -15,8 +15,8 @@ from collections.abc import Callable
 import numpy as np
 
 from comigs_edge.simulate.methods.method import Method, Round, all_experts, average
-from coordinator.aggregate import aggregate
-from coordinator.wire import Arrays
+from coordinator.protocol.aggregate import aggregate
+from coordinator.protocol.wire import Arrays
 
 Weights = tuple[float, float]  # p, g
 STARTS: tuple[Weights, ...] = ((1.0, 0.0), (0.0, 1.0), (0.5, 0.5))

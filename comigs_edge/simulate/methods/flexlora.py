@@ -15,7 +15,7 @@ import numpy as np
 
 from comigs_edge.simulate.methods.method import Method, Round, all_experts
 from comigs_edge.simulate.methods.ranks import matched, pairs
-from coordinator.wire import Arrays
+from coordinator.protocol.wire import Arrays
 
 
 def mean_product_svd(parts: list[tuple[Any, Any]], weights: list[int]) -> tuple[Any, Any, Any]:

@@ -13,9 +13,9 @@ import numpy as np
 
 from comigs_edge.simulate.methods.method import Method, Round, all_experts
 from comigs_edge.simulate.methods.ranks import cut, matched, padded, pairs
-from coordinator.aggregate import Mean
-from coordinator.rounds import ONE
-from coordinator.wire import Arrays
+from coordinator.protocol.aggregate import Mean
+from coordinator.protocol.rounds import ONE
+from coordinator.protocol.wire import Arrays
 
 
 def product_norm(a: Any, b: Any) -> float:

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 
 from comigs_edge.arrays import plus
 from comigs_edge.nn.experts import Layout
-from coordinator.aggregate import aggregate
-from coordinator.wire import Arrays
+from coordinator.protocol.aggregate import aggregate
+from coordinator.protocol.wire import Arrays
 
 Loss = Callable[[int, Arrays], float]  # of a device's validation text with these shared tensors, nats a token
 
@@ -22,7 +22,7 @@ class Round:
 
     before: list[Arrays]  # each device's shared tensors after the exchange before
     changes: list[Arrays]  # what each has learned since, as it came over the wire
-    weights: list[int]  # as `coordinator.rounds.weight` gives them
+    weights: list[int]  # as `coordinator.protocol.rounds.weight` gives them
     loss: Loss
     number: int = 1  # of this round
     rounds: int = 1  # in all
@@ -96,7 +96,7 @@ class Method:
     router_offset_rate: float = 0.0  # of what the router prefers whatever the token; 0: none
     rates_by_weight: bool = False  # an expert learns in proportion to its mean weight on the validation text
     exchanges_first: bool = False  # a round's exchange comes before the router's turn, not after it
-    averaging: str | None = None  # one of `coordinator.rounds.AVERAGING`; None: the recipe's
+    averaging: str | None = None  # one of `coordinator.protocol.rounds.AVERAGING`; None: the recipe's
     lora_only: bool = False
     downloads: Callable[[int], int] = lambda devices: 1  # models that a device downloads in a round
     first_exchange: Callable[[int], int] = lambda rounds: 1  # the round that ends with the first one, of so many

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from comigs_edge.simulate.methods.method import Method, Round, all_experts
-from coordinator.wire import Arrays
+from coordinator.protocol.wire import Arrays
 
 
 def trust(perplexities: list[float]) -> list[float]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from comigs_edge.nn.experts import Layout
-from coordinator.wire import Arrays
+from coordinator.protocol.wire import Arrays
 
 
 def matched(plain: Layout, specialists: int) -> Layout:

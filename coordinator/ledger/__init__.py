@@ -1,0 +1,1 @@
+"""What the coordinator keeps: members, rounds, generalists, payloads."""

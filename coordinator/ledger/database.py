@@ -1,0 +1,135 @@
+"""The coordinator's ledger: one SQLite file, one connection, every write durable when the call returns.
+
+Before SQLite 3.51.3 (and its backports) a write-ahead log could be damaged when it was reset (sqlite.org/wal.html), and boards
+link older ones: there the rollback journal is used.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from coordinator.protocol.errors import CoordinatorError
+
+FIXED = ((3, 51, 3), (3, 50, 7), (3, 44, 6))  # releases with the repair, newest first; each in its own series
+MIGRATIONS = (
+    """
+    CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+    CREATE TABLE invitations (
+        code TEXT PRIMARY KEY, name TEXT, made REAL NOT NULL, expires REAL NOT NULL, device TEXT
+    ) STRICT;
+    CREATE TABLE devices (
+        id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, public_key TEXT NOT NULL UNIQUE, joined REAL NOT NULL,
+        last_contact REAL NOT NULL, revoked REAL, version TEXT NOT NULL, validation_loss REAL,
+        bytes_in INTEGER NOT NULL DEFAULT 0, bytes_out INTEGER NOT NULL DEFAULT 0
+    ) STRICT;
+    CREATE TABLE rounds (
+        number INTEGER PRIMARY KEY, opened REAL NOT NULL, closed REAL, published REAL,
+        sha256 TEXT, size INTEGER, devices INTEGER, manifest TEXT, signature TEXT, rolled_back_to INTEGER
+    ) STRICT;
+    CREATE TABLE updates (
+        device TEXT NOT NULL, round INTEGER NOT NULL, sha256 TEXT NOT NULL, trained_from INTEGER NOT NULL,
+        weight INTEGER NOT NULL, tokens INTEGER NOT NULL, size INTEGER NOT NULL, format TEXT NOT NULL,
+        averaging TEXT NOT NULL, validation_loss REAL, received REAL NOT NULL,
+        PRIMARY KEY (device, round), UNIQUE (device, sha256, trained_from)
+    ) STRICT;
+    CREATE INDEX updates_by_round ON updates (round);
+    CREATE TABLE refusals (
+        device TEXT NOT NULL, round INTEGER NOT NULL, loss_before REAL NOT NULL, loss_after REAL NOT NULL,
+        PRIMARY KEY (device, round)
+    ) STRICT;
+    """,
+)
+
+
+class Database:
+    """The ledger. `journal` is what the version gate chose."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            self._db.row_factory = sqlite3.Row
+            self.journal = journal_mode(sqlite3.sqlite_version_info)
+            self._db.execute(f"PRAGMA journal_mode={self.journal}")
+            # EXTRA also syncs the folder after the rollback journal is gone.
+            self._db.execute(f"PRAGMA synchronous={'FULL' if self.journal == 'WAL' else 'EXTRA'}")
+            self._db.execute("PRAGMA foreign_keys=ON")
+            self._migrate()
+        except sqlite3.DatabaseError as error:
+            raise CoordinatorError(f"{path} cannot be opened ({error}); restore it from a backup") from error
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._db.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All writes inside happen together, or none does."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:  # SQLite may have rolled back already, as on a full disk
+                self._db.execute("ROLLBACK")
+            raise
+
+    def run(self, statement: str, *values: Any) -> int:
+        """One statement; returns the number of rows that it changed."""
+        return self._db.execute(statement, values).rowcount
+
+    def row(self, query: str, *values: Any) -> dict[str, Any] | None:
+        """The first row, or None."""
+        found = self._db.execute(query, values).fetchone()
+        return None if found is None else dict(found)
+
+    def rows(self, query: str, *values: Any) -> list[dict[str, Any]]:
+        """All rows."""
+        return [dict(row) for row in self._db.execute(query, values)]
+
+    def value(self, query: str, *values: Any) -> Any:
+        """The first column of the first row; None without a row."""
+        found = self._db.execute(query, values).fetchone()
+        return None if found is None else found[0]
+
+    def fact(self, name: str) -> str | None:
+        """A named text."""
+        found: str | None = self.value("SELECT value FROM facts WHERE name = ?", name)
+        return found
+
+    def set_fact(self, name: str, value: str) -> None:
+        """Keeps a named text."""
+        self.run("INSERT OR REPLACE INTO facts VALUES (?, ?)", name, value)
+
+    def backup(self, target: Path) -> None:
+        """A consistent copy, while the coordinator works."""
+        copy = sqlite3.connect(target)
+        with copy:
+            self._db.backup(copy)
+        copy.close()
+
+    def _migrate(self) -> None:
+        version = self.value("PRAGMA user_version")
+        if version > len(MIGRATIONS):
+            raise CoordinatorError(
+                f"{self.path} was made by a newer comigs-coordinator (schema {version}, this one knows {len(MIGRATIONS)}); "
+                "upgrade comigs-edge"
+            )
+        for number, statements in enumerate(MIGRATIONS[version:], version + 1):
+            if version:
+                self.backup(self.path.with_suffix(f".before-{number}.db"))
+            with self.transaction():
+                for statement in filter(str.strip, statements.split(";")):
+                    self.run(statement)
+                self.run(f"PRAGMA user_version={number}")
+
+
+def journal_mode(version: tuple[int, int, int]) -> str:
+    """WAL where this SQLite resets it soundly, else TRUNCATE."""
+    newest = FIXED[0]
+    is_fixed = version >= newest or any(version[:2] == fixed[:2] and version >= fixed for fixed in FIXED)
+    return "WAL" if is_fixed else "TRUNCATE"

@@ -1,0 +1,226 @@
+"""Who belongs to a fleet: invitations, joining, the devices and when they were heard of, revocation.
+
+What the fleet trains is fixed by the first device that joins; every later one must bring the same base and tensors.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from coordinator.ledger.database import Database
+from coordinator.protocol import keys
+from coordinator.protocol.errors import CoordinatorError, Refused
+from coordinator.protocol.messages import (
+    MAX_TENSORS,
+    MAX_WEIGHTS,
+    NAME_PATTERN,
+    SHA256_PATTERN,
+    Generalist,
+    Join,
+    decode,
+    encode,
+)
+
+INVITATION_SECONDS = 86400.0
+FLUSH_SECONDS = 600.0  # contacts and counts are written so often at most: polls write nothing
+FORMS = ("lora", "parallel")  # of experts
+MAX_BASE_NAME = 255  # letters
+_TENSOR = re.compile(r"generalist\.[a-z0-9_.]{1,120}")
+
+
+@dataclass
+class Device:
+    """A member of the fleet; contact and counts may be newer here than on the disk."""
+
+    id: str
+    name: str
+    public_key: Ed25519PublicKey
+    revoked: float | None
+    last_contact: float
+    bytes_in: int = 0
+    bytes_out: int = 0
+
+
+class Members:
+    """The devices of a fleet."""
+
+    def __init__(self, database: Database, clock: Callable[[], float]) -> None:
+        self._database, self._clock = database, clock
+        self.devices = {
+            row["id"]: Device(
+                row["id"], row["name"], keys.public_key(row["public_key"]), row["revoked"], row["last_contact"],
+                row["bytes_in"], row["bytes_out"],
+            ) for row in database.rows("SELECT * FROM devices")
+        }  # fmt: skip
+        self._changed: set[str] = set()
+        self._flushed = clock()
+
+    @property
+    def generalist(self) -> Generalist | None:
+        """What the fleet trains; None before the first device."""
+        text = self._database.fact("generalist")
+        return None if text is None else decode(text.encode(), Generalist)
+
+    def active(self, seconds: float) -> int:
+        """Devices that were heard of in the last so many seconds."""
+        since = self._clock() - seconds
+        return sum(device.revoked is None and device.last_contact >= since for device in self.devices.values())
+
+    def member(self, device_id: str) -> Device:
+        """The device that signs with this id; raises `Refused`."""
+        device = self.devices.get(device_id)
+        if device is None:
+            raise Refused(401, "unknown_device", "the coordinator does not know this device; join the fleet first")
+        if device.revoked is not None:
+            raise Refused(
+                403, "revoked", f"{device.name} was removed from the fleet; ask its owner for a new invitation"
+            )
+        return device
+
+    # Contacts -----------------------------------------------------------------------------------------------------
+
+    def heard(self, device: Device, bytes_in: int, bytes_out: int) -> None:
+        """Remembers a contact; it reaches the disk later."""
+        device.last_contact = self._clock()
+        device.bytes_in += bytes_in
+        device.bytes_out += bytes_out
+        self._changed.add(device.id)
+
+    def flush(self, now_at_all_costs: bool = False) -> None:
+        """Writes contacts and counts, every ten minutes or now."""
+        if self._changed and (now_at_all_costs or self._clock() - self._flushed >= FLUSH_SECONDS):
+            with self._database.transaction():
+                for device in map(self.devices.__getitem__, self._changed):
+                    self._database.run(
+                        "UPDATE devices SET last_contact = ?, bytes_in = ?, bytes_out = ? WHERE id = ?",
+                        device.last_contact, device.bytes_in, device.bytes_out, device.id,
+                    )  # fmt: skip
+            self._changed.clear()
+            self._flushed = self._clock()
+
+    # Joining ------------------------------------------------------------------------------------------------------
+
+    def invite(self, name: str | None, address: str, pin: bytes) -> dict[str, Any]:
+        """A one-time link for a device; of its code only the hash is kept."""
+        if name is not None:
+            self._check_name(name, None)
+        code, now = keys.new_code(), self._clock()
+        with self._database.transaction():
+            self._database.run("DELETE FROM invitations WHERE expires < ? AND device IS NULL", now)
+            self._database.run(
+                "INSERT INTO invitations (code, name, made, expires) VALUES (?, ?, ?, ?)",
+                keys.code_hash(code), name, now, now + INVITATION_SECONDS,
+            )  # fmt: skip
+        return {"link": keys.link(address, code, pin), "name": name, "expires": now + INVITATION_SECONDS}
+
+    def join(self, wish: Join) -> Device:
+        """Makes a device a member, once for each invitation; the same device may ask again. Raises `Refused`."""
+        try:
+            public_key, identity = keys.public_key(wish.public_key), keys.device_id(wish.public_key)
+        except ValueError as error:
+            raise Refused(422, "bad_key", "the public key is not an Ed25519 key") from error
+        invitation = self._database.row("SELECT * FROM invitations WHERE code = ?", keys.code_hash(wish.code))
+        advice = "ask for a new one: comigs-coordinator invite"
+        if invitation is None:
+            raise Refused(403, "unknown_code", f"this invitation is not known; {advice}")
+        if invitation["device"] not in (None, identity):
+            raise Refused(403, "used_code", f"this invitation was used already; {advice}")
+        if invitation["device"] is None:
+            if invitation["expires"] < self._clock():
+                raise Refused(403, "expired_code", f"this invitation is too old; {advice}")
+            self._admit(wish, invitation, identity, public_key)
+        return self.member(identity)
+
+    def _admit(self, wish: Join, invitation: dict[str, Any], identity: str, public_key: Ed25519PublicKey) -> None:
+        known, wanted = self.generalist, wish.name or invitation["name"]
+        _check_generalist(wish.generalist)
+        if known is not None and (difference := _difference(known, wish.generalist)):
+            raise Refused(409, "other_generalist", difference)
+        if wanted is not None:
+            self._check_name(wanted, identity)
+        before = self.devices.get(identity)  # it was here before, perhaps removed: it keeps its name
+        name, now = wanted or (before.name if before else self._free_name()), self._clock()
+        with self._database.transaction():
+            if known is None:
+                self._database.set_fact("generalist", encode(wish.generalist).decode())
+            self._database.run("UPDATE invitations SET device = ? WHERE code = ?", identity, invitation["code"])
+            self._database.run(
+                "INSERT INTO devices (id, name, public_key, joined, last_contact, version) VALUES (?, ?, ?, ?, ?, ?)"
+                " ON CONFLICT (id) DO UPDATE SET name = excluded.name, revoked = NULL",
+                identity, name, wish.public_key, now, now, wish.version[:32],
+            )  # fmt: skip
+        counts = (before.bytes_in, before.bytes_out) if before else (0, 0)
+        self.devices[identity] = Device(identity, name, public_key, None, now, *counts)
+
+    def _check_name(self, name: str, identity: str | None) -> None:
+        if not re.fullmatch(NAME_PATTERN, name):
+            raise Refused(422, "bad_name", f"{name[:80]!r} is no name: use up to 64 letters, digits, dots and dashes")
+        if any(device.name == name and device.id != identity for device in self.devices.values()):
+            raise Refused(409, "name_taken", f"there is a device {name} already; choose another name with --name")
+
+    def _free_name(self) -> str:
+        taken = {device.name for device in self.devices.values()}
+        return next(name for number in range(1, len(taken) + 2) if (name := f"device-{number}") not in taken)
+
+    def revoke(self, name: str) -> Device:
+        """Removes a device: its next request is refused, what it sent to the open round does not count."""
+        device = next((d for d in self.devices.values() if name in (d.name, d.id) and d.revoked is None), None)
+        if device is None:
+            raise CoordinatorError(f"there is no device {name}; list them with: comigs-coordinator devices")
+        now = self._clock()
+        with self._database.transaction():
+            self._database.run("UPDATE devices SET revoked = ? WHERE id = ?", now, device.id)
+            self._database.run(
+                "DELETE FROM updates WHERE device = ? AND round IN (SELECT number FROM rounds WHERE closed IS NULL)",
+                device.id,
+            )
+        device.revoked = now
+        return device
+
+
+def _check_generalist(found: Generalist) -> None:
+    if found.form not in FORMS or not 1 <= len(found.base_name) <= MAX_BASE_NAME or not 0 < found.scale < math.inf:
+        raise Refused(
+            422, "bad_generalist",
+            f"a generalist is of the form {' or '.join(FORMS)}, its scale is above 0 and its base has a name",
+        )  # fmt: skip
+    if not 1 <= len(found.tensors) <= MAX_TENSORS:
+        raise Refused(
+            422, "bad_generalist", f"a generalist has 1 to {MAX_TENSORS} tensors and not {len(found.tensors)}"
+        )
+    if not re.fullmatch(SHA256_PATTERN, found.base_sha256):
+        raise Refused(422, "bad_generalist", "the base's SHA-256 is not one")
+    for name, shape in found.tensors.items():
+        if not _TENSOR.fullmatch(name):
+            raise Refused(422, "bad_generalist", f"{name[:80]!r} is not a tensor of a generalist")
+        if not 1 <= len(shape) <= 4 or not all(1 <= size <= 1 << 24 for size in shape):
+            raise Refused(422, "bad_generalist", f"the shape of {name[:80]} is not one")
+    if (weights := _weights(found)) > MAX_WEIGHTS:
+        raise Refused(422, "bad_generalist", f"a generalist of {weights:,} numbers is too large")
+
+
+def _difference(known: Generalist, found: Generalist) -> str | None:
+    """Why a device cannot join a fleet that trains `known`; None if it can."""
+    if known.base_sha256 != found.base_sha256:
+        return (
+            f"this fleet's base is {known.base_name} ({known.base_sha256[:12]}) and this device's {found.base_name} "
+            f"({found.base_sha256[:12]}); use the same file: comigs-edge init --force --base FILE.gguf"
+        )
+    if (known.form, known.tensors) != (found.form, found.tensors):
+        return (
+            f"this fleet trains {known.form} experts of {_weights(known):,} weights and this device has {found.form} "
+            f"experts of {_weights(found):,}; set the same [model] in config.toml (expert_form, rank, expert_width, attention)"
+        )
+    if known.scale != found.scale:
+        return f"this fleet's experts are scaled by {known.scale:g} and this device's by {found.scale:g}; set the same alpha"
+    return None
+
+
+def _weights(generalist: Generalist) -> int:
+    return sum(math.prod(shape) for shape in generalist.tensors.values())

@@ -1,0 +1,221 @@
+"""Files of the coordinator: payloads by the SHA-256 of their content, uploads that are not complete, what is garbage.
+
+    payloads/SHA256     complete, durable, never changed
+    uploads/DEVICE-SHA  what a device has brought so far; its size is where the device goes on
+
+A payload is written or collected beside its place, fsynced, renamed, and the folder fsynced. If the disk fails to sync, the
+process ends (`DiskFailure`): pages that could not be written may be taken for clean on a second try.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import io
+import math
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from coordinator.protocol.errors import Refused
+
+SPARE_BYTES = 64 * 10**6  # of the disk that stay free
+SPARE_SHARE = 0.05  # ... or this share, if it is less
+UPLOADS = 4  # of one device that may be incomplete
+
+
+class DiskFailure(BaseException):
+    """The disk did not keep what it was given; nothing may be acknowledged any more."""
+
+
+class Payloads:
+    """The two folders."""
+
+    def __init__(self, root: Path) -> None:
+        self.folder, self.uploads = root / "payloads", root / "uploads"
+        for folder in (self.folder, self.uploads):
+            folder.mkdir(mode=0o700, exist_ok=True)
+        for path in self.uploads.iterdir():
+            if not re.fullmatch("[0-9a-f]{32}-[0-9a-f]{64}", path.name):  # left by a crash in the middle of more
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        self._held: Counter[str] = Counter()  # what is at work and perhaps not in the ledger yet: no garbage
+        self._made: str | None = None  # the newest payload of `write`, the same
+
+    def path(self, sha256: str) -> Path:
+        """Where a payload is."""
+        return self.folder / sha256
+
+    # Uploads ------------------------------------------------------------------------------------------------------
+
+    def offset(self, device: str, sha256: str) -> int:
+        """Bytes of the payload that are here."""
+        for path in (self.path(sha256), self._part(device, sha256)):
+            with contextlib.suppress(FileNotFoundError):
+                return path.stat().st_size
+        return 0
+
+    def append(self, device: str, sha256: str, offset: int, data: bytes) -> int:
+        """Adds the next piece; returns the new offset. Raises `Refused` if it is not the next one, or the disk is full."""
+        here = self.offset(device, sha256)
+        if offset != here:
+            raise Refused(
+                409, "wrong_offset", f"the upload stands at {here:,} bytes and not at {offset:,}; go on there"
+            )
+        self.check_space(len(data))
+        if not here:
+            self._drop_oldest(device)
+        try:
+            with self._part(device, sha256).open("ab", buffering=0) as file:  # no buffer: closing writes nothing more
+                _write_all(file, data, here)
+        except OSError as error:
+            raise full(error) from error
+        return here + len(data)
+
+    def finish(self, device: str, sha256: str, size: int) -> Path:
+        """The complete, checked, durable upload, not yet in its place (see `keep`); raises `Refused`."""
+        part = self._part(device, sha256)
+        if self.path(sha256).exists():
+            return self.path(sha256)
+        found = self.offset(device, sha256)
+        if found != size:
+            raise Refused(409, "incomplete", f"{found:,} of {size:,} bytes are here; upload the rest first")
+        try:
+            if _sha256(part) != sha256:
+                part.unlink()
+                raise Refused(
+                    422, "wrong_digest", "what arrived does not have the SHA-256 that was announced; upload it again"
+                )
+            with part.open("rb") as file:
+                _sync(file.fileno())
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise full(error) from error
+        return part
+
+    def keep(self, part: Path, sha256: str) -> None:
+        """Puts a finished upload into its place, durably."""
+        try:
+            if part != self.path(sha256):
+                part.replace(self.path(sha256))
+            sync_folder(self.folder)  # even if it is there: who renamed it may not have come so far yet
+        except OSError as error:
+            raise full(error) from error
+
+    @contextlib.contextmanager
+    def held(self, sha256: str) -> Iterator[None]:
+        """As long as this lasts the payload is no garbage. For the thread that calls `collect`, like `collect` itself."""
+        self._held[sha256] += 1
+        try:
+            yield
+        finally:
+            self._held[sha256] -= 1
+            self._held += Counter()  # forgets the zeros
+
+    def forget(self, device: str, sha256: str) -> None:
+        """Drops an upload."""
+        self._part(device, sha256).unlink(missing_ok=True)
+
+    def _drop_oldest(self, device: str) -> None:
+        """Makes a new upload of a device its last of `UPLOADS`: a disk is not filled with beginnings."""
+        parts = sorted(self.uploads.glob(f"{device}-*"), key=_written, reverse=True)
+        for path in parts[UPLOADS - 1 :]:
+            path.unlink(missing_ok=True)
+
+    def _part(self, device: str, sha256: str) -> Path:
+        return self.uploads / f"{device}-{sha256}"
+
+    # Payloads -----------------------------------------------------------------------------------------------------
+
+    def write(self, pieces: Iterable[bytes | memoryview], size: int) -> str:
+        """Keeps a payload that the coordinator made; returns its SHA-256. It is no garbage until the next one is made."""
+        self.check_space(size)
+        temporary, digest = self.uploads / "generalist", hashlib.sha256()
+        try:
+            with temporary.open("wb") as file:
+                for piece in pieces:
+                    digest.update(piece)
+                    file.write(piece)
+                file.flush()
+                _sync(file.fileno())
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise full(error) from error
+        self._made = digest.hexdigest()
+        self.keep(temporary, self._made)
+        return self._made
+
+    def collect(self, wanted: set[str], now: float, upload_seconds: float = 7 * 86400) -> int:
+        """Deletes payloads that nobody refers to, and uploads that nobody goes on with; returns how many."""
+        wanted = wanted | set(self._held) | {str(self._made)}
+        garbage = [path for path in self.folder.iterdir() if path.name not in wanted]
+        garbage += [path for path in self.uploads.glob("*-*") if now - _written(path) > upload_seconds]
+        for path in garbage:
+            path.unlink(missing_ok=True)
+        return len(garbage)
+
+    def check_space(self, size: int) -> None:
+        """Raises `Refused` (507) if the disk has no room for so many bytes."""
+        usage = shutil.disk_usage(self.folder)
+        if usage.free - size < min(SPARE_BYTES, SPARE_SHARE * usage.total):
+            raise Refused(
+                507, "disk_full",
+                f"the coordinator's disk is full ({usage.free / 1e6:,.0f} MB free); your update is kept on your device",
+                retry_after=600,
+            )  # fmt: skip
+
+
+def sync_folder(path: Path) -> None:
+    """Makes renames inside the folder survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        _sync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def full(error: OSError) -> Exception:
+    """`Refused` (507) for a disk that has become full; anything else is the disk's failure."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return Refused(507, "disk_full", "the coordinator's disk is full; your update is kept on your device", 600)
+    raise DiskFailure(f"the disk refused to write: {error}") from error
+
+
+def _sync(descriptor: int) -> None:
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DiskFailure(f"the disk refused to sync: {error}") from error
+
+
+def _write_all(file: io.RawIOBase, data: bytes, end: int) -> None:
+    """All of `data` behind the file's present `end`, or nothing."""
+    rest = memoryview(data)
+    try:
+        while rest:
+            rest = rest[file.write(rest) or 0 :]
+    except OSError:
+        with contextlib.suppress(OSError):
+            file.truncate(end)
+        raise
+
+
+def _written(path: Path) -> float:
+    """When the file was last written to; now or later if it has just been renamed by another thread."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return math.inf
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()

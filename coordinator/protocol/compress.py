@@ -1,0 +1,76 @@
+"""How an update's numbers are stored on their way: float32, float16, or int8 in blocks of 32 with a float16 scale.
+
+What rounding takes away is not lost: a device adds it to its next update (error feedback, Seide et al. 2014), which needs
+no state of its own, since an update is the device's generalist less what the coordinator has received so far.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from coordinator.protocol.wire import Arrays
+
+FORMATS = ("float32", "float16", "int8")
+BLOCK = 32
+_DTYPES = {"float32": "F32", "float16": "F16"}
+SCALES = ".scales"
+
+
+def used(format_name: str, trained_from: int) -> str:
+    """The format of an update: the first generalist itself (trained from -1) is never rounded."""
+    return "float32" if trained_from < 0 else format_name
+
+
+def pack(arrays: Arrays, format_name: str) -> dict[str, Any]:
+    """The arrays as they are sent."""
+    if format_name == "int8":
+        packed: dict[str, Any] = {}
+        for name, array in arrays.items():
+            packed[name], packed[name + SCALES] = _quantise(array)
+        return packed
+    return {name: array.astype(format_name) for name, array in arrays.items()}
+
+
+def unpack(packed: dict[str, Any], shapes: dict[str, tuple[int, ...]], format_name: str) -> Arrays:
+    """The reverse of `pack`, as float32; `shapes` are those of the arrays that were packed."""
+    if format_name != "int8":
+        return {name: packed[name].astype(np.float32).reshape(shape) for name, shape in shapes.items()}
+    arrays: Arrays = {}
+    for name, shape in shapes.items():
+        blocks = packed[name].astype(np.float32) * packed[name + SCALES].astype(np.float32)[:, None]
+        arrays[name] = blocks.reshape(-1)[: math.prod(shape)].reshape(shape)
+    return arrays
+
+
+def largest(packed: dict[str, Any], format_name: str) -> dict[str, float]:
+    """The largest absolute value of each array, as `unpack` makes it."""
+    if format_name != "int8":
+        return {name: float(abs(array).max(initial=0)) for name, array in packed.items()}
+    found = {}
+    for name in packed.keys() - {name + SCALES for name in packed}:
+        levels = np.abs(packed[name].astype(np.int16)).max(1, initial=0)  # -128 has no counterpart in int8
+        found[name] = float((levels * np.abs(packed[name + SCALES].astype(np.float32))).max(initial=0))
+    return found
+
+
+def table(shapes: dict[str, tuple[int, ...]], format_name: str) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Type and shape of every tensor that `pack` makes of arrays of these shapes."""
+    if format_name != "int8":
+        return {name: (_DTYPES[format_name], tuple(shape)) for name, shape in shapes.items()}
+    found: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for name, shape in shapes.items():
+        blocks = -(-math.prod(shape) // BLOCK)
+        found[name], found[name + SCALES] = ("I8", (blocks, BLOCK)), ("F16", (blocks,))
+    return found
+
+
+def _quantise(array: Any) -> tuple[Any, Any]:  # any shape -> int8 (blocks, 32), float16 (blocks,)
+    flat = array.reshape(-1).astype(np.float32)
+    blocks = np.pad(flat, (0, -len(flat) % BLOCK)).reshape(-1, BLOCK)
+    scales = (np.abs(blocks).max(1) / 127).astype(np.float16)
+    known = scales.astype(np.float32)[:, None]  # the scale as it is stored, so that rounding is to the nearest
+    inverse = np.divide(1.0, known, out=np.zeros_like(known), where=known > 0)
+    return np.clip(np.rint(blocks * inverse), -127, 127).astype(np.int8), scales

@@ -1,0 +1,1 @@
+"""The coordinator's HTTP server, status page and metrics."""

@@ -1,0 +1,269 @@
+"""The status page: one string of HTML, made anew for every visit; no script, no file beside it, no network of its own.
+
+Everything on it comes from `overview`, and whatever devices chose (names, versions, the base's name) is escaped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from html import escape
+from typing import Any
+
+from coordinator.ledger import overview
+from coordinator.ledger.fleet import Fleet
+from coordinator.web import charts
+from coordinator.web.charts import Point
+from coordinator.web.looks import CSS
+
+HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": (
+        "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+REFRESH_SECONDS = 30
+DRAWN, LISTED = 60, 12  # rounds in the charts and in the table
+LOW_DISK = 10**9  # bytes
+
+
+def render(fleet: Fleet, started: float, version: str) -> str:
+    """The page as HTML."""
+    facts, devices = overview.overview(fleet, started, version), overview.devices(fleet)
+    rounds = overview.rounds_table(fleet, DRAWN)
+    silent_since = facts["now"] - fleet.config.rounds.active_seconds
+    body = "".join((
+        _head(facts), _tiles(facts, rounds), _charts(rounds) if devices else _first_steps(),
+        _devices(devices, facts["now"], silent_since) if devices else "", _rounds(rounds, facts["now"]) if devices else "",
+        _foot(facts),
+    ))  # fmt: skip
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">'
+        f'<meta http-equiv="refresh" content="{REFRESH_SECONDS}"><title>Fleet {escape(facts["fleet"][:6])}, round '
+        f"{facts['open_round']}</title><style>{CSS}</style></head><body>{body}</body></html>"
+    )
+
+
+def _head(facts: dict[str, Any]) -> str:
+    base, generalist = facts["base"], facts["generalist"]
+    about = "No base yet: the first device brings it."
+    if base is not None:
+        about = (
+            f'Base <strong>{escape(base["name"][:64])}</strong> <code title="{escape(base["sha256"])}">'
+            f"{escape(base['sha256'][:12])}</code>, {generalist['tensors']} {escape(generalist['form'][:20])} tensors averaged"
+        )
+    return f"<header><h1>Fleet <code>{escape(facts['fleet'])}</code></h1><p>{about}</p></header><main>"
+
+
+# Figures ------------------------------------------------------------------------------------------------------------
+
+
+def _tiles(facts: dict[str, Any], rounds: list[dict[str, Any]]) -> str:
+    turned = [row["number"] for row in rounds if row["rolled_back_to"] is not None]
+    seen = f"round {turned[-1]} was the last" if turned else "none of the rounds shown"
+    free = facts["disk_free"]
+    newest = facts["newest_round"]
+    return "".join((
+        '<section class="tiles" aria-label="Health">', _open_round(facts),
+        _tile("Devices", f"{facts['active']}", f"active, of {_count(facts['devices'], 'device')}"),
+        _tile("Generalist", "none" if newest < 0 else str(newest), _age_of_newest(rounds, facts["now"])),
+        _tile("Received", _size(facts["bytes_in"]), f"{_size(facts['bytes_out'])} sent"),
+        _tile("Turned back", str(len(turned)), seen),
+        _tile("Disk free", _size(free), "little is left: make room" if free < LOW_DISK else "enough", free < LOW_DISK),
+        "</section>",
+    ))  # fmt: skip
+
+
+def _open_round(facts: dict[str, Any]) -> str:
+    updates, goal = facts["updates"], facts["goal"]
+    if facts["deadline"] is None:
+        note = "waits for its first update"
+    else:
+        left = facts["deadline"] - facts["now"]
+        due = f"in {_span(left)}" if left > 0 else f"since {_span(-left)}"
+        note = f"deadline {due}, then {_count(facts['quorum'], 'update')} will do"
+    share = min(100.0, 100.0 * updates / goal)
+    bar = f'<span class="bar-of"><span style="width:{share:.0f}%"></span></span>'
+    figure = f"{updates}<small> of {_count(goal, 'update')}</small>"
+    return _tile(f"Round {facts['open_round']}, open", figure, f"{bar}{note}")
+
+
+def _tile(name: str, figure: str, note: str, is_bad: bool = False) -> str:
+    """`figure` and `note` are HTML."""
+    kind = "tile bad" if is_bad else "tile"
+    return f'<div class="{kind}"><h2>{name}</h2><p class="figure">{figure}</p><p class="note">{note}</p></div>'
+
+
+def _age_of_newest(rounds: list[dict[str, Any]], now: float) -> str:
+    published = [row["published"] for row in rounds if row["published"] is not None]
+    return f"published {_ago(published[-1], now)}" if published else "the first device brings it"
+
+
+# Charts -------------------------------------------------------------------------------------------------------------
+
+
+def _charts(rounds: list[dict[str, Any]]) -> str:
+    closed = [row for row in rounds if row["closed"] is not None]
+    losses = [Point(row["number"], row["validation_loss"], row["rolled_back_to"] is not None) for row in closed]
+    devices = [Point(row["number"], row["devices"], row["closed"] is None) for row in rounds]
+    moved = [Point(row["number"], row["bytes_in"], row["closed"] is None) for row in rounds]
+    loss = charts.line("loss", "Validation loss by round", losses, lambda value: f"{value:.4g}")
+    if all(point.value is None for point in losses):
+        loss = '<p class="empty">No device reports its validation loss. Each decides that for itself.</p>'
+    turned = "; dashed: an older generalist again" if any(point.is_marked for point in losses) else ""
+    return "".join((
+        '<section class="charts" aria-label="Rounds over time">',
+        _figure("Validation loss", f"nats a token, mean of the devices that report it{turned}", loss),
+        _figure("Devices", "updates in each round",
+                charts.bars("devices", "Devices by round", devices, lambda value: f"{value:.0f}", is_count=True)),
+        _figure("Received", "bytes of each round's updates", charts.bars("moved", "Bytes received by round", moved, _size)),
+        "</section>",
+    ))  # fmt: skip
+
+
+def _figure(name: str, note: str, drawing: str) -> str:
+    return f"<figure><figcaption><h2>{name}</h2><p>{note}</p></figcaption>{drawing}</figure>"
+
+
+# Tables -------------------------------------------------------------------------------------------------------------
+
+
+def _devices(rows: list[dict[str, Any]], now: float, silent_since: float) -> str:
+    heads = (
+        "Device",
+        "State",
+        "Last contact",
+        "#Updates",
+        "#Last round",
+        "#Validation loss",
+        "#Received",
+        "#Sent",
+        "Version",
+    )
+    return _table("Devices", heads, (
+        (
+            escape(row["name"]), _state(row, silent_since), _moment(row["last_contact"], now), str(row["updates"]),
+            _or_dash(row["last_round"]), _loss(row["validation_loss"]), _size(row["bytes_in"]), _size(row["bytes_out"]),
+            escape(row["version"]),
+        ) for row in rows
+    ))  # fmt: skip
+
+
+def _state(row: dict[str, Any], silent_since: float) -> str:
+    if row["revoked"] is not None:
+        return '<span class="state gone">revoked</span>'
+    if row["last_contact"] < silent_since:
+        return '<span class="state silent">silent</span>'
+    return '<span class="state">active</span>'
+
+
+def _rounds(rows: list[dict[str, Any]], now: float) -> str:
+    heads = (
+        "#Round",
+        "Closed",
+        "Took",
+        "#Devices",
+        "#Received",
+        "#Tokens",
+        "#Validation loss",
+        "#Refused by",
+        "Generalist",
+    )
+    return _table("Latest rounds", heads, (
+        (
+            str(row["number"]), "open" if row["closed"] is None else _moment(row["closed"], now),
+            _span((row["closed"] or now) - row["opened"]), str(row["devices"]), _size(row["bytes_in"]),
+            f"{row['tokens'] or 0:,}", _loss(row["validation_loss"]), _or_dash(row["refusals"] or None), _generalist(row),
+        ) for row in reversed(rows[-LISTED:])
+    ))  # fmt: skip
+
+
+def _generalist(row: dict[str, Any]) -> str:
+    if row["rolled_back_to"] is not None:
+        return f'<span class="state silent">{row["rolled_back_to"]} again</span>'
+    if row["sha256"] is None:
+        return "–"
+    return f'<code title="{escape(row["sha256"])}">{escape(row["sha256"][:12])}</code>'
+
+
+def _table(name: str, heads: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    """A head that begins with # is of a column of numbers; the cells are HTML, the first of a row is its head."""
+    kinds = [' class="number"' if head.startswith("#") else "" for head in heads]
+    names = [head.lstrip("#") for head in heads]
+    top = "".join(f'<th scope="col"{kind}>{head}</th>' for head, kind in zip(names, kinds, strict=True))
+    body = "".join("<tr>" + _row(row, names, kinds) + "</tr>" for row in rows)
+    return f'<section class="table"><h2>{name}</h2><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></section>'
+
+
+def _row(row: tuple[str, ...], names: list[str], kinds: list[str]) -> str:
+    cells = [f'<th scope="row"{kinds[0]}>{row[0]}</th>']
+    # On a phone a row becomes a card, whose lines are named by data-of.
+    cells += [
+        f'<td{kind} data-of="{name}">{cell}</td>'
+        for cell, name, kind in zip(row[1:], names[1:], kinds[1:], strict=True)
+    ]
+    return "".join(cells)
+
+
+def _first_steps() -> str:
+    return (
+        '<section class="steps"><h2>No device yet</h2><ol><li>On this machine, for a link that is good for one device and one '
+        "day: <pre>comigs-coordinator invite</pre></li><li>On the device, with that link: <pre>comigs-edge join LINK</pre></li>"
+        "<li>Then, on the device: <pre>comigs-edge train</pre></li></ol></section>"
+    )
+
+
+def _foot(facts: dict[str, Any]) -> str:
+    settings = ", ".join(f"{name.replace('_', ' ')} {escape(str(value))}" for name, value in facts["settings"].items())
+    return (
+        f"</main><footer><p>{settings}</p><p>comigs-coordinator {escape(facts['version'])}, running for "
+        f"{_span(facts['now'] - facts['started'])}, ledger in {escape(facts['sqlite_journal'])} mode. "
+        f"Made {_utc(facts['now'])}, anew every {REFRESH_SECONDS} seconds. "
+        '<a href="/metrics">Metrics</a> <a href="/openapi.json">API</a></p></footer>'
+    )
+
+
+# Words --------------------------------------------------------------------------------------------------------------
+
+
+def _span(seconds: float) -> str:
+    """A length of time in words, to its largest unit."""
+    for size, unit in ((86400, "day"), (3600, "hour"), (60, "minute")):
+        if seconds >= size:
+            return _count(int(seconds // size), unit)
+    return _count(max(0, int(seconds)), "second")
+
+
+def _ago(moment: float, now: float) -> str:
+    return "just now" if now - moment < 5 else f"{_span(now - moment)} ago"
+
+
+def _moment(moment: float, now: float) -> str:
+    return f'<time datetime="{_utc(moment, "T", "Z")}" title="{_utc(moment)}">{_ago(moment, now)}</time>'
+
+
+def _utc(seconds: float, between: str = " ", zone: str = " UTC") -> str:
+    return time.strftime(f"%Y-%m-%d{between}%H:%M:%S{zone}", time.gmtime(seconds))
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}" if unit != "B" else f"{count:.0f} B"
+        count /= 1000
+    return f"{count:,.1f} GB"
+
+
+def _loss(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+def _or_dash(value: object) -> str:
+    return "–" if value is None else str(value)

@@ -1,0 +1,300 @@
+"""The HTTP shell: bytes in, one call on `Fleet`, bytes out.
+
+Covered:     who may ask (signatures, replays), lengths before anything is read, deadlines for slow clients, rates, one sentence
+             for every refusal, and an end of the process where the disk fails.
+Not covered: secure aggregation and differential privacy: whoever runs the coordinator can read each device's update.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import sqlite3
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable
+
+import msgspec
+from aiohttp import hdrs, web
+from aiohttp.http_exceptions import HttpProcessingError
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from coordinator.ledger.chain import make
+from coordinator.ledger.fleet import Fleet
+from coordinator.ledger.members import Device
+from coordinator.ledger.payloads import DiskFailure
+from coordinator.protocol import keys, signatures
+from coordinator.protocol.errors import Refused
+from coordinator.protocol.messages import SHA256_PATTERN, Commit, Hello, Join, Refusal
+from coordinator.web import openapi, page
+from coordinator.web.answers import SentFile, answer, disk_trouble, parse, problem, read_body
+from coordinator.web.metrics import Metrics
+from coordinator.web.rates import Buckets
+
+MAX_JSON = 512 * 1024  # bytes of a JSON body: a generalist of 4,096 tensors
+MAX_CHUNK = 1 << 20
+CHECKS_AT_ONCE = 2  # uploads that are in memory
+log = logging.getLogger("comigs-coordinator")
+# Neither what is no HTTP, which is answered with 400, nor a broken connection fills the log with traces.
+logging.getLogger("aiohttp.server").addFilter(
+    lambda record: not (record.exc_info and isinstance(record.exc_info[1], (HttpProcessingError, ConnectionError)))
+)
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+SignedHandler = Callable[[web.Request, Device, bytes], Awaitable[web.StreamResponse]]
+
+
+class Server:
+    """A fleet on the network; `epoch` changes with every start."""
+
+    def __init__(self, fleet: Fleet, version: str, is_open: bool = False) -> None:
+        """`is_open` shows the status page and the metrics to everybody; otherwise only this machine sees them."""
+        self.fleet, self.version, self.is_open = fleet, version, is_open
+        self.epoch, self.started = os.urandom(8).hex(), fleet.clock()
+        self.metrics = Metrics()
+        self.nonces = signatures.Nonces()
+        self.requests = Buckets(rate=10.0, burst=100.0)  # of one device, uploads apart
+        self.failures = Buckets(rate=0.2, burst=20.0)  # of one address that does not come in
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._checks = asyncio.Semaphore(CHECKS_AT_ONCE)
+        self._wake = asyncio.Event()
+
+    # Requests -----------------------------------------------------------------------------------------------------
+
+    def application(self) -> web.Application:
+        """All routes."""
+        app = web.Application(middlewares=[self._shell], client_max_size=MAX_CHUNK)
+        app.add_routes([
+            web.get("/", self._page), web.get("/metrics", self._metrics), web.get("/openapi.json", self._openapi),
+            web.get("/v1/hello", self._hello), web.post("/v1/join", self._join),
+            web.get("/v1/state", self._signed(self._state)),
+            web.get("/v1/manifests", self._signed(self._manifests)),
+            web.get("/v1/generalists/{number}", self._signed(self._generalist)),
+            web.head("/v1/uploads/{sha256}", self._signed(self._offset)),
+            web.patch("/v1/uploads/{sha256}", self._signed(self._append, MAX_CHUNK)),
+            web.post("/v1/updates", self._signed(self._commit)),
+            web.post("/v1/refusals", self._signed(self._refuse)),
+        ])  # fmt: skip
+        return app
+
+    @web.middleware
+    async def _shell(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Every answer is what was asked for or a `Problem`; a disk that fails ends the process."""
+        start = time.perf_counter()
+        try:
+            answer = await handler(request)
+        except Refused as error:
+            answer = problem(error)
+        except web.HTTPException as error:
+            answer = problem(
+                Refused(error.status, error.reason.lower().replace(" ", "_"), _http_sentence(error, request))
+            )
+        except (DiskFailure, sqlite3.OperationalError) as error:
+            answer = problem(disk_trouble(error))
+        except (ConnectionError, asyncio.CancelledError):
+            raise
+        except Exception:
+            log.exception("a request failed: %s %s", request.method, request.match_info.route.resource)
+            answer = problem(Refused(500, "bug", "the coordinator failed; its log says why"))
+        method = request.method if request.method in hdrs.METH_ALL else "other"
+        self.metrics.count(method, _route(request), answer.status, time.perf_counter() - start)
+        if not answer.prepared:
+            answer.headers[signatures.EPOCH_HEADER] = self.epoch
+        return answer
+
+    def _signed(self, handler: SignedHandler, limit: int = MAX_JSON) -> Handler:
+        """Only members, only once, only bodies that were signed; nobody else's body is even read."""
+
+        async def run(request: web.Request) -> web.StreamResponse:
+            checked = self._verified(request)
+            device = self.fleet.members.member(checked.key_id)
+            if not request.path.startswith("/v1/uploads/"):
+                self.requests.take(device.id, time.monotonic())
+            body = await read_body(request, limit)
+            checked.check_body(body)
+            answer = await handler(request, device, body)
+            self.fleet.members.heard(device, len(body), 0)
+            return answer
+
+        return run
+
+    def _verified(self, request: web.Request) -> signatures.Verified:
+        find = lambda key_id: self.fleet.members.member(key_id).public_key  # noqa: E731
+        try:
+            return signatures.verify(_asked(request), find, self.epoch, self.nonces, time.monotonic())
+        except Refused as error:
+            if error.code not in ("stale_epoch", "revoked"):
+                self.failures.take(request.remote or "", time.monotonic())
+            raise
+
+    # Answers ------------------------------------------------------------------------------------------------------
+
+    async def _hello(self, request: web.Request) -> web.Response:
+        return answer(Hello(fleet=self.fleet.id, epoch=self.epoch, version=self.version))
+
+    async def _join(self, request: web.Request) -> web.Response:
+        self.failures.check(
+            request.remote or "", time.monotonic()
+        )  # anybody may ask: guesses cost nothing but their head
+        body = await read_body(request, MAX_JSON)
+        wish = parse(body, Join)
+
+        def find(key_id: str) -> Ed25519PublicKey:
+            if key_id != keys.device_id(wish.public_key):
+                raise Refused(401, "wrong_key_id", "the request is not signed with the key that it brings")
+            return keys.public_key(wish.public_key)
+
+        try:
+            keys.public_key(wish.public_key)
+            signatures.verify(_asked(request), find, self.epoch, self.nonces, time.monotonic()).check_body(body)
+            joined = self.fleet.join(wish)
+        except ValueError as error:
+            raise Refused(422, "bad_key", "the public key is not an Ed25519 key") from error
+        except Refused:
+            self.failures.take(request.remote or "", time.monotonic())
+            raise
+        log.info("%s joined", joined.name)
+        return answer(joined)
+
+    async def _state(self, request: web.Request, device: Device, body: bytes) -> web.Response:
+        return answer(self.fleet.state(device))
+
+    async def _manifests(self, request: web.Request, device: Device, body: bytes) -> web.Response:
+        after = _number(request.query.get("after", "-1"))
+        return web.Response(
+            body=msgspec.json.encode(self.fleet.chain.manifests(after)), content_type="application/json"
+        )
+
+    async def _generalist(self, request: web.Request, device: Device, body: bytes) -> web.StreamResponse:
+        number = _number(request.match_info["number"])
+        sha256 = self.fleet.database.value("SELECT sha256 FROM rounds WHERE number = ?", number)
+        path = None if sha256 is None else self.fleet.payloads.path(sha256)
+        if path is None or not path.exists():
+            raise Refused(404, "no_generalist", f"generalist {number} is not here; ask for the newest")
+        _check_range(request, path.stat().st_size)
+        sent = SentFile(path, headers={signatures.EPOCH_HEADER: self.epoch, "Content-Type": "application/octet-stream"})
+        await sent.prepare(request)  # sends it
+        self.fleet.members.heard(device, 0, sent.content_length or 0)
+        return sent
+
+    async def _offset(self, request: web.Request, device: Device, body: bytes) -> web.Response:
+        offset = self.fleet.payloads.offset(device.id, _sha256(request))
+        return web.Response(headers={"Upload-Offset": str(offset), "Cache-Control": "no-store"})
+
+    async def _append(self, request: web.Request, device: Device, body: bytes) -> web.Response:
+        sha256, offset = _sha256(request), _number(request.headers.get("Upload-Offset", ""))
+        if request.content_type != "application/offset+octet-stream":
+            raise Refused(415, "wrong_type", "a piece of an upload has the type application/offset+octet-stream")
+        if offset + len(body) > (limit := self.fleet.upload_limit()):
+            raise Refused(413, "too_large", f"an update of this fleet has {limit:,} bytes at most")
+        async with self._locks[device.id]:
+            offset = await asyncio.to_thread(self.fleet.payloads.append, device.id, sha256, offset, body)
+        return web.Response(status=204, headers={"Upload-Offset": str(offset)})
+
+    async def _commit(self, request: web.Request, device: Device, body: bytes) -> web.Response:
+        wish = parse(body, Commit)
+        async with self._locks[device.id]:
+            receipt = self.fleet.counted(device, wish)
+            if receipt is None:
+                table = self.fleet.table_of(wish)
+                with self.fleet.payloads.held(wish.sha256):
+                    async with self._checks:
+                        size = await asyncio.to_thread(self.fleet.check_upload, device, wish, table)
+                    receipt = self.fleet.record(device, wish, size)
+                log.info("round %d: %s, weight %.2f", receipt.round, device.name, receipt.weight)
+                self._wake.set()
+        return answer(receipt)
+
+    async def _refuse(self, request: web.Request, device: Device, body: bytes) -> web.Response:
+        refusal = parse(body, Refusal)
+        found = self.fleet.refuse(device, refusal)
+        log.info("%s keeps its generalist and not %d", device.name, refusal.round)
+        return web.json_response(found)
+
+    # For people and programs on this machine ----------------------------------------------------------------------
+
+    def _check_shown(self, request: web.Request) -> None:
+        if not self.is_open and request.remote not in ("127.0.0.1", "::1"):
+            raise Refused(
+                403, "local_only", "this is shown on the coordinator's own machine; `serve --open` shows it to all"
+            )
+
+    async def _page(self, request: web.Request) -> web.Response:
+        self._check_shown(request)
+        return web.Response(text=page.render(self.fleet, self.started, self.version), content_type="text/html",
+                            headers=page.HEADERS)  # fmt: skip
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        self._check_shown(request)
+        return web.Response(text=self.metrics.render(self.fleet, self.started, self.version), content_type="text/plain")
+
+    async def _openapi(self, request: web.Request) -> web.Response:
+        return web.Response(body=openapi.document(self.version), content_type="application/json")
+
+    # Time ---------------------------------------------------------------------------------------------------------
+
+    async def keep_time(self) -> None:
+        """Closes rounds at their deadlines and publishes generalists, until it is cancelled."""
+        while True:
+            try:
+                await self.publish()
+                self.fleet.close_if_complete()
+                self.fleet.members.flush()
+            except Refused as error:  # the disk is full: tried again
+                log.warning("%s", error.message)
+            except (DiskFailure, sqlite3.OperationalError) as error:
+                log.warning("%s", disk_trouble(error).message)
+            self._wake.clear()
+            try:
+                await asyncio.wait_for(self._wake.wait(), 1.0)
+            except asyncio.TimeoutError:
+                continue
+
+    async def publish(self) -> None:
+        """Makes the generalists of all closed rounds."""
+        self.fleet.close_if_complete()
+        while (job := self.fleet.chain.next_job(self.fleet.members.generalist)) is not None:
+            sha256, size = await asyncio.to_thread(make, job, self.fleet.payloads)
+            self.fleet.chain.publish(job, sha256, size)
+            log.info("generalist %d, of %d devices", job.round, len(job.updates))
+
+
+def _http_sentence(error: web.HTTPException, request: web.Request) -> str:
+    return {
+        404: "there is nothing here; /openapi.json says what there is",
+        405: f"{request.method} is not for this address; /openapi.json says what is",
+        413: f"the body may have {MAX_CHUNK:,} bytes",
+    }.get(error.status, error.reason)
+
+
+def _asked(request: web.Request) -> signatures.Request:
+    return signatures.Request(request.method, f"https://{request.host}{request.raw_path}", request.headers)
+
+
+def _route(request: web.Request) -> str:
+    resource = request.match_info.route.resource
+    return "other" if resource is None else resource.canonical
+
+
+def _number(text: str) -> int:
+    if not re.fullmatch(r"-?[0-9]{1,15}", text):
+        raise Refused(400, "bad_number", f"{text[:20]!r} is not a number")
+    return int(text)
+
+
+def _check_range(request: web.Request, size: int) -> None:
+    try:
+        if (request.http_range.start or 0) >= size:
+            raise ValueError("it begins behind the end")
+    except ValueError as error:
+        raise Refused(
+            416, "bad_range", f"the range is of no use for {size:,} bytes; write bytes=FIRST- or bytes=FIRST-LAST"
+        ) from error
+
+
+def _sha256(request: web.Request) -> str:
+    found = request.match_info["sha256"]
+    if not re.fullmatch(SHA256_PATTERN, found):
+        raise Refused(400, "bad_sha256", "the address does not end with a SHA-256 in hexadecimal")
+    return found

@@ -1,0 +1,186 @@
+"""The published generalists: a chain that a device follows, and that turns back where devices refuse."""
+
+import msgspec
+import pytest
+
+from comigs_edge.fleet.chain import Check, ForkedChain, follow
+from coordinator.protocol import keys
+from coordinator.protocol.messages import Refusal
+from tests.coordinator.ledger.test_fleet import Room, arrays, refused
+
+
+@pytest.fixture
+def room(tmp_path):
+    found = Room(tmp_path / "room", goal=1)
+    yield found
+    found.fleet.database.close()
+
+
+def opened(room):
+    return [keys.open_manifest(signed, room.chain.signing_key) for signed in room.chain.manifests(-1)]
+
+
+def refuse(room, device, number=None):
+    number = room.chain.newest_number if number is None else number
+    return room.fleet.refuse(device, Refusal(round=number, loss_before=1.0, loss_after=2.0))
+
+
+def grown(room, *values):
+    """A fleet of three whose generalists are full of these numbers."""
+    devices = [room.join() for _ in range(3)]
+    last = 0.0
+    for value in values:
+        room.step((devices[0], arrays(value - last)))
+        last = value
+    return devices
+
+
+def test_each_manifest_names_the_bytes_before_it(room):
+    grown(room, 1.0, 2.0, 4.0)
+    signed, found = room.chain.manifests(-1), opened(room)
+    assert [manifest.round for manifest in found] == [0, 1, 2]
+    assert [manifest.previous for manifest in found] == ["", keys.chain_hash(signed[0]), keys.chain_hash(signed[1])]
+    assert {manifest.base_sha256 for manifest in found} == {"ab" * 32}
+    assert {manifest.fleet for manifest in found} == {room.fleet.id}
+    assert room.chain.newest == signed[-1]
+    assert room.chain.manifests(1) == signed[2:]
+
+
+def test_the_chain_survives_a_restart(room):
+    grown(room, 1.0, 2.0)
+    before = room.chain.manifests(-1)
+    room.crash()
+    assert room.chain.manifests(-1) == before
+
+
+def check(room):
+    return Check(room.fleet.id, room.chain.signing_key, "ab" * 32)
+
+
+def test_a_device_follows_the_chain_and_refuses_forks_rollback_and_other_keys(room, tmp_path):
+    grown(room, 1.0, 2.0, 4.0)
+    chain = room.chain.manifests(-1)
+    manifest, head = follow(chain[2], -1, "", room.chain.manifests, check(room))
+    assert (manifest.round, head) == (2, keys.chain_hash(chain[2]))
+
+    def refused_link(reason, newest, links=()):
+        with pytest.raises(ForkedChain, match=reason):
+            follow(newest, 2, head, lambda after: list(links), check(room))
+
+    altered = {
+        change: keys.sign_manifest(key, msgspec.structs.replace(manifest, **fields))
+        for change, key, fields in (
+            ("key", keys.new_key(), {}),
+            ("fleet", room.key, {"fleet": "another"}),
+            ("content", room.key, {"sha256": "cd" * 32}),
+            ("gap", room.key, {"round": 3, "previous": keys.chain_hash(chain[1])}),
+        )
+    }
+    refused_link("as its newest and this device knows 2", chain[1])
+    refused_link("not the coordinator's", altered["key"])
+    refused_link("another fleet", altered["fleet"])
+    refused_link("not the one that this device has", altered["content"], [altered["content"]])
+    refused_link("does not continue", altered["gap"], [chain[2], altered["gap"]])
+    refused_link("there are two", altered["content"], [chain[2]])
+    refused_link("it is missing", chain[2])
+
+
+def test_a_third_of_refusals_publishes_the_generalist_before_again(tmp_path):
+    room = Room(tmp_path / "room", goal=1)
+    devices = grown(room, 1.0, 2.0, 50.0) + [room.join() for _ in range(3)]  # six devices: a third are two
+    good = opened(room)[1]
+    assert refuse(room, devices[0])["newest"] == 2
+    assert refuse(room, devices[0]) == {"refusals": 1, "active": 6, "newest": 2}  # twice is once
+    assert refuse(room, devices[1]) == {"refusals": 2, "active": 6, "newest": 3}
+    newest = opened(room)[-1]
+    assert (newest.round, newest.rolled_back_to, newest.sha256, newest.devices) == (3, 1, good.sha256, 0)
+    assert newest.previous == keys.chain_hash(room.chain.manifests(-1)[2])
+    assert (room.value(), room.fleet.open_round) == (2.0, 4)
+
+
+def test_an_update_of_the_round_that_a_rollback_takes_moves_on_with_it(tmp_path):
+    room = Room(tmp_path / "room", goal=3)
+    devices = [room.join() for _ in range(3)]
+    room.step((devices[0], arrays(1.0)))
+    room.step(*((device, arrays(1.0)) for device in devices))
+    receipt = room.commit(devices[2], arrays(6.0))
+    assert receipt.round == 2
+    for device in devices[:2]:
+        refuse(room, device)
+    assert (room.chain.newest_number, room.fleet.open_round, room.value()) == (2, 3, 1.0)
+    assert room.commit(devices[2], arrays(6.0), trained_from=1).round == 3  # asked again: it counts once, there
+    room.step(*((device, arrays(0.0)) for device in devices[:2]))
+    assert room.value() == pytest.approx(1.0 + 6.0 / (1 + 2), rel=0.2)
+    assert room.fleet.database.value("SELECT count(*) FROM updates WHERE device = ?", devices[2].id) == 2
+
+
+def test_a_refusal_whose_answer_was_lost_is_answered_again(room):
+    devices = grown(room, 1.0, 2.0, 50.0)
+    refuse(room, devices[0])
+    answered = refuse(room, devices[1])
+    assert answered["newest"] == 3
+    before = room.ledger()
+    assert refuse(room, devices[1], 2)["newest"] == 3
+    assert room.ledger() == before
+
+
+def test_a_second_rollback_goes_on_back_and_never_to_what_was_refused(room):
+    devices = grown(room, 1.0, 2.0, 50.0)
+    for _ in range(2):
+        for device in devices[:2]:
+            refuse(room, device)
+    newest = opened(room)[-1]
+    assert (newest.round, newest.rolled_back_to, room.value()) == (4, 0, 1.0)
+    for device in devices[:2]:
+        refuse(room, device)  # there is nothing before
+    assert room.chain.newest_number == 4
+    room.step((devices[0], arrays(0.5)))  # and the fleet goes on
+    assert (room.chain.newest_number, room.value()) == (5, 1.5)
+
+
+def test_refusals_that_come_too_late_or_too_early_change_nothing(room):
+    devices = grown(room, 1.0, 2.0, 4.0)
+    before = room.ledger()
+    for number in (-1, 0, 1, 3, 10**6):
+        refused("stale_round", refuse, room, devices[0], number)
+    assert room.ledger() == before
+
+
+def test_the_first_generalist_cannot_be_refused(room):
+    devices = grown(room, 1.0)
+    refused("stale_round", refuse, room, devices[0], 0)
+
+
+def test_one_device_of_two_does_not_turn_the_fleet_back_alone(tmp_path):
+    room = Room(tmp_path / "room", goal=1)
+    first, second = room.join(), room.join()
+    for value in (1.0, 1.0):
+        room.step((first, arrays(value)))
+    assert refuse(room, second)["newest"] == 1
+    assert refuse(room, first)["newest"] == 2
+
+
+def test_payloads_of_ten_generalists_are_kept_and_of_the_open_round(room):
+    devices = grown(room, *range(15))
+    payloads = {path.name for path in room.fleet.payloads.folder.iterdir()}
+    wanted = {manifest.sha256 for manifest in opened(room)[-10:]}
+    assert wanted <= payloads
+    assert len(payloads) <= 11
+    assert len(opened(room)) == 15
+    room.config = room.config.with_values({"goal": 2})
+    room.crash()
+    room.commit(devices[0], arrays(3.5))
+    room.crash()
+    room.commit(devices[1], arrays(4.5))
+    room.publish()
+    assert room.value() == 18.0
+
+
+def test_a_refusal_that_is_told_again_is_enough_when_fewer_devices_are_left(room):
+    first, second, third = grown(room, 1.0, 2.0, 4.0)
+    assert refuse(room, first)["refusals"] == 1  # of three devices two must refuse
+    for device in (second, third):
+        room.fleet.revoke(device.name)
+    assert room.chain.newest_number == 2
+    assert refuse(room, first, 2) == {"refusals": 1, "active": 1, "newest": 3}
+    assert opened(room)[-1].sha256 == opened(room)[1].sha256

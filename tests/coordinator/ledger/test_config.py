@@ -1,0 +1,70 @@
+"""config.toml: what is not understood is refused by name."""
+
+from dataclasses import asdict
+
+import pytest
+
+from coordinator.ledger.config import TEMPLATE, Config, check, read, tomllib
+from coordinator.protocol.errors import CoordinatorError
+from coordinator.protocol.rounds import Rules
+
+
+def test_the_template_shows_every_setting_with_its_default(tmp_path):
+    assert read(tmp_path / "config.toml") == Config()
+    assert (tmp_path / "config.toml").read_text() == TEMPLATE
+    shown = tomllib.loads(TEMPLATE.replace("# goal", "goal").replace("\n# ", "\n"))
+    assert shown == asdict(Config())
+
+
+def test_a_setting_in_the_file_counts_and_a_flag_counts_more(tmp_path):
+    (tmp_path / "config.toml").write_text("[rounds]\ngoal = 3\ndeadline_seconds = 60\n")
+    config = read(tmp_path / "config.toml")
+    assert (config.rounds.goal, config.rounds.deadline_seconds) == (3, 60.0)
+    flags = {"goal": 0, "local_steps": None, "update_format": "int8"}
+    config = config.with_values(flags)
+    assert (config.rounds.goal, config.training.local_steps, config.training.update_format) == (0, 10, "int8")
+    assert config.settings.update_format == "int8"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nonsense", "cannot be used"),
+        ("[rounds]\ngaol = 3", r"unknown key 'gaol' in \[rounds\]; known: goal, deadline_seconds"),
+        ("[round]", "unknown section 'round'"),
+        ("rounds = 3", r"\[rounds\] is a section"),
+        ("[[rounds]]", r"\[rounds\] is a section"),
+        ("training = []", r"\[training\] is a section"),
+        ("[rounds]\ngoal = '3'", "Expected `int`"),
+        ("[rounds]\ngoal = 3.5", "Expected `int`"),
+        ("[rounds]\ngoal = true", "Expected `int`"),
+        ("[rounds]\nweights = 1", "Expected `str`"),
+        ("[rounds]\ngoal = -1", "goal = -1 must be between 0 and 1024"),
+        ("[rounds]\ngoal = 1025", "goal = 1025 must be between"),
+        ("[rounds]\nmin_fraction = 0", "min_fraction"),
+        ("[rounds]\nmin_fraction = nan", "min_fraction = nan"),
+        ("[rounds]\ndeadline_seconds = inf", "deadline_seconds = inf"),
+        ("[rounds]\naveraging = 'freeze'", "'freeze' must be one of separate, freeze-a, alternate"),
+        ("[training]\nlocal_steps = 0", "local_steps"),
+        ("[training]\nupdate_format = 'int4'", "must be one of float32, float16, int8"),
+    ],
+)
+def test_what_is_not_understood_is_refused_with_the_file_and_the_place(tmp_path, text, message):
+    path = tmp_path / "config.toml"
+    path.write_text(text)
+    with pytest.raises(CoordinatorError, match=message) as refused:
+        read(path)
+    assert str(path) in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path):
+    (tmp_path / "config.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(CoordinatorError, match="cannot be used"):
+        read(tmp_path / "config.toml")
+
+
+def test_the_flags_are_checked_too():
+    with pytest.raises(CoordinatorError, match="the flags: goal = 2000"):
+        Config().with_values({"goal": 2000})
+    assert check(Config(rounds=Rules(goal=1024)), "x")
