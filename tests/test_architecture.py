@@ -12,6 +12,39 @@ ROOMS = ("comigs_edge", "quantize", "profiles", "coordinator")
 COMMANDS = ("comigs_edge.commands", "comigs_edge.cli", "comigs_edge.__main__")
 MAX_LINES = 310
 
+# Package -> the packages that it imports, in the order in which they stand on each other. `comigs_edge` alone stands for the
+# modules that lie beside the packages; `comigs_edge.commands` has the command line's modules with it.
+ARROWS = {
+    "quantize": "",
+    "profiles": "",
+    "coordinator.protocol": "",
+    "coordinator.ledger": "coordinator.protocol",
+    "coordinator.web": "coordinator.protocol coordinator.ledger",
+    "coordinator": "coordinator.protocol coordinator.ledger coordinator.web",
+    "comigs_edge": "coordinator.protocol profiles quantize",
+    "comigs_edge.base": "comigs_edge quantize",
+    "comigs_edge.data": "comigs_edge",
+    "comigs_edge.nn": "comigs_edge comigs_edge.base coordinator.protocol profiles quantize",
+    "comigs_edge.home": (
+        "comigs_edge comigs_edge.base comigs_edge.data comigs_edge.nn coordinator.protocol profiles"
+    ),
+    "comigs_edge.export": "comigs_edge comigs_edge.base comigs_edge.home comigs_edge.nn quantize",
+    "comigs_edge.planning": (
+        "comigs_edge comigs_edge.base comigs_edge.data comigs_edge.home comigs_edge.nn profiles quantize"
+    ),
+    "comigs_edge.inference": (
+        "comigs_edge comigs_edge.base comigs_edge.data comigs_edge.export comigs_edge.nn quantize"
+    ),
+    "comigs_edge.training": (
+        "comigs_edge comigs_edge.data comigs_edge.home comigs_edge.nn comigs_edge.planning coordinator.protocol profiles"
+    ),
+    "comigs_edge.fleet": "comigs_edge comigs_edge.home comigs_edge.training coordinator.protocol",
+    "comigs_edge.simulate": (
+        "comigs_edge comigs_edge.data comigs_edge.home comigs_edge.inference comigs_edge.nn comigs_edge.training "
+        "coordinator.protocol"
+    ),
+}  # fmt: skip
+
 
 @cache
 def modules():
@@ -48,10 +81,37 @@ def imports(tree, known):
     return names & known
 
 
+def package(module):
+    """The row of the table in which a module stands."""
+    if module.startswith(COMMANDS):
+        return "comigs_edge.commands"
+    head = ".".join(module.split(".")[:2])
+    return head if head in ARROWS else module.split(".")[0]
+
+
 @cache
 def graph():
     known = modules().keys()
     return {name: imports(tree, known) - {name} for name, (_, tree) in modules().items()}
+
+
+def arrows():
+    """The table as the source has it."""
+    real = {}
+    for name, targets in graph().items():
+        row = real.setdefault(package(name), set())
+        row |= {package(target) for target in targets} - {package(name)}
+    return real
+
+
+def test_packages_import_what_the_table_says():
+    real = arrows()
+    real.pop("comigs_edge.commands")  # it may import everything
+    assert real == {name: set(targets.split()) for name, targets in ARROWS.items()}
+
+
+def test_packages_stand_on_each_other_without_a_circle():
+    TopologicalSorter(arrows()).prepare()
 
 
 def test_no_room_imports_another_but_the_application():
