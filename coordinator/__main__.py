@@ -22,7 +22,7 @@ HOST, PORT = "0.0.0.0", 8443
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The entry point; 1 for what the operator can mend, 2 for wrong usage."""
+    """The entry point; exits with 1 for an error that the operator can mend, with 2 for wrong usage."""
     options = _parser().parse_args(arguments)
     os.umask(0o077)
     try:
@@ -129,37 +129,37 @@ def _serve(options: argparse.Namespace) -> None:
 def _call(options: argparse.Namespace, operation: str, **arguments: Any) -> Any:
     from coordinator import admin
 
-    found = admin.call(options.data, VERSION, operation, **arguments)
+    result = admin.call(options.data, VERSION, operation, **arguments)
     if options.json:
-        _print_json(found)
+        _print_json(result)
         sys.exit(0)
-    return found
+    return result
 
 
-def _print_json(found: Any) -> None:
-    json.dump(found, sys.stdout, indent=1, ensure_ascii=False)
+def _print_json(result: Any) -> None:
+    json.dump(result, sys.stdout, indent=1, ensure_ascii=False)
     print()
 
 
 def _invite(options: argparse.Namespace) -> None:
-    found = _call(options, "invite", name=options.name, address=options.address)
-    print(found["link"])
-    print(f"\nnext, on the device, until {_time(found['expires'])}: comigs-edge join LINK", file=sys.stderr)
+    invitation = _call(options, "invite", name=options.name, address=options.address)
+    print(invitation["link"])
+    print(f"\nnext, on the device, until {_time(invitation['expires'])}: comigs-edge join LINK", file=sys.stderr)
 
 
 def _status(options: argparse.Namespace) -> None:
-    found = _call(options, "status")
-    base = found["base"]["name"] if found["base"] else "none yet: the first device brings it"
-    print(f"fleet      {found['fleet']}, {found['devices']} devices, {found['active']} of them active")
+    status = _call(options, "status")
+    base = status["base"]["name"] if status["base"] else "none yet: the first device brings it"
+    print(f"fleet      {status['fleet']}, {status['devices']} devices, {status['active']} of them active")
     print(f"base       {base}")
-    print(f"generalist {found['newest_round'] if found['newest_round'] >= 0 else 'none yet'}")
-    closes = f"closes at {found['goal']}"
-    if found["deadline"] is not None:
-        closes += f", or at {_time(found['deadline'])} with {found['quorum']}"
-    print(f"round      {found['open_round']}: {found['updates']} updates, {closes}")
-    print(f"moved      {_size(found['bytes_in'])} in, {_size(found['bytes_out'])} out")
-    print(f"disk       {_size(found['disk_free'])} free")
-    print("\nnext: comigs-coordinator " + ("rounds" if found["devices"] else "invite"))
+    print(f"generalist {status['newest_round'] if status['newest_round'] >= 0 else 'none yet'}")
+    closes = f"closes at {status['goal']}"
+    if status["deadline"] is not None:
+        closes += f", or at {_time(status['deadline'])} with {status['quorum']}"
+    print(f"round      {status['open_round']}: {status['updates']} updates, {closes}")
+    print(f"moved      {_size(status['bytes_in'])} in, {_size(status['bytes_out'])} out")
+    print(f"disk       {_size(status['disk_free'])} free")
+    print("\nnext: comigs-coordinator " + ("rounds" if status["devices"] else "invite"))
 
 
 def _devices(options: argparse.Namespace) -> None:
@@ -189,8 +189,8 @@ def _rounds(options: argparse.Namespace) -> None:
 
 
 def _revoke(options: argparse.Namespace) -> None:
-    found = _call(options, "revoke", name=options.name)
-    print(f"{found['name']} is not in the fleet any more; its next request is refused")
+    device = _call(options, "revoke", name=options.name)
+    print(f"{device['name']} is not in the fleet any more; its next request is refused")
     print("\nnext: comigs-coordinator devices")
 
 
@@ -198,11 +198,11 @@ def _backup(options: argparse.Namespace) -> None:
     file = Path(options.file or f"comigs-coordinator-{time.strftime('%Y-%m-%d-%H%M%S')}.tar").absolute()
     from coordinator import admin
 
-    found = admin.backup(options.data, VERSION, file)
+    backup = admin.backup(options.data, VERSION, file)
     if options.json:
-        _print_json(found)
+        _print_json(backup)
         return
-    print(f"{found['file']}, {_size(found['bytes'])}: it holds the coordinator's keys, keep it safe")
+    print(f"{backup['file']}, {_size(backup['bytes'])}: it holds the coordinator's keys, keep it safe")
     print(
         "\nnext, to restore it where no coordinator is: mkdir DIR && tar -xf FILE -C DIR && comigs-coordinator serve --data DIR"
     )
@@ -231,8 +231,7 @@ def _service_uninstall(options: argparse.Namespace) -> None:
 def _show_outcome(options: argparse.Namespace, outcome: Any, then: str) -> None:
     files, left = [str(file) for file in outcome.files], outcome.left
     if options.json:
-        json.dump({"files": files, "left": left, "next": then}, sys.stdout, indent=1, ensure_ascii=False)
-        print()
+        _print_json({"files": files, "left": left, "next": then})
         return
     print("\n".join(f"unit       {file}" for file in files))
     if left:
@@ -244,14 +243,13 @@ def _service_status(options: argparse.Namespace) -> None:
     from coordinator import service, systemd
 
     file = systemd.folder(options.system) / service.UNIT
-    found = {"file": str(file), "installed": file.exists(), "state": systemd.is_active(service.UNIT, options.system)}
+    state = {"file": str(file), "installed": file.exists(), "state": systemd.is_active(service.UNIT, options.system)}
     if options.json:
-        json.dump(found, sys.stdout, indent=1, ensure_ascii=False)
-        print()
+        _print_json(state)
         return
-    print(f"unit       {file}{'' if found['installed'] else ', not installed'}\nstate      {found['state']}")
+    print(f"unit       {file}{'' if state['installed'] else ', not installed'}\nstate      {state['state']}")
     user = " --user" if not options.system else ""
-    then = f"journalctl{user} --unit {service.UNIT}" if found["installed"] else "comigs-coordinator service install"
+    then = f"journalctl{user} --unit {service.UNIT}" if state["installed"] else "comigs-coordinator service install"
     print(f"\nnext: {then}")
 
 

@@ -1,7 +1,7 @@
 """What the person who runs the coordinator can do, whether it is running or not.
 
-A running coordinator has the ledger for itself, so the commands reach it through a socket in its folder, which only its owner
-can open. Where none is running the command takes the folder's lock and does it itself.
+A running coordinator is the only user of its ledger, so the commands reach it through a socket in its folder, which only its
+owner can open. If no coordinator runs, the command takes the folder's lock and does the work itself.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def application(context: Context) -> web.Application:
 
 
 def call(root: Path, version: str, operation: str, **arguments: Any) -> Any:
-    """Does an operation, through the running coordinator or without one; raises `CoordinatorError`."""
+    """Result of an operation, by the running coordinator or in this process; raises `CoordinatorError`."""
     if not (root / "coordinator.db").exists():
         raise CoordinatorError(
             f"there is no coordinator in {root}; start one with: comigs-coordinator serve --data {root}"
@@ -112,7 +112,7 @@ def call(root: Path, version: str, operation: str, **arguments: Any) -> Any:
     answered = _ask(root, operation, arguments)
     if answered is not None:
         return answered
-    with Folder.opened(root) as folder, folder.fleet(time.time) as fleet:
+    with Folder.open(root) as folder, folder.fleet(time.time) as fleet:
         try:
             return OPERATIONS[operation](Context(fleet, folder, time.time(), version), **arguments)
         except Refused as error:
@@ -122,7 +122,7 @@ def call(root: Path, version: str, operation: str, **arguments: Any) -> Any:
 
 
 def backup(root: Path, version: str, target: Path) -> dict[str, Any]:
-    """Writes a backup to `target`, or leaves what was there."""
+    """Writes a backup to `target`; a failure leaves the old file."""
     made = Path(call(root, version, "backup")["file"])
     part = target.with_name(f".{target.name}.part")
     try:
@@ -144,7 +144,7 @@ def _ask(root: Path, operation: str, arguments: dict[str, Any]) -> Any:
         try:
             connection.request("POST", f"/{operation}", json.dumps(arguments), {"Content-Type": "application/json"})
             answer = connection.getresponse()
-            found = json.loads(answer.read())
+            result = json.loads(answer.read())
         except (FileNotFoundError, ConnectionRefusedError):
             return None
         except (OSError, http.client.HTTPException, ValueError) as error:
@@ -154,8 +154,8 @@ def _ask(root: Path, operation: str, arguments: dict[str, Any]) -> Any:
         finally:
             connection.close()
     if answer.status != 200:
-        raise CoordinatorError(found["error"])
-    return found
+        raise CoordinatorError(result["error"])
+    return result
 
 
 class _UnixConnection(http.client.HTTPConnection):

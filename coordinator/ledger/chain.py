@@ -1,4 +1,4 @@
-"""The published generalists: a signed chain of manifests, made from closed rounds, turned back where devices refuse.
+"""The published generalists: a signed chain of manifests, made from closed rounds, rolled back where devices refuse.
 
 Making one takes a second and no ledger, so `make_generalist` may run in another thread; it is a pure function of files that
 do not change, so after a crash it is simply done again, with the same bits.
@@ -123,10 +123,10 @@ class Chain:
         )  # fmt: skip
         self._payloads.collect({row["sha256"] for row in wanted}, self._clock())
 
-    # Turned back --------------------------------------------------------------------------------------------------
+    # Roll-back ----------------------------------------------------------------------------------------------------
 
     def refuse(self, device: Device, refusal: Refusal, active: int, generalist: Generalist | None) -> dict[str, Any]:
-        """A device keeps its old generalist; where a third of the fleet does, the one before is published again."""
+        """A device refuses the newest generalist; if a third of the fleet does, the one before is published again."""
         newest = self.newest_number
         known = self._database.value("SELECT 1 FROM refusals WHERE device = ? AND round = ?", device.id, refusal.round)
         if known is None:
@@ -157,7 +157,7 @@ class Chain:
         target = rounds.generalist_before(newest, {row["number"]: row["rolled_back_to"] for row in rows})
         good = self._database.row("SELECT * FROM rounds WHERE number = ?", target)
         if good is None or not self._payloads.path(good["sha256"]).exists():
-            return  # it is not here any more
+            return  # its payload is deleted
         with self._database.transaction():
             self._database.run("INSERT INTO rounds (number, opened) VALUES (?, ?)", open_round + 1, now)
             self._database.run("UPDATE updates SET round = ? WHERE round = ?", open_round + 1, open_round)

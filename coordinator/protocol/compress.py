@@ -1,7 +1,7 @@
 """How an update's numbers are stored on their way: float32, float16, or int8 in blocks of 32 with a float16 scale.
 
-What rounding takes away is not lost: a device adds it to its next update (error feedback, Seide et al. 2014), which needs
-no state of its own, since an update is the device's generalist less what the coordinator has received so far.
+A device adds its rounding errors to its next update (error feedback, Seide et al. 2014). That needs no extra state: an update is
+the device's generalist minus what the coordinator has received so far.
 """
 
 from __future__ import annotations

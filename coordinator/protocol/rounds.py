@@ -1,4 +1,4 @@
-"""When a round closes, how much an update counts, when a device should come again: no sockets, no clock, no disk.
+"""When a round closes, how much an update counts, how often a device polls: no sockets, no clock, no disk.
 
     round r is open ──► updates come in ──► goal reached, or deadline past and enough of the fleet in ──► generalist r
                         each device once                                                                  round r + 1 is open
@@ -46,7 +46,7 @@ def quorum(rules: Rules, active: int) -> int:
 
 
 def is_complete(rules: Rules, round_number: int, updates: int, active: int, seconds: float) -> bool:
-    """Whether a round closes that has so many updates, the first of which came so many seconds ago."""
+    """Whether a round closes; `seconds` is the time since its first update."""
     if updates >= goal(rules, round_number, active):
         return True
     return seconds >= rules.deadline_seconds and updates >= quorum(rules, active)
@@ -69,7 +69,7 @@ def weight(rules: Rules, stale: int, tokens: int) -> int:
 def trained_names(names: Iterable[str], averaging: str, round_number: int) -> list[str]:
     """The tensors that devices train, and send, for this round, sorted.
 
-    A mean of A and a mean of B are not a mean of BA. `separate`, the paper's, does it all the same. Where one side is the
+    A mean of A and a mean of B are not a mean of BA. `separate`, the paper's, takes it nevertheless. Where one side is the
     same on every device the mean of the products is exact: `freeze-a` trains the out side only (FFA-LoRA, arXiv:2403.12313),
     `alternate` the out side in odd and the in side in even rounds (RoLoRA, arXiv:2502.01755): an expert whose out side is
     still zero has no gradient for its in side, so a first round of that side would be lost.
@@ -101,5 +101,5 @@ def generalist_before(number: int, again: Mapping[int, int]) -> int:
 
 
 def next_poll_seconds(active: int) -> float:
-    """When a device that has nothing to bring may ask again: all together ask 20 times a second at most."""
+    """Poll interval of a device that has nothing to send: all devices together ask at most 20 times a second."""
     return max(5.0, active / 20)

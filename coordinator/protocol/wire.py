@@ -40,7 +40,7 @@ def encode(arrays: dict[str, Any]) -> bytes:
 
 
 def pieces(tensors: dict[str, Any]) -> list[bytes | memoryview]:
-    """The same as `encode` in pieces that need no memory of their own: the header, then each array (any type of numpy's)."""
+    """The bytes of `encode` without a copy: the header, then a view of each array (of any numpy type)."""
     arrays = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
     table = {name: (_NAMES[array.dtype.str], array.shape) for name, array in arrays.items()}
     return [header(table), *(array.reshape(-1).view(np.uint8).data for array in arrays.values())]
@@ -65,7 +65,7 @@ def encoded_size(table: Table) -> int:
 
 
 def decode(data: bytes, source: str, max_header: int = MAX_HEADER) -> Arrays:
-    """The float32 arrays in `data`; `source` names it in errors. Raises `WireError` for anything doubtful."""
+    """The float32 arrays in `data`; `source` names it in errors. Raises `WireError` if they are not acceptable."""
     entries = read_header(data, source, max_header)
     for name, entry in entries.items():
         if entry.get("dtype") not in DTYPES:
@@ -102,15 +102,15 @@ def decode_expected(data: Any, table: Table, source: str) -> dict[str, Any]:
 
 def starts(table: Table) -> dict[str, int]:
     """Where each array of an encoded table begins."""
-    found, start = {}, len(header(table))
+    places, start = {}, len(header(table))
     for name in sorted(table):
-        found[name] = start
+        places[name] = start
         start += _bytes(*table[name])
-    return found
+    return places
 
 
 def read_tensor(file: BinaryIO, table: Table, places: dict[str, int], name: str) -> Any:
-    """One array of a file that `decode_expected` accepted before, without the rest; `places` are the table's `starts`."""
+    """Reads one array of a file that `decode_expected` has accepted; `places` are the table's `starts`."""
     dtype, shape = table[name]
     file.seek(places[name])
     data = file.read(_bytes(dtype, shape))

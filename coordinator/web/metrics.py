@@ -82,9 +82,9 @@ def _family(name: str, kind: str, text: str, samples: Samples) -> str:
 
 
 def _labels(labels: Labels) -> str:
-    inside = ",".join(f'{name}="{_escaped(value)}"' for name, value in labels.items())
+    inside = ",".join(f'{name}="{_escape(value)}"' for name, value in labels.items())
     return f"{{{inside}}}" if inside else ""
 
 
-def _escaped(text: str) -> str:
+def _escape(text: str) -> str:
     return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

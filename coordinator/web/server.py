@@ -80,7 +80,7 @@ class Server:
 
     @web.middleware
     async def _shell(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Every answer is what was asked for or a `Problem`; a disk that fails ends the process."""
+        """Every refusal and error becomes a `Problem`; a failing disk ends the process."""
         start = time.perf_counter()
         try:
             answer = await handler(request)
@@ -114,7 +114,7 @@ class Server:
             body = await read_body(request, limit)
             checked.check_body(body)
             answer = await handler(request, device, body)
-            self.fleet.members.heard(device, len(body), 0)
+            self.fleet.members.record_contact(device, len(body), 0)
             return answer
 
         return run
@@ -122,7 +122,7 @@ class Server:
     def _verified(self, request: web.Request) -> signatures.Verified:
         find = lambda key_id: self.fleet.members.member(key_id).public_key  # noqa: E731
         try:
-            return signatures.verify(_asked(request), find, self.epoch, self.nonces, time.monotonic())
+            return signatures.verify(_to_verify(request), find, self.epoch, self.nonces, time.monotonic())
         except Refused as error:
             if error.code not in ("stale_epoch", "revoked"):
                 self.failures.take(request.remote or "", time.monotonic())
@@ -147,7 +147,7 @@ class Server:
 
         try:
             keys.public_key(wish.public_key)
-            signatures.verify(_asked(request), find, self.epoch, self.nonces, time.monotonic()).check_body(body)
+            signatures.verify(_to_verify(request), find, self.epoch, self.nonces, time.monotonic()).check_body(body)
             joined = self.fleet.join(wish)
         except ValueError as error:
             raise Refused(422, "bad_key", "the public key is not an Ed25519 key") from error
@@ -175,7 +175,7 @@ class Server:
         _check_range(request, path.stat().st_size)
         sent = SentFile(path, headers={signatures.EPOCH_HEADER: self.epoch, "Content-Type": "application/octet-stream"})
         await sent.prepare(request)  # sends it
-        self.fleet.members.heard(device, 0, sent.content_length or 0)
+        self.fleet.members.record_contact(device, 0, sent.content_length or 0)
         return sent
 
     async def _offset(self, request: web.Request, device: Device, body: bytes) -> web.Response:
@@ -198,7 +198,7 @@ class Server:
             receipt = self.fleet.receipt_if_counted(device, wish)
             if receipt is None:
                 table = self.fleet.table_of(wish)
-                with self.fleet.payloads.held(wish.sha256):
+                with self.fleet.payloads.hold(wish.sha256):
                     async with self._checks:
                         size = await asyncio.to_thread(self.fleet.check_upload, device, wish, table)
                     receipt = self.fleet.record(device, wish, size)
@@ -208,9 +208,9 @@ class Server:
 
     async def _refuse(self, request: web.Request, device: Device, body: bytes) -> web.Response:
         refusal = parse(body, Refusal)
-        found = self.fleet.refuse(device, refusal)
+        counts = self.fleet.refuse(device, refusal)
         log.info("%s keeps its generalist and not %d", device.name, refusal.round)
-        return web.json_response(found)
+        return web.json_response(counts)
 
     # For people and programs on this machine ----------------------------------------------------------------------
 
@@ -268,7 +268,7 @@ def _http_sentence(error: web.HTTPException, request: web.Request) -> str:
     }.get(error.status, error.reason)
 
 
-def _asked(request: web.Request) -> signatures.Request:
+def _to_verify(request: web.Request) -> signatures.Request:
     return signatures.Request(request.method, f"https://{request.host}{request.raw_path}", request.headers)
 
 
@@ -286,15 +286,15 @@ def _number(text: str) -> int:
 def _check_range(request: web.Request, size: int) -> None:
     try:
         if (request.http_range.start or 0) >= size:
-            raise ValueError("it begins behind the end")
+            raise ValueError("it starts after the end")
     except ValueError as error:
         raise Refused(
-            416, "bad_range", f"the range is of no use for {size:,} bytes; write bytes=FIRST- or bytes=FIRST-LAST"
+            416, "bad_range", f"the range does not fit {size:,} bytes; write bytes=FIRST- or bytes=FIRST-LAST"
         ) from error
 
 
 def _sha256(request: web.Request) -> str:
-    found = request.match_info["sha256"]
-    if not re.fullmatch(SHA256_PATTERN, found):
+    sha256 = request.match_info["sha256"]
+    if not re.fullmatch(SHA256_PATTERN, sha256):
         raise Refused(400, "bad_sha256", "the address does not end with a SHA-256 in hexadecimal")
-    return found
+    return sha256
