@@ -42,8 +42,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"comigs-coordinator {VERSION}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    serve = _command(commands, "serve", "Run the coordinator.", _serve)
-    _listening(serve)
+    serve = _add_command(commands, "serve", "Run the coordinator.", _serve)
+    _add_address_options(serve)
     for field in (*fields(Rules), *fields(Training)):
         kind = type(field.default)
         serve.add_argument(
@@ -53,44 +53,46 @@ def _parser() -> argparse.ArgumentParser:
             help="in place of config.toml's",
         )
 
-    invite = _command(commands, "invite", "Print a one-time link for a device; it is good for 24 hours.", _invite)
+    invite = _add_command(commands, "invite", "Print a one-time link for a device; it is good for 24 hours.", _invite)
     invite.add_argument("--name", help="the device's name, as in kitchen-pi")
     invite.add_argument("--address", metavar="URL", help="in place of the one that serve found")
-    _command(commands, "status", "Show the fleet and its open round.", _status)
-    _command(commands, "devices", "Show the devices.", _devices)
-    rounds = _command(commands, "rounds", "Show the rounds.", _rounds)
+    _add_command(commands, "status", "Show the fleet and its open round.", _status)
+    _add_command(commands, "devices", "Show the devices.", _devices)
+    rounds = _add_command(commands, "rounds", "Show the rounds.", _rounds)
     rounds.add_argument("--last", type=int, default=20, help="how many; default: 20")
-    revoke = _command(commands, "revoke", "Remove a device from the fleet, at once.", _revoke)
+    revoke = _add_command(commands, "revoke", "Remove a device from the fleet, at once.", _revoke)
     revoke.add_argument("name")
-    backup = _command(commands, "backup", "Write ledger, keys, settings and generalists into one tar file.", _backup)
+    backup = _add_command(
+        commands, "backup", "Write ledger, keys, settings and generalists into one tar file.", _backup
+    )
     backup.add_argument("file", nargs="?", help="default: comigs-coordinator-DATE.tar")
-    _service(commands)
+    _add_service(commands)
     return parser
 
 
-def _listening(parser: argparse.ArgumentParser) -> None:
+def _add_address_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default=HOST, help="address to listen on; default: all of this machine's")
     parser.add_argument("--port", type=int, default=PORT, help=f"default: {PORT}; 0 takes a free one")
     parser.add_argument("--address", metavar="URL", help="what invitations say, as in https://pi.local:8443")
     parser.add_argument("--open", action="store_true", help="show the status page and /metrics to everybody")
 
 
-def _service(commands: Any) -> None:
+def _add_service(commands: Any) -> None:
     text = "Let systemd run the coordinator, from now on and at every start of this machine."
     parser = commands.add_parser("service", help=text, description=text)
     actions = parser.add_subparsers(required=True, metavar="COMMAND")
-    install = _command(actions, "install", "Write the unit and start it.", _service_install)
-    _listening(install)
+    install = _add_command(actions, "install", "Write the unit and start it.", _service_install)
+    _add_address_options(install)
     install.add_argument("--print", action="store_true", help="print the unit, and do nothing")
-    uninstall = _command(
+    uninstall = _add_command(
         actions, "uninstall", "Stop the coordinator and delete the unit; the data stay.", _service_uninstall
     )
-    status = _command(actions, "status", "Show whether systemd runs the coordinator.", _service_status)
+    status = _add_command(actions, "status", "Show whether systemd runs the coordinator.", _service_status)
     for action in (install, uninstall, status):
         action.add_argument("--system", action="store_true", help="of the whole machine, as root; default: your own")
 
 
-def _command(commands: Any, name: str, text: str, run: Any) -> argparse.ArgumentParser:
+def _add_command(commands: Any, name: str, text: str, run: Any) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
     parser.add_argument(
         "--data", type=Path, default=_default_folder(), metavar="DIR", help=f"default: {_default_folder()}"
@@ -123,7 +125,8 @@ def _serve(options: argparse.Namespace) -> None:
         print(f"data         {folder.root}")
         print(f"\nnext, in another terminal: comigs-coordinator invite{data}", flush=True)
 
-    serve(options.data, options.host, options.port, options.address, settings, options.open, VERSION, ready)
+    serve(options.data, settings, VERSION, ready,
+          host=options.host, port=options.port, address=options.address, is_open=options.open)  # fmt: skip
 
 
 def _call(options: argparse.Namespace, operation: str, **arguments: Any) -> Any:
@@ -170,7 +173,7 @@ def _devices(options: argparse.Namespace) -> None:
          _size(row["bytes_in"]), _size(row["bytes_out"]), "revoked" if row["revoked"] else "")
         for row in rows
     ]  # fmt: skip
-    _print(table)
+    _print_table(table)
     print("\nnext: comigs-coordinator " + ("rounds" if rows else "invite"))
 
 
@@ -184,7 +187,7 @@ def _rounds(options: argparse.Namespace) -> None:
             row["number"], _time(row["opened"]), _time(row["closed"]) if row["closed"] else "open", row["devices"],
             _size(row["bytes_in"]), "-" if loss is None else f"{loss:.4f}", note,
         ))  # fmt: skip
-    _print(table)
+    _print_table(table)
     print("\nnext: comigs-coordinator devices")
 
 
@@ -253,7 +256,7 @@ def _service_status(options: argparse.Namespace) -> None:
     print(f"\nnext: {then}")
 
 
-def _print(table: list[tuple[Any, ...]]) -> None:
+def _print_table(table: list[tuple[Any, ...]]) -> None:
     widths = [max(len(str(row[column])) for row in table) for column in range(len(table[0]))]
     for row in table:
         print("  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -34,15 +34,15 @@ M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # malloc.h: setting the first keeps glib
 
 
 def serve(
-    root: Path, host: str, port: int, address: str | None, settings: Callable[[Config], Config], is_open: bool, version: str,
-    ready: Callable[[str, bytes, Folder], None],
+    root: Path, settings: Callable[[Config], Config], version: str, ready: Callable[[str, bytes, Folder], None], *,
+    host: str, port: int, address: str | None, is_open: bool,
 ) -> None:  # fmt: skip
     """Serves until SIGTERM or Ctrl-C; calls `ready` with address, pin and folder when devices can connect."""
     _keep_memory_small()
     try:
         with Folder.open(root) as folder, folder.fleet(time.time, settings(folder.config)) as fleet:
             server = Server(fleet, version, is_open)
-            asyncio.run(_run(server, folder, host, port, address, ready))
+            asyncio.run(_run(server, folder, ready, host=host, port=port, address=address))
     except (sqlite3.OperationalError, DiskFailure) as error:
         raise CoordinatorError(
             f"{root} cannot be written ({error}); make room on its disk or check it, and start again"
@@ -59,7 +59,7 @@ def _keep_memory_small() -> None:
 
 
 async def _run(
-    server: Server, folder: Folder, host: str, port: int, address: str | None, ready: Callable[[str, bytes, Folder], None]
+    server: Server, folder: Folder, ready: Callable[[str, bytes, Folder], None], *, host: str, port: int, address: str | None
 ) -> None:  # fmt: skip
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

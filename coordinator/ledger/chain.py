@@ -25,7 +25,7 @@ from coordinator.protocol.wire import Shapes
 KEPT_GENERALISTS = 10  # payloads; all manifests are kept
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Counted:
     """An update that counts in a closed round; the fields are columns of the ledger."""
 
@@ -97,11 +97,11 @@ class Chain:
     def publish(self, job: Job, sha256: str, size: int) -> None:
         """Enters a generalist that `make_generalist` has written: the next link of the chain."""
         with self._database.transaction():
-            self._enter(job.generalist, job.round, sha256, size, len(job.updates), None)
+            self._enter(job.generalist, number=job.round, sha256=sha256, size=size, devices=len(job.updates))
         self.collect()
 
     def _enter(
-        self, generalist: Generalist, number: int, sha256: str, size: int, devices: int, rolled_back_to: int | None
+        self, generalist: Generalist, *, number: int, sha256: str, size: int, devices: int, rolled_back_to: int | None = None
     ) -> None:  # fmt: skip
         manifest = keys.next_manifest(
             self.newest, fleet=self._fleet, number=number, sha256=sha256, size=size, base_sha256=generalist.base_sha256,
@@ -162,7 +162,9 @@ class Chain:
             self._database.run("INSERT INTO rounds (number, opened) VALUES (?, ?)", open_round + 1, now)
             self._database.run("UPDATE updates SET round = ? WHERE round = ?", open_round + 1, open_round)
             self._database.run("UPDATE rounds SET closed = ? WHERE number = ?", now, open_round)
-            self._enter(generalist, open_round, good["sha256"], good["size"], 0, target)
+            self._enter(
+                generalist, number=open_round, sha256=good["sha256"], size=good["size"], devices=0, rolled_back_to=target
+            )  # fmt: skip
         self.collect()
 
 

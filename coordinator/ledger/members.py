@@ -34,7 +34,7 @@ MAX_BASE_NAME = 255  # letters
 _TENSOR = re.compile(r"generalist\.[a-z0-9_.]{1,120}")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Device:
     """A member of the fleet; contact and counts may be newer here than on the disk."""
 
@@ -54,8 +54,8 @@ class Members:
         self._database, self._clock = database, clock
         self.devices = {
             row["id"]: Device(
-                row["id"], row["name"], keys.public_key(row["public_key"]), row["revoked"], row["last_contact"],
-                row["bytes_in"], row["bytes_out"],
+                id=row["id"], name=row["name"], public_key=keys.public_key(row["public_key"]), revoked=row["revoked"],
+                last_contact=row["last_contact"], bytes_in=row["bytes_in"], bytes_out=row["bytes_out"],
             ) for row in database.rows("SELECT * FROM devices")
         }  # fmt: skip
         self._changed: set[str] = set()
@@ -155,8 +155,10 @@ class Members:
                 " ON CONFLICT (id) DO UPDATE SET name = excluded.name, revoked = NULL",
                 identity, name, wish.public_key, now, now, wish.version[:32],
             )  # fmt: skip
-        counts = (before.bytes_in, before.bytes_out) if before else (0, 0)
-        self.devices[identity] = Device(identity, name, public_key, None, now, *counts)
+        self.devices[identity] = Device(
+            id=identity, name=name, public_key=public_key, revoked=None, last_contact=now,
+            bytes_in=before.bytes_in if before else 0, bytes_out=before.bytes_out if before else 0,
+        )  # fmt: skip
 
     def _check_name(self, name: str, identity: str | None) -> None:
         if not re.fullmatch(NAME_PATTERN, name):
