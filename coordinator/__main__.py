@@ -9,14 +9,21 @@ import os
 import shlex
 import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from coordinator.ledger.config import Config, Training
 from coordinator.protocol import VERSION
 from coordinator.protocol.errors import CoordinatorError
 from coordinator.protocol.rounds import Rules
+
+if TYPE_CHECKING:
+    from coordinator.ledger.folder import Folder
+    from coordinator.systemd import Outcome
+
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 HOST, PORT = "0.0.0.0", 8443
 
@@ -77,7 +84,7 @@ def _add_address_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--open", action="store_true", help="show the status page and /metrics to everybody")
 
 
-def _add_service(commands: Any) -> None:
+def _add_service(commands: Commands) -> None:
     text = "Let systemd run the coordinator, from now on and at every start of this machine."
     parser = commands.add_parser("service", help=text, description=text)
     actions = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -92,7 +99,9 @@ def _add_service(commands: Any) -> None:
         action.add_argument("--system", action="store_true", help="of the whole machine, as root; default: your own")
 
 
-def _add_command(commands: Any, name: str, text: str, run: Any) -> argparse.ArgumentParser:
+def _add_command(
+    commands: Commands, name: str, text: str, run: Callable[[argparse.Namespace], None]
+) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
     parser.add_argument(
         "--data", type=Path, default=_default_folder(), metavar="DIR", help=f"default: {_default_folder()}"
@@ -118,7 +127,7 @@ def _serve(options: argparse.Namespace) -> None:
     def settings(config: Config) -> Config:
         return config.with_values(values)
 
-    def ready(address: str, pin: bytes, folder: Any) -> None:
+    def ready(address: str, pin: bytes, folder: Folder) -> None:
         data = "" if options.data == _default_folder() else f" --data {options.data}"
         print(f"coordinator  {address}")
         print(f"fingerprint  {pin.hex()}")
@@ -129,7 +138,7 @@ def _serve(options: argparse.Namespace) -> None:
           host=options.host, port=options.port, address=options.address, is_open=options.open)  # fmt: skip
 
 
-def _call(options: argparse.Namespace, operation: str, **arguments: Any) -> Any:
+def _call(options: argparse.Namespace, operation: str, **arguments: object) -> dict[str, Any]:
     from coordinator import admin
 
     result = admin.call(options.data, VERSION, operation, **arguments)
@@ -139,7 +148,7 @@ def _call(options: argparse.Namespace, operation: str, **arguments: Any) -> Any:
     return result
 
 
-def _print_json(result: Any) -> None:
+def _print_json(result: object) -> None:
     json.dump(result, sys.stdout, indent=1, ensure_ascii=False)
     print()
 
@@ -231,7 +240,7 @@ def _service_uninstall(options: argparse.Namespace) -> None:
     _show_outcome(options, service.uninstall(options.system), "comigs-coordinator serve")
 
 
-def _show_outcome(options: argparse.Namespace, outcome: Any, then: str) -> None:
+def _show_outcome(options: argparse.Namespace, outcome: Outcome, then: str) -> None:
     files, left = [str(file) for file in outcome.files], outcome.left
     if options.json:
         _print_json({"files": files, "left": left, "next": then})
@@ -256,7 +265,7 @@ def _service_status(options: argparse.Namespace) -> None:
     print(f"\nnext: {then}")
 
 
-def _print_table(table: list[tuple[Any, ...]]) -> None:
+def _print_table(table: Sequence[tuple[object, ...]]) -> None:
     widths = [max(len(str(row[column])) for row in table) for column in range(len(table[0]))]
     for row in table:
         print("  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -125,7 +125,7 @@ class Chain:
 
     # Roll-back ----------------------------------------------------------------------------------------------------
 
-    def refuse(self, device: Device, refusal: Refusal, active: int, generalist: Generalist | None) -> dict[str, Any]:
+    def refuse(self, device: Device, refusal: Refusal, active: int, generalist: Generalist | None) -> dict[str, int]:
         """A device refuses the newest generalist; if a third of the fleet does, the one before is published again."""
         newest = self.newest_number
         known = self._database.value("SELECT 1 FROM refusals WHERE device = ? AND round = ?", device.id, refusal.round)
@@ -146,7 +146,7 @@ class Chain:
             self._roll_back(newest, generalist)
         return self._refusals(refusal.round, active)
 
-    def _refusals(self, number: int, active: int) -> dict[str, Any]:
+    def _refusals(self, number: int, active: int) -> dict[str, int]:
         count = int(self._database.value("SELECT count(*) FROM refusals WHERE round = ?", number))
         return {"refusals": count, "active": active, "newest": self.newest_number}
 

@@ -71,8 +71,8 @@ class Fleet:
             next_poll_seconds=rounds.next_poll_seconds(self.active),
         )  # fmt: skip
 
-    def refuse(self, device: Device, refusal: Refusal) -> dict[str, object]:
-        """A device keeps its old generalist."""
+    def refuse(self, device: Device, refusal: Refusal) -> dict[str, int]:
+        """Records that a device keeps its old generalist; returns the counts of such devices."""
         if not (math.isfinite(refusal.loss_before) and math.isfinite(refusal.loss_after)):
             raise Refused(422, "bad_refusal", "the losses must be numbers")
         return self.chain.refuse(device, refusal, self.active, self.members.generalist)

@@ -106,7 +106,7 @@ class Members:
 
     # Joining ------------------------------------------------------------------------------------------------------
 
-    def invite(self, name: str | None, address: str, pin: bytes) -> dict[str, Any]:
+    def invite(self, name: str | None, address: str, pin: bytes) -> dict[str, object]:
         """A one-time link for a device; of its code only the hash is kept."""
         if name is not None:
             self._check_name(name, None)

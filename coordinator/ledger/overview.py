@@ -11,8 +11,10 @@ from typing import Any
 from coordinator.ledger.fleet import Fleet
 from coordinator.protocol import rounds
 
+Facts = dict[str, Any]  # as JSON
 
-def overview(fleet: Fleet, started: float, version: str) -> dict[str, Any]:
+
+def overview(fleet: Fleet, started: float, version: str) -> Facts:
     """The fleet in general, its open round, and sums. Times are seconds since 1970, sizes bytes."""
     generalist, number = fleet.members.generalist, fleet.open_round
     rules, active = fleet.config.rounds, fleet.active
@@ -38,7 +40,7 @@ def overview(fleet: Fleet, started: float, version: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def devices(fleet: Fleet) -> list[dict[str, Any]]:
+def devices(fleet: Fleet) -> list[Facts]:
     """The devices, in the order in which they joined."""
     rows = fleet.database.rows(
         "SELECT id, name, joined, revoked, version, validation_loss, "
@@ -51,7 +53,7 @@ def devices(fleet: Fleet) -> list[dict[str, Any]]:
     return rows
 
 
-def rounds_table(fleet: Fleet, last: int = 200) -> list[dict[str, Any]]:
+def rounds_table(fleet: Fleet, last: int = 200) -> list[Facts]:
     """The last rounds, oldest first; the open one is the last."""
     rows = fleet.database.rows(
         "SELECT number, opened, closed, published, rounds.sha256, rounds.size, rolled_back_to, count(device) AS devices, "
