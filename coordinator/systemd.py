@@ -34,7 +34,7 @@ def folder(system: bool) -> Path:
 
 
 def check_rights(system: bool, command: str) -> None:
-    """Raises `CoordinatorError` if a unit for the whole system is wanted by somebody else than root."""
+    """Raises `CoordinatorError` if a unit for the whole system is to be changed by another user than root."""
     if system and os.geteuid() != 0:
         raise CoordinatorError(f"a unit for the whole system is root's; leave out --system, or type: sudo {command}")
 
@@ -109,7 +109,7 @@ def program(name: str, module: str) -> list[str]:
 
 
 def check_readable() -> None:
-    """Raises `CoordinatorError` if a service of no particular user could not read this program."""
+    """Raises `CoordinatorError` if a service without a user account (DynamicUser) could not read this program."""
     for path in (Path(sys.executable), Path(sys.executable).resolve(), Path(__file__).resolve()):
         closed = next((parent for parent in path.parents if parent.stat().st_mode & 0o005 != 0o005), None)
         if closed is not None:

@@ -41,7 +41,7 @@ class Folder:
         self._signing.parent.mkdir(mode=0o700, exist_ok=True)
         key, certificate = keys.new_certificate()
         sync_folder(self.root)
-        # The signing key is the last one: where it is, the others are.
+        # The signing key is written last: if it exists, so do the others.
         for path, data in (
             (self.tls_key, key),
             (self.certificate, certificate),

@@ -1,4 +1,4 @@
-"""Files of the coordinator: payloads by the SHA-256 of their content, uploads that are not complete, what is garbage.
+"""Files of the coordinator: payloads by the SHA-256 of their content, unfinished uploads, and their deletion.
 
     payloads/SHA256     complete, durable, never changed
     uploads/DEVICE-SHA  what a device has brought so far; its size is where the device continues
@@ -33,7 +33,7 @@ class DiskFailure(BaseException):
 
 
 class Payloads:
-    """The two folders."""
+    """The folders of payloads and of uploads."""
 
     def __init__(self, root: Path) -> None:
         self.folder, self.uploads = root / "payloads", root / "uploads"

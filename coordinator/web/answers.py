@@ -67,7 +67,7 @@ class SentFile(web.FileResponse):
     """A file that is sent once, by `prepare`."""
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
-        """Sends it; nothing when aiohttp, which prepares what a handler returns, comes to it again."""
+        """Sends it, only the first time: aiohttp prepares what a handler returns again."""
         return None if self.prepared else await super().prepare(request)
 
 

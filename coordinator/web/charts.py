@@ -25,7 +25,7 @@ class Point(NamedTuple):
 
 
 def bars(name: str, title: str, points: Sequence[Point], say: Number, is_count: bool = False) -> str:
-    """One bar a round; `say` words a value, `is_count` keeps the scale to whole numbers."""
+    """One bar a round; `say` formats a value, `is_count` keeps the scale to whole numbers."""
     scale = _ticks(0.0, max((point.value or 0.0 for point in points), default=0.0), is_count)
     step = (WIDTH - LEFT - RIGHT) / max(1, len(points))
     width = min(MAX_BAR, step * 0.78)

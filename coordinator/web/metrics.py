@@ -27,7 +27,7 @@ class Metrics:
         self._seconds: defaultdict[tuple[str, str], float] = defaultdict(float)
 
     def count(self, method: str, route: str, status: int, seconds: float) -> None:
-        """One request was answered. What strangers make up must come as one word for all: each value takes memory."""
+        """Counts an answered request. Callers give unknown methods and routes one word: each value takes memory."""
         self._answers[method, route, status] += 1
         self._buckets[method, route][sum(seconds > bound for bound in BUCKETS)] += 1
         self._seconds[method, route] += seconds

@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 description of `server`'s routes: what may be asked, and every answer that there can be.
+"""The OpenAPI 3.1 description of `server`'s routes: requests, and every possible answer.
 
 Schemas are made from the messages themselves, limits from the code that holds them, so they cannot drift.
 """
@@ -137,7 +137,7 @@ def _operation(
 
 
 def _generalist() -> Table:
-    """The one answer that is a file, with all that HTTP has for files."""
+    """The one answer that is a file, with HTTP's ranges and conditions."""
     parameters = [
         {"name": "Range", "in": "header", "schema": {"type": "string"}, "description": "As in bytes=1000-, to resume."},
         {"name": "If-None-Match", "in": "header", "schema": {"type": "string"}, "description": "An ETag that is here."},

@@ -191,7 +191,7 @@ def _generalist(row: Facts) -> str:
 
 
 def _table(name: str, heads: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    """A head that begins with # is of a column of numbers; the cells are HTML, the first of a row is its head."""
+    """# before a head marks a column of numbers; the cells are HTML, the first of a row is its head."""
     kinds = [' class="number"' if head.startswith("#") else "" for head in heads]
     names = [head.lstrip("#") for head in heads]
     top = "".join(f'<th scope="col"{kind}>{head}</th>' for head, kind in zip(names, kinds, strict=True))

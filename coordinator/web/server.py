@@ -37,7 +37,7 @@ MAX_JSON = 512 * 1024  # bytes of a JSON body: a generalist of 4,096 tensors
 MAX_CHUNK = 1 << 20
 CHECKS_AT_ONCE = 2  # uploads that are in memory
 log = logging.getLogger("comigs-coordinator")
-# Neither what is no HTTP, which is answered with 400, nor a broken connection fills the log with traces.
+# Bytes that are not HTTP (answered with 400) and broken connections leave no traces in the log.
 logging.getLogger("aiohttp.server").addFilter(
     lambda record: not (record.exc_info and isinstance(record.exc_info[1], (HttpProcessingError, ConnectionError)))
 )
@@ -55,7 +55,7 @@ class Server:
         self.metrics = Metrics()
         self.nonces = signatures.Nonces()
         self.requests = Buckets(rate=10.0, burst=100.0)  # of one device, uploads apart
-        self.failures = Buckets(rate=0.2, burst=20.0)  # of one address that does not come in
+        self.failures = Buckets(rate=0.2, burst=20.0)  # of one address whose requests are refused
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._checks = asyncio.Semaphore(CHECKS_AT_ONCE)
         self._wake = asyncio.Event()
@@ -68,13 +68,13 @@ class Server:
         app.add_routes([
             web.get("/", self._page), web.get("/metrics", self._metrics), web.get("/openapi.json", self._openapi),
             web.get("/v1/hello", self._hello), web.post("/v1/join", self._join),
-            web.get("/v1/state", self._signed(self._state)),
-            web.get("/v1/manifests", self._signed(self._manifests)),
-            web.get("/v1/generalists/{number}", self._signed(self._generalist)),
-            web.head("/v1/uploads/{sha256}", self._signed(self._offset)),
-            web.patch("/v1/uploads/{sha256}", self._signed(self._append, MAX_CHUNK)),
-            web.post("/v1/updates", self._signed(self._commit)),
-            web.post("/v1/refusals", self._signed(self._refuse)),
+            web.get("/v1/state", self._require_signature(self._state)),
+            web.get("/v1/manifests", self._require_signature(self._manifests)),
+            web.get("/v1/generalists/{number}", self._require_signature(self._generalist)),
+            web.head("/v1/uploads/{sha256}", self._require_signature(self._offset)),
+            web.patch("/v1/uploads/{sha256}", self._require_signature(self._append, MAX_CHUNK)),
+            web.post("/v1/updates", self._require_signature(self._commit)),
+            web.post("/v1/refusals", self._require_signature(self._refuse)),
         ])  # fmt: skip
         return app
 
@@ -103,11 +103,11 @@ class Server:
             answer.headers[signatures.EPOCH_HEADER] = self.epoch
         return answer
 
-    def _signed(self, handler: SignedHandler, limit: int = MAX_JSON) -> Handler:
-        """Only members, only once, only bodies that were signed; nobody else's body is even read."""
+    def _require_signature(self, handler: SignedHandler, limit: int = MAX_JSON) -> Handler:
+        """Admits members only, each request once; a body is read after its head was verified."""
 
         async def run(request: web.Request) -> web.StreamResponse:
-            checked = self._verified(request)
+            checked = self._verify(request)
             device = self.fleet.members.member(checked.key_id)
             if not request.path.startswith("/v1/uploads/"):
                 self.requests.take(device.id, time.monotonic())
@@ -119,7 +119,7 @@ class Server:
 
         return run
 
-    def _verified(self, request: web.Request) -> signatures.Verified:
+    def _verify(self, request: web.Request) -> signatures.Verified:
         find = lambda key_id: self.fleet.members.member(key_id).public_key  # noqa: E731
         try:
             return signatures.verify(_to_verify(request), find, self.epoch, self.nonces, time.monotonic())
@@ -136,7 +136,7 @@ class Server:
     async def _join(self, request: web.Request) -> web.Response:
         self.failures.check(
             request.remote or "", time.monotonic()
-        )  # anybody may ask: guesses cost nothing but their head
+        )  # guesses of strangers cost no more than reading their head
         body = await read_body(request, MAX_JSON)
         wish = parse(body, Join)
 
