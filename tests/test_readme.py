@@ -20,25 +20,42 @@ RUN_PAGES = (README, ROOT / "docs" / "guide.md", ROOT / "docs" / "troubleshootin
 SHORTER = {"--minutes": ("--steps", "2")}  # of a command that is run: the option and its value
 MAY_FAIL = {"doctor"}  # its exit code tells about the machine
 
-# README's table: of each row, where its numbers are in which file, and how they are written.
-FIGURES = (
-    ("main-job.json", "{:.3f}", 1, ("de/evaluation/bits_per_byte/base", "de/evaluation/bits_per_byte/mixture")),
-    ("main-job.json", "{:.1e}", 1, ("exactness/1 generalist + 1 specialist/mixture/mean_kl",)),
+# Tables of figures: the start of a row, its file, how its numbers are written, their unit, and where they are in the file.
+README_FIGURES = (
     (
-        "bench.json",
-        "{:.3f}",
-        1,
+        "German manuals", "main-job.json", "{:.3f}", 1,
+        ("de/evaluation/bits_per_byte/base", "de/evaluation/bits_per_byte/mixture"),
+    ),
+    ("torch against", "main-job.json", "{:.1e}", 1, ("exactness/1 generalist + 1 specialist/mixture/mean_kl",)),
+    (
+        "parallel experts", "bench.json", "{:.3f}", 1,
         ("models/parallel/megabytes_ratio_to_base", "models/parallel/threads/2/generation/ratio_to_base"),
     ),
-    ("round-bytes.json", "{:.1f}", 1e6, ("rows/SmolLM2-135M, parallel 32 wide/float16",)),
-    ("kills.json", "{:.0f}", 1, ("kills", "acknowledged", "lost", "doubled")),
+    ("what a device", "round-bytes.json", "{:.1f}", 1e6, ("rows/SmolLM2-135M, parallel 32 wide/float16",)),
+    ("coordinator", "kills.json", "{:.0f}", 1, ("kills", "acknowledged", "lost", "doubled")),
     (
-        "simulate-topics-ood-quick-4e-3.json",
-        "{:.4f}",
-        1,
+        "simulated fleet", "simulate-topics-ood-quick-4e-3.json", "{:.4f}", 1,
         ("methods/comigs-edge/bits_per_byte", "methods/fedavg/bits_per_byte"),
     ),
-)
+)  # fmt: skip
+FLEET = ("bits_per_byte/base", "bits_per_byte/mixture", "bits_per_byte/generalist", "bits_per_byte/specialists")
+MEASUREMENTS_FIGURES = (
+    (
+        "German text", "main-job.json", "{:.1f}", 1,
+        ("de/evaluation/perplexity/base", "de/evaluation/perplexity/mixture"),
+    ),
+    ("one person's chats", "main-job.json", "{:.3f}", 1,
+     ("user03/evaluation/bits_per_byte/base", "user03/evaluation/bits_per_byte/mixture")),
+    *((f"{name}", "fleet.json", "{:.3f}", 1, tuple(f"evaluated/{name}/{path}" for path in FLEET))
+      for name in ("de", "fr", "it", "nl")),
+    ("1,190 SIGKILLs", "kills.json", "{:,}", 1, ("kills", "acknowledged", "lost", "doubled", "generalists_compared")),
+    ("200 power cuts", "power-cuts.json", "{:,}", 1, ("synced/cuts", "synced/acknowledged", "fsync_does_nothing/lost")),
+    ("memory over ten", "load.json", "{}", 1, ("mixed/rss_slope_mb_per_hour",)),
+    ("signed requests", "load.json", "{:.0f}", 1, ("polls/requests_per_second", "polls/p99_ms", "flood/p99_ms")),
+    ("PEFT LoRA of rank 16", "rivals.json", "{:.2f}", 1, ("cases/peft/seconds",)),
+    ("parallel experts, nothing", "rivals.json", "{:.2f}", 1,
+     ("cases/ours-parallel-none/seconds", "cases/ours-parallel-none/speed_to_peft")),
+)  # fmt: skip
 
 
 class Parsed(Exception):
@@ -190,14 +207,33 @@ def _value(data, path: str):
     return data
 
 
+def _figures(row) -> tuple[str, list[str]]:
+    """A row of the tables above: the start of the page's row, and its numbers from the file, as the page writes them."""
+    start, name, form, unit, paths = row
+    data = json.loads((RESULTS / name).read_text())
+    return start, [form.format(_value(data, path) if unit == 1 else _value(data, path) / unit) for path in paths]
+
+
+def _rows(text: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:2] == "| "]
+
+
 def test_the_figures_of_the_readme_are_those_of_the_result_files():
-    table = README.read_text().split("<!-- figures:")[1].split("<!-- end of figures -->")[0]
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line[:1] == "|"][2:]
-    assert len(rows) == len(FIGURES)
-    for (_, written, file), (name, form, unit, paths) in zip(rows, FIGURES, strict=True):
-        data = json.loads((RESULTS / name).read_text())
-        assert file == f"`{name}`"
-        assert written == ", ".join(form.format(_value(data, path) / unit) for path in paths)
+    rows = _rows(README.read_text().split("<!-- figures:")[1].split("<!-- end of figures -->")[0])[1:]
+    for (what, written, file), row in zip(rows, README_FIGURES, strict=True):
+        start, numbers = _figures(row)
+        assert what.startswith(start)
+        assert file == f"`{row[1]}`"
+        assert written == ", ".join(numbers)
+
+
+@pytest.mark.parametrize("row", MEASUREMENTS_FIGURES, ids=lambda row: row[0])
+def test_figures_of_the_measurements_are_those_of_the_result_files(row):
+    start, numbers = _figures(row)
+    lines = [cells for cells in _rows((ROOT / "docs" / "measurements.md").read_text()) if cells[0].startswith(start)]
+    assert any(
+        all(re.search(rf"(?<![\d.]){re.escape(each)}(?!\d)", " ".join(cells)) for each in numbers) for cells in lines
+    ), numbers
 
 
 @pytest.mark.parametrize("recipe", ["multilingual", "domains", "topics-ood"])
