@@ -33,7 +33,7 @@ def test_a_lone_device_is_a_working_fleet(run, ready, coordinator):
     assert found["fleet"]["updates"] >= 3
     assert found["fleet"]["generalists"] >= 2
     coordinator.until(lambda status: status["newest_round"] == status["open_round"] - 1)
-    rounds = coordinator.protocol.rounds()
+    rounds = coordinator.rounds()
     assert [row["number"] for row in rounds] == list(range(len(rounds)))
     assert {update["name"] for row in rounds for update in row["updates"]} == {"kitchen-pi"}
     assert json.loads(run("status", "--json").stdout)["fleet"]["name"] == "kitchen-pi"
@@ -58,7 +58,7 @@ def test_two_devices_train_one_generalist_and_keep_their_specialists(run, ready,
         assert found["offline"] is None
         folder = home / "adapters" / f"{versions(home / 'adapters')[-1]:04d}"
         specialists.append(wire.decode((folder / "specialist.1.safetensors").read_bytes(), "specialist"))
-    closed = [row for row in coordinator.protocol.rounds() if row["closed"]]
+    closed = [row for row in coordinator.rounds() if row["closed"]]
     assert max(row["devices"] for row in closed) == 2
     first, other = (sorted((home / "fleet" / "generalists").iterdir()) for home in (ready, second))
     both = {path.name for path in first} & {path.name for path in other}

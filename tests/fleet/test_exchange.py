@@ -181,7 +181,7 @@ def test_an_update_whose_acknowledgement_was_lost_counts_once(coordinator, tmp_p
         settled(coordinator)
         device.exchange(tokens=0)
     assert device.value == pytest.approx(3.0)
-    totals = sum(len(row["updates"]) for row in coordinator.protocol.rounds())
+    totals = sum(len(row["updates"]) for row in coordinator.rounds())
     assert totals == 3  # the first generalist, the two and the one
 
 
@@ -280,9 +280,9 @@ def test_a_generalist_that_makes_the_text_worse_is_refused_and_a_third_of_refusa
         found = device.exchange(tokens=0, judge=worse)
         assert (found.refused, found.taken_over) == (1, None)
         assert found.judgement == Judgement(1.0, 2.0)
-    row = coordinator.protocol.rounds()[2]
+    row = coordinator.rounds()[2]
     assert (row["rolled_back_to"], row["refusals"]) == (0, 0)
-    assert coordinator.protocol.rounds()[1]["refusals"] == 2
+    assert coordinator.rounds()[1]["refusals"] == 2
     assert devices[0].exchange(tokens=0, judge=worse).taken_over == 2
     assert devices[2].exchange(tokens=0).taken_over == 2
     assert devices[2].value == 0.0
