@@ -251,8 +251,8 @@ def export(checkout: Checkout, text: Path, work: Path) -> Digests:
 def exchange(checkout: Checkout, text: Path, work: Path) -> Digests:
     """Two devices, one after the other: alone, joined, two rounds of training and exchange.
 
-    In the fleet they train `--fresh`: from the fleet's generalist and initial specialists. What is read from the adapters' files
-    lies anywhere in memory, and products of tensors that are not aligned differ in their last bits from run to run.
+    In the fleet they train `--fresh`, from its generalist and initial specialists and routers: up to 5ef66e1 routers that are
+    read from a file come in another order in every process, and what their offsets learn depends on that order.
     """
     digests: Digests = {}
     devices = {name: Device(checkout, work / name) for name in ("first", "second")}

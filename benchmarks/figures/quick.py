@@ -34,7 +34,9 @@ def main() -> None:
     flags += ["--size", options.size, "--device", options.device, "--precision", options.precision]
     for recipe in options.recipes.split(","):
         command = [*COMMAND, "simulate", recipe, *flags, "--text", str(options.text.absolute()), "--json"]
-        done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            raise SystemExit(done.returncode)
         path = result_file(f"simulate-{recipe}-{options.size}.json")
         path.write_text(done.stdout)
         print(f"wrote {path}", flush=True)
