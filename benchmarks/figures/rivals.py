@@ -1,4 +1,6 @@
-"""Training speed and memory against what others do: `python benchmarks/rivals.py [--rounds R] [--steps N] [--only NAME,...]`.
+"""Training speed and memory against what others do.
+
+    python -m benchmarks.figures.rivals [--rounds R] [--steps N] [--only NAME,...]
 
 One expert step of the published formulation, of Hugging Face transformers with peft, and of comigs-edge, on the same base
 and the same tokens (`rival_models.py`). First a process proves that they compute the same function. Then every round runs
@@ -22,7 +24,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rival_process import CASES
+from benchmarks.common import ROOT, result_file, write_json
+from benchmarks.figures.rival_process import CASES
 
 LIMITS = {
     "loss": 1e-3,
@@ -41,8 +44,8 @@ def in_process(job: str, options: argparse.Namespace) -> dict[str, Any]:
     environment = (
         os.environ | dict.fromkeys(names, str(options.threads)) | {"HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
     )
-    command = [sys.executable, str(Path(__file__).parent / "rival_process.py"), values]
-    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "benchmarks.figures.rival_process", values]
+    done = subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.PIPE, text=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -159,15 +162,13 @@ def drive(options: argparse.Namespace) -> None:
     given = [f"--{name.replace('_', '-')} {getattr(options, name)}" for name in REPORTED]
     given += ["--tune-all"] * options.tune_all + ["--text FILE"] * (options.text is not None)
     report = {
-        "command": " ".join(["python benchmarks/rivals.py", *given]),
+        "command": " ".join(["python -m benchmarks.figures.rivals", *given]),
         "machine": machine(options.threads), "base": base, "batch": [options.batch, options.context],
         "measured": time.strftime("%Y-%m-%d %H:%M"), "check": checked,
         "product_gflops": {"median": statistics.median(rates), "range": [min(rates), max(rates)]},
         "cases": cases, "rounds": rounds,
     }  # fmt: skip
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"wrote {options.output}")
+    write_json(options.output or result_file("rivals.json"), report)
 
 
 def main() -> None:
@@ -181,11 +182,13 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--context", type=int, default=128)
     parser.add_argument("--threads", type=int, default=cores())
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "rivals.json")
+    parser.add_argument("--output", type=Path)
     parser.add_argument(
         "--tune-all", action="store_true", help="comigs-edge's settings of glibc's malloc for every case"
     )
-    drive(parser.parse_args())
+    options = parser.parse_args()
+    options.text = options.text and options.text.absolute()  # its process works in another folder
+    drive(options)
 
 
 if __name__ == "__main__":

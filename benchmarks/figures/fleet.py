@@ -1,6 +1,6 @@
 """Four devices on four languages, one coordinator, real processes: rounds with a kill, a late joiner and an absence.
 
-    python benchmarks/fleet.py TEXT [--work DIR] [--steps 48]
+    python -m benchmarks.figures.fleet TEXT [--work DIR] [--steps 48]
 
 TEXT holds de.jsonl, fr.jsonl, it.jsonl and nl.jsonl somewhere below it. Every device trains the real SmolLM2 with
 `comigs-edge train` in a home of its own. `fr` is killed (SIGKILL) in the third round and resumed, `it` joins after the second,
@@ -18,7 +18,6 @@ import asyncio
 import base64
 import contextlib
 import json
-import os
 import shutil
 import signal
 import ssl
@@ -31,16 +30,17 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.common import COMMAND, WORK, change_settings, environment, result_file, text_file, write_json
 from coordinator import admin
 
-RESULT = Path(__file__).parent / "results" / "fleet.json"
 LANGUAGES = ("de", "fr", "it", "nl")
 CANARY = "canary-{}-7f3e9b1c the heron keeps its letters under the third stone"
 LOCAL_STEPS = 4
 ROUNDS = 10
-SETTINGS = (
-    "batch = 4\ncontext = 128\nrouter_period = 16\nrouter_steps = 4\nvalidation_rows = 16\ncheckpoint_minutes = 0.5\n"
-)
+SETTINGS = {
+    "train": "batch = 4\ncontext = 128\nrouter_period = 16\nrouter_steps = 4\nvalidation_rows = 16\ncheckpoint_minutes = 0.5",
+    "pause": "enabled = false", "evaluate": "max_tokens = 4096", "fleet": "report_loss = true",
+}  # fmt: skip
 
 
 class Proxy:
@@ -106,14 +106,9 @@ class Device:
     def prepare(self) -> None:
         """Home, settings, text and a canary in each split."""
         self.run("init")
-        settings = self.home / "config.toml"
-        changed = settings.read_text().replace("[train]\n", f"[train]\n{SETTINGS}")
-        changed = changed.replace("# report_loss = false", "report_loss = true").replace(
-            "# enabled = true", "enabled = false"
-        )
-        settings.write_text(changed.replace("# max_tokens = 16384 ", "max_tokens = 4096 "))
+        change_settings(self.home, SETTINGS)
         source = self._work / f"{self.name}.jsonl"
-        lines = next(self._text.rglob(f"{self.name}.jsonl")).read_text().splitlines()
+        lines = text_file(self._text, f"{self.name}.jsonl").read_text().splitlines()
         canaries = [json.dumps({"text": f"{CANARY.format(self.name)} {number}. " * 20}) for number in range(40)]
         source.write_text("\n".join([*lines, *canaries]))
         self.run("data", "add", str(source))
@@ -143,10 +138,10 @@ class Device:
         return self.process is not None and self.process.poll() is None
 
     def _command(self, arguments: tuple[str, ...]) -> list[str]:
-        return [sys.executable, "-m", "comigs_edge", *arguments]
+        return [*COMMAND, *arguments]
 
     def _environment(self) -> dict[str, str]:
-        return {**os.environ, "COMIGS_EDGE_HOME": str(self.home), "OMP_WAIT_POLICY": "PASSIVE"}
+        return environment(self.home) | {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 class Capture:
@@ -211,7 +206,7 @@ def main() -> None:
     """Runs it all and writes the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("text", type=Path)
-    parser.add_argument("--work", type=Path, default=Path("benchmark-work/fleet"))
+    parser.add_argument("--work", type=Path, default=WORK / "fleet")
     parser.add_argument("--steps", type=int, default=48)
     options = parser.parse_args()
     work = options.work.absolute()
@@ -263,7 +258,7 @@ def main() -> None:
         "control": control, "searched_bytes": {str(p.name): _size(p) for p in places},
         "minutes": (time.monotonic() - started) / 60, "bytes_in": status["bytes_in"], "bytes_out": status["bytes_out"],
     }  # fmt: skip
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(result_file("fleet.json"), result)
     print(json.dumps({k: v for k, v in result.items() if k not in ("rounds", "devices", "evaluated")}, indent=1))
 
 

@@ -1,6 +1,6 @@
 """Bytes that a device sends in one round, on the wire format itself, against the paper's arithmetic (arXiv:2409.13931, table 3).
 
-    python benchmarks/round_bytes.py
+    python -m benchmarks.figures.round_bytes
 
 The paper compares one generalist with a FedAvg of the same number of weights, so of twice the rank, and counts the MLP's experts
 only: half. Its code also averages the attention's low-rank update: then 61.5 % for GPT-2. Here both are encoded.
@@ -8,11 +8,10 @@ only: half. Its code also averages the attention's low-rank update: then 61.5 % 
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
+from benchmarks.common import result_file, write_json
 from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
 from comigs_edge.base.hparams import Shape, read_shape
 from comigs_edge.nn.experts import Layout, generalist_shapes
@@ -20,7 +19,6 @@ from comigs_edge.planning.plan import parallel_width
 from coordinator.protocol import compress, rounds, wire
 from quantize.gguf_file import GGUFFile
 
-RESULT = Path(__file__).parent / "results" / "round-bytes.json"
 LLAMA_1B = Shape("llama", 16, 2048, 8192, 32, 8, 64, 64, 500000.0, 1.0, 1e-5, 128256, 131072)
 # GPT-2 small, as the paper has it: low-rank updates of rank 8 on two MLP matrices and on two of the attention, 12 blocks.
 GPT2 = {f"generalist.blk.{block}.{name}": shape for block in range(12) for name, shape in (
@@ -80,7 +78,7 @@ def main() -> None:
         **{name: size(experts, name) for name in compress.FORMATS}, "float16_half": size(experts, "float16", "freeze-a"),
     }  # fmt: skip
     rows.append(parallel)
-    RESULT.write_text(json.dumps({"command": "python benchmarks/round_bytes.py", "rows": rows}, indent=1) + "\n")
+    write_json(result_file("round-bytes.json"), {"command": "make bench WHAT=round-bytes", "rows": rows})
     for each in rows:
         print(
             "  ".join(

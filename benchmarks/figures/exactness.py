@@ -1,4 +1,6 @@
-"""Torch against llama.cpp for one home: `python benchmarks/exactness.py MIXTURE_F32.gguf TOKENS`, JSON on standard output.
+"""Torch against llama.cpp for one home, as JSON on standard output.
+
+    python -m benchmarks.figures.exactness MIXTURE_F32.gguf TOKENS
 
 Compares the base (exported at F32 here) and the personal model (the given F32 export) on the home's test text, with a
 float32 cache in llama.cpp; and the median of 5 times of opening and dequantising the base, in seconds.

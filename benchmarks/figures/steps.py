@@ -1,25 +1,24 @@
 """What a step takes: two and four experts, expert and router step, float32 and bfloat16, side by side in one process.
 
-    python benchmarks/steps.py [--rounds 5] [--threads N] [--precision float32]
+    python -m benchmarks.figures.steps [--rounds 5] [--threads N] [--precision float32]
 
-SmolLM2-135M, 8 x 128 random tokens. Writes benchmarks/results/steps.json.
+SmolLM2-135M, 8 x 128 random tokens. Writes steps.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import statistics
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.common import result_file, write_json
 from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.experts import Layout
@@ -31,7 +30,6 @@ from comigs_edge.training.adamw import AdamW
 from comigs_edge.training.memory import tune_allocator
 from profiles import available_cores
 
-RESULT = Path(__file__).parent / "results" / "steps.json"
 BATCH, CONTEXT = 8, 128
 
 
@@ -106,8 +104,13 @@ def _report(times: dict[str, list[float]], arguments: argparse.Namespace) -> Non
         spread = f"{min(seconds):.2f} to {max(seconds):.2f}"
         table.add_row(name, f"{median:.2f}", spread, f"{BATCH * CONTEXT / median:.0f}", f"{ratio:.2f}")
     Console().print(table)
-    found = {"command": " ".join(sys.argv), "threads": arguments.threads, "torch": torch.__version__, "steps": rows}
-    RESULT.write_text(json.dumps(found, indent=1) + "\n")
+    figures = {
+        "command": " ".join(["python -m benchmarks.figures.steps", *sys.argv[1:]]),
+        "threads": arguments.threads,
+        "torch": torch.__version__,
+        "steps": rows,
+    }
+    write_json(result_file("steps.json"), figures)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Does the alternating scheme converge as its theory says? Two toy problems: `python benchmarks/toy_convergence.py`.
+"""Does the alternating scheme converge as its theory says? Two toy problems: `python -m tests.theory.toy_convergence`.
 
 Experts T descend on f_train, the router P on f_valid, each to its minimum, in turn (CoMiGS, arXiv:2409.13931, section 3.4):
 T' = u(P), P' = v(T'). Theorem 3.1: with Lipschitz constants l1, l2 of u and v and a shared optimum the distance to it shrinks by

@@ -1,4 +1,4 @@
-"""Both forms of expert at four bits: `python benchmarks/four_bits.py TEXT [--work DIR] [--only NAME,...] [--report]`.
+"""Both forms of expert at four bits: `python -m benchmarks.figures.four_bits TEXT [--work DIR] [--only NAME,...] [--report]`.
 
 TEXT is a folder with de.jsonl, fr.jsonl, nl.jsonl, user04.jsonl and legal.jsonl somewhere below it. Every run is a home of
 its own, trained by the command line with equal steps and about equal weights of the experts, exported, and measured in
@@ -11,18 +11,16 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common import WORK, make_home, result_file, run, text_file, write_json
 from comigs_edge.data.tokenizer import encode
 from comigs_edge.home.folder import corpus
 
 STEPS, TEST_TOKENS = 32, 6144
 SETTINGS = "batch = 4\ncontext = 128\nrouter_period = 16\nrouter_steps = 4\nvalidation_rows = 16\n"
-COMMAND = [sys.executable, "-m", "comigs_edge"]
 # Name -> text, form, format that is trained for, share of steps before fake quantisation (1: never), formats to export
 TEXTS = ("de", "user04", "fr", "nl", "legal")
 RUNS: dict[str, tuple[str, str, str, float, tuple[str, ...]]] = {
@@ -33,20 +31,6 @@ RUNS: dict[str, tuple[str, str, str, float, tuple[str, ...]]] = {
 for _text in TEXTS:
     RUNS[f"{_text}-lora"] = (_text, "lora", "Q4_0", 0.65, ("F16", "Q4_0"))
     RUNS[f"{_text}-parallel"] = (_text, "parallel", "Q4_0", 0.0, ("F16", "Q4_0"))
-
-
-def run(home: Path, *arguments: str) -> str:
-    """One command of comigs-edge in this home; its standard output."""
-    environment = os.environ | {"COMIGS_EDGE_HOME": str(home)}
-    return subprocess.run([*COMMAND, *arguments], env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
-
-
-def make_home(home: Path, text: Path, form: str, format_name: str, start: float) -> None:
-    run(home, "init", "--specialists", "1", "--expert-form", form)
-    settings = home / "config.toml"
-    changed = settings.read_text().replace("[train]\n", f"[train]\n{SETTINGS}")
-    settings.write_text(changed.replace("[quantize]\n", f'[quantize]\nformat = "{format_name}"\nstart = {start}\n'))
-    run(home, "data", "add", str(text))
 
 
 def scores(home: Path, paths: dict[str, Path], tokens: int = TEST_TOKENS) -> dict[str, dict[str, float]]:
@@ -78,7 +62,9 @@ def one(name: str, options: argparse.Namespace) -> dict[str, Any]:
     training = options.work / f"{name}.training.json"
     if not training.exists():  # a training that was cut off is done again from its start: its seconds are wanted whole
         shutil.rmtree(home, ignore_errors=True)
-        make_home(home, next(options.text.rglob(f"{text}.jsonl")), form, format_name, start)
+        settings = {"train": SETTINGS, "quantize": f'format = "{format_name}"\nstart = {start}'}
+        source = text_file(options.text, f"{text}.jsonl")
+        make_home(home, source, "--specialists", "1", "--expert-form", form, settings=settings)
         training.write_text(run(home, "train", "--no-pause", "--steps", str(STEPS), "--json"))
     trained = json.loads(training.read_text())
     paths, sizes = {"base": home / "base.gguf"}, {}
@@ -100,16 +86,14 @@ def one(name: str, options: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("text", type=Path)
-    parser.add_argument("--work", type=Path, default=Path("benchmark-work"))
+    parser.add_argument("--work", type=Path, default=WORK)
     parser.add_argument("--only", default=",".join(RUNS))
     parser.add_argument("--report", action="store_true")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     results = {name: one(name, options) for name in options.only.split(",")}
     if options.report:
-        output = Path(__file__).parent / "results" / "four-bits.json"
-        output.write_text(json.dumps({"command": "make bench-formats TEXT=FOLDER", "runs": results}, indent=1) + "\n")
-        print(f"wrote {output}")
+        write_json(result_file("four-bits.json"), {"command": "make bench WHAT=formats TEXT=FOLDER", "runs": results})
 
 
 if __name__ == "__main__":

@@ -1,26 +1,26 @@
 """The plan's memory model against what the system measures: bases and settings, each a real `comigs-edge train`.
 
-    python benchmarks/memory_model.py TEXT [--steps 2] [--only smollm2-135m]
+    python -m benchmarks.figures.memory_model TEXT [--steps 2] [--only smollm2-135m]
 
-TEXT is a folder or file that `comigs-edge data add` reads. Writes benchmarks/results/memory-model.json.
+TEXT is a folder or file that `comigs-edge data add` reads. Writes memory-model.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import shapes
 from rich.console import Console
 from rich.table import Table
 
-RESULT = Path(__file__).parent / "results" / "memory-model.json"
+from benchmarks.common import COMMAND, change_settings, environment, result_file, write_json
+from benchmarks.figures import shapes
+
 SETTINGS = {  # the plan's lines
     "lean": {"batch": 8, "context": 128, "precision": "float32", "keep": "false", "checkpointing": "block"},
     "lean, half": {"batch": 4, "context": 128, "precision": "bfloat16", "keep": "false", "checkpointing": "block"},
@@ -52,15 +52,15 @@ def main() -> None:
             f"{error:+.1%}",
         )
     Console().print(table)
-    RESULT.write_text(json.dumps({"command": " ".join(sys.argv), "rows": rows}, indent=1) + "\n")
+    command = " ".join(["python -m benchmarks.figures.memory_model TEXT", *sys.argv[2:]])
+    write_json(result_file("memory-model.json"), {"command": command, "rows": rows})
 
 
 def _measure(base: str, arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     home, rows = folder / base, []
     named = [] if base not in shapes.KINDS else ["--base", shapes.write(folder / f"{base}.gguf", shapes.KINDS[base])]
     _run(home, "init", *named, "--specialists", "1")
-    config = home / "config.toml"
-    config.write_text(config.read_text().replace("[train]\n", "[train]\nvalidation_rows = 4\nrouter_steps = 1\n"))
+    change_settings(home, {"train": "validation_rows = 4\nrouter_steps = 1"})
     _run(home, "data", "add", arguments.text)
     for name, lines in SETTINGS.items():
         lines = lines | (SMALL if base == "llama-3.2-1b" else {})
@@ -83,14 +83,13 @@ def _measure(base: str, arguments: argparse.Namespace, folder: Path) -> list[dic
 
 def _run(home: Path, *command: Any) -> tuple[str, int]:
     """What the command prints, and the most memory that its process had, in bytes, as GNU time sees it."""
-    words = [str(Path(sys.executable).with_name("comigs-edge")), *map(str, command)]
-    environment = {**os.environ, "COMIGS_EDGE_HOME": str(home)}
+    words = [*COMMAND, *map(str, command)]
     # A process of its own counts the children, so that no earlier one is the largest.
     code = (
         "import resource, subprocess, sys; run = subprocess.run(sys.argv[1:], stdout=subprocess.PIPE, text=True); "
         "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss); print(run.stdout); sys.exit(run.returncode)"
     )
-    done = subprocess.run([sys.executable, "-c", code, *words], env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code, *words], env=environment(home), capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{' '.join(words)} failed: {done.stderr[-2000:]}")
     peak, _, out = done.stdout.partition("\n")

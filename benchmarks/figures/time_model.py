@@ -1,13 +1,12 @@
-"""The plan's time model against real steps: `python benchmarks/time_model.py [--steps 3] [--only NAME,...]`.
+"""The plan's time model against real steps: `python -m benchmarks.figures.time_model [--steps 3] [--only NAME,...]`.
 
 For each setting the processor is measured as `comigs-edge plan` does it, a step's seconds are predicted, and expert steps on
-random tokens are done right after. Writes benchmarks/results/time-model.json.
+random tokens are done right after. Writes time-model.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -16,11 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import shapes
 import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.common import result_file, write_json
+from benchmarks.figures import shapes
 from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
 from comigs_edge.data.tokenizer import Encoded
 from comigs_edge.home.config import BaseConfig, Config, ModelConfig
@@ -37,7 +37,6 @@ from comigs_edge.training.trainer import Trainer
 from profiles import available_cores, load
 from profiles.cost import Plan, step_seconds
 
-RESULT = Path(__file__).parent / "results" / "time-model.json"
 SMALL, LARGER = DEFAULT_BASE, "smollm2-360m"
 # Base, form, and the plan's lines; `cached`: the outputs of the blocks without experts are there already
 SETTINGS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -74,8 +73,9 @@ def main() -> None:
     for name, row in rows.items():
         table.add_row(name, f"{row['predicted']:.2f}", f"{row['measured']:.2f}", f"{row['error']:+.0%}")
     Console().print(table)
-    found = {"command": " ".join(sys.argv), "torch": torch.__version__, "settings": rows}
-    RESULT.write_text(json.dumps(found, indent=1) + "\n")
+    command = " ".join(["python -m benchmarks.figures.time_model", *sys.argv[1:]])
+    figures = {"command": command, "torch": torch.__version__, "settings": rows}
+    write_json(result_file("time-model.json"), figures)
 
 
 def _compare(path: Path, form: str, lines: dict[str, Any], steps: int) -> dict[str, Any]:

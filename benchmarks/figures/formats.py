@@ -1,7 +1,7 @@
-"""Formats and layouts side by side: `python benchmarks/formats.py HOMES [--parts gap,table,speed,training,seconds]`.
+"""Formats and layouts side by side: `python -m benchmarks.figures.formats HOMES [--parts gap,table,speed,training,seconds]`.
 
 HOMES is the folder in which `four_bits.py` trained: its homes de-lora, de-parallel and those of the same names with -plain
-are used. Wants a quiet machine. Everything is measured in one run, speeds in turn, and written to results/formats.json,
+are used. Wants a quiet machine. Everything is measured in one run, speeds in turn, and written to formats.json,
 each part as it is done.
 
 gap       torch in the weights of the file against llama.cpp on the file; and llama.cpp against itself, token by token
@@ -28,6 +28,7 @@ import llama_cpp
 import numpy as np
 import torch
 
+from benchmarks.common import result_file, write_json
 from comigs_edge import llamacpp as engine
 from comigs_edge.data.tokenizer import Tokenizer, encode
 from comigs_edge.export import folder as models
@@ -46,7 +47,6 @@ from comigs_edge.training.trainer import Trainer
 from quantize.formats import FILE_TYPES
 from quantize.gguf_file import GGUFFile
 
-OUTPUT = Path(__file__).parent / "results" / "formats.json"
 THREADS = len(os.sched_getaffinity(0))
 WINDOW, GAP_TOKENS, TABLE_TOKENS, ROUNDS = 512, 1024, 3072, 3
 
@@ -345,12 +345,13 @@ def main() -> None:
     parser.add_argument("homes", type=Path)
     parser.add_argument("--parts", default=",".join(PARTS))
     options = parser.parse_args()
-    results = json.loads(OUTPUT.read_text()) if OUTPUT.exists() else {}
+    output = result_file("formats.json")
+    results = json.loads(output.read_text()) if output.exists() else {}
     for part in options.parts.split(","):
         with tempfile.TemporaryDirectory(dir=options.homes) as work:
             results[part] = PARTS[part](options.homes, Path(work))
         print(json.dumps({part: results[part]}, indent=1), flush=True)
-        OUTPUT.write_text(json.dumps(results, indent=1) + "\n")
+        write_json(output, results)
 
 
 if __name__ == "__main__":

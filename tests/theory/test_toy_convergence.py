@@ -1,18 +1,9 @@
 """The alternating scheme on problems whose rate the theory gives (arXiv:2409.13931, theorems 3.1 and 3.2)."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-spec = importlib.util.spec_from_file_location(
-    "toy_convergence", Path(__file__).parent.parent / "benchmarks" / "toy_convergence.py"
-)
-toy = importlib.util.module_from_spec(spec)
-sys.modules[spec.name] = toy  # dataclasses look their module up
-spec.loader.exec_module(toy)
+from tests.theory import toy_convergence as toy
 
 
 def convex(seed, largest=4.0):

@@ -1,10 +1,12 @@
-"""Experts in the last blocks alone against experts in all at equal time: `python benchmarks/last_blocks.py TEXT [--seconds N]`.
+"""Experts in the last blocks alone against experts in all at equal time.
+
+    python -m benchmarks.figures.last_blocks TEXT [--seconds N]
 
 TEXT is a folder with de.jsonl, nl.jsonl and user04.jsonl somewhere below it. First the steps of all variants are timed in turn:
 seconds of the processor on one thread, which other programs do not change much. From that follows how many steps of each fit in
 the time. Then every run is a home of its own, trained by the command line for so many steps, exported as Q8_0 and measured in
 llama.cpp on its test text; runs that were done are kept in `--work`, so it can be interrupted. Writes
-benchmarks/results/last-blocks.json.
+last-blocks.json
 """
 
 from __future__ import annotations
@@ -21,10 +23,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from four_bits import run, scores
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.common import WORK, make_home, result_file, run, text_file, write_json
+from benchmarks.figures.four_bits import scores
 from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
 from comigs_edge.data.tokenizer import Encoded, Tokenizer
 from comigs_edge.home.config import ModelConfig
@@ -41,7 +44,6 @@ from comigs_edge.training.schedule import Schedule
 from comigs_edge.training.trainer import Trainer
 from profiles import available_cores, load
 
-RESULT = Path(__file__).parent / "results" / "last-blocks.json"
 BATCH, CONTEXT, ROUNDS, TEST_TOKENS = 4, 128, 3, 4096
 SETTINGS = f"batch = {BATCH}\ncontext = {CONTEXT}\nrouter_period = 30\nrouter_steps = 5\nvalidation_rows = 16\n"
 SCHEDULE = Schedule(10**6, BATCH, 1e-3, 1e-3, 1e-3, 0, 30, 5, 0.0, 0.01, 16, "Q8_0", 0.0)
@@ -111,16 +113,14 @@ def prepare(home: Path, text: Path, most: int | None, variant: Variant) -> float
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir(parents=True)
     lines, taken = text.read_text().splitlines(keepends=True), 0
-    with (home.parent / f"{home.name}.jsonl").open("w") as part:
+    source = home.parent / f"{home.name}.jsonl"
+    with source.open("w") as part:
         for line in lines:
             taken += len(line.encode())
             if most is None or taken <= most:
                 part.write(line)
-    run(home, "init", "--specialists", "1", "--expert-form", "parallel")
-    settings = home / "config.toml"
-    experts = f"[model]\nblocks = {variant.blocks}\nexpert_width = {variant.width}\n"
-    settings.write_text(settings.read_text().replace("[model]\n", experts).replace("[train]\n", f"[train]\n{SETTINGS}"))
-    run(home, "data", "add", str(home.parent / f"{home.name}.jsonl"))
+    settings = {"model": f"blocks = {variant.blocks}\nexpert_width = {variant.width}", "train": SETTINGS}
+    make_home(home, source, "--specialists", "1", "--expert-form", "parallel", settings=settings)
     return rows_of(home) / BATCH
 
 
@@ -138,7 +138,7 @@ def train(run_name: tuple[str, str], times: dict[str, dict[str, Any]], options: 
     record = home.with_suffix(".trained.json")
     if record.exists():
         return
-    epoch = prepare(home, next(options.text.rglob(f"{text}.jsonl")), RUNS[text][0], variant)
+    epoch = prepare(home, text_file(options.text, f"{text}.jsonl"), RUNS[text][0], variant)
     steps = steps_that_fit(options.seconds, pace(variant, times, epoch), SCHEDULE, has_router=True)
     cache = "true" if variant.cache else "false"
     lines = [f"cache={cache}", "precision=float32", "checkpointing=attention", "threads=1"]
@@ -193,7 +193,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("text", type=Path)
     parser.add_argument("--seconds", type=float, default=120, help="of one thread, for each training")
-    parser.add_argument("--work", type=Path, default=Path("benchmark-work/last-blocks"))
+    parser.add_argument("--work", type=Path, default=WORK / "last-blocks")
     parser.add_argument("--texts", default=",".join(RUNS))
     parser.add_argument("--jobs", type=int, default=available_cores(), help="trainings at a time, one thread each")
     options = parser.parse_args()
@@ -210,11 +210,11 @@ def main() -> None:
         list(pool.map(lambda each: train(each, times, options), names))
     runs = [score(each, options) for each in names]
     report(runs, times)
-    found = {
-        "command": f"make bench-last-blocks TEXT=FOLDER (--seconds {options.seconds:g})", "seconds": options.seconds,
+    figures = {
+        "command": f"make bench WHAT=last-blocks TEXT=FOLDER (--seconds {options.seconds:g})", "seconds": options.seconds,
         "schedule": asdict(SCHEDULE) | {"context": CONTEXT}, "times": times, "runs": runs,
     }  # fmt: skip
-    RESULT.write_text(json.dumps(found, indent=1) + "\n")
+    write_json(result_file("last-blocks.json"), figures)
 
 
 if __name__ == "__main__":

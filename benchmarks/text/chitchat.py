@@ -1,6 +1,6 @@
 """One person's messages from the PyPI package `chitchat-dataset` (MIT), as a JSONL file of chats.
 
-    python benchmarks/chitchat.py OUTPUT.jsonl [RANK]
+    python -m benchmarks.text.chitchat OUTPUT.jsonl [RANK]
 
 RANK chooses the person: 0 has written the most. The person is the assistant of each chat; e-mail addresses and long
 numbers are masked. The package's own module is not imported, only its data file is read.

@@ -1,15 +1,10 @@
 """The script that makes text for `simulate` from public packages, on made-up pages of the same kinds."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
-import corpus_from_packages as script
-
-sys.path.pop(0)
+from benchmarks.text import corpus_from_packages as script
 
 HANDBOOK = """<html><body><div class="section"><h2>Titel</h2><div class="para">Erster <em>Absatz</em>,
  zwei Zeilen.</div><div class="para">Not translated.</div><p>Zweiter.</p></div></body></html>"""
