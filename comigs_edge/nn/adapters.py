@@ -81,8 +81,11 @@ class Adapters:
 
     @classmethod
     def from_arrays(cls, layout: Layout, shape: Shape, arrays: Arrays) -> Adapters:
-        """Adapters with the values of `arrays`, which they share."""
-        return cls(layout, shape, {name: torch.from_numpy(array) for name, array in arrays.items()})
+        """Adapters with the values of `arrays`, which they share.
+
+        Their order is that of the blocks: optimisers count on it, and a file gives its tensors in any order.
+        """
+        return cls(layout, shape, {name: torch.from_numpy(arrays[name]) for name in expected_shapes(layout, shape)})
 
     def to(self, device: torch.device) -> Adapters:
         """The same on another device."""

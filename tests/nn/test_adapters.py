@@ -12,6 +12,7 @@ from comigs_edge.errors import ComigsError
 from comigs_edge.home import versions as versions_on_disk
 from comigs_edge.home.config import ModelConfig
 from comigs_edge.home.versions import versions
+from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.experts import may_leave
 from comigs_edge.planning.plan import parallel_width, plan_experts
 from coordinator.protocol import wire
@@ -84,6 +85,14 @@ def test_a_saved_version_loads_with_the_same_bits(tmp_path, tiny_base, make_adap
     assert manifest["validation_loss"] == 1.5
     assert oct((tmp_path / "0001").stat().st_mode)[-3:] == "700"
     assert oct((tmp_path / "0001" / "generalist.safetensors").stat().st_mode)[-3:] == "600"
+
+
+def test_adapters_from_a_file_are_in_the_order_of_the_blocks(tiny_base, make_adapters):
+    adapters = make_adapters(2)
+    backwards = dict(reversed(adapters.arrays().items()))
+    again = Adapters.from_arrays(adapters.layout, tiny_base.shape, backwards)
+    assert list(again.named) == list(adapters.named)
+    assert all(a is b for a, b in zip(again.group(router=True), again.routers, strict=True))
 
 
 def test_the_last_three_versions_are_kept(tmp_path, make_adapters):
