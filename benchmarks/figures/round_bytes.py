@@ -33,7 +33,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 def size(shapes: Shapes, format_name: str, averaging: str = "separate") -> int:
     """Bytes of an update of such tensors."""
-    names = rounds.trained(shapes, averaging, 2)
+    names = rounds.trained_names(shapes, averaging, 2)
     return wire.encoded_size(compress.table({name: shapes[name] for name in names}, format_name))
 
 

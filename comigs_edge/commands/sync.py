@@ -150,7 +150,7 @@ def _show_receipt(federation: Federation, generalist: Arrays | None, json: bool)
     out.print(f"stays: {', '.join(each for each in stays if each)}")
     if generalist is None:
         out.print("nothing was trained yet: these are the names that the first update will have")
-    if compress.used(member.update_format, update.trained_from) == "float32":
+    if compress.update_format(member.update_format, update.trained_from) == "float32":
         out.print("the first generalist of a fleet is sent unrounded")
     next_command("comigs-edge sync")
 

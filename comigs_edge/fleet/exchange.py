@@ -75,7 +75,7 @@ class Federation:
 
     def frozen(self) -> set[str]:
         """The generalist's tensors that this round's averaging does not train."""
-        trained = rounds.trained(self._shapes, self.membership.averaging, self.standing.trained_from + 1)
+        trained = rounds.trained_names(self._shapes, self.membership.averaging, self.standing.trained_from + 1)
         return self._shapes.keys() - set(trained)
 
     # Exchange -----------------------------------------------------------------------------------------------------
@@ -143,8 +143,8 @@ class Federation:
 
     def _update(self, generalist: Arrays, loss: float | None) -> Sealed:
         standing, membership = self.standing, self.membership
-        format_name = compress.used(membership.update_format, standing.trained_from)
-        names = rounds.trained(self._shapes, membership.averaging, standing.trained_from + 1)
+        format_name = compress.update_format(membership.update_format, standing.trained_from)
+        names = rounds.trained_names(self._shapes, membership.averaging, standing.trained_from + 1)
         change = {name: generalist[name] - standing.reference[name] for name in names}
         return Sealed(
             secrets.token_hex(8), standing.trained_from, standing.unsent_tokens, format_name, membership.averaging,
@@ -203,7 +203,7 @@ class Federation:
         self._folder.empty_outbox()
 
     def _decoded(self, sealed: Sealed) -> Arrays:
-        names = rounds.trained(self._shapes, sealed.averaging, sealed.trained_from + 1)
+        names = rounds.trained_names(self._shapes, sealed.averaging, sealed.trained_from + 1)
         return compress.unpack(sealed.packed, {name: self._shapes[name] for name in names}, sealed.update_format)
 
     def _waiting(self) -> Arrays:

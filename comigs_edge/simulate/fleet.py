@@ -104,7 +104,7 @@ class Fleet:
         number = self.number + 1
         before = [self._shared(index) for index in range(len(self.devices))]
         averaging = self.plan.method.averaging or self.plan.recipe.exchange.averaging
-        trained = [rounds.trained(names, averaging, number) for names in self.names]
+        trained = [rounds.trained_names(names, averaging, number) for names in self.names]
         until, first = number * self.plan.size.local_steps, self.plan.method.exchanges_first
         done = []
         for device, names, learns in zip(self.devices, self.names, trained, strict=True):

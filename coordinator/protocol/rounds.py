@@ -10,7 +10,7 @@ waits: it trains from the newest generalist there is, and its progress is sent t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 WEIGHTS = ("uniform", "tokens")
@@ -30,7 +30,7 @@ class Rules:
     active_seconds: float = 172800.0  # a device that was not heard of for so long is not waited for
     max_staleness: int = 20  # generalists
     weights: str = "uniform"  # the paper's mean over devices; or by tokens trained on
-    averaging: str = "separate"  # the paper's; or exact ones for low-rank updates, see `trained`
+    averaging: str = "separate"  # the paper's; or exact ones for low-rank updates, see `trained_names`
 
 
 def goal(rules: Rules, round_number: int, active: int) -> int:
@@ -66,7 +66,7 @@ def weight(rules: Rules, stale: int, tokens: int) -> int:
     return max(1, round(ONE * share / math.sqrt(1 + stale)))
 
 
-def trained(names: Iterable[str], averaging: str, round_number: int) -> list[str]:
+def trained_names(names: Iterable[str], averaging: str, round_number: int) -> list[str]:
     """The tensors that devices train, and send, for this round, sorted.
 
     A mean of A and a mean of B are not a mean of BA. `separate`, the paper's, does it all the same. Where one side is the
@@ -74,16 +74,30 @@ def trained(names: Iterable[str], averaging: str, round_number: int) -> list[str
     `alternate` the out side in odd and the in side in even rounds (RoLoRA, arXiv:2502.01755): an expert whose out side is
     still zero has no gradient for its in side, so a first round of that side would be lost.
     """
-    found = sorted(names)
+    ordered = sorted(names)
     if round_number == 0 or averaging == "separate":
-        return found
+        return ordered
     inner = averaging == "alternate" and round_number % 2 == 0
-    return [name for name in found if is_inner(name) == inner]
+    return [name for name in ordered if is_inner(name) == inner]
 
 
 def is_inner(name: str) -> bool:
     """Whether a tensor reads an expert's input: A of a low-rank update, gate and up of a parallel expert."""
     return name.endswith((".lora_a", ".ffn_gate.weight", ".ffn_up.weight"))
+
+
+def refusal_quorum(active: int) -> int:
+    """Devices that must refuse the newest generalist before the one before it is published again: a third, at least two."""
+    return max(math.ceil(active / 3), min(2, active))
+
+
+def generalist_before(number: int, again: Mapping[int, int]) -> int:
+    """The round whose generalist came before that of `number`; `again`: round -> the earlier one that it published again.
+
+    Generalists that were refused are passed over: after 0, 1, 2, 3 = 1 again, what came before 3 is 0.
+    """
+    first = again.get(number, number)  # the round that made this generalist
+    return again.get(first - 1, first - 1)
 
 
 def next_poll_seconds(active: int) -> float:
