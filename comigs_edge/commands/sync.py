@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from comigs_edge.home import folder as homes
-from comigs_edge.nn.experts import may_leave
+from coordinator.protocol.generalist import may_leave
 
 if TYPE_CHECKING:
     from comigs_edge.fleet.exchange import Federation
@@ -107,11 +107,12 @@ def _generalist(home: Home, settings: Config) -> Arrays | None:
 
     state = _interrupted(home)
     if state is not None:
-        return may_leave(part(state, "current."))
+        return {name: array for name, array in part(state, "current.").items() if may_leave(name)}
     if not versions(home.adapters):
         return None
     shape = read_shape(GGUFFile(home.base_file))
-    return may_leave(load(home.adapters, shape, settings.base.sha256).arrays)
+    arrays = load(home.adapters, shape, settings.base.sha256).arrays
+    return {name: array for name, array in arrays.items() if may_leave(name)}
 
 
 def _show_receipt(federation: Federation, generalist: Arrays | None, json: bool) -> None:
