@@ -19,7 +19,7 @@ from coordinator.ledger.members import Device, Members
 from coordinator.ledger.payloads import Payloads
 from coordinator.protocol import aggregate, compress, rounds, wire
 from coordinator.protocol.errors import Refused
-from coordinator.protocol.messages import Commit, Join, Joined, Receipt, Refusal, State
+from coordinator.protocol.messages import COUNTED_IDS, Commit, Join, Joined, Receipt, Refusal, State
 
 
 class Fleet:
@@ -66,7 +66,8 @@ class Fleet:
         number = self.open_round
         return State(
             open_round=number, newest=self.chain.newest, settings=self.config.settings,
-            has_contributed=self._is_in(device, number), next_poll_seconds=rounds.next_poll_seconds(self.active),
+            has_contributed=self._is_in(device, number), counted=self._counted_ids(device),
+            next_poll_seconds=rounds.next_poll_seconds(self.active),
         )  # fmt: skip
 
     def refuse(self, device: Device, refusal: Refusal) -> dict[str, object]:
@@ -84,8 +85,9 @@ class Fleet:
     def counted(self, device: Device, wish: Commit) -> Receipt | None:
         """The receipt of an update that is counted already; raises `Refused` for one that cannot be counted now."""
         known = self.database.row(
-            "SELECT * FROM updates WHERE device = ? AND sha256 = ? AND trained_from = ?",
-            device.id, wish.sha256, wish.trained_from,
+            "SELECT * FROM updates WHERE device = ? AND (update_id = ? OR sha256 = ? AND trained_from = ? "
+            "AND (update_id IS NULL OR ? IS NULL))",
+            device.id, wish.update_id, wish.sha256, wish.trained_from, wish.update_id,
         )  # fmt: skip
         if known is not None:
             return Receipt(round=known["round"], weight=known["weight"] / rounds.ONE)
@@ -140,9 +142,10 @@ class Fleet:
         weight = rounds.weight(rules, stale, wish.tokens)
         with self.database.transaction():
             self.database.run(
-                "INSERT INTO updates VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO updates VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 device.id, wish.expected_round, wish.sha256, wish.trained_from, weight, wish.tokens, size,
                 compress.used(self.config.training.update_format, wish.trained_from), rules.averaging, wish.validation_loss, now,
+                wish.update_id,
             )  # fmt: skip
             if wish.validation_loss is not None:
                 self.database.run(
@@ -169,6 +172,13 @@ class Fleet:
     def _is_in(self, device: Device, number: int) -> bool:
         found = self.database.value("SELECT 1 FROM updates WHERE device = ? AND round = ?", device.id, number)
         return found is not None
+
+    def _counted_ids(self, device: Device) -> list[str]:
+        rows = self.database.rows(
+            "SELECT update_id FROM updates WHERE device = ? AND update_id IS NOT NULL ORDER BY round DESC LIMIT ?",
+            device.id, COUNTED_IDS,
+        )  # fmt: skip
+        return [row["update_id"] for row in reversed(rows)]
 
     def _table(self, number: int) -> wire.Table:
         generalist = self.members.generalist

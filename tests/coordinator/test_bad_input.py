@@ -565,10 +565,16 @@ def no_message(p):
             yield p.post(body, path)
 
 
-@case(422)
-def unknown_fields(p):
+@case(409)  # of an upload that is not there: the field itself is ignored
+def fields_of_another_version(p):
     yield p.commit("ab" * 32, more=1)
     yield p.commit("ab" * 32, **{"x" * 100_000: 1})
+
+
+@case(422)
+def update_ids_that_are_none(p):
+    for update_id in ("", "AB", "0x1", "ab\n", "\nab", "a" * 65, "a" * 100_000, 5, [], {}, True):
+        yield p.commit("ab" * 32, update_id=update_id)
 
 
 @case(422)
