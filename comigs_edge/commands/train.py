@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -20,7 +20,7 @@ from comigs_edge.home import folder as homes
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from comigs_edge.commands.fleet import Fleet
+    from comigs_edge.fleet.rounds import Rounds, Totals
     from comigs_edge.home.config import PauseConfig
     from comigs_edge.training.pauses import Pauses
     from comigs_edge.training.run import Training
@@ -63,8 +63,8 @@ def train(
         with notes.status("loading torch and the tokenizer"):
             import torch
 
-            from comigs_edge.commands.fleet import joined
             from comigs_edge.data.tokenizer import Tokenizer
+            from comigs_edge.fleet.rounds import open_rounds
             from comigs_edge.nn.weights import open_base
             from comigs_edge.planning import plan as planning
             from comigs_edge.planning.rates import use
@@ -99,7 +99,11 @@ def train(
             warn(warning)
         if training.resumed:
             notes.print(f"going on at expert step {trainer.expert_steps} of {trainer.schedule.steps}")
-        fleet = joined(home, training, trainer) if sync and settings.fleet.sync else None
+        fleet = None
+        if sync and settings.fleet.sync:
+            say = partial(notes.print, markup=False, soft_wrap=True)
+            with notes.status("asking the coordinator"):
+                fleet = open_rounds(home, training, trainer, say, warn)
         started = pauses.working_time()
         seen = _run(training, trainer, settings.train.checkpoint_minutes, pauses, fleet)
         version = training.end(trainer)
@@ -165,7 +169,7 @@ def _seconds(action: Callable[[], object]) -> float:
     return time.monotonic() - start
 
 
-def _run(training: Training, trainer: Trainer, checkpoint_minutes: float, pauses: Pauses, fleet: Fleet | None) -> int:
+def _run(training: Training, trainer: Trainer, checkpoint_minutes: float, pauses: Pauses, fleet: Rounds | None) -> int:
     """Runs to the end or to a signal, saving now and then, pausing where it must; returns the tokens computed."""
     tokens, saved = 0, pauses.working_time()
 
@@ -259,7 +263,7 @@ def _report(
     seconds: float,
     paused: float,
     version: int | None,
-    fleet: Fleet | None,
+    fleet: Rounds | None,
     as_json: bool,
 ) -> None:
     from comigs_edge.arrays import digest
@@ -278,7 +282,7 @@ def _report(
         "adapters_version": version,
         "adapters_sha256": digest(trainer.adapters.arrays()),
         "best_sha256": digest(trainer.best),
-        "fleet": None if fleet is None else fleet.totals(),
+        "fleet": None if fleet is None else asdict(fleet.totals),
         "next": "comigs-edge chat" if trainer.is_done else "comigs-edge train --resume",
     }
     if as_json:
@@ -295,7 +299,18 @@ def _report(
         soft_wrap=True,
     )
     if fleet is not None:
-        out.print(fleet.summary(), soft_wrap=True)
+        out.print(_summary_of(fleet.totals), soft_wrap=True)
     if version is None:
         out.print("nothing better than the start was found, so the personal model is unchanged")
     next_command(str(result["next"]))
+
+
+def _summary_of(totals: Totals) -> str:
+    from comigs_edge.commands.console import size
+
+    newest = "" if totals.newest is None else f", the newest is {totals.newest}"
+    waits = "; an update waits, it is brought by: comigs-edge sync" if totals.waits else ""
+    return (
+        f"fleet: {totals.updates} updates brought ({size(totals.bytes_sent)}), {totals.generalists} generalists taken over "
+        f"({size(totals.bytes_received)}){newest}{waits}"
+    )

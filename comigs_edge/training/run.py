@@ -52,7 +52,7 @@ class Training:
         self.checkpointing, self.cache = checkpointing, cache  # cache: of the outputs of blocks without experts
         self.warnings: list[str] = []
         self.resumed = False
-        self.fleet_mark: str | None = None  # of the generalist that is trained, and of the best one; `Federation.mark`
+        self.fleet_mark: str | None = None  # of the generalist that is trained, and of the best one; `Books.mark`
         self.best_mark: str | None = None
 
     def begin(self, steps: int | None, resume: bool | None) -> Trainer:
