@@ -14,7 +14,7 @@ from comigs_edge.fleet.rounds import Together, open_federation
 from comigs_edge.home.config import FleetConfig
 from comigs_edge.home.folder import Home
 from comigs_edge.nn.experts import generalist_shapes
-from comigs_edge.training.run import Training
+from comigs_edge.training.run import TrainingRun
 from comigs_edge.training.trainer import Event, Trainer
 
 PATIENCE = 10.0  # seconds that a call goes on trying: the training waits meanwhile
@@ -24,7 +24,7 @@ class Fleet:
     """Exchanges at the right steps; after an error that is not the network's it leaves the coordinator alone."""
 
     def __init__(
-        self, home: Home, settings: FleetConfig, training: Training, trainer: Trainer, say: Callable[[str], None],
+        self, home: Home, settings: FleetConfig, training: TrainingRun, trainer: Trainer, say: Callable[[str], None],
         warn: Callable[[str], None],
     ) -> None:  # fmt: skip
         self._training, self._warn, self._works = training, warn, True
@@ -69,7 +69,7 @@ class Fleet:
         )
 
 
-def joined(home: Home, training: Training, trainer: Trainer) -> Fleet | None:
+def joined(home: Home, training: TrainingRun, trainer: Trainer) -> Fleet | None:
     """The fleet of this training, with the newest generalist taken over; None for a device that belongs to none."""
     if not FleetFolder(home).is_member:
         return None

@@ -216,23 +216,11 @@ def _judge(home: Home, settings: Config, adapters: Any) -> Any:
 
 
 def _trainer(home: Home, settings: Config, adapters: Any) -> Any:
-    import torch
-
-    from comigs_edge.data.tokenizer import Tokenizer
-    from comigs_edge.nn.model import Model
-    from comigs_edge.nn.weights import open_base
-    from comigs_edge.planning import plan as planning
     from comigs_edge.planning.plan import plan_home
-    from comigs_edge.training import run as session
-    from comigs_edge.training.trainer import Trainer
+    from comigs_edge.training.run import open_training
 
     plan, _ = plan_home(home, settings, None, [], None, measure=False)
-    settings = planning.settings_of(settings, plan)
-    torch.set_num_threads(plan.threads)
-    rows = session.rows(home, settings, settings.device(), Tokenizer(home.base_file), [], lambda done, total: None)
-    base = open_base(home.base_file, plan.threads, plan.keep, getattr(torch, plan.precision))
-    model = Model(base, adapters, checkpointing=plan.checkpointing)
-    return Trainer(model, *rows, session.schedule(settings, settings.device(), None))
+    return open_training(home, settings, plan).make_trainer(adapters)
 
 
 def _report(found: Any, version: int | None, following: str, json: bool) -> None:
