@@ -39,7 +39,7 @@ ARROWS = {
         "comigs_edge comigs_edge.data comigs_edge.home comigs_edge.nn comigs_edge.planning coordinator.protocol profiles"
     ),
     "comigs_edge.fleet": (
-        "comigs_edge comigs_edge.base comigs_edge.data comigs_edge.home comigs_edge.nn comigs_edge.planning "
+        "comigs_edge comigs_edge.base comigs_edge.home comigs_edge.nn comigs_edge.planning "
         "comigs_edge.training coordinator.protocol quantize"
     ),
     "comigs_edge.simulate": (

@@ -16,7 +16,7 @@ from comigs_edge.fleet.http import open_exchange
 from comigs_edge.fleet.outcome import Outcome
 from comigs_edge.home.folder import Home
 from comigs_edge.nn.experts import generalist_shapes
-from comigs_edge.training.run import Training
+from comigs_edge.training.run import TrainingRun
 from comigs_edge.training.trainer import Event, Trainer
 
 PATIENCE = 10.0  # seconds that a call is retried: the training waits meanwhile
@@ -43,7 +43,12 @@ class Rounds:
     """
 
     def __init__(
-        self, home: Home, training: Training, trainer: Trainer, say: Callable[[str], None], warn: Callable[[str], None]
+        self,
+        home: Home,
+        training: TrainingRun,
+        trainer: Trainer,
+        say: Callable[[str], None],
+        warn: Callable[[str], None],
     ) -> None:
         """Takes over the newest generalist. Raises `ComigsError` where the home belongs to no fleet."""
         self._training, self._trainer, self._say, self._warn = training, trainer, say, warn
@@ -130,7 +135,7 @@ class Rounds:
 
 
 def open_rounds(
-    home: Home, training: Training, trainer: Trainer, say: Callable[[str], None], warn: Callable[[str], None]
+    home: Home, training: TrainingRun, trainer: Trainer, say: Callable[[str], None], warn: Callable[[str], None]
 ) -> Rounds | None:
     """The rounds of this training, with the newest generalist taken over; None for a device that belongs to no fleet."""
     return Rounds(home, training, trainer, say, warn) if FleetFolder(home).is_member else None

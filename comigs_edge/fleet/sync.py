@@ -14,6 +14,7 @@ from comigs_edge.fleet.outcome import Judge, Judgement, Outcome
 from comigs_edge.home.config import Config
 from comigs_edge.home.folder import Home
 from comigs_edge.home.versions import Saved, load, save, versions
+from comigs_edge.planning.plan import plan_home
 from comigs_edge.progress import Progress
 from coordinator.protocol import compress, wire
 from coordinator.protocol.wire import Arrays
@@ -109,28 +110,12 @@ def _judge(home: Home, settings: Config, saved: Saved) -> Judge:
 
     def judge(before: Arrays, after: Arrays) -> Judgement:
         from comigs_edge.fleet.gate import compare
+        from comigs_edge.nn.adapters import Adapters
+        from comigs_edge.training.run import open_training
 
-        return compare(_trainer(home, settings, saved), before, after)
+        plan, _ = plan_home(home, settings, None, [], None, measure=False)
+        run = open_training(home, settings, plan)
+        adapters = Adapters.from_arrays(saved.layout, run.base.shape, saved.arrays)
+        return compare(run.make_trainer(adapters), before, after)
 
     return judge
-
-
-def _trainer(home: Home, settings: Config, saved: Saved) -> Any:
-    import torch
-
-    from comigs_edge.data.tokenizer import Tokenizer
-    from comigs_edge.nn.adapters import Adapters
-    from comigs_edge.nn.model import Model
-    from comigs_edge.nn.weights import open_base
-    from comigs_edge.planning import plan as planning
-    from comigs_edge.training import run as session
-    from comigs_edge.training.trainer import Trainer
-
-    plan, _ = planning.plan_home(home, settings, None, [], None, measure=False)
-    settings = planning.settings_of(settings, plan)
-    torch.set_num_threads(plan.threads)
-    rows = session.rows(home, settings, settings.device(), Tokenizer(home.base_file), [], lambda done, total: None)
-    base = open_base(home.base_file, plan.threads, plan.keep, getattr(torch, plan.precision))
-    adapters = Adapters.from_arrays(saved.layout, base.shape, saved.arrays)
-    model = Model(base, adapters, checkpointing=plan.checkpointing)
-    return Trainer(model, *rows, session.schedule(settings, settings.device(), None))
