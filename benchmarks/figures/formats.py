@@ -264,7 +264,7 @@ def training(homes: Path, work: Path) -> dict[str, Any]:
     for name in ("de-lora", "de-parallel"):
         personal = Personal(homes / name)
         device, tokenizer = personal.settings.device(), Tokenizer(personal.home.base_file)
-        rows = session.rows(personal.home, personal.settings, device, tokenizer, [], lambda *_: None)
+        rows = session.read_rows(personal.home, personal.settings, device, tokenizer, [], lambda *_: None)
         tune_allocator()
         plan = session.schedule(personal.settings, device, 10**6)
         plan = replace(plan, batch=8, router_period=10**6, block_format="Q4_0")

@@ -127,7 +127,9 @@ def prepare(home: Path, text: Path, most: int | None, variant: Variant) -> float
 def rows_of(home: Path) -> int:
     """Rows of the training text."""
     here = Home(home)
-    found = session.rows(here, here.settings(), load("auto"), Tokenizer(here.base_file), [], lambda done, total: None)
+    found = session.read_rows(
+        here, here.settings(), load("auto"), Tokenizer(here.base_file), [], lambda done, total: None
+    )
     return len(found[0])
 
 

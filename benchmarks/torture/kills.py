@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.common import result_file, write_json  # noqa: E402
-from comigs_edge.fleet.client import Offline  # noqa: E402
+from comigs_edge.fleet.transport import Offline  # noqa: E402
 from tests.coordinator.audit import Books, Trainer, check, settle  # noqa: E402
 from tests.coordinator.inject import ATTEMPTS, injected  # noqa: E402
 from tests.coordinator.rig import Coordinator  # noqa: E402

@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.common import result_file, write_json  # noqa: E402
 from comigs_edge.errors import ComigsError  # noqa: E402
-from comigs_edge.fleet.client import Offline  # noqa: E402
+from comigs_edge.fleet.transport import Offline  # noqa: E402
 from tests.coordinator.audit import Books, Trainer, check, settle  # noqa: E402
 from tests.coordinator.rig import Coordinator  # noqa: E402
 

@@ -22,12 +22,12 @@ from comigs_edge.nn.experts import (
     expected_shapes,
     experts_per_token,
     is_router,
-    may_leave,
     roles,
 )
 from comigs_edge.nn.lora import LoRA, LoRAExpert
 from comigs_edge.nn.parallel import ParallelExpert
 from comigs_edge.nn.tensors import tensor_to_numpy
+from coordinator.protocol.generalist import may_leave
 from coordinator.protocol.wire import Arrays
 
 ROUTER_STD = 0.02  # the paper's code, gating.py
@@ -117,7 +117,7 @@ class Adapters:
 
     def generalist(self) -> Arrays:
         """What may leave the device, as float32 arrays, copied."""
-        return {name: tensor_to_numpy(tensor).copy() for name, tensor in may_leave(self.named).items()}
+        return {name: tensor_to_numpy(tensor).copy() for name, tensor in self.named.items() if may_leave(name)}
 
     def load_generalist(self, arrays: Arrays) -> None:
         """Takes over the generalist's values, in place; the rest stays as it is."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 from typing import Any
 
 from comigs_edge.base.hparams import Shape, linear_shapes
 from comigs_edge.errors import ComigsError
+from coordinator.protocol.generalist import may_leave
 
 PARALLEL_SCALE = 4.0  # s of parallel experts; chosen with their start, see `parallel.py`
 FFN = ("ffn_gate", "ffn_up", "ffn_down")
@@ -71,7 +71,7 @@ def roles(layout: Layout) -> list[str]:
 
 def generalist_shapes(layout: Layout, shape: Shape) -> dict[str, tuple[int, int]]:
     """Name and shape of the generalist's tensors: what may leave the device."""
-    return {name: size for name, size in expected_shapes(layout, shape).items() if name.startswith("generalist.")}
+    return {name: size for name, size in expected_shapes(layout, shape).items() if may_leave(name)}
 
 
 def expected_shapes(layout: Layout, shape: Shape) -> dict[str, tuple[int, int]]:
@@ -95,22 +95,9 @@ def expected_shapes(layout: Layout, shape: Shape) -> dict[str, tuple[int, int]]:
     return sizes
 
 
-_MAY_LEAVE = re.compile(
-    r"generalist\.blk\.\d+\.(?:(?:ffn_(?:gate|up|down)|attn_(?:q|k|v|output))\.lora_[ab]|ffn_(?:gate|up|down)\.weight)"
-)
-
-
 def is_router(name: str) -> bool:
     """Whether a tensor is the router's; all others are the experts'."""
     return name.startswith("router.")
-
-
-def may_leave(named: dict[str, Any]) -> dict[str, Any]:
-    """The tensors that may leave this device: the generalist's, picked by an allow-list of names.
-
-    Everything that is ever sent goes through here. Specialists, router, optimiser state and anything unknown stay.
-    """
-    return {name: value for name, value in named.items() if _MAY_LEAVE.fullmatch(name)}
 
 
 def check_arrays(arrays: dict[str, Any], layout: Layout, shape: Shape) -> None:
