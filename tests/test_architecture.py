@@ -40,7 +40,7 @@ ARROWS = {
     ),
     "comigs_edge.fleet": "comigs_edge comigs_edge.home comigs_edge.training coordinator.protocol",
     "comigs_edge.simulate": (
-        "comigs_edge comigs_edge.data comigs_edge.home comigs_edge.inference comigs_edge.nn comigs_edge.training "
+        "comigs_edge comigs_edge.data comigs_edge.inference comigs_edge.nn comigs_edge.training "
         "coordinator.protocol"
     ),
 }  # fmt: skip

@@ -19,10 +19,11 @@ def mix_lora(
     x: Tensor, mlp: Frozen, experts: list[LoRAExpert], weights: Tensor, scale: float, block_format: str | None = None
 ) -> Tensor:  # (N, D) -> (N, D)
     """sum_e w_e MLP_e(x): every expert is the base's MLP with low-rank updates; `weights` (N, E) are the router's."""
-    base, out = (*mlp.gate_up.chunk(2), mlp.down), torch.zeros_like(x)
+    out, (gate, up) = torch.zeros_like(x), mlp.gate_up.chunk(2)
     for number, expert in enumerate(experts):
-        merged = [matrix + scale * update.b @ update.a for matrix, update in zip(base, expert, strict=True)]
-        out = out + weights[:, number, None] * _mlp(x, *(_rounded(matrix, block_format) for matrix in merged))
+        pairs = ((gate, expert.gate), (up, expert.up), (mlp.down, expert.down))
+        merged = [_rounded(matrix + scale * update.b @ update.a, block_format) for matrix, update in pairs]
+        out = out + weights[:, number, None] * _mlp(x, merged)
     return out
 
 
@@ -30,14 +31,15 @@ def mix_parallel(
     x: Tensor, mlp: Frozen, experts: list[ParallelExpert], weights: Tensor, scale: float, block_format: str | None = None
 ) -> Tensor:  # fmt: skip
     """MLP(x) + sum_e w_e P_e(x): every expert is a small MLP beside the base's; `scale` is a factor on its down."""
-    out = _mlp(x, *mlp.gate_up.chunk(2), mlp.down)
+    out = _mlp(x, [*mlp.gate_up.chunk(2), mlp.down])
     for number, (gate, up, down) in enumerate(experts):
         small = [_rounded(matrix, block_format) for matrix in (gate, up, scale * down)]
-        out = out + weights[:, number, None] * _mlp(x, *small)
+        out = out + weights[:, number, None] * _mlp(x, small)
     return out
 
 
-def _mlp(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+def _mlp(x: Tensor, matrices: list[Tensor]) -> Tensor:
+    gate, up, down = matrices
     return (F.silu(x @ gate.T) * (x @ up.T)) @ down.T
 
 
