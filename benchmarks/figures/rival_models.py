@@ -18,11 +18,10 @@ from torch import Tensor, nn
 
 from comigs_edge.base.hparams import Shape
 from comigs_edge.nn.adapters import Adapters
-from comigs_edge.nn.experts import Layout
+from comigs_edge.nn.experts import FORMS, Layout
 from comigs_edge.nn.loss import next_token_loss
 from comigs_edge.nn.model import Model
 from comigs_edge.nn.weights import Base
-from comigs_edge.planning.plan import parallel_width
 from comigs_edge.training.adamw import BETAS, AdamW
 
 RANK, SEED = 8, 42
@@ -236,7 +235,7 @@ def ours(
 
 def initial(shape: Shape, form: str) -> Adapters:
     """A generalist and a specialist that change nothing yet."""
-    width = parallel_width(RANK, shape) if form == "parallel" else 0
+    width = FORMS[form].width(None, RANK, shape)
     return Adapters.initial(Layout(num_specialists=1, rank=RANK, form=form, expert_width=width), shape, SEED)
 
 

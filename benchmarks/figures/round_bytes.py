@@ -14,8 +14,7 @@ from typing import Any
 from benchmarks.common import result_file, write_json
 from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
 from comigs_edge.base.hparams import Shape, read_shape
-from comigs_edge.nn.experts import Layout, generalist_shapes
-from comigs_edge.planning.plan import parallel_width
+from comigs_edge.nn.experts import FORMS, Layout, generalist_shapes
 from coordinator.protocol import compress, rounds, wire
 from quantize.gguf_file import GGUFFile
 
@@ -71,7 +70,7 @@ def main() -> None:
     rows = [row("GPT-2, the paper's", GPT2, GPT2_ATTENTION)]
     for name, shape in (("SmolLM2-135M", smollm), ("Llama-3.2-1B's shape", LLAMA_1B)):
         rows.append(row(f"{name}, LoRA rank 8", *split(Layout(), shape)))
-    width = parallel_width(8, smollm)
+    width = FORMS["parallel"].width(None, 8, smollm)
     experts, _ = split(Layout(form="parallel", expert_width=width), smollm)
     parallel = {
         "model": f"SmolLM2-135M, parallel {width} wide", "weights": sum(a * b for a, b in experts.values()),

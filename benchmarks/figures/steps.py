@@ -21,11 +21,10 @@ from rich.table import Table
 from benchmarks.common import result_file, write_json
 from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
 from comigs_edge.nn.adapters import Adapters
-from comigs_edge.nn.experts import Layout
+from comigs_edge.nn.experts import FORMS, Layout
 from comigs_edge.nn.loss import next_token_loss
 from comigs_edge.nn.model import Model
 from comigs_edge.nn.weights import Base, open_base
-from comigs_edge.planning.plan import parallel_width
 from comigs_edge.training.adamw import AdamW
 from comigs_edge.training.memory import tune_allocator
 from profiles import available_cores
@@ -37,7 +36,7 @@ class Step:
     """One kind of step, ready to be done again and again."""
 
     def __init__(self, base: Base, form: str, specialists: int, router: bool) -> None:
-        width = parallel_width(8, base.shape) if form == "parallel" else 0
+        width = FORMS[form].width(None, 8, base.shape)
         layout = Layout(num_specialists=specialists, form=form, expert_width=width)
         adapters = Adapters.initial(layout, base.shape, 0)
         self.tensors = adapters.group(router)

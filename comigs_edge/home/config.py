@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import profiles
+from comigs_edge.nn.experts import FORMS
 from profiles import DeviceProfile
 
 LAYOUTS = ("merged", "hot")
-FORMS = ("lora", "parallel")
 FORMATS_TO_EXPORT = (
     "Q8_0", "F16", "F32", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS",
 )  # fmt: skip
@@ -175,7 +175,7 @@ class Config:
         """The experts' first and final learning rate."""
         first = self.train.expert_learning_rate
         if first is None:
-            first = 4e-3 if self.model.expert_form == "lora" else 1.2e-2
+            first = FORMS[self.model.expert_form].learning_rate
         final = self.train.final_learning_rate
         return first, first / 10 if final is None else final
 
@@ -190,6 +190,5 @@ class Config:
         name = (format_name or self.quantize.format or ("F16" if layout == "hot" else "Q8_0")).upper()
         start = self.quantize.start
         if start is None:
-            few_bits = name in TRAINABLE and name != "Q8_0"
-            start = 0.0 if self.model.expert_form == "parallel" else 0.65 if few_bits else 1.0
+            start = FORMS[self.model.expert_form].quantise_start(name in TRAINABLE and name != "Q8_0")
         return Storage(layout, name, start)

@@ -10,7 +10,8 @@ from typing import Any, TypeVar, get_type_hints
 
 import profiles
 from comigs_edge.errors import ComigsError
-from comigs_edge.home.config import FORMATS_TO_EXPORT, FORMS, HOME_FORMAT, LAYOUTS, Config
+from comigs_edge.home.config import FORMATS_TO_EXPORT, HOME_FORMAT, LAYOUTS, Config
+from comigs_edge.nn.experts import FORMS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -108,7 +109,7 @@ def _check(config: Config, path: Path) -> None:
         if value is not None and not low <= value <= high:
             raise ComigsError(f"{path}: {name} = {value} must be between {low} and {high:g}")
     choices: tuple[tuple[str, str | None, tuple[str, ...]], ...] = (
-        ("model.expert_form", model.expert_form, FORMS),
+        ("model.expert_form", model.expert_form, tuple(FORMS)),
         ("export.layout", config.export.layout, LAYOUTS),
         ("chat.cache", config.chat.cache, ("F16", "Q8_0")),
         ("train.precision", train.precision, ("float32", "bfloat16")),
@@ -119,13 +120,13 @@ def _check(config: Config, path: Path) -> None:
     for name, chosen, known in choices:
         if chosen is not None and chosen not in known:
             raise ComigsError(f"{path}: {name} = {chosen!r} must be one of {', '.join(known)}")
-    stored, parallel = config.storage(), model.expert_form == "parallel"
-    if stored.layout == "hot" and (parallel or stored.format not in ("F16", "F32")):
+    stored, low_rank = config.storage(), FORMS[model.expert_form].is_low_rank
+    if stored.layout == "hot" and (not low_rank or stored.format not in ("F16", "F32")):
         raise ComigsError(
             f'{path}: export.layout = "hot" is for LoRA experts in F16 or F32, not for {model.expert_form} experts in '
             f'{stored.format}; use layout = "merged"'
         )
-    if parallel and stored.format not in ("F16", "F32") and (model.expert_width or 0) % 32:
+    if not low_rank and stored.format not in ("F16", "F32") and (model.expert_width or 0) % 32:
         raise ComigsError(
             f"{path}: model.expert_width = {model.expert_width} is not a multiple of 32, the block of {stored.format}; use one, "
             'or format = "F16" in [quantize]'

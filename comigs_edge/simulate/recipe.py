@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from comigs_edge.errors import ComigsError
-from comigs_edge.home.config import FORMS
+from comigs_edge.nn.experts import FORMS
 from coordinator.protocol.rounds import AVERAGING, WEIGHTS
 
 if sys.version_info >= (3, 11):
@@ -196,7 +196,7 @@ def _check(recipe: Recipe, file: str) -> None:
             raise ComigsError(f"{file}: {where} = {number} must be between {low:g} and {high:g}")
     choices = (
         ("target", recipe.target, TARGETS),
-        ("experts.form", experts.form, FORMS),
+        ("experts.form", experts.form, tuple(FORMS)),
         ("exchange.weights", exchange.weights, WEIGHTS),
         ("exchange.averaging", exchange.averaging, AVERAGING),
         ("exchange.update_format", exchange.update_format, UPDATE_FORMATS),
