@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Optional, cast
 
 import typer
 
 import profiles
 from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
 from comigs_edge.home import folder as homes
-from comigs_edge.home.config import FORMS, Config
+from comigs_edge.home.config import FORMS, Config, Form
 from comigs_edge.home.folder import Home
 
 
@@ -75,7 +75,9 @@ def init(
                 done += count
                 progress(done, total)
 
-            settings = homes.create(home, (name, source), profile, specialists, form, advance)
+            settings = homes.create(
+                home, (name, source), advance, profile=profile, specialists=specialists, expert_form=form
+            )
         out.print(f"made {home.root}\n", soft_wrap=True)
     _print_plan(home, settings)
     next_command("comigs-edge data add FOLDER")
@@ -92,7 +94,7 @@ def _converted(home: Home, folder: Path, format_name: str, expert_form: str | No
     return home.converted_file
 
 
-def _checked_form(path: Path, expert_form: str | None) -> str:
+def _checked_form(path: Path, expert_form: str | None) -> Form:
     """The form of the experts; nothing is made for a base that could not be trained."""
     from comigs_edge.base.hparams import check_tensors, read_shape
     from quantize.gguf_file import GGUFFile
@@ -103,11 +105,11 @@ def _checked_form(path: Path, expert_form: str | None) -> str:
     return _form(shape.architecture, expert_form)
 
 
-def _form(architecture: str, expert_form: str | None) -> str:
+def _form(architecture: str, expert_form: str | None) -> Form:
     """What was asked for, or parallel where llama.cpp can run it; raises `ComigsError` where it was asked for and cannot."""
     from comigs_edge.base.hparams import ARCHITECTURES, exported_as
 
-    form = expert_form or ("parallel" if ARCHITECTURES[architecture].compact else "lora")
+    form = cast(Form, expert_form) or ("parallel" if ARCHITECTURES[architecture].compact else "lora")
     exported_as(architecture, form, 2)
     return form
 
