@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def _compare(path: Path, form: str, lines: dict[str, Any], steps: int) -> dict[str, Any]:
-    settings = Config(BaseConfig("base", "", 0), model=ModelConfig(specialists=1, expert_form=form))
+    settings = Config(base=BaseConfig("base", "", 0), model=ModelConfig(specialists=1, expert_form=form))
     sizes = planning.sizes(path, settings)
     rates = measure.rates(
         sizes.width, sizes.ff_width, lines.get("threads", available_cores()), "bfloat16" in lines.values()

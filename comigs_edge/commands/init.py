@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Optional, cast
 
 import typer
 
@@ -12,7 +12,7 @@ from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
 from comigs_edge.home import folder as homes
 from comigs_edge.home.config import Config
 from comigs_edge.home.folder import Home
-from comigs_edge.nn.experts import FORMS
+from comigs_edge.nn.experts import FORMS, Form
 
 
 def register(app: typer.Typer) -> None:
@@ -76,7 +76,9 @@ def init(
                 done += count
                 progress(done, total)
 
-            settings = homes.create(home, (name, source), profile, specialists, form, advance)
+            settings = homes.create(
+                home, (name, source), advance, profile=profile, specialists=specialists, expert_form=form
+            )
         out.print(f"made {home.root}\n", soft_wrap=True)
     _print_plan(home, settings)
     next_command("comigs-edge data add FOLDER")
@@ -93,7 +95,7 @@ def _converted(home: Home, folder: Path, format_name: str, expert_form: str | No
     return home.converted_file
 
 
-def _checked_form(path: Path, expert_form: str | None) -> str:
+def _checked_form(path: Path, expert_form: str | None) -> Form:
     """The form of the experts; nothing is made for a base that could not be trained."""
     from comigs_edge.base.hparams import check_tensors, read_shape
     from quantize.gguf_file import GGUFFile
@@ -104,11 +106,11 @@ def _checked_form(path: Path, expert_form: str | None) -> str:
     return _form(shape.architecture, expert_form)
 
 
-def _form(architecture: str, expert_form: str | None) -> str:
+def _form(architecture: str, expert_form: str | None) -> Form:
     """What was asked for, or parallel where llama.cpp can run it; raises `ComigsError` where it was asked for and cannot."""
     from comigs_edge.base.hparams import ARCHITECTURES
 
-    form = expert_form or ("parallel" if ARCHITECTURES[architecture].compact else "lora")
+    form = cast(Form, expert_form) or ("parallel" if ARCHITECTURES[architecture].compact else "lora")
     FORMS[form].exported_as(architecture, 2)
     return form
 

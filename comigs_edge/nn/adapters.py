@@ -18,6 +18,7 @@ from comigs_edge.nn.experts import (
     FORMS,
     Layout,
     check_arrays,
+    expected_shapes,
     experts_per_token,
     is_router,
     roles,

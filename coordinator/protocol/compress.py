@@ -7,13 +7,14 @@ no state of its own, since an update is the device's generalist less what the co
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from coordinator.protocol.wire import Arrays, Shapes, Table
 
-FORMATS = ("float32", "float16", "int8")
+UpdateFormat = Literal["float32", "float16", "int8"]
+FORMATS: tuple[str, ...] = get_args(UpdateFormat)
 BLOCK = 32
 _DTYPES = {"float32": "F32", "float16": "F16"}
 SCALES = ".scales"

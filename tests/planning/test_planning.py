@@ -141,7 +141,7 @@ def test_a_gpu_that_was_measured_sets_the_device_and_the_memory(ready, monkeypat
 
 
 def test_the_plan_in_a_line_says_what_computes():
-    settings = Config(BaseConfig("tiny", "sha256", 1000))
+    settings = Config(base=BaseConfig("tiny", "sha256", 1000))
     plan = Plan(1, 8, 128, 6, "bfloat16", True, "none", 10**9, step_seconds=0.5)
     assert "bfloat16, 6 threads, up to" in summary(plan, settings)
     assert "bfloat16, on the GPU, up to" in summary(replace(plan, device="cuda"), settings)
