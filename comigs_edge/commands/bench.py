@@ -20,7 +20,8 @@ from comigs_edge import files
 from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
 from comigs_edge.errors import ComigsError
 from comigs_edge.home import folder as homes
-from comigs_edge.home.config import BaseConfig, Config, Form
+from comigs_edge.home.config import BaseConfig, Config
+from comigs_edge.nn.experts import Form
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -6,7 +6,7 @@ import json
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from comigs_edge import files
 from comigs_edge.base.hparams import Shape, read_shape
@@ -15,7 +15,7 @@ from comigs_edge.errors import ComigsError
 from comigs_edge.home.config import Config, ModelConfig
 from comigs_edge.home.folder import Home
 from comigs_edge.home.versions import read_manifest, versions
-from comigs_edge.nn.experts import FORMS, Form, Layout, expected_shapes, experts_per_token
+from comigs_edge.nn.experts import FORMS, Layout, expected_shapes, experts_per_token
 from profiles import DeviceProfile
 from profiles import chat as chat_planner
 from profiles import detect as detection
@@ -219,4 +219,4 @@ def plan_experts(model: ModelConfig, profile: DeviceProfile, shape: Shape) -> La
     if blocks > shape.num_blocks:
         raise ComigsError(f"blocks = {blocks} and the base has {shape.num_blocks}; use at most so many, or 0 for all")
     last = blocks % shape.num_blocks  # all of them are 0
-    return Layout(specialists, model.rank, model.alpha, k, model.attention, cast(Form, model.expert_form), width, last)
+    return Layout(specialists, model.rank, model.alpha, k, model.attention, model.expert_form, width, last)

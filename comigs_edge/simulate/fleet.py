@@ -11,14 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from comigs_edge.arrays import digest, less, part
 from comigs_edge.errors import ComigsError
 from comigs_edge.nn.adapters import Adapters
-from comigs_edge.nn.experts import FORMS, Form, Layout
+from comigs_edge.nn.experts import FORMS, Layout
 from comigs_edge.nn.weights import Base
 from comigs_edge.simulate.device import Device, Leaky, new_model
 from comigs_edge.simulate.methods.method import Method, Round
@@ -68,9 +68,7 @@ class Plan:
         if self.method.lora_only and not low_rank:
             raise ComigsError(f'{self.method.name} is about low-rank updates; use form = "lora" in [experts]')
         width = 0 if low_rank else experts.width
-        plain = Layout(
-            1, experts.rank, experts.alpha, 2, experts.attention, cast(Form, experts.form), width, experts.blocks
-        )
+        plain = Layout(1, experts.rank, experts.alpha, 2, experts.attention, experts.form, width, experts.blocks)
         return self.method.layout(plain, specialists)
 
 

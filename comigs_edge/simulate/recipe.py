@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from comigs_edge.errors import ComigsError
-from comigs_edge.nn.experts import FORMS, Form
+from comigs_edge.nn.experts import Form
 from coordinator.protocol import settings
 from coordinator.protocol.rounds import Averaging, Weights
 from coordinator.protocol.settings import SettingsError, setting

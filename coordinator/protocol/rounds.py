@@ -17,7 +17,9 @@ from typing import Annotated, Literal
 from coordinator.protocol.settings import setting
 
 Weights = Literal["uniform", "tokens"]  # the paper's mean over devices; or by tokens trained on
-Averaging = Literal["separate", "freeze-a", "alternate"]  # the paper's; or exact for low-rank updates, see `trained_names`
+Averaging = Literal[
+    "separate", "freeze-a", "alternate"
+]  # the paper's; or exact for low-rank updates, see `trained_names`
 ONE = 1 << 16  # the fixed-point weight of a fresh update
 MAX_UPDATES = 1024  # of one round: what `aggregate` sums exactly
 TOKEN_CAP = 1 << 20  # tokens beyond which an update's weight does not grow: bounds what one device can claim
