@@ -7,13 +7,15 @@ the device's generalist minus what the coordinator has received so far.
 from __future__ import annotations
 
 import math
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from coordinator.protocol.wire import Arrays, Packed, Shapes, Table
 
-FORMATS = ("float32", "float16", "int8")
+UpdateFormat = Literal["float32", "float16", "int8"]
+FORMATS: tuple[str, ...] = get_args(UpdateFormat)
 BLOCK = 32
 _DTYPES = {"float32": "F32", "float16": "F16"}
 SCALES = ".scales"

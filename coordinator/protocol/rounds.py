@@ -12,25 +12,39 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
-WEIGHTS = ("uniform", "tokens")
-AVERAGING = ("separate", "freeze-a", "alternate")
+from coordinator.protocol.settings import setting
+
+Weights = Literal["uniform", "tokens"]  # the paper's mean over devices; or by tokens trained on
+Averaging = Literal["separate", "freeze-a", "alternate"]  # the paper's; or exact ones, see `trained_names`
 ONE = 1 << 16  # the fixed-point weight of a fresh update
 MAX_UPDATES = 1024  # of one round: what `aggregate` sums exactly
 TOKEN_CAP = 1 << 20  # tokens beyond which an update's weight does not grow: bounds what one device can claim
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Rules:
     """How rounds go. The defaults are meant for 1 to 50 devices."""
 
-    goal: int = 0  # updates that close a round; 0: every active device's
-    deadline_seconds: float = 1800.0  # after a round's first update
-    min_fraction: float = 0.5  # of the active devices that must be in at the deadline
-    active_seconds: float = 172800.0  # a device that was not heard of for so long is not waited for
-    max_staleness: int = 20  # generalists
-    weights: str = "uniform"  # the paper's mean over devices; or by tokens trained on
-    averaging: str = "separate"  # the paper's; or exact ones for low-rank updates, see `trained_names`
+    goal: Annotated[int, setting("updates that close a round; 0: one of every active device", 0, 1024)] = 0
+    deadline_seconds: Annotated[
+        float, setting("after a round's first update it closes with those that are in ...", 0, 31e6)
+    ] = 1800.0
+    min_fraction: Annotated[float, setting("... if they are this share of the active devices", 0.01, 1)] = 0.5
+    active_seconds: Annotated[
+        float, setting("a device that was not heard of for this long is not waited for", 1, 31e7)
+    ] = 172800.0
+    max_staleness: Annotated[
+        int,
+        setting(
+            "generalists: an update further behind is refused; its device pulls and brings it the next time", 0, 10**6
+        ),
+    ] = 20
+    weights: Annotated[Weights, setting('or "tokens": an update counts by the tokens it was trained on')] = "uniform"
+    averaging: Annotated[
+        Averaging, setting('the paper\'s; "freeze-a" and "alternate" average low-rank products exactly')
+    ] = "separate"
 
 
 def goal(rules: Rules, round_number: int, active: int) -> int:

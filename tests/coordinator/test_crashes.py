@@ -16,7 +16,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from comigs_edge.fleet.client import Offline, RemoteRefused
+from comigs_edge.fleet.client import RemoteRefused
+from comigs_edge.fleet.transport import Offline
 from tests.coordinator.audit import Books, Trainer, check, settle
 from tests.coordinator.inject import ATTEMPTS, injected, needs_strace
 from tests.coordinator.ledger.test_chain import grown, opened, refuse

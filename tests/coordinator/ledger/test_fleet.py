@@ -18,7 +18,7 @@ from coordinator.protocol.errors import CoordinatorError, Refused
 from coordinator.protocol.messages import Commit, Generalist, Join, Refusal
 from coordinator.protocol.rounds import ONE, Rules
 
-SHAPES = {"generalist.x.lora_a": (2, 3), "generalist.x.lora_b": (3, 2)}
+SHAPES = {"generalist.blk.0.ffn_up.lora_a": (2, 3), "generalist.blk.0.ffn_up.lora_b": (3, 2)}
 PIN = bytes(32)
 
 

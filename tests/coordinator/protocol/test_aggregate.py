@@ -1,6 +1,7 @@
 """The mean of updates: against fractions worked out exactly, in any order, at the largest numbers."""
 
 from fractions import Fraction
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator.protocol import rounds
-from coordinator.protocol.aggregate import MAX_ABSOLUTE, MAX_DEVICES, PIECE, SCALE, Mean, aggregate
+from coordinator.protocol.aggregate import MAX_ABSOLUTE, PIECE, SCALE, Mean, aggregate
 
 
 def one(*values):
@@ -67,11 +68,12 @@ def test_a_crash_in_between_and_a_second_start_give_the_same_bits():
 
 
 def test_the_sum_of_the_largest_fleet_fits_into_64_bits():
-    largest = round(MAX_ABSOLUTE * SCALE) * rounds.ONE * MAX_DEVICES  # python's own integers, which have no bound
+    largest = (
+        round(MAX_ABSOLUTE * SCALE) * rounds.ONE * rounds.MAX_UPDATES
+    )  # python's own integers, which have no bound
     assert largest == 2**60 < 2**63
-    assert MAX_DEVICES >= rounds.MAX_UPDATES
     mean = Mean()
-    for _ in range(MAX_DEVICES):
+    for _ in range(rounds.MAX_UPDATES):
         mean.add(one(MAX_ABSOLUTE, -MAX_ABSOLUTE), rounds.ONE)
     assert mean._sums["a"].tolist() == [largest, -largest]
     np.testing.assert_array_equal(mean.apply(one(0, 0))["a"], np.array([64, -64], np.float32))
@@ -154,5 +156,5 @@ def test_alternate_trains_each_side_in_turn_and_freeze_a_never_the_in_side():
     inner, outer = ["x.lora_a", "y.ffn_gate.weight", "y.ffn_up.weight"], ["x.lora_b", "y.ffn_down.weight"]
     assert rounds.trained_names(names, "alternate", 2) == rounds.trained_names(names, "alternate", 4) == inner
     assert rounds.trained_names(names, "alternate", 1) == rounds.trained_names(names, "freeze-a", 7) == outer
-    for averaging in rounds.AVERAGING:
+    for averaging in get_args(rounds.Averaging):
         assert rounds.trained_names(names, averaging, 0) == sorted(names)
