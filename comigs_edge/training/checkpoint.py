@@ -1,7 +1,7 @@
 """The state of a training on disk: two generations, each one file whose name carries its SHA-256.
 
 A file is written beside the others and renamed, so a kill or a power cut leaves the newest complete generation; one
-whose bytes do not match its name is passed over with a warning.
+whose bytes do not match its name is skipped with a warning.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def save(folder: Path, arrays: Arrays, progress: dict[str, Any]) -> None:
     data, digest = pieces(tensors), hashlib.sha256()
     for piece in data:
         digest.update(piece)
-    found = _generations(folder)
-    number = found[-1][0] + 1 if found else 1
+    generations = _generations(folder)
+    number = generations[-1][0] + 1 if generations else 1
     files.remove_temporaries(folder)
     name = f"checkpoint-{number:08d}-{digest.hexdigest()}.safetensors"
     with files.atomic_writer(folder / name) as file:
@@ -40,7 +40,10 @@ def save(folder: Path, arrays: Arrays, progress: dict[str, Any]) -> None:
 
 
 def load(folder: Path) -> tuple[Arrays, dict[str, Any], list[str]] | None:
-    """Arrays and progress of the newest sound generation, and a warning for each that was passed over."""
+    """Arrays and progress of the newest sound generation, and a warning for each that was skipped; None without any.
+
+    Both are empty if no generation is sound.
+    """
     warnings: list[str] = []
     for _, path in reversed(_generations(folder)):
         data = path.read_bytes()
@@ -60,5 +63,5 @@ def clear(folder: Path) -> None:
 
 
 def _generations(folder: Path) -> list[tuple[int, Path]]:
-    found = ((_NAME.fullmatch(path.name), path) for path in folder.glob("checkpoint-*"))
-    return sorted((int(match[1]), path) for match, path in found if match)
+    matches = ((_NAME.fullmatch(path.name), path) for path in folder.glob("checkpoint-*"))
+    return sorted((int(match[1]), path) for match, path in matches if match)

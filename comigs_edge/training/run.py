@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from comigs_edge.arrays import digest
 from comigs_edge.data.tokenizer import Tokenizer, encode
@@ -22,8 +23,8 @@ from comigs_edge.planning.plan import forget, plan_experts, remember, settings_o
 from comigs_edge.planning.rates import use
 from comigs_edge.progress import SILENT, Progress
 from comigs_edge.training import checkpoint
-from comigs_edge.training.activation_cache import Below, Key, clear
-from comigs_edge.training.batches import Rows
+from comigs_edge.training.activation_cache import ActivationCache, Key, clear
+from comigs_edge.training.batches import Batch, Rows
 from comigs_edge.training.memory import tune_allocator
 from comigs_edge.training.schedule import Schedule
 from comigs_edge.training.trainer import Trainer
@@ -141,22 +142,22 @@ class TrainingRun:
 
     def _cached_trainer(self, adapters: Adapters, plan: Schedule) -> Trainer:
         model = self._model(adapters)
-        below = self._below(model, plan.batch) if self.plan.cache and model.first_block else None
-        clear(self.home.state, tuple(each.path for each in below or ()))
-        return Trainer(model, *self.rows, plan, below)
+        caches = self._open_caches(model, plan.batch) if self.plan.cache and model.first_block else None
+        clear(self.home.state, tuple(cache.path for cache in caches or ()))
+        return Trainer(model, *self.rows, plan, caches)
 
-    def _below(self, model: Model, batch: int) -> tuple[Below, Below]:
+    def _open_caches(self, model: Model, batch: int) -> tuple[ActivationCache, ActivationCache]:
         key: Key = (
             self.settings.base.sha256, model.first_block, self.plan.checkpointing, str(self.base.dtype),
             str(self.base.device), torch.get_num_threads(), torch.get_float32_matmul_precision(), torch.__version__,
         )  # fmt: skip
+
+        def compute(group: Batch) -> Tensor:
+            return model.below(group.tokens.to(self.base.device), group.documents)
+
         training, validation = (
-            Below(
-                self.home.state, rows, batch, self.base.shape.width, key,
-                lambda group: model.below(group.tokens.to(self.base.device), group.documents),
-            )
-            for rows in self.rows
-        )  # fmt: skip
+            ActivationCache(self.home.state, rows, batch, self.base.shape.width, key, compute) for rows in self.rows
+        )
         return training, validation
 
     # Saving -------------------------------------------------------------------------------------------------------
@@ -182,8 +183,8 @@ class TrainingRun:
         version = self.save()
         if not self.trainer.is_done:
             return self.publish()
-        for below in self.trainer.below or ():
-            below.close()
+        for cache in self.trainer.caches or ():
+            cache.close()
         clear(self.home.state)
         forget(self.home)
         return version

@@ -1,4 +1,4 @@
-"""How a training goes: steps, learning rates, when it is the router's turn, and how many steps fit in a time."""
+"""The schedule of a training: steps, learning rates, the router's turns, fake quantisation."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Schedule:
     """How to train; learning rates per step, periods in steps."""
 
@@ -20,11 +20,11 @@ class Schedule:
     router_steps: int
     balance_weight: float
     weight_decay: float
-    validation_rows: int  # that the validation loss is taken on, at most
+    validation_rows: int  # that the validation loss is measured on, at most
     block_format: str | None = None  # fake quantisation in this format ...
     quantise_start: float = 1.0  # ... after this share of the steps
     rates_by_weight: bool = False  # an expert learns in proportion to its mean weight on the validation rows
-    router_offset_rate: float = 0.0  # of what the router prefers whatever the token (`router_optimiser.py`); 0: none
+    router_offset_rate: float = 0.0  # learning rate of the per-expert logit offsets; 0 turns them off
     jointly: bool = False  # router and experts learn in the same steps, from training text; no router steps
 
     def fake_format(self, step: int) -> str | None:
