@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -11,7 +12,7 @@ from comigs_edge.commands.plan import LINES_HELP, summary
 from comigs_edge.home import folder as homes
 
 if TYPE_CHECKING:
-    from comigs_edge.commands.fleet import Fleet
+    from comigs_edge.fleet.rounds import Rounds, Totals
     from comigs_edge.training.loop import Outcome
     from comigs_edge.training.trainer import Trainer
 
@@ -50,8 +51,8 @@ def train(
     settings = home.settings()
     with home.locked("train"):
         with notes.status("loading torch"):
-            from comigs_edge.commands.fleet import joined
             from comigs_edge.commands.train_screen import TrainScreen
+            from comigs_edge.fleet.rounds import open_rounds
             from comigs_edge.planning import plan as planning
             from comigs_edge.training.loop import run_training
             from comigs_edge.training.pace import steps_within
@@ -76,13 +77,16 @@ def train(
             warn(warning)
         if run.resumed:
             notes.print(f"going on at expert step {trainer.expert_steps} of {trainer.schedule.steps}")
-        fleet = joined(home, run, trainer) if sync and settings.fleet.sync else None
+        fleet = None
+        if sync and settings.fleet.sync:
+            with notes.status("asking the coordinator"):
+                fleet = open_rounds(home, run, trainer, say, warn)
         with TrainScreen(trainer, pauses.working_time) as screen:
             outcome = run_training(run, pauses, fleet, screen)
     _report(trainer, outcome, pauses.seconds, fleet, json)
 
 
-def _report(trainer: Trainer, outcome: Outcome, paused: float, fleet: Fleet | None, as_json: bool) -> None:
+def _report(trainer: Trainer, outcome: Outcome, paused: float, fleet: Rounds | None, as_json: bool) -> None:
     from comigs_edge.arrays import digest
     from comigs_edge.commands.console import next_command, out, print_json
     from comigs_edge.training.pauses import duration
@@ -99,7 +103,7 @@ def _report(trainer: Trainer, outcome: Outcome, paused: float, fleet: Fleet | No
         "adapters_version": outcome.version,
         "adapters_sha256": digest(trainer.adapters.arrays()),
         "best_sha256": digest(trainer.best),
-        "fleet": None if fleet is None else fleet.totals(),
+        "fleet": None if fleet is None else asdict(fleet.totals),
         "next": "comigs-edge chat" if trainer.is_done else "comigs-edge train --resume",
     }
     if as_json:
@@ -117,7 +121,18 @@ def _report(trainer: Trainer, outcome: Outcome, paused: float, fleet: Fleet | No
         soft_wrap=True,
     )
     if fleet is not None:
-        out.print(fleet.summary(), soft_wrap=True)
+        out.print(_summary_of(fleet.totals), soft_wrap=True)
     if outcome.version is None:
         out.print("nothing better than the start was found, so the personal model is unchanged")
     next_command(str(result["next"]))
+
+
+def _summary_of(totals: Totals) -> str:
+    from comigs_edge.commands.console import size
+
+    newest = "" if totals.newest is None else f", the newest is {totals.newest}"
+    waits = "; an update waits, it is brought by: comigs-edge sync" if totals.waits else ""
+    return (
+        f"fleet: {totals.updates} updates brought ({size(totals.bytes_sent)}), {totals.generalists} generalists taken over "
+        f"({size(totals.bytes_received)}){newest}{waits}"
+    )

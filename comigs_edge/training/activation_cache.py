@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from comigs_edge.errors import ComigsError
-from comigs_edge.nn.tensors import moved
+from comigs_edge.nn.tensors import to_device
 from comigs_edge.training.batches import Batch, Rows
 
 Key = tuple[str | int, ...]
@@ -84,7 +84,7 @@ class ActivationCache:
 
 def read_cached(cache: ActivationCache | None, batch: Batch, device: torch.device) -> Tensor | None:  # (N, D)
     """The activations for a batch on a device; None without a cache: the model then computes them."""
-    return None if cache is None else moved(cache(batch), device)
+    return None if cache is None else to_device(cache(batch), device)
 
 
 def clear(folder: Path, keep: tuple[Path, ...] = ()) -> None:

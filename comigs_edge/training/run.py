@@ -65,7 +65,7 @@ class TrainingRun:
         self.base, self.rows = base, rows  # rows: of training and of validation text
         self.warnings: list[str] = []
         self.resumed = False
-        self.fleet_mark: str | None = None  # of the generalist that is trained, and of the best one; `Federation.mark`
+        self.fleet_mark: str | None = None  # of the generalist that is trained, and of the best one; `Books.mark`
         self.best_mark: str | None = None
         self._trainer: Trainer | None = None
 
