@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors.numpy import load as parse
@@ -22,10 +22,20 @@ GENERATIONS = 2
 _NAME = re.compile(r"checkpoint-(\d{8})-([0-9a-f]{64})\.safetensors")
 _PROGRESS = "progress"  # JSON, as bytes in a tensor, so that one hash covers everything
 
+Progress = dict[str, Any]  # what JSON can hold
 
-def save(folder: Path, arrays: Arrays, progress: dict[str, Any]) -> None:
+
+class Checkpoint(NamedTuple):
+    """What was saved; arrays and progress are empty if no generation is sound."""
+
+    arrays: Arrays
+    progress: Progress
+    warnings: list[str]  # one for each generation that was skipped
+
+
+def save(folder: Path, arrays: Arrays, progress: Progress) -> None:
     """Writes the next generation and drops all but the last two; raises `ComigsError` if the system refuses."""
-    tensors: dict[str, Any] = {**arrays, _PROGRESS: np.frombuffer(json.dumps(progress).encode(), np.uint8)}
+    tensors: Arrays = {**arrays, _PROGRESS: np.frombuffer(json.dumps(progress).encode(), np.uint8)}
     data, digest = pieces(tensors), hashlib.sha256()
     for piece in data:
         digest.update(piece)
@@ -39,11 +49,8 @@ def save(folder: Path, arrays: Arrays, progress: dict[str, Any]) -> None:
         path.unlink()
 
 
-def load(folder: Path) -> tuple[Arrays, dict[str, Any], list[str]] | None:
-    """Arrays and progress of the newest sound generation, and a warning for each that was skipped; None without any.
-
-    Both are empty if no generation is sound.
-    """
+def load(folder: Path) -> Checkpoint | None:
+    """The newest sound generation; None if nothing was saved."""
     warnings: list[str] = []
     for _, path in reversed(_generations(folder)):
         data = path.read_bytes()
@@ -51,9 +58,9 @@ def load(folder: Path) -> tuple[Arrays, dict[str, Any], list[str]] | None:
         if match and hashlib.sha256(data).hexdigest() == match[2]:
             tensors = parse(data)
             progress = json.loads(tensors.pop(_PROGRESS).tobytes())
-            return tensors, progress, warnings
+            return Checkpoint(tensors, progress, warnings)
         warnings.append(f"the checkpoint {path.name[:19]} is damaged and was passed over")
-    return None if not warnings else ({}, {}, warnings)
+    return Checkpoint({}, {}, warnings) if warnings else None
 
 
 def clear(folder: Path) -> None:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.planning.plan import plan_experts
-from comigs_edge.training.run import TrainingRun, schedule
-from comigs_edge.training.schedule import Schedule
+from comigs_edge.training.run import TrainingRun
+from comigs_edge.training.schedule import Schedule, make_schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class Pace:
 
 def steps_within(run: TrainingRun, minutes: float) -> int:
     """Expert steps of this run's training that fit into `minutes`, by the time of a few steps; trains nothing."""
-    plan = schedule(run.settings, run.profile, None)
+    plan = make_schedule(run.settings, run.profile, None)
     layout = plan_experts(run.settings.model, run.profile, run.base.shape)
     trial = run.make_trainer(Adapters.initial(layout, run.base.shape, 0))
     first = run.rows[0].batch(0, plan.batch).to(run.base.device)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from comigs_edge.home.config import Config
+from profiles import DeviceProfile
+
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
@@ -50,3 +53,17 @@ class Schedule:
     def total_steps(self) -> int:
         """Expert and router steps of the whole training."""
         return self.steps + self.router_due(self.steps)
+
+
+def make_schedule(settings: Config, profile: DeviceProfile, steps: int | None) -> Schedule:
+    """The schedule that the settings ask for; `steps` replaces theirs."""
+    train, storage, rates = settings.train, settings.storage(), settings.learning_rates()
+    return Schedule(
+        steps=steps or train.steps, batch=train.batch or profile.batch,
+        expert_learning_rate=rates[0], final_learning_rate=rates[1],
+        router_learning_rate=train.router_learning_rate, warmup_steps=train.warmup_steps,
+        router_period=train.router_period, router_steps=train.router_steps, balance_weight=train.balance_weight,
+        weight_decay=train.weight_decay, validation_rows=train.validation_rows,
+        rates_by_weight=train.rates_by_weight, router_offset_rate=train.router_offset_rate,
+        block_format=storage.fake_format, quantise_start=storage.start,
+    )  # fmt: skip

@@ -15,7 +15,7 @@ import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ from comigs_edge.nn.tensors import tensor_to_numpy
 from comigs_edge.training.activation_cache import ActivationCache, read_cached
 from comigs_edge.training.adamw import STATE, AdamW
 from comigs_edge.training.batches import Batch, Rows
+from comigs_edge.training.checkpoint import Progress
 from comigs_edge.training.router_adamw import RouterAdamW
 from comigs_edge.training.schedule import Schedule
 from comigs_edge.training.validation import Validation
@@ -233,7 +234,7 @@ class Trainer:
 
     # State --------------------------------------------------------------------------------------------------------
 
-    def state(self) -> tuple[Arrays, dict[str, Any]]:
+    def state(self) -> tuple[Arrays, Progress]:
         """What the rest of the training depends on; the arrays are views, valid until the next step."""
         if self._pending is not None:
             self._read_loss(self._pending)
@@ -251,7 +252,7 @@ class Trainer:
         }  # fmt: skip
         return arrays, progress
 
-    def restore(self, arrays: Arrays, progress: dict[str, Any]) -> None:
+    def restore(self, arrays: Arrays, progress: Progress) -> None:
         """The reverse of `state`; the schedule and the layout must be those of the state."""
         self.adapters.load_arrays(part(arrays, "current."))
         self.best = part(arrays, "best.")

@@ -1,14 +1,11 @@
 """A training of a home: how it starts from what is there, and that it loses nothing between two writes."""
 
-from dataclasses import fields
-
 import pytest
 import torch
 
-import profiles
 from comigs_edge.arrays import digest
 from comigs_edge.errors import ComigsError
-from comigs_edge.home.config import BaseConfig, Config, ModelConfig, QuantizeConfig, TrainConfig
+from comigs_edge.home.config import TrainConfig
 from comigs_edge.home.folder import Home
 from comigs_edge.home.versions import read_manifest, versions
 from comigs_edge.nn.adapters import Adapters
@@ -16,10 +13,8 @@ from comigs_edge.planning.plan import plan_home
 from comigs_edge.training import checkpoint
 from comigs_edge.training import run as training
 from comigs_edge.training.pace import steps_within
-from comigs_edge.training.run import open_training, schedule
-from comigs_edge.training.schedule import Schedule
+from comigs_edge.training.run import open_training
 
-BASE = BaseConfig("tiny", "ab" * 32, 1)
 STEPS, STOP = 5, 4  # the router's turn comes after 4 expert steps
 
 
@@ -163,33 +158,3 @@ def test_the_plan_sets_torch_up(opened):
         assert not run.base.keep
     finally:
         torch.set_float32_matmul_precision("highest")
-
-
-# The schedule --------------------------------------------------------------------------------------------------------
-
-TRAIN = TrainConfig(
-    steps=7, batch=3, expert_learning_rate=0.5, final_learning_rate=0.25, router_learning_rate=0.125,
-    router_offset_rate=0.0625, rates_by_weight=False, warmup_steps=5, router_period=11, router_steps=13,
-    balance_weight=0.03, weight_decay=0.07, validation_rows=17,
-)  # fmt: skip
-ELSEWHERE = {"context", "threads", "precision", "base", "checkpointing", "cache_mb", "checkpoint_minutes", "seed"}
-
-
-def test_every_setting_of_a_training_reaches_its_schedule():
-    plan, default = schedule(Config(BASE, train=TRAIN), profiles.load("laptop"), None), TrainConfig()
-    names = {each.name for each in fields(TrainConfig)} - ELSEWHERE
-    assert names <= {each.name for each in fields(Schedule)}
-    for name in names:
-        assert getattr(plan, name) == getattr(TRAIN, name) != getattr(default, name), name
-
-
-def test_how_the_file_holds_the_experts_reaches_the_schedule():
-    settings = Config(BASE, quantize=QuantizeConfig(format="Q4_0", start=0.3))
-    plan = schedule(settings, profiles.load("laptop"), 9)
-    assert (plan.steps, plan.block_format, plan.quantise_start) == (9, "Q4_0", 0.3)
-
-
-@pytest.mark.parametrize(("form", "rate"), [("lora", 4e-3), ("parallel", 1.2e-2)])
-def test_each_form_learns_at_the_rate_that_was_measured_for_it(form, rate):
-    plan = schedule(Config(BASE, model=ModelConfig(expert_form=form)), profiles.load("laptop"), None)
-    assert (plan.expert_learning_rate, plan.final_learning_rate) == (rate, pytest.approx(rate / 10))

@@ -241,14 +241,6 @@ def test_steps_that_fit_by_hand():
     assert steps_that_fit(379, pace, quantised, has_router=True) == 19
 
 
-def test_learning_rate_warms_up_and_ends_at_the_final_rate():
-    plan = schedule(steps=100, warmup_steps=4)
-    assert [plan.learning_rate(step) for step in range(4)] == [2.5e-3, 5e-3, 7.5e-3, 1e-2]
-    assert plan.learning_rate(4) == pytest.approx(1e-2)
-    assert plan.learning_rate(52) == pytest.approx((1e-2 + 1e-3) / 2)
-    assert plan.learning_rate(100) == pytest.approx(1e-3)
-
-
 def test_a_restored_trainer_ends_with_the_same_bits(trainer):
     straight = trainer()
     for _ in straight.run():
