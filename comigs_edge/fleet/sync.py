@@ -113,7 +113,7 @@ def _judge(home: Home, settings: Config, saved: Saved) -> Judge:
         from comigs_edge.nn.adapters import Adapters
         from comigs_edge.training.run import open_training
 
-        plan, _ = plan_home(home, settings, None, [], None, measure=False)
+        plan, _ = plan_home(home, settings, None, [], None, measure=True)  # as a training would have it
         run = open_training(home, settings, plan)
         adapters = Adapters.from_arrays(saved.layout, run.base.shape, saved.arrays)
         return compare(run.make_trainer(adapters), before, after)
