@@ -43,7 +43,7 @@ ARROWS = {
         "comigs_edge.training coordinator.protocol quantize"
     ),
     "comigs_edge.simulate": (
-        "comigs_edge comigs_edge.data comigs_edge.home comigs_edge.inference comigs_edge.nn comigs_edge.training "
+        "comigs_edge comigs_edge.data comigs_edge.inference comigs_edge.nn comigs_edge.training "
         "coordinator.protocol"
     ),
 }  # fmt: skip

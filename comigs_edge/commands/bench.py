@@ -21,6 +21,7 @@ from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
 from comigs_edge.errors import ComigsError
 from comigs_edge.home import folder as homes
 from comigs_edge.home.config import BaseConfig, Config
+from comigs_edge.nn.experts import Form
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
     from profiles.detect import Device
     from quantize.gguf_file import GGUFFile
 
-MODELS = {"parallel": ("parallel", "merged"), "lora": ("lora", "merged"), "hot": ("lora", "hot")}  # form and layout
+MODELS: dict[str, tuple[Form, str]] = {  # form and layout
+    "parallel": ("parallel", "merged"), "lora": ("lora", "merged"), "hot": ("lora", "hot"),
+}  # fmt: skip
 CACHES = {"flash": "F16 flash", "flash_q8_0": "Q8_0"}  # of the base alone
 LABELS = {
     "base": "base", "parallel": "parallel experts", "lora": "LoRA experts, merged", "hot": "LoRA experts, hot",
@@ -90,7 +93,7 @@ def _subject(home: homes.Home) -> tuple[Config, Path]:
     if home.exists:
         return home.settings(), home.base_file
     name, path = find_base(DEFAULT_BASE)
-    return Config(BaseConfig(name, "", path.stat().st_size)), path
+    return Config(base=BaseConfig(name, "", path.stat().st_size)), path
 
 
 def _thread_counts(wanted: int | None, settings: Config) -> list[int]:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from comigs_edge.data.tokenizer import encode
 from comigs_edge.home import folder as homes
 from comigs_edge.home.folder import corpus
 
@@ -47,7 +46,7 @@ def evaluate(
     with notes.status("loading"):
         import torch
 
-        from comigs_edge.data.tokenizer import Tokenizer
+        from comigs_edge.data.tokenizer import Tokenizer, encode
         from comigs_edge.export import folder as models
         from comigs_edge.inference.evaluate import prepare
 

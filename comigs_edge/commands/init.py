@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Optional, cast
 
 import typer
 
 import profiles
 from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
 from comigs_edge.home import folder as homes
-from comigs_edge.home.config import FORMS, Config
+from comigs_edge.home.config import Config
 from comigs_edge.home.folder import Home
+from comigs_edge.nn.experts import FORMS, Form
 
 
 def register(app: typer.Typer) -> None:
@@ -75,7 +76,9 @@ def init(
                 done += count
                 progress(done, total)
 
-            settings = homes.create(home, (name, source), profile, specialists, form, advance)
+            settings = homes.create(
+                home, (name, source), advance, profile=profile, specialists=specialists, expert_form=form
+            )
         out.print(f"made {home.root}\n", soft_wrap=True)
     _print_plan(home, settings)
     next_command("comigs-edge data add FOLDER")
@@ -92,7 +95,7 @@ def _converted(home: Home, folder: Path, format_name: str, expert_form: str | No
     return home.converted_file
 
 
-def _checked_form(path: Path, expert_form: str | None) -> str:
+def _checked_form(path: Path, expert_form: str | None) -> Form:
     """The form of the experts; nothing is made for a base that could not be trained."""
     from comigs_edge.base.hparams import check_tensors, read_shape
     from quantize.gguf_file import GGUFFile
@@ -103,12 +106,12 @@ def _checked_form(path: Path, expert_form: str | None) -> str:
     return _form(shape.architecture, expert_form)
 
 
-def _form(architecture: str, expert_form: str | None) -> str:
+def _form(architecture: str, expert_form: str | None) -> Form:
     """What was asked for, or parallel where llama.cpp can run it; raises `ComigsError` where it was asked for and cannot."""
-    from comigs_edge.base.hparams import ARCHITECTURES, exported_as
+    from comigs_edge.base.hparams import ARCHITECTURES
 
-    form = expert_form or ("parallel" if ARCHITECTURES[architecture].compact else "lora")
-    exported_as(architecture, form, 2)
+    form = cast(Form, expert_form) or ("parallel" if ARCHITECTURES[architecture].compact else "lora")
+    FORMS[form].exported_as(architecture, 2)
     return form
 
 
@@ -124,7 +127,7 @@ def _print_plan(home: Home, settings: Config) -> None:
     shape, train = read_shape(GGUFFile(home.base_file)), settings.train
     layout = plan_experts(settings_of(settings, plan).model, settings.device(), shape)
     trainable = sum(a * b for a, b in expected_shapes(layout, shape).values())
-    form = f"LoRA of rank {layout.rank}" if layout.form == "lora" else f"parallel, {layout.expert_width} wide"
+    form = FORMS[layout.form].describe(layout)
     base = f"{settings.base.name}, {size(settings.base.size)}, {shape.num_blocks} blocks, sha256 {settings.base.sha256[:16]}"
     rows = (
         ("base", base),

@@ -63,7 +63,7 @@ class Books:
 
     def frozen(self) -> set[str]:
         """The generalist's tensors that this round's averaging does not train."""
-        trained = rounds.trained(self._shapes, self.membership.averaging, self.standing.trained_from + 1)
+        trained = rounds.trained_names(self._shapes, self.membership.averaging, self.standing.trained_from + 1)
         return self._shapes.keys() - set(trained)
 
     # Sending ------------------------------------------------------------------------------------------------------

@@ -25,8 +25,8 @@ class Outbox:
     def pack(self, generalist: Arrays, standing: Standing, membership: Membership, loss: float | None) -> Sealed:
         """The generalist less the reference, in the fleet's format, of the tensors that this round's averaging trains."""
         base = standing.trained_from
-        format_name = compress.used(membership.update_format, base)
-        names = rounds.trained(self._shapes, membership.averaging, base + 1)
+        format_name = compress.update_format(membership.update_format, base)
+        names = rounds.trained_names(self._shapes, membership.averaging, base + 1)
         change = {name: generalist[name] - standing.reference[name] for name in names}
         return Sealed(
             id=secrets.token_hex(8), trained_from=base, tokens=standing.unsent_tokens, update_format=format_name,
@@ -35,7 +35,7 @@ class Outbox:
 
     def unpack(self, update: Sealed) -> Arrays:
         """The change as the coordinator reads it."""
-        names = rounds.trained(self._shapes, update.averaging, update.trained_from + 1)
+        names = rounds.trained_names(self._shapes, update.averaging, update.trained_from + 1)
         return compress.unpack(update.packed, {name: self._shapes[name] for name in names}, update.update_format)
 
     def put(self, update: Sealed) -> None:

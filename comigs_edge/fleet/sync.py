@@ -84,7 +84,7 @@ def preview(home: Home, settings: Config) -> Preview:
             for name, array in sorted(update.packed.items())
         },
         has_loss=update.validation_loss is not None, changes_nothing=generalist is None,
-        is_first=compress.used(member.update_format, update.trained_from) == "float32",
+        is_first=compress.update_format(member.update_format, update.trained_from) == "float32",
     )  # fmt: skip
 
 

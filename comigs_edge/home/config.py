@@ -1,21 +1,28 @@
 """Settings: defaults < profile < config.toml < flags of a command.
 
-Frozen dataclasses, one for each section of the file, which `config_file.py` reads. Modules take plain parameters, never these
-classes.
+Frozen dataclasses, one for each section of the file: type, bounds, default and the file's comment stand at the field. After
+planning, `planning.plan.Resolved` has these settings with the plan; what computes takes plain parameters.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated, Literal, get_args
 
 import profiles
+from comigs_edge.nn.experts import FORMS, Form
+from coordinator.protocol.settings import setting
 from profiles import DeviceProfile
 
-LAYOUTS = ("merged", "hot")
-FORMS = ("lora", "parallel")
-FORMATS_TO_EXPORT = (
-    "Q8_0", "F16", "F32", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS",
-)  # fmt: skip
+Layout = Literal["merged", "hot"]
+Format = Literal[
+    "Q8_0", "F16", "F32", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"
+]
+Precision = Literal["float32", "bfloat16"]
+Checkpointing = Literal["block", "attention", "none"]
+Cache = Literal["F16", "Q8_0"]  # of keys and values
+LAYOUTS: tuple[str, ...] = get_args(Layout)
+FORMATS_TO_EXPORT: tuple[str, ...] = get_args(Format)
 TRAINABLE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")  # formats that training can compute in
 HOME_FORMAT = 1  # of the folder that this version makes and reads
 
@@ -29,87 +36,160 @@ class BaseConfig:
     size: int  # bytes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The experts; defaults are the paper's (arXiv:2409.13931, appendix B.1)."""
 
-    specialists: int | None = None  # None: the profile's
-    rank: int = 8
-    alpha: float = 16.0
-    experts_per_token: int | None = None  # None: 2, or 1 for one expert alone
-    attention: bool = False
-    expert_form: str = "lora"  # `init` writes "parallel" wherever the base allows it
-    expert_width: int | None = None  # None: as many weights as LoRA of this rank
-    blocks: int | None = None  # experts in so many last blocks, 0: in all; None: the plan's
+    specialists: Annotated[int, setting("local experts beside the generalist; default: planned", 0, 63, 1)] | None = (
+        None
+    )
+    expert_form: Annotated[  # `init` writes "parallel" wherever the base allows it
+        Form, setting("lora: low-rank updates in the MLP; parallel: small MLPs beside it, a compact file")
+    ] = "lora"
+    rank: Annotated[int, setting("of each low-rank update", 1, 1024)] = 8
+    expert_width: (
+        Annotated[int, setting("of a parallel expert; default: as many weights as LoRA of this rank", 1, 1 << 16, 32)]
+        | None
+    ) = None
+    blocks: (
+        Annotated[int, setting("number of final blocks that have experts, 0: all; default: planned", 0, 1024, 0)] | None
+    ) = None
+    alpha: Annotated[float, setting("updates are scaled by alpha / sqrt(rank)")] = 16.0
+    experts_per_token: Annotated[int, setting("default: 2, or 1 for one expert alone", example=2)] | None = None
+    attention: Annotated[
+        bool, setting("also one shared low-rank update of the attention; it is part of the generalist")
+    ] = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """The bi-level schedule; defaults are the paper's unless a comment says otherwise."""
 
-    steps: int = 200
-    batch: int | None = None  # rows; None: the profile's
-    context: int | None = None  # tokens; None: the profile's
-    threads: int | None = None  # this and the next three: None: the plan's
-    precision: str | None = None
-    base: str | None = None
-    checkpointing: str | None = None
-    cache_mb: int | None = None  # of disk for the outputs of blocks without experts; None: a quarter of what is free
-    expert_learning_rate: float | None = None  # None: 4e-3 for LoRA (the paper's: 2e-3), 1.2e-2 for parallel experts
-    final_learning_rate: float | None = None  # None: a tenth of it, as in the paper
-    router_learning_rate: float = 2e-2  # ours, measured; the paper's is 2e-3
-    router_offset_rate: float = 0.2  # ours, measured: of offsets (`router_optimiser.py`); the paper has none
-    rates_by_weight: bool = True  # ours: an expert learns in proportion to its mean weight on the validation text
+    steps: Annotated[int, setting("expert steps of one training", 1, 10**9)] = 200
+    batch: (
+        Annotated[
+            int,
+            setting("rows in a step; default: this and the next five are planned, see: comigs-edge plan", 1, 4096, 8),
+        ]
+        | None
+    ) = None
+    context: Annotated[int, setting("tokens in a row", 8, 1 << 20, 128)] | None = None
+    threads: Annotated[int, setting("", 1, 1024, 2)] | None = None
+    precision: Annotated[Precision, setting("of the products: or bfloat16", example="float32")] | None = None
+    base: (
+        Annotated[
+            Literal["dequantised", "quantised"],
+            setting(
+                "ahead, in memory; or quantised: it stays in its file, and a block is dequantised for its turn",
+                example="dequantised",
+            ),
+        ]
+        | None
+    ) = None
+    checkpointing: (
+        Annotated[
+            Checkpointing,
+            setting("what is computed again for the backward pass: block, attention or none", example="none"),
+        ]
+        | None
+    ) = None
+    cache_mb: (
+        Annotated[
+            int,
+            setting(
+                "of disk for the outputs of blocks without experts, 0: none; default: a quarter of what is free",
+                0, 10**9, 2000,
+            ),
+        ]
+        | None
+    ) = None  # fmt: skip
+    # The paper's experts learn at 2e-3; its final rate is a tenth of the first.
+    expert_learning_rate: (
+        Annotated[float, setting("default: this for LoRA, 0.012 for parallel experts", 0, 10, 4e-3)] | None
+    ) = None
+    final_learning_rate: Annotated[float, setting("default: a tenth of it", 0, 10, 4e-4)] | None = None
+    router_learning_rate: Annotated[float, setting("", 0, 10)] = 2e-2  # ours, measured; the paper's is 2e-3
+    router_offset_rate: Annotated[  # ours, measured; the paper has none
+        float, setting("learning rate of the per-expert logit offsets; 0 turns them off", 0, 10)
+    ] = 0.2
+    rates_by_weight: Annotated[  # ours
+        bool, setting("an expert learns in proportion to the weight that the router gives it on validation text")
+    ] = True
     warmup_steps: int = 0
-    router_period: int = 30  # expert steps
-    router_steps: int = 10
-    balance_weight: float = 0.01
+    router_period: Annotated[int, setting("expert steps on training text, then ...", 1, 10**9)] = 30
+    router_steps: Annotated[int, setting("... router steps on validation text", 0, 10**9)] = 10
+    balance_weight: Annotated[float, setting("of the load-balance loss, where it is not constant")] = 0.01
     weight_decay: float = 0.01
-    validation_rows: int = 32  # ours: fixed rows that the best state is chosen on; the router learns from the rest
+    validation_rows: Annotated[  # ours
+        int,
+        setting(
+            "rows of validation text that choose the state, half of it at most; the router learns from the rest",
+            1,
+            10**6,
+        ),
+    ] = 32
     checkpoint_minutes: float = 15.0  # ours: at 50 MB each, 4.6 GB a day on an SD card
     seed: int = 42
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PauseConfig:
     """When a training waits; reasons and sources are in `profiles.watch`."""
 
     enabled: bool = True
-    temperature: float | None = None  # °C; None: the device's
-    battery: int = 30  # percent, where it is not plugged in
-    memory_mb: int = 100  # left on the device or in the container
-    load: float = 0.4  # of other programs, as a share of the cores
+    temperature: (
+        Annotated[
+            float, setting("... the device is hotter, in degrees Celsius; default: 80 on a Raspberry Pi", 30, 150, 95.0)
+        ]
+        | None
+    ) = None
+    battery: Annotated[int, setting("... its battery holds less, in percent, and it is not plugged in", 0, 100)] = 30
+    memory_mb: Annotated[int, setting("... less memory is left, on the device or in the container", 0, 10**6)] = 100
+    load: Annotated[float, setting("... other programs use more than this share of the cores", 0.01, 1)] = 0.4
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """Shares of the documents; the rest is test text."""
 
-    training: float = 0.8
-    validation: float = 0.1
+    training: Annotated[float, setting("share of the documents; the rest is test text", 0.01, 0.98)] = 0.8
+    validation: Annotated[float, setting("", 0.01, 0.98)] = 0.1
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
     """How the test text is measured."""
 
-    context: int = 512  # tokens
-    max_tokens: int = 16384
+    context: Annotated[int, setting("tokens", 8, 1 << 20)] = 512
+    max_tokens: Annotated[int, setting("of test text that are measured")] = 16384
 
 
 @dataclass(frozen=True)
 class QuantizeConfig:
     """In which block format the exported file holds what training changes, and when training begins to compute in it."""
 
-    format: str | None = None  # None: by form and layout, see `Config.storage`
-    start: float | None = None  # share of the expert steps before fake quantisation; 1: never; None: by format
+    format: (  # None: by form and layout, see `Config.storage`
+        Annotated[Format, setting("block format in which the exported file holds what was trained", example="Q8_0")]
+        | None
+    ) = None
+    start: (
+        Annotated[
+            float,
+            setting(
+                "share of the steps before training computes in it; default: 0.65 for LoRA at 4 and 5 bits, 0 for parallel "
+                "experts, else 1 (never)",
+                0, 1, 1.0,
+            ),
+        ]
+        | None
+    ) = None  # fmt: skip
 
 
 @dataclass(frozen=True)
 class ExportConfig:
     """The files that chat runs."""
 
-    layout: str = "merged"  # or hot
+    layout: Annotated[Layout, setting("or hot: LoRA experts as files that llama.cpp swaps while it runs")] = "merged"
 
 
 @dataclass(frozen=True)
@@ -126,46 +206,60 @@ class Storage:
         return self.format if self.start < 1 and self.format in TRAINABLE else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ChatConfig:
     """How answers are drawn."""
 
-    system: str = ""
+    system: Annotated[str, setting("system prompt; empty: the model's own")] = ""
     temperature: float = 0.7
     top_p: float = 0.9
-    context: int = 2048  # tokens
-    max_tokens: int = 512
-    threads: int | None = None  # this and the next three: None: the plan's
-    mmap: bool | None = None
-    cache: str | None = None
-    batch: int | None = None  # tokens
+    context: Annotated[int, setting("tokens", 64, 1 << 20)] = 2048
+    max_tokens: Annotated[int, setting("of one answer")] = 512
+    threads: (
+        Annotated[int, setting("this and the next three are planned, see: comigs-edge plan", 1, 1024, 2)] | None
+    ) = None
+    mmap: Annotated[bool, setting("the model's file is mapped and not read into memory", example=True)] | None = None
+    cache: (
+        Annotated[Cache, setting("how keys and values are kept: or Q8_0, half the memory and slower", example="F16")]
+        | None
+    ) = None
+    batch: Annotated[int, setting("tokens of a prompt that are computed together", 1, 1 << 16, 512)] | None = None
 
 
 @dataclass(frozen=True)
 class FleetConfig:
     """What a device that joined a fleet does with it."""
 
-    sync: bool = True  # exchange generalists while training
-    gate: float = 0.1  # nats a token that a new generalist may make the validation text worse
-    report_loss: bool = False  # tell the coordinator the validation loss, for its status page
+    sync: Annotated[bool, setting("exchange generalists while training")] = True
+    gate: Annotated[
+        float,
+        setting("a new generalist that makes the validation text worse by more nats a token is not taken over", 0, 100),
+    ] = 0.1
+    report_loss: Annotated[
+        bool, setting("tell the coordinator the validation loss: it is shown on its status page")
+    ] = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """All of config.toml."""
 
-    base: BaseConfig
-    format: int = HOME_FORMAT
-    profile: str = "auto"
+    format: Annotated[int, setting("of this folder; leave it")] = HOME_FORMAT
+    profile: Annotated[str, setting(f"what the device can carry: {', '.join(profiles.names())}")] = "auto"
+    base: Annotated[BaseConfig, setting("the model that everything here belongs to; leave it")]
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    pause: PauseConfig = field(default_factory=PauseConfig)
+    pause: Annotated[PauseConfig, setting("training waits, and resumes by itself, while ...")] = field(
+        default_factory=PauseConfig
+    )
     data: DataConfig = field(default_factory=DataConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     chat: ChatConfig = field(default_factory=ChatConfig)
-    fleet: FleetConfig = field(default_factory=FleetConfig)
+    fleet: Annotated[FleetConfig, setting("once the device has joined a coordinator")] = field(
+        default_factory=FleetConfig
+    )
 
     def device(self, profile: str | None = None) -> DeviceProfile:
         """The profile named on the command line, or else the file's."""
@@ -175,7 +269,7 @@ class Config:
         """The experts' first and final learning rate."""
         first = self.train.expert_learning_rate
         if first is None:
-            first = 4e-3 if self.model.expert_form == "lora" else 1.2e-2
+            first = FORMS[self.model.expert_form].learning_rate
         final = self.train.final_learning_rate
         return first, first / 10 if final is None else final
 
@@ -190,6 +284,5 @@ class Config:
         name = (format_name or self.quantize.format or ("F16" if layout == "hot" else "Q8_0")).upper()
         start = self.quantize.start
         if start is None:
-            few_bits = name in TRAINABLE and name != "Q8_0"
-            start = 0.0 if self.model.expert_form == "parallel" else 0.65 if few_bits else 1.0
+            start = FORMS[self.model.expert_form].quantise_start(name in TRAINABLE and name != "Q8_0")
         return Storage(layout, name, start)

@@ -22,8 +22,9 @@ from comigs_edge import files
 from comigs_edge.base.catalogue import PACKAGED_BASES
 from comigs_edge.data.corpus import Corpus
 from comigs_edge.errors import ComigsError
-from comigs_edge.home import config_file, config_text
-from comigs_edge.home.config import BaseConfig, Config
+from comigs_edge.home import config_file
+from comigs_edge.home.config import BaseConfig, Config, ModelConfig
+from comigs_edge.nn.experts import Form
 
 
 class Home:
@@ -98,10 +99,10 @@ def locate() -> Home:
 
 
 def create(
-    home: Home, base: tuple[str, Path], profile: str, specialists: int | None, expert_form: str,
-    on_hash: Callable[[int], None],
+    home: Home, base: tuple[str, Path], on_hash: Callable[[int], None], *, profile: str, specialists: int | None,
+    expert_form: Form,
 ) -> Config:  # fmt: skip
-    """Makes the home's folder, base and config.toml; texts, adapters and models that are there stay.
+    """Makes the home's folder, base (name and file) and config.toml; texts, adapters and models that are there stay.
 
     A packaged base is copied, because its package may be upgraded; a file of the user's is linked.
     """
@@ -113,7 +114,9 @@ def create(
         source.replace(home.base_file)
     elif source.resolve() != home.base_file.resolve() or home.base_file.is_symlink():
         _install(home, source, copy=name in PACKAGED_BASES)
-    files.write_atomic(home.config_file, config_text.text(record, profile, specialists, expert_form).encode())
+    model = ModelConfig(specialists=specialists, expert_form=expert_form)
+    settings = Config(base=record, profile=profile, model=model)
+    files.write_atomic(home.config_file, config_file.text(settings).encode())
     return config_file.read(home.config_file)
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from comigs_edge import files
-from comigs_edge.base.hparams import Shape, exported_as, read_shape
+from comigs_edge.base.hparams import Shape, read_shape
 from comigs_edge.data.corpus import Corpus
 from comigs_edge.errors import ComigsError
 from comigs_edge.home.config import Config, ModelConfig
 from comigs_edge.home.folder import Home
 from comigs_edge.home.versions import read_manifest, versions
-from comigs_edge.nn.experts import Layout, expected_shapes, experts_per_token
+from comigs_edge.nn.experts import FORMS, Layout, expected_shapes, experts_per_token
 from profiles import DeviceProfile
 from profiles import chat as chat_planner
 from profiles import detect as detection
@@ -212,20 +212,11 @@ def plan_experts(model: ModelConfig, profile: DeviceProfile, shape: Shape) -> La
     """What the settings ask for on this device; raises `ComigsError` for a router that could not learn."""
     specialists = (profile.specialists or 0) if model.specialists is None else model.specialists
     k = experts_per_token(1 + specialists, model.experts_per_token)
-    exported_as(shape.architecture, model.expert_form, 1 + specialists)  # raises where llama.cpp could not run it
-    width = 0
-    if model.expert_form == "parallel":
-        width = parallel_width(model.rank, shape) if model.expert_width is None else model.expert_width
+    form = FORMS[model.expert_form]
+    form.exported_as(shape.architecture, 1 + specialists)  # raises where llama.cpp could not run it
+    width = form.width(model.expert_width, model.rank, shape)
     blocks = model.blocks or shape.num_blocks
     if blocks > shape.num_blocks:
         raise ComigsError(f"blocks = {blocks} and the base has {shape.num_blocks}; use at most so many, or 0 for all")
     last = blocks % shape.num_blocks  # all of them are 0
     return Layout(specialists, model.rank, model.alpha, k, model.attention, model.expert_form, width, last)
-
-
-def parallel_width(rank: int, shape: Shape) -> int:
-    """The width whose experts have about as many weights as LoRA experts of this rank: a multiple of 32, as blocks are.
-
-    LoRA on gate, up and down has 3 rank (D + F) weights, a parallel expert 3 W D.
-    """
-    return max(1, round(rank * (shape.width + shape.ff_width) / shape.width / 32)) * 32

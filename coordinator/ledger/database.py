@@ -55,7 +55,7 @@ MIGRATIONS = (
     INSERT INTO updates SELECT *, NULL FROM updates_1;
     DROP TABLE updates_1;
     CREATE INDEX updates_by_round ON updates (round);
-    CREATE UNIQUE INDEX updates_without_id ON updates (device, sha256, trained_from) WHERE update_id IS NULL;
+    CREATE INDEX updates_by_payload ON updates (device, sha256, trained_from);
     """,
 )
 

@@ -15,7 +15,6 @@ from coordinator.protocol.wire import Arrays
 
 SCALE = 1 << 28
 MAX_ABSOLUTE = 64.0  # of a number in an update
-MAX_DEVICES = 1024
 PIECE = 1 << 18  # numbers that are converted at once: temporaries stay small
 
 

@@ -11,7 +11,6 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
-API = "v1"
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 SHA256_PATTERN = r"^[0-9a-f]{64}$"
 UPDATE_ID_PATTERN = r"^[0-9a-f]{1,64}(?!\n)$"  # $ alone lets a line break follow
@@ -56,8 +55,8 @@ class Settings(Message):
     """How a fleet's rounds go; part of every answer that a device acts on."""
 
     local_steps: int  # expert steps between two updates
-    update_format: str  # one of `compress.FORMATS`
-    averaging: str  # one of `rounds.AVERAGING`
+    update_format: str  # a `compress.UpdateFormat`
+    averaging: str  # a `rounds.Averaging`
 
 
 class Joined(Message):

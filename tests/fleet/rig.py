@@ -44,7 +44,7 @@ class FolderFleet:
         """Makes the next generalist of the updates that came."""
         number, changes = len(self.links), []
         for device, update in sorted(self.updates.items()):
-            names = rounds.trained(SHAPES, update.averaging, update.trained_from + 1)
+            names = rounds.trained_names(SHAPES, update.averaging, update.trained_from + 1)
             change = compress.unpack(update.packed, {name: SHAPES[name] for name in names}, update.update_format)
             stale = rounds.staleness(number - 1, update.trained_from)
             changes.append((change, rounds.weight(rounds.Rules(), stale, update.tokens)))

@@ -6,11 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+import profiles
 from comigs_edge.commands.plan import summary
 from comigs_edge.errors import ComigsError
 from comigs_edge.home import folder as homes
-from comigs_edge.home.config import BaseConfig, Config
+from comigs_edge.home.config import BaseConfig, Config, ModelConfig
 from comigs_edge.planning import plan as planning
+from comigs_edge.planning.plan import plan_experts
 from profiles import ProfileError, detect
 from profiles.cost import Plan, Rates
 
@@ -139,7 +141,16 @@ def test_a_gpu_that_was_measured_sets_the_device_and_the_memory(ready, monkeypat
 
 
 def test_the_plan_in_a_line_says_what_computes():
-    settings = Config(BaseConfig("tiny", "sha256", 1000))
+    settings = Config(base=BaseConfig("tiny", "sha256", 1000))
     plan = Plan(1, 8, 128, 6, "bfloat16", True, "none", 10**9, step_seconds=0.5)
     assert "bfloat16, 6 threads, up to" in summary(plan, settings)
     assert "bfloat16, on the GPU, up to" in summary(replace(plan, device="cuda"), settings)
+
+
+def test_more_blocks_than_the_base_has_are_refused(tiny_base):
+    def blocks(number):
+        return plan_experts(ModelConfig(specialists=1, blocks=number), profiles.load("laptop"), tiny_base.shape).blocks
+
+    assert [blocks(number) for number in (None, 0, 2, 1)] == [0, 0, 0, 1]
+    with pytest.raises(ComigsError, match=r"blocks = 3 and the base has 2; use at most so many, or 0 for all"):
+        blocks(3)

@@ -52,7 +52,7 @@ def test_the_mean_of_products_is_exact_where_a_is_frozen_and_is_not_where_it_is_
     # mean(A) mean(B) = 3 * 2 = 6, and the mean of the products is (2 + 12) / 2 = 7
     assert separate[A] * separate[B] == 6
     assert named("ffa-lora").averaging == "freeze-a"
-    assert rounds.trained([A, B], "freeze-a", 1) == [B]
+    assert rounds.trained_names([A, B], "freeze-a", 1) == [B]
     # A = 2 on both: only B passes, 2 * (1 + 3) / 2 = 4 = (2 * 1 + 2 * 3) / 2
     same = arrays([[2.0]], [[0.0]])
     found = Round([same] * 2, [{B: np.float32([[1.0]])}, {B: np.float32([[3.0]])}], [1, 1], lambda *_: 0.0)

@@ -91,7 +91,7 @@ class Method:
     router_offset_rate: float = 0.0  # of what the router prefers whatever the token; 0: none
     rates_by_weight: bool = False  # an expert learns in proportion to its mean weight on the validation text
     exchanges_first: bool = False  # a round's exchange comes before the router's turn, not after it
-    averaging: str | None = None  # one of `coordinator.protocol.rounds.AVERAGING`; None: the recipe's
+    averaging: str | None = None  # a `coordinator.protocol.rounds.Averaging`; None: the recipe's
     lora_only: bool = False
     downloads: Callable[[int], int] = lambda devices: 1  # models that a device downloads in a round
     first_exchange: Callable[[int], int] = lambda rounds: 1  # the round that ends with the first one, of so many

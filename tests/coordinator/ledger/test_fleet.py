@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from coordinator.ledger.chain import make
+from coordinator.ledger.chain import make_generalist
 from coordinator.ledger.config import Config, Training
 from coordinator.ledger.database import Database
 from coordinator.ledger.fleet import Fleet
@@ -66,14 +66,14 @@ class Room:
 
     def publish(self):
         while (job := self.chain.next_job(self.members.generalist)) is not None:
-            self.chain.publish(job, *make(job, self.fleet.payloads))
+            self.chain.publish(job, *make_generalist(job, self.fleet.payloads))
 
     def commit(self, device, update, trained_from=None, expected_round=None, tokens=1000, loss=None, update_id=None):
         """Uploads in two pieces and commits, as the server does; `update` is arrays or bytes."""
         newest = self.chain.newest_number
         trained_from = newest if trained_from is None else trained_from
         if not isinstance(update, bytes):
-            format_name = compress.used(self.config.training.update_format, trained_from)
+            format_name = compress.update_format(self.config.training.update_format, trained_from)
             update = wire.encode(compress.pack(update, format_name))
         wish = Commit(
             sha256=sha(update), trained_from=trained_from, tokens=tokens, validation_loss=loss, update_id=update_id,
@@ -87,7 +87,7 @@ class Room:
         return self.send(device, wish)
 
     def send(self, device, wish):
-        receipt = self.fleet.counted(device, wish)
+        receipt = self.fleet.receipt_if_counted(device, wish)
         if receipt is None:
             with self.fleet.payloads.held(wish.sha256):
                 size = self.fleet.check_upload(device, wish, self.fleet.table_of(wish))

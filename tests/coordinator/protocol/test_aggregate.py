@@ -1,6 +1,7 @@
 """The mean of updates: against fractions worked out exactly, in any order, at the largest numbers."""
 
 from fractions import Fraction
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator.protocol import rounds
-from coordinator.protocol.aggregate import MAX_ABSOLUTE, MAX_DEVICES, PIECE, SCALE, Mean, aggregate
+from coordinator.protocol.aggregate import MAX_ABSOLUTE, PIECE, SCALE, Mean, aggregate
 
 
 def one(*values):
@@ -67,11 +68,12 @@ def test_a_crash_in_between_and_a_second_start_give_the_same_bits():
 
 
 def test_the_sum_of_the_largest_fleet_fits_into_64_bits():
-    largest = round(MAX_ABSOLUTE * SCALE) * rounds.ONE * MAX_DEVICES  # python's own integers, which have no bound
+    largest = (
+        round(MAX_ABSOLUTE * SCALE) * rounds.ONE * rounds.MAX_UPDATES
+    )  # python's own integers, which have no bound
     assert largest == 2**60 < 2**63
-    assert MAX_DEVICES >= rounds.MAX_UPDATES
     mean = Mean()
-    for _ in range(MAX_DEVICES):
+    for _ in range(rounds.MAX_UPDATES):
         mean.add(one(MAX_ABSOLUTE, -MAX_ABSOLUTE), rounds.ONE)
     assert mean._sums["a"].tolist() == [largest, -largest]
     np.testing.assert_array_equal(mean.apply(one(0, 0))["a"], np.array([64, -64], np.float32))
@@ -136,7 +138,7 @@ def test_freeze_a_and_alternate_average_the_products_exactly_and_separate_does_n
     }
 
     def changes(averaging, number):
-        sent = [names[name] for name in rounds.trained(names, averaging, number)]
+        sent = [names[name] for name in rounds.trained_names(names, averaging, number)]
         return [{n: rng.standard_normal(before[n].shape).astype(np.float32) for n in sent} for _ in range(5)]
 
     def error(averaging, number):
@@ -152,7 +154,7 @@ def test_freeze_a_and_alternate_average_the_products_exactly_and_separate_does_n
 def test_alternate_trains_each_side_in_turn_and_freeze_a_never_the_in_side():
     names = ["x.lora_a", "x.lora_b", "y.ffn_gate.weight", "y.ffn_up.weight", "y.ffn_down.weight"]
     inner, outer = ["x.lora_a", "y.ffn_gate.weight", "y.ffn_up.weight"], ["x.lora_b", "y.ffn_down.weight"]
-    assert rounds.trained(names, "alternate", 2) == rounds.trained(names, "alternate", 4) == inner
-    assert rounds.trained(names, "alternate", 1) == rounds.trained(names, "freeze-a", 7) == outer
-    for averaging in rounds.AVERAGING:
-        assert rounds.trained(names, averaging, 0) == sorted(names)
+    assert rounds.trained_names(names, "alternate", 2) == rounds.trained_names(names, "alternate", 4) == inner
+    assert rounds.trained_names(names, "alternate", 1) == rounds.trained_names(names, "freeze-a", 7) == outer
+    for averaging in get_args(rounds.Averaging):
+        assert rounds.trained_names(names, averaging, 0) == sorted(names)

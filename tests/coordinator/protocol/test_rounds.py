@@ -2,6 +2,7 @@
 
 import math
 from fractions import Fraction
+from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -66,7 +67,7 @@ def test_by_tokens_twice_the_tokens_are_twice_the_weight_up_to_a_cap():
     assert weight(Rules(), 0, 1) == weight(Rules(), 0, 1 << 50) == ONE  # uniform does not look at tokens
 
 
-@given(st.sampled_from(rounds.WEIGHTS), st.integers(0, 10**6), st.integers(0, 2**53))
+@given(st.sampled_from(get_args(rounds.Weights)), st.integers(0, 10**6), st.integers(0, 2**53))
 def test_every_weight_is_one_that_sums_take(weights, stale, tokens):
     assert 1 <= weight(Rules(weights=weights), stale, tokens) <= ONE
 
