@@ -91,8 +91,8 @@ def _show_preview(preview: Preview, json: bool) -> None:
     out.print(f"stays: {', '.join(stays)}")
     if preview.changes_nothing:
         out.print("nothing was trained yet: these are the names that the first update will have")
-    if preview.is_first:
-        out.print("the first generalist of a fleet is sent unrounded")
+    if preview.may_be_first:
+        out.print("before it, from a fleet's first device: the initial generalist, made from a seed, unrounded")
     next_command("comigs-edge sync")
 
 
