@@ -3,7 +3,7 @@
     round r is open ──► updates come in ──► goal reached, or deadline past and enough of the fleet in ──► generalist r
                         each device once                                                                  round r + 1 is open
 
-Round 0 makes the first generalist: it closes with the first update, which is a device's own generalist. A device never
+Round 0 makes the first generalist: it closes with the first update, which is an initial generalist. A device never
 waits: it trains from the newest generalist there is, and its progress is sent to whichever round is open then.
 """
 
