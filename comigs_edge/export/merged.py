@@ -70,11 +70,15 @@ def tensor_plans(
         return [fixed(base, name, fmt) for name in base.tensors], changes
     architecture = target_architecture(shape, adapters)
     planner = PLANNERS[adapters.form.planner](base, shape, adapters, fmt, architecture, threads)
-    changes = {
-        "general.architecture": architecture, "general.name": f"{base.metadata.get('general.name', 'model')}, personal",
-        SOURCE_KEY: origin.adapters, BASE_KEY: origin.base,
-    }  # fmt: skip
-    return list(planner.plans()), changes | planner.metadata()
+    changes = {  # in the order of the file
+        "general.architecture": architecture,
+        **planner.file_type(),
+        "general.name": f"{base.metadata.get('general.name', 'model')}, personal",
+        SOURCE_KEY: origin.adapters,
+        BASE_KEY: origin.base,
+        **planner.metadata(),
+    }
+    return list(planner.plans()), changes
 
 
 def target_architecture(shape: Shape, adapters: Adapters) -> str:

@@ -42,6 +42,10 @@ class Planner(ABC):
         self.reorders = reorders(shape, architecture)
 
     @abstractmethod
+    def file_type(self) -> Metadata:
+        """Which format the file's name stands for, where it is not the base's."""
+
+    @abstractmethod
     def metadata(self) -> Metadata:
         """What tells llama.cpp of the experts."""
 
@@ -110,12 +114,13 @@ class CopiesPlanner(Planner):
     def _needs_router(self) -> bool:
         return self.layout.num_experts > 1
 
+    def file_type(self) -> Metadata:
+        """The MLPs are most of the file, and in this format."""
+        return {"general.file_type": FILE_TYPES[self.fmt.name]}
+
     def metadata(self) -> Metadata:
         """A mixture only where there are several experts."""
-        changes: Metadata = {"general.file_type": FILE_TYPES[self.fmt.name]}
-        if self.layout.num_experts > 1:
-            changes |= mixture_metadata(self.architecture, self.shape, self.adapters)
-        return changes
+        return mixture_metadata(self.architecture, self.shape, self.adapters) if self.layout.num_experts > 1 else {}
 
     def _plan_ffn(self, block: int, name: str, part: str) -> Iterator[TensorPlan]:
         if not self._has_experts(block):
@@ -137,14 +142,17 @@ class BesidePlanner(Planner):
 
     _needs_router = True
 
+    def file_type(self) -> Metadata:
+        """Most of the file is the base's bytes."""
+        return {"general.file_type": FILE_TYPES["F32"]} if self.fmt.name == "F32" else {}
+
     def metadata(self) -> Metadata:
         """Always a mixture, with the base's MLP as its shared expert."""
-        changes: Metadata = {"general.file_type": FILE_TYPES["F32"]} if self.fmt.name == "F32" else {}
-        return changes | mixture_metadata(self.architecture, self.shape, self.adapters) | {
+        return mixture_metadata(self.architecture, self.shape, self.adapters) | {
             f"{self.architecture}.feed_forward_length": self.layout.expert_width,
             f"{self.architecture}.expert_shared_feed_forward_length": self.shape.ff_width,
             f"{self.architecture}.logit_scale": 1.0,
-        }  # fmt: skip
+        }
 
     def _plan_ffn(self, block: int, name: str, part: str) -> Iterator[TensorPlan]:
         yield fixed(self.base, name, self.fmt, name.replace(".weight", "_shexp.weight"))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from comigs_edge.arrays import less, plus, zeros
+from comigs_edge.arrays import add, subtract, zeros
 from comigs_edge.errors import ComigsError
 from comigs_edge.fleet.chain import Check, Link, follow
 from comigs_edge.fleet.folder import FleetFolder, Sealed
@@ -59,7 +59,7 @@ class Books:
         if self.standing.number == 0 or mark == self.mark:
             return generalist
         update = self.outbox.update
-        return plus(self.standing.reference, {} if update is None else self.outbox.unpack(update))
+        return add(self.standing.reference, {} if update is None else self.outbox.unpack(update))
 
     def frozen(self) -> set[str]:
         """The generalist's tensors that this round's averaging does not train."""
@@ -108,7 +108,7 @@ class Books:
     def _acknowledge(self, update: Sealed) -> None:
         """The reference moves by what was sent."""
         standing = self.standing
-        standing.reference = plus(standing.reference, self.outbox.unpack(update))
+        standing.reference = add(standing.reference, self.outbox.unpack(update))
         standing.acknowledged = update.id
         standing.unsent_tokens = max(0, standing.unsent_tokens - update.tokens)
         self._save()
@@ -140,13 +140,13 @@ class Books:
         Both have what was not sent yet on top; a device that has sent nothing starts from the fleet's generalist.
         """
         standing = self.standing
-        unsent = less(generalist, standing.reference) if standing.number else {}
-        after = plus(self._read(link.manifest.round), unsent)
+        unsent = subtract(generalist, standing.reference) if standing.number else {}
+        after = add(self._read(link.manifest.round), unsent)
         if standing.trained_from < 0:
             return None, after
         # Where the one that training started from is not kept any more: what the fleet has of this device's.
         is_kept = str(standing.trained_from) in standing.kept
-        return plus(self._read(standing.trained_from) if is_kept else standing.reference, unsent), after
+        return add(self._read(standing.trained_from) if is_kept else standing.reference, unsent), after
 
     def passes(self, judgement: Judgement) -> bool:
         """Whether a generalist may be taken over."""
