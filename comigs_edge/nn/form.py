@@ -54,7 +54,7 @@ class ExpertForm(Generic[E]):
     ]  # share of the expert steps before fake quantisation to fewer bits than Q8_0, or not
     is_low_rank: bool  # updates of the base's MLP; else tensors beside it, which leave its bytes as they are
     planner: Literal["copies", "beside"]  # of `export.planner`: how a merged file holds the experts
-    exported_as: Callable[
+    architecture: Callable[
         [str, int], str
     ]  # base's architecture, E -> llama.cpp's exact one; raises `ComigsError` without one
     describe: Callable[[Layout], str]  # in a few words, for the screen

@@ -60,7 +60,7 @@ def test_a_base_in_any_format_has_the_weights_that_gguf_py_reads(tmp_path, name)
     down = tensors["blk.1.ffn_down.weight"]
     assert down.tensor_type.name == name
     expected = gguf.quants.dequantize(down.data, down.tensor_type)
-    torch.testing.assert_close(base.block(1).down, torch.from_numpy(expected), rtol=0, atol=1e-6)
+    torch.testing.assert_close(base.block(1).ffn_down, torch.from_numpy(expected), rtol=0, atol=1e-6)
 
 
 def test_a_token_sees_nothing_of_another_document(tiny_base, make_adapters):
