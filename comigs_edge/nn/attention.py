@@ -85,7 +85,7 @@ def attention(
         q, k = torch.split(qk, [shape.num_heads, shape.num_kv_heads], 2)
         eps = shape.norm_eps
         qk = torch.cat((rms_norm(q.float(), block.attn_q_norm, eps), rms_norm(k.float(), block.attn_k_norm, eps)), 2)
-    # In float32, whatever the products are computed in: torch's kernel takes three times as long in bfloat16.
+    # Always in float32: torch's kernel takes three times as long in bfloat16.
     qk, v = _rotate(qk.float(), where.turns, shape.rope_width), v.float()
     if time <= SHORT_ROWS and not qk.is_cuda:
         out = short_rows.attend(qk, v, shape.num_heads, where.allowed, buffers)
