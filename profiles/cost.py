@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -22,6 +22,8 @@ LOGITS = 1 << 22  # numbers of the logits that are there at once: 16 MB of float
 # Tokens of a checkpointed block that are computed at once: few keep the memory low, many make the products faster (bfloat16
 # 3.4 s in place of 5.3 s a step with 256, float32 5.5 in place of 6.4).
 PIECES = {"block": 512, "attention": 1024}
+# What is computed again for the backward pass: whole blocks (least memory); all but the MLP's gate and up; nothing.
+Checkpointing = Literal["block", "attention", "none"]
 SHORT_ROWS = 512  # tokens; up to here the attention's weights (T, T) of every head are kept, see `short_rows.py`
 
 
@@ -72,7 +74,7 @@ class Plan:
     threads: int
     precision: str  # that products are computed in: float32 or bfloat16
     keep: bool  # the base's weights dequantised ahead; otherwise block by block
-    checkpointing: str  # what is computed again for the backward pass: block, attention (and the small rest), none
+    checkpointing: Checkpointing
     memory: int  # bytes, at the peak of the process
     backend: str = "blas"  # that computes products in float32: torch's BLAS or oneDNN
     step_seconds: float | None = None  # the mean over a training

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from profiles import DeviceProfile, ProfileError
-from profiles.cost import RULES, Plan, Rates, Sizes, cache_bytes, peak_memory, step_seconds
+from profiles.cost import RULES, Checkpointing, Plan, Rates, Sizes, cache_bytes, peak_memory, step_seconds
 
 
 def make(
@@ -126,7 +126,7 @@ def _precision(rates: Rates | None) -> tuple[str, str]:
 
 def _candidates(start: Plan, wanted: dict[str, Any]) -> Iterator[Plan]:
     """From the fastest to the leanest, then with fewer tokens in a step."""
-    modes = [(True, "none"), (True, "attention"), (True, "block"), (False, "block")]
+    modes: list[tuple[bool, Checkpointing]] = [(True, "none"), (True, "attention"), (True, "block"), (False, "block")]
     modes = [m for m in modes if wanted.get("keep", m[0]) == m[0] and wanted.get("checkpointing", m[1]) == m[1]]
     batch, context = start.batch, start.context
     while True:

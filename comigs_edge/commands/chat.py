@@ -84,7 +84,7 @@ def _personal(home: Home, settings: Config) -> Exported:
     from comigs_edge.export import folder as models
 
     storage = settings.storage()
-    found = models.current(home, settings, storage)
+    found = models.find_current(home, settings, storage)
     if found is None:
         with bar("exporting your model") as progress:
             found = models.export_newest(home, settings, storage, None, progress)

@@ -26,7 +26,9 @@ from comigs_edge.progress import SILENT, Progress
 from quantize.formats import QuantizeError
 from quantize.gguf_file import GGUFFile
 
-_NAME = re.compile(r"personal-\d{4}-(?:hot-F(?:16|32)-(?:generalist|specialists)|[A-Z0-9_]+)\.gguf")
+_NAME = re.compile(
+    r"personal-(?P<version>\d{4})-(?:hot-F(?:16|32)-(?:generalist|specialists)|(?P<format>[A-Z0-9_]+))\.gguf"
+)
 
 
 def newest_adapters(home: Home, settings: Config) -> tuple[Adapters, dict[str, Any]]:
@@ -41,8 +43,8 @@ def export_newest(
 ) -> Exported:
     """Exports the newest adapters, to `models/` unless `output` is given; there the last three versions are kept.
 
-    `output` names the file, or for the layout hot the folder. Parallel experts are written into the newest file of `models/`
-    if it differs in nothing else, and it takes the new version's name.
+    `output` names the file, or for the layout hot the folder. Experts beside the base's MLP are written into the newest file of
+    `models/` if it differs in nothing else; it is renamed to the new version.
     """
     adapters, manifest = newest_adapters(home, settings)
     files.make_folder(home.models)
@@ -54,14 +56,14 @@ def export_newest(
         target = home.models / f"personal-{manifest['version']:04d}-{storage.format}.gguf"
         _remove_old(home, manifest["version"] - KEPT_VERSIONS)
         if not adapters.form.is_low_rank and (before := _newest(home, storage.format)):
-            replaced = _replaced(before, base, adapters, storage.format, target, origin)
+            replaced = _replace(before, base, adapters, storage.format, target, origin)
             if replaced is not None:
                 return replaced
     return export(base, adapters, storage.format, target, origin, progress, settings.device().usable_threads)
 
 
-def current(home: Home, settings: Config, storage: Storage) -> Exported | None:
-    """What `models/` holds of the newest adapters, as `storage` wants them; None if there is nothing."""
+def find_current(home: Home, settings: Config, storage: Storage) -> Exported | None:
+    """The export of the newest adapters in `models/` as `storage` wants it; None if it is missing."""
     numbers = versions(home.adapters)
     if not numbers:
         return None
@@ -111,7 +113,7 @@ def _parts(adapters: Adapters) -> tuple[str, ...]:
     return hot.PARTS if adapters.layout.num_specialists else hot.PARTS[:1]
 
 
-def _replaced(
+def _replace(
     before: Path, base: GGUFFile, adapters: Adapters, format_name: str, target: Path, origin: Origin
 ) -> Exported | None:
     try:
@@ -129,16 +131,17 @@ def _holds(path: Path, key: str, sha256: str) -> bool:
 
 def _newest(home: Home, format_name: str) -> Path | None:
     """The merged export of the highest version in this format."""
-    return max((path for path in _exports(home) if path.stem[14:] == format_name), default=None)
+    return max((path for path, name in _exports(home) if name["format"] == format_name), default=None)
 
 
 def _remove_old(home: Home, oldest: int) -> None:
     """Deletes the exports of version `oldest` and before."""
-    for path in _exports(home):
-        if int(path.name[9:13]) <= oldest:
+    for path, name in _exports(home):
+        if int(name["version"]) <= oldest:
             path.unlink()
 
 
-def _exports(home: Home) -> list[Path]:
-    """The files that this module names; whatever else lies in the folder is the user's."""
-    return [path for path in home.models.glob("personal-*.gguf") if _NAME.fullmatch(path.name)]
+def _exports(home: Home) -> list[tuple[Path, re.Match[str]]]:
+    """The files that this module names; all others in the folder are the user's."""
+    names = [(path, _NAME.fullmatch(path.name)) for path in home.models.glob("personal-*.gguf")]
+    return [(path, name) for path, name in names if name]

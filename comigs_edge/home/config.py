@@ -13,13 +13,13 @@ import profiles
 from comigs_edge.nn.experts import FORMS, Form
 from coordinator.protocol.settings import setting
 from profiles import DeviceProfile
+from profiles.cost import Checkpointing
 
 Layout = Literal["merged", "hot"]
 Format = Literal[
     "Q8_0", "F16", "F32", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"
 ]
 Precision = Literal["float32", "bfloat16"]
-Checkpointing = Literal["block", "attention", "none"]
 Cache = Literal["F16", "Q8_0"]  # of keys and values
 LAYOUTS: tuple[str, ...] = get_args(Layout)
 FORMATS_TO_EXPORT: tuple[str, ...] = get_args(Format)
