@@ -84,7 +84,11 @@ def _compare(path: Path, form: str, lines: dict[str, Any], steps: int) -> dict[s
     rates = measure.rates(
         sizes.width, sizes.ff_width, lines.get("threads", available_cores()), "bfloat16" in lines.values()
     )
-    plan = replace(Plan(1, 8, 128, rates.threads, "float32", True, "none", 0, rates.backend), **lines)
+    start = Plan(
+        specialists=1, batch=8, context=128, threads=rates.threads, precision="float32", keep=True, checkpointing="none",
+        memory=0, backend=rates.backend,
+    )  # fmt: skip
+    plan = replace(start, **lines)
     torch.set_num_threads(plan.threads)
     seconds = _measured(path, replace(settings.model, blocks=plan.blocks), plan, steps)
     predicted, measured = step_seconds(sizes, plan, rates), statistics.median(seconds)

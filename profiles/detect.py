@@ -62,6 +62,11 @@ class Device:
     power: Power
 
     @property
+    def has_bfloat16(self) -> bool:
+        """Whether every core multiplies matrices of bfloat16 by instructions for it."""
+        return not {"bf16", "avx512_bf16"}.isdisjoint(self.features)
+
+    @property
     def usable_memory(self) -> int:
         """Bytes that a program may still take."""
         return self.memory_available if self.memory_left is None else min(self.memory_available, self.memory_left)

@@ -16,11 +16,6 @@ if TYPE_CHECKING:
 MARKS = {"good": "[green]good[/]", "note": "[blue]note[/]", "poor": "[yellow]poor[/]", "bad": "[red]bad [/]"}
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the command."""
-    app.command("doctor")(doctor)
-
-
 def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Look at this device and say what would hinder training and chat. Exit code 1 if something is bad."""
     from comigs_edge.commands.console import next_command, print_json

@@ -16,11 +16,6 @@ if TYPE_CHECKING:
     from comigs_edge.home.folder import Home
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the command."""
-    app.command("export")(export)
-
-
 def export(
     format: Annotated[
         Optional[str],

@@ -17,12 +17,6 @@ if TYPE_CHECKING:
 PATIENCE = 30.0  # seconds
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the commands."""
-    app.command("join")(join)
-    app.command("leave")(leave)
-
-
 def join(
     link: Annotated[str, typer.Argument(metavar="LINK", help="What `comigs-coordinator invite` printed: https://host:port#CODE")],
     name: Annotated[Optional[str], typer.Option(help="This device's name in the fleet; default: the invitation's.")] = None,
@@ -98,7 +92,7 @@ def generalist(home: Home, settings: Config) -> Generalist:
     from comigs_edge.base.hparams import read_shape
     from comigs_edge.home.versions import read_manifest, versions
     from comigs_edge.nn.experts import Layout, generalist_shapes
-    from comigs_edge.planning.plan import plan_experts, plan_home, settings_of
+    from comigs_edge.planning.plan import plan_experts, resolve
     from coordinator.protocol.messages import Generalist
     from quantize.gguf_file import GGUFFile
 
@@ -106,8 +100,7 @@ def generalist(home: Home, settings: Config) -> Generalist:
     if made:
         layout = Layout(**read_manifest(home.adapters, made[-1])["layout"])
     else:
-        plan, _ = plan_home(home, settings, None, [], None, measure=False)
-        layout = plan_experts(settings_of(settings, plan).model, settings.device(), shape)
+        layout = plan_experts(resolve(home, settings).settings.model, settings.device(), shape)
     return Generalist(
         base_name=settings.base.name, base_sha256=settings.base.sha256, form=layout.form, scale=layout.expert_scale,
         tensors=dict(generalist_shapes(layout, shape)),

@@ -16,11 +16,6 @@ if TYPE_CHECKING:
     from comigs_edge.simulate.run import Simulation
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the command."""
-    app.command("simulate")(simulate)
-
-
 def simulate(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe (multilingual, topics-ood, domains, quantity, devices, chat) or "
                                           "a TOML file.")],

@@ -9,11 +9,6 @@ import typer
 from comigs_edge.home import folder as homes
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the command."""
-    app.command("status")(status)
-
-
 def status(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Show the home, its base, text, training and models, and what to do next."""
     from comigs_edge.commands.console import next_command, out, print_json, size

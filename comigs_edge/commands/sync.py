@@ -18,12 +18,6 @@ if TYPE_CHECKING:
 PATIENCE = 300.0  # seconds
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the commands."""
-    app.command("sync")(sync)
-    app.command("rollback")(rollback)
-
-
 def sync(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would leave this device, and send nothing.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -221,13 +215,12 @@ def _trainer(home: Home, settings: Config, adapters: Any) -> Any:
     from comigs_edge.data.tokenizer import Tokenizer
     from comigs_edge.nn.model import Model
     from comigs_edge.nn.weights import open_base
-    from comigs_edge.planning import plan as planning
-    from comigs_edge.planning.plan import plan_home
+    from comigs_edge.planning.plan import resolve
     from comigs_edge.training import run as session
     from comigs_edge.training.trainer import Trainer
 
-    plan, _ = plan_home(home, settings, None, [], None, measure=False)
-    settings = planning.settings_of(settings, plan)
+    resolved = resolve(home, settings)
+    settings, plan = resolved.settings, resolved.plan
     torch.set_num_threads(plan.threads)
     rows = session.rows(home, settings, settings.device(), Tokenizer(home.base_file), [], lambda done, total: None)
     base = open_base(home.base_file, plan.threads, plan.keep, getattr(torch, plan.precision))

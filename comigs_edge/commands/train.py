@@ -27,11 +27,6 @@ if TYPE_CHECKING:
     from comigs_edge.training.trainer import Event, Trainer
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the command."""
-    app.command("train")(train)
-
-
 def train(
     steps: Annotated[Optional[int], typer.Option(min=1, help="Expert steps; default: config.toml's, 200.")] = None,
     minutes: Annotated[Optional[float], typer.Option(min=0.1, help="Train as many steps as fit in so many minutes.")] = None,
@@ -72,11 +67,12 @@ def train(
             from comigs_edge.training.memory import tune_allocator
 
         with notes.status("measuring the processor"):
-            plan, _ = planning.plan_home(home, settings, profile, lines or [], resume, measure=True)
+            resolved = planning.resolve(home, settings, profile, lines or (), resume=resume, measure=True)
+        plan = resolved.plan
         notes.print(summary(plan, settings), soft_wrap=True)
-        planning.check_disk(home, plan, planning.sizes(home.base_file, settings))
+        planning.check_disk(home, plan, resolved.base)
         device = settings.device(profile)
-        settings = planning.settings_of(settings, plan)
+        settings = resolved.settings
         torch.set_num_threads(plan.threads)
         use(plan.backend)
         with notes.status("loading the tokenizer"):

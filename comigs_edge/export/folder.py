@@ -26,7 +26,9 @@ from comigs_edge.progress import SILENT, Progress
 from quantize.formats import QuantizeError
 from quantize.gguf_file import GGUFFile
 
-_NAME = re.compile(r"personal-\d{4}-(?:hot-F(?:16|32)-(?:generalist|specialists)|[A-Z0-9_]+)\.gguf")
+_NAME = re.compile(
+    r"personal-(?P<version>\d{4})-(?:hot-F(?:16|32)-(?:generalist|specialists)|(?P<format>[A-Z0-9_]+))\.gguf"
+)
 
 
 def newest_adapters(home: Home, settings: Config) -> tuple[Adapters, dict[str, Any]]:
@@ -57,7 +59,7 @@ def export_newest(
             replaced = _replaced(before, base, adapters, storage.format, target, origin)
             if replaced is not None:
                 return replaced
-    return export(base, adapters, storage.format, target, origin, progress, settings.device().usable_threads)
+    return export(base, adapters, storage.format, target, origin, progress, settings.threads("train"))
 
 
 def current(home: Home, settings: Config, storage: Storage) -> Exported | None:
@@ -129,16 +131,16 @@ def _holds(path: Path, key: str, sha256: str) -> bool:
 
 def _newest(home: Home, format_name: str) -> Path | None:
     """The merged export of the highest version in this format."""
-    return max((path for path in _exports(home) if path.stem[14:] == format_name), default=None)
+    return max((path for path, name in _exports(home) if name["format"] == format_name), default=None)
 
 
 def _remove_old(home: Home, oldest: int) -> None:
     """Deletes the exports of version `oldest` and before."""
-    for path in _exports(home):
-        if int(path.name[9:13]) <= oldest:
+    for path, name in _exports(home):
+        if int(name["version"]) <= oldest:
             path.unlink()
 
 
-def _exports(home: Home) -> list[Path]:
-    """The files that this module names; whatever else lies in the folder is the user's."""
-    return [path for path in home.models.glob("personal-*.gguf") if _NAME.fullmatch(path.name)]
+def _exports(home: Home) -> list[tuple[Path, re.Match[str]]]:
+    """The files that this module names, with the parts of their names; all others in the folder are the user's."""
+    return [(path, name) for path in home.models.glob("personal-*.gguf") if (name := _NAME.fullmatch(path.name))]

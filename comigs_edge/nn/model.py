@@ -30,7 +30,6 @@ from profiles.cost import PIECES
 
 # What is computed again for the backward pass: whole blocks (least memory); all but the products of the MLP's gate and up,
 # which are kept; or nothing.
-CHECKPOINTING = ("block", "attention", "none")
 Watch = Callable[[int, Tensor, Routing], None]  # block, what its router read (N, D), what it decided
 
 
@@ -46,7 +45,7 @@ class Model:
     """Base and adapters together. `only` limits the mixture: None for all experts, or the indices that take part.
 
     `block_format` names the format in which the exported file will hold what training changes: those weights are then fake
-    quantised in the forward pass; None computes with the weights as they are. `checkpointing` is one of CHECKPOINTING.
+    quantised in the forward pass; None computes with the weights as they are. `checkpointing` is block, attention or none.
     """
 
     def __init__(
