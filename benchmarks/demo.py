@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 import time
-from pathlib import Path
 
-import chitchat
 from rich.console import Console
 from rich.table import Table
 
-ROOT = Path(__file__).parent.parent
+from benchmarks.common import COMMAND, ROOT, change_settings, environment
+from benchmarks.text import chitchat
+
 HOME = ROOT / "demo-home"
 MINUTES = "6"
 PERSON = 2  # by the amount of text in the dataset; 0 has the most
@@ -25,9 +23,9 @@ console = Console(highlight=False)
 def run(*arguments: str, capture: bool = False) -> str:
     """Runs a command as a person would, and shows it."""
     console.print(f"\n[bold green]$ comigs-edge {' '.join(arguments)}[/]", soft_wrap=True)
-    command = [str(Path(sys.executable).parent / "comigs-edge"), *arguments]
-    environment = os.environ | {"COMIGS_EDGE_HOME": str(HOME)}
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE if capture else None, text=True)
+    done = subprocess.run(
+        [*COMMAND, *arguments], env=environment(HOME), stdout=subprocess.PIPE if capture else None, text=True
+    )
     if done.returncode:
         raise SystemExit(done.returncode)
     return done.stdout or ""
@@ -40,11 +38,8 @@ def main() -> None:
     run("init")
     text = HOME / "messages.jsonl"
     chitchat.write(text, PERSON)
-    settings = HOME / "config.toml"
-    changed = settings.read_text().replace("# max_tokens = 16384 ", f"max_tokens = {TEST_TOKENS} ")
-    settings.write_text(
-        changed.replace("# enabled = true", "enabled = false")
-    )  # [pause]: the demo is short and watched
+    # No pauses: the demo is short and watched.
+    change_settings(HOME, {"evaluate": f"max_tokens = {TEST_TOKENS}", "pause": "enabled = false"})
     run("data", "add", str(text))
     run("train", "--minutes", MINUTES)
     run("export")

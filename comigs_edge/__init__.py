@@ -18,4 +18,6 @@ Beside them: `errors.py`, what a user reads; `files.py`, writing without loss; `
 `progress.py`; `llamacpp.py`, the binding.
 """
 
-__version__ = "0.1.0"
+from coordinator.protocol import VERSION as __version__
+
+__all__ = ["__version__"]

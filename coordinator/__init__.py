@@ -1,19 +1,13 @@
 """The coordinator's room: averages the generalists of a fleet's devices over HTTP. It never loads torch.
 
-wire.py        arrays <-> bytes, checked before they are parsed   compress.py   float16 and int8 updates
-messages.py    what is said, as JSON                              signatures.py who says it (RFC 9421)
-keys.py        keys, the pinned certificate, invitations, chain   rates.py      how often somebody may ask
-rounds.py      when a round closes, how much an update counts     aggregate.py  the mean, in integers
-members.py     who belongs to the fleet                           chain.py      its published generalists
-fleet.py       what counts in which round                         errors.py     how it says no
-database.py    the ledger (SQLite)                                payloads.py   files by their hash
-folder.py      the folder of all this, and its lock               config.py     its settings
-server.py      HTTP for devices                                   answers.py    bytes <-> messages
-admin.py       operations for the owner                           overview.py   what there is to see
-serve.py       the running process                                __main__.py   the command line
-page.py        the status page; charts.py, looks.py                metrics.py    for Prometheus
-service.py     its unit for systemd                               systemd.py    units, installed
-openapi.py     the description of the API
-"""
+protocol/    what devices and coordinator share
+             messages as JSON (messages), arrays as bytes (wire, compress), who says it (signatures, keys), rounds and what
+             counts in them (rounds, counting, aggregate), how a request is refused (errors)
+ledger/      what is known of a fleet
+             database, payloads and their folder (database, payloads, folder), devices (members), updates (fleet), published
+             generalists (chain), settings (config), all there is to see (overview)
+web/         the HTTP server (server, answers, rates), its description (openapi), metrics, the status page (page, charts)
 
-VERSION = "0.1.0"
+`serve.py` is the running process, `admin.py` its owner's operations, `__main__.py` the command line, `service.py` the unit for
+systemd, `systemd.py` how units are installed.
+"""

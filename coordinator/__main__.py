@@ -13,8 +13,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from coordinator import VERSION
 from coordinator.ledger.config import Config, Training
+from coordinator.protocol import VERSION
 from coordinator.protocol.errors import CoordinatorError
 from coordinator.protocol.rounds import Rules
 

@@ -8,7 +8,6 @@ old epoch, which is refused, hello, the same again, the manifests and a piece. P
 
 from __future__ import annotations
 
-import json
 import random
 import sys
 from collections import Counter
@@ -17,6 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.common import result_file, write_json  # noqa: E402
 from comigs_edge.fleet.exchange import MAX_PAUSE, PAUSE  # noqa: E402
 from coordinator.protocol.rounds import next_poll_seconds  # noqa: E402
 
@@ -52,7 +52,7 @@ def main() -> None:
         result[f"{outage} s away"] = {
             "peak_requests_per_second": max(run[0] for run in runs), "peak_attempts_while_away": max(run[1] for run in runs),
         }  # fmt: skip
-    (ROOT / "benchmarks/results/herd.json").write_text(json.dumps({"devices": DEVICES, **result}, indent=1) + "\n")
+    write_json(result_file("herd.json"), {"devices": DEVICES, **result})
     for name, values in result.items():
         print(f"{name:12}{values}")
 

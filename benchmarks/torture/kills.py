@@ -7,13 +7,12 @@ starts   the same through the first start in an empty folder
 random   at a random moment, while four devices push at once
 
 After each the coordinator starts again on the same folder (time to ready is measured), everything that `audit.check` knows
-must hold, and the devices bring what they still have and one more round. JSON goes to `results/kills.json`.
+must hold, and the devices bring what they still have and one more round. JSON goes to `kills.json`.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import signal
@@ -29,7 +28,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from comigs_edge.fleet.client import Offline  # noqa: E402
+from benchmarks.common import result_file, write_json  # noqa: E402
+from comigs_edge.fleet.transport import Offline  # noqa: E402
 from tests.coordinator.audit import Books, Trainer, check, settle  # noqa: E402
 from tests.coordinator.inject import ATTEMPTS, injected  # noqa: E402
 from tests.coordinator.rig import Coordinator  # noqa: E402
@@ -177,7 +177,7 @@ def main() -> None:
     parser.add_argument("--starts", type=int, default=100, help="at most")
     parser.add_argument("--random", type=int, default=400)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/results/kills.json")
+    parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     begin = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
@@ -195,7 +195,7 @@ def main() -> None:
         where += fleet.where
         ready += fleet.ready
         problems += fleet.problems
-    report(where, ready, problems, fleets, time.monotonic() - begin, options.output)
+    report(where, ready, problems, fleets, time.monotonic() - begin, options.output or result_file("kills.json"))
 
 
 def report(
@@ -222,7 +222,7 @@ def report(
         "seconds": round(seconds),
         "where": dict(where),
     }
-    output.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(output, result)
     for name, value in result.items():
         if name != "where":
             print(f"{name.replace('_', ' '):26}{value}")

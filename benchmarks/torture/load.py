@@ -7,7 +7,7 @@ mixed     minutes of polls and uploads: slopes of memory and open files
 idle      two minutes with 200 connected devices that poll once a minute: bytes written, by /proc/PID/io
 
 Memory is the coordinator's: RSS, PSS, and the peak (VmHWM). The load comes from one process of this machine, which shares its
-cores; the coordinator's own processor time is given beside. JSON goes to `results/load.json`.
+cores; the coordinator's own processor time is given beside. JSON goes to `load.json`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.common import result_file, write_json  # noqa: E402
 from tests.coordinator import crowd  # noqa: E402
 from tests.coordinator.rig import Coordinator  # noqa: E402
 
@@ -265,7 +266,7 @@ def main() -> None:
     )
     parser.add_argument("--minutes", type=float, default=10.0, help="of mixed traffic; nonces fill the first four")
     parser.add_argument("--idle", type=float, default=120.0, help="seconds")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/results/load.json")
+    parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     GROUP.mkdir(exist_ok=True)
     (GROUP / "memory.limit_in_bytes").write_text("1G")
@@ -273,7 +274,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         result = asyncio.run(scenario(Path(folder), set(options.parts.split(",")), options.minutes, options.idle))
     GROUP.rmdir()
-    options.output.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(options.output or result_file("load.json"), result)
     for name, value in result.items():
         print(f"{name:24}{value}")
 

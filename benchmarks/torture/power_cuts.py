@@ -6,14 +6,13 @@ random moment: nothing that was not synced by then reaches the image. Then the p
 that `audit.check` knows must hold, SQLite's integrity_check among it, and the devices go on.
 
 To see that the method finds losses, `--blind` cuts follow on a coordinator whose fsync and fdatasync do nothing, by a library
-that is compiled here and loaded before libc (LD_PRELOAD). Those must lose updates. JSON goes to `results/power-cuts.json`.
+that is compiled here and loaded before libc (LD_PRELOAD). Those must lose updates. JSON goes to `power-cuts.json`.
 Wants root, xfsprogs, a C compiler.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import subprocess
 import sys
@@ -26,8 +25,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.common import result_file, write_json  # noqa: E402
 from comigs_edge.errors import ComigsError  # noqa: E402
-from comigs_edge.fleet.client import Offline  # noqa: E402
+from comigs_edge.fleet.transport import Offline  # noqa: E402
 from tests.coordinator.audit import Books, Trainer, check, settle  # noqa: E402
 from tests.coordinator.rig import Coordinator  # noqa: E402
 
@@ -151,7 +151,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cuts", type=int, default=200)
     parser.add_argument("--blind", type=int, default=10, help="cuts of a coordinator whose fsync does nothing")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/results/power-cuts.json")
+    parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -166,7 +166,7 @@ def main() -> None:
             "lost": sum(fake["lost"] for fake in fakes), "did_not_start": sum(bool(fake["ended_early"]) for fake in fakes),
             "other_problems": [problem for fake in fakes for problem in fake["other_problems"]][:10],
         }  # fmt: skip
-    options.output.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(options.output or result_file("power-cuts.json"), result)
     for kind, values in result.items():
         print(kind)
         for key, value in values.items():

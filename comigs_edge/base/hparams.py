@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from comigs_edge.errors import ComigsError
 from quantize.gguf_file import GGUFFile
 
-_LINEAR = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+ATTENTION = ("attn_q", "attn_k", "attn_v", "attn_output")  # the matrices of a block, by their GGUF names
+FFN = ("ffn_gate", "ffn_up", "ffn_down")
 _NORMS = ("attn_norm", "ffn_norm")
 MAX_BLOCKS = 1024
 _HEAD_NORMS = ("attn_q_norm", "attn_k_norm")
-_BIASES = {f"{name}.bias" for name in ("attn_q", "attn_k", "attn_v", "attn_output")}
+_BIASES = {f"{name}.bias" for name in ATTENTION}
 _TOP_TENSORS = {"token_embd.weight", "output_norm.weight", "output.weight", "rope_freqs.weight"}
 
 
@@ -123,20 +124,7 @@ def linear_shapes(shape: Shape) -> dict[str, tuple[int, int]]:
     queries, keys = shape.num_heads * shape.head_width, shape.num_kv_heads * shape.head_width
     d, f = shape.width, shape.ff_width
     sizes = ((queries, d), (keys, d), (keys, d), (d, queries), (f, d), (f, d), (d, f))
-    return dict(zip(_LINEAR, sizes, strict=True))
-
-
-def exported_as(architecture: str, form: str, num_experts: int) -> str:
-    """The architecture under which llama.cpp computes such a mixture exactly; raises `ComigsError` if there is none."""
-    known = ARCHITECTURES[architecture]
-    if form == "parallel":
-        if known.compact is None:
-            raise ComigsError(
-                f"llama.cpp has no architecture for parallel experts beside a {architecture} base; use LoRA experts: "
-                "comigs-edge init --expert-form lora"
-            )
-        return known.compact
-    return architecture if num_experts == 1 and known.norms_heads else known.mixture
+    return dict(zip((*ATTENTION, *FFN), sizes, strict=True))
 
 
 def llama_order(shape: Shape, name: str) -> list[int] | None:

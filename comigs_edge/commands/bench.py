@@ -20,7 +20,8 @@ from comigs_edge import files
 from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
 from comigs_edge.errors import ComigsError
 from comigs_edge.home import folder as homes
-from comigs_edge.home.config import BaseConfig, Config, Form
+from comigs_edge.home.config import BaseConfig, Config
+from comigs_edge.nn.experts import Form
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -47,7 +48,7 @@ def bench(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer tokens and rounds: sooner, and less sure.")] = False,
     threads: Annotated[
-        Optional[int], typer.Option(min=1, help="Measure 1 and so many threads; default: 1 and all usable ones.")
+        Optional[int], typer.Option(min=1, help="Measure 1 and this number of threads; default: 1 and all usable ones.")
     ] = None,
     output: Annotated[Optional[Path], typer.Option(metavar="FILE", help="Write the JSON to this file as well.")] = None,
 ) -> None:
@@ -70,12 +71,12 @@ def bench(
         )
     work = QUICK if quick else FULL
     with _workplace(home.root if home.exists else Path(tempfile.gettempdir())) as folder:
-        found, facts = _measured(settings, base, folder, work, counts)
-    record = _record(settings, base, device, here, work, found) | facts
+        measured, facts = _measured(settings, base, folder, work, counts)
+    record = _record(settings, base, device, here, work, measured) | facts
     if json:
         print_json(record)
     else:
-        _show(found, facts["left_out"], settings)
+        _show(measured, facts["left_out"], settings)
     if target:
         _save(record, target)
     if not json:
@@ -153,9 +154,9 @@ def _measured(
     candidates = [Candidate("base", base), *written, *variants]
     together = speed.fits_together(candidates, detect().usable_memory)
     with bar("measuring") as progress:
-        found, refused = speed.measure(candidates, work, counts, together, progress)
+        measured, refused = speed.measure(candidates, work, counts, together, progress)
     experts = {each.kind: asdict(each.adapters.layout) | {"format": each.format} for each in plans}
-    return found, {"experts": experts, "in_turn": together, "left_out": left_out | refused}
+    return measured, {"experts": experts, "in_turn": together, "left_out": left_out | refused}
 
 
 def _plans(settings: Config, base: GGUFFile) -> tuple[list[Plan], dict[str, str]]:
@@ -175,7 +176,7 @@ def _plans(settings: Config, base: GGUFFile) -> tuple[list[Plan], dict[str, str]
             stored = hot.FORMATS[0]
         try:
             model = replace(settings.model, specialists=1, experts_per_token=2, expert_form=form)
-            experts = plan_experts(model, settings.device(), shape)
+            experts = plan_experts(model, shape)
             plans.append(speed.plan(base, kind, experts, layout, stored))
         except (ComigsError, QuantizeError) as error:
             left_out[kind] = str(error)
@@ -186,7 +187,7 @@ def _plans(settings: Config, base: GGUFFile) -> tuple[list[Plan], dict[str, str]
 
 
 def _record(
-    settings: Config, base: Path, device: Device, here: Conditions, work: Work, found: list[Measured]
+    settings: Config, base: Path, device: Device, here: Conditions, work: Work, measured: list[Measured]
 ) -> dict[str, Any]:
     from comigs_edge import __version__
     from comigs_edge.planning.doctor import versions
@@ -196,7 +197,7 @@ def _record(
         "versions": {"comigs-edge": __version__} | versions(),
         "base": {"name": settings.base.name, "megabytes": _megabytes(base.stat().st_size)},
         "load_before": round(here.load, 2), "is_busy": here.load > BUSY, "rounds": work.rounds,
-        "models": {each.kind: _figures(each, found[0]) for each in found},
+        "models": {each.kind: _figures(each, measured[0]) for each in measured},
     }  # fmt: skip
 
 
@@ -223,15 +224,15 @@ def _megabytes(count: int | None) -> float | None:
     return None if count is None else round(count / 1e6, 3)
 
 
-def _show(found: list[Measured], left_out: dict[str, str], settings: Config) -> None:
+def _show(measured: list[Measured], left_out: dict[str, str], settings: Config) -> None:
     from comigs_edge.commands.console import out
 
-    counts = list(found[0].samples)
+    counts = list(measured[0].samples)
     for threads in counts:
-        out.print(_table(found, threads))
+        out.print(_table(measured, threads))
     for kind, reason in left_out.items():
         out.print(f"left out: {LABELS[kind]}: {reason}", soft_wrap=True)
-    mine = next(each for kind in (settings.model.expert_form, "lora", "base") for each in found if each.kind == kind)
+    mine = next(each for kind in (settings.model.expert_form, "lora", "base") for each in measured if each.kind == kind)
     if len(counts) > 1:
         rates = ", ".join(f"{_short(mine.rate(n, 'generation').median)} with {_count(n)}" for n in counts)
         out.print(
@@ -241,14 +242,14 @@ def _show(found: list[Measured], left_out: dict[str, str], settings: Config) -> 
         )
 
 
-def _table(found: list[Measured], threads: int) -> Table:
+def _table(measured: list[Measured], threads: int) -> Table:
     from rich.table import Table
 
     from comigs_edge.inference.throughput import PARTS
 
     table = Table("model", "file MB", "memory MB", *PARTS, title=f"tokens a second with {_count(threads)}")
-    base = found[0]
-    for each in found:
+    base = measured[0]
+    for each in measured:
         cells = [f"{each.size / 1e6:.1f} ({each.size / base.size:.2f})"]
         cells.append("" if each.peak is None else f"{each.peak / 1e6:.0f}")
         for part in PARTS:

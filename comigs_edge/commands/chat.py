@@ -100,9 +100,9 @@ def _swap_if_newer(session: Chat, home: Home, settings: Config, version: int) ->
         try:
             personal = _personal(home, settings)
             session.swap(personal.path, personal.adapters)
-            out.print(f"[dim]your model was trained since: going on with version {newest}[/]")
+            out.print(f"[dim]your model was trained since: continuing with version {newest}[/]")
         except USER_ERRORS as error:
-            out.print(f"[dim]version {newest} cannot be used, going on with the one before: {error}[/]")
+            out.print(f"[dim]version {newest} cannot be used, continuing with the one before: {error}[/]")
     return newest
 
 

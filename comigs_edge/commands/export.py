@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from comigs_edge.home import folder as homes
+from comigs_edge.nn.experts import FORMS
 
 if TYPE_CHECKING:
     from comigs_edge.export.merged import Exported
@@ -56,7 +57,7 @@ def export(
         })  # fmt: skip
         return
     _show(exported, seconds)
-    if output is None and settings.model.expert_form == "parallel":
+    if output is None and not FORMS[settings.model.expert_form].is_low_rank:
         out.print("The next training is written into this file; --output FILE makes one that stays.", soft_wrap=True)
     next_command("comigs-edge chat")
 
@@ -65,21 +66,21 @@ def _cautions(home: Home, settings: Config, storage: Storage, exported: Exported
     from comigs_edge.home.versions import read_manifest, versions
 
     manifest = read_manifest(home.adapters, versions(home.adapters)[-1])
-    found = []
+    cautions = []
     others = {name: count for name, count in exported.formats.items() if name != storage.format}
     if others:
         listed = ", ".join(f"{count} tensors in {name}" for name, count in others.items())
-        found.append(
+        cautions.append(
             f"rows that are not whole blocks of {storage.format} took the format llama.cpp falls back to: {listed}"
         )
     low_bits = storage.format[0] in "QI" and storage.format != "Q8_0"
-    if low_bits and settings.model.expert_form == "lora" and manifest.get("block_format") != storage.format:
-        found.append(
+    if low_bits and FORMS[settings.model.expert_form].is_low_rank and manifest.get("block_format") != storage.format:
+        cautions.append(
             f"{storage.format} rounds the merged weights again, and these were not trained for it: of a small update to a "
             '4-bit base as little as 6 to 14 % survives; put format = "Q4_0" into [quantize] of config.toml and train, or '
             "use Q8_0"
         )
-    return found
+    return cautions
 
 
 def _show(exported: Exported, seconds: float) -> None:

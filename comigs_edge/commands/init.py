@@ -10,8 +10,9 @@ import typer
 import profiles
 from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
 from comigs_edge.home import folder as homes
-from comigs_edge.home.config import FORMS, Config, Form
+from comigs_edge.home.config import Config
 from comigs_edge.home.folder import Home
+from comigs_edge.nn.experts import FORMS, Form
 
 
 def init(
@@ -114,10 +115,10 @@ def _checked_form(path: Path, expert_form: str | None) -> Form:
 
 def _form(architecture: str, expert_form: str | None) -> Form:
     """What was asked for, or parallel where llama.cpp can run it; raises `ComigsError` where it was asked for and cannot."""
-    from comigs_edge.base.hparams import ARCHITECTURES, exported_as
+    from comigs_edge.base.hparams import ARCHITECTURES
 
     form = cast(Form, expert_form) or ("parallel" if ARCHITECTURES[architecture].compact else "lora")
-    exported_as(architecture, form, 2)
+    FORMS[form].exported_as(architecture, 2)
     return form
 
 
@@ -131,9 +132,9 @@ def _print_plan(home: Home, settings: Config) -> None:
 
     resolved = resolve(home, settings)
     shape, train = read_shape(GGUFFile(home.base_file)), settings.train
-    layout = plan_experts(resolved.settings.model, settings.device(), shape)
+    layout = plan_experts(resolved.settings.model, shape)
     trainable = sum(a * b for a, b in expected_shapes(layout, shape).values())
-    form = f"LoRA of rank {layout.rank}" if layout.form == "lora" else f"parallel, {layout.expert_width} wide"
+    form = FORMS[layout.form].describe(layout)
     base = f"{settings.base.name}, {size(settings.base.size)}, {shape.num_blocks} blocks, sha256 {settings.base.sha256[:16]}"
     rows = (
         ("base", base),

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -20,10 +19,10 @@ from comigs_edge.home import folder as homes
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from comigs_edge.commands.fleet import Fleet
+    from comigs_edge.fleet.rounds import Rounds, Totals
     from comigs_edge.home.config import PauseConfig
     from comigs_edge.training.pauses import Pauses
-    from comigs_edge.training.run import Training
+    from comigs_edge.training.run import TrainingRun
     from comigs_edge.training.trainer import Event, Trainer
 
 
@@ -55,52 +54,33 @@ def train(
     home = homes.locate()
     settings = home.settings()
     with home.locked("train"):
-        with notes.status("loading torch and the tokenizer"):
-            import torch
-
-            from comigs_edge.commands.fleet import joined
-            from comigs_edge.data.tokenizer import Tokenizer
-            from comigs_edge.nn.weights import open_base
+        with notes.status("loading torch"):
+            from comigs_edge.fleet.rounds import open_rounds
             from comigs_edge.planning import plan as planning
-            from comigs_edge.planning.rates import use
-            from comigs_edge.training import run as session
-            from comigs_edge.training.memory import tune_allocator
+            from comigs_edge.training.run import open_training
 
         with notes.status("measuring the processor"):
             resolved = planning.resolve(home, settings, profile, lines or (), resume=resume, measure=True)
         plan = resolved.plan
         notes.print(summary(plan, settings), soft_wrap=True)
         planning.check_disk(home, plan, resolved.base)
-        device = settings.device(profile)
-        settings = resolved.settings
-        torch.set_num_threads(plan.threads)
-        use(plan.backend)
-        with notes.status("loading the tokenizer"):
-            tokenizer = Tokenizer(home.base_file)
         with bar("reading your text") as progress:
-            refused: list[str] = []
-            rows = session.rows(home, settings, device, tokenizer, refused, progress)
-        if refused:
-            warn(f"{len(refused)} chats were left out: {refused[0]}")
-        del tokenizer
-        base = open_base(home.base_file, plan.threads, plan.keep, getattr(torch, plan.precision), plan.device)
-        gc.collect()
-        tune_allocator(not plan.keep)  # the base is loaded: what it took to get here goes back first
+            training = open_training(home, resolved, progress)
         pauses = _pauses(settings.pause, pause, not plan.keep)
         pauses.wait()  # nothing has begun: here Ctrl-C has nothing to save
-        training = session.Training(home, settings, device, base, rows, plan.checkpointing, plan.cache)
         trainer = training.begin(steps or _steps_in(training, minutes), resume)
-        planning.remember(home, plan)
         for warning in training.warnings:
             warn(warning)
         if training.resumed:
             notes.print(f"going on at expert step {trainer.expert_steps} of {trainer.schedule.steps}")
-        fleet = joined(home, training, trainer) if sync and settings.fleet.sync else None
+        fleet = None
+        if sync and settings.fleet.sync:
+            say = partial(notes.print, markup=False, soft_wrap=True)
+            with notes.status("asking the coordinator"):
+                fleet = open_rounds(home, training, trainer, say, warn)
         started = pauses.working_time()
         seen = _run(training, trainer, settings.train.checkpoint_minutes, pauses, fleet)
-        version = training.end(trainer)
-        if trainer.is_done:
-            planning.forget(home)
+        version = training.end()
         _report(trainer, seen, pauses.working_time() - started, pauses.seconds, version, fleet, json)
 
 
@@ -127,7 +107,7 @@ def _give_back_memory(lean: bool) -> int:
     return max(0, before - process.memory_info().rss)
 
 
-def _steps_in(training: Training, minutes: float | None) -> int | None:
+def _steps_in(training: TrainingRun, minutes: float | None) -> int | None:
     """Expert steps that fit in `minutes`, from the time of one step and one validation; None without a limit."""
     if minutes is None:
         return None
@@ -139,13 +119,13 @@ def _steps_in(training: Training, minutes: float | None) -> int | None:
     from comigs_edge.training.pace import Pace, steps_that_fit
     from comigs_edge.training.trainer import Trainer
 
-    layout = plan_experts(training.settings.model, training.profile, training.base.shape)
-    plan = session.schedule(training.settings, training.profile, None)
+    layout = plan_experts(training.settings.model, training.base.shape)
+    plan = session.schedule(training.settings, training.plan.batch, None)
     with notes.status("measuring a step"):
         first = training.rows[0].batch(0, plan.batch).to(training.base.device)
         adapters = Adapters.initial(layout, training.base.shape, 0).to(training.base.device)
-        model = Model(training.base, adapters, checkpointing=training.checkpointing)
-        below = _seconds(lambda: model.below(first.tokens, first.documents)) if training.cache else 0.0
+        model = Model(training.base, adapters, checkpointing=training.plan.checkpointing)
+        below = _seconds(lambda: model.below(first.tokens, first.documents)) if training.plan.cache else 0.0
         trial = Trainer(model, *training.rows, replace(plan, steps=10**9, router_period=10**9))
         trial.step()  # the first one also makes the optimiser's state
         step = _seconds(trial.step)
@@ -161,14 +141,16 @@ def _seconds(action: Callable[[], object]) -> float:
     return time.monotonic() - start
 
 
-def _run(training: Training, trainer: Trainer, checkpoint_minutes: float, pauses: Pauses, fleet: Fleet | None) -> int:
+def _run(
+    training: TrainingRun, trainer: Trainer, checkpoint_minutes: float, pauses: Pauses, fleet: Rounds | None
+) -> int:
     """Runs to the end or to a signal, saving now and then, pausing where it must; returns the tokens computed."""
     tokens, saved = 0, pauses.working_time()
 
     def save(older_than: float) -> None:
         nonlocal saved
         if pauses.working_time() - saved >= older_than:
-            training.save(trainer)
+            training.save()
             saved = pauses.working_time()
 
     with _stop_on_signal() as stop, _display(trainer, pauses.working_time) as progress:
@@ -255,7 +237,7 @@ def _report(
     seconds: float,
     paused: float,
     version: int | None,
-    fleet: Fleet | None,
+    fleet: Rounds | None,
     as_json: bool,
 ) -> None:
     from comigs_edge.arrays import digest
@@ -274,7 +256,7 @@ def _report(
         "adapters_version": version,
         "adapters_sha256": digest(trainer.adapters.arrays()),
         "best_sha256": digest(trainer.best),
-        "fleet": None if fleet is None else fleet.totals(),
+        "fleet": None if fleet is None else asdict(fleet.totals),
         "next": "comigs-edge chat" if trainer.is_done else "comigs-edge train --resume",
     }
     if as_json:
@@ -291,7 +273,18 @@ def _report(
         soft_wrap=True,
     )
     if fleet is not None:
-        out.print(fleet.summary(), soft_wrap=True)
+        out.print(_summary_of(fleet.totals), soft_wrap=True)
     if version is None:
         out.print("nothing better than the start was found, so the personal model is unchanged")
     next_command(str(result["next"]))
+
+
+def _summary_of(totals: Totals) -> str:
+    from comigs_edge.commands.console import size
+
+    newest = "" if totals.newest is None else f", the newest is {totals.newest}"
+    waits = "; an update waits, it is brought by: comigs-edge sync" if totals.waits else ""
+    return (
+        f"fleet: {totals.updates} updates brought ({size(totals.bytes_sent)}), {totals.generalists} generalists taken over "
+        f"({size(totals.bytes_received)}){newest}{waits}"
+    )

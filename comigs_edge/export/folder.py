@@ -55,7 +55,7 @@ def export_newest(
     if target is None:
         target = home.models / f"personal-{manifest['version']:04d}-{storage.format}.gguf"
         _remove_old(home, manifest["version"] - KEPT_VERSIONS)
-        if adapters.layout.form == "parallel" and (before := _newest(home, storage.format)):
+        if not adapters.form.is_low_rank and (before := _newest(home, storage.format)):
             replaced = _replaced(before, base, adapters, storage.format, target, origin)
             if replaced is not None:
                 return replaced

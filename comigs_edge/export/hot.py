@@ -13,23 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from comigs_edge import files
-from comigs_edge.base.hparams import Shape, llama_order, read_shape
+from comigs_edge.base.hparams import ATTENTION, FFN, Shape, llama_order, read_shape
 from comigs_edge.errors import ComigsError
-from comigs_edge.export.merged import (
-    BASE_KEY,
-    SOURCE_KEY,
-    Exported,
-    Metadata,
-    copies,
-    fixed,
-    mixture_metadata,
-    reorders,
-    router_plan,
-    target_architecture,
-    write_model,
-)
+from comigs_edge.export.merged import BASE_KEY, SOURCE_KEY, Exported, target_architecture, write_model
+from comigs_edge.export.planner import Metadata, copies, fixed, mixture_metadata, reorders, router_plan, stacked
 from comigs_edge.nn.adapters import Adapters
-from comigs_edge.nn.experts import ATTENTION, FFN, Layout
+from comigs_edge.nn.experts import Layout
 from comigs_edge.nn.lora import LoRA
 from comigs_edge.nn.tensors import tensor_to_numpy
 from quantize import ggml
@@ -52,7 +41,7 @@ def write_base(
     plans = _base_plans(base, shape, adapters, format_name)
     changes: Metadata = {"general.architecture": architecture, BASE_KEY: base_sha256}
     if layout.num_experts > 1:
-        changes |= mixture_metadata(architecture, shape, layout.num_experts, layout.experts_per_token)
+        changes |= mixture_metadata(architecture, shape, adapters)
     return write_model(base, shape, plans, changes, output, progress)
 
 
@@ -93,7 +82,7 @@ def _base_plans(base: GGUFFile, shape: Shape, adapters: Adapters, format_name: s
 
 
 def _architecture(shape: Shape, adapters: Adapters) -> str:
-    if adapters.layout.form != "lora":
+    if not adapters.form.is_low_rank:
         raise ComigsError(
             "the layout hot is for LoRA experts; parallel experts are swapped by rewriting their small tensors: "
             "comigs-edge export --layout merged"
@@ -110,8 +99,9 @@ def _adapter_plans(
     for block in range(adapters.first_block, shape.num_blocks):
         for index, name in enumerate(FFN):
             updates = [adapters.experts[block][e][index] for e in experts]
-            stacked = f"blk.{block}.{name}{'_exps' if layout.num_experts > 1 else ''}.weight"
-            plans += _pair(stacked, *_slots(updates, layout, experts), fmt)
+            weight = f"blk.{block}.{name}.weight"
+            weight = stacked(weight) if layout.num_experts > 1 else weight
+            plans += _pair(weight, *_slots(updates, layout, experts), fmt)
         router = adapters.routers[block]
         if part == PARTS[1] and router is not None:
             identity = np.eye(layout.num_experts, dtype=np.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from comigs_edge.errors import ComigsError
 from coordinator.protocol import keys
@@ -11,6 +12,13 @@ from coordinator.protocol.messages import Manifest, SignedManifest
 
 class ForkedChain(ComigsError):
     """The coordinator's history is not the one that this device knows."""
+
+
+class Link(NamedTuple):
+    """A verified manifest and its hash, which the next one names."""
+
+    manifest: Manifest
+    hash: str
 
 
 class Check:
@@ -22,20 +30,20 @@ class Check:
     def __call__(self, signed: SignedManifest) -> Manifest:
         """The manifest; raises `ForkedChain` if the coordinator did not sign it for this fleet and base."""
         try:
-            found = keys.open_manifest(signed, self._signing_key)
+            manifest = keys.open_manifest(signed, self._signing_key)
         except ValueError as error:
             raise ForkedChain(
                 f"a manifest of the coordinator is not accepted: {error}; nothing was taken over"
             ) from error
-        if (found.fleet, found.base_sha256) != (self._fleet, self._base_sha256):
+        if (manifest.fleet, manifest.base_sha256) != (self._fleet, self._base_sha256):
             raise ForkedChain("a manifest of the coordinator is for another fleet or base; nothing was taken over")
-        return found
+        return manifest
 
 
 def follow(
     newest: SignedManifest, head: int, head_hash: str, fetch: Callable[[int], list[SignedManifest]], check: Check
-) -> tuple[Manifest, str]:
-    """The newest manifest and its hash, if it continues the chain that ends with `head`; raises `ForkedChain`.
+) -> Link:
+    """The newest manifest, if it continues the chain that ends with `head`; raises `ForkedChain`.
 
     `head` is -1 for a device that knows no generalist yet: it begins with the newest. `fetch` gives the links behind a number.
     """
@@ -46,30 +54,30 @@ def follow(
             "restored from an old backup; nothing was taken over. If that is meant: comigs-edge join LINK"
         )
     if head < 0:
-        return last, keys.chain_hash(newest)
+        return Link(last, keys.chain_hash(newest))
     known, links = head - 1, {}
     while known < last.round:
-        found = fetch(known)
-        if not found:
+        fetched = fetch(known)
+        if not fetched:
             break
-        for link in found:
-            links[check(link).round] = link
+        for signed in fetched:
+            links[check(signed).round] = signed
         if max(links) <= known:  # the same links again
             break
         known = max(links)
     number, before = head, None
     while number <= last.round:
-        signed = links.get(number)
-        if signed is None:
+        link = links.get(number)
+        if link is None:
             raise _forked(number, "it is missing")
-        if number == head and keys.chain_hash(signed) != head_hash:
+        if number == head and keys.chain_hash(link) != head_hash:
             raise _forked(number, "it is not the one that this device has")
-        if before is not None and check(signed).previous != before:
+        if before is not None and check(link).previous != before:
             raise _forked(number, "it does not continue the one before")
-        before, number = keys.chain_hash(signed), number + 1
+        before, number = keys.chain_hash(link), number + 1
     if before != keys.chain_hash(newest):
         raise _forked(last.round, "there are two of it")
-    return last, before
+    return Link(last, before)
 
 
 def _forked(number: int, reason: str) -> ForkedChain:

@@ -26,6 +26,7 @@ from urllib3.exceptions import SystemTimeWarning
 
 from comigs_edge import files
 from comigs_edge.errors import ComigsError
+from comigs_edge.fleet.transport import Offline
 from comigs_edge.progress import SILENT, Progress
 from coordinator.protocol import signatures
 from coordinator.protocol.messages import (
@@ -52,12 +53,6 @@ T = TypeVar("T", bound=Message)
 A = TypeVar("A")
 
 
-class Offline(ComigsError):
-    """The coordinator cannot be reached now."""
-
-    retry_after: float | None = None
-
-
 class RemoteRefused(ComigsError):
     """The coordinator says no; the text is its own sentence."""
 
@@ -78,7 +73,7 @@ class _Pinned(HTTPAdapter):
 
 
 class Remote:
-    """One coordinator, as one device sees it. `patience` is how long (seconds) a call goes on trying."""
+    """One coordinator, as one device sees it. `patience` is how long (seconds) a call is retried."""
 
     def __init__(
         self, address: str, pin: bytes, key: Ed25519PrivateKey, device: str, patience: float = 60.0
@@ -163,7 +158,7 @@ class Remote:
                     file.write(piece)
                     progress(file.tell(), manifest.size)
             except requests.RequestException as error:
-                if file.tell() <= here:  # otherwise `download` goes on behind what came, with new patience
+                if file.tell() <= here:  # otherwise `download` continues behind what came, with new patience
                     raise Offline(self._sentence(error)) from error
             finally:
                 file.flush()

@@ -1,7 +1,7 @@
 """What a device keeps of the fleet it belongs to, in `fleet/` of its home; without torch.
 
     membership.json          the coordinator's address and pin, this device's id
-    standing.safetensors     this device's generalist as far as the coordinator has received it, and from which it goes on
+    standing.safetensors     this device's generalist as far as the coordinator has received it, and what it started from
     outbox.safetensors       an update that the coordinator has not acknowledged; outbox.tried: it may have it all the same
     generalists/000012       the last three generalists that were accepted
 
@@ -32,7 +32,7 @@ KEPT_GENERALISTS = 3
 _FACTS = "facts"  # JSON, as bytes in a tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Membership:
     """Of one device in one fleet."""
 
@@ -59,18 +59,18 @@ class Standing:
     """Where this device stands with its fleet. `number` grows with every change, so that a checkpoint can name one."""
 
     number: int = 0
-    trained_from: int = -1  # number of the generalist that training goes on from; -1: none yet
+    trained_from: int = -1  # number of the generalist that training started from; -1: none yet
     head: int = -1  # the newest generalist that was verified ...
     head_hash: str = ""  # ... and the hash of its manifest
     refused: int = -1  # the newest generalist that made this device's text worse
     kept: dict[str, str] = field(default_factory=dict)  # number -> SHA-256 of the generalists in the folder
     acknowledged: str = ""  # id of the last update that moved the reference
     unsent_tokens: int = 0  # trained on since the last update that arrived
-    # What the coordinator has received of this device's generalist, on top of the one that it goes on from.
+    # What the coordinator has received of this device's generalist, on top of the one that training started from.
     reference: Arrays = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sealed:
     """An update on its way: `packed` as it is sent, `id` tells it from others."""
 
@@ -80,7 +80,7 @@ class Sealed:
     update_format: str
     averaging: str
     validation_loss: float | None
-    packed: dict[str, Any]
+    packed: dict[str, Any]  # arrays of any type
 
 
 class FleetFolder:
@@ -132,8 +132,8 @@ class FleetFolder:
 
     def standing(self) -> Standing:
         """Where the device stands; a fresh one where nothing was exchanged yet."""
-        found = _read(self._standing)
-        return Standing() if found is None else Standing(**found[1], reference=found[0])
+        content = _read(self._standing)
+        return Standing() if content is None else Standing(**content[1], reference=content[0])
 
     def save_standing(self, standing: Standing) -> None:
         """Writes it."""
@@ -142,8 +142,8 @@ class FleetFolder:
 
     def outbox(self) -> Sealed | None:
         """The update that waits."""
-        found = _read(self._outbox)
-        return None if found is None else Sealed(**found[1], packed=found[0])
+        content = _read(self._outbox)
+        return None if content is None else Sealed(**content[1], packed=content[0])
 
     def seal(self, update: Sealed) -> None:
         """Puts an update into the outbox, in place of one that is there."""

@@ -1,4 +1,4 @@
-"""What an exchange with the coordinator is told and tells; see `federation.py`."""
+"""Result types of one exchange with the fleet."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ Judge = Callable[[Arrays, Arrays], Judgement]  # generalist before, generalist a
 
 
 @dataclass
-class Exchange:
+class Outcome:
     """What one exchange did."""
 
-    generalist: Arrays | None = None  # to go on with; None: the one that there was
+    generalist: Arrays | None = None  # to train on with; None: the one from before
     receipts: list[Receipt] = field(default_factory=list)
+    had_arrived: bool = False  # an update counts whose receipt was lost
     taken_over: int | None = None  # number of the generalist that was taken over
     refused: int | None = None  # number of the one that was worse
     judgement: Judgement | None = None
-    offline: str | None = None  # why the coordinator was not reached
+    offline: str | None = None  # why the fleet was not reached
     waits: bool = False  # an update waits in the outbox
     bytes_sent: int = 0
     bytes_received: int = 0

@@ -1,6 +1,6 @@
-"""A training in rounds: every so many expert steps the device exchanges generalists with its fleet, and trains on.
+"""A training in rounds: after a number of expert steps the device exchanges generalists with its fleet, and trains on.
 
-The generalist is the only thing that passes, through `adapters.may_leave`. Specialists, router and text are not even looked at.
+The generalist is the only thing that passes, through `may_leave`. Specialists, router and text are not even looked at.
 """
 
 from __future__ import annotations
@@ -9,39 +9,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from comigs_edge.fleet.client import Remote
-from comigs_edge.fleet.exchange import Federation
+from comigs_edge.errors import USER_ERRORS
 from comigs_edge.fleet.folder import FleetFolder
-from comigs_edge.fleet.outcome import Exchange, Judgement
-from comigs_edge.home.config import FleetConfig
+from comigs_edge.fleet.gate import compare
+from comigs_edge.fleet.http import open_exchange
+from comigs_edge.fleet.outcome import Outcome
 from comigs_edge.home.folder import Home
-from comigs_edge.progress import SILENT, Progress
+from comigs_edge.nn.experts import generalist_shapes
+from comigs_edge.training.run import TrainingRun
 from comigs_edge.training.trainer import Event, Trainer
-from coordinator.protocol.wire import Arrays
 
-GATE_ROWS = 8  # of the validation text, on which generalists are compared
-
-
-def open_federation(
-    home: Home, settings: FleetConfig, shapes: dict[str, tuple[int, ...]], base_sha256: str, patience: float
-) -> Federation:
-    """This home's side of its fleet; `patience` is how long (seconds) a call goes on trying. Raises `ComigsError`."""
-    folder = FleetFolder(home)
-    member = folder.membership()
-    remote = Remote(member.address, bytes.fromhex(member.pin), folder.key(), member.device, patience)
-    return Federation(folder, remote, shapes, base_sha256, settings.gate, settings.report_loss)
-
-
-def compare(trainer: Trainer, before: Arrays, after: Arrays) -> Judgement:
-    """Validation losses of the trainer's model with one generalist and with the other; leaves it as it was."""
-    now, losses = trainer.adapters.generalist(), []
-    try:
-        for generalist in (before, after):
-            trainer.adapters.load_generalist(generalist)
-            losses.append(trainer.validate(rows=GATE_ROWS))
-    finally:
-        trainer.adapters.load_generalist(now)
-    return Judgement(*losses)
+PATIENCE = 10.0  # seconds that a call is retried: the training waits meanwhile
 
 
 @dataclass
@@ -58,70 +36,106 @@ class Totals:
     rounds: list[int] = field(default_factory=list)  # that an update counted in
 
 
-class Together:
-    """A trainer in its fleet. `say` tells the person one sentence at a time."""
+class Rounds:
+    """A training in its fleet. It never fails for the fleet: after an error that is not the network's it continues alone.
 
-    def __init__(self, federation: Federation, trainer: Trainer, say: Callable[[str], None]) -> None:
-        self.federation, self._trainer, self._say = federation, trainer, say
-        self._tokens, self._was_offline = 0, False
+    `say` takes one sentence at a time, `warn` the reason for continuing alone.
+    """
+
+    def __init__(
+        self,
+        home: Home,
+        training: TrainingRun,
+        trainer: Trainer,
+        say: Callable[[str], None],
+        warn: Callable[[str], None],
+    ) -> None:
+        """Takes over the newest generalist. Raises `ComigsError` where the home belongs to no fleet."""
+        self._training, self._trainer, self._say, self._warn = training, trainer, say, warn
+        shapes = generalist_shapes(trainer.adapters.layout, trainer.adapters.shape)
+        self._exchange = open_exchange(home, training.settings, dict(shapes), PATIENCE)
+        self._tokens, self._was_offline, self._is_alone = 0, False, False
         self.totals = Totals()
+        self._guard(self._begin)
 
-    def begin(self, mark: str | None, progress: Progress = SILENT) -> None:
-        """Before the first step: the newest generalist. `mark` is that of the checkpoint that is gone on with."""
-        adapters = self._trainer.adapters
-        adapters.load_generalist(self.federation.begin(adapters.generalist(), mark))
-        self.exchange(progress)
-        if self._trainer.first_loss is None:  # what there is to be beaten
-            self._trainer.best = adapters.arrays()
-
-    def after(self, event: Event) -> bool:
-        """After a step: exchanges if a round's steps are done. Returns whether it did."""
-        if event.phase != "expert":
-            return False
-        self._tokens += event.tokens
-        if event.expert_steps % self.federation.membership.local_steps or not self.federation.is_due():
-            return False
-        self.exchange()
-        return True
+    def after(self, event: Event) -> None:
+        """After a step: exchanges if a round's steps are done."""
+        if event.is_best:
+            self._training.best_mark = self._training.fleet_mark
+        if event.phase == "expert":
+            self._tokens += event.tokens
+            self._guard(partial(self._exchange_if_due, event.expert_steps))
 
     def end(self) -> None:
         """After the last step: what was not brought yet is brought, or sealed for later."""
-        self.exchange()
-        self.totals.waits = self.federation.seal_rest(self._trainer.adapters.generalist())
+        self._guard(self._bring_rest)
 
-    def exchange(self, progress: Progress = SILENT) -> Exchange:
-        """Brings and takes over what there is; training goes on whatever comes of it."""
+    def _guard(self, action: Callable[[], None]) -> None:
+        if self._is_alone:
+            return
+        try:
+            action()
+        except USER_ERRORS as error:
+            self._is_alone = True
+            self._warn(f"{error}; the training goes on alone")
+        self._training.fleet_mark = self._exchange.books.mark
+
+    def _begin(self) -> None:
+        trainer, books = self._trainer, self._exchange.books
+        trainer.adapters.load_generalist(books.resume(trainer.adapters.generalist(), self._training.fleet_mark))
+        self.exchange()
+        if trainer.first_loss is None:  # this is what is to be beaten
+            trainer.best = trainer.adapters.arrays()
+
+    def _exchange_if_due(self, expert_steps: int) -> None:
+        if expert_steps % self._exchange.books.membership.local_steps == 0 and self._exchange.is_due():
+            self.exchange()
+
+    def _bring_rest(self) -> None:
+        self.exchange()
+        self.totals.waits = self._exchange.books.seal_rest(self._trainer.adapters.generalist())
+
+    def exchange(self) -> None:
+        """Brings and takes over what there is."""
         trainer, tokens = self._trainer, self._tokens
         self._tokens = 0
         loss = trainer.last_loss if trainer.last_loss == trainer.last_loss else None
-        found = self.federation.exchange(
-            trainer.adapters.generalist(), tokens, partial(compare, trainer), loss, progress
-        )
-        if found.generalist is not None:
-            trainer.adapters.load_generalist(found.generalist)
-        trainer.frozen = self.federation.frozen()
-        self._report(found)
-        return found
+        outcome = self._exchange.run(trainer.adapters.generalist(), tokens, partial(compare, trainer), loss)
+        if outcome.generalist is not None:
+            trainer.adapters.load_generalist(outcome.generalist)
+        trainer.frozen = self._exchange.books.frozen()
+        self._count(outcome)
+        self._report(outcome)
+        self._was_offline = outcome.offline is not None
 
-    def _report(self, found: Exchange) -> None:
+    def _count(self, outcome: Outcome) -> None:
         totals = self.totals
-        totals.updates += len(found.receipts)
-        totals.rounds += [receipt.round for receipt in found.receipts]
-        totals.bytes_sent += found.bytes_sent
-        totals.bytes_received += found.bytes_received
-        totals.waits = found.waits
-        for receipt in found.receipts:
+        totals.updates += len(outcome.receipts) + outcome.had_arrived
+        totals.rounds += [receipt.round for receipt in outcome.receipts]
+        totals.bytes_sent += outcome.bytes_sent
+        totals.bytes_received += outcome.bytes_received
+        totals.waits = outcome.waits
+        totals.refused += outcome.refused is not None
+        if outcome.taken_over is not None:
+            totals.generalists, totals.newest = totals.generalists + 1, outcome.taken_over
+
+    def _report(self, outcome: Outcome) -> None:
+        for receipt in outcome.receipts:
             late = "" if receipt.weight == 1 else f", late: it counts {receipt.weight:.2f}"
             self._say(f"update in round {receipt.round}{late}")
-        if found.taken_over is not None:
-            totals.generalists, totals.newest = totals.generalists + 1, found.taken_over
-            self._say(f"took over generalist {found.taken_over} of the fleet")
-        if found.refused is not None and found.judgement is not None:
-            totals.refused += 1
-            before, after = found.judgement
+        if outcome.taken_over is not None:
+            self._say(f"took over generalist {outcome.taken_over} of the fleet")
+        if outcome.refused is not None and outcome.judgement is not None:
+            before, after = outcome.judgement
             self._say(
-                f"kept the old generalist: {found.refused} would raise the validation loss from {before:.3f} to {after:.3f}"
+                f"kept the old generalist: {outcome.refused} would raise the validation loss from {before:.3f} to {after:.3f}"
             )
-        if found.offline and not self._was_offline:
-            self._say(f"{found.offline.split(';')[0]}; training goes on, the update waits")
-        self._was_offline = found.offline is not None
+        if outcome.offline and not self._was_offline:
+            self._say(f"{outcome.offline.split(';')[0]}; training goes on, the update waits")
+
+
+def open_rounds(
+    home: Home, training: TrainingRun, trainer: Trainer, say: Callable[[str], None], warn: Callable[[str], None]
+) -> Rounds | None:
+    """The rounds of this training, with the newest generalist taken over; None for a device that belongs to no fleet."""
+    return Rounds(home, training, trainer, say, warn) if FleetFolder(home).is_member else None

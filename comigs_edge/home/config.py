@@ -10,18 +10,17 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal, get_args
 
 import profiles
+from comigs_edge.nn.experts import FORMS, Form
 from coordinator.protocol.settings import setting
 from profiles import DeviceProfile
 from profiles.chat import Cache
 from profiles.cost import Checkpointing, Precision
 
 Layout = Literal["merged", "hot"]
-Form = Literal["lora", "parallel"]
 Format = Literal[
     "Q8_0", "F16", "F32", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"
 ]
 LAYOUTS: tuple[str, ...] = get_args(Layout)
-FORMS: tuple[str, ...] = get_args(Form)
 FORMATS_TO_EXPORT: tuple[str, ...] = get_args(Format)
 TRAINABLE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")  # formats that training can compute in
 HOME_FORMAT = 1  # of the folder that this version makes and reads
@@ -274,7 +273,7 @@ class Config:
         """The experts' first and final learning rate."""
         first = self.train.expert_learning_rate
         if first is None:
-            first = 4e-3 if self.model.expert_form == "lora" else 1.2e-2
+            first = FORMS[self.model.expert_form].learning_rate
         final = self.train.final_learning_rate
         return first, first / 10 if final is None else final
 
@@ -289,6 +288,5 @@ class Config:
         name = (format_name or self.quantize.format or ("F16" if layout == "hot" else "Q8_0")).upper()
         start = self.quantize.start
         if start is None:
-            few_bits = name in TRAINABLE and name != "Q8_0"
-            start = 0.0 if self.model.expert_form == "parallel" else 0.65 if few_bits else 1.0
+            start = FORMS[self.model.expert_form].quantise_start(name in TRAINABLE and name != "Q8_0")
         return Storage(layout, name, start)

@@ -7,6 +7,7 @@ from pathlib import Path
 import profiles
 from comigs_edge.errors import ComigsError
 from comigs_edge.home.config import HOME_FORMAT, Config
+from comigs_edge.nn.experts import FORMS
 from coordinator.protocol import settings
 from coordinator.protocol.settings import SettingsError
 
@@ -55,13 +56,13 @@ def _check(config: Config) -> None:
             f"data.validation = {data.validation} must be between 0.01 and {0.99 - data.training:g}, which "
             f"data.training = {data.training} and a little test text leave"
         )
-    parallel = model.expert_form == "parallel"
-    if stored.layout == "hot" and (parallel or stored.format not in ("F16", "F32")):
+    low_rank = FORMS[model.expert_form].is_low_rank
+    if stored.layout == "hot" and (not low_rank or stored.format not in ("F16", "F32")):
         raise SettingsError(
             f'export.layout = "hot" is for LoRA experts in F16 or F32, not for {model.expert_form} experts in '
             f'{stored.format}: use layout = "merged"'
         )
-    if parallel and stored.format not in ("F16", "F32") and (model.expert_width or 0) % 32:
+    if not low_rank and stored.format not in ("F16", "F32") and (model.expert_width or 0) % 32:
         raise SettingsError(
             f"model.expert_width = {model.expert_width} is not a multiple of 32, the block of {stored.format}: use one, "
             'or format = "F16" in [quantize]'

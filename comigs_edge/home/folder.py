@@ -23,7 +23,8 @@ from comigs_edge.base.catalogue import PACKAGED_BASES
 from comigs_edge.data.corpus import Corpus
 from comigs_edge.errors import ComigsError
 from comigs_edge.home import config_file
-from comigs_edge.home.config import BaseConfig, Config, Form, ModelConfig
+from comigs_edge.home.config import BaseConfig, Config, ModelConfig
+from comigs_edge.nn.experts import Form
 
 
 class Home:

@@ -16,7 +16,7 @@ from comigs_edge.base.hparams import Shape
 from comigs_edge.nn import short_attention as short_rows
 from comigs_edge.nn.lora import LoRA, merge
 from comigs_edge.nn.norm import rms_norm
-from comigs_edge.nn.tensors import moved
+from comigs_edge.nn.tensors import Buffers, to_device
 from comigs_edge.nn.weights import Block
 from profiles.cost import SHORT_ROWS
 from quantize.fake import straight_through
@@ -66,12 +66,14 @@ def window(tokens: Tensor, documents: Tensor | None, turns: Tensor) -> Window:
         causal = torch.ones(time, time, dtype=torch.bool, device=documents.device).tril()
         allowed = ((documents[:, :, None] == documents[:, None, :]) & causal)[:, None]  # (B, 1, T, T)
         mask = torch.zeros(allowed.shape, device=documents.device).masked_fill_(~allowed, float("-inf"))
-        mask = moved(mask, tokens.device)
+        mask = to_device(mask, tokens.device)
     return Window((tokens.shape[0], time), mask, turns[:time])
 
 
-def attention(normed: Tensor, block: Block, shape: Shape, where: Window, update: Update | None) -> Tensor:
-    """(N, D) -> (N, D)."""
+def attention(
+    normed: Tensor, block: Block, shape: Shape, where: Window, update: Update | None, buffers: Buffers
+) -> Tensor:  # (N, D) -> (N, D)
+    """What the tokens of `where` give each other; `normed` is the normed residual stream."""
     batch, time = where.size
     queries, keys = shape.num_heads * shape.head_width, shape.num_kv_heads * shape.head_width
     names = ("attn_q", "attn_k", "attn_v")
@@ -86,7 +88,7 @@ def attention(normed: Tensor, block: Block, shape: Shape, where: Window, update:
     # In float32, whatever the products are computed in: torch's kernel takes three times as long in bfloat16.
     qk, v = _rotate(qk.float(), where.turns, shape.rope_width), v.float()
     if time <= SHORT_ROWS and not qk.is_cuda:
-        out = short_rows.attend(qk, v, shape.num_heads, where.allowed)
+        out = short_rows.attend(qk, v, shape.num_heads, where.allowed, buffers)
     else:
         kind = qkv.dtype if qk.is_cuda else torch.float32  # on a GPU the fused kernel wants bfloat16
         mask = None if where.mask is None else where.mask.to(kind)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from comigs_edge.base.hparams import Shape, linear_shapes
+from comigs_edge.base.hparams import ATTENTION, Shape
 from comigs_edge.errors import ComigsError
+from comigs_edge.nn.form import ExpertForm, Start
+from comigs_edge.nn.lora_form import LORA, low_rank_starts
+from comigs_edge.nn.parallel_form import PARALLEL
+from coordinator.protocol.generalist import may_leave
 
-PARALLEL_SCALE = 4.0  # s of parallel experts; chosen with their start, see `parallel.py`
-FFN = ("ffn_gate", "ffn_up", "ffn_down")
-ATTENTION = ("attn_q", "attn_k", "attn_v", "attn_output")
+Form = Literal["lora", "parallel"]
+FORMS: dict[str, ExpertForm[Any]] = {"lora": LORA, "parallel": PARALLEL}
+ROUTER = "router."
 
 
 @dataclass(frozen=True)
@@ -24,9 +27,9 @@ class Layout:
     alpha: float = 16.0
     experts_per_token: int = 2
     attention: bool = False  # a shared low-rank update of the attention, part of the generalist
-    form: str = "lora"  # of the experts, one of FORMS
+    form: Form = "lora"
     expert_width: int = 0  # W, of a parallel expert's hidden layer
-    blocks: int = 0  # experts are in so many last blocks; 0: in all
+    blocks: int = 0  # number of final blocks that have experts; 0: all
 
     @property
     def num_experts(self) -> int:
@@ -45,7 +48,7 @@ class Layout:
     @property
     def expert_scale(self) -> float:
         """Factor on what an expert adds."""
-        return self.scale if self.form == "lora" else PARALLEL_SCALE
+        return FORMS[self.form].scale(self)
 
 
 def experts_per_token(num_experts: int, requested: int | None = None) -> int:
@@ -71,55 +74,40 @@ def roles(layout: Layout) -> list[str]:
 
 def generalist_shapes(layout: Layout, shape: Shape) -> dict[str, tuple[int, int]]:
     """Name and shape of the generalist's tensors: what may leave the device."""
-    return {name: size for name, size in expected_shapes(layout, shape).items() if name.startswith("generalist.")}
+    return {name: size for name, size in expected_shapes(layout, shape).items() if may_leave(name)}
 
 
 def expected_shapes(layout: Layout, shape: Shape) -> dict[str, tuple[int, int]]:
     """Name and shape of every tensor that adapters of this layout have."""
-    linear, sizes = linear_shapes(shape), {}
+    return {name: start.size for name, start in starts(layout, shape).items()}
+
+
+def starts(layout: Layout, shape: Shape) -> dict[str, Start]:
+    """Name, shape and start of every tensor that adapters of this layout have; `Adapters.initial` draws routers otherwise."""
+    expert = FORMS[layout.form].starts(layout, shape)
+    attention = low_rank_starts(ATTENTION, layout.rank, shape) if layout.attention else {}
+    every: dict[str, Start] = {}
     for block in range(layout.first_block(shape.num_blocks), shape.num_blocks):
         for role in roles(layout):
-            low_rank: tuple[str, ...] = FFN if layout.form == "lora" else ()
-            if layout.attention and role == "generalist":
-                low_rank += ATTENTION
-            for name in low_rank:
-                out_width, in_width = linear[name]
-                sizes[f"{role}.blk.{block}.{name}.lora_a"] = (layout.rank, in_width)
-                sizes[f"{role}.blk.{block}.{name}.lora_b"] = (out_width, layout.rank)
-            if layout.form == "parallel":
-                wide, narrow = (layout.expert_width, shape.width), (shape.width, layout.expert_width)
-                for name, size in zip(FFN, (wide, wide, narrow), strict=True):
-                    sizes[f"{role}.blk.{block}.{name}.weight"] = size
+            tensors = {**expert, **attention} if role == "generalist" else expert
+            every |= {f"{role}.blk.{block}.{name}": start for name, start in tensors.items()}
         if layout.num_specialists:
-            sizes[f"router.blk.{block}"] = (layout.num_experts, shape.width)
-    return sizes
-
-
-_MAY_LEAVE = re.compile(
-    r"generalist\.blk\.\d+\.(?:(?:ffn_(?:gate|up|down)|attn_(?:q|k|v|output))\.lora_[ab]|ffn_(?:gate|up|down)\.weight)"
-)
+            every[f"{ROUTER}blk.{block}"] = Start((layout.num_experts, shape.width), math.nan)
+    return every
 
 
 def is_router(name: str) -> bool:
     """Whether a tensor is the router's; all others are the experts'."""
-    return name.startswith("router.")
-
-
-def may_leave(named: dict[str, Any]) -> dict[str, Any]:
-    """The tensors that may leave this device: the generalist's, picked by an allow-list of names.
-
-    Everything that is ever sent goes through here. Specialists, router, optimiser state and anything unknown stay.
-    """
-    return {name: value for name, value in named.items() if _MAY_LEAVE.fullmatch(name)}
+    return name.startswith(ROUTER)
 
 
 def check_arrays(arrays: dict[str, Any], layout: Layout, shape: Shape) -> None:
     """Raises `ComigsError` unless `arrays` has the names and shapes that adapters of this layout have."""
     expected = expected_shapes(layout, shape)
-    found = {name: array.shape for name, array in arrays.items()}
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
+    shapes = {name: array.shape for name, array in arrays.items()}
+    for name in sorted(expected.keys() | shapes.keys()):
+        if expected.get(name) != shapes.get(name):
             raise ComigsError(
-                f"adapter tensor {name} has the shape {found.get(name)} where {expected.get(name)} is expected; "
+                f"adapter tensor {name} has the shape {shapes.get(name)} where {expected.get(name)} is expected; "
                 "train again with: comigs-edge train --fresh"
             )

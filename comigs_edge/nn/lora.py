@@ -1,11 +1,11 @@
 """Low-rank updates of frozen matrices (LoRA, Hu et al. 2021, arXiv:2106.09685).
 
-W becomes W + scale * B A (`layout.py` has the scale). B starts at zero, so training starts at the base.
+W becomes W + scale * B A (`experts.py` has the scale). B starts at zero, so training starts at the base.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -27,10 +27,10 @@ class LoRAExpert(NamedTuple):
     down: LoRA  # (D, F)
 
 
-def initial(size: tuple[int, int], generator: torch.Generator, spread: float = 1.0) -> Tensor:
-    """A (R, in), drawn uniformly from +-spread/sqrt(in); 1 is kaiming_uniform with a = sqrt(5), as the paper's code."""
-    bound = spread / math.sqrt(size[1])
-    return torch.rand(size, generator=generator) * (2 * bound) - bound
+def group(tensors: Sequence[Tensor]) -> list[LoRAExpert]:
+    """The experts whose tensors these are, six each: A and B of gate, up and down."""
+    updates = [LoRA(a, b) for a, b in zip(tensors[::2], tensors[1::2], strict=True)]
+    return [LoRAExpert(*updates[start : start + 3]) for start in range(0, len(updates), 3)]
 
 
 def merge(weight: Tensor, lora: LoRA, factor: float, out: Tensor | None = None) -> Tensor:

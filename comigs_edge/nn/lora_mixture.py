@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from comigs_edge.nn.lora import LoRA, LoRAExpert
+from comigs_edge.nn.lora import LoRA, LoRAExpert, group
 from comigs_edge.nn.mlp import Frozen, Pass, swiglu, swiglu_backward
 from comigs_edge.nn.routing import Routing
-from comigs_edge.nn.tensors import accumulate, add, at, buffer, chunks, scratch
+from comigs_edge.nn.tensors import Buffers, accumulate, add, at, chunks
 
 
 def mixture(
-    x: Tensor, mlp: Frozen, experts: list[LoRAExpert], routing: Routing | None, factor: float, purpose: Pass = Pass()
+    x: Tensor, mlp: Frozen, experts: list[LoRAExpert], routing: Routing | None, factor: float, purpose: Pass
 ) -> Tensor:  # (N, D) -> (N, D)
     """The mixture's output for the normed input `x`.
 
@@ -54,14 +54,15 @@ class _Mixture(torch.autograd.Function):
         *updates: Tensor,
     ) -> Tensor:  # fmt: skip
         ctx.save_for_backward(x, weights, *updates)
-        ctx.mlp, ctx.factor, ctx.sparse = mlp, factor, sparse
-        ctx.kept = None if purpose.kept is None else buffer(purpose.kept, (len(x), len(mlp.gate_up)), x)
+        ctx.mlp, ctx.factor, ctx.sparse, ctx.buffers = mlp, factor, sparse, purpose.buffers
+        ctx.learns = any(update.requires_grad for update in updates)
+        ctx.kept = None if purpose.kept is None else purpose.buffers.rows(purpose.kept, x, len(mlp.gate_up))
         out = torch.empty_like(x)
         if purpose.graph_only:
             return out
-        chunk = _Chunk(mlp, factor, sparse, _experts(updates), x.dtype)
+        chunk = _Chunk(mlp, factor, sparse, group(updates), x.dtype, purpose.buffers)
         for rows in chunks(len(x)):
-            base = scratch("base", x[rows], len(mlp.gate_up)) if ctx.kept is None else ctx.kept[rows]
+            base = chunk.buffers.rows("base", x[rows], len(mlp.gate_up)) if ctx.kept is None else ctx.kept[rows]
             torch.mm(x[rows], mlp.gate_up.T, out=base)
             chunk.forward(x[rows], base, at(weights, rows), out[rows])
         return out
@@ -69,24 +70,27 @@ class _Mixture(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weights, *updates = ctx.saved_tensors
-        mlp, chunk = ctx.mlp, _Chunk(ctx.mlp, ctx.factor, ctx.sparse, _experts(updates), x.dtype)
+        mlp, chunk = ctx.mlp, _Chunk(ctx.mlp, ctx.factor, ctx.sparse, group(updates), x.dtype, ctx.buffers)
         grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         grad_weights = torch.zeros_like(weights) if ctx.needs_input_grad[1] else None
-        grads: list[Tensor] = [torch.zeros_like(update) for update in updates] if any(ctx.needs_input_grad[6:]) else []
+        grads = [torch.zeros_like(update) for update in updates] if ctx.learns else []
         for rows in chunks(len(x)):
             base = at(ctx.kept, rows)
             if base is None:
-                base = torch.mm(x[rows], mlp.gate_up.T, out=scratch("base", x[rows], len(mlp.gate_up)))
-            outputs = at(grad_x, rows), at(grad_weights, rows), _experts(grads)
+                base = torch.mm(x[rows], mlp.gate_up.T, out=ctx.buffers.rows("base", x[rows], len(mlp.gate_up)))
+            outputs = at(grad_x, rows), at(grad_weights, rows), group(grads)
             chunk.backward(x[rows], base, at(weights, rows), grad[rows], *outputs)
-        none: list[Tensor | None] = [None] * len(updates)
-        return grad_x, grad_weights, None, None, None, None, *(grads or none)
+        others: list[None] = [None] * (len(ctx.needs_input_grad) - 2 - len(grads))  # all that has no gradient
+        return grad_x, grad_weights, *others, *grads
 
 
 class _Chunk:
     """The arithmetic on one chunk of M tokens. `sparse`: a weight of zero means that the expert is not computed."""
 
-    def __init__(self, mlp: Frozen, factor: float, sparse: bool, experts: list[LoRAExpert], dtype: torch.dtype) -> None:
+    def __init__(
+        self, mlp: Frozen, factor: float, sparse: bool, experts: list[LoRAExpert], dtype: torch.dtype, buffers: Buffers
+    ) -> None:
+        self.buffers = buffers
         self.gate_up, self.down, self.factor, self.sparse = mlp.gate_up, mlp.down, factor, sparse
         self.experts = [
             LoRAExpert(*(LoRA(update.a.to(dtype), update.b.to(dtype)) for update in expert)) for expert in experts
@@ -99,11 +103,11 @@ class _Chunk:
     def forward(self, x: Tensor, base: Tensor, weights: Tensor | None, out: Tensor) -> None:
         """Writes `out` (M, D); `base` (M, 2F) is what gate and up of the frozen MLP give."""
         low = x @ self.gate_up_a.T  # (M, E 2R)
-        mixed = scratch("mixed", x, self.ff_width).zero_()
+        mixed = self.buffers.rows("mixed", x, self.ff_width).zero_()
         low_down = x.new_zeros(len(x), self.down_b.shape[1])  # (M, E R)
         for index, expert in enumerate(self.experts):
             rows, weight = self._rows(weights, index)
-            hidden = swiglu(*self._gate_up(base, low, index, rows))
+            hidden = swiglu(*self._gate_up(base, low, index, rows), self.buffers)
             # The weight goes into the small product: a pass over the hidden layer less.
             small = hidden @ expert.down.a.T
             low_down[rows, self._ranks(index)] = small if weight is None else small.mul_(weight)
@@ -117,25 +121,25 @@ class _Chunk:
     ) -> None:  # fmt: skip
         """Writes `grad_x` (M, D) and `grad_weights` (M, E), adds to `grads`; each may be missing (None, empty)."""
         low = x @ self.gate_up_a.T  # (M, E 2R)
-        grad_mixed = torch.mm(grad, self.down, out=scratch("mixed", x, self.ff_width))  # (M, F)
+        grad_mixed = torch.mm(grad, self.down, out=self.buffers.rows("mixed", x, self.ff_width))  # (M, F)
         grad_low_down = (grad @ self.down_b).mul_(self.factor)  # (M, E R)
-        grad_base, grad_low = scratch("grad_base", x, 2 * self.ff_width).zero_(), torch.zeros_like(low)
+        grad_base, grad_low = self.buffers.rows("grad_base", x, 2 * self.ff_width).zero_(), torch.zeros_like(low)
         for index, expert in enumerate(self.experts):
             rows, weight = self._rows(weights, index)
             gate, up = self._gate_up(base, low, index, rows)
             small = grad_low_down[rows, self._ranks(index)]  # (M', R)
             grad_hidden = torch.addmm(
-                grad_mixed[rows], small, expert.down.a, out=scratch("grad_hidden", gate, self.ff_width)
+                grad_mixed[rows], small, expert.down.a, out=self.buffers.rows("grad_hidden", gate, self.ff_width)
             )
             if grads or grad_weights is not None:
-                hidden = swiglu(gate, up)
+                hidden = swiglu(gate, up, self.buffers)
             if grad_weights is not None:
                 grad_weights[rows, index] = torch.linalg.vecdot(grad_hidden, hidden)
             if grads:
                 down = grads[index].down
                 accumulate(down.a, _weighted(small, weight).T, hidden)
                 accumulate(down.b, grad[rows].T, _weighted(hidden @ expert.down.a.T, weight), self.factor)
-            grad_both = swiglu_backward(gate, up, grad_hidden)
+            grad_both = swiglu_backward(gate, up, grad_hidden, self.buffers)
             add(grad_base, rows, grad_both, weight)
             self._backward_low(index, rows, weight, low, grad_both, grad_low, grads)
         if grads:
@@ -165,7 +169,7 @@ class _Chunk:
         for offset, update in enumerate(self.experts[index][:2]):
             wide = base[rows, offset * self.ff_width : (offset + 1) * self.ff_width]
             small = low[rows, self._ranks(2 * index + offset)]
-            out = scratch(("gate", "up")[offset], wide, self.ff_width)
+            out = self.buffers.rows(("gate", "up")[offset], wide, self.ff_width)
             result.append(torch.addmm(wide, small, update.b.T, alpha=self.factor, out=out))
         return result[0], result[1]
 
@@ -182,12 +186,6 @@ class _Chunk:
 
 def _weighted(values: Tensor, weight: Tensor | None) -> Tensor:
     return values if weight is None else values * weight
-
-
-def _experts(updates: Sequence[Tensor]) -> list[LoRAExpert]:
-    """Six tensors an expert: A and B of gate, up and down."""
-    loras = [LoRA(a, b) for a, b in _pairs(updates)]
-    return [LoRAExpert(*loras[start : start + 3]) for start in range(0, len(loras), 3)]
 
 
 def _pairs(items: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from comigs_edge.nn.tensors import accumulate, moved
+from comigs_edge.nn.tensors import accumulate, to_device
 from comigs_edge.nn.weights import Base
 from profiles.cost import LOGITS
 
@@ -58,7 +58,7 @@ def next_token_loss(base: Base, hidden: Tensor, targets: Tensor, scored: Tensor)
     `scored` may be on the processor where the rest is not: then nothing waits for the GPU.
     """
     if not bool(scored.all()):
-        rows = moved(scored.nonzero().squeeze(1), hidden.device)
+        rows = to_device(scored.nonzero().squeeze(1), hidden.device)
         hidden, targets = hidden[rows], targets[rows]
     loss: Tensor = _NextTokenLoss.apply(hidden, base, targets)  # type: ignore[no-untyped-call]
     return loss

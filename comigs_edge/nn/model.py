@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,12 +17,10 @@ from torch import Tensor
 
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.attention import Update, Window, attention, rope_tables, window
-from comigs_edge.nn.lora_mixture import mixture
-from comigs_edge.nn.merged_mlp import frozen_mlp, quantised_mixture
+from comigs_edge.nn.merged_mlp import frozen_mlp
 from comigs_edge.nn.mlp import Frozen, Pass
 from comigs_edge.nn.norm import rms_norm
-from comigs_edge.nn.parallel import small_experts
-from comigs_edge.nn.recompute import recomputed
+from comigs_edge.nn.recompute import recompute
 from comigs_edge.nn.routing import Routing, balance_loss, route
 from comigs_edge.nn.weights import Base, Block
 from profiles.cost import PIECES
@@ -97,7 +94,7 @@ class Model:
             run = partial(self._block, index, windows, with_balance, learns)
             # Without gradients the input of a block is not needed again: two buffers take turns.
             name = f"residual {index if learns else index % 2}"
-            x, loss = recomputed(x, run, name, sizes) if again else run(0, x)
+            x, loss = recompute(x, run, sizes, self.base.buffers, name) if again else run(0, x)
             if loss is not None:
                 balance.append(loss)
         return x, balance
@@ -123,12 +120,12 @@ class Model:
         # A checkpointed block runs without gradients first; with them it runs again for the backward pass, which has no use
         # for its output.
         graph_only = learns and self.checkpointing != "none" and torch.is_grad_enabled()
-        out, routing = self._mlp(block, index, x, Pass(kept, graph_only))
+        out, routing = self._mlp(block, index, x, Pass(self.base.buffers, self.block_format, kept, graph_only))
         return out, balance_loss(routing) if with_balance and routing is not None else None
 
     def _attention(self, block: Block, index: int, where: Window, x: Tensor) -> Tensor:  # (N, D) -> (N, D)
         normed = rms_norm(x, block.attn_norm, self.base.shape.norm_eps, self.base.dtype)
-        return x + attention(normed, block, self.base.shape, where, self._attention_update(index))
+        return x + attention(normed, block, self.base.shape, where, self._attention_update(index), self.base.buffers)
 
     def _attention_update(self, index: int) -> Update | None:
         # The shared attention update belongs to the generalist: it is off where the generalist is.
@@ -143,22 +140,14 @@ class Model:
         normed = rms_norm(x, block.ffn_norm, self.base.shape.norm_eps, self.base.dtype)
         mlp = Frozen(block.gate_up, block.down)
         if self.adapters is None or index < self.first_block:
-            return x + frozen_mlp(normed, mlp), None
-        routing, scale = self._routing(index, normed), self.adapters.layout.expert_scale
+            return x + frozen_mlp(normed, mlp, purpose), None
+        routing = self._routing(index, normed)
         if self.watch is not None and routing is not None:
             self.watch(index, normed, routing)
-        if self.adapters.layout.form == "parallel":
-            experts = self._chosen(self.adapters.parallel[index])
-            weights = None if routing is None else routing.weights
-            small = small_experts(normed, experts, weights, scale, self.block_format)
-            return x + frozen_mlp(normed, mlp, purpose) + small, routing
-        experts = self._chosen(self.adapters.experts[index])
-        if self.block_format is None:
-            return x + mixture(normed, mlp, experts, routing, scale, purpose), routing
-        return x + quantised_mixture(normed, mlp, experts, routing, scale, self.block_format, purpose), routing
-
-    def _chosen(self, experts: list[Any]) -> list[Any]:
-        return experts if self.only is None else [experts[i] for i in self.only]
+        experts, scale = self.adapters.experts[index], self.adapters.layout.expert_scale
+        if self.only is not None:
+            experts = [experts[i] for i in self.only]
+        return self.adapters.form.mix(x, normed, mlp, experts, routing, scale, purpose), routing
 
     def _routing(self, index: int, normed: Tensor) -> Routing | None:
         """None where one expert is alone."""

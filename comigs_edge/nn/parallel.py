@@ -17,10 +17,6 @@ from torch import Tensor
 
 from quantize.fake import straight_through
 
-# Chosen on German text, 24 steps of 512 tokens from 1.810 bits per byte, learning rate 1.2e-2: 1.638. A third of this width of
-# the start gave 1.645, rows of the base's own gate and up 1.640 to 1.656, half the scale 1.642; LoRA gives 1.634.
-START = 3.0  # G and U are drawn uniformly from +-START / sqrt(D)
-
 
 class ParallelExpert(NamedTuple):
     """The matrices of one expert in one block."""
@@ -39,7 +35,7 @@ def small_experts(
     computed for every token: they are small, and one that was not chosen has a weight of zero.
     """
     gate_up, down = (
-        torch.cat([stored(matrix, factor, format_name) for matrix, factor in parts], dim=dim).to(normed.dtype)
+        torch.cat([quantise_weight(matrix, factor, format_name) for matrix, factor in parts], dim=dim).to(normed.dtype)
         for parts, dim in (
             ([(each.gate, 1.0) for each in experts] + [(each.up, 1.0) for each in experts], 0),
             ([(each.down, factor) for each in experts], 1),
@@ -52,7 +48,7 @@ def small_experts(
     return F.linear(hidden, down)
 
 
-def stored(weight: Tensor, factor: float, format_name: str | None) -> Tensor:
+def quantise_weight(weight: Tensor, factor: float, format_name: str | None) -> Tensor:
     """factor * weight as the file holds it; the rounding is passed straight through to the gradient."""
     scaled = weight if factor == 1.0 else weight * factor
     return scaled if format_name is None else straight_through(scaled, format_name)

@@ -1,4 +1,4 @@
-"""Working on some tokens at a time, in buffers that are reused."""
+"""Memory that is reused, and arithmetic on some tokens at a time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,28 @@ import torch
 from torch import Tensor
 
 CHUNK = 1024  # tokens worked on at once
-_buffers: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
+
+
+class Buffers:
+    """Tensors that a base and its models use again: allocating anew costs page faults and fragments the heap.
+
+    One name is one buffer, as large as the largest that was asked for: who asks for it again overwrites what it held. One
+    thread at a time may work with a base.
+    """
+
+    def __init__(self) -> None:
+        self._tensors: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
+
+    def take(self, name: str, size: tuple[int, ...], like: Tensor) -> Tensor:
+        """A tensor of this size with `like`'s type and device, not cleared."""
+        key, count = (name, like.dtype, like.device), math.prod(size)
+        if key not in self._tensors or self._tensors[key].numel() < count:
+            self._tensors[key] = torch.empty(count, dtype=like.dtype, device=like.device)
+        return self._tensors[key][:count].view(size)
+
+    def rows(self, name: str, like: Tensor, width: int) -> Tensor:
+        """A (len(like), width) tensor, not cleared."""
+        return self.take(name, (len(like), width), like)
 
 
 def chunks(count: int, rows: Tensor | None = None) -> Iterator[Tensor | slice]:
@@ -20,35 +41,18 @@ def chunks(count: int, rows: Tensor | None = None) -> Iterator[Tensor | slice]:
     return (slice(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK))
 
 
-def buffer(name: str, size: tuple[int, ...], like: Tensor) -> Tensor:
-    """A tensor that is reused, of `like`'s type: fresh memory costs page faults, and tears the heap into pieces.
-
-    One name is one buffer, as large as the largest that was asked for, and in use once at a time; training runs in one
-    thread.
-    """
-    key, count = (name, like.dtype, like.device), math.prod(size)
-    if key not in _buffers or _buffers[key].numel() < count:
-        _buffers[key] = torch.empty(count, dtype=like.dtype, device=like.device)
-    return _buffers[key][:count].view(size)
-
-
-def scratch(name: str, like: Tensor, width: int) -> Tensor:
-    """A (len(like), width) tensor that is reused."""
-    return buffer(name, (len(like), width), like)
-
-
-def moved(tensor: Tensor, device: torch.device) -> Tensor:
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """The tensor on that device. On the way to a GPU it is pinned, so that the processor need not wait for the GPU."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def at(tensor: Tensor | None, rows: Tensor | slice) -> Tensor | None:
-    """The chunk of a tensor that may be missing."""
+    """The chunk of a tensor, or None without one."""
     return None if tensor is None else tensor[rows]
 
 
 def add(target: Tensor, rows: Tensor | slice, values: Tensor, weight: Tensor | None = None) -> None:
-    """Adds `values` (M, W), times their tokens' `weight` (M, 1) if that is given, to the chunk `rows` of `target`."""
+    """Adds `values` (M, W), times their tokens' `weight` (M, 1) if that is given, to the chunk `rows` of `target`, in place."""
     if not isinstance(rows, slice):
         target.index_add_(0, rows, values if weight is None else values * weight)
     elif weight is None:
@@ -58,7 +62,7 @@ def add(target: Tensor, rows: Tensor | slice, values: Tensor, weight: Tensor | N
 
 
 def accumulate(target: Tensor, left: Tensor, right: Tensor, factor: float = 1.0) -> None:
-    """Adds factor * left @ right to `target`, which may be of a more precise type than the product."""
+    """Adds factor * left @ right to `target` in place, which may be of a more precise type than the product."""
     if target.dtype == left.dtype:
         target.addmm_(left, right, alpha=factor)
     else:

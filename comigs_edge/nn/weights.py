@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from comigs_edge.base.hparams import check_tensors, llama_order, read_shape
-from comigs_edge.nn.tensors import buffer
+from comigs_edge.nn.tensors import Buffers
 from quantize.gguf_file import GGUFFile
 
 JOB = 1 << 18  # weights that a thread dequantises at once: 1 MB stays in the processor's cache
@@ -49,6 +49,7 @@ class Base:
     def __init__(self, file: GGUFFile, threads: int, keep: bool, dtype: torch.dtype, device: torch.device) -> None:
         self.shape, self.keep, self.dtype, self.device = read_shape(file), keep, dtype, device
         check_tensors(file, self.shape)
+        self.buffers = Buffers()  # also of the models that are made of it
         self._file, self._pool = file, ThreadPoolExecutor(max(1, threads))
         self._output_name = "output.weight" if "output.weight" in file.tensors else "token_embd.weight"
         # A vector is float32 and small: always kept.
@@ -163,7 +164,7 @@ class Base:
         shapes = [self._file.tensors[name].shape for name in names]
         size = (sum(shape[0] for shape in shapes), shapes[0][1])
         like = torch.empty(0, dtype=self.dtype)
-        joined = torch.empty(size, dtype=self.dtype) if self.keep else buffer(f"base {label}", size, like)
+        joined = torch.empty(size, dtype=self.dtype) if self.keep else self.buffers.take(f"base {label}", size, like)
         for name, part in zip(names, torch.split(joined, [shape[0] for shape in shapes]), strict=True):
             self._fill(name, part, slice(0, len(part)), jobs)
         return joined

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from comigs_edge import files
-from comigs_edge.base.hparams import Shape, exported_as, read_shape
+from comigs_edge.base.hparams import Shape, read_shape
 from comigs_edge.errors import ComigsError
 from comigs_edge.home.config import ChatConfig, Config, ModelConfig, TrainConfig
 from comigs_edge.home.folder import Home, corpus
 from comigs_edge.home.versions import read_manifest, versions
-from comigs_edge.nn.experts import Layout, expected_shapes, experts_per_token
+from comigs_edge.nn.experts import FORMS, Layout, expected_shapes, experts_per_token
 from coordinator.protocol.settings import SettingsError, convert
 from profiles import DeviceProfile
 from profiles import chat as chat_planner
@@ -35,7 +35,6 @@ LINES: dict[str, Any] = {  # of a training's plan, which --plan may fix -> type 
 }  # fmt: skip
 CHAT_LINES: dict[str, Any] = {name: _CHAT[name] for name in ("threads", "mmap", "cache", "batch")}
 RESULTS = ("specialists", "batch", "context", "precision", "blocks", "cache", "device")  # what the result depends on
-_NO_PROFILE = DeviceProfile(name="none", description="", threads=0, batch=1, context=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +75,7 @@ def sizes(path: Path, settings: Config) -> Sizes:
     """Of the base at `path` and of experts as the settings ask for them."""
     file = GGUFFile(path)
     shape = read_shape(file)
-    one = expected_shapes(plan_experts(replace(settings.model, specialists=0, blocks=0), _NO_PROFILE, shape), shape)
+    one = expected_shapes(plan_experts(replace(settings.model, specialists=0, blocks=0), shape), shape)
     return Sizes(
         num_blocks=shape.num_blocks, width=shape.width, ff_width=shape.ff_width, heads=shape.num_heads,
         queries=shape.num_heads * shape.head_width, keys=shape.num_kv_heads * shape.head_width, vocab_size=shape.vocab_size,
@@ -241,24 +240,15 @@ def check_disk(home: Home, plan: Plan, base: Sizes) -> None:
         )
 
 
-def plan_experts(model: ModelConfig, profile: DeviceProfile, shape: Shape) -> Layout:
-    """What the settings ask for on this device; raises `ComigsError` for a router that could not learn."""
-    specialists = (profile.specialists or 0) if model.specialists is None else model.specialists
+def plan_experts(model: ModelConfig, shape: Shape) -> Layout:
+    """What settings ask for after planning; raises `ComigsError` for a router that could not learn."""
+    specialists = model.specialists or 0
     k = experts_per_token(1 + specialists, model.experts_per_token)
-    exported_as(shape.architecture, model.expert_form, 1 + specialists)  # raises where llama.cpp could not run it
-    width = 0
-    if model.expert_form == "parallel":
-        width = parallel_width(model.rank, shape) if model.expert_width is None else model.expert_width
+    form = FORMS[model.expert_form]
+    form.exported_as(shape.architecture, 1 + specialists)  # raises where llama.cpp could not run it
+    width = form.width(model.expert_width, model.rank, shape)
     blocks = model.blocks or shape.num_blocks
     if blocks > shape.num_blocks:
         raise _too_many_blocks(blocks, shape.num_blocks)
     last = blocks % shape.num_blocks  # all of them are 0
     return Layout(specialists, model.rank, model.alpha, k, model.attention, model.expert_form, width, last)
-
-
-def parallel_width(rank: int, shape: Shape) -> int:
-    """The width whose experts have about as many weights as LoRA experts of this rank: a multiple of 32, as blocks are.
-
-    LoRA on gate, up and down has 3 rank (D + F) weights, a parallel expert 3 W D.
-    """
-    return max(1, round(rank * (shape.width + shape.ff_width) / shape.width / 32)) * 32

@@ -18,7 +18,7 @@ import numpy as np
 from comigs_edge.arrays import digest, less, part
 from comigs_edge.errors import ComigsError
 from comigs_edge.nn.adapters import Adapters
-from comigs_edge.nn.experts import Layout
+from comigs_edge.nn.experts import FORMS, Layout
 from comigs_edge.nn.weights import Base
 from comigs_edge.simulate.device import Device, Leaky, new_model
 from comigs_edge.simulate.methods.method import Method, Round
@@ -64,9 +64,10 @@ class Plan:
     def layout(self, specialists: int) -> Layout:
         """The experts of a device that could carry so many specialists."""
         experts = self.recipe.experts
-        if self.method.lora_only and experts.form != "lora":
+        low_rank = FORMS[experts.form].is_low_rank
+        if self.method.lora_only and not low_rank:
             raise ComigsError(f'{self.method.name} is about low-rank updates; use form = "lora" in [experts]')
-        width = experts.width if experts.form == "parallel" else 0
+        width = 0 if low_rank else experts.width
         plain = Layout(1, experts.rank, experts.alpha, 2, experts.attention, experts.form, width, experts.blocks)
         return self.method.layout(plain, specialists)
 
@@ -104,7 +105,7 @@ class Fleet:
         number = self.number + 1
         before = [self._shared(index) for index in range(len(self.devices))]
         averaging = self.plan.method.averaging or self.plan.recipe.exchange.averaging
-        trained = [rounds.trained(names, averaging, number) for names in self.names]
+        trained = [rounds.trained_names(names, averaging, number) for names in self.names]
         until, first = number * self.plan.size.local_steps, self.plan.method.exchanges_first
         done = []
         for device, names, learns in zip(self.devices, self.names, trained, strict=True):

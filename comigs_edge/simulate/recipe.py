@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from comigs_edge.errors import ComigsError
-from comigs_edge.home.config import Form
+from comigs_edge.nn.experts import Form
 from coordinator.protocol import settings
 from coordinator.protocol.rounds import Averaging, Weights
 from coordinator.protocol.settings import SettingsError, setting
@@ -69,7 +69,7 @@ class TrainingRecipe:
 
 @dataclass(frozen=True)
 class ExchangeRecipe:
-    """What the coordinator of a real fleet is told."""
+    """What the coordinator of a real fleet is set to."""
 
     weights: Weights = "uniform"
     averaging: Averaging = "separate"
@@ -101,7 +101,7 @@ def shipped() -> list[str]:
 
 
 def find(name_or_file: str) -> Path:
-    """The file of a recipe; raises `ComigsError` if there is none."""
+    """The file of a recipe; raises `ComigsError` if missing."""
     path = Path(name_or_file)
     if path.suffix != ".toml":
         path = SHIPPED / f"{name_or_file}.toml"

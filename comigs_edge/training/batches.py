@@ -18,7 +18,7 @@ from torch import Tensor
 
 from comigs_edge.data.tokenizer import Encoded
 from comigs_edge.errors import ComigsError
-from comigs_edge.nn.tensors import moved
+from comigs_edge.nn.tensors import to_device
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Batch:
 
         Documents and what counts stay: the processor looks at them, and must not wait for a GPU to do so.
         """
-        return replace(self, tokens=moved(self.tokens, device), targets=moved(self.targets, device))
+        return replace(self, tokens=to_device(self.tokens, device), targets=to_device(self.targets, device))
 
     @property
     def num_scored(self) -> int:

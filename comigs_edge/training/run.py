@@ -1,7 +1,8 @@
-"""Brings a home's settings, text, base and saved state together: what `train` and `evaluate` share."""
+"""One training of a home: opened, started or resumed, saved, published."""
 
 from __future__ import annotations
 
+import gc
 from dataclasses import asdict
 from typing import Any
 
@@ -16,66 +17,88 @@ from comigs_edge.home.versions import load, read_manifest, save, versions
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.experts import Layout
 from comigs_edge.nn.model import Model
-from comigs_edge.nn.weights import Base
-from comigs_edge.planning.plan import plan_experts
-from comigs_edge.progress import Progress
+from comigs_edge.nn.weights import Base, open_base
+from comigs_edge.planning.plan import Resolved, forget, plan_experts, remember
+from comigs_edge.planning.rates import use
+from comigs_edge.progress import SILENT, Progress
 from comigs_edge.training import checkpoint
 from comigs_edge.training.activation_cache import Below, Key, clear
 from comigs_edge.training.batches import Rows
+from comigs_edge.training.memory import tune_allocator
 from comigs_edge.training.schedule import Schedule
 from comigs_edge.training.trainer import Trainer
-from profiles import DeviceProfile
+from coordinator.protocol.wire import Arrays
 
 
-def schedule(settings: Config, profile: DeviceProfile, steps: int | None) -> Schedule:
-    """The schedule that the settings ask for; `steps` from the command line go first."""
-    train, storage, rates = settings.train, settings.storage(), settings.learning_rates()
-    return Schedule(
-        steps=steps or train.steps, batch=train.batch or profile.batch,
-        expert_learning_rate=rates[0], final_learning_rate=rates[1],
-        router_learning_rate=train.router_learning_rate, warmup_steps=train.warmup_steps,
-        router_period=train.router_period, router_steps=train.router_steps, balance_weight=train.balance_weight,
-        weight_decay=train.weight_decay, validation_rows=train.validation_rows,
-        rates_by_weight=train.rates_by_weight, router_offset_rate=train.router_offset_rate,
-        block_format=storage.fake_format, quantise_start=storage.start,
-    )  # fmt: skip
+def open_training(home: Home, resolved: Resolved, progress: Progress = SILENT) -> TrainingRun:
+    """Sets torch up as the plan says, and loads the home's text and base; nothing is trained, and nothing is written yet.
+
+    Raises `ComigsError` if there is too little text.
+    """
+    settings, plan = resolved.settings, resolved.plan
+    torch.set_num_threads(plan.threads)
+    use(plan.backend)
+    refused: list[str] = []
+    # The tokenizer is gone before the base is loaded.
+    rows = read_rows(home, settings, plan.context, Tokenizer(home.base_file), refused, progress)
+    base = open_base(home.base_file, plan.threads, plan.keep, getattr(torch, plan.precision), plan.device)
+    gc.collect()
+    tune_allocator(lean=not plan.keep)  # gives back what loading took
+    run = TrainingRun(home, resolved, base, rows)
+    if refused:
+        run.warnings.append(f"{len(refused)} chats were left out: {refused[0]}")
+    return run
 
 
-class Training:
-    """One training of a home: a trainer with its state restored or fresh, and where it is saved."""
+class TrainingRun:
+    """A home's text and base in memory, and from `begin` on the trainer; this is where its state is saved."""
 
-    def __init__(
-        self, home: Home, settings: Config, profile: DeviceProfile, base: Base, rows: tuple[Rows, Rows],
-        checkpointing: str = "block", cache: bool = False,
-    ) -> None:  # fmt: skip
-        self.home, self.settings, self.profile, self.base, self.rows = home, settings, profile, base, rows
-        self.checkpointing, self.cache = checkpointing, cache  # cache: of the outputs of blocks without experts
+    def __init__(self, home: Home, resolved: Resolved, base: Base, rows: tuple[Rows, Rows]) -> None:
+        self.home, self.settings, self.plan = home, resolved.settings, resolved.plan
+        self.base, self.rows = base, rows  # rows: of training and of validation text
         self.warnings: list[str] = []
         self.resumed = False
-        self.fleet_mark: str | None = None  # of the generalist that is trained, and of the best one; `Federation.mark`
+        self.fleet_mark: str | None = None  # of the generalist that is trained, and of the best one; `Books.mark`
         self.best_mark: str | None = None
+        self._trainer: Trainer | None = None
+
+    @property
+    def trainer(self) -> Trainer:
+        """What trains."""
+        if self._trainer is None:
+            raise ValueError("the training has not begun")
+        return self._trainer
+
+    # Start --------------------------------------------------------------------------------------------------------
 
     def begin(self, steps: int | None, resume: bool | None) -> Trainer:
-        """The trainer to run: an interrupted training goes on, otherwise a new one starts from the newest adapters.
+        """The trainer to run: that of an interrupted training, otherwise a new one of the newest adapters.
 
-        `resume` True insists on going on, False starts from the bare base. Raises `ComigsError` where the settings
-        do not fit what is there.
+        `resume` True insists on an interrupted training, False starts from the bare base. Raises `ComigsError` where the
+        settings do not fit what is there.
         """
-        found = None if resume is False else checkpoint.load(self.home.state)
-        if found is not None:
-            self.warnings += found[2]
-            if not found[1]:
+        state = None if resume is False else checkpoint.load(self.home.state)
+        if state is not None:
+            self.warnings += state[2]
+            if not state[1]:
                 raise ComigsError(
                     f"no sound checkpoint is left in {self.home.state}; start anew with: comigs-edge train --fresh"
                 )
-            if not found[1]["finished"]:
-                return self._resume(found[0], found[1], steps)
-        if resume:
+        if state is not None and not state[1]["finished"]:
+            self._trainer = self._resume(state[0], state[1], steps)
+        elif resume:
             raise ComigsError("there is no interrupted training to resume; start one with: comigs-edge train")
-        return self._trainer(self._start(resume), schedule(self.settings, self.profile, steps))
+        else:
+            self._trainer = self._cached_trainer(self._start(resume), schedule(self.settings, self.plan.batch, steps))
+        remember(self.home, self.plan)
+        return self._trainer
+
+    def make_trainer(self, adapters: Adapters) -> Trainer:
+        """A trainer of these adapters, beside the home's training: to measure or to time, without state and cache."""
+        return Trainer(self._model(adapters), *self.rows, schedule(self.settings, self.plan.batch, None))
 
     def _start(self, resume: bool | None) -> Adapters:
-        wanted = plan_experts(self.settings.model, self.profile, self.base.shape)
+        wanted = plan_experts(self.settings.model, self.base.shape)
         if resume is None and versions(self.home.adapters):
             saved = load(self.home.adapters, self.base.shape, self.settings.base.sha256)
             if saved.layout != wanted:
@@ -87,13 +110,13 @@ class Training:
             return Adapters.from_arrays(saved.layout, self.base.shape, saved.arrays)
         return Adapters.initial(wanted, self.base.shape, self.settings.train.seed)
 
-    def _resume(self, arrays: Any, progress: dict[str, Any], steps: int | None) -> Trainer:
+    def _resume(self, arrays: Arrays, progress: dict[str, Any], steps: int | None) -> Trainer:
         if progress["base_sha256"] != self.settings.base.sha256:
             raise ComigsError(
                 "the interrupted training belongs to another base; start anew with: comigs-edge train --fresh"
             )
-        wanted = asdict(schedule(self.settings, self.profile, steps or progress["schedule"]["steps"]))
-        wanted |= asdict(plan_experts(self.settings.model, self.profile, self.base.shape))
+        wanted = asdict(schedule(self.settings, self.plan.batch, steps or progress["schedule"]["steps"]))
+        wanted |= asdict(plan_experts(self.settings.model, self.base.shape))
         saved = asdict(Schedule(**progress["schedule"])) | asdict(Layout(**progress["layout"]))
         if wanted != saved:
             raise ComigsError(
@@ -101,22 +124,25 @@ class Training:
                 "settings, or start anew with: comigs-edge train --fresh"
             )
         adapters = Adapters.initial(Layout(**progress["layout"]), self.base.shape, self.settings.train.seed)
-        trainer = self._trainer(adapters, Schedule(**progress["schedule"]))
+        trainer = self._cached_trainer(adapters, Schedule(**progress["schedule"]))
         trainer.restore(arrays, progress)
         self.resumed, self.fleet_mark = True, progress.get("fleet_mark")
         self.best_mark = progress.get("best_mark")
         return trainer
 
-    def _trainer(self, adapters: Adapters, plan: Schedule) -> Trainer:
-        model = Model(self.base, adapters.to(self.base.device), checkpointing=self.checkpointing)
-        below = self._below(model, plan.batch) if self.cache and model.first_block else None
+    def _model(self, adapters: Adapters) -> Model:
+        return Model(self.base, adapters.to(self.base.device), checkpointing=self.plan.checkpointing)
+
+    def _cached_trainer(self, adapters: Adapters, plan: Schedule) -> Trainer:
+        model = self._model(adapters)
+        below = self._below(model, plan.batch) if self.plan.cache and model.first_block else None
         clear(self.home.state, tuple(each.path for each in below or ()))
         return Trainer(model, *self.rows, plan, below)
 
     def _below(self, model: Model, batch: int) -> tuple[Below, Below]:
         key: Key = (
-            self.settings.base.sha256, model.first_block, self.checkpointing, str(self.base.dtype), str(self.base.device),
-            torch.get_num_threads(), torch.get_float32_matmul_precision(), torch.__version__,
+            self.settings.base.sha256, model.first_block, self.plan.checkpointing, str(self.base.dtype),
+            str(self.base.device), torch.get_num_threads(), torch.get_float32_matmul_precision(), torch.__version__,
         )  # fmt: skip
         training, validation = (
             Below(
@@ -127,33 +153,38 @@ class Training:
         )  # fmt: skip
         return training, validation
 
-    def save(self, trainer: Trainer) -> None:
-        """Writes a checkpoint."""
+    # Saving -------------------------------------------------------------------------------------------------------
+
+    def save(self) -> int | None:
+        """Writes a checkpoint. Returns the version of the adapters if the training is finished and has made one.
+
+        Nothing else marks a training as finished, and here its adapters are on disk before: a kill in between costs the time
+        since the last checkpoint, never the result.
+        """
+        trainer = self.trainer
+        version = self.publish() if trainer.is_done else None
         arrays, progress = trainer.state()
         extra = {
             "finished": trainer.is_done, "base_sha256": self.settings.base.sha256, "fleet_mark": self.fleet_mark,
             "best_mark": self.best_mark,
         }  # fmt: skip
         checkpoint.save(self.home.state, arrays, progress | extra)
-
-    def end(self, trainer: Trainer) -> int | None:
-        """Saves and publishes; returns the adapters' version, if there is one.
-
-        A finished training is marked as finished only when its adapters are on disk: a kill in between costs the time
-        since the last checkpoint, never the result. An interrupted one is saved first.
-        """
-        if not trainer.is_done:
-            self.save(trainer)
-            return self.publish(trainer)
-        version = self.publish(trainer)
-        self.save(trainer)
-        for below in trainer.below or ():
-            below.close()
-        clear(self.home.state)
         return version
 
-    def publish(self, trainer: Trainer) -> int | None:
+    def end(self) -> int | None:
+        """Saves and publishes a training that has finished or was interrupted; returns the adapters' version if they have one."""
+        version = self.save()
+        if not self.trainer.is_done:
+            return self.publish()
+        for below in self.trainer.below or ():
+            below.close()
+        clear(self.home.state)
+        forget(self.home)
+        return version
+
+    def publish(self) -> int | None:
         """Makes the best state the newest adapters; None if the training has made nothing better than its start."""
+        trainer = self.trainer
         if trainer.first_loss is None or not trainer.best_loss < trainer.first_loss:
             return None
         there = versions(self.home.adapters)
@@ -173,13 +204,29 @@ def _differences(wanted: dict[str, Any], saved: dict[str, Any]) -> str:
     )
 
 
-def rows(
-    home: Home, settings: Config, profile: DeviceProfile, tokenizer: Tokenizer, refused: list[str], progress: Progress
+def schedule(settings: Config, batch: int, steps: int | None) -> Schedule:
+    """The schedule that the settings ask for, with rows of a `batch`; `steps` from the command line go first."""
+    train, storage, rates = settings.train, settings.storage(), settings.learning_rates()
+    return Schedule(
+        steps=steps or train.steps, batch=batch,
+        expert_learning_rate=rates[0], final_learning_rate=rates[1],
+        router_learning_rate=train.router_learning_rate, warmup_steps=train.warmup_steps,
+        router_period=train.router_period, router_steps=train.router_steps, balance_weight=train.balance_weight,
+        weight_decay=train.weight_decay, validation_rows=train.validation_rows,
+        rates_by_weight=train.rates_by_weight, router_offset_rate=train.router_offset_rate,
+        block_format=storage.fake_format, quantise_start=storage.start,
+    )  # fmt: skip
+
+
+def read_rows(
+    home: Home, settings: Config, context: int, tokenizer: Tokenizer, refused: list[str], progress: Progress
 ) -> tuple[Rows, Rows]:
-    """Training and validation rows of the home's text; raises `ComigsError` if there is too little."""
+    """Training and validation rows, of `context` tokens, of the home's text; raises `ComigsError` if there is too little.
+
+    Adds to `refused` a sentence for each chat that cannot be used.
+    """
     documents = corpus(home, settings)
     documents.check_enough()
-    context = settings.train.context or profile.context
     training, validation = (
         Rows(encode(documents, tokenizer, split, refused, progress), context, settings.train.seed)
         for split in ("training", "validation")

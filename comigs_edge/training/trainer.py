@@ -26,7 +26,7 @@ from comigs_edge.nn.experts import is_router
 from comigs_edge.nn.loss import next_token_loss
 from comigs_edge.nn.model import Model, Watch
 from comigs_edge.nn.routing_stats import MeanWeights
-from comigs_edge.nn.tensors import moved, tensor_to_numpy
+from comigs_edge.nn.tensors import tensor_to_numpy, to_device
 from comigs_edge.training.activation_cache import Below
 from comigs_edge.training.adamw import STATE, AdamW
 from comigs_edge.training.batches import Batch, Rows
@@ -185,7 +185,7 @@ class Trainer:
         return next_token_loss(self.model.base, out.hidden, batch.targets, batch.scored) / count, out.balance
 
     def _below(self, batch: Batch, is_validation: bool) -> Tensor | None:
-        return None if self.below is None else moved(self.below[is_validation](batch), self.model.base.device)
+        return None if self.below is None else to_device(self.below[is_validation](batch), self.model.base.device)
 
     def validate(self, as_stored: bool = True, rows: int | None = None, notes_scores: bool = False) -> float:
         """Mean loss in nats a token of the measured rows, or the first `rows` of them, in the weights of the exported file.

@@ -1,29 +1,39 @@
 """The published generalists: a signed chain of manifests, made from closed rounds, turned back where devices refuse.
 
-Making one takes a second and no ledger, so it is cut out (`make`) and may run in another thread; it is a pure function of
-files that do not change, so after a crash it is simply done again, with the same bits.
+Making one takes a second and no ledger, so `make_generalist` may run in another thread; it is a pure function of files that
+do not change, so after a crash it is simply done again, with the same bits.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from coordinator.ledger.database import Database
 from coordinator.ledger.members import Device
 from coordinator.ledger.payloads import Payloads
-from coordinator.protocol import compress, keys, rounds, wire
-from coordinator.protocol.aggregate import aggregate
+from coordinator.protocol import compress, counting, keys, rounds, wire
+from coordinator.protocol.counting import Array
 from coordinator.protocol.errors import Refused
-from coordinator.protocol.messages import Generalist, Manifest, Refusal, SignedManifest
+from coordinator.protocol.messages import Generalist, Refusal, SignedManifest
+from coordinator.protocol.wire import Shapes
 
-Shapes = dict[str, tuple[int, ...]]
 KEPT_GENERALISTS = 10  # payloads; all manifests are kept
+
+
+@dataclass(frozen=True)
+class Counted:
+    """An update that counts in a closed round; the fields are columns of the ledger."""
+
+    sha256: str
+    trained_from: int
+    weight: int
+    format: str
+    averaging: str
 
 
 class Job(NamedTuple):
@@ -32,7 +42,7 @@ class Job(NamedTuple):
     round: int
     generalist: Generalist
     before: str | None  # SHA-256 of the generalist before
-    updates: list[dict[str, Any]]  # rows of the ledger
+    updates: list[Counted]
 
 
 class Chain:
@@ -53,22 +63,22 @@ class Chain:
     @property
     def newest_number(self) -> int:
         """-1 before the first generalist."""
-        found = self._database.value("SELECT max(number) FROM rounds WHERE published IS NOT NULL")
-        return -1 if found is None else int(found)
+        number = self._database.value("SELECT max(number) FROM rounds WHERE published IS NOT NULL")
+        return -1 if number is None else int(number)
 
     @property
     def newest(self) -> SignedManifest | None:
         """The newest generalist's manifest."""
-        found = self.manifests(self.newest_number - 1)
-        return found[-1] if found else None
+        manifests = self.manifests(self.newest_number - 1)
+        return manifests[-1] if manifests else None
 
     def manifests(self, after: int) -> list[SignedManifest]:
-        """The chain from the generalist behind this number on, a thousand at most."""
-        found = self._database.rows(
+        """The chain after this number, a thousand links at most."""
+        rows = self._database.rows(
             "SELECT manifest, signature FROM rounds WHERE number > ? AND published IS NOT NULL ORDER BY number LIMIT 1000",
             after,
         )  # fmt: skip
-        return [SignedManifest(**row) for row in found]
+        return [SignedManifest(**row) for row in rows]
 
     # From closed rounds -------------------------------------------------------------------------------------------
 
@@ -78,11 +88,14 @@ class Chain:
         if row is None or generalist is None:
             return None
         before = self._database.value("SELECT sha256 FROM rounds WHERE number = ?", row["number"] - 1)
-        updates = self._database.rows("SELECT * FROM updates WHERE round = ? ORDER BY device", row["number"])
-        return Job(row["number"], generalist, before, updates)
+        updates = self._database.rows(
+            "SELECT sha256, trained_from, weight, format, averaging FROM updates WHERE round = ? ORDER BY device",
+            row["number"],
+        )  # fmt: skip
+        return Job(row["number"], generalist, before, [Counted(**update) for update in updates])
 
     def publish(self, job: Job, sha256: str, size: int) -> None:
-        """Enters a generalist that `make` has written: the next link of the chain."""
+        """Enters a generalist that `make_generalist` has written: the next link of the chain."""
         with self._database.transaction():
             self._enter(job.generalist, job.round, sha256, size, len(job.updates), None)
         self.collect()
@@ -90,10 +103,9 @@ class Chain:
     def _enter(
         self, generalist: Generalist, number: int, sha256: str, size: int, devices: int, rolled_back_to: int | None
     ) -> None:  # fmt: skip
-        newest = self.newest
-        manifest = Manifest(
-            fleet=self._fleet, round=number, sha256=sha256, size=size, devices=devices, rolled_back_to=rolled_back_to,
-            previous=keys.chain_hash(newest) if newest else "", base_sha256=generalist.base_sha256,
+        manifest = keys.next_manifest(
+            self.newest, fleet=self._fleet, number=number, sha256=sha256, size=size, base_sha256=generalist.base_sha256,
+            devices=devices, rolled_back_to=rolled_back_to,
         )  # fmt: skip
         signed = keys.sign_manifest(self._signing_key, manifest)
         self._database.run(
@@ -127,9 +139,9 @@ class Chain:
                     "INSERT INTO refusals VALUES (?, ?, ?, ?)",
                     device.id, refusal.round, refusal.loss_before, refusal.loss_after,
                 )  # fmt: skip
-        # Told again, too: the answer was lost, perhaps in a crash before the roll-back.
+        # Sent again, too: the answer was lost, perhaps in a crash before the roll-back.
         count = self._refusals(refusal.round, active)["refusals"]
-        enough = count >= max(math.ceil(active / 3), min(2, active))
+        enough = count >= rounds.refusal_quorum(active)
         if generalist is not None and refusal.round == newest and enough and self.next_job(generalist) is None:
             self._roll_back(newest, generalist)
         return self._refusals(refusal.round, active)
@@ -138,15 +150,11 @@ class Chain:
         count = int(self._database.value("SELECT count(*) FROM refusals WHERE round = ?", number))
         return {"refusals": count, "active": active, "newest": self.newest_number}
 
-    def _content(self, number: int) -> int:
-        """The number under which this generalist's content was published first."""
-        found = self._database.value("SELECT rolled_back_to FROM rounds WHERE number = ?", number)
-        return number if found is None else int(found)
-
     def _roll_back(self, newest: int, generalist: Generalist) -> None:
-        """Publishes the content before that of `newest` under the open round's number, which moves on by one."""
+        """Publishes the generalist before `newest` under the open round's number, which grows by one."""
         open_round, now = newest + 1, self._clock()
-        target = self._content(self._content(newest) - 1)  # not one that was refused before
+        rows = self._database.rows("SELECT number, rolled_back_to FROM rounds WHERE rolled_back_to IS NOT NULL")
+        target = rounds.generalist_before(newest, {row["number"]: row["rolled_back_to"] for row in rows})
         good = self._database.row("SELECT * FROM rounds WHERE number = ?", target)
         if good is None or not self._payloads.path(good["sha256"]).exists():
             return  # it is not here any more
@@ -158,44 +166,49 @@ class Chain:
         self.collect()
 
 
-class _Payload:
-    """A payload that was checked when it came; one tensor at a time is read of it."""
+class _Tensors(Mapping[str, Array]):
+    """The tensors of a payload that was checked when it came, as float32; each is read from the file when it is wanted."""
 
-    def __init__(self, path: Path, shapes: Shapes, format_name: str, weight: int = 0) -> None:
-        self.path, self.shapes, self.format, self.weight = path, shapes, format_name, weight
+    def __init__(self, path: Path, shapes: Shapes, format_name: str) -> None:
+        self._path, self._shapes, self._format = path, shapes, format_name
         self._table = compress.table(shapes, format_name)
         self._starts = wire.starts(self._table)
 
-    def tensor(self, name: str) -> wire.Arrays:
-        """The tensor, as float32, by its name."""
+    def __getitem__(self, name: str) -> Array:
         parts = [part for part in (name, name + compress.SCALES) if part in self._table]
-        with self.path.open("rb") as file:
+        with self._path.open("rb") as file:
             packed = {part: wire.read_tensor(file, self._table, self._starts, part) for part in parts}
-        return compress.unpack(packed, {name: self.shapes[name]}, self.format)
+        return compress.unpack(packed, {name: self._shapes[name]}, self._format)[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._shapes  # without reading it
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
 
 
-def make(job: Job, payloads: Payloads) -> tuple[str, int]:
+def make_generalist(job: Job, payloads: Payloads) -> tuple[str, int]:
     """Averages a round's updates into the next generalist and writes it; returns its SHA-256 and size in bytes.
 
-    Tensor by tensor: it takes memory for one, however large the generalist is and however many devices there are.
+    It takes memory for one tensor, for any number of devices and any size of the generalist.
     """
     shapes = {name: tuple(shape) for name, shape in job.generalist.tensors.items()}
-    size = wire.encoded_size(compress.table(shapes, "float32"))
-    return payloads.write(_pieces(job, shapes, payloads), size), size
+    table = compress.table(shapes, "float32")
+    before = None if job.before is None else _Tensors(payloads.path(job.before), shapes, "float32")
+    updates = [(_read_update(update, shapes, payloads), update.weight) for update in job.updates]
+
+    def pieces() -> Iterator[bytes | memoryview]:
+        yield wire.header(table)
+        for tensor in counting.next_generalist(shapes, before, updates):
+            yield wire.pieces(tensor)[1]
+
+    size = wire.encoded_size(table)
+    return payloads.write(pieces(), size), size
 
 
-def _pieces(job: Job, shapes: Shapes, payloads: Payloads) -> Iterator[bytes | memoryview]:
-    before = None if job.before is None else _Payload(payloads.path(job.before), shapes, "float32")
-    updates = [_update(row, shapes, payloads) for row in job.updates]
-    yield wire.header(compress.table(shapes, "float32"))
-    for name in sorted(shapes):
-        # Round 0 has no generalist before: its update is the generalist itself.
-        start = {name: np.zeros(shapes[name], np.float32)} if before is None else before.tensor(name)
-        changes = ((update.tensor(name), update.weight) for update in updates if name in update.shapes)
-        yield wire.pieces(aggregate(start, changes))[1]
-
-
-def _update(row: dict[str, Any], shapes: Shapes, payloads: Payloads) -> _Payload:
-    trained = rounds.trained(shapes, row["averaging"], row["trained_from"] + 1)
-    part = {name: shapes[name] for name in trained}
-    return _Payload(payloads.path(row["sha256"]), part, row["format"], row["weight"])
+def _read_update(update: Counted, shapes: Shapes, payloads: Payloads) -> _Tensors:
+    sent = counting.update_shapes(shapes, update.averaging, update.trained_from)
+    return _Tensors(payloads.path(update.sha256), sent, update.format)

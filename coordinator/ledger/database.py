@@ -42,6 +42,21 @@ MIGRATIONS = (
         PRIMARY KEY (device, round)
     ) STRICT;
     """,
+    # An update is known by its id; without one, as before there were ids, by its payload and origin.
+    """
+    ALTER TABLE updates RENAME TO updates_1;
+    DROP INDEX updates_by_round;
+    CREATE TABLE updates (
+        device TEXT NOT NULL, round INTEGER NOT NULL, sha256 TEXT NOT NULL, trained_from INTEGER NOT NULL,
+        weight INTEGER NOT NULL, tokens INTEGER NOT NULL, size INTEGER NOT NULL, format TEXT NOT NULL,
+        averaging TEXT NOT NULL, validation_loss REAL, received REAL NOT NULL, update_id TEXT,
+        PRIMARY KEY (device, round), UNIQUE (device, update_id)
+    ) STRICT;
+    INSERT INTO updates SELECT *, NULL FROM updates_1;
+    DROP TABLE updates_1;
+    CREATE INDEX updates_by_round ON updates (round);
+    CREATE INDEX updates_by_payload ON updates (device, sha256, trained_from);
+    """,
 )
 
 

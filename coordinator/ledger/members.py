@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from coordinator.ledger.database import Database
 from coordinator.protocol import keys
 from coordinator.protocol.errors import CoordinatorError, Refused
+from coordinator.protocol.generalist import may_leave
 from coordinator.protocol.messages import (
     MAX_TENSORS,
     MAX_WEIGHTS,
@@ -31,7 +32,6 @@ INVITATION_SECONDS = 86400.0
 FLUSH_SECONDS = 600.0  # contacts and counts are written so often at most: polls write nothing
 FORMS = ("lora", "parallel")  # of experts
 MAX_BASE_NAME = 255  # letters
-_TENSOR = re.compile(r"generalist\.[a-z0-9_.]{1,120}")
 
 
 @dataclass
@@ -197,7 +197,7 @@ def _check_generalist(found: Generalist) -> None:
     if not re.fullmatch(SHA256_PATTERN, found.base_sha256):
         raise Refused(422, "bad_generalist", "the base's SHA-256 is not one")
     for name, shape in found.tensors.items():
-        if not _TENSOR.fullmatch(name):
+        if not may_leave(name):
             raise Refused(422, "bad_generalist", f"{name[:80]!r} is not a tensor of a generalist")
         if not 1 <= len(shape) <= 4 or not all(1 <= size <= 1 << 24 for size in shape):
             raise Refused(422, "bad_generalist", f"the shape of {name[:80]} is not one")

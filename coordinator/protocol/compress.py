@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from coordinator.protocol.wire import Arrays
+from coordinator.protocol.wire import Arrays, Shapes, Table
 
 UpdateFormat = Literal["float32", "float16", "int8"]
 FORMATS: tuple[str, ...] = get_args(UpdateFormat)
@@ -20,7 +20,7 @@ _DTYPES = {"float32": "F32", "float16": "F16"}
 SCALES = ".scales"
 
 
-def used(format_name: str, trained_from: int) -> str:
+def update_format(format_name: str, trained_from: int) -> str:
     """The format of an update: the first generalist itself (trained from -1) is never rounded."""
     return "float32" if trained_from < 0 else format_name
 
@@ -35,7 +35,7 @@ def pack(arrays: Arrays, format_name: str) -> dict[str, Any]:
     return {name: array.astype(format_name) for name, array in arrays.items()}
 
 
-def unpack(packed: dict[str, Any], shapes: dict[str, tuple[int, ...]], format_name: str) -> Arrays:
+def unpack(packed: dict[str, Any], shapes: Shapes, format_name: str) -> Arrays:
     """The reverse of `pack`, as float32; `shapes` are those of the arrays that were packed."""
     if format_name != "int8":
         return {name: packed[name].astype(np.float32).reshape(shape) for name, shape in shapes.items()}
@@ -50,22 +50,22 @@ def largest(packed: dict[str, Any], format_name: str) -> dict[str, float]:
     """The largest absolute value of each array, as `unpack` makes it."""
     if format_name != "int8":
         return {name: float(abs(array).max(initial=0)) for name, array in packed.items()}
-    found = {}
+    values = {}
     for name in packed.keys() - {name + SCALES for name in packed}:
         levels = np.abs(packed[name].astype(np.int16)).max(1, initial=0)  # -128 has no counterpart in int8
-        found[name] = float((levels * np.abs(packed[name + SCALES].astype(np.float32))).max(initial=0))
-    return found
+        values[name] = float((levels * np.abs(packed[name + SCALES].astype(np.float32))).max(initial=0))
+    return values
 
 
-def table(shapes: dict[str, tuple[int, ...]], format_name: str) -> dict[str, tuple[str, tuple[int, ...]]]:
+def table(shapes: Shapes, format_name: str) -> Table:
     """Type and shape of every tensor that `pack` makes of arrays of these shapes."""
     if format_name != "int8":
         return {name: (_DTYPES[format_name], tuple(shape)) for name, shape in shapes.items()}
-    found: dict[str, tuple[str, tuple[int, ...]]] = {}
+    entries: Table = {}
     for name, shape in shapes.items():
         blocks = -(-math.prod(shape) // BLOCK)
-        found[name], found[name + SCALES] = ("I8", (blocks, BLOCK)), ("F16", (blocks,))
-    return found
+        entries[name], entries[name + SCALES] = ("I8", (blocks, BLOCK)), ("F16", (blocks,))
+    return entries
 
 
 def _quantise(array: Any) -> tuple[Any, Any]:  # any shape -> int8 (blocks, 32), float16 (blocks,)

@@ -1,4 +1,6 @@
-"""What devices and coordinator say to each other, as JSON: strict, small, unknown fields refused.
+"""What devices and coordinator say to each other, as JSON: small, and strict about the fields that are known.
+
+Both sides ignore fields that they do not know, so that versions can be mixed; a new field therefore has a default.
 
 All times are seconds since 1970 by the coordinator's clock; a device needs no clock of its own. Sizes are bytes.
 """
@@ -11,18 +13,21 @@ import msgspec
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 SHA256_PATTERN = r"^[0-9a-f]{64}$"
+UPDATE_ID_PATTERN = r"^[0-9a-f]{1,64}(?!\n)$"  # $ alone lets a line break follow
+COUNTED_IDS = 8  # of a device's last updates, in every `State`
 MAX_TENSORS = 4096
 MAX_WEIGHTS = 1 << 28  # numbers in a generalist
 
 MAX_INTEGER = (1 << 53) - 1  # what every reader of JSON keeps exactly, and SQLite too
 
-Sha256 = Annotated[str, msgspec.Meta(pattern=SHA256_PATTERN, max_length=64)]  # $ alone lets a line break follow
+Sha256 = Annotated[str, msgspec.Meta(pattern=SHA256_PATTERN, max_length=64)]
+UpdateId = Annotated[str, msgspec.Meta(pattern=UPDATE_ID_PATTERN, max_length=64)]
 Number = Annotated[int, msgspec.Meta(ge=-1, le=MAX_INTEGER)]  # of a round or its generalist
 Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_INTEGER)]
 T = TypeVar("T")
 
 
-class Message(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+class Message(msgspec.Struct, kw_only=True):
     """Base of all messages."""
 
 
@@ -84,7 +89,7 @@ class SignedManifest(Message):
     signature: str
 
 
-class State(Message):
+class State(Message, omit_defaults=True):
     """Where a fleet stands, for one device."""
 
     open_round: int  # the next generalist's number
@@ -92,16 +97,18 @@ class State(Message):
     has_contributed: bool  # this device, to the open round
     settings: Settings
     next_poll_seconds: float  # not to ask again before, unless there is something to bring
+    counted: list[str] = []  # ids of this device's updates that count, the last of them, newest last
 
 
-class Commit(Message):
-    """What was uploaded becomes an update of the open round."""
+class Commit(Message, omit_defaults=True):
+    """What was uploaded becomes an update of the open round. It counts once, however often it is sent."""
 
     sha256: Sha256
     trained_from: Number  # number of the generalist that it is a change of; -1: the first generalist itself
     tokens: Count  # that it was trained on
     expected_round: Number  # the round that the device believes to be open
     validation_loss: float | None = None  # nats a token, from devices that opted in
+    update_id: UpdateId | None = None  # made by the device, another for each update; None: known by payload and origin
 
 
 class Receipt(Message):

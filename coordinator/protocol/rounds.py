@@ -10,14 +10,16 @@ waits: it trains from the newest generalist there is, and its progress is sent t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from coordinator.protocol.settings import setting
 
 Weights = Literal["uniform", "tokens"]  # the paper's mean over devices; or by tokens trained on
-Averaging = Literal["separate", "freeze-a", "alternate"]  # the paper's; or exact for low-rank updates, see `trained`
+Averaging = Literal[
+    "separate", "freeze-a", "alternate"
+]  # the paper's; or exact for low-rank updates, see `trained_names`
 ONE = 1 << 16  # the fixed-point weight of a fresh update
 MAX_UPDATES = 1024  # of one round: what `aggregate` sums exactly
 TOKEN_CAP = 1 << 20  # tokens beyond which an update's weight does not grow: bounds what one device can claim
@@ -60,7 +62,7 @@ def quorum(rules: Rules, active: int) -> int:
 
 
 def is_complete(rules: Rules, round_number: int, updates: int, active: int, seconds: float) -> bool:
-    """Whether a round closes that has so many updates, the first of which came so many seconds ago."""
+    """Whether a round closes with this number of updates, the first of which came `seconds` ago."""
     if updates >= goal(rules, round_number, active):
         return True
     return seconds >= rules.deadline_seconds and updates >= quorum(rules, active)
@@ -80,7 +82,7 @@ def weight(rules: Rules, stale: int, tokens: int) -> int:
     return max(1, round(ONE * share / math.sqrt(1 + stale)))
 
 
-def trained(names: Iterable[str], averaging: str, round_number: int) -> list[str]:
+def trained_names(names: Iterable[str], averaging: str, round_number: int) -> list[str]:
     """The tensors that devices train, and send, for this round, sorted.
 
     A mean of A and a mean of B are not a mean of BA. `separate`, the paper's, does it all the same. Where one side is the
@@ -88,16 +90,30 @@ def trained(names: Iterable[str], averaging: str, round_number: int) -> list[str
     `alternate` the out side in odd and the in side in even rounds (RoLoRA, arXiv:2502.01755): an expert whose out side is
     still zero has no gradient for its in side, so a first round of that side would be lost.
     """
-    found = sorted(names)
+    ordered = sorted(names)
     if round_number == 0 or averaging == "separate":
-        return found
+        return ordered
     inner = averaging == "alternate" and round_number % 2 == 0
-    return [name for name in found if is_inner(name) == inner]
+    return [name for name in ordered if is_inner(name) == inner]
 
 
 def is_inner(name: str) -> bool:
     """Whether a tensor reads an expert's input: A of a low-rank update, gate and up of a parallel expert."""
     return name.endswith((".lora_a", ".ffn_gate.weight", ".ffn_up.weight"))
+
+
+def refusal_quorum(active: int) -> int:
+    """Devices that must refuse the newest generalist before the one before it is published again: a third, at least two."""
+    return max(math.ceil(active / 3), min(2, active))
+
+
+def generalist_before(number: int, again: Mapping[int, int]) -> int:
+    """The round whose generalist came before that of `number`; `again`: round -> the earlier one that it published again.
+
+    Generalists that were refused are passed over: after 0, 1, 2, 3 = 1 again, what came before 3 is 0.
+    """
+    first = again.get(number, number)  # the round that made this generalist
+    return again.get(first - 1, first - 1)
 
 
 def next_poll_seconds(active: int) -> float:

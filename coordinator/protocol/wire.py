@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -20,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 
 Arrays = dict[str, npt.NDArray[np.float32]]
+Shapes = Mapping[str, tuple[int, ...]]  # by name
 Table = dict[str, tuple[str, tuple[int, ...]]]  # name -> safetensors type, shape
 
 MAX_HEADER = 64 * 1024  # bytes; 448 tensors of a 32-block generalist with attention take 49 KB

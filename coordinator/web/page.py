@@ -1,6 +1,6 @@
-"""The status page: one string of HTML, made anew for every visit; no script, no file beside it, no network of its own.
+"""The status page: one string of HTML, made anew for every visit; no script, no other request.
 
-Everything on it comes from `overview`, and whatever devices chose (names, versions, the base's name) is escaped.
+Everything on it comes from `overview`; what devices chose (names, versions, the base's name) is escaped.
 """
 
 from __future__ import annotations
@@ -8,14 +8,15 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from coordinator.ledger import overview
 from coordinator.ledger.fleet import Fleet
 from coordinator.web import charts
 from coordinator.web.charts import Point
-from coordinator.web.looks import CSS
 
+CSS = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
 HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": (

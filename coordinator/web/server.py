@@ -21,7 +21,7 @@ from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from coordinator.ledger.chain import make
+from coordinator.ledger.chain import make_generalist
 from coordinator.ledger.fleet import Fleet
 from coordinator.ledger.members import Device
 from coordinator.ledger.payloads import DiskFailure
@@ -195,7 +195,7 @@ class Server:
     async def _commit(self, request: web.Request, device: Device, body: bytes) -> web.Response:
         wish = parse(body, Commit)
         async with self._locks[device.id]:
-            receipt = self.fleet.counted(device, wish)
+            receipt = self.fleet.receipt_if_counted(device, wish)
             if receipt is None:
                 table = self.fleet.table_of(wish)
                 with self.fleet.payloads.held(wish.sha256):
@@ -255,7 +255,7 @@ class Server:
         """Makes the generalists of all closed rounds."""
         self.fleet.close_if_complete()
         while (job := self.fleet.chain.next_job(self.fleet.members.generalist)) is not None:
-            sha256, size = await asyncio.to_thread(make, job, self.fleet.payloads)
+            sha256, size = await asyncio.to_thread(make_generalist, job, self.fleet.payloads)
             self.fleet.chain.publish(job, sha256, size)
             log.info("generalist %d, of %d devices", job.round, len(job.updates))
 

@@ -125,7 +125,9 @@ class Member:
         return self.encoded(update, 0)
 
     def encoded(self, update, trained_from):
-        return wire.encode(compress.pack(update, compress.used(self.joined.settings.update_format, trained_from)))
+        return wire.encode(
+            compress.pack(update, compress.update_format(self.joined.settings.update_format, trained_from))
+        )
 
     def push(self, update, tokens=1000, state=None, loss=None):
         """Uploads and commits an update of the open round; returns the receipt."""

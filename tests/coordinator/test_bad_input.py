@@ -30,7 +30,7 @@ from coordinator.protocol.messages import Commit, Join, Problem, decode, encode
 from coordinator.protocol.signatures import COVERED, EPOCH_HEADER, TAG, Request
 from tests.coordinator.rig import Coordinator, Member, generalist
 
-SHAPES = {"generalist.x.lora_a": (256, 512), "generalist.x.lora_b": (512, 256)}  # 1 MB
+SHAPES = {"generalist.blk.0.ffn_up.lora_a": (256, 512), "generalist.blk.0.ffn_up.lora_b": (512, 256)}  # 1 MB
 MAX_CPU, MAX_RSS = 0.050, 8e6  # seconds, bytes
 REPEATS = 3
 OFFSET = "application/offset+octet-stream"
@@ -548,7 +548,7 @@ def joining_with_a_key_that_is_none(p):
 def joining_with_nonsense_to_train(p):
     link = p.__dict__.setdefault("unspent", p.invite())
     for found in (generalist({"x": (1,)}), generalist({}), generalist({f"generalist.{i}": (1,) for i in range(4097)}),
-                  generalist({"generalist.x": (1 << 62,) * 3000}), generalist({"generalist.x": (-1,)}), generalist(SHAPES, "x"),
+                  generalist({A: (1 << 62,) * 3000}), generalist({A: (-1,)}), generalist(SHAPES, "x"),
                   generalist(SHAPES, "cd" * 32)):  # fmt: skip
         yield p.join(link, generalist=found)
     for name in ("a b", "../x", "x" * 10_000, "\u202e", "good"):
@@ -565,10 +565,16 @@ def no_message(p):
             yield p.post(body, path)
 
 
-@case(422)
-def unknown_fields(p):
+@case(409)  # of an upload that is not there: the field itself is ignored
+def fields_of_another_version(p):
     yield p.commit("ab" * 32, more=1)
     yield p.commit("ab" * 32, **{"x" * 100_000: 1})
+
+
+@case(422)
+def update_ids_that_are_none(p):
+    for update_id in ("", "AB", "0x1", "ab\n", "\nab", "a" * 65, "a" * 100_000, 5, [], {}, True):
+        yield p.commit("ab" * 32, update_id=update_id)
 
 
 @case(422)
@@ -767,7 +773,7 @@ def other_shapes_types_and_names(p):
     yield p.submit(with_array(A, np.ones((512, 256), np.float32)))
     yield p.submit(with_array(A, np.ones((256, 1024), np.float16)))
     changed = good()
-    changed["generalist.x.lora_c"] = changed.pop(A)
+    changed["generalist.blk.0.ffn_up.lora_c"] = changed.pop(A)
     yield p.submit(wire.encode(changed))
     yield p.submit(wire.encode({A: good()[A]}))
 

@@ -16,7 +16,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from comigs_edge.fleet.client import Offline, RemoteRefused
+from comigs_edge.fleet.client import RemoteRefused
+from comigs_edge.fleet.transport import Offline
 from tests.coordinator.audit import Books, Trainer, check, settle
 from tests.coordinator.inject import ATTEMPTS, injected, needs_strace
 from tests.coordinator.ledger.test_chain import grown, opened, refuse
@@ -96,7 +97,7 @@ def test_kills_under_load_lose_nothing(fleet):
 @pytest.mark.parametrize(("statement", "problem"), [
     ("DELETE FROM updates WHERE rowid = (SELECT max(rowid) FROM updates)", "lost"),
     ("INSERT INTO updates SELECT device, (SELECT max(number) FROM rounds), sha256, trained_from + 1, weight, tokens, size, "
-     "format, averaging, validation_loss, received FROM updates LIMIT 1", "doubled"),
+     "format, averaging, validation_loss, received, update_id FROM updates LIMIT 1", "doubled"),
     ("UPDATE updates SET weight = weight - 1 WHERE round = 1", "weight"),
     ("UPDATE rounds SET sha256 = (SELECT sha256 FROM rounds WHERE number = 0) WHERE number = 1", "chain"),
     ("UPDATE updates SET weight = weight / 2 WHERE device = (SELECT max(id) FROM devices) AND round = 1", "mean"),

@@ -202,7 +202,7 @@ class FleetMachine(RuleBasedStateMachine):
                 return None
         if stops == "after all":
             return None
-        receipt = room.fleet.counted(handle, wish)
+        receipt = room.fleet.receipt_if_counted(handle, wish)
         if receipt is None:
             with room.fleet.payloads.held(wish.sha256):
                 size = room.fleet.check_upload(handle, wish, room.fleet.table_of(wish))

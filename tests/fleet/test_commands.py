@@ -5,9 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from comigs_edge.commands import fleet
+from comigs_edge.fleet import rounds
 from comigs_edge.fleet.folder import FleetFolder
-from comigs_edge.fleet.rounds import Together
 from comigs_edge.home import folder as homes
 from comigs_edge.home.versions import read_manifest, versions
 from comigs_edge.training import checkpoint
@@ -17,7 +16,7 @@ from tests.coordinator.rig import Coordinator
 
 @pytest.fixture
 def coordinator(tmp_path, monkeypatch):
-    monkeypatch.setattr(fleet, "PATIENCE", 0.5)
+    monkeypatch.setattr(rounds, "PATIENCE", 0.5)
     running = Coordinator(tmp_path / "coordinator", local_steps=2)
     yield running
     if running.process.poll() is None:
@@ -33,7 +32,7 @@ def test_a_lone_device_is_a_working_fleet(run, ready, coordinator):
     assert found["fleet"]["updates"] >= 3
     assert found["fleet"]["generalists"] >= 2
     coordinator.until(lambda status: status["newest_round"] == status["open_round"] - 1)
-    rounds = coordinator.protocol.rounds()
+    rounds = coordinator.rounds()
     assert [row["number"] for row in rounds] == list(range(len(rounds)))
     assert {update["name"] for row in rounds for update in row["updates"]} == {"kitchen-pi"}
     assert json.loads(run("status", "--json").stdout)["fleet"]["name"] == "kitchen-pi"
@@ -58,7 +57,7 @@ def test_two_devices_train_one_generalist_and_keep_their_specialists(run, ready,
         assert found["offline"] is None
         folder = home / "adapters" / f"{versions(home / 'adapters')[-1]:04d}"
         specialists.append(wire.decode((folder / "specialist.1.safetensors").read_bytes(), "specialist"))
-    closed = [row for row in coordinator.protocol.rounds() if row["closed"]]
+    closed = [row for row in coordinator.rounds() if row["closed"]]
     assert max(row["devices"] for row in closed) == 2
     first, other = (sorted((home / "fleet" / "generalists").iterdir()) for home in (ready, second))
     both = {path.name for path in first} & {path.name for path in other}
@@ -71,14 +70,14 @@ def test_two_devices_train_one_generalist_and_keep_their_specialists(run, ready,
 
 
 def test_the_router_learns_after_the_exchange_from_what_it_has_brought(run, ready, coordinator, monkeypatch):
-    seen, real = [], Together.exchange
+    seen, real = [], rounds.Rounds.exchange
 
     def watched(self, *arguments):
         trainer = self._trainer
         seen.append((trainer.expert_steps, trainer.router_steps))
         return real(self, *arguments)
 
-    monkeypatch.setattr(Together, "exchange", watched)
+    monkeypatch.setattr(rounds.Rounds, "exchange", watched)
     assert "router_period = 4\nrouter_steps = 2\n" in (ready / "config.toml").read_text()
     run("join", coordinator.invite())
     run("train", "--steps", 4)

@@ -13,7 +13,6 @@ import pytest
 from comigs_edge import llamacpp as engine
 from comigs_edge.commands import bench as command
 from comigs_edge.errors import ComigsError
-from comigs_edge.home import folder as homes
 from comigs_edge.inference import throughput as speed
 from comigs_edge.inference.throughput import Candidate, Measured, Sample, Work
 from comigs_edge.nn.experts import Layout
@@ -31,7 +30,7 @@ def place(tmp_path, monkeypatch, tiny_path):
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(folder))
-    monkeypatch.setattr(homes, "DEFAULT_BASE", str(tiny_path))
+    monkeypatch.setattr(command, "DEFAULT_BASE", str(tiny_path))
     return folder
 
 
@@ -174,7 +173,7 @@ def test_threads_are_those_that_llama_cpp_uses(tiny_path):
 def test_a_cache_in_blocks_is_measured_where_the_heads_are_whole_blocks(run, place, tmp_path, monkeypatch):
     assert "flash_q8_0" in measured(run)["left_out"]  # heads of 16 numbers
     wide = write_llama(tmp_path / "wide.gguf", head=32)
-    monkeypatch.setattr(homes, "DEFAULT_BASE", str(wide))
+    monkeypatch.setattr(command, "DEFAULT_BASE", str(wide))
     found = measured(run)
     assert "flash_q8_0" in found["models"]
     assert not found["left_out"]
@@ -182,7 +181,7 @@ def test_a_cache_in_blocks_is_measured_where_the_heads_are_whole_blocks(run, pla
 
 def test_a_form_that_the_base_cannot_have_is_left_out_and_said(run, place, tmp_path, monkeypatch):
     path = write_llama(tmp_path / "qwen3.gguf", architecture="qwen3", head_norms=True, head=32)
-    monkeypatch.setattr(homes, "DEFAULT_BASE", str(path))
+    monkeypatch.setattr(command, "DEFAULT_BASE", str(path))
     found = measured(run)
     assert list(found["models"]) == ["base", "lora", "hot", "flash", "flash_q8_0"]
     assert "no architecture for parallel experts beside a qwen3 base" in found["left_out"]["parallel"]

@@ -104,6 +104,18 @@ def test_norm_and_its_gradient_equal_torch():
     assert torch.autograd.gradcheck(lambda x: rms_norm(x, weight, 1e-5), x)
 
 
+def test_two_lean_bases_in_turns_give_what_kept_bases_give(tmp_path):
+    """Both have one block of the same sizes: a base that shared memory with the other would take its weights."""
+    paths = [write_llama(tmp_path / f"{seed}.gguf", blocks=1, seed=seed) for seed in (1, 2)]
+    tokens = torch.tensor([IDS])
+    with torch.no_grad():
+        kept = [Model(open_base(path), None)(tokens).hidden for path in paths]
+        lean = [Model(open_base(path, keep=False), None) for path in paths]
+        for number in (0, 1, 0, 1):
+            torch.testing.assert_close(lean[number](tokens).hidden, kept[number], rtol=0, atol=0)
+    assert (kept[0] - kept[1]).abs().max() > 0.1
+
+
 @pytest.mark.parametrize("blocks", [0, 1])
 @pytest.mark.parametrize("block_format", [None, "Q4_0"])
 @pytest.mark.parametrize("form", ["lora", "parallel"])

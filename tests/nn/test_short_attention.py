@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from comigs_edge.nn.short_attention import attend
+from comigs_edge.nn.tensors import Buffers
 
 BATCH, TIME, HEADS, KV, WIDTH = 2, 7, 6, 2, 4
 
@@ -35,13 +36,13 @@ def test_attention_and_its_gradients_equal_torchs_kernel(name):
     q, k = torch.split(qk.transpose(1, 2), [HEADS, KV], 1)
     k, values = (each.repeat_interleave(HEADS // KV, 1) for each in (k, v.transpose(1, 2)))
     expected = F.scaled_dot_product_attention(q, k, values, attn_mask=mask).transpose(1, 2)
-    found = attend(qk, v, HEADS, mask)
-    torch.testing.assert_close(found, expected)
-    grads = [torch.autograd.grad(out.square().sum(), (qk, v)) for out in (found, expected)]
+    out = attend(qk, v, HEADS, mask, Buffers())
+    torch.testing.assert_close(out, expected)
+    grads = [torch.autograd.grad(each.square().sum(), (qk, v)) for each in (out, expected)]
     for ours, theirs in zip(*grads, strict=True):
         torch.testing.assert_close(ours, theirs)
 
 
 def test_gradients_equal_numeric_differences():
     qk, v = parts()
-    assert torch.autograd.gradcheck(lambda qk, v: attend(qk, v, HEADS, masks()["documents"]), (qk, v))
+    assert torch.autograd.gradcheck(lambda qk, v: attend(qk, v, HEADS, masks()["documents"], Buffers()), (qk, v))

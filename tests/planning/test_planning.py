@@ -9,8 +9,9 @@ import torch
 from comigs_edge.commands.plan import summary
 from comigs_edge.errors import ComigsError
 from comigs_edge.home import folder as homes
-from comigs_edge.home.config import BaseConfig, Config
+from comigs_edge.home.config import BaseConfig, Config, ModelConfig
 from comigs_edge.planning import plan as planning
+from comigs_edge.planning.plan import plan_experts
 from profiles import ProfileError, detect
 from profiles.cost import Plan, Rates
 
@@ -200,3 +201,12 @@ def test_the_plan_in_a_line_says_what_computes():
     plan = replace(PLAN, threads=6, precision="bfloat16", step_seconds=0.5)
     assert "bfloat16, 6 threads, up to" in summary(plan, settings)
     assert "bfloat16, on the GPU, up to" in summary(replace(plan, device="cuda"), settings)
+
+
+def test_more_blocks_than_the_base_has_are_refused(tiny_base):
+    def blocks(number):
+        return plan_experts(ModelConfig(specialists=1, blocks=number), tiny_base.shape).blocks
+
+    assert [blocks(number) for number in (None, 0, 2, 1)] == [0, 0, 0, 1]
+    with pytest.raises(ComigsError, match=r"blocks = 3 and the base has 2; use at most so many, or 0 for all"):
+        blocks(3)

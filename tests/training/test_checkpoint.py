@@ -39,7 +39,7 @@ DISK_FULL = """
 import subprocess, sys
 from pathlib import Path
 import numpy as np
-from comigs_edge import checkpoint
+from comigs_edge.training import checkpoint
 from comigs_edge.errors import ComigsError
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", sys.argv[1]], check=True)
 folder = Path(sys.argv[1])

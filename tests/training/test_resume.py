@@ -9,8 +9,8 @@ import time
 
 from comigs_edge.home.folder import Home
 from comigs_edge.home.versions import versions
-from comigs_edge.nn import adapters
 from comigs_edge.training import checkpoint
+from comigs_edge.training import run as runs
 
 STEPS = 20
 
@@ -79,7 +79,7 @@ def test_a_kill_between_the_last_step_and_its_adapters_loses_nothing(ready, monk
     """The adapters are published before the state is marked as finished."""
     order = []
     monkeypatch.setattr(checkpoint, "save", lambda *_: order.append("finished"))
-    monkeypatch.setattr(adapters, "save", lambda *_: order.append("published") or 1)
+    monkeypatch.setattr(runs, "save", lambda *_: order.append("published") or 1)
     run("train", "--steps", "4")
     assert order == ["published", "finished"]
 

@@ -14,7 +14,8 @@ comigs-edge   1gxs as this project trains it, at the recipe's rate for experts: 
 from functools import partial
 
 from comigs_edge.nn.experts import Layout
-from comigs_edge.simulate.methods.method import Method, all_experts, generalist, mixture, with_specialists
+from comigs_edge.simulate.methods.method import Method, all_experts, mixture, with_specialists
+from coordinator.protocol.generalist import may_leave
 
 
 def _fixed(count: int, plain: Layout, specialists: int) -> Layout:
@@ -22,17 +23,17 @@ def _fixed(count: int, plain: Layout, specialists: int) -> Layout:
 
 
 METHODS = (
-    Method("comigs-1g1s", "a generalist and a specialist", mixture, generalist),
+    Method("comigs-1g1s", "a generalist and a specialist", mixture, may_leave),
     Method("comigs-2g", "two generalists", mixture, all_experts),
     Method("comigs-2s", "two specialists", mixture),
-    Method("comigs-1gxs", "a generalist and each device's specialists", with_specialists, generalist),
+    Method("comigs-1gxs", "a generalist and each device's specialists", with_specialists, may_leave),
     *(
-        Method(f"comigs-1g{count}s", f"a generalist and {count} specialists", partial(_fixed, count), generalist)
+        Method(f"comigs-1g{count}s", f"a generalist and {count} specialists", partial(_fixed, count), may_leave)
         for count in range(2, 8)
     ),
     Method(
-        "comigs-edge", "1gxs as this project trains it", with_specialists, generalist, router_learning_rate=2e-2,
+        "comigs-edge", "1gxs as this project trains it", with_specialists, may_leave, router_learning_rate=2e-2,
         router_offset_rate=0.2, rates_by_weight=True, exchanges_first=True,
     ),
-    Method("comigs-tr", "1g1s, the router on training text", mixture, generalist, router="training"),
+    Method("comigs-tr", "1g1s, the router on training text", mixture, may_leave, router="training"),
 )  # fmt: skip

@@ -53,11 +53,6 @@ def all_experts(name: str) -> bool:
     return not name.startswith("router.")
 
 
-def generalist(name: str) -> bool:
-    """What `adapters.may_leave` lets out: the generalist and the attention update."""
-    return name.startswith("generalist.")
-
-
 def mixture(plain: Layout, specialists: int) -> Layout:
     """A generalist and one specialist, whatever the device could carry."""
     return with_specialists(plain, 1)

@@ -1,12 +1,15 @@
 """The published generalists: a chain that a device follows, and that turns back where devices refuse."""
 
+import hashlib
+
 import msgspec
+import numpy as np
 import pytest
 
 from comigs_edge.fleet.chain import Check, ForkedChain, follow
-from coordinator.protocol import keys
+from coordinator.protocol import keys, rounds
 from coordinator.protocol.messages import Refusal
-from tests.coordinator.ledger.test_fleet import Room, arrays, refused
+from tests.coordinator.ledger.test_fleet import SHAPES, Room, arrays, refused
 
 
 @pytest.fixture
@@ -44,6 +47,30 @@ def test_each_manifest_names_the_bytes_before_it(room):
     assert {manifest.fleet for manifest in found} == {room.fleet.id}
     assert room.chain.newest == signed[-1]
     assert room.chain.manifests(1) == signed[2:]
+
+
+@pytest.mark.parametrize(("update_format", "averaging", "weights", "digest"), [
+    ("float32", "separate", "uniform", "0a84cf90f3923920"),
+    ("float16", "freeze-a", "tokens", "b4b3eb511eb9078d"),
+    ("int8", "alternate", "tokens", "f0dd2d18b2349d83"),
+])  # fmt: skip
+def test_three_rounds_give_the_bits_that_were_recorded(tmp_path, update_format, averaging, weights, digest):
+    room = Room(tmp_path / "room", update_format=update_format, averaging=averaging, weights=weights)
+    devices, rng = [room.join(name=f"d{index}") for index in range(3)], np.random.default_rng(1)
+
+    def update(names):
+        return {name: rng.standard_normal(SHAPES[name]).astype(np.float32) for name in names}
+
+    room.step((devices[0], update(SHAPES)))
+    for number in (1, 2, 3):
+        for index, device in enumerate(devices):
+            trained_from = 0 if (index, number) == (2, 3) and averaging != "alternate" else number - 1
+            names = rounds.trained_names(SHAPES, averaging, trained_from + 1)
+            room.commit(device, update(names), trained_from=trained_from, tokens=1000 * (index + 1) ** 5)
+        room.publish()
+    newest = b"".join(array.tobytes() for _, array in sorted(room.newest().items()))
+    assert hashlib.sha256(newest).hexdigest()[:16] == digest
+    room.fleet.database.close()
 
 
 def test_the_chain_survives_a_restart(room):

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from coordinator.ledger.chain import make
+from coordinator.ledger.chain import make_generalist
 from coordinator.ledger.config import Config, Training
 from coordinator.ledger.database import Database
 from coordinator.ledger.fleet import Fleet
@@ -18,7 +18,7 @@ from coordinator.protocol.errors import CoordinatorError, Refused
 from coordinator.protocol.messages import Commit, Generalist, Join, Refusal
 from coordinator.protocol.rounds import ONE, Rules
 
-SHAPES = {"generalist.x.lora_a": (2, 3), "generalist.x.lora_b": (3, 2)}
+SHAPES = {"generalist.blk.0.ffn_up.lora_a": (2, 3), "generalist.blk.0.ffn_up.lora_b": (3, 2)}
 PIN = bytes(32)
 
 
@@ -66,17 +66,17 @@ class Room:
 
     def publish(self):
         while (job := self.chain.next_job(self.members.generalist)) is not None:
-            self.chain.publish(job, *make(job, self.fleet.payloads))
+            self.chain.publish(job, *make_generalist(job, self.fleet.payloads))
 
-    def commit(self, device, update, trained_from=None, expected_round=None, tokens=1000, loss=None):
+    def commit(self, device, update, trained_from=None, expected_round=None, tokens=1000, loss=None, update_id=None):
         """Uploads in two pieces and commits, as the server does; `update` is arrays or bytes."""
         newest = self.chain.newest_number
         trained_from = newest if trained_from is None else trained_from
         if not isinstance(update, bytes):
-            format_name = compress.used(self.config.training.update_format, trained_from)
+            format_name = compress.update_format(self.config.training.update_format, trained_from)
             update = wire.encode(compress.pack(update, format_name))
         wish = Commit(
-            sha256=sha(update), trained_from=trained_from, tokens=tokens, validation_loss=loss,
+            sha256=sha(update), trained_from=trained_from, tokens=tokens, validation_loss=loss, update_id=update_id,
             expected_round=self.fleet.open_round if expected_round is None else expected_round,
         )  # fmt: skip
         payloads = self.fleet.payloads
@@ -87,7 +87,7 @@ class Room:
         return self.send(device, wish)
 
     def send(self, device, wish):
-        receipt = self.fleet.counted(device, wish)
+        receipt = self.fleet.receipt_if_counted(device, wish)
         if receipt is None:
             with self.fleet.payloads.held(wish.sha256):
                 size = self.fleet.check_upload(device, wish, self.fleet.table_of(wish))
@@ -402,6 +402,55 @@ def test_the_state_says_what_a_device_has_to_know(room):
     assert (state.open_round, state.has_contributed) == (1, True)
     assert keys.open_manifest(state.newest, room.chain.signing_key).round == 0
     assert not room.fleet.state(second).has_contributed
+
+
+def test_an_update_id_counts_once_whatever_comes_with_it(room):
+    first, second = room.join(), room.join()
+    room.step((first, arrays(0.0)))
+    receipt = room.commit(first, arrays(1.0), update_id="0a")
+    room.step((second, arrays(3.0)), update_id="0a")  # another device's ids are its own
+    assert room.value() == 2.0
+    before = room.ledger()
+    assert room.commit(first, arrays(1.0), update_id="0a") == receipt
+    assert room.commit(first, arrays(9.0), update_id="0a") == receipt
+    assert room.commit(first, arrays(1.0), trained_from=0) == receipt  # as a device without ids sends it
+    assert room.ledger() == before
+
+
+def test_equal_updates_with_other_ids_count_each_in_its_round(tmp_path):
+    room = Room(tmp_path / "room", goal=1)
+    device = room.join()
+    room.step((device, arrays(0.0)))
+    receipts = [room.commit(device, arrays(1.0), trained_from=0, update_id=name) for name in ("01", "02")]
+    assert [receipt.round for receipt in receipts] == [1, 2]
+    assert room.commit(device, arrays(1.0), trained_from=0, update_id="01") == receipts[0]
+
+
+def test_an_update_that_counted_without_an_id_counts_once_with_one_too(room):
+    first, _ = room.join(), room.join()
+    room.step((first, arrays(0.0)))
+    receipt = room.commit(first, arrays(1.0))
+    assert room.commit(first, arrays(1.0), update_id="01") == receipt
+    refused("already_counted", room.commit, first, arrays(2.0), update_id="01")
+
+
+def test_the_state_names_the_last_eight_updates_of_the_device(tmp_path):
+    room = Room(tmp_path / "room", goal=1)
+    device, other = room.join(), room.join(name="other")
+    assert room.fleet.state(device).counted == []
+    for number in range(10):
+        room.step((device, arrays(0.0)), update_id=f"{number:x}")
+    assert room.fleet.state(device).counted == list("23456789")
+    assert room.fleet.state(other).counted == []
+
+
+def test_what_a_revocation_takes_away_is_not_among_the_counted(room):
+    device, _ = room.join(name="first"), room.join()
+    room.step((device, arrays(0.0)), update_id="0a")
+    room.step((device, arrays(0.0)), update_id="0b")
+    assert room.fleet.state(device).counted == ["0a", "0b"]
+    room.fleet.revoke("first")
+    assert room.fleet.state(device).counted == ["0a"]
 
 
 def test_losses_of_a_refusal_are_numbers(room):

@@ -138,7 +138,7 @@ def test_freeze_a_and_alternate_average_the_products_exactly_and_separate_does_n
     }
 
     def changes(averaging, number):
-        sent = [names[name] for name in rounds.trained(names, averaging, number)]
+        sent = [names[name] for name in rounds.trained_names(names, averaging, number)]
         return [{n: rng.standard_normal(before[n].shape).astype(np.float32) for n in sent} for _ in range(5)]
 
     def error(averaging, number):
@@ -154,7 +154,7 @@ def test_freeze_a_and_alternate_average_the_products_exactly_and_separate_does_n
 def test_alternate_trains_each_side_in_turn_and_freeze_a_never_the_in_side():
     names = ["x.lora_a", "x.lora_b", "y.ffn_gate.weight", "y.ffn_up.weight", "y.ffn_down.weight"]
     inner, outer = ["x.lora_a", "y.ffn_gate.weight", "y.ffn_up.weight"], ["x.lora_b", "y.ffn_down.weight"]
-    assert rounds.trained(names, "alternate", 2) == rounds.trained(names, "alternate", 4) == inner
-    assert rounds.trained(names, "alternate", 1) == rounds.trained(names, "freeze-a", 7) == outer
+    assert rounds.trained_names(names, "alternate", 2) == rounds.trained_names(names, "alternate", 4) == inner
+    assert rounds.trained_names(names, "alternate", 1) == rounds.trained_names(names, "freeze-a", 7) == outer
     for averaging in get_args(rounds.Averaging):
-        assert rounds.trained(names, averaging, 0) == sorted(names)
+        assert rounds.trained_names(names, averaging, 0) == sorted(names)

@@ -106,5 +106,5 @@ def test_the_level_that_int8_alone_has_below_zero_counts_as_128():
 
 def test_the_first_generalist_is_never_rounded():
     for format_name in FORMATS:
-        assert compress.used(format_name, -1) == "float32"
-        assert compress.used(format_name, 0) == format_name
+        assert compress.update_format(format_name, -1) == "float32"
+        assert compress.update_format(format_name, 0) == format_name

@@ -21,8 +21,8 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from coordinator import VERSION, admin
-from coordinator.protocol import signatures
+from coordinator import admin
+from coordinator.protocol import VERSION, signatures
 from coordinator.web import openapi
 from tests.coordinator.rig import Coordinator, Member, random_arrays
 

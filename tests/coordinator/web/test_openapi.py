@@ -52,7 +52,12 @@ def test_examples_in_json_are_what_the_messages_accept():
     body = {"sha256": "ab" * 32, "trained_from": 0, "tokens": 1, "expected_round": 1, "validation_loss": None}
     check({"$ref": "#/components/schemas/Commit"}, body)
     assert decode(json.dumps(body).encode(), Commit).tokens == 1
-    for wrong in ({**body, "more": 1}, {**body, "tokens": "1"}, {key: body[key] for key in body if key != "tokens"}):
+    check({"$ref": "#/components/schemas/Commit"}, {**body, "update_id": "0f", "more": 1})
+    for wrong in (
+        {**body, "update_id": "x"},
+        {**body, "tokens": "1"},
+        {key: body[key] for key in body if key != "tokens"},
+    ):
         assert not validator({"$ref": "#/components/schemas/Commit"}).is_valid(wrong)
 
 

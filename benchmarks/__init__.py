@@ -1,0 +1,1 @@
+"""Figures, robustness and text: what `make bench`, `make torture` and `make demo` run."""

@@ -1,0 +1,121 @@
+"""`make bench WHAT=NAME`: runs a benchmark by its name; without a name, or with an unknown one, prints the list.
+
+make's variables come as variables of the environment: TEXT, RECORD, BEFORE, and those of `quick`.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
+
+from benchmarks.common import ROOT, WORK
+
+Command = list[str]  # words behind `python`
+
+
+class Benchmark(NamedTuple):
+    """One line of the list, and the processes that it runs one after the other."""
+
+    about: str
+    commands: Callable[[], list[Command]]
+
+
+def main() -> None:
+    """Reads the name."""
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name not in BENCHMARKS:
+        if name:
+            print(f"there is no benchmark {name}; these are known:\n")
+        width = max(map(len, BENCHMARKS))
+        print("\n".join(f"make bench WHAT={each:<{width}}  {made.about}" for each, made in BENCHMARKS.items()))
+        print(
+            "\nFigures are written to benchmark-work/results; with RECORD=1 over the shipped ones in benchmarks/results."
+        )
+        raise SystemExit(bool(name))
+    for words in BENCHMARKS[name].commands():
+        code = subprocess.run([sys.executable, *words], cwd=ROOT).returncode
+        if code:
+            raise SystemExit(code)
+
+
+def _needed(variable: str, what: str) -> str:
+    value = os.environ.get(variable)
+    if not value:
+        raise SystemExit(f"{variable}={what} is needed")
+    return os.path.abspath(value)
+
+
+def _figure(name: str, *arguments: str) -> Command:
+    return ["-m", f"benchmarks.figures.{name}", *arguments]
+
+
+def _text() -> str:
+    return _needed("TEXT", "FOLDER")
+
+
+def _quick() -> list[Command]:
+    flags = []
+    for name in ("recipes", "methods", "size", "seeds", "precision", "device"):
+        value = os.environ.get(name.upper())
+        flags += [f"--{name}", ",".join(value.split())] if value else []
+    return [_figure("quick", _text(), *flags)]
+
+
+def _same_bits() -> list[Command]:
+    script, work = "benchmarks/same_bits.py", str(WORK / "same-bits")
+    return [[script, "make", work, "--checkout", _needed("BEFORE", "CHECKOUT")], [script, "check", work]]
+
+
+def _torture(name: str) -> Callable[[], list[Command]]:
+    return lambda: [[f"benchmarks/torture/{name}.py"]]
+
+
+BENCHMARKS = {
+    "main-job": Benchmark(
+        "the main job: bits per byte before and after; TEXT has de.jsonl and user03.jsonl",
+        lambda: [_figure("main_job", _text())],
+    ),
+    "formats": Benchmark(
+        "forms of expert and block formats; TEXT also has fr.jsonl, nl.jsonl, user04.jsonl and legal.jsonl; quiet machine",
+        lambda: [_figure("four_bits", _text(), "--report"), _figure("formats", str(WORK))],
+    ),
+    "memory": Benchmark(
+        "the plan's memory model against the system's measure; TEXT is any text",
+        lambda: [_figure("memory_model", _text())],
+    ),
+    "steps": Benchmark(
+        "what a step takes: two and four experts, expert and router step", lambda: [_figure("steps")]
+    ),
+    "time": Benchmark("the plan's time model against real steps", lambda: [_figure("time_model")]),
+    "last-blocks": Benchmark(
+        "experts in the last blocks alone, at equal time; TEXT has de.jsonl, nl.jsonl and user04.jsonl; half an hour",
+        lambda: [_figure("last_blocks", _text())],
+    ),
+    "fleet": Benchmark(
+        "four real devices in a fleet; TEXT has de.jsonl, fr.jsonl, it.jsonl and nl.jsonl; half an hour",
+        lambda: [_figure("fleet", _text())],
+    ),
+    "quick": Benchmark(
+        "six methods on every recipe of `comigs-edge simulate`; TEXT as the recipes want it; a night. RECIPES, METHODS, "
+        "SEEDS (lists in quotes), SIZE, PRECISION and DEVICE choose",
+        _quick,
+    ),
+    "rivals": Benchmark(
+        "training speed and memory against the published formulation and PEFT; quiet machine", lambda: [_figure("rivals")]
+    ),
+    "round-bytes": Benchmark("bytes that a device sends in a round", lambda: [_figure("round_bytes")]),
+    "kills": Benchmark("the coordinator is killed at 1,000 points; wants strace", _torture("kills")),
+    "power-cuts": Benchmark("its disk loses power 200 times; wants root and xfs_io", _torture("power_cuts")),
+    "load": Benchmark("200 devices and a memory cgroup of 1 GB; wants root", _torture("load")),
+    "herd": Benchmark("requests a second when a coordinator comes back, simulated", _torture("herd")),
+    "same-bits": Benchmark(
+        "whether this checkout computes the bits of another one: BEFORE=CHECKOUT", _same_bits
+    ),
+}  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""What the benchmarks share: commands in a home, settings, and where figures are written."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+WORK = ROOT / "benchmark-work"  # homes, and the figures of those who try it
+RESULTS = ROOT / "benchmarks" / "results"  # the figures that are shipped
+COMMAND = [sys.executable, "-m", "comigs_edge"]
+
+
+def result_file(name: str) -> Path:
+    """Where figures go: `RESULTS` with RECORD=1 in the environment, else benchmark-work/results."""
+    folder = RESULTS if os.environ.get("RECORD") == "1" else WORK / "results"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / name
+
+
+def write_json(path: Path, table: Any) -> None:
+    """Writes figures and says where."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(table, indent=1) + "\n")
+    print(f"wrote {path}")
+
+
+def text_file(folder: Path, name: str) -> Path:
+    """`name` somewhere below `folder`; raises `SystemExit` where it is missing."""
+    files = sorted(folder.rglob(name))
+    if not files:
+        raise SystemExit(f"{folder} has no {name} anywhere below it")
+    return files[0]
+
+
+def environment(home: Path) -> dict[str, str]:
+    """That of a command in this home."""
+    return os.environ | {"COMIGS_EDGE_HOME": str(home), "PYTHONPATH": str(ROOT)}
+
+
+def run(home: Path, *arguments: Any) -> str:
+    """One command of comigs-edge in this home; its standard output. Progress goes to the terminal."""
+    command = [*COMMAND, *map(str, arguments)]
+    return subprocess.run(command, env=environment(home), check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def make_home(home: Path, text: Path, *options: Any, settings: Mapping[str, str]) -> None:
+    """A home with this text. `options` are those of `init`; `settings` has lines of config.toml for each section."""
+    run(home, "init", *options)
+    change_settings(home, settings)
+    run(home, "data", "add", text)
+
+
+def change_settings(home: Path, settings: Mapping[str, str]) -> None:
+    """Adds lines to sections of a new home's config.toml, where all defaults are comments."""
+    path = home / "config.toml"
+    content = path.read_text()
+    for section, lines in settings.items():
+        content, count = re.subn(rf"^\[{section}\].*\n", rf"\g<0>{lines.rstrip()}\n", content, flags=re.M)
+        if count != 1:
+            raise SystemExit(f"config.toml has no section [{section}]")
+    path.write_text(content)

@@ -1,0 +1,1 @@
+"""Benchmarks that give a figure each."""

@@ -1,0 +1,1 @@
+"""Text for the demo and for `comigs-edge simulate`, from public packages."""

@@ -1,0 +1,217 @@
+"""Plans the tensors and the metadata of a merged file, one planner for each way in which a file holds experts.
+
+`copies`: layout of Mixtral, each expert's updates merged into its own copy of the MLP, the copies stacked in
+`ffn_{gate,up,down}_exps` with the generalist first; a generalist alone becomes a dense model. `beside`: layout of Granite's
+mixture, the base's MLP as the shared expert (`*_shexp`), its bytes unchanged, the small experts in `*_exps`. The router is
+`ffn_gate_inp` (F32). A block without experts gets what llama.cpp asks for in every block: copies of the base's MLP, or small
+experts of zeros, and a router of zeros. What training does not change keeps the base's bytes; F32 is the reference format, in
+which every tensor is F32.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+
+from comigs_edge.base.hparams import ARCHITECTURES, ATTENTION, FFN, Shape, llama_order
+from comigs_edge.nn import lora
+from comigs_edge.nn.adapters import Adapters
+from comigs_edge.nn.tensors import tensor_to_numpy
+from quantize import ggml
+from quantize.formats import FILE_TYPES, FORMATS, BlockFormat, fitting
+from quantize.ggml import Bytes, Floats
+from quantize.gguf_file import GGUFFile
+from quantize.gguf_writer import TensorPlan, copied
+
+Metadata = dict[str, str | int | float]
+_LINEAR = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
+
+
+class Planner(ABC):
+    """The file of a base with its adapters."""
+
+    def __init__(
+        self, base: GGUFFile, shape: Shape, adapters: Adapters, fmt: BlockFormat, architecture: str, threads: int
+    ) -> None:
+        self.base, self.shape, self.adapters, self.fmt, self.threads = base, shape, adapters, fmt, threads
+        self.layout, self.architecture = adapters.layout, architecture
+        self.reorders = reorders(shape, architecture)
+
+    @abstractmethod
+    def metadata(self) -> Metadata:
+        """What tells llama.cpp of the experts."""
+
+    @abstractmethod
+    def _plan_ffn(self, block: int, name: str, part: str) -> Iterator[TensorPlan]:
+        """The tensors that stand for the base's `part` (one of FFN), called `name`."""
+
+    @property
+    @abstractmethod
+    def _needs_router(self) -> bool:
+        """Whether every block has a router, also one in which nothing was trained."""
+
+    def plans(self) -> Iterator[TensorPlan]:
+        """All tensors, in the order of the base's."""
+        for name in self.base.tensors:
+            match = _LINEAR.fullmatch(name)
+            if match is None:
+                yield fixed(self.base, name, self.fmt)
+                continue
+            block, part, kind = int(match[1]), match[2], match[3]
+            if part in FFN:
+                yield from self._plan_ffn(block, name, part)
+            elif part in ATTENTION and kind == "weight" and self.adapters.attention and self._has_experts(block):
+                yield self._plan_attention(block, name, part)
+            else:
+                order = llama_order(self.shape, f"{part}.{kind}") if self.reorders else None
+                yield fixed(self.base, name, self.fmt, order=order)
+            if part == FFN[-1]:
+                yield from self._plan_router(block)
+
+    def _has_experts(self, block: int) -> bool:
+        """Whether adapters were trained in this block."""
+        return block >= self.adapters.first_block
+
+    def _trained(self, name: str, shape: tuple[int, ...], make: Callable[[], Iterator[Floats]]) -> TensorPlan:
+        """A tensor that training changes, quantised matrix by matrix."""
+        fmt = fitting(name, shape[-1], self.fmt)
+        return TensorPlan(
+            name, shape, fmt, lambda: np.concatenate([ggml.quantize(name, w, fmt, self.threads) for w in make()])
+        )
+
+    def _plan_attention(self, block: int, name: str, part: str) -> TensorPlan:
+        update, order = self.adapters.attention[block][part], llama_order(self.shape, part)
+
+        def merge() -> Iterator[Floats]:
+            weight = torch.from_numpy(self.base.dequantize(name))
+            weight = weight if order is None else weight[order]  # updates are trained in llama's order
+            weight = lora.merge(weight, update, self.layout.scale)
+            yield _numpy(weight if order is None or self.reorders else weight[np.argsort(order)])
+
+        return self._trained(name, self.base.tensors[name].shape, merge)
+
+    def _plan_router(self, block: int) -> Iterator[TensorPlan]:
+        router = self.adapters.routers[block]
+        if router is not None:
+            yield router_plan(block, tensor_to_numpy(router))
+        elif self._needs_router:
+            # A generalist alone, where the softmax over one logit is 1, or a block whose experts are all alike.
+            yield router_plan(block, np.zeros((self.layout.num_experts, self.shape.width), np.float32))
+
+
+class CopiesPlanner(Planner):
+    """Every expert is a whole MLP: the base's with low-rank updates merged in."""
+
+    @property
+    def _needs_router(self) -> bool:
+        return self.layout.num_experts > 1
+
+    def metadata(self) -> Metadata:
+        """A mixture only where there are several experts."""
+        changes: Metadata = {"general.file_type": FILE_TYPES[self.fmt.name]}
+        if self.layout.num_experts > 1:
+            changes |= mixture_metadata(self.architecture, self.shape, self.adapters)
+        return changes
+
+    def _plan_ffn(self, block: int, name: str, part: str) -> Iterator[TensorPlan]:
+        if not self._has_experts(block):
+            yield copies(fixed(self.base, name, self.fmt), self.layout.num_experts)
+            return
+        updates = [expert[FFN.index(part)] for expert in self.adapters.experts[block]]
+        shape = self.base.tensors[name].shape
+
+        def merge() -> Iterator[Floats]:
+            weight = torch.from_numpy(self.base.dequantize(name))
+            return (_numpy(lora.merge(weight, update, self.layout.expert_scale)) for update in updates)
+
+        one = len(updates) == 1
+        yield self._trained(name, shape, merge) if one else self._trained(stacked(name), (len(updates), *shape), merge)
+
+
+class BesidePlanner(Planner):
+    """Every expert is a small MLP beside the base's."""
+
+    _needs_router = True
+
+    def metadata(self) -> Metadata:
+        """Always a mixture, with the base's MLP as its shared expert."""
+        changes: Metadata = {"general.file_type": FILE_TYPES["F32"]} if self.fmt.name == "F32" else {}
+        return changes | mixture_metadata(self.architecture, self.shape, self.adapters) | {
+            f"{self.architecture}.feed_forward_length": self.layout.expert_width,
+            f"{self.architecture}.expert_shared_feed_forward_length": self.shape.ff_width,
+            f"{self.architecture}.logit_scale": 1.0,
+        }  # fmt: skip
+
+    def _plan_ffn(self, block: int, name: str, part: str) -> Iterator[TensorPlan]:
+        yield fixed(self.base, name, self.fmt, name.replace(".weight", "_shexp.weight"))
+        factor = np.float32(self.layout.expert_scale if part == FFN[-1] else 1.0)
+        small = self._matrices(block, FFN.index(part))
+        yield self._trained(stacked(name), (len(small), *small[0].shape), lambda: (weight * factor for weight in small))
+
+    def _matrices(self, block: int, index: int) -> list[Floats]:
+        """One matrix of every expert."""
+        if self._has_experts(block):
+            return [tensor_to_numpy(expert[index]) for expert in self.adapters.experts[block]]
+        size = (self.layout.expert_width, self.shape.width)
+        zeros = np.zeros(size[::-1] if FFN[index] == FFN[-1] else size, np.float32)
+        return [zeros] * self.layout.num_experts
+
+
+PLANNERS: dict[str, type[Planner]] = {"copies": CopiesPlanner, "beside": BesidePlanner}
+
+
+def mixture_metadata(architecture: str, shape: Shape, adapters: Adapters) -> Metadata:
+    """What tells llama.cpp that a model is a mixture."""
+    layout = adapters.layout
+    changes: Metadata = {
+        f"{architecture}.expert_count": layout.num_experts,
+        f"{architecture}.expert_used_count": layout.experts_per_token,
+    }
+    if architecture == "qwen3moe":
+        changes[f"{architecture}.expert_feed_forward_length"] = shape.ff_width
+    return changes
+
+
+def reorders(shape: Shape, architecture: str) -> bool:
+    """Whether the rows of queries and keys must be put into llama's order for this architecture."""
+    return ARCHITECTURES[shape.architecture].turns_halves and architecture in ("llama", "granitemoe")
+
+
+def fixed(base: GGUFFile, name: str, fmt: BlockFormat, renamed: str = "", order: list[int] | None = None) -> TensorPlan:
+    """A tensor of the base: its bytes, or its weights where the whole file is to be F32."""
+    if fmt.name != "F32":
+        return copied(base, name, renamed, order)
+
+    def make() -> Bytes:
+        weights = base.dequantize(name)
+        return ggml.quantize(name, weights if order is None else weights[order], fmt)
+
+    return TensorPlan(renamed or name, base.tensors[name].shape, fmt, make, is_fixed=True)
+
+
+def stacked(name: str) -> str:
+    """The name of the tensor that holds this matrix of all experts."""
+    return name.replace(".weight", "_exps.weight")
+
+
+def copies(plan: TensorPlan, count: int) -> TensorPlan:
+    """The same MLP for each of `count` experts; for one alone, the plan itself."""
+    if count == 1:
+        return plan
+    return TensorPlan(
+        stacked(plan.name), (count, *plan.shape), plan.format, lambda: np.tile(plan.make(), count), is_fixed=True
+    )
+
+
+def router_plan(block: int, weights: Floats) -> TensorPlan:
+    """The router of a block, (E, D)."""
+    fmt, name = FORMATS["F32"], f"blk.{block}.ffn_gate_inp.weight"
+    return TensorPlan(name, weights.shape, fmt, lambda: ggml.quantize(name, weights, fmt))
+
+
+def _numpy(tensor: torch.Tensor) -> Floats:
+    return np.ascontiguousarray(tensor_to_numpy(tensor))

@@ -1,0 +1,197 @@
+"""A device's books in its fleet: what the fleet has received of its generalist, what waits, what was taken over. No sockets.
+
+An update is the device's generalist less its reference: what the fleet has received of it so far. When an update counts
+the reference moves by exactly what was sent, so that
+
+  - nothing is counted twice: a retry is the same update, and what counted is in the reference;
+  - nothing is lost: what rounding took away, and what was learned meanwhile, is in the next update (error feedback);
+  - a new generalist is taken over with what was not sent yet on top of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from comigs_edge.arrays import less, plus, zeros
+from comigs_edge.errors import ComigsError
+from comigs_edge.fleet.chain import Check, Link, follow
+from comigs_edge.fleet.folder import FleetFolder, Sealed
+from comigs_edge.fleet.outbox import Outbox, Shapes
+from comigs_edge.fleet.outcome import Judgement, Outcome
+from comigs_edge.fleet.transport import News
+from coordinator.protocol import compress, rounds, wire
+from coordinator.protocol.generalist import may_leave
+from coordinator.protocol.messages import Manifest, SignedManifest, State
+from coordinator.protocol.wire import Arrays
+
+
+class Books:
+    """Of one device, on its disk. `gate`: how much worse (nats a token) a new generalist may make the validation text."""
+
+    def __init__(
+        self, folder: FleetFolder, shapes: Shapes, base_sha256: str, gate: float, reports_loss: bool = False
+    ) -> None:
+        self._folder, self._gate, self._reports_loss = folder, gate, reports_loss
+        self._shapes = {name: shape for name, shape in shapes.items() if may_leave(name)}
+        self.membership, self.standing = folder.membership(), folder.standing()
+        self.outbox = Outbox(folder, self._shapes)
+        self._check = Check(self.membership.fleet, self.membership.signing_key, base_sha256)
+        if not self.standing.reference:
+            self.standing.reference = zeros(self._shapes)
+
+    # A training's begin -------------------------------------------------------------------------------------------
+
+    @property
+    def mark(self) -> str:
+        """Names what was exchanged and sealed so far; a checkpoint keeps it."""
+        update = self.outbox.update
+        return f"{self.membership.joined}/{self.standing.number}/{update.id if update else ''}"
+
+    def resume(self, generalist: Arrays, mark: str | None) -> Arrays:
+        """The generalist to train on with; `mark` is the one that was kept with `generalist`, in a checkpoint or with adapters.
+
+        Both may be older than what was exchanged or sealed since: then the generalist as it was sent is the one, so that
+        no step is sent twice.
+        """
+        if self.standing.number == 0 or mark == self.mark:
+            return generalist
+        update = self.outbox.update
+        return plus(self.standing.reference, {} if update is None else self.outbox.unpack(update))
+
+    def frozen(self) -> set[str]:
+        """The generalist's tensors that this round's averaging does not train."""
+        trained = rounds.trained_names(self._shapes, self.membership.averaging, self.standing.trained_from + 1)
+        return self._shapes.keys() - set(trained)
+
+    # Sending ------------------------------------------------------------------------------------------------------
+
+    def pack(self, generalist: Arrays | None, loss: float | None = None) -> Sealed:
+        """The update as it would be sent now; without a generalist: what its tensors would look like."""
+        generalist = zeros(self._shapes) if generalist is None else generalist
+        return self.outbox.pack(generalist, self.standing, self.membership, loss if self._reports_loss else None)
+
+    def seal(self, generalist: Arrays, loss: float | None) -> None:
+        """Puts what was not sent yet into the outbox."""
+        self.outbox.put(self.pack(generalist, loss))
+
+    def seal_rest(self, generalist: Arrays) -> bool:
+        """At a training's end: what the open round did not take goes to the outbox. Returns whether something waits."""
+        if self.standing.unsent_tokens and self.outbox.update is None:
+            self.seal(generalist, None)
+        return self.outbox.update is not None
+
+    def to_bring(self) -> Sealed | None:
+        """What waits and does not count yet."""
+        update = self.outbox.update
+        if update is not None and update.id == self.standing.acknowledged:  # it counted, and then the power went
+            self.outbox.clear()
+            return None
+        return update
+
+    def enter(self, news: News, brought: Sealed | None, outcome: Outcome) -> State:
+        """Enters what the fleet says: its settings, and what became of the update that was brought."""
+        self.membership = self.membership.with_settings(news.state.settings)
+        self._folder.save_membership(self.membership)
+        if brought is not None:
+            if news.receipt is not None:
+                outcome.receipts.append(news.receipt)
+            outcome.had_arrived |= news.receipt is None and brought.id in news.state.counted
+            if news.receipt is not None or brought.id in news.state.counted:
+                self._acknowledge(brought)
+            elif news.is_rejected:  # its progress stays in the generalist and comes with the next update
+                self.outbox.clear()
+        return news.state
+
+    def _acknowledge(self, update: Sealed) -> None:
+        """The reference moves by what was sent."""
+        standing = self.standing
+        standing.reference = plus(standing.reference, self.outbox.unpack(update))
+        standing.acknowledged = update.id
+        standing.unsent_tokens = max(0, standing.unsent_tokens - update.tokens)
+        self._save()
+        self.outbox.clear()
+
+    # Taking over --------------------------------------------------------------------------------------------------
+
+    def follow(self, newest: SignedManifest, fetch: Callable[[int], list[SignedManifest]]) -> Link | None:
+        """The newest generalist's place in the chain; None where it was taken over or refused. Raises `ForkedChain`."""
+        link = follow(newest, self.standing.head, self.standing.head_hash, fetch, self._check)
+        return None if link.manifest.round in (self.standing.trained_from, self.standing.refused) else link
+
+    def keeps(self, manifest: Manifest) -> bool:
+        """Whether the generalist is in the folder already."""
+        kept = self.standing.kept.get(str(manifest.round))
+        return kept == manifest.sha256 and self.path(manifest.round).exists()
+
+    def path(self, number: int) -> Path:
+        """Where a generalist is kept."""
+        return self._folder.generalist_path(number)
+
+    def keep(self, manifest: Manifest) -> None:
+        """Notes a generalist that was brought to its place in the folder."""
+        self._folder.keep(self.standing, manifest.round, manifest.sha256)
+
+    def compare_with(self, link: Link, generalist: Arrays) -> tuple[Arrays | None, Arrays]:
+        """The generalists to compare, before and after; before is None where the new one is taken over unseen.
+
+        Both have what was not sent yet on top; a device that has sent nothing starts from the fleet's generalist.
+        """
+        standing = self.standing
+        unsent = less(generalist, standing.reference) if standing.number else {}
+        after = plus(self._read(link.manifest.round), unsent)
+        if standing.trained_from < 0:
+            return None, after
+        # Where the one that training started from is not kept any more: what the fleet has of this device's.
+        is_kept = str(standing.trained_from) in standing.kept
+        return plus(self._read(standing.trained_from) if is_kept else standing.reference, unsent), after
+
+    def passes(self, judgement: Judgement) -> bool:
+        """Whether a generalist may be taken over."""
+        return judgement.after <= judgement.before + self._gate
+
+    def take_over(self, link: Link) -> None:
+        """Trains from this generalist on."""
+        self.standing.trained_from = link.manifest.round
+        self.standing.reference = self._read(link.manifest.round)
+        self._move_to(link)
+
+    def refuse(self, link: Link) -> None:
+        """Keeps the old generalist."""
+        self.standing.refused = link.manifest.round
+        self._move_to(link)
+
+    def roll_back(self, number: int | None) -> tuple[int, Arrays]:
+        """Returns to a kept generalist, the one before by default; raises `ComigsError` if it is not kept.
+
+        What the coordinator publishes next is taken over again; the present one is not.
+        """
+        standing = self.standing
+        kept = sorted(map(int, standing.kept))
+        older = [each for each in kept if each < standing.trained_from]
+        target = number if number is not None else (older[-1] if older else None)
+        if target is None or target not in kept:
+            wanted = "an older generalist" if number is None else f"generalist {number}"
+            there = ", ".join(map(str, kept)) or "none"
+            raise ComigsError(f"{wanted} is not kept on this device (kept: {there}); train on with: comigs-edge train")
+        arrays = self._read(target)
+        self.outbox.clear()
+        standing.refused, standing.trained_from, standing.reference = standing.head, target, dict(arrays)
+        self._save()
+        return target, arrays
+
+    def _move_to(self, link: Link) -> None:
+        self.standing.head, self.standing.head_hash = link.manifest.round, link.hash
+        self._save()
+
+    def _read(self, number: int) -> Arrays:
+        table = compress.table(self._shapes, "float32")
+        path = self.path(number)
+        arrays = wire.decode_expected(path.read_bytes(), table, str(path))
+        return {name: np.array(array) for name, array in arrays.items()}
+
+    def _save(self) -> None:
+        self.standing.number += 1
+        self._folder.save_standing(self.standing)

@@ -1,0 +1,52 @@
+"""The generalist that a home trains with its fleet: its form, its tensors, its present values. Without torch."""
+
+from __future__ import annotations
+
+from comigs_edge.arrays import part
+from comigs_edge.base.hparams import read_shape
+from comigs_edge.home.config import Config
+from comigs_edge.home.folder import Home
+from comigs_edge.home.versions import load, read_manifest, versions
+from comigs_edge.nn.experts import Layout, generalist_shapes
+from comigs_edge.planning.plan import plan_experts, resolve
+from comigs_edge.training import checkpoint
+from coordinator.protocol.generalist import may_leave
+from coordinator.protocol.messages import Generalist
+from coordinator.protocol.wire import Arrays
+from quantize.gguf_file import GGUFFile
+
+
+def describe_generalist(home: Home, settings: Config) -> Generalist:
+    """What this home's device would train with a fleet: its newest adapters' generalist, or the one that it plans."""
+    shape, made = read_shape(GGUFFile(home.base_file)), versions(home.adapters)
+    if made:
+        layout = Layout(**read_manifest(home.adapters, made[-1])["layout"])
+    else:
+        layout = plan_experts(resolve(home, settings).settings.model, shape)
+    return Generalist(
+        base_name=settings.base.name, base_sha256=settings.base.sha256, form=layout.form, scale=layout.expert_scale,
+        tensors=dict(generalist_shapes(layout, shape)),
+    )  # fmt: skip
+
+
+def interrupted_state(home: Home) -> Arrays | None:
+    """The state of an interrupted training; None if there is no such training."""
+    state = checkpoint.load(home.state)
+    return state[0] if state and state[1] and not state[1]["finished"] else None
+
+
+def read_generalist(home: Home, settings: Config) -> Arrays | None:
+    """This device's generalist now, of an interrupted training or else of the newest adapters; None before both."""
+    state = interrupted_state(home)
+    if state is not None:
+        arrays = part(state, "current.")
+    elif versions(home.adapters):
+        arrays = load(home.adapters, read_shape(GGUFFile(home.base_file)), settings.base.sha256).arrays
+    else:
+        return None
+    return select_generalist(arrays)
+
+
+def select_generalist(arrays: Arrays) -> Arrays:
+    """The tensors that may leave."""
+    return {name: array for name, array in arrays.items() if may_leave(name)}

@@ -1,0 +1,72 @@
+"""The transport over HTTP: resumable uploads to the fleet's coordinator, each made an update by one message."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from comigs_edge.fleet.books import Books
+from comigs_edge.fleet.client import Remote, RemoteRefused
+from comigs_edge.fleet.exchange import Exchange
+from comigs_edge.fleet.folder import FleetFolder, Sealed
+from comigs_edge.fleet.outbox import Shapes
+from comigs_edge.fleet.transport import News
+from comigs_edge.home.config import Config
+from comigs_edge.home.folder import Home
+from comigs_edge.progress import SILENT, Progress
+from coordinator.protocol import wire
+from coordinator.protocol.messages import Commit, Receipt, Refusal
+
+REJECTED = ("too_stale", "wrong_generalist", "bad_update", "too_large", "wrong_digest")  # for ever
+WAITS = ("stale_round", "already_counted", "disk_full", "incomplete")  # another time it may count
+
+
+class HTTPTransport(Remote):
+    """One coordinator, as a `Transport`."""
+
+    def exchange(self, update: Sealed | None, leaves: Callable[[int], None], progress: Progress = SILENT) -> News:
+        """Uploads the update and makes it count."""
+        state = self.state()
+        if update is None or state.has_contributed or update.id in state.counted:
+            return News(state=state)
+        try:
+            data = wire.encode(update.packed)
+            sha256 = self.upload(data, progress)
+            leaves(len(data))
+            receipt = self._commit(update, sha256, state.open_round)
+        except RemoteRefused as error:
+            if error.code not in REJECTED + WAITS:
+                raise
+            return News(state=self.state(), is_rejected=error.code in REJECTED)
+        return News(state=self.state(), receipt=receipt)
+
+    def _commit(self, update: Sealed, sha256: str, open_round: int) -> Receipt:
+        wish = Commit(
+            sha256=sha256, update_id=update.id, trained_from=update.trained_from, tokens=update.tokens,
+            expected_round=open_round, validation_loss=update.validation_loss,
+        )  # fmt: skip
+        try:
+            return self.commit(wish)
+        except RemoteRefused as error:
+            if error.code == "stale_round":  # a round closed while the update was on its way
+                wish.expected_round = self.state().open_round
+            elif error.code == "bad_message":  # a coordinator from before updates had ids
+                wish.update_id = None
+            else:
+                raise
+            return self.commit(wish)
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Of the newest generalist; another one may have been published meanwhile."""
+        try:
+            super().refuse(refusal)
+        except RemoteRefused:
+            pass
+
+
+def open_exchange(home: Home, settings: Config, shapes: Shapes, patience: float) -> Exchange:
+    """This home's side of its fleet; `patience` is how long (seconds) a call is retried. Raises `ComigsError`."""
+    folder = FleetFolder(home)
+    member = folder.membership()
+    transport = HTTPTransport(member.address, bytes.fromhex(member.pin), folder.key(), member.device, patience)
+    books = Books(folder, shapes, settings.base.sha256, settings.fleet.gate, settings.fleet.report_loss)
+    return Exchange(books, transport)

@@ -1,0 +1,120 @@
+"""What the commands `sync` and `rollback` do: an exchange by hand, a look at what would leave, and the way back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from comigs_edge.base.hparams import read_shape
+from comigs_edge.errors import ComigsError
+from comigs_edge.fleet.exchange import Exchange
+from comigs_edge.fleet.generalist import describe_generalist, interrupted_state, read_generalist, select_generalist
+from comigs_edge.fleet.http import open_exchange
+from comigs_edge.fleet.outcome import Judge, Judgement, Outcome
+from comigs_edge.home.config import Config
+from comigs_edge.home.folder import Home
+from comigs_edge.home.versions import Saved, load, save, versions
+from comigs_edge.planning.plan import resolve
+from comigs_edge.progress import Progress
+from coordinator.protocol import compress, wire
+from coordinator.protocol.wire import Arrays
+from quantize.gguf_file import GGUFFile
+
+PATIENCE = 300.0  # seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sync:
+    """What an exchange by hand did."""
+
+    outcome: Outcome
+    next_command: str
+    version: int | None = None  # of the adapters that hold the generalist that was taken over
+
+
+def sync(home: Home, settings: Config, progress: Progress) -> Sync:
+    """Exchanges generalists. Only the outbox is brought where there are no adapters that could take something over."""
+    exchange = _open(home, settings)
+    if interrupted_state(home) is not None:  # it takes over what is new when it is resumed
+        return Sync(outcome=exchange.bring_waiting(progress), next_command="comigs-edge train --resume")
+    if not versions(home.adapters):
+        return Sync(outcome=exchange.bring_waiting(progress), next_command="comigs-edge train")
+    saved, books = _saved(home, settings), exchange.books
+    generalist = books.resume(select_generalist(saved.arrays), saved.manifest.get("fleet_mark"))
+    outcome = exchange.run(generalist, 0, _judge(home, settings, saved), None, progress)
+    version = None
+    if outcome.generalist is not None:
+        version = _publish(home, settings, saved, outcome.generalist, outcome.taken_over, books.mark)
+    return Sync(outcome=outcome, version=version, next_command="comigs-edge chat")
+
+
+def roll_back(home: Home, settings: Config, to: int | None) -> tuple[int, int]:
+    """Returns to a kept generalist, the one before by default: its number, and the version of the adapters with it."""
+    if interrupted_state(home) is not None:
+        raise ComigsError(
+            "a training is interrupted and holds the generalist; end it first with: comigs-edge train --resume"
+        )
+    saved, books = _saved(home, settings), _open(home, settings).books
+    number, generalist = books.roll_back(to)
+    return number, _publish(home, settings, saved, generalist, number, books.mark)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preview:
+    """What the next update would hold."""
+
+    address: str
+    fleet: str
+    device: str
+    size: int  # bytes
+    tensors: dict[str, dict[str, Any]]  # name -> type, shape, bytes
+    has_loss: bool  # the validation loss leaves too
+    is_first: bool  # of a fleet, sent unrounded
+    changes_nothing: bool  # nothing was trained yet
+
+
+def preview(home: Home, settings: Config) -> Preview:
+    """What would leave this device; nothing is sent."""
+    books, generalist = _open(home, settings).books, read_generalist(home, settings)
+    update, member = books.outbox.update or books.pack(generalist), books.membership
+    return Preview(
+        address=member.address, fleet=member.fleet, device=member.name, size=len(wire.encode(update.packed)),
+        tensors={
+            name: {"type": str(array.dtype), "shape": list(array.shape), "bytes": array.nbytes}
+            for name, array in sorted(update.packed.items())
+        },
+        has_loss=update.validation_loss is not None, changes_nothing=generalist is None,
+        is_first=compress.update_format(member.update_format, update.trained_from) == "float32",
+    )  # fmt: skip
+
+
+def _open(home: Home, settings: Config) -> Exchange:
+    shapes = {name: tuple(shape) for name, shape in describe_generalist(home, settings).tensors.items()}
+    return open_exchange(home, settings, shapes, PATIENCE)
+
+
+def _saved(home: Home, settings: Config) -> Saved:
+    return load(home.adapters, read_shape(GGUFFile(home.base_file)), settings.base.sha256)
+
+
+def _publish(home: Home, settings: Config, saved: Saved, generalist: Arrays, number: int | None, mark: str) -> int:
+    """The adapters with another generalist, as their next version."""
+    written_by_save = ("version", "base_sha256", "layout", "sha256")
+    notes = {name: value for name, value in saved.manifest.items() if name not in written_by_save}
+    notes |= {"generalist": number, "fleet_mark": mark}
+    return save(home.adapters, saved.arrays | generalist, saved.layout, settings.base.sha256, notes)
+
+
+def _judge(home: Home, settings: Config, saved: Saved) -> Judge:
+    """Compares generalists on the validation text; base and text are loaded only if there is something to compare."""
+
+    def judge(before: Arrays, after: Arrays) -> Judgement:
+        from comigs_edge.fleet.gate import compare
+        from comigs_edge.nn.adapters import Adapters
+        from comigs_edge.training.run import open_training
+
+        run = open_training(home, resolve(home, settings))
+        adapters = Adapters.from_arrays(saved.layout, run.base.shape, saved.arrays)
+        return compare(run.make_trainer(adapters), before, after)
+
+    return judge

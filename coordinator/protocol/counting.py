@@ -1,0 +1,85 @@
+"""What counts, and what the next generalist is, as functions of values: no ledger, no files, no clock.
+
+commit ──► check_commit ──► check_update ──► weigh ──► next_generalist
+           does it fit?     are the bytes    how much  the generalist before plus the weighted mean
+                            acceptable?
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from coordinator.protocol import compress, rounds, wire
+from coordinator.protocol.aggregate import MAX_ABSOLUTE, aggregate
+from coordinator.protocol.errors import Refused
+from coordinator.protocol.messages import MAX_INTEGER, Commit
+from coordinator.protocol.rounds import Rules
+from coordinator.protocol.wire import Shapes
+
+Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a fleet stands when a device commits an update."""
+
+    open_round: int
+    newest: int  # number of the newest generalist; -1: none yet
+    has_contributed: bool  # this device, to the open round
+
+
+def check_commit(wish: Commit, standing: Standing, rules: Rules, device_name: str) -> None:
+    """Raises `Refused` for an update that cannot count in the open round."""
+    number, newest = standing.open_round, standing.newest
+    if wish.expected_round != number:
+        raise Refused(409, "stale_round", f"round {wish.expected_round} is not open, round {number} is")
+    if standing.has_contributed:
+        raise Refused(409, "already_counted", f"{device_name} has its update in round {number}; it counts once")
+    first, last = (-1, -1) if number == 0 else (0, newest)  # only round 0 takes a generalist in place of a change
+    base = wish.trained_from
+    if not first <= base <= last:
+        sentence = f"the update is a change of generalist {base}, the newest is {newest}; pull it first"
+        raise Refused(409, "wrong_generalist", sentence)
+    if rounds.staleness(newest, base) > rules.max_staleness:
+        sentence = f"the update was trained from generalist {base} and {newest} is the newest; pull it first"
+        raise Refused(409, "too_stale", sentence)
+    if not 0 <= wish.tokens <= MAX_INTEGER or not math.isfinite(wish.validation_loss or 0.0):
+        raise Refused(422, "bad_commit", "tokens must be a count and the validation loss a number")
+
+
+def update_shapes(shapes: Shapes, averaging: str, trained_from: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors of an update that was trained from this generalist; `shapes` are the generalist's."""
+    names = rounds.trained_names(shapes, averaging, trained_from + 1)
+    return {name: tuple(shapes[name]) for name in names}
+
+
+def check_update(data: bytes, table: wire.Table, format_name: str) -> None:
+    """Raises `WireError` unless these bytes are an update with this table, every number of which can be summed."""
+    arrays = wire.decode_expected(data, table, "the update")
+    for name, value in compress.largest(arrays, format_name).items():
+        if value > MAX_ABSOLUTE:
+            raise wire.WireError(f"the update: tensor {name} holds numbers beyond {MAX_ABSOLUTE:g}")
+
+
+def weigh(wish: Commit, newest: int, rules: Rules) -> int:
+    """The fixed-point weight of an update when `newest` is the newest generalist."""
+    return rounds.weight(rules, rounds.staleness(newest, wish.trained_from), wish.tokens)
+
+
+def next_generalist(
+    shapes: Shapes, before: Mapping[str, Array] | None, updates: Sequence[tuple[Mapping[str, Array], int]]
+) -> Iterator[dict[str, Array]]:
+    """The next generalist, one tensor at a time in the order of the names; `updates` are (change, weight).
+
+    None is the generalist before the first one: zeros, to which the first update adds itself. Mappings may read from disk:
+    each tensor is taken once and not kept.
+    """
+    for name in sorted(shapes):
+        start = np.zeros(shapes[name], np.float32) if before is None else before[name]
+        changes = (({name: update[name]}, weight) for update, weight in updates if name in update)
+        yield aggregate({name: start}, changes)

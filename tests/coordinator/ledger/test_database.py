@@ -1,0 +1,73 @@
+"""Ledgers of earlier versions are taken over, and what they counted still counts once."""
+
+import sqlite3
+
+import numpy as np
+import pytest
+
+from coordinator.ledger import database
+from coordinator.ledger.database import Database
+from coordinator.protocol.errors import CoordinatorError
+from tests.coordinator.ledger.test_fleet import Room, arrays, refused
+
+OLD = "device, round, sha256, trained_from, weight, tokens, size, format, averaging, validation_loss, received"
+
+
+def schema(path):
+    with sqlite3.connect(path) as connection:
+        return sorted(connection.execute("SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL"))
+
+
+def make_old(room):
+    """Gives the ledger the form that it had before updates had ids."""
+    db = room.fleet.database
+    rows = db.rows(f"SELECT {OLD} FROM updates")
+    db.run("DROP TABLE updates")
+    statements = database.MIGRATIONS[0].split(";")
+    for statement in statements:
+        if "CREATE TABLE updates" in statement or "INDEX updates_by_round" in statement:
+            db.run(statement)
+    for row in rows:
+        db.run(f"INSERT INTO updates VALUES ({', '.join('?' * 11)})", *row.values())
+    db.run("PRAGMA user_version=1")
+    return rows
+
+
+@pytest.fixture
+def room(tmp_path):
+    room = Room(tmp_path / "room")
+    yield room
+    room.fleet.database.close()
+
+
+def test_a_ledger_from_before_update_ids_is_taken_over_whole(room, tmp_path):
+    first, second = room.join(), room.join()
+    room.step((first, arrays(0.0)))
+    receipt = room.commit(first, arrays(1.0), loss=2.5)
+    rows = make_old(room)
+    Database(tmp_path / "fresh.db").close()
+    room.crash()
+    assert schema(room.root / "coordinator.db") == schema(tmp_path / "fresh.db")
+    assert room.fleet.database.rows("SELECT * FROM updates") == [{**row, "update_id": None} for row in rows]
+    assert room.fleet.state(first).counted == []
+    assert room.commit(first, arrays(1.0)) == receipt
+    refused("already_counted", room.commit, first, arrays(2.0), update_id="0a")
+    room.step((second, arrays(3.0)), update_id="0b")
+    assert room.value() == np.float32(2.0)
+    assert room.fleet.state(second).counted == ["0b"]
+
+
+def test_before_a_ledger_is_taken_over_a_copy_of_it_is_kept(room):
+    room.step((room.join(), arrays(0.0)))
+    rows = make_old(room)
+    room.crash()
+    with sqlite3.connect(room.root / "coordinator.before-2.db") as copy:
+        assert copy.execute("PRAGMA user_version").fetchone() == (1,)
+        assert copy.execute(f"SELECT {OLD} FROM updates").fetchall() == [tuple(row.values()) for row in rows]
+
+
+def test_a_ledger_of_a_newer_version_is_left_alone(tmp_path):
+    with sqlite3.connect(tmp_path / "coordinator.db") as connection:
+        connection.execute(f"PRAGMA user_version={len(database.MIGRATIONS) + 1}")
+    with pytest.raises(CoordinatorError, match="newer comigs-coordinator"):
+        Database(tmp_path / "coordinator.db")

@@ -1,0 +1,142 @@
+"""Devices without a model, and a fleet in one folder: no sockets, no process, and no receipts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+
+import numpy as np
+
+from comigs_edge.fleet.books import Books
+from comigs_edge.fleet.exchange import Exchange
+from comigs_edge.fleet.folder import FleetFolder, Membership
+from comigs_edge.fleet.http import HTTPTransport
+from comigs_edge.fleet.transport import News
+from comigs_edge.home.folder import Home
+from coordinator.protocol import compress, keys, rounds, wire
+from coordinator.protocol.aggregate import aggregate
+from coordinator.protocol.messages import Join, Manifest, Settings, State
+from tests.coordinator.rig import SHAPES, arrays, generalist
+
+BASE = "ab" * 32
+NAME = "generalist.blk.0.ffn_gate.lora_a"
+
+
+class FolderFleet:
+    """Generalists and updates lie in a folder, as on a stick that is carried around; `close` is its coordinator."""
+
+    def __init__(self, root, update_format="float32", averaging="separate"):
+        self.root, self.key = root, keys.new_key()
+        self.settings = Settings(local_steps=2, update_format=update_format, averaging=averaging)
+        self.links, self.updates, self.refusals, self.counted = [], {}, [], defaultdict(list)
+        root.mkdir()
+
+    def state(self, device):
+        return State(
+            open_round=len(self.links), newest=self.links[-1] if self.links else None, settings=self.settings,
+            has_contributed=device in self.updates, next_poll_seconds=5.0, counted=self.counted[device][-8:],
+        )  # fmt: skip
+
+    def arrays(self, number):
+        return wire.decode((self.root / str(number)).read_bytes(), "a generalist")
+
+    def close(self):
+        """Makes the next generalist of the updates that came."""
+        number, changes = len(self.links), []
+        for device, update in sorted(self.updates.items()):
+            names = rounds.trained_names(SHAPES, update.averaging, update.trained_from + 1)
+            change = compress.unpack(update.packed, {name: SHAPES[name] for name in names}, update.update_format)
+            stale = rounds.staleness(number - 1, update.trained_from)
+            changes.append((change, rounds.weight(rounds.Rules(), stale, update.tokens)))
+            self.counted[device].append(update.id)
+        data = wire.encode(aggregate(self.arrays(number - 1) if number else arrays(0.0), changes))
+        (self.root / str(number)).write_bytes(data)
+        manifest = Manifest(
+            fleet="fleet", round=number, sha256=hashlib.sha256(data).hexdigest(), size=len(data), base_sha256=BASE,
+            previous=keys.chain_hash(self.links[-1]) if self.links else "", devices=len(changes),
+        )  # fmt: skip
+        self.links.append(keys.sign_manifest(self.key, manifest))
+        self.updates = {}
+
+
+class FolderTransport:
+    """One device's way to a `FolderFleet`; whether an update counts is heard only after its round has closed."""
+
+    def __init__(self, fleet, device):
+        self.fleet, self.device = fleet, device
+
+    def exchange(self, update, leaves, progress):
+        if update and self.device not in self.fleet.updates and update.id not in self.fleet.counted[self.device]:
+            leaves(len(wire.encode(update.packed)))
+            self.fleet.updates[self.device] = update
+        return News(state=self.fleet.state(self.device))
+
+    def manifests(self, after):
+        return self.fleet.links[after + 1 :]
+
+    def download(self, manifest, target, progress):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes((self.fleet.root / str(manifest.round)).read_bytes())
+
+    def refuse(self, refusal):
+        self.fleet.refusals.append(refusal)
+
+
+class Device:
+    """A home in a fleet, without a model: the test is the training."""
+
+    def __init__(self, root, gate=0.1):
+        self.folder, self.gate = FleetFolder(Home(root)), gate
+        self.local = arrays(0.0)
+
+    def join_folder(self, fleet, name):
+        """In a `FolderFleet`."""
+        self.transport = FolderTransport(fleet, name)
+        return self._join("", "", "fleet", name, keys.public_text(fleet.key), fleet.settings)
+
+    def join_coordinator(self, link, patience=2.0):
+        """In the fleet of a coordinator."""
+        address, code, pin = keys.read_link(link)
+        key = self.folder.key()
+        public = keys.public_text(key)
+        self.transport = HTTPTransport(address, pin, key, keys.device_id(public), patience)
+        joined = self.transport.join(
+            Join(code=code, name=None, public_key=public, generalist=generalist(base=BASE), version="test")
+        )
+        return self._join(address, pin.hex(), joined.fleet, joined.device, joined.signing_key, joined.settings)
+
+    def _join(self, address, pin, fleet, device, signing_key, settings):
+        self.folder.save_membership(Membership(
+            address=address, pin=pin, fleet=fleet, device=device, name=device, signing_key=signing_key, joined="",
+            local_steps=settings.local_steps, update_format=settings.update_format, averaging=settings.averaging,
+        ))  # fmt: skip
+        self.open()
+        return self
+
+    def open(self):
+        """As a new process would."""
+        self.books = Books(self.folder, SHAPES, BASE, self.gate)
+        self._exchange = Exchange(self.books, self.transport)
+
+    def learn(self, value):
+        """A training step: every weight changes by `value`, or by arrays."""
+        change = arrays(value) if isinstance(value, float) else value
+        self.local = {name: array + change[name] for name, array in self.local.items()}
+
+    def exchange(self, tokens=100, judge=None):
+        outcome = self._exchange.run(self.local, tokens, judge)
+        if outcome.generalist is not None:
+            self.local = outcome.generalist
+        return outcome
+
+    @property
+    def value(self):
+        return float(self.local[NAME][0, 0])
+
+    @property
+    def reference(self):
+        return float(self.books.standing.reference[NAME][0, 0])
+
+
+def scaled(arrays, factor):
+    return {name: array * np.float32(factor) for name, array in arrays.items()}
