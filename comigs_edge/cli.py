@@ -6,6 +6,7 @@ torch and llama.cpp are imported inside the commands that need them, so `--help`
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import typer
@@ -66,11 +67,15 @@ def callback(
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
 ) -> None:
     """A small language model becomes yours, on your own device, from your own text."""
-    os.umask(0o077)  # whatever is written is for the owner alone
+    os.umask(0o077)  # what is written is for the owner alone
 
 
-for module in (init, plan, train, evaluate, export, chat, join, sync, status, doctor, bench, simulate):
-    module.register(app)
+COMMANDS: tuple[Callable[..., None], ...] = (
+    init.init, plan.plan, train.train, evaluate.evaluate, export.export, chat.chat, join.join, join.leave, sync.sync,
+    sync.rollback, status.status, doctor.doctor, bench.bench, simulate.simulate,
+)  # fmt: skip
+for command in COMMANDS:
+    app.command()(command)
 app.add_typer(data.app, name="data")
 app.add_typer(models.app, name="models")
 app.add_typer(service.app, name="service")

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from profiles import ProfileError
 from profiles.cost import RULES
 
-CACHES = {"F16": 2.0, "Q8_0": 34 / 32}  # bytes a number; Q8_0: 32 numbers with one scale of two bytes
+Cache = Literal["F16", "Q8_0"]
+CACHES: dict[Cache, float] = {
+    "F16": 2.0,
+    "Q8_0": 34 / 32,
+}  # bytes a number; Q8_0: 32 numbers with one scale of two bytes
 BATCHES = (512, 128)  # tokens of a prompt that are computed together
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Subject:
     """What is run, in numbers."""
 
@@ -26,22 +30,24 @@ class Subject:
     keys: int  # width of a token's keys, and of its values
     head: int  # width of a head
     ff_width: int
-    context: int  # tokens
+    context: int  # tokens that are wanted
+    context_length: int  # tokens, the longest that it was trained for
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ChatPlan:
     """How to run it; `reasons` has a sentence for each line."""
 
     threads: int
-    mmap: bool  # the file is mapped and not read into memory of its own
-    cache: str  # how keys and values are kept, one of CACHES
+    context: int  # tokens
+    mmap: bool  # the file is mapped and not read into memory
+    cache: Cache  # how keys and values are kept
     batch: int
     memory: int  # bytes, beside the program's own
     reasons: dict[str, str] = field(default_factory=dict)
 
 
-def peak_memory(subject: Subject, cache: str, batch: int) -> int:
+def peak_memory(subject: Subject, cache: Cache, batch: int) -> int:
     """Bytes that a conversation takes beside the program, when the context is full."""
     rules = RULES["chat"]
     kept = 2 * subject.num_blocks * subject.keys * subject.context * CACHES[cache]
@@ -49,16 +55,19 @@ def peak_memory(subject: Subject, cache: str, batch: int) -> int:
     return int(subject.size + kept + batch * (rules["token"] * subject.ff_width + scores) + rules["spare"])
 
 
-def make(subject: Subject, cores: int, busy: float, free: int, wanted: dict[str, Any]) -> ChatPlan:
-    """The fastest way that fits in `free` bytes, with the `wanted` lines.
+def make(subject: Subject, *, cores: int, busy: float, free: int, wanted: dict[str, Any]) -> ChatPlan:
+    """The fastest way that fits in `free` bytes, with the `wanted` lines and no more context than the model was trained with.
 
     `cores` may be used, of which other programs keep `busy` busy. Raises `ProfileError` saying which context would fit if
     nothing does.
     """
     wanted = {name: value for name, value in wanted.items() if value is not None}
     threads = max(1, cores - round(busy))
-    start = ChatPlan(threads, True, "F16", BATCHES[0], 0)
+    context = min(subject.context, subject.context_length)
+    is_capped, subject = context < subject.context, replace(subject, context=context)
+    start = ChatPlan(threads=threads, context=context, mmap=True, cache="F16", batch=BATCHES[0], memory=0)
     reasons = {
+        "context": "the base was trained with no more" if is_capped else "as config.toml says",
         "threads": "every core" if threads == cores else f"other programs keep {busy:.1f} of {cores} cores busy",
         "mmap": "nothing is copied, and pages that are not used leave memory when it is short",
     }

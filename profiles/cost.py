@@ -22,12 +22,15 @@ LOGITS = 1 << 22  # numbers of the logits that are there at once: 16 MB of float
 # Tokens of a checkpointed block that are computed at once: few keep the memory low, many make the products faster (bfloat16
 # 3.4 s in place of 5.3 s a step with 256, float32 5.5 in place of 6.4).
 PIECES = {"block": 512, "attention": 1024}
+Precision = Literal["float32", "bfloat16"]
 # What is computed again for the backward pass: whole blocks (least memory); all but the MLP's gate and up; nothing.
 Checkpointing = Literal["block", "attention", "none"]
+Backend = Literal["blas", "onednn"]
+Processor = Literal["cpu", "cuda"]
 SHORT_ROWS = 512  # tokens; up to here the attention's weights (T, T) of every head are kept, see `short_rows.py`
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sizes:
     """What training the base takes, in numbers."""
 
@@ -38,6 +41,7 @@ class Sizes:
     queries: int
     keys: int
     vocab_size: int
+    context_length: int  # tokens, the longest that it was trained for
     is_tied: bool
     file_size: int  # bytes
     expert_weights: int  # of one expert, in all blocks
@@ -53,18 +57,18 @@ class Sizes:
         return self.num_blocks * self.block_weights + self.vocab_size * self.width * (1 if self.is_tied else 2)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Rates:
     """Measured on the device: products in FLOP/s by precision, and the threads they were measured with."""
 
-    products: dict[str, float]
+    products: dict[Precision, float]
     threads: int
-    backend: str = "blas"  # the faster one for float32: blas or onednn
-    device: str = "cpu"  # cpu or cuda
+    backend: Backend = "blas"  # the faster one for float32
+    device: Processor = "cpu"
     gpu_memory: int | None = None  # bytes that are free on the GPU
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """How to train on a device; `reasons` has a sentence for each line."""
 
@@ -72,14 +76,14 @@ class Plan:
     batch: int  # rows
     context: int  # tokens
     threads: int
-    precision: str  # that products are computed in: float32 or bfloat16
+    precision: Precision  # that products are computed in
     keep: bool  # the base's weights dequantised ahead; otherwise block by block
     checkpointing: Checkpointing
     memory: int  # bytes, at the peak of the process
-    backend: str = "blas"  # that computes products in float32: torch's BLAS or oneDNN
+    backend: Backend = "blas"  # that computes products in float32: torch's BLAS or oneDNN
     step_seconds: float | None = None  # the mean over a training
-    device: str = "cpu"  # that computes: cpu or cuda
-    blocks: int = 0  # experts are in so many last blocks; 0: in all
+    device: Processor = "cpu"  # that computes
+    blocks: int = 0  # number of final blocks that have experts; 0: all
     cache: bool = False  # the outputs of the blocks without experts stay on disk
     cached: float = 0.0  # share of the tokens that are found there
     reasons: dict[str, str] = field(default_factory=dict)
@@ -129,5 +133,5 @@ def step_seconds(sizes: Sizes, plan: Plan, rates: Rates) -> float:
 
 
 def cache_bytes(sizes: Sizes, tokens: int) -> int:
-    """On the disk, for the outputs of the blocks without experts of so many tokens: float16, and a factor."""
+    """On the disk, for these tokens' outputs of the blocks without experts: float16, and a factor."""
     return tokens * (2 * sizes.width + 4)

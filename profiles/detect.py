@@ -44,7 +44,7 @@ class Power:
 
 @dataclass(frozen=True)
 class Device:
-    """What was found; sizes in bytes, temperatures in degrees Celsius."""
+    """What a device has; sizes in bytes, temperatures in degrees Celsius."""
 
     model: str
     cores: tuple[Cores, ...]
@@ -60,6 +60,11 @@ class Device:
     temperature: float | None  # of the hottest zone
     throttled: tuple[str, ...]
     power: Power
+
+    @property
+    def has_bfloat16(self) -> bool:
+        """Whether every core multiplies matrices of bfloat16 by instructions for it."""
+        return not {"bf16", "avx512_bf16"}.isdisjoint(self.features)
 
     @property
     def usable_memory(self) -> int:
@@ -111,8 +116,8 @@ def cores(root: Path, cpuinfo: str) -> tuple[Cores, ...]:
         hertz = _number(root / f"sys/devices/system/cpu/cpu{fields['processor']}/cpufreq/cpuinfo_max_freq")
         key = (name, None if hertz is None else hertz // 1000)
         kinds[key] = kinds.get(key, 0) + 1
-    found = [Cores(name, count, mhz) for (name, mhz), count in kinds.items()]
-    return tuple(sorted(found, key=lambda each: -(each.max_mhz or 0)))
+    every = [Cores(name, count, mhz) for (name, mhz), count in kinds.items()]
+    return tuple(sorted(every, key=lambda each: -(each.max_mhz or 0)))
 
 
 def features(cpuinfo: str) -> tuple[str, ...]:
@@ -149,8 +154,8 @@ def memory_limit(root: Path) -> tuple[int | None, int | None]:
 
 def usable_memory(root: Path) -> int | None:
     """Bytes that a program may still take, of the device's and of the container's memory; None where neither is known."""
-    found = (_meminfo(root).get("MemAvailable"), memory_limit(root)[1])
-    return min((left for left in found if left is not None), default=None)
+    limits = (_meminfo(root).get("MemAvailable"), memory_limit(root)[1])
+    return min((left for left in limits if left is not None), default=None)
 
 
 def disk_kind(root: Path, folder: str) -> str | None:
@@ -171,19 +176,19 @@ def disk_kind(root: Path, folder: str) -> str | None:
 def gpu(root: Path, tegra: bool) -> str | None:
     """The name of an NVIDIA GPU."""
     for path in sorted((root / "proc/driver/nvidia/gpus").glob("*/information")):
-        if found := re.search(r"^Model:\s*(.+)$", _text(path), re.M):
-            return found[1].strip()
+        if name := re.search(r"^Model:\s*(.+)$", _text(path), re.M):
+            return name[1].strip()
     return "integrated (Tegra)" if tegra else None
 
 
 def power_mode(root: Path) -> str | None:
     """The name of a Jetson's power mode, or its number."""
-    found = re.search(r"pmode:0*(\d+)", _text(root / "var/lib/nvpmodel/status"))
-    if found is None:
+    mode = re.search(r"pmode:0*(\d+)", _text(root / "var/lib/nvpmodel/status"))
+    if mode is None:
         return None
     table = _text(root / "etc/nvpmodel.conf")
-    name = re.search(rf"<\s*POWER_MODEL\s+ID={found[1]}\s+NAME=(\S+)", table)
-    return name[1].rstrip(">") if name else found[1]
+    name = re.search(rf"<\s*POWER_MODEL\s+ID={mode[1]}\s+NAME=(\S+)", table)
+    return name[1].rstrip(">") if name else mode[1]
 
 
 def temperature(root: Path) -> float | None:

@@ -10,12 +10,12 @@ from dataclasses import replace
 from typing import Any
 
 from profiles import DeviceProfile, ProfileError
-from profiles.cost import RULES, Checkpointing, Plan, Rates, Sizes, cache_bytes, peak_memory, step_seconds
+from profiles.cost import RULES, Checkpointing, Plan, Precision, Rates, Sizes, cache_bytes, peak_memory, step_seconds
 
 
 def make(
-    profile: DeviceProfile, memory: int, free: int, sizes: Sizes, tokens: int | None = None, rates: Rates | None = None,
-    wanted: dict[str, Any] | None = None, disk: int = 0, steps: int = 0,
+    profile: DeviceProfile, sizes: Sizes, rates: Rates | None, wanted: dict[str, Any], *, memory: int, free: int,
+    tokens: int | None, disk: int = 0, steps: int = 0,
 ) -> Plan:  # fmt: skip
     """The fastest plan that fits.
 
@@ -23,8 +23,8 @@ def make(
     not known); `wanted` has lines that the user or an earlier training has fixed; `disk` bytes may hold outputs of blocks
     without experts; `steps` are the expert steps. Raises `ProfileError` saying what would fit if nothing does.
     """
-    wanted = {name: value for name, value in (wanted or {}).items() if value is not None}
-    start, reasons = _start(profile, memory, tokens, rates, wanted)
+    wanted = {name: value for name, value in wanted.items() if value is not None}
+    start, reasons = _start(profile, sizes, memory, tokens, rates, wanted)
     budget = int(free * RULES["memory"]["share"])
     if rates is not None and rates.gpu_memory is not None:
         budget = int(rates.gpu_memory * RULES["gpu"]["share"])
@@ -63,21 +63,22 @@ def neighbours(plan: Plan, sizes: Sizes, rates: Rates | None) -> list[Plan]:
 
 
 def _start(
-    profile: DeviceProfile, memory: int, tokens: int | None, rates: Rates | None, wanted: dict[str, Any]
+    profile: DeviceProfile, sizes: Sizes, memory: int, tokens: int | None, rates: Rates | None, wanted: dict[str, Any]
 ) -> tuple[Plan, dict[str, str]]:
     """What the device and the text call for, before memory is looked at."""
     reasons = {name: "as asked for" for name in wanted}
     specialists, why = _specialists(profile, memory, tokens)
     precision, why_precision = _precision(rates)
-    threads = profile.usable_threads if rates is None else rates.threads
-    backend = "blas" if rates is None else rates.backend
     device = "cpu" if rates is None else rates.device
     start = Plan(
-        specialists, profile.batch, profile.context, threads, precision, True, "none", 0, backend, device=device
-    )
+        specialists=specialists, batch=profile.batch, context=min(profile.context, sizes.context_length),
+        threads=profile.usable_threads if rates is None else rates.threads, precision=precision, keep=True,
+        checkpointing="none", memory=0, backend="blas" if rates is None else rates.backend, device=device,
+    )  # fmt: skip
     reasons = {
         "specialists": why, "precision": why_precision,
-        "batch": f"profile {profile.name}", "context": f"profile {profile.name}",
+        "batch": f"profile {profile.name}",
+        "context": f"profile {profile.name}" if start.context == profile.context else "the base was trained with no more",
         "threads": "the fastest that was measured" if rates else "all cores that this process may use",
         "device": "a GPU that torch can use" if device == "cuda" else "no GPU that torch can use",
         "backend": "the faster one for products in float32" if rates else "not measured yet", "blocks": "in every block",
@@ -115,7 +116,7 @@ def _specialists(profile: DeviceProfile, memory: int, tokens: int | None) -> tup
     return 1, f"{tokens:,} training tokens: a second one wants {rules['tokens'][1]:,}"
 
 
-def _precision(rates: Rates | None) -> tuple[str, str]:
+def _precision(rates: Rates | None) -> tuple[Precision, str]:
     if rates is None or "bfloat16" not in rates.products:
         return "float32", "no bfloat16 instructions" if rates else "not measured yet"
     ratio = rates.products["bfloat16"] / rates.products["float32"]
@@ -142,7 +143,7 @@ def _candidates(start: Plan, wanted: dict[str, Any]) -> Iterator[Plan]:
 
 def _memory_reasons(plan: Plan, start: Plan, budget: int, wanted: dict[str, Any]) -> dict[str, str]:
     fits = f"takes {_gb(plan.memory)} of the {_gb(budget)} that may be used"
-    found = {
+    reasons = {
         "keep": "dequantised ahead: " + fits if plan.keep else "stays quantised, block by block: " + fits,
         "checkpointing": {
             "none": "nothing is computed twice: there is memory for it",
@@ -152,10 +153,10 @@ def _memory_reasons(plan: Plan, start: Plan, budget: int, wanted: dict[str, Any]
         "memory": "predicted for the whole process",
     }
     if plan.batch < start.batch:
-        found["batch"] = f"{start.batch} rows would not fit"
+        reasons["batch"] = f"{start.batch} rows would not fit"
     if plan.context < start.context:
-        found["context"] = f"{start.context} tokens would not fit"
-    return {name: "as asked for" if name in wanted else reason for name, reason in found.items()}
+        reasons["context"] = f"{start.context} tokens would not fit"
+    return {name: "as asked for" if name in wanted else reason for name, reason in reasons.items()}
 
 
 def _gb(count: float) -> str:

@@ -1,7 +1,7 @@
 """Whether a device should be left alone just now: what is read every few seconds, and the limits it is held against.
 
 `reasons` decides and knows neither files nor a clock; `readings` reads the kernel's files, as `profiles.detect` does.
-Every limit comes in two: beyond the first one work pauses, and it goes on only at the second, so that it does not change
+Every limit comes in two: beyond the first one work pauses, and it resumes only at the second, so that it does not change
 its mind with every reading.
 """
 
@@ -28,7 +28,7 @@ BATTERY = 30
 MEMORY = 100_000_000
 # Of the cores. Ours: programs that want every core get half of them beside training, which wants every core too.
 OTHER_LOAD = 0.4
-COOLER, FULLER = 10.0, 10  # °C below and percent above the limit, where work goes on
+COOLER, FULLER = 10.0, 10  # °C below and percent above the limit, where work resumes
 WINDOW = 30  # seconds over which the load is taken: starting a program is no reason to pause
 
 
@@ -46,7 +46,7 @@ class Readings:
 
 @dataclass(frozen=True)
 class Limits:
-    """Where work pauses, and where it goes on."""
+    """Where work pauses, and where it resumes."""
 
     pause_temperature: float = OTHER_TEMPERATURE
     resume_temperature: float = OTHER_TEMPERATURE - COOLER
@@ -86,8 +86,8 @@ def reasons(now: Readings, limits: Limits, paused_for: Collection[str] = ()) -> 
     device was hot.
     """
     checks = {"temperature": _heat, "battery": _battery, "memory": _memory, "load": _load}
-    found = ((kind, check(now, limits, kind in paused_for)) for kind, check in checks.items())
-    return tuple(Reason(kind, text) for kind, text in found if text)
+    texts = ((kind, check(now, limits, kind in paused_for)) for kind, check in checks.items())
+    return tuple(Reason(kind, text) for kind, text in texts if text)
 
 
 def _heat(now: Readings, limits: Limits, is_paused: bool) -> str:

@@ -30,7 +30,7 @@ ARROWS = {
     ),
     "comigs_edge.export": "comigs_edge comigs_edge.base comigs_edge.home comigs_edge.nn quantize",
     "comigs_edge.planning": (
-        "comigs_edge comigs_edge.base comigs_edge.data comigs_edge.home comigs_edge.nn profiles quantize"
+        "comigs_edge comigs_edge.base comigs_edge.home comigs_edge.nn coordinator.protocol profiles quantize"
     ),
     "comigs_edge.inference": (
         "comigs_edge comigs_edge.base comigs_edge.data comigs_edge.export comigs_edge.nn quantize"

@@ -331,7 +331,7 @@ def test_the_layout_hot_is_exported_evaluated_and_chatted_with(run, ready):
 def test_a_chat_goes_on_with_what_was_trained_meanwhile(run, ready, monkeypatch):
     run("train", "--steps", "2")
     shown = chat_during(run, monkeypatch, lambda: run("train", "--steps", "2"))
-    assert "your model was trained since: going on with version 2" in shown
+    assert "your model was trained since: continuing with version 2" in shown
 
 
 def test_a_line_of_the_plan_sets_what_the_settings_leave_open(ready, run):
@@ -389,4 +389,4 @@ def test_a_chat_goes_on_when_the_newer_model_cannot_be_used(run, ready, monkeypa
         (ready / "adapters" / "0002" / "router.safetensors").unlink()
 
     shown = chat_during(run, monkeypatch, damaged)
-    assert "version 2 cannot be used, going on with the one before" in shown
+    assert "version 2 cannot be used, continuing with the one before" in shown

@@ -265,9 +265,9 @@ def training(homes: Path, work: Path) -> dict[str, Any]:
     for name in ("de-lora", "de-parallel"):
         personal = Personal(homes / name)
         device, tokenizer = personal.settings.device(), Tokenizer(personal.home.base_file)
-        rows = session.read_rows(personal.home, personal.settings, device, tokenizer, [], lambda *_: None)
+        rows = session.read_rows(personal.home, personal.settings, device.context, tokenizer, [], lambda *_: None)
         tune_allocator()
-        plan = make_schedule(personal.settings, device, 10**6)
+        plan = make_schedule(personal.settings, device.batch, 10**6)
         plan = replace(plan, batch=8, router_period=10**6, block_format="Q4_0")
         trainer = Trainer(Model(open_base(personal.home.base_file), personal.adapters), *rows, plan)
         trainer.step()

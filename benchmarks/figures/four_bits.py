@@ -47,7 +47,7 @@ def scores(home: Path, paths: dict[str, Path], tokens: int = TEST_TOKENS) -> dic
     text = prepare(encoded, tokenizer, settings.evaluate.context, tokens)
     found = {}
     for name, path in paths.items():
-        score = in_llama_cpp(path, text, settings.device().usable_threads)
+        score = in_llama_cpp(path, text, settings.threads("chat"))
         found[name] = {"bits_per_byte": score.bits_per_byte, "perplexity": score.perplexity}
     return found
 

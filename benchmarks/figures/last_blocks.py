@@ -86,7 +86,7 @@ def measure(base: Base) -> dict[str, dict[str, Any]]:
             wanted = ModelConfig(
                 specialists=1, expert_form="parallel", expert_width=variant.width, blocks=variant.blocks
             )
-            adapters = Adapters.initial(plan_experts(wanted, load("laptop"), base.shape), base.shape, 0)
+            adapters = Adapters.initial(plan_experts(wanted, base.shape), base.shape, 0)
             trainer = Trainer(Model(base, adapters, checkpointing="attention"), rows, rows, SCHEDULE)
             batch = rows.batch(0, BATCH)
             actions[name, "step"] = trainer.step
@@ -135,7 +135,7 @@ def rows_of(home: Path) -> int:
     """Rows of the training text."""
     here = Home(home)
     found = session.read_rows(
-        here, here.settings(), load("auto"), Tokenizer(here.base_file), [], lambda done, total: None
+        here, here.settings(), load("auto").context, Tokenizer(here.base_file), [], lambda done, total: None
     )
     return len(found[0])
 

@@ -34,7 +34,7 @@ from comigs_edge.training.batches import Rows
 from comigs_edge.training.memory import tune_allocator
 from comigs_edge.training.schedule import Schedule
 from comigs_edge.training.trainer import Trainer
-from profiles import available_cores, load
+from profiles import available_cores
 from profiles.cost import Plan, step_seconds
 
 SMALL, LARGER = DEFAULT_BASE, "smollm2-360m"
@@ -84,7 +84,11 @@ def _compare(path: Path, form: str, lines: dict[str, Any], steps: int) -> dict[s
     rates = measure.rates(
         sizes.width, sizes.ff_width, lines.get("threads", available_cores()), "bfloat16" in lines.values()
     )
-    plan = replace(Plan(1, 8, 128, rates.threads, "float32", True, "none", 0, rates.backend), **lines)
+    start = Plan(
+        specialists=1, batch=8, context=128, threads=rates.threads, precision="float32", keep=True, checkpointing="none",
+        memory=0, backend=rates.backend,
+    )  # fmt: skip
+    plan = replace(start, **lines)
     torch.set_num_threads(plan.threads)
     seconds = _measured(path, replace(settings.model, blocks=plan.blocks), plan, steps)
     predicted, measured = step_seconds(sizes, plan, rates), statistics.median(seconds)
@@ -97,7 +101,7 @@ def _compare(path: Path, form: str, lines: dict[str, Any], steps: int) -> dict[s
 def _measured(path: Path, experts: ModelConfig, plan: Plan, steps: int) -> list[float]:
     """Seconds of each step, after one that also takes its memory for the first time."""
     base = open_base(path, plan.threads, plan.keep, getattr(torch, plan.precision))
-    adapters = Adapters.initial(plan_experts(experts, load("laptop"), base.shape), base.shape, 0)
+    adapters = Adapters.initial(plan_experts(experts, base.shape), base.shape, 0)
     ids = torch.randint(base.shape.vocab_size, (50_000,), generator=torch.Generator().manual_seed(0)).tolist()
     rows = Rows([Encoded(ids, [True] * len(ids))], plan.context, 0)
     fake = "Q8_0" if experts.expert_form == "parallel" else None  # as a training does by default

@@ -1,4 +1,4 @@
-"""Fetches a file over HTTP: goes on where it stopped, checks the disk first and the SHA-256 at the end.
+"""Fetches a file over HTTP: resumes where it stopped, checks the disk first and the SHA-256 at the end.
 
 While it is incomplete a file is called `.NAME.part`, with the server's ETag in `.NAME.etag`; it goes on only if the server
 still has the same one. The whole file is renamed into place after its check, so what has the right name is right.

@@ -44,11 +44,6 @@ PREFIX = "comigs-edge-bench-"  # of the temporary folder
 DEAD_SECONDS = 86_400  # its age when a kill has left it behind
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the command."""
-    app.command("bench")(bench)
-
-
 def bench(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer tokens and rounds: sooner, and less sure.")] = False,
@@ -102,7 +97,7 @@ def _thread_counts(wanted: int | None, settings: Config) -> list[int]:
         raise ComigsError(
             f"--threads {wanted} is more than the {cores} cores that this process may use; name 1 to {cores}"
         )
-    return sorted({1, wanted or settings.device().usable_threads})
+    return sorted({1, wanted or settings.threads("chat")})
 
 
 def _checked(output: Path | None) -> Path | None:
@@ -154,7 +149,7 @@ def _measured(
     plans, left_out = _plans(settings, GGUFFile(base))
     speed.check_space(plans, folder.parent, shutil.disk_usage(folder).free)
     with bar("writing the models") as progress:
-        written = speed.write(GGUFFile(base), plans, folder, settings.device().usable_threads, progress)
+        written = speed.write(GGUFFile(base), plans, folder, settings.threads("chat"), progress)
     variants = [Candidate(kind, base, (), cache, may_be_refused=True) for kind, cache in CACHES.items()]
     candidates = [Candidate("base", base), *written, *variants]
     together = speed.fits_together(candidates, detect().usable_memory)
@@ -181,7 +176,7 @@ def _plans(settings: Config, base: GGUFFile) -> tuple[list[Plan], dict[str, str]
             stored = hot.FORMATS[0]
         try:
             model = replace(settings.model, specialists=1, experts_per_token=2, expert_form=form)
-            experts = plan_experts(model, settings.device(), shape)
+            experts = plan_experts(model, shape)
             plans.append(speed.plan(base, kind, experts, layout, stored))
         except (ComigsError, QuantizeError) as error:
             left_out[kind] = str(error)
@@ -242,7 +237,7 @@ def _show(results: list[Measured], left_out: dict[str, str], settings: Config) -
         rates = ", ".join(f"{_short(mine.rate(n, 'generation').median)} with {_count(n)}" for n in counts)
         out.print(
             f"Chat is fastest with {_count(mine.fastest_threads)} ({LABELS[mine.kind]}: {rates} tokens/s); "
-            f"it takes {_count(settings.device().usable_threads)} (profile {settings.profile}).",
+            f"it takes {_count(settings.threads('chat'))} (profile {settings.profile}).",
             soft_wrap=True,
         )
 

@@ -19,11 +19,6 @@ if TYPE_CHECKING:
 HELP = "/exit ends, /clear forgets the conversation, /system TEXT sets the system prompt, Ctrl-C stops an answer"
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the command."""
-    app.command("chat")(chat)
-
-
 def chat(
     base: Annotated[bool, typer.Option("--base", help="Talk with the base model instead of yours.")] = False,
     prompt: Annotated[
@@ -56,27 +51,30 @@ def chat(
         from comigs_edge.inference.chat import Chat
 
         options, tokenizer = settings.chat, Tokenizer(home.base_file)
-        plan = _planned(
-            home, settings, personal.size if personal else settings.base.size, load.read() or 0, lines or []
-        )
+        size = personal.size if personal else settings.base.size
+        plan = _make_plan(home, settings, size, load.read() or 0, lines or [])
         session = Chat(
             personal.path if personal else home.base_file, personal.adapters if personal else (),
-            tokenizer, options.system if system is None else system, options.context, plan.threads,
+            tokenizer, options.system if system is None else system, plan.context, plan.threads,
             options.temperature if temperature is None else temperature, options.top_p, options.max_tokens, seed, plan.mmap,
             plan.cache, plan.batch,
         )  # fmt: skip
+    if plan.context < options.context:
+        notes.print(f"[dim]context: {plan.context} tokens; {plan.reasons['context']}[/]", soft_wrap=True)
     if prompt is not None:
         _say(session, prompt)
     else:
         _converse(session, home, settings if personal else None, version)
 
 
-def _planned(home: Home, settings: Config, size: int, busy: float, lines: list[str]) -> ChatPlan:
+def _make_plan(home: Home, settings: Config, size: int, busy: float, lines: list[str]) -> ChatPlan:
     from comigs_edge.planning import plan as planning
     from profiles.detect import detect
 
-    flags = planning.parse(lines, planning.CHAT_KINDS, planning.CHAT_CHOICES)
-    return planning.chat_plan(settings, settings.device(), detect(), home.base_file, size, busy, flags)
+    return planning.chat_plan(
+        settings, home.base_file, profile=settings.device(), device=detect(), size=size, busy=busy,
+        flags=planning.parse(lines, planning.CHAT_LINES),
+    )  # fmt: skip
 
 
 def _personal(home: Home, settings: Config) -> Exported:
@@ -84,15 +82,15 @@ def _personal(home: Home, settings: Config) -> Exported:
     from comigs_edge.export import folder as models
 
     storage = settings.storage()
-    found = models.find_current(home, settings, storage)
-    if found is None:
+    exported = models.find_current(home, settings, storage)
+    if exported is None:
         with bar("exporting your model") as progress:
-            found = models.export_newest(home, settings, storage, None, progress)
-    return found
+            exported = models.export_newest(home, settings, storage, None, progress)
+    return exported
 
 
 def _swap_if_newer(session: Chat, home: Home, settings: Config, version: int) -> int:
-    """Goes on with the newest adapters if there are newer ones than `version`; returns their version."""
+    """Changes to the newest adapters if they are newer than `version`; returns their version."""
     from comigs_edge.commands.console import out
     from comigs_edge.errors import USER_ERRORS
     from comigs_edge.home.versions import versions
@@ -102,9 +100,9 @@ def _swap_if_newer(session: Chat, home: Home, settings: Config, version: int) ->
         try:
             personal = _personal(home, settings)
             session.swap(personal.path, personal.adapters)
-            out.print(f"[dim]your model was trained since: going on with version {newest}[/]")
+            out.print(f"[dim]your model was trained since: continuing with version {newest}[/]")
         except USER_ERRORS as error:
-            out.print(f"[dim]version {newest} cannot be used, going on with the one before: {error}[/]")
+            out.print(f"[dim]version {newest} cannot be used, continuing with the one before: {error}[/]")
     return newest
 
 

@@ -10,7 +10,7 @@ import typer
 from comigs_edge.home import folder as homes
 
 if TYPE_CHECKING:
-    pass
+    from comigs_edge.data.documents import Document
 
 app = typer.Typer(no_args_is_help=True, help="The text that your model learns from; it never leaves this device.")
 
@@ -22,11 +22,10 @@ def add(
     """Add text: notes, pages, chats. A file that was added before is replaced."""
     from comigs_edge.commands.console import next_command, notes, out, size, warn
     from comigs_edge.data import documents
-    from comigs_edge.data.corpus import SPLITS, Corpus
+    from comigs_edge.data.corpus import SPLITS
 
     home = homes.locate()
-    settings = home.settings()
-    corpus = Corpus(home.documents_file, settings.data.training, settings.data.validation)
+    corpus = homes.corpus(home, home.settings())
     with notes.status("reading"):
         reading = documents.read(paths)
         report = corpus.add(reading)
@@ -47,7 +46,7 @@ def add(
     next_command("comigs-edge train")
 
 
-def _excerpt(document: documents.Document) -> str:  # type: ignore[name-defined]  # noqa: F821
+def _excerpt(document: Document) -> str:
     if not document.messages:
         return _short(document.text, 240)
     lines = [f"{message.role}: {_short(message.content, 70)}" for message in document.messages[:4]]
@@ -86,10 +85,8 @@ def list_(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = Fa
 def remove(source: Annotated[int, typer.Argument(metavar="ID", help="Number of a file, from `data list`.")]) -> None:
     """Forget a file and its documents. What a model has learned from them stays until you train anew."""
     from comigs_edge.commands.console import next_command, out
-    from comigs_edge.data.corpus import Corpus
 
     home = homes.locate()
-    settings = home.settings()
-    path = Corpus(home.documents_file, settings.data.training, settings.data.validation).remove(source)
+    path = homes.corpus(home, home.settings()).remove(source)
     out.print(f"{path} was removed", soft_wrap=True)
     next_command("comigs-edge train --fresh")

@@ -16,11 +16,6 @@ if TYPE_CHECKING:
 MARKS = {"good": "[green]good[/]", "note": "[blue]note[/]", "poor": "[yellow]poor[/]", "bad": "[red]bad [/]"}
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the command."""
-    app.command("doctor")(doctor)
-
-
 def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Look at this device and say what would hinder training and chat. Exit code 1 if something is bad."""
     from comigs_edge.commands.console import next_command, print_json
@@ -30,20 +25,20 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
     home = homes.locate()
     folder = next(path for path in [home.root, *home.root.parents] if path.exists())
     device, here, installed = detect(folder=str(folder)), conditions(folder), versions()
-    found = findings(device, here, installed)
+    verdicts = findings(device, here, installed)
     if json:
         print_json({
             "device": asdict(device), "conditions": asdict(here), "versions": installed,
-            "findings": [asdict(each) for each in found],
+            "findings": [asdict(each) for each in verdicts],
         })  # fmt: skip
     else:
-        _show(device, found)
+        _show(device, verdicts)
         next_command("comigs-edge status" if home.exists else "comigs-edge init")
-    if any(each.verdict == "bad" for each in found):
+    if any(each.verdict == "bad" for each in verdicts):
         raise typer.Exit(1)
 
 
-def _show(device: Device, found: list[Finding]) -> None:
+def _show(device: Device, verdicts: list[Finding]) -> None:
     from comigs_edge.commands.console import out
 
     cores = ", ".join(
@@ -56,6 +51,6 @@ def _show(device: Device, found: list[Finding]) -> None:
     for name, value in rows.items():
         if value:
             out.print(f"      [bold]{name:<12}[/]{value}", soft_wrap=True)
-    for each in found:
+    for each in verdicts:
         mend = f"\n                  -> {each.mend}" if each.mend else ""
         out.print(f"{MARKS[each.verdict]}  [bold]{each.subject:<12}[/]{each.text}{mend}", soft_wrap=True)

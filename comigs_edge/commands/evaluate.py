@@ -27,11 +27,6 @@ class Engine(str, Enum):
     torch = "torch"
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the command."""
-    app.command("evaluate")(evaluate)
-
-
 def evaluate(
     engine: Annotated[
         Engine, typer.Option(help="What computes base and mixture: llama.cpp on the files that chat runs, or torch.")
@@ -50,8 +45,7 @@ def evaluate(
         from comigs_edge.export import folder as models
         from comigs_edge.inference.evaluate import prepare
 
-        threads = settings.device().usable_threads
-        torch.set_num_threads(threads)
+        torch.set_num_threads(settings.threads("train"))
         documents = corpus(home, settings)
         documents.check_enough()
         models.newest_adapters(home, settings)  # tells at once if there is nothing to measure
@@ -70,7 +64,7 @@ def evaluate(
                 done += count
                 progress(done, tokens)
 
-            scores[name] = _score(name, home, settings, text, engine, threads, advance)
+            scores[name] = _score(name, home, settings, text, engine, advance)
     _report(scores, text, engine, json)
 
 
@@ -80,7 +74,6 @@ def _score(
     settings: Config,
     text: TestText,
     engine: Engine,
-    threads: int,
     advance: Callable[[int], None],
 ) -> Score | None:
     from comigs_edge.export import folder as models
@@ -89,7 +82,7 @@ def _score(
     from comigs_edge.nn.weights import open_base
     from profiles.detect import usable_memory
 
-    storage = settings.storage()
+    storage, threads = settings.storage(), settings.threads("chat")
     if engine == Engine.llama_cpp and name == "base":
         return in_llama_cpp(home.base_file, text, threads, advance)
     if engine == Engine.llama_cpp and name == "mixture":
@@ -101,7 +94,9 @@ def _score(
         return None
     # Dequantised, a base takes five to eight times its file; where that is not free it stays in the file.
     free = usable_memory(Path("/"))
-    base = open_base(home.base_file, threads, keep=free is None or free > 10 * home.base_file.stat().st_size)
+    base = open_base(
+        home.base_file, settings.threads("train"), keep=free is None or free > 10 * home.base_file.stat().st_size
+    )
     only = {"generalist": (0,), "specialists": others}.get(name)
     model = Model(base, None if name == "base" else adapters, only)
     model.block_format = storage.fake_format

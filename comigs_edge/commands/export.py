@@ -17,11 +17,6 @@ if TYPE_CHECKING:
     from comigs_edge.home.folder import Home
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the command."""
-    app.command("export")(export)
-
-
 def export(
     format: Annotated[
         Optional[str],
@@ -71,21 +66,21 @@ def _cautions(home: Home, settings: Config, storage: Storage, exported: Exported
     from comigs_edge.home.versions import read_manifest, versions
 
     manifest = read_manifest(home.adapters, versions(home.adapters)[-1])
-    found = []
+    cautions = []
     others = {name: count for name, count in exported.formats.items() if name != storage.format}
     if others:
         listed = ", ".join(f"{count} tensors in {name}" for name, count in others.items())
-        found.append(
+        cautions.append(
             f"rows that are not whole blocks of {storage.format} took the format llama.cpp falls back to: {listed}"
         )
     low_bits = storage.format[0] in "QI" and storage.format != "Q8_0"
     if low_bits and FORMS[settings.model.expert_form].is_low_rank and manifest.get("block_format") != storage.format:
-        found.append(
+        cautions.append(
             f"{storage.format} rounds the merged weights again, and these were not trained for it: of a small update to a "
             '4-bit base as little as 6 to 14 % survives; put format = "Q4_0" into [quantize] of config.toml and train, or '
             "use Q8_0"
         )
-    return found
+    return cautions
 
 
 def _show(exported: Exported, seconds: float) -> None:

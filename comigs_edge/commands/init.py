@@ -15,11 +15,6 @@ from comigs_edge.home.folder import Home
 from comigs_edge.nn.experts import FORMS, Form
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the command."""
-    app.command("init")(init)
-
-
 def init(
     base: Annotated[
         Optional[str],
@@ -47,7 +42,7 @@ def init(
     ] = False,
 ) -> None:
     """Make the home of your model: its base, its settings, and a place for your text."""
-    from comigs_edge.commands.console import bar, next_command, out
+    from comigs_edge.commands.console import next_command, out
 
     home = homes.locate()
     if home.exists and not force:
@@ -60,31 +55,43 @@ def init(
         if expert_form is not None and expert_form not in FORMS:
             raise typer.BadParameter(f"--expert-form {expert_form} is not one of {', '.join(FORMS)}")
         name, source = find_base(base or DEFAULT_BASE)
-        converted = _converted(home, source, format.upper(), expert_form) if source.is_dir() else None
-        source = converted or source
-        try:
-            form = _checked_form(source, expert_form)
-        except Exception:
-            if converted:
-                converted.unlink()
-            raise
-        total, done = source.stat().st_size, 0
-        with bar("reading the base") as progress:
-
-            def advance(count: int) -> None:
-                nonlocal done
-                done += count
-                progress(done, total)
-
-            settings = homes.create(
-                home, (name, source), advance, profile=profile, specialists=specialists, expert_form=form
-            )
+        settings = _make_home(home, name, source, format.upper(), expert_form, profile, specialists)
         out.print(f"made {home.root}\n", soft_wrap=True)
     _print_plan(home, settings)
     next_command("comigs-edge data add FOLDER")
 
 
-def _converted(home: Home, folder: Path, format_name: str, expert_form: str | None) -> Path:
+def _make_home(
+    home: Home,
+    name: str,
+    source: Path,
+    format_name: str,
+    expert_form: str | None,
+    profile: str,
+    specialists: int | None,
+) -> Config:
+    from comigs_edge.commands.console import bar
+
+    converted = _convert(home, source, format_name, expert_form) if source.is_dir() else None
+    source = converted or source
+    try:
+        form = _checked_form(source, expert_form)
+    except Exception:
+        if converted:
+            converted.unlink()
+        raise
+    total, done = source.stat().st_size, 0
+    with bar("reading the base") as progress:
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            progress(done, total)
+
+        return homes.create(home, (name, source), advance, profile=profile, specialists=specialists, expert_form=form)
+
+
+def _convert(home: Home, folder: Path, format_name: str, expert_form: str | None) -> Path:
     """The base made from a Hugging Face folder, in the home but not in its place yet."""
     from comigs_edge.base.convert import architecture_of, convert
     from comigs_edge.commands.console import bar
@@ -120,12 +127,12 @@ def _print_plan(home: Home, settings: Config) -> None:
     from comigs_edge.commands.console import out, size
     from comigs_edge.commands.plan import show
     from comigs_edge.nn.experts import expected_shapes
-    from comigs_edge.planning.plan import plan_experts, plan_home, settings_of
+    from comigs_edge.planning.plan import plan_experts, resolve
     from quantize.gguf_file import GGUFFile
 
-    plan, _ = plan_home(home, settings, None, [], None, measure=False)
+    resolved = resolve(home, settings)
     shape, train = read_shape(GGUFFile(home.base_file)), settings.train
-    layout = plan_experts(settings_of(settings, plan).model, settings.device(), shape)
+    layout = plan_experts(resolved.settings.model, shape)
     trainable = sum(a * b for a, b in expected_shapes(layout, shape).values())
     form = FORMS[layout.form].describe(layout)
     base = f"{settings.base.name}, {size(settings.base.size)}, {shape.num_blocks} blocks, sha256 {settings.base.sha256[:16]}"
@@ -140,4 +147,4 @@ def _print_plan(home: Home, settings: Config) -> None:
     )
     for name, value in rows:
         out.print(f"  [bold]{name:<11}[/]{value}", soft_wrap=True)
-    show(plan, settings, [])
+    show(resolved.plan, settings, [])

@@ -9,12 +9,6 @@ import typer
 from comigs_edge.home import folder as homes
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the commands."""
-    app.command("join")(join)
-    app.command("leave")(leave)
-
-
 def join(
     link: Annotated[str, typer.Argument(metavar="LINK", help="What `comigs-coordinator invite` printed: https://host:port#CODE")],
     name: Annotated[Optional[str], typer.Option(help="This device's name in the fleet; default: the invitation's.")] = None,

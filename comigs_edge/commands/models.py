@@ -45,7 +45,7 @@ def pull(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON; progress goes to standard error.")] = False,
 ) -> None:  # fmt: skip
-    """Get a base. Interrupted, the same command goes on where it stopped."""
+    """Get a base. After an interruption the same command continues the download."""
     from comigs_edge.base.download import fetch
     from comigs_edge.commands.console import bar, next_command, out, print_json, size
     from quantize.gguf_file import GGUFFile

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
@@ -18,11 +18,6 @@ if TYPE_CHECKING:
 LINES_HELP = "Fixes a line of the plan, as in --plan batch=4; may be given several times."
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the command."""
-    app.command("plan")(plan)
-
-
 def plan(
     profile: Annotated[Optional[str], typer.Option(help="Profile of the device, in place of config.toml's.")] = None,
     lines: Annotated[Optional[list[str]], typer.Option("--plan", metavar="NAME=VALUE", help=LINES_HELP)] = None,
@@ -33,39 +28,38 @@ def plan(
 ) -> None:
     """Show how this device would train: experts, batch, threads, memory, time, each with its reason."""
     from comigs_edge.commands.console import next_command, notes, print_json
-    from comigs_edge.planning.plan import plan_home, sizes
+    from comigs_edge.planning.plan import resolve
     from profiles import plan as planner
 
     home = homes.locate()
-    settings = home.settings()
     with notes.status("measuring the processor"):
-        found, rates = plan_home(home, settings, profile, lines or [], None, measure)
-    base = sizes(home.base_file, settings)
-    others = planner.neighbours(found, base, rates)
-    minutes, talk = _minutes(found, settings), _chat(home, settings, profile)
+        resolved = resolve(home, home.settings(), profile, lines or (), measure=measure)
+    plan, rates, settings = resolved.plan, resolved.rates, resolved.settings
+    others = planner.neighbours(plan, resolved.base, rates)
+    talk = _plan_chat(home, settings, profile)
     if json:
+        block_format = settings.storage().fake_format
         print_json({
-            "plan": asdict(found) | {"minutes": minutes, "block_format": settings.storage().fake_format},
+            "plan": asdict(plan) | {"minutes": _minutes(plan, settings), "block_format": block_format},
             "chat": talk if isinstance(talk, str) else asdict(talk),
             "rates": None if rates is None else asdict(rates),
             "neighbours": [asdict(each) | {"minutes": _minutes(each, settings)} for each in others],
         })  # fmt: skip
         return
-    show(found, settings, others)
+    show(plan, settings, others)
     _show_chat(talk)
     next_command("comigs-edge train")
 
 
-def _chat(home: Home, settings: Config, profile: str | None) -> ChatPlan | str:
+def _plan_chat(home: Home, settings: Config, profile: str | None) -> ChatPlan | str:
     """How the personal model would be run, of which the base's size is a guess; or why it would not fit."""
-    from comigs_edge.planning import plan as planning
+    from comigs_edge.planning.plan import chat_plan
     from profiles import ProfileError
     from profiles.detect import detect
 
+    kind, size = settings.device(profile), settings.base.size
     try:
-        return planning.chat_plan(
-            settings, settings.device(profile), detect(), home.base_file, settings.base.size, 0, {}
-        )
+        return chat_plan(settings, home.base_file, profile=kind, device=detect(), size=size)
     except ProfileError as error:
         return str(error)
 
@@ -76,43 +70,41 @@ def _show_chat(plan: ChatPlan | str) -> None:
     if isinstance(plan, str):
         out.print(f"chat, in llama.cpp: {plan}", soft_wrap=True, markup=False)
         return
-    values = {
-        "threads": plan.threads, "mmap": "yes" if plan.mmap else "no", "cache": plan.cache, "batch": f"{plan.batch} tokens",
-        "memory": size(plan.memory),
-    }  # fmt: skip
     out.print("chat, in llama.cpp:")
-    for name, value in values.items():
-        out.print(f"  [bold]{name:<11}[/]{value!s:<18} {plan.reasons[name]}", soft_wrap=True)
+    _show_lines({
+        "context": f"{plan.context} tokens", "threads": str(plan.threads), "mmap": "yes" if plan.mmap else "no",
+        "cache": plan.cache, "batch": f"{plan.batch} tokens", "memory": size(plan.memory),
+    }, plan.reasons)  # fmt: skip
 
 
 def show(plan: Plan, settings: Config, neighbours: list[Plan]) -> None:
     """Prints a plan as lines with their reasons."""
     from comigs_edge.commands.console import out, size
 
-    storage = settings.storage()
-    values: list[tuple[str, Any, str]] = [
-        ("experts", f"1 generalist + {plan.specialists}", plan.reasons.get("specialists", "")),
-        ("blocks", f"the last {plan.blocks}" if plan.blocks else "all", plan.reasons.get("blocks", "")),
-        ("batch", f"{plan.batch} rows", plan.reasons.get("batch", "")),
-        ("context", f"{plan.context} tokens", plan.reasons.get("context", "")),
-        ("threads", plan.threads, plan.reasons.get("threads", "")),
-        ("device", plan.device, plan.reasons.get("device", "")),
-        ("precision", plan.precision, plan.reasons.get("precision", "")),
-        ("backend", plan.backend, plan.reasons.get("backend", "")),
-        ("weights", "in memory" if plan.keep else "in its file", plan.reasons.get("keep", "")),
-        ("recompute", plan.checkpointing, plan.reasons.get("checkpointing", "")),
-        ("cache", "on disk" if plan.cache else "none", plan.reasons.get("cache", "")),
-        ("memory", size(plan.memory), plan.reasons.get("memory", "")),
-        ("format", storage.format, f"trained in {storage.fake_format or 'the weights as they are'}"),
-    ]
+    storage, reasons = settings.storage(), plan.reasons
+    _show_lines({
+        "experts": f"1 generalist + {plan.specialists}", "blocks": f"the last {plan.blocks}" if plan.blocks else "all",
+        "batch": f"{plan.batch} rows", "context": f"{plan.context} tokens", "threads": str(plan.threads),
+        "device": plan.device, "precision": plan.precision, "backend": plan.backend,
+        "weights": "in memory" if plan.keep else "in its file", "recompute": plan.checkpointing,
+        "cache": "on disk" if plan.cache else "none", "memory": size(plan.memory), "format": storage.format,
+    }, reasons | {
+        "experts": reasons["specialists"], "weights": reasons["keep"], "recompute": reasons["checkpointing"],
+        "format": f"trained in {storage.fake_format or 'the weights as they are'}",
+    })  # fmt: skip
     if plan.step_seconds is not None:
-        minutes = f"{settings.train.steps} expert steps and their router steps, {plan.step_seconds:.1f} s each"
-        values.append(("time", f"{_minutes(plan, settings):.0f} minutes", minutes))
-    for name, value, reason in values:
-        out.print(f"  [bold]{name:<11}[/]{value!s:<18} {reason}", soft_wrap=True, markup=True)
+        steps = f"{settings.train.steps} expert steps and their router steps, {plan.step_seconds:.1f} s each"
+        _show_lines({"time": f"{_minutes(plan, settings):.0f} minutes"}, {"time": steps})
     for each in neighbours:
         time = "" if each.step_seconds is None else f", {_minutes(each, settings):.0f} minutes"
         out.print(f"  with {each.specialists} specialist{'s' * (each.specialists != 1)}: {size(each.memory)}{time}")
+
+
+def _show_lines(values: dict[str, str], reasons: dict[str, str]) -> None:
+    from comigs_edge.commands.console import out
+
+    for name, value in values.items():
+        out.print(f"  [bold]{name:<11}[/]{value:<18} {reasons[name]}", soft_wrap=True)
 
 
 def summary(plan: Plan, settings: Config) -> str:

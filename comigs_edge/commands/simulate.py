@@ -16,11 +16,6 @@ if TYPE_CHECKING:
     from comigs_edge.simulate.run import Simulation
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the command."""
-    app.command("simulate")(simulate)
-
-
 def simulate(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe (multilingual, topics-ood, domains, quantity, devices, chat) or "
                                           "a TOML file.")],
@@ -41,7 +36,7 @@ def simulate(
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON at the end; progress goes to standard error.")] = False,
 ) -> None:  # fmt: skip
-    """Train a fleet of virtual devices on this machine and compare methods. Typed again, it goes on where it was."""
+    """Train a fleet of virtual devices on this machine and compare methods. Run it again to continue."""
     from comigs_edge.simulate import recipe as recipes
     from comigs_edge.simulate import report
     from comigs_edge.simulate.methods import catalogue
@@ -53,23 +48,23 @@ def simulate(
         if value not in known:
             raise typer.BadParameter(f"{name} {value} must be one of {', '.join(known)}")
     path = recipes.find(recipe)
-    found = recipes.read(path)
-    wanted = found.size(size)
+    parsed = recipes.read(path)
+    wanted = parsed.size(size)
     if rounds is not None:
         measured = tuple(number for number in wanted.measured_rounds if number <= rounds)
         wanted = replace(wanted, rounds=rounds, measured_rounds=measured)
     methods = [catalogue.named(name) for name in dict.fromkeys(method or catalogue.CORE)]
     seeds = list(dict.fromkeys(seed or [42]))
     folder = output or Path("simulations") / f"{path.stem}-{size}"
-    simulation = _open(found, wanted, text, folder, base, threads, (device, precision), leaky)
+    simulation = _open(parsed, wanted, text, folder, base, threads, (device, precision), leaky)
     results, scores = _run(simulation, methods, seeds)
     made_on = report.hardware(results)
     tokens = ", ".join(f"{name} {each.num_training_tokens:,}" for name, each in simulation.texts.items())
     notes = [
-        f"Recipe {path.stem}, size {size}: {found.about}.",
+        f"Recipe {path.stem}, size {size}: {parsed.about}.",
         f"Rounds of {wanted.local_steps} expert steps: {wanted.rounds}; {wanted.batch} x {wanted.context} tokens a step.",
         f"Training tokens: {tokens}.",
-        f"Base {base}, {found.experts.form} experts, {precision}, on {made_on}"
+        f"Base {base}, {parsed.experts.form} experts, {precision}, on {made_on}"
         + (", by the published code's leaky loop." if leaky else "."),
     ]
     _report(results, scores, notes, folder, json)
@@ -105,12 +100,12 @@ def _open(
         torch.set_num_threads(count)
         tokenizer = Tokenizer(file)
     with bar("reading the text") as progress:
-        found = texts.read(recipe, size, text, tokenizer, progress)
+        corpora = texts.read(recipe, size, text, tokenizer, progress)
     with notes.status("loading the base"):
         sha256 = files.sha256_file(file)
         opened = open_base(file, count, True, getattr(torch, where[1]), where[0])
         tune_allocator()
-    return Simulation(recipe, size, found, opened, folder, leaky, sha256, where[1], _hardware(where[0]))
+    return Simulation(recipe, size, corpora, opened, folder, leaky, sha256, where[1], _hardware(where[0]))
 
 
 def _hardware(device: str) -> str:
@@ -137,7 +132,7 @@ def _run(simulation: Simulation, methods: list[Method], seeds: list[int]) -> tup
                     with bar(f"{method.name}, seed {seed}") as progress:
                         results.append(simulation.run(method, seed, progress))
     except KeyboardInterrupt:
-        notes.print("stopped; the same command goes on from the last round that was done")
+        notes.print("stopped; the same command continues after the last round that was done")
         raise typer.Exit(130) from None
     return results, scores
 

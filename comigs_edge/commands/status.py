@@ -9,70 +9,65 @@ import typer
 from comigs_edge.home import folder as homes
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the command."""
-    app.command("status")(status)
-
-
 def status(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Show the home, its base, text, training and models, and what to do next."""
     from comigs_edge.commands.console import next_command, out, print_json, size
 
-    found = _collect()
+    facts = _collect()
     if json:
-        print_json(found)
+        print_json(facts)
         return
-    out.print(f"[bold]home      [/]{found['home']}", soft_wrap=True)
-    if found["base"]:
+    out.print(f"[bold]home      [/]{facts['home']}", soft_wrap=True)
+    if facts["base"]:
         out.print(
-            f"[bold]base      [/]{found['base']['name']}, {size(found['base']['size'])}, sha256 {found['base']['sha256'][:16]}"
+            f"[bold]base      [/]{facts['base']['name']}, {size(facts['base']['size'])}, sha256 {facts['base']['sha256'][:16]}"
         )
-        data = ", ".join(f"{s['documents']} {name}" for name, s in found["data"].items())
-        total = sum(s["bytes"] for s in found["data"].values())
+        data = ", ".join(f"{s['documents']} {name}" for name, s in facts["data"].items())
+        total = sum(s["bytes"] for s in facts["data"].values())
         out.print(f"[bold]text      [/]{data} documents, {size(total)}")
-        training, made = found["training"], found["adapters"]
+        training, made = facts["training"], facts["adapters"]
         steps = f", {training['expert_steps']} of {training['steps']} expert steps" if training["steps"] else ""
         out.print(f"[bold]training  [/]{training['state']}{steps}")
         if made:
             losses = f"{made['validation_loss_before']:.4f} before, {made['validation_loss']:.4f} after"
             out.print(f"[bold]adapters  [/]version {made['version']}, validation loss {losses}")
-        if fleet := found["fleet"]:
+        if fleet := facts["fleet"]:
             newest = "no generalist yet" if fleet["generalist"] is None else f"generalist {fleet['generalist']}"
             waits = ", an update waits" if fleet["waits"] else ""
             out.print(f"[bold]fleet     [/]{fleet['address']}, as {fleet['name']}, {newest}{waits}", soft_wrap=True)
-        for model in found["models"]:
+        for model in facts["models"]:
             out.print(f"[bold]model     [/]{model['path']}, {size(model['bytes'])}", soft_wrap=True)
-    next_command(found["next"])
+    next_command(facts["next"])
 
 
 def _collect() -> dict[str, Any]:
     from dataclasses import asdict
 
     home = homes.locate()
-    found: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "home": str(home.root), "base": None, "data": {}, "training": {"state": "none", "expert_steps": 0, "steps": 0},
         "adapters": None, "models": [], "fleet": None, "next": "comigs-edge init",
     }  # fmt: skip
     if not home.exists:
-        return found
+        return facts
     from comigs_edge.data.corpus import Corpus
     from comigs_edge.home.versions import read_manifest, versions
     from comigs_edge.training import checkpoint
 
     settings = home.settings()
-    found |= {"base": asdict(settings.base), "profile": settings.profile, "data": Corpus(home.documents_file).sizes()}
+    facts |= {"base": asdict(settings.base), "profile": settings.profile, "data": Corpus(home.documents_file).sizes()}
     saved = checkpoint.load(home.state)
     if saved is not None and saved[1]:
         state = "finished" if saved[1]["finished"] else "interrupted"
         steps = saved[1]["schedule"]["steps"]
-        found["training"] = {"state": state, "expert_steps": saved[1]["expert_steps"], "steps": steps}
+        facts["training"] = {"state": state, "expert_steps": saved[1]["expert_steps"], "steps": steps}
     numbers = versions(home.adapters)
     if numbers:
-        found["adapters"] = read_manifest(home.adapters, numbers[-1])
-    found["models"] = [{"path": str(p), "bytes": p.stat().st_size} for p in sorted(home.models.glob("*.gguf"))]
-    found["fleet"] = _fleet(home)
-    found["next"] = _next(found)
-    return found
+        facts["adapters"] = read_manifest(home.adapters, numbers[-1])
+    facts["models"] = [{"path": str(p), "bytes": p.stat().st_size} for p in sorted(home.models.glob("*.gguf"))]
+    facts["fleet"] = _fleet(home)
+    facts["next"] = _next(facts)
+    return facts
 
 
 def _fleet(home: homes.Home) -> dict[str, Any] | None:
@@ -89,9 +84,9 @@ def _fleet(home: homes.Home) -> dict[str, Any] | None:
     }  # fmt: skip
 
 
-def _next(found: dict[str, Any]) -> str:
-    if not any(split["documents"] for split in found["data"].values()):
+def _next(facts: dict[str, Any]) -> str:
+    if not any(split["documents"] for split in facts["data"].values()):
         return "comigs-edge data add FOLDER"
-    if found["training"]["state"] == "interrupted":
+    if facts["training"]["state"] == "interrupted":
         return "comigs-edge train --resume"
-    return "comigs-edge chat" if found["adapters"] else "comigs-edge train"
+    return "comigs-edge chat" if facts["adapters"] else "comigs-edge train"

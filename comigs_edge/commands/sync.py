@@ -13,12 +13,6 @@ if TYPE_CHECKING:
     from comigs_edge.fleet.sync import Preview, Sync
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the commands."""
-    app.command("sync")(sync)
-    app.command("rollback")(rollback)
-
-
 def sync(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would leave this device, and send nothing.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

@@ -17,11 +17,6 @@ if TYPE_CHECKING:
     from comigs_edge.training.trainer import Trainer
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the command."""
-    app.command("train")(train)
-
-
 def train(
     steps: Annotated[Optional[int], typer.Option(min=1, help="Expert steps; default: config.toml's, 200.")] = None,
     minutes: Annotated[Optional[float], typer.Option(min=0.1, help="Train as many steps as fit in this time.")] = None,
@@ -60,11 +55,12 @@ def train(
             from comigs_edge.training.run import open_training
 
         with notes.status("measuring the processor"):
-            plan, _ = planning.plan_home(home, settings, profile, lines or [], resume, measure=True)
+            resolved = planning.resolve(home, settings, profile, lines or (), resume=resume, measure=True)
+        plan = resolved.plan
         notes.print(summary(plan, settings), soft_wrap=True)
-        planning.check_disk(home, plan, planning.sizes(home.base_file, settings))
+        planning.check_disk(home, plan, resolved.base)
         with bar("reading your text") as progress:
-            run = open_training(home, settings, plan, profile, progress)
+            run = open_training(home, resolved, progress)
         # Not as markup: the texts name sections of config.toml in brackets.
         say = partial(notes.print, markup=False, soft_wrap=True)
         pauses = open_pauses(settings.pause, pause, not plan.keep, say)

@@ -59,7 +59,7 @@ def export_newest(
             replaced = _replace(before, base, adapters, storage.format, target, origin)
             if replaced is not None:
                 return replaced
-    return export(base, adapters, storage.format, target, origin, progress, settings.device().usable_threads)
+    return export(base, adapters, storage.format, target, origin, progress, settings.threads("train"))
 
 
 def find_current(home: Home, settings: Config, storage: Storage) -> Exported | None:
@@ -142,6 +142,5 @@ def _remove_old(home: Home, oldest: int) -> None:
 
 
 def _exports(home: Home) -> list[tuple[Path, re.Match[str]]]:
-    """The files that this module names; all others in the folder are the user's."""
-    names = [(path, _NAME.fullmatch(path.name)) for path in home.models.glob("personal-*.gguf")]
-    return [(path, name) for path, name in names if name]
+    """The files that this module names, with the parts of their names; all others in the folder are the user's."""
+    return [(path, name) for path in home.models.glob("personal-*.gguf") if (name := _NAME.fullmatch(path.name))]

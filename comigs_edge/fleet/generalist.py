@@ -8,7 +8,7 @@ from comigs_edge.home.config import Config
 from comigs_edge.home.folder import Home
 from comigs_edge.home.versions import load, read_manifest, versions
 from comigs_edge.nn.experts import Layout, generalist_shapes
-from comigs_edge.planning.plan import plan_experts, plan_home, settings_of
+from comigs_edge.planning.plan import plan_experts, resolve
 from comigs_edge.training import checkpoint
 from coordinator.protocol.generalist import may_leave
 from coordinator.protocol.messages import Generalist
@@ -21,8 +21,7 @@ def read_layout(home: Home, settings: Config) -> tuple[Layout, Shape]:
     shape, made = read_shape(GGUFFile(home.base_file)), versions(home.adapters)
     if made:
         return Layout(**read_manifest(home.adapters, made[-1])["layout"]), shape
-    plan, _ = plan_home(home, settings, None, [], None, measure=False)
-    return plan_experts(settings_of(settings, plan).model, settings.device(), shape), shape
+    return plan_experts(resolve(home, settings).settings.model, shape), shape
 
 
 def describe_generalist(home: Home, settings: Config) -> Generalist:

@@ -14,7 +14,7 @@ from comigs_edge.fleet.outcome import Judge, Judgement, Outcome
 from comigs_edge.home.config import Config
 from comigs_edge.home.folder import Home
 from comigs_edge.home.versions import Saved, load, save, versions
-from comigs_edge.planning.plan import plan_home
+from comigs_edge.planning.plan import resolve
 from comigs_edge.progress import Progress
 from coordinator.protocol import wire
 from coordinator.protocol.wire import Arrays
@@ -112,8 +112,7 @@ def _judge(home: Home, settings: Config, saved: Saved) -> Judge:
         from comigs_edge.nn.adapters import Adapters
         from comigs_edge.training.run import open_training
 
-        plan, _ = plan_home(home, settings, None, [], None, measure=True)  # as a training would have it
-        run = open_training(home, settings, plan)
+        run = open_training(home, resolve(home, settings, measure=True))  # as a training would have it
         adapters = Adapters.from_arrays(saved.layout, run.base.shape, saved.arrays)
         return compare(run.make_trainer(adapters), before, after)
 

@@ -13,14 +13,13 @@ import profiles
 from comigs_edge.nn.experts import FORMS, Form
 from coordinator.protocol.settings import setting
 from profiles import DeviceProfile
-from profiles.cost import Checkpointing
+from profiles.chat import Cache
+from profiles.cost import Checkpointing, Precision
 
 Layout = Literal["merged", "hot"]
 Format = Literal[
     "Q8_0", "F16", "F32", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"
 ]
-Precision = Literal["float32", "bfloat16"]
-Cache = Literal["F16", "Q8_0"]  # of keys and values
 LAYOUTS: tuple[str, ...] = get_args(Layout)
 FORMATS_TO_EXPORT: tuple[str, ...] = get_args(Format)
 TRAINABLE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")  # formats that training can compute in
@@ -264,6 +263,11 @@ class Config:
     def device(self, profile: str | None = None) -> DeviceProfile:
         """The profile named on the command line, or else the file's."""
         return profiles.load(profile or self.profile)
+
+    def threads(self, section: Literal["train", "chat"]) -> int:
+        """Threads of work that no plan is made for: the section's, or else the profile's."""
+        chosen = self.train.threads if section == "train" else self.chat.threads
+        return chosen or self.device().usable_threads
 
     def learning_rates(self) -> tuple[float, float]:
         """The experts' first and final learning rate."""

@@ -79,7 +79,7 @@ class Saved(NamedTuple):
 def load(folder: Path, shape: Shape, base_sha256: str) -> Saved:
     """The newest version in `folder`.
 
-    Raises `ComigsError` if there is none, if it belongs to another base, or if it is damaged.
+    Raises `ComigsError` if it is missing, if it belongs to another base, or if it is damaged.
     """
     numbers = versions(folder)
     if not numbers:

@@ -49,13 +49,13 @@ def conditions(folder: Path) -> Conditions:
 
 def versions() -> dict[str, str | None]:
     """Versions of Python and of the packages that do the work, without importing them; None where one is missing."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
+    installed: dict[str, str | None] = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+            installed[name] = None
+    return installed
 
 
 def findings(device: Device, here: Conditions, installed: dict[str, str | None]) -> list[Finding]:

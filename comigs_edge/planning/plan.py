@@ -4,121 +4,152 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, replace
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from comigs_edge import files
 from comigs_edge.base.hparams import Shape, read_shape
-from comigs_edge.data.corpus import Corpus
 from comigs_edge.errors import ComigsError
-from comigs_edge.home.config import Config, ModelConfig
-from comigs_edge.home.folder import Home
+from comigs_edge.home.config import ChatConfig, Config, ModelConfig, TrainConfig
+from comigs_edge.home.folder import Home, corpus
 from comigs_edge.home.versions import read_manifest, versions
 from comigs_edge.nn.experts import FORMS, Layout, expected_shapes, experts_per_token
+from coordinator.protocol.settings import SettingsError, convert
 from profiles import DeviceProfile
 from profiles import chat as chat_planner
 from profiles import detect as detection
 from profiles import plan as planner
 from profiles.chat import ChatPlan, Subject
-from profiles.cost import RULES, Plan, Rates, Sizes
+from profiles.cost import RULES, Backend, Checkpointing, Plan, Precision, Processor, Rates, Sizes
 from profiles.detect import Device
 from quantize.gguf_file import GGUFFile
 
 BYTES_A_TOKEN = 4  # of text: a rough mean over languages
-KINDS: dict[str, type] = {
-    "specialists": int, "batch": int, "context": int, "threads": int, "precision": str, "keep": bool, "checkpointing": str,
-    "backend": str, "device": str, "blocks": int, "cache": bool,
+_MODEL, _TRAIN, _CHAT = (get_type_hints(each, include_extras=True) for each in (ModelConfig, TrainConfig, ChatConfig))
+LINES: dict[str, Any] = {  # of a training's plan, which --plan may fix -> type and bounds
+    "specialists": _MODEL["specialists"], "batch": _TRAIN["batch"], "context": _TRAIN["context"],
+    "threads": _TRAIN["threads"], "precision": Precision, "keep": bool, "checkpointing": Checkpointing, "backend": Backend,
+    "device": Processor, "blocks": _MODEL["blocks"], "cache": bool,
 }  # fmt: skip
-CHAT_KINDS: dict[str, type] = {"threads": int, "mmap": bool, "cache": str, "batch": int}
-CHAT_CHOICES: dict[str, tuple[str, ...]] = {"cache": ("F16", "Q8_0")}
-RESULTS = (
-    "specialists",
-    "batch",
-    "context",
-    "precision",
-    "blocks",
-    "cache",
-    "device",
-)  # lines that the result depends on
-CHOICES = {
-    "precision": ("float32", "bfloat16"), "checkpointing": ("block", "attention", "none"), "backend": ("blas", "onednn"),
-    "device": ("cpu", "cuda"),
-}  # fmt: skip
+CHAT_LINES: dict[str, Any] = {name: _CHAT[name] for name in ("threads", "mmap", "cache", "batch")}
+RESULTS = ("specialists", "batch", "context", "precision", "blocks", "cache", "device")  # what the result depends on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resolved:
+    """A home's settings and its plan, in agreement: what computes takes its numbers from here."""
+
+    settings: Config  # unset values are filled from the plan
+    plan: Plan
+    base: Sizes
+    rates: Rates | None  # the processor's, if they were measured
+
+
+def resolve(
+    home: Home, settings: Config, profile: str | None = None, lines: Iterable[str] = (), *, resume: bool | None = None,
+    measure: bool = False,
+) -> Resolved:  # fmt: skip
+    """Plans a training of the home, with `lines` (NAME=VALUE) of a command; to `measure` takes two seconds and loads torch.
+
+    `resume` is as in `fixed_lines`. Raises `ProfileError` if nothing fits, `ComigsError` for what this device or base does
+    not have.
+    """
+    device, kind = detection.detect(folder=str(home.root)), settings.device(profile)
+    base, flags = sizes(home.base_file, settings), parse(lines)
+    context = flags.get("context", settings.train.context)
+    if context and context > base.context_length:
+        raise ComigsError(
+            f"context = {context} is asked for and the base was trained with {base.context_length} tokens; use at most that"
+        )
+    fixed = fixed_lines(home, settings, flags, resume)
+    rates = (
+        _measure(device, base, fixed.get("threads") or kind.usable_threads, fixed.get("device")) if measure else None
+    )
+    plan = make(home, settings, profile=kind, device=device, base=base, rates=rates, fixed=fixed)
+    return Resolved(settings=settings_of(settings, plan), plan=plan, base=base, rates=rates)
 
 
 def sizes(path: Path, settings: Config) -> Sizes:
     """Of the base at `path` and of experts as the settings ask for them."""
     file = GGUFFile(path)
     shape = read_shape(file)
-    one = expected_shapes(plan_experts(replace(settings.model, specialists=0, blocks=0), _NO_PROFILE, shape), shape)
+    one = expected_shapes(plan_experts(replace(settings.model, specialists=0, blocks=0), shape), shape)
     return Sizes(
-        shape.num_blocks, shape.width, shape.ff_width, shape.num_heads, shape.num_heads * shape.head_width,
-        shape.num_kv_heads * shape.head_width, shape.vocab_size, "output.weight" not in file.tensors,
-        path.stat().st_size, sum(rows * columns for rows, columns in one.values()),
+        num_blocks=shape.num_blocks, width=shape.width, ff_width=shape.ff_width, heads=shape.num_heads,
+        queries=shape.num_heads * shape.head_width, keys=shape.num_kv_heads * shape.head_width, vocab_size=shape.vocab_size,
+        context_length=shape.context_length, is_tied="output.weight" not in file.tensors, file_size=path.stat().st_size,
+        expert_weights=sum(rows * columns for rows, columns in one.values()),
     )  # fmt: skip
 
 
-_NO_PROFILE = DeviceProfile("none", "", 0, 1, 1)
+def _measure(device: Device, base: Sizes, threads: int, wanted: str | None) -> Rates:
+    from comigs_edge.planning import rates
+
+    if rates.choose_device(wanted, device.gpu is not None) == "cuda":
+        return rates.gpu_rates(base.width, base.ff_width, threads)
+    return rates.rates(base.width, base.ff_width, threads, device.has_bfloat16)
 
 
 def make(
-    home: Home, settings: Config, profile: DeviceProfile, device: Device, base: Sizes, rates: Rates | None,
+    home: Home, settings: Config, *, profile: DeviceProfile, device: Device, base: Sizes, rates: Rates | None,
     fixed: dict[str, Any],
 ) -> Plan:  # fmt: skip
-    """The plan with its `fixed` lines. Raises `ProfileError` if nothing fits, `ComigsError` for blocks that are not there."""
+    """The plan with its `fixed` lines. Raises `ProfileError` if nothing fits, `ComigsError` for what is not there."""
     if fixed.get("blocks", 0) > base.num_blocks:
-        raise ComigsError(
-            f"blocks = {fixed['blocks']} and the base has {base.num_blocks}; use at most so many, or 0 for all"
-        )
+        raise _too_many_blocks(fixed["blocks"], base.num_blocks)
     if fixed.get("blocks") == base.num_blocks:
         fixed = fixed | {"blocks": 0}
-    memory = profile.memory or device.memory_limit or device.memory
-    free = min(device.usable_memory, profile.memory or device.usable_memory)
+    if fixed.get("precision") == "bfloat16":
+        _check_bfloat16(device, rates, fixed.get("device"))
     disk = int(RULES["cache"]["share"] * shutil.disk_usage(home.root).free)
     if settings.train.cache_mb is not None:
         disk = settings.train.cache_mb * 10**6
-    tokens, steps = training_tokens(home, settings), settings.train.steps
-    return planner.make(profile, memory, free, base, tokens, rates, fixed, disk, steps)
+    return planner.make(
+        profile, base, rates, fixed, memory=profile.memory or device.memory_limit or device.memory,
+        free=min(device.usable_memory, profile.memory or device.usable_memory), tokens=training_tokens(home, settings),
+        disk=disk, steps=settings.train.steps,
+    )  # fmt: skip
 
 
-def plan_home(
-    home: Home, settings: Config, profile: str | None, lines: list[str], resume: bool | None, measure: bool
-) -> tuple[Plan, Rates | None]:
-    """The home's plan, and the processor's rates if they were to be measured, which takes two seconds and loads torch."""
-    device, kind = detection.detect(folder=str(home.root)), settings.device(profile)
-    base = sizes(home.base_file, settings)
-    fixed = fixed_lines(home, settings, parse(lines), resume)
-    rates = None
-    if measure:
-        from comigs_edge.planning import rates as measuring
-
-        threads, widths = fixed.get("threads") or kind.usable_threads, (base.width, base.ff_width)
-        if measuring.choose_device(fixed.get("device"), device.gpu is not None) == "cuda":
-            rates = measuring.gpu_rates(*widths, threads)
-        else:
-            rates = measuring.rates(*widths, threads, bool({"bf16", "avx512_bf16"} & set(device.features)))
-    return make(home, settings, kind, device, base, rates, fixed), rates
+def _check_bfloat16(device: Device, rates: Rates | None, wanted: str | None) -> None:
+    """Raises `ComigsError` where products in bfloat16 were not measured, or the processor has no instructions for them."""
+    if rates is not None:
+        has_bfloat16 = "bfloat16" in rates.products
+    else:
+        has_bfloat16 = device.has_bfloat16 or (device.gpu is not None and wanted != "cpu")
+    if not has_bfloat16:
+        where = "GPU" if rates is not None and rates.device == "cuda" else "processor"
+        raise ComigsError(
+            f"precision = bfloat16 is asked for and this {where} has no instructions for it; train with: "
+            "--plan precision=float32, or delete precision from [train] in config.toml"
+        )
 
 
 def chat_plan(
-    settings: Config, profile: DeviceProfile, device: Device, base: Path, size: int, busy: float, flags: dict[str, Any]
-) -> ChatPlan:
+    settings: Config, base: Path, *, profile: DeviceProfile, device: Device, size: int, busy: float = 0,
+    flags: dict[str, Any] | None = None,
+) -> ChatPlan:  # fmt: skip
     """How to talk with a model of `size` bytes made of this base, while other programs keep `busy` cores busy.
 
     Raises `ProfileError` if it does not fit.
     """
     shape, chat = read_shape(GGUFFile(base)), settings.chat
-    keys = shape.num_kv_heads * shape.head_width
-    subject = Subject(size, shape.num_blocks, shape.num_heads, keys, shape.head_width, shape.ff_width, chat.context)
-    asked = {"threads": chat.threads, "mmap": chat.mmap, "cache": chat.cache, "batch": chat.batch}
-    return chat_planner.make(subject, profile.usable_threads, busy, device.usable_memory, asked | flags)
+    subject = Subject(
+        size=size, num_blocks=shape.num_blocks, heads=shape.num_heads, keys=shape.num_kv_heads * shape.head_width,
+        head=shape.head_width, ff_width=shape.ff_width, context=chat.context, context_length=shape.context_length,
+    )  # fmt: skip
+    asked = {name: getattr(chat, name) for name in CHAT_LINES} | (flags or {})
+    cores, free = profile.usable_threads, device.usable_memory
+    return chat_planner.make(subject, cores=cores, busy=busy, free=free, wanted=asked)
 
 
 def fixed_lines(home: Home, settings: Config, flags: dict[str, Any], resume: bool | None) -> dict[str, Any]:
     """Lines about which there is no choice: a command's flags, then config.toml, then what an earlier training has left.
 
-    Raises `ComigsError` where flags or settings contradict a training that was interrupted.
+    `resume` False starts from the bare base. Raises `ComigsError` where flags or settings contradict a training that was
+    interrupted.
     """
     train = settings.train
     asked: dict[str, Any] = {
@@ -127,31 +158,37 @@ def fixed_lines(home: Home, settings: Config, flags: dict[str, Any], resume: boo
         "keep": None if train.base is None else train.base == "dequantised", "blocks": settings.model.blocks,
     } | flags  # fmt: skip
     asked = {name: value for name, value in asked.items() if value is not None}
-    plan, history = home.state / "plan.json", {}
-    if resume is not False and plan.exists() and any(home.state.glob("checkpoint-*")):
-        history = {name: value for name, value in json.loads(plan.read_bytes()).items() if name in KINDS}
-        for name in set(RESULTS) & history.keys():
-            if asked.get(name, history[name]) != history[name]:
+    return (_earlier_lines(home, settings, asked) if resume is not False else {}) | asked
+
+
+def _earlier_lines(home: Home, settings: Config, asked: dict[str, Any]) -> dict[str, Any]:
+    """Of an interrupted training its plan, otherwise the experts of the newest adapters."""
+    plan = home.state / "plan.json"
+    if plan.exists() and any(home.state.glob("checkpoint-*")):
+        lines = {name: value for name, value in json.loads(plan.read_bytes()).items() if name in LINES}
+        for name in set(RESULTS) & lines.keys():
+            if asked.get(name, lines[name]) != lines[name]:
                 raise ComigsError(
-                    f"the settings ask for {name} = {asked[name]} where it is {history[name]} in the interrupted training; "
+                    f"the settings ask for {name} = {asked[name]} where it is {lines[name]} in the interrupted training; "
                     "run it with its own settings, or start anew with: comigs-edge train --fresh"
                 )
-    elif resume is not False and versions(home.adapters):
-        manifest = read_manifest(home.adapters, versions(home.adapters)[-1])
+        return lines
+    if numbers := versions(home.adapters):
+        manifest = read_manifest(home.adapters, numbers[-1])
         if manifest["base_sha256"] == settings.base.sha256:
             layout = manifest["layout"]
-            history = {"specialists": layout["num_specialists"], "blocks": layout.get("blocks", 0)}
-    return history | asked
+            return {"specialists": layout["num_specialists"], "blocks": layout.get("blocks", 0)}
+    return {}
 
 
 def training_tokens(home: Home, settings: Config) -> int | None:
     """About how many tokens the training text has; None without text."""
-    found = Corpus(home.documents_file, settings.data.training, settings.data.validation).sizes()
-    return found["training"]["bytes"] // BYTES_A_TOKEN or None
+    splits = corpus(home, settings).sizes()
+    return splits["training"]["bytes"] // BYTES_A_TOKEN or None
 
 
 def remember(home: Home, plan: Plan) -> None:
-    """Keeps the plan for as long as its training can be interrupted: it goes on with the same bits."""
+    """Keeps the plan for as long as its training can be interrupted: it resumes with the same bits."""
     files.write_atomic(home.state / "plan.json", json.dumps(asdict(plan)).encode())
 
 
@@ -161,37 +198,32 @@ def forget(home: Home) -> None:
 
 
 def settings_of(settings: Config, plan: Plan) -> Config:
-    """The settings with the plan's lines in the places of those that were left open."""
-    return replace(
-        settings, model=replace(settings.model, specialists=plan.specialists, blocks=plan.blocks),
-        train=replace(settings.train, batch=plan.batch, context=plan.context),
+    """The settings, with unset values filled from the plan."""
+    train = replace(
+        settings.train, batch=plan.batch, context=plan.context, threads=plan.threads, precision=plan.precision,
+        base="dequantised" if plan.keep else "quantised", checkpointing=plan.checkpointing,
     )  # fmt: skip
+    return replace(
+        settings, model=replace(settings.model, specialists=plan.specialists, blocks=plan.blocks), train=train
+    )
 
 
-def parse(
-    lines: list[str], kinds: dict[str, type] = KINDS, choices: dict[str, tuple[str, ...]] = CHOICES
-) -> dict[str, Any]:
+def parse(lines: Iterable[str], known: dict[str, Any] = LINES) -> dict[str, Any]:
     """`NAME=VALUE` lines of a command; raises `ComigsError` for those that no plan has."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for line in lines:
         name, _, value = line.partition("=")
-        if name not in kinds:
-            raise ComigsError(f"a plan has no line {name!r}; its lines are {', '.join(kinds)}")
+        if name not in known:
+            raise ComigsError(f"a plan has no line {name!r}; its lines are {', '.join(known)}")
         try:
-            found[name] = _value(name, value, kinds[name], choices.get(name, ()))
-        except ValueError:
-            possible = choices.get(name, ("true", "false") if kinds[name] is bool else ("a whole number above 0",))
-            raise ComigsError(f"{name} = {value!r} is not possible; use {' or '.join(possible)}") from None
-    return found
+            values[name] = convert(value, known[name], name, strict=False)
+        except SettingsError as error:
+            raise ComigsError(f"{error}, as in --plan NAME=VALUE") from None
+    return values
 
 
-def _value(name: str, value: str, kind: type, choices: tuple[str, ...]) -> Any:
-    if kind is bool:
-        return {"true": True, "false": False}[value] if value in ("true", "false") else int("")
-    if kind is str:
-        return value if value in choices else int("")
-    number = int(value)
-    return number if number >= (0 if name in ("specialists", "blocks") else 1) else int("")
+def _too_many_blocks(blocks: int, there: int) -> ComigsError:
+    return ComigsError(f"blocks = {blocks} and the base has {there}; use at most {there}, or 0 for all")
 
 
 def check_disk(home: Home, plan: Plan, base: Sizes) -> None:
@@ -208,15 +240,15 @@ def check_disk(home: Home, plan: Plan, base: Sizes) -> None:
         )
 
 
-def plan_experts(model: ModelConfig, profile: DeviceProfile, shape: Shape) -> Layout:
-    """What the settings ask for on this device; raises `ComigsError` for a router that could not learn."""
-    specialists = (profile.specialists or 0) if model.specialists is None else model.specialists
+def plan_experts(model: ModelConfig, shape: Shape) -> Layout:
+    """What settings ask for after planning; raises `ComigsError` for a router that could not learn."""
+    specialists = model.specialists or 0
     k = experts_per_token(1 + specialists, model.experts_per_token)
     form = FORMS[model.expert_form]
     form.architecture(shape.architecture, 1 + specialists)  # raises where llama.cpp could not run it
     width = form.width(model.expert_width, model.rank, shape)
     blocks = model.blocks or shape.num_blocks
     if blocks > shape.num_blocks:
-        raise ComigsError(f"blocks = {blocks} and the base has {shape.num_blocks}; use at most so many, or 0 for all")
+        raise _too_many_blocks(blocks, shape.num_blocks)
     last = blocks % shape.num_blocks  # all of them are 0
     return Layout(specialists, model.rank, model.alpha, k, model.attention, model.expert_form, width, last)

@@ -8,7 +8,7 @@ import time
 import torch
 
 from comigs_edge.errors import ComigsError
-from profiles.cost import Rates
+from profiles.cost import Backend, Precision, Processor, Rates
 
 SECONDS = 0.4  # for each number of threads and each precision
 TOKENS = 512
@@ -21,20 +21,23 @@ def rates(width: int, ff_width: int, threads: int, has_bfloat16: bool) -> Rates:
 
     Another busy program can make fewer threads the faster ones. Leaves torch with that number.
     """
-    found = {count: _rate(width, ff_width, count, torch.float32) for count in sorted({threads, max(1, threads - 1), 1})}
-    best = max(found, key=lambda count: found[count])
-    products, backend = {"float32": found[best]}, "blas"
+    by_threads = {
+        count: _rate(width, ff_width, count, torch.float32) for count in sorted({threads, max(1, threads - 1), 1})
+    }
+    best = max(by_threads, key=by_threads.__getitem__)
+    products: dict[Precision, float] = {"float32": by_threads[best]}
+    backend: Backend = "blas"
     use("onednn")
-    if _is_exact() and (rate := _rate(width, ff_width, best, torch.float32)) > FASTER * found[best]:
+    if _is_exact() and (rate := _rate(width, ff_width, best, torch.float32)) > FASTER * by_threads[best]:
         products["float32"], backend = rate, "onednn"
     use(backend)
     if has_bfloat16:
         products["bfloat16"] = _rate(width, ff_width, best, torch.bfloat16)
     torch.set_num_threads(best)
-    return Rates(products, best, backend)
+    return Rates(products=products, threads=best, backend=backend)
 
 
-def choose_device(wanted: str | None, has_gpu: bool) -> str:
+def choose_device(wanted: str | None, has_gpu: bool) -> Processor:
     """Where products are computed, cpu or cuda: `wanted`, or the GPU if there is one that torch can use.
 
     Raises `ComigsError` for a GPU that is wanted and that torch cannot use.
@@ -50,15 +53,13 @@ def choose_device(wanted: str | None, has_gpu: bool) -> str:
 
 def gpu_rates(width: int, ff_width: int, threads: int) -> Rates:
     """The rate of the same products on the GPU, and the bytes that are free there."""
-    products = {
-        name: _rate(width, ff_width, threads, dtype, "cuda")
-        for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))
-        if dtype == torch.float32 or torch.cuda.is_bf16_supported()
-    }
-    return Rates(products, threads, "blas", "cuda", torch.cuda.mem_get_info()[0])
+    products: dict[Precision, float] = {"float32": _rate(width, ff_width, threads, torch.float32, "cuda")}
+    if torch.cuda.is_bf16_supported():
+        products["bfloat16"] = _rate(width, ff_width, threads, torch.bfloat16, "cuda")
+    return Rates(products=products, threads=threads, device="cuda", gpu_memory=torch.cuda.mem_get_info()[0])
 
 
-def use(backend: str) -> None:
+def use(backend: Backend) -> None:
     """Computes float32 products with torch's BLAS or with oneDNN (on AMD's processors 1.1 to 1.4 times as fast as MKL)."""
     torch.set_float32_matmul_precision("medium" if backend == "onednn" else "highest")
 

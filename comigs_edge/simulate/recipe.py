@@ -69,7 +69,7 @@ class TrainingRecipe:
 
 @dataclass(frozen=True)
 class ExchangeRecipe:
-    """What the coordinator of a real fleet is told."""
+    """What the coordinator of a real fleet is set to."""
 
     weights: Weights = "uniform"
     averaging: Averaging = "separate"
@@ -101,7 +101,7 @@ def shipped() -> list[str]:
 
 
 def find(name_or_file: str) -> Path:
-    """The file of a recipe; raises `ComigsError` if there is none."""
+    """The file of a recipe; raises `ComigsError` if missing."""
     path = Path(name_or_file)
     if path.suffix != ".toml":
         path = SHIPPED / f"{name_or_file}.toml"

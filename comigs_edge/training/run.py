@@ -18,7 +18,7 @@ from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.experts import Layout
 from comigs_edge.nn.model import Model
 from comigs_edge.nn.weights import Base, open_base
-from comigs_edge.planning.plan import forget, plan_experts, remember, settings_of
+from comigs_edge.planning.plan import Resolved, forget, plan_experts, remember
 from comigs_edge.planning.rates import use
 from comigs_edge.progress import SILENT, Progress
 from comigs_edge.training import checkpoint
@@ -28,27 +28,23 @@ from comigs_edge.training.memory import tune_allocator
 from comigs_edge.training.schedule import Schedule, make_schedule
 from comigs_edge.training.trainer import Trainer
 from coordinator.protocol.wire import Arrays
-from profiles import DeviceProfile
-from profiles.cost import Plan
 
 
-def open_training(
-    home: Home, settings: Config, plan: Plan, profile: str | None = None, progress: Progress = SILENT
-) -> TrainingRun:
+def open_training(home: Home, resolved: Resolved, progress: Progress = SILENT) -> TrainingRun:
     """Sets torch up as the plan says, and loads the home's text and base; nothing is trained, and nothing is written yet.
 
-    `profile` names the device's profile, in place of the settings' own. Raises `ComigsError` if there is too little text.
+    Raises `ComigsError` if there is too little text.
     """
-    settings, device = settings_of(settings, plan), settings.device(profile)
+    settings, plan = resolved.settings, resolved.plan
     torch.set_num_threads(plan.threads)
     use(plan.backend)
     refused: list[str] = []
     # The tokenizer is gone before the base is loaded.
-    rows = read_rows(home, settings, device, Tokenizer(home.base_file), refused, progress)
+    rows = read_rows(home, settings, plan.context, Tokenizer(home.base_file), refused, progress)
     base = open_base(home.base_file, plan.threads, plan.keep, getattr(torch, plan.precision), plan.device)
     gc.collect()
     tune_allocator(lean=not plan.keep)  # gives back what loading took
-    run = TrainingRun(home, settings, device, plan, base, rows)
+    run = TrainingRun(home, resolved, base, rows)
     if refused:
         run.warnings.append(f"{len(refused)} chats were left out: {refused[0]}")
     return run
@@ -57,10 +53,8 @@ def open_training(
 class TrainingRun:
     """A home's text and base in memory, and from `begin` on the trainer; this is where its state is saved."""
 
-    def __init__(
-        self, home: Home, settings: Config, profile: DeviceProfile, plan: Plan, base: Base, rows: tuple[Rows, Rows]
-    ) -> None:
-        self.home, self.settings, self.profile, self.plan = home, settings, profile, plan
+    def __init__(self, home: Home, resolved: Resolved, base: Base, rows: tuple[Rows, Rows]) -> None:
+        self.home, self.settings, self.plan = home, resolved.settings, resolved.plan
         self.base, self.rows = base, rows  # rows: of training and of validation text
         self.warnings: list[str] = []
         self.resumed = False
@@ -95,16 +89,18 @@ class TrainingRun:
         elif resume:
             raise ComigsError("there is no interrupted training to resume; start one with: comigs-edge train")
         else:
-            self._trainer = self._cached_trainer(self._start(resume), make_schedule(self.settings, self.profile, steps))
+            self._trainer = self._cached_trainer(
+                self._start(resume), make_schedule(self.settings, self.plan.batch, steps)
+            )
         remember(self.home, self.plan)
         return self._trainer
 
     def make_trainer(self, adapters: Adapters) -> Trainer:
         """A trainer of these adapters, beside the home's training: to measure or to time, without state and cache."""
-        return Trainer(self._model(adapters), *self.rows, make_schedule(self.settings, self.profile, None))
+        return Trainer(self._model(adapters), *self.rows, make_schedule(self.settings, self.plan.batch, None))
 
     def _start(self, resume: bool | None) -> Adapters:
-        wanted = plan_experts(self.settings.model, self.profile, self.base.shape)
+        wanted = plan_experts(self.settings.model, self.base.shape)
         if resume is None and versions(self.home.adapters):
             saved = load(self.home.adapters, self.base.shape, self.settings.base.sha256)
             if saved.layout != wanted:
@@ -121,8 +117,8 @@ class TrainingRun:
             raise ComigsError(
                 "the interrupted training belongs to another base; start anew with: comigs-edge train --fresh"
             )
-        wanted = asdict(make_schedule(self.settings, self.profile, steps or progress["schedule"]["steps"]))
-        wanted |= asdict(plan_experts(self.settings.model, self.profile, self.base.shape))
+        wanted = asdict(make_schedule(self.settings, self.plan.batch, steps or progress["schedule"]["steps"]))
+        wanted |= asdict(plan_experts(self.settings.model, self.base.shape))
         saved = asdict(Schedule(**progress["schedule"])) | asdict(Layout(**progress["layout"]))
         if wanted != saved:
             raise ComigsError(
@@ -211,15 +207,14 @@ def _differences(wanted: dict[str, object], saved: dict[str, object]) -> str:
 
 
 def read_rows(
-    home: Home, settings: Config, profile: DeviceProfile, tokenizer: Tokenizer, refused: list[str], progress: Progress
+    home: Home, settings: Config, context: int, tokenizer: Tokenizer, refused: list[str], progress: Progress
 ) -> tuple[Rows, Rows]:
-    """Training and validation rows of the home's text; raises `ComigsError` if there is too little.
+    """Training and validation rows, of `context` tokens, of the home's text; raises `ComigsError` if there is too little.
 
     Adds to `refused` a sentence for each chat that cannot be used.
     """
     documents = corpus(home, settings)
     documents.check_enough()
-    context = settings.train.context or profile.context
     training, validation = (
         Rows(encode(documents, tokenizer, split, refused, progress), context, settings.train.seed)
         for split in ("training", "validation")

@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 
 from comigs_edge.home.config import Config
-from profiles import DeviceProfile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +54,11 @@ class Schedule:
         return self.steps + self.router_due(self.steps)
 
 
-def make_schedule(settings: Config, profile: DeviceProfile, steps: int | None) -> Schedule:
-    """The schedule that the settings ask for; `steps` replaces theirs."""
+def make_schedule(settings: Config, batch: int, steps: int | None) -> Schedule:
+    """The schedule that the settings ask for, with `batch` rows a step; `steps` replaces theirs."""
     train, storage, rates = settings.train, settings.storage(), settings.learning_rates()
     return Schedule(
-        steps=steps or train.steps, batch=train.batch or profile.batch,
+        steps=steps or train.steps, batch=batch,
         expert_learning_rate=rates[0], final_learning_rate=rates[1],
         router_learning_rate=train.router_learning_rate, warmup_steps=train.warmup_steps,
         router_period=train.router_period, router_steps=train.router_steps, balance_weight=train.balance_weight,

@@ -20,7 +20,7 @@ HEADER = (
 
 @dataclass(frozen=True)
 class Training:
-    """What devices are told."""
+    """What devices receive."""
 
     local_steps: Annotated[int, setting("expert steps between two updates", 1, 10**6)] = 10  # the paper's
     update_format: Annotated[
@@ -38,7 +38,7 @@ class Config:
 
     @property
     def settings(self) -> Settings:
-        """What devices are told."""
+        """What devices receive."""
         return Settings(
             local_steps=self.training.local_steps, update_format=self.training.update_format,
             averaging=self.rounds.averaging,

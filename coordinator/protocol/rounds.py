@@ -60,7 +60,7 @@ def quorum(rules: Rules, active: int) -> int:
 
 
 def is_complete(rules: Rules, round_number: int, updates: int, active: int, seconds: float) -> bool:
-    """Whether a round closes; `seconds` is the time since its first update."""
+    """Whether a round closes with this number of updates, the first of which came `seconds` ago."""
     if updates >= goal(rules, round_number, active):
         return True
     return seconds >= rules.deadline_seconds and updates >= quorum(rules, active)

@@ -80,8 +80,13 @@ def _read_value(hint: Any, value: object, name: str) -> object:
         if not isinstance(value, dict) or not value:
             raise SettingsError(f"{name} must have sections, [{name}.NAME]")
         return {key: read(get_args(hint)[1], each, f"{name}.{key}") for key, each in value.items()}
+    return convert(value, hint, name)
+
+
+def convert(value: object, hint: Any, name: str, strict: bool = True) -> Any:
+    """The value as a setting's type and bounds ask for; raises `SettingsError`. What is not `strict` is read from text."""
     try:
-        return msgspec.convert(value, hint)
+        return msgspec.convert(value, hint, strict=strict)
     except msgspec.ValidationError:
         choices = _choices(hint)  # in their own order, which `inspect` loses
         wanted = f"one of {', '.join(choices)}" if choices else _expected(inspect.type_info(hint))

@@ -65,6 +65,13 @@ def test_a_mistake_is_named(write, old, new, message):
     assert isinstance(caught.value, (ComigsError, config.profiles.ProfileError))
 
 
+def test_threads_without_a_plan_are_those_of_the_section_or_of_the_profile(write):
+    cores = config.profiles.available_cores()
+    assert [config_file.read(write()).threads(section) for section in ("train", "chat")] == [cores, cores]
+    asked = config_file.read(write("# threads = 2", "threads = 3"))
+    assert [asked.threads(section) for section in ("train", "chat")] == [3, 3]
+
+
 def test_what_is_stored_follows_from_form_and_layout(write):
     # form, layout and format given -> format stored, share before fake quantisation, format faked
     for form, layout, name, expected in (

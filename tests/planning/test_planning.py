@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-import profiles
 from comigs_edge.commands.plan import summary
 from comigs_edge.errors import ComigsError
 from comigs_edge.home import folder as homes
@@ -16,10 +15,28 @@ from comigs_edge.planning.plan import plan_experts
 from profiles import ProfileError, detect
 from profiles.cost import Plan, Rates
 
+# What /proc/cpuinfo says of the instructions: an Intel Core i5-1240P and a Cortex-A78AE have none for bfloat16.
+WITHOUT_BFLOAT16 = ("flags\t\t: fpu sse avx2 avx_vnni f16c\n", "Features\t: fp asimd fphp asimdhp asimddp\n")
+WITH_BFLOAT16 = ("flags\t\t: fpu sse avx2 avx512f avx512_bf16\n", "Features\t: fp asimd asimddp i8mm bf16\n")
+PLAN = Plan(
+    specialists=2, batch=4, context=64, threads=1, precision="float32", keep=True, checkpointing="block", memory=0
+)
+
+
+@pytest.fixture
+def processor(monkeypatch):
+    """Makes this device one whose processor has the recorded instructions."""
+
+    def become(cpuinfo):
+        device = replace(detect.detect(), features=detect.features(cpuinfo), gpu=None)
+        monkeypatch.setattr(detect, "detect", lambda **_: device)
+
+    return become
+
 
 def test_plan_shows_every_line_with_a_reason_and_its_neighbours(ready, run):
-    found = json.loads(run("plan", "--json").stdout)
-    plan = found["plan"]
+    shown = json.loads(run("plan", "--json").stdout)
+    plan = shown["plan"]
     assert plan["batch"] == 4
     assert plan["context"] == 64
     assert plan["step_seconds"] > 0
@@ -33,7 +50,7 @@ def test_plan_shows_every_line_with_a_reason_and_its_neighbours(ready, run):
         "checkpointing",
         "memory",
     }
-    assert [each["specialists"] for each in found["neighbours"]] == [0, 2]
+    assert [each["specialists"] for each in shown["neighbours"]] == [0, 2]
     assert "with 2 specialists" in run("plan", "--no-measure").stdout
 
 
@@ -41,9 +58,9 @@ def test_plan_shows_every_line_with_a_reason_and_its_neighbours(ready, run):
     ("line", "sentence"),
     [
         ("colour=red", "a plan has no line 'colour'; its lines are specialists, batch"),
-        ("precision=float8", "precision = 'float8' is not possible; use float32 or bfloat16"),
-        ("batch=0", "batch = '0' is not possible; use a whole number above 0"),
-        ("keep=maybe", "keep = 'maybe' is not possible; use true or false"),
+        ("precision=float8", "precision = 'float8' must be one of float32, bfloat16"),
+        ("batch=0", "batch = '0' must be a whole number between 1 and 4096"),
+        ("keep=maybe", "keep = 'maybe' must be true or false"),
     ],
 )
 def test_a_line_that_no_plan_has_is_a_sentence(line, sentence):
@@ -54,11 +71,46 @@ def test_a_line_that_no_plan_has_is_a_sentence(line, sentence):
 @pytest.mark.parametrize(
     "lines", [["keep=false", "checkpointing=block"], ["checkpointing=attention"], ["precision=bfloat16"]]
 )
-def test_every_mode_trains(ready, run, lines):
+def test_every_mode_trains(ready, run, processor, lines):
+    processor(WITH_BFLOAT16[0])  # torch computes in bfloat16 without the instructions too, slowly
     flags = [part for line in lines for part in ("--plan", line)]
     trained = json.loads(run("train", "--steps", "4", "--json", *flags).stdout)
     assert trained["finished"]
     assert trained["validation_loss"] < trained["validation_loss_before"]
+
+
+@pytest.mark.parametrize("cpuinfo", WITHOUT_BFLOAT16)
+def test_a_precision_that_the_processor_does_not_have_is_refused_with_the_next_step(ready, run, processor, cpuinfo):
+    processor(cpuinfo)
+    flags = ("--plan", "precision=bfloat16")
+    for command in (("plan",), ("plan", "--no-measure"), ("train", "--steps", "1")):
+        words = " ".join(run(*command, *flags, code=1).output.split())
+        assert "this processor has no instructions for it; train with: --plan precision=float32" in words
+    assert json.loads(run("plan", "--json").stdout)["plan"]["reasons"]["precision"] == "no bfloat16 instructions"
+
+
+@pytest.mark.parametrize("cpuinfo", WITH_BFLOAT16)
+def test_a_precision_that_the_processor_has_is_measured_and_may_be_asked_for(ready, run, processor, cpuinfo):
+    processor(cpuinfo)
+    assert json.loads(run("plan", "--json").stdout)["rates"]["products"].keys() == {"float32", "bfloat16"}
+    shown = run("plan", "--json", "--no-measure", "--plan", "precision=bfloat16").stdout
+    assert json.loads(shown)["plan"]["precision"] == "bfloat16"
+
+
+def test_more_context_than_the_base_was_trained_with_is_refused(ready, run):
+    assert json.loads(run("plan", "--json", "--no-measure").stdout)["chat"]["context"] == 512
+    result = run("plan", "--plan", "context=1024", code=1)
+    assert "context = 1024 is asked for and the base was trained with 512 tokens" in " ".join(result.output.split())
+
+
+def test_after_planning_settings_and_plan_say_the_same(ready):
+    here = homes.locate()
+    resolved = planning.resolve(here, here.settings(), lines=["threads=1", "keep=false", "checkpointing=block"])
+    train, plan = resolved.settings.train, resolved.plan
+    assert (plan.threads, plan.keep, plan.checkpointing) == (1, False, "block")
+    assert (train.threads, train.base, train.checkpointing) == (1, "quantised", "block")
+    assert (train.batch, train.context, train.precision) == (plan.batch, plan.context, plan.precision)
+    assert planning.resolve(here, resolved.settings).settings == resolved.settings
 
 
 def test_what_earlier_trainings_leave_no_choice_about(ready, run):
@@ -72,8 +124,7 @@ def test_what_earlier_trainings_leave_no_choice_about(ready, run):
     settings = {"batch": 4, "context": 64}
     assert lines() == settings | {"specialists": 2, "blocks": 0}
     assert lines(resume=False) == settings
-    interrupted = planning.Plan(2, 4, 64, 1, "float32", True, "block", 0)
-    planning.remember(here, interrupted)
+    planning.remember(here, PLAN)
     assert lines(checkpointing="none")["checkpointing"] == "none"
     assert lines()["threads"] == 1
     with pytest.raises(
@@ -132,24 +183,29 @@ def test_a_gpu_that_was_measured_sets_the_device_and_the_memory(ready, monkeypat
     here = homes.locate()
     settings, device = here.settings(), detect.detect()
     base = planning.sizes(here.base_file, settings)
-    rates = Rates({"float32": 1e13, "bfloat16": 1e14}, 4, "blas", "cuda", 8 * 10**9)
-    plan = planning.make(here, settings, settings.device(), device, base, rates, {})
+    products = {"float32": 1e13, "bfloat16": 1e14}
+    rates = Rates(products=products, threads=4, device="cuda", gpu_memory=8 * 10**9)
+
+    def make(rates):
+        return planning.make(here, settings, profile=settings.device(), device=device, base=base, rates=rates, fixed={})
+
+    plan = make(rates)
     assert (plan.device, plan.precision, plan.checkpointing) == ("cuda", "bfloat16", "none")
     assert plan.memory < 0.7 * 8 * 10**9
     with pytest.raises(ProfileError, match="may be used"):
-        planning.make(here, settings, settings.device(), device, base, replace(rates, gpu_memory=10**8), {})
+        make(replace(rates, gpu_memory=10**8))
 
 
 def test_the_plan_in_a_line_says_what_computes():
     settings = Config(base=BaseConfig("tiny", "sha256", 1000))
-    plan = Plan(1, 8, 128, 6, "bfloat16", True, "none", 10**9, step_seconds=0.5)
+    plan = replace(PLAN, threads=6, precision="bfloat16", step_seconds=0.5)
     assert "bfloat16, 6 threads, up to" in summary(plan, settings)
     assert "bfloat16, on the GPU, up to" in summary(replace(plan, device="cuda"), settings)
 
 
 def test_more_blocks_than_the_base_has_are_refused(tiny_base):
     def blocks(number):
-        return plan_experts(ModelConfig(specialists=1, blocks=number), profiles.load("laptop"), tiny_base.shape).blocks
+        return plan_experts(ModelConfig(specialists=1, blocks=number), tiny_base.shape).blocks
 
     assert [blocks(number) for number in (None, 0, 2, 1)] == [0, 0, 0, 1]
     with pytest.raises(ComigsError, match=r"blocks = 3 and the base has 2; use at most so many, or 0 for all"):

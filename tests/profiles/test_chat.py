@@ -10,7 +10,13 @@ from profiles.cost import RULES
 
 MB = 10**6
 # SmolLM2's blocks and heads; 2 * 30 * 192 * 8,192 numbers of keys and values.
-SUBJECT = Subject(98 * MB, 30, 9, 192, 64, 1536, 8192)
+SUBJECT = Subject(
+    size=98 * MB, num_blocks=30, heads=9, keys=192, head=64, ff_width=1536, context=8192, context_length=8192
+)
+
+
+def planned(subject=SUBJECT, cores=4, busy=0.0, free=10**10, **wanted):
+    return make(subject, cores=cores, busy=busy, free=free, wanted=wanted)
 
 
 def test_the_cache_by_hand():
@@ -26,7 +32,7 @@ def test_less_memory_makes_the_batch_smaller_and_then_the_cache():
     assert peak_memory(replace(SUBJECT, context=2048), "F16", 512) == pytest.approx(234 * MB, rel=0.03)
     needs = [peak_memory(SUBJECT, *kind) for kind in (("F16", 512), ("F16", 128), ("Q8_0", 512), ("Q8_0", 128))]
     free = [need / RULES["memory"]["share"] + 1 for need in needs]
-    plans = [make(SUBJECT, 4, 0.0, int(each), {}) for each in (10**10, free[1], free[3])]
+    plans = [planned(free=int(each)) for each in (10**10, free[1], free[3])]
     assert [(plan.cache, plan.batch) for plan in plans] == [("F16", 512), ("F16", 128), ("Q8_0", 128)]
     assert all(plan.memory <= 0.85 * each for plan, each in zip(plans, (10**10, free[1], free[3]), strict=True))
     assert "F16 would not fit" in plans[-1].reasons["cache"]
@@ -34,24 +40,28 @@ def test_less_memory_makes_the_batch_smaller_and_then_the_cache():
 
 def test_what_does_not_fit_is_refused_with_a_context_that_would():
     with pytest.raises(ProfileError, match=r"context of 8,192 tokens takes .* set context = \d+ in \[chat\]"):
-        make(SUBJECT, 4, 0.0, 220 * MB, {})
+        planned(free=220 * MB)
     with pytest.raises(ProfileError, match="take a smaller base"):
-        make(SUBJECT, 4, 0.0, 50 * MB, {})
+        planned(free=50 * MB)
 
 
 def test_cores_that_others_keep_busy_are_left_to_them():
-    assert [make(SUBJECT, 4, busy, 10**10, {}).threads for busy in (0.0, 0.4, 1.2, 9.0)] == [4, 4, 3, 1]
-    assert "keep 1.2 of 4 cores busy" in make(SUBJECT, 4, 1.2, 10**10, {}).reasons["threads"]
+    assert [planned(busy=busy).threads for busy in (0.0, 0.4, 1.2, 9.0)] == [4, 4, 3, 1]
+    assert "keep 1.2 of 4 cores busy" in planned(busy=1.2).reasons["threads"]
 
 
 def test_what_is_asked_for_goes_first():
-    plan = make(SUBJECT, 4, 3.0, 10**10, {"threads": 4, "mmap": False, "cache": "Q8_0", "batch": 64})
+    plan = planned(busy=3.0, threads=4, mmap=False, cache="Q8_0", batch=64)
     assert (plan.threads, plan.mmap, plan.cache, plan.batch) == (4, False, "Q8_0", 64)
     assert {plan.reasons[name] for name in ("threads", "mmap", "cache", "batch")} == {"as asked for"}
 
 
 def test_heads_that_are_no_whole_blocks_keep_their_cache_in_f16():
     with pytest.raises(ProfileError):
-        make(
-            Subject(98 * MB, 30, 9, 192, 48, 1536, 8192), 4, 0.0, int(peak_memory(SUBJECT, "Q8_0", 128) / 0.85 + 1), {}
-        )
+        planned(replace(SUBJECT, head=48), free=int(peak_memory(SUBJECT, "Q8_0", 128) / 0.85 + 1))
+
+
+def test_a_chat_has_no_more_context_than_its_base_was_trained_with():
+    plan = planned(replace(SUBJECT, context_length=2048))
+    assert (plan.context, plan.reasons["context"]) == (2048, "the base was trained with no more")
+    assert plan.memory == planned(replace(SUBJECT, context=2048)).memory

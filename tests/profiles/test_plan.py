@@ -9,12 +9,18 @@ from profiles.cost import Plan, Rates, Sizes, peak_memory, step_seconds
 from profiles.plan import make, neighbours
 
 GB = 10**9
-SMOLLM2 = Sizes(30, 576, 1536, 9, 576, 192, 49152, True, 98_000_000, 30 * 3 * 32 * 576)
-RATES = Rates({"float32": 1e11}, 2)
+SMOLLM2 = Sizes(
+    num_blocks=30, width=576, ff_width=1536, heads=9, queries=576, keys=192, vocab_size=49152, context_length=8192,
+    is_tied=True, file_size=98_000_000, expert_weights=30 * 3 * 32 * 576,
+)  # fmt: skip
+RATES = Rates(products={"float32": 1e11}, threads=2)
+PLAN = Plan(
+    specialists=1, batch=1, context=64, threads=1, precision="float32", keep=True, checkpointing="block", memory=0
+)
 
 
 def planned(free=20 * GB, memory=24 * GB, tokens=100_000, profile="auto", rates=RATES, **wanted):
-    return make(profiles.load(profile), memory, free, SMOLLM2, tokens, rates, wanted)
+    return make(profiles.load(profile), SMOLLM2, rates, wanted, memory=memory, free=free, tokens=tokens)
 
 
 def test_less_memory_makes_the_plan_leaner_step_by_step():
@@ -53,8 +59,8 @@ def test_what_is_asked_for_goes_first_and_says_so():
 
 
 def test_bfloat16_is_for_devices_on_which_it_was_measured_to_be_faster():
-    assert planned(rates=Rates({"float32": 1e11, "bfloat16": 3e11}, 2)).precision == "bfloat16"
-    assert planned(rates=Rates({"float32": 1e11, "bfloat16": 1.2e11}, 2)).precision == "float32"
+    assert planned(rates=Rates(products={"float32": 1e11, "bfloat16": 3e11}, threads=2)).precision == "bfloat16"
+    assert planned(rates=Rates(products={"float32": 1e11, "bfloat16": 1.2e11}, threads=2)).precision == "float32"
     assert planned(rates=None).precision == "float32"
 
 
@@ -69,14 +75,15 @@ def test_neighbours_have_one_specialist_less_and_one_more():
 
 def test_needed_products_by_hand():
     """Four operations for each weight of the base and token, at a rate of one per second and nothing else."""
-    plan = Plan(1, 1, 100, 10**12, "float32", True, "none", 0)
+    plan = replace(PLAN, context=100, threads=10**12, checkpointing="none")
     per_block = 576 * (2 * 576 + 2 * 192 + 3 * 1536)
     expected = 4 * 100 * (30 * per_block + 49152 * 576)
-    assert step_seconds(SMOLLM2, plan, Rates({"float32": 1.0}, 1)) * 0.85 == pytest.approx(expected, rel=1e-6)
+    assert step_seconds(SMOLLM2, plan, Rates(products={"float32": 1.0}, threads=1)) * 0.85 == pytest.approx(
+        expected, rel=1e-6
+    )
 
 
 def test_the_dequantised_base_is_four_or_two_bytes_a_weight():
-    fast = Plan(1, 1, 64, 1, "float32", True, "block", 0)
-    lean = replace(fast, keep=False)
-    kept = peak_memory(SMOLLM2, fast) - peak_memory(SMOLLM2, lean)
+    lean = replace(PLAN, keep=False)
+    kept = peak_memory(SMOLLM2, PLAN) - peak_memory(SMOLLM2, lean)
     assert kept > 4 * (SMOLLM2.weights - SMOLLM2.block_weights) - 300_000_000

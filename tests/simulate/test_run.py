@@ -261,7 +261,7 @@ def test_a_command_that_is_stopped_says_how_it_goes_on(run, recipe_file, folder,
 
     monkeypatch.setattr(Simulation, "run", stopped)
     words = ["simulate", recipe_file(), "--text", folder, "--base", tiny_path, "--output", tmp_path / "out"]
-    assert "the same command goes on from the last round" in run(*words, code=130).stderr
+    assert "the same command continues after the last round" in run(*words, code=130).stderr
 
 
 def test_help_does_not_load_torch():
