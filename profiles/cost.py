@@ -24,7 +24,9 @@ LOGITS = 1 << 22  # numbers of the logits that are there at once: 16 MB of float
 PIECES = {"block": 512, "attention": 1024}
 # What is computed again for the backward pass: whole blocks (least memory); all but the MLP's gate and up; nothing.
 Checkpointing = Literal["block", "attention", "none"]
-SHORT_ROWS = 512  # tokens; up to here the attention's weights (T, T) of every head are kept, see `short_rows.py`
+SHORT_ROWS = (
+    512  # tokens; up to here the attention's weights (T, T) of every head are kept, see `nn/short_attention.py`
+)
 
 
 @dataclass(frozen=True)
