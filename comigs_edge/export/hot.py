@@ -49,7 +49,7 @@ def write_base(
     plans = _base_plans(base, shape, adapters, format_name)
     changes: Metadata = {"general.architecture": architecture, BASE_KEY: base_sha256}
     if layout.num_experts > 1:
-        changes |= mixture_metadata(architecture, shape, adapters)
+        changes |= mixture_metadata(architecture, shape, layout)
     return write_model(base, shape, plans, changes, output, progress)
 
 

@@ -65,20 +65,18 @@ def tensor_plans(
 ) -> tuple[list[TensorPlan], Metadata]:
     """The tensors of an exported file, and the metadata in which it differs from the base."""
     fmt = block_format(format_name)
+    changes: Metadata = {"general.architecture": shape.architecture}
+    if adapters is None or adapters.form.is_low_rank or fmt.name == "F32":  # else most of the file is the base's bytes
+        changes["general.file_type"] = FILE_TYPES[fmt.name]
     if adapters is None:
-        changes: Metadata = {"general.architecture": shape.architecture, "general.file_type": FILE_TYPES[fmt.name]}
         return [copy_tensor(base, name, fmt) for name in base.tensors], changes
     architecture = target_architecture(shape, adapters)
     planner = PLANNERS[adapters.form.planner](base, shape, adapters, fmt, architecture, threads)
-    changes = {  # in the order of the file
-        "general.architecture": architecture,
-        **planner.file_type(),
-        "general.name": f"{base.metadata.get('general.name', 'model')}, personal",
-        SOURCE_KEY: origin.adapters,
-        BASE_KEY: origin.base,
-        **planner.metadata(),
-    }
-    return list(planner.plans()), changes
+    changes |= {
+        "general.architecture": architecture, "general.name": f"{base.metadata.get('general.name', 'model')}, personal",
+        SOURCE_KEY: origin.adapters, BASE_KEY: origin.base,
+    }  # fmt: skip
+    return list(planner.plans()), changes | planner.metadata()
 
 
 def target_architecture(shape: Shape, adapters: Adapters) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -20,9 +21,10 @@ import torch
 from comigs_edge.base.hparams import ARCHITECTURES, ATTENTION, FFN, Shape, llama_order
 from comigs_edge.nn import lora
 from comigs_edge.nn.adapters import Adapters
+from comigs_edge.nn.experts import Layout
 from comigs_edge.nn.tensors import tensor_to_numpy
 from quantize import ggml
-from quantize.formats import FILE_TYPES, FORMATS, BlockFormat, fitting
+from quantize.formats import FORMATS, BlockFormat, fitting
 from quantize.ggml import Bytes, Floats
 from quantize.gguf_file import GGUFFile
 from quantize.gguf_writer import TensorPlan, copied
@@ -34,29 +36,23 @@ _LINEAR = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
 class Planner(ABC):
     """The file of a base with its adapters."""
 
+    always_mixture: ClassVar[bool] = False  # also where the generalist is alone
+
     def __init__(
         self, base: GGUFFile, shape: Shape, adapters: Adapters, fmt: BlockFormat, architecture: str, threads: int
     ) -> None:
         self.base, self.shape, self.adapters, self.fmt, self.threads = base, shape, adapters, fmt, threads
         self.layout, self.architecture = adapters.layout, architecture
+        self.is_mixture = self.always_mixture or self.layout.num_experts > 1
         self.in_llama_order = needs_llama_order(shape, architecture)
-
-    @abstractmethod
-    def file_type(self) -> Metadata:
-        """Which format the file's name stands for, where it is not the base's."""
-
-    @abstractmethod
-    def metadata(self) -> Metadata:
-        """What tells llama.cpp of the experts."""
 
     @abstractmethod
     def _plan_ffn(self, block: int, name: str, part: str) -> Iterator[TensorPlan]:
         """The tensors that stand for the base's `part` (one of FFN), called `name`."""
 
-    @property
-    @abstractmethod
-    def _needs_router(self) -> bool:
-        """Whether every block has a router, also one in which nothing was trained."""
+    def metadata(self) -> Metadata:
+        """What tells llama.cpp of the experts."""
+        return mixture_metadata(self.architecture, self.shape, self.layout) if self.is_mixture else {}
 
     def plans(self) -> Iterator[TensorPlan]:
         """All tensors, in the order of the base's."""
@@ -102,25 +98,13 @@ class Planner(ABC):
         router = self.adapters.routers[block]
         if router is not None:
             yield plan_router(block, tensor_to_numpy(router))
-        elif self._needs_router:
+        elif self.is_mixture:
             # A generalist alone, where the softmax over one logit is 1, or a block whose experts are all alike.
             yield plan_router(block, np.zeros((self.layout.num_experts, self.shape.width), np.float32))
 
 
 class CopiesPlanner(Planner):
     """Every expert is a whole MLP: the base's with low-rank updates merged in."""
-
-    @property
-    def _needs_router(self) -> bool:
-        return self.layout.num_experts > 1
-
-    def file_type(self) -> Metadata:
-        """The MLPs are most of the file, and in this format."""
-        return {"general.file_type": FILE_TYPES[self.fmt.name]}
-
-    def metadata(self) -> Metadata:
-        """A mixture only where there are several experts."""
-        return mixture_metadata(self.architecture, self.shape, self.adapters) if self.layout.num_experts > 1 else {}
 
     def _plan_ffn(self, block: int, name: str, part: str) -> Iterator[TensorPlan]:
         if not self._has_experts(block):
@@ -142,15 +126,11 @@ class CopiesPlanner(Planner):
 class BesidePlanner(Planner):
     """Every expert is a small MLP beside the base's."""
 
-    _needs_router = True
-
-    def file_type(self) -> Metadata:
-        """Most of the file is the base's bytes."""
-        return {"general.file_type": FILE_TYPES["F32"]} if self.fmt.name == "F32" else {}
+    always_mixture = True
 
     def metadata(self) -> Metadata:
-        """Always a mixture, with the base's MLP as its shared expert."""
-        return mixture_metadata(self.architecture, self.shape, self.adapters) | {
+        """Also the widths of the experts and of the base's MLP, which every token uses."""
+        return super().metadata() | {
             f"{self.architecture}.feed_forward_length": self.layout.expert_width,
             f"{self.architecture}.expert_shared_feed_forward_length": self.shape.ff_width,
             f"{self.architecture}.logit_scale": 1.0,
@@ -176,9 +156,8 @@ class BesidePlanner(Planner):
 PLANNERS: dict[str, type[Planner]] = {"copies": CopiesPlanner, "beside": BesidePlanner}
 
 
-def mixture_metadata(architecture: str, shape: Shape, adapters: Adapters) -> Metadata:
+def mixture_metadata(architecture: str, shape: Shape, layout: Layout) -> Metadata:
     """What tells llama.cpp that a model is a mixture."""
-    layout = adapters.layout
     changes: Metadata = {
         f"{architecture}.expert_count": layout.num_experts,
         f"{architecture}.expert_used_count": layout.experts_per_token,

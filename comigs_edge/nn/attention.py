@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from comigs_edge.base.hparams import Shape
-from comigs_edge.nn import short_attention as short_rows
 from comigs_edge.nn.lora import LoRA, merge
 from comigs_edge.nn.norm import rms_norm
+from comigs_edge.nn.short_attention import attend
 from comigs_edge.nn.tensors import Buffers, to_device
 from comigs_edge.nn.weights import Block
 from profiles.cost import SHORT_ROWS
@@ -88,7 +88,7 @@ def attention(
     # Always in float32: torch's kernel takes three times as long in bfloat16.
     qk, v = _rotate(qk.float(), where.turns, shape.rope_width), v.float()
     if time <= SHORT_ROWS and not qk.is_cuda:
-        out = short_rows.attend(qk, v, shape.num_heads, where.allowed, buffers)
+        out = attend(qk, v, shape.num_heads, where.allowed, buffers)
     else:
         kind = qkv.dtype if qk.is_cuda else torch.float32  # on a GPU the fused kernel wants bfloat16
         mask = None if where.mask is None else where.mask.to(kind)

@@ -9,7 +9,7 @@ from comigs_edge.home.config import TrainConfig
 from comigs_edge.home.folder import Home
 from comigs_edge.home.versions import read_manifest, versions
 from comigs_edge.nn.adapters import Adapters
-from comigs_edge.planning.plan import plan_home
+from comigs_edge.planning.plan import resolve
 from comigs_edge.training import checkpoint
 from comigs_edge.training import run as training
 from comigs_edge.training.pace import steps_within
@@ -25,9 +25,7 @@ def opened(ready):
     home.state.mkdir(exist_ok=True)  # as the lock does that a command takes
 
     def make(*lines):
-        settings = home.settings()
-        plan, _ = plan_home(home, settings, None, ["threads=1", *lines], None, measure=False)
-        return open_training(home, settings, plan)
+        return open_training(home, resolve(home, home.settings(), lines=["threads=1", *lines]))
 
     return make
 
