@@ -81,7 +81,7 @@ def _show_preview(preview: Preview, json: bool) -> None:
         first = preview.tensors[names[0]]
         shape = " x ".join(map(str, first["shape"]))
         out.print(f"  {kind:<44} {len(names):>3} times {shape:<12} {first['type']}", soft_wrap=True)
-    out.print("\nwith it: the number of tokens trained on, of which generalist it is a change, and a random id")
+    out.print("\nwith it: tokens trained on, number of the generalist it is a change of, a random id")
     out.print(f"stays: {', '.join(stays)}")
     if preview.changes_nothing:
         out.print("nothing was trained yet: these are the names that the first update will have")
