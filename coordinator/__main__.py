@@ -9,20 +9,27 @@ import os
 import shlex
 import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from coordinator.ledger.config import Config, Training
 from coordinator.protocol import VERSION
 from coordinator.protocol.errors import CoordinatorError
 from coordinator.protocol.rounds import Rules
 
+if TYPE_CHECKING:
+    from coordinator.ledger.folder import Folder
+    from coordinator.systemd import Outcome
+
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
 HOST, PORT = "0.0.0.0", 8443
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The entry point; 1 for what the operator can mend, 2 for wrong usage."""
+    """The entry point; exits with 1 for an error that the operator can mend, with 2 for wrong usage."""
     options = _parser().parse_args(arguments)
     os.umask(0o077)
     try:
@@ -42,8 +49,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"comigs-coordinator {VERSION}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    serve = _command(commands, "serve", "Run the coordinator.", _serve)
-    _listening(serve)
+    serve = _add_command(commands, "serve", "Run the coordinator.", _serve)
+    _add_address_options(serve)
     for field in (*fields(Rules), *fields(Training)):
         kind = type(field.default)
         serve.add_argument(
@@ -53,44 +60,48 @@ def _parser() -> argparse.ArgumentParser:
             help="in place of config.toml's",
         )
 
-    invite = _command(commands, "invite", "Print a one-time link for a device; it is good for 24 hours.", _invite)
+    invite = _add_command(commands, "invite", "Print a one-time link for a device; it is good for 24 hours.", _invite)
     invite.add_argument("--name", help="the device's name, as in kitchen-pi")
     invite.add_argument("--address", metavar="URL", help="in place of the one that serve found")
-    _command(commands, "status", "Show the fleet and its open round.", _status)
-    _command(commands, "devices", "Show the devices.", _devices)
-    rounds = _command(commands, "rounds", "Show the rounds.", _rounds)
+    _add_command(commands, "status", "Show the fleet and its open round.", _status)
+    _add_command(commands, "devices", "Show the devices.", _devices)
+    rounds = _add_command(commands, "rounds", "Show the rounds.", _rounds)
     rounds.add_argument("--last", type=int, default=20, help="how many; default: 20")
-    revoke = _command(commands, "revoke", "Remove a device from the fleet, at once.", _revoke)
+    revoke = _add_command(commands, "revoke", "Remove a device from the fleet, at once.", _revoke)
     revoke.add_argument("name")
-    backup = _command(commands, "backup", "Write ledger, keys, settings and generalists into one tar file.", _backup)
+    backup = _add_command(
+        commands, "backup", "Write ledger, keys, settings and generalists into one tar file.", _backup
+    )
     backup.add_argument("file", nargs="?", help="default: comigs-coordinator-DATE.tar")
-    _service(commands)
+    _add_service(commands)
     return parser
 
 
-def _listening(parser: argparse.ArgumentParser) -> None:
+def _add_address_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default=HOST, help="address to listen on; default: all of this machine's")
     parser.add_argument("--port", type=int, default=PORT, help=f"default: {PORT}; 0 takes a free one")
     parser.add_argument("--address", metavar="URL", help="what invitations say, as in https://pi.local:8443")
     parser.add_argument("--open", action="store_true", help="show the status page and /metrics to everybody")
 
 
-def _service(commands: Any) -> None:
+def _add_service(commands: Commands) -> None:
     text = "Let systemd run the coordinator, from now on and at every start of this machine."
     parser = commands.add_parser("service", help=text, description=text)
     actions = parser.add_subparsers(required=True, metavar="COMMAND")
-    install = _command(actions, "install", "Write the unit and start it.", _service_install)
-    _listening(install)
+    install = _add_command(actions, "install", "Write the unit and start it.", _service_install)
+    _add_address_options(install)
     install.add_argument("--print", action="store_true", help="print the unit, and do nothing")
-    uninstall = _command(
+    uninstall = _add_command(
         actions, "uninstall", "Stop the coordinator and delete the unit; the data stay.", _service_uninstall
     )
-    status = _command(actions, "status", "Show whether systemd runs the coordinator.", _service_status)
+    status = _add_command(actions, "status", "Show whether systemd runs the coordinator.", _service_status)
     for action in (install, uninstall, status):
         action.add_argument("--system", action="store_true", help="of the whole machine, as root; default: your own")
 
 
-def _command(commands: Any, name: str, text: str, run: Any) -> argparse.ArgumentParser:
+def _add_command(
+    commands: Commands, name: str, text: str, run: Callable[[argparse.Namespace], None]
+) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
     parser.add_argument(
         "--data", type=Path, default=_default_folder(), metavar="DIR", help=f"default: {_default_folder()}"
@@ -116,50 +127,51 @@ def _serve(options: argparse.Namespace) -> None:
     def settings(config: Config) -> Config:
         return config.with_values(values)
 
-    def ready(address: str, pin: bytes, folder: Any) -> None:
+    def ready(address: str, pin: bytes, folder: Folder) -> None:
         data = "" if options.data == _default_folder() else f" --data {options.data}"
         print(f"coordinator  {address}")
         print(f"fingerprint  {pin.hex()}")
         print(f"data         {folder.root}")
         print(f"\nnext, in another terminal: comigs-coordinator invite{data}", flush=True)
 
-    serve(options.data, options.host, options.port, options.address, settings, options.open, VERSION, ready)
+    serve(options.data, settings, VERSION, ready,
+          host=options.host, port=options.port, address=options.address, is_open=options.open)  # fmt: skip
 
 
-def _call(options: argparse.Namespace, operation: str, **arguments: Any) -> Any:
+def _call(options: argparse.Namespace, operation: str, **arguments: object) -> dict[str, Any]:
     from coordinator import admin
 
-    found = admin.call(options.data, VERSION, operation, **arguments)
+    result = admin.call(options.data, VERSION, operation, **arguments)
     if options.json:
-        _print_json(found)
+        _print_json(result)
         sys.exit(0)
-    return found
+    return result
 
 
-def _print_json(found: Any) -> None:
-    json.dump(found, sys.stdout, indent=1, ensure_ascii=False)
+def _print_json(result: object) -> None:
+    json.dump(result, sys.stdout, indent=1, ensure_ascii=False)
     print()
 
 
 def _invite(options: argparse.Namespace) -> None:
-    found = _call(options, "invite", name=options.name, address=options.address)
-    print(found["link"])
-    print(f"\nnext, on the device, until {_time(found['expires'])}: comigs-edge join LINK", file=sys.stderr)
+    invitation = _call(options, "invite", name=options.name, address=options.address)
+    print(invitation["link"])
+    print(f"\nnext, on the device, until {_time(invitation['expires'])}: comigs-edge join LINK", file=sys.stderr)
 
 
 def _status(options: argparse.Namespace) -> None:
-    found = _call(options, "status")
-    base = found["base"]["name"] if found["base"] else "none yet: the first device brings it"
-    print(f"fleet      {found['fleet']}, {found['devices']} devices, {found['active']} of them active")
+    status = _call(options, "status")
+    base = status["base"]["name"] if status["base"] else "none yet: the first device brings it"
+    print(f"fleet      {status['fleet']}, {status['devices']} devices, {status['active']} of them active")
     print(f"base       {base}")
-    print(f"generalist {found['newest_round'] if found['newest_round'] >= 0 else 'none yet'}")
-    closes = f"closes at {found['goal']}"
-    if found["deadline"] is not None:
-        closes += f", or at {_time(found['deadline'])} with {found['quorum']}"
-    print(f"round      {found['open_round']}: {found['updates']} updates, {closes}")
-    print(f"moved      {_size(found['bytes_in'])} in, {_size(found['bytes_out'])} out")
-    print(f"disk       {_size(found['disk_free'])} free")
-    print("\nnext: comigs-coordinator " + ("rounds" if found["devices"] else "invite"))
+    print(f"generalist {status['newest_round'] if status['newest_round'] >= 0 else 'none yet'}")
+    closes = f"closes at {status['goal']}"
+    if status["deadline"] is not None:
+        closes += f", or at {_time(status['deadline'])} with {status['quorum']}"
+    print(f"round      {status['open_round']}: {status['updates']} updates, {closes}")
+    print(f"moved      {_size(status['bytes_in'])} in, {_size(status['bytes_out'])} out")
+    print(f"disk       {_size(status['disk_free'])} free")
+    print("\nnext: comigs-coordinator " + ("rounds" if status["devices"] else "invite"))
 
 
 def _devices(options: argparse.Namespace) -> None:
@@ -170,7 +182,7 @@ def _devices(options: argparse.Namespace) -> None:
          _size(row["bytes_in"]), _size(row["bytes_out"]), "revoked" if row["revoked"] else "")
         for row in rows
     ]  # fmt: skip
-    _print(table)
+    _print_table(table)
     print("\nnext: comigs-coordinator " + ("rounds" if rows else "invite"))
 
 
@@ -184,13 +196,13 @@ def _rounds(options: argparse.Namespace) -> None:
             row["number"], _time(row["opened"]), _time(row["closed"]) if row["closed"] else "open", row["devices"],
             _size(row["bytes_in"]), "-" if loss is None else f"{loss:.4f}", note,
         ))  # fmt: skip
-    _print(table)
+    _print_table(table)
     print("\nnext: comigs-coordinator devices")
 
 
 def _revoke(options: argparse.Namespace) -> None:
-    found = _call(options, "revoke", name=options.name)
-    print(f"{found['name']} is not in the fleet any more; its next request is refused")
+    device = _call(options, "revoke", name=options.name)
+    print(f"{device['name']} is not in the fleet any more; its next request is refused")
     print("\nnext: comigs-coordinator devices")
 
 
@@ -198,11 +210,11 @@ def _backup(options: argparse.Namespace) -> None:
     file = Path(options.file or f"comigs-coordinator-{time.strftime('%Y-%m-%d-%H%M%S')}.tar").absolute()
     from coordinator import admin
 
-    found = admin.backup(options.data, VERSION, file)
+    backup = admin.backup(options.data, VERSION, file)
     if options.json:
-        _print_json(found)
+        _print_json(backup)
         return
-    print(f"{found['file']}, {_size(found['bytes'])}: it holds the coordinator's keys, keep it safe")
+    print(f"{backup['file']}, {_size(backup['bytes'])}: it holds the coordinator's keys, keep it safe")
     print(
         "\nnext, to restore it where no coordinator is: mkdir DIR && tar -xf FILE -C DIR && comigs-coordinator serve --data DIR"
     )
@@ -228,11 +240,10 @@ def _service_uninstall(options: argparse.Namespace) -> None:
     _show_outcome(options, service.uninstall(options.system), "comigs-coordinator serve")
 
 
-def _show_outcome(options: argparse.Namespace, outcome: Any, then: str) -> None:
+def _show_outcome(options: argparse.Namespace, outcome: Outcome, then: str) -> None:
     files, left = [str(file) for file in outcome.files], outcome.left
     if options.json:
-        json.dump({"files": files, "left": left, "next": then}, sys.stdout, indent=1, ensure_ascii=False)
-        print()
+        _print_json({"files": files, "left": left, "next": then})
         return
     print("\n".join(f"unit       {file}" for file in files))
     if left:
@@ -244,18 +255,17 @@ def _service_status(options: argparse.Namespace) -> None:
     from coordinator import service, systemd
 
     file = systemd.folder(options.system) / service.UNIT
-    found = {"file": str(file), "installed": file.exists(), "state": systemd.is_active(service.UNIT, options.system)}
+    state = {"file": str(file), "installed": file.exists(), "state": systemd.is_active(service.UNIT, options.system)}
     if options.json:
-        json.dump(found, sys.stdout, indent=1, ensure_ascii=False)
-        print()
+        _print_json(state)
         return
-    print(f"unit       {file}{'' if found['installed'] else ', not installed'}\nstate      {found['state']}")
+    print(f"unit       {file}{'' if state['installed'] else ', not installed'}\nstate      {state['state']}")
     user = " --user" if not options.system else ""
-    then = f"journalctl{user} --unit {service.UNIT}" if found["installed"] else "comigs-coordinator service install"
+    then = f"journalctl{user} --unit {service.UNIT}" if state["installed"] else "comigs-coordinator service install"
     print(f"\nnext: {then}")
 
 
-def _print(table: list[tuple[Any, ...]]) -> None:
+def _print_table(table: Sequence[tuple[object, ...]]) -> None:
     widths = [max(len(str(row[column])) for row in table) for column in range(len(table[0]))]
     for row in table:
         print("  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

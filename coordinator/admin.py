@@ -1,7 +1,7 @@
 """What the person who runs the coordinator can do, whether it is running or not.
 
-A running coordinator has the ledger for itself, so the commands reach it through a socket in its folder, which only its owner
-can open. Where none is running the command takes the folder's lock and does it itself.
+A running coordinator is the only user of its ledger, so the commands reach it through a socket in its folder, which only its
+owner can open. If no coordinator runs, the command takes the folder's lock and does the work itself.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from coordinator.ledger.folder import Folder
 from coordinator.protocol.errors import CoordinatorError, Refused
 
 SOCKET = "admin.sock"
+Result = dict[str, Any]  # of an operation, as JSON
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Context:
     version: str
 
 
-def _invite(context: Context, name: str | None = None, address: str | None = None) -> Any:
+def _invite(context: Context, name: str | None = None, address: str | None = None) -> Result:
     address = address or context.fleet.database.fact("address")
     if address is None:
         raise CoordinatorError(
@@ -48,7 +49,7 @@ def _invite(context: Context, name: str | None = None, address: str | None = Non
     return context.fleet.members.invite(name, address, context.folder.pin)
 
 
-def _backup(context: Context) -> Any:
+def _backup(context: Context) -> Result:
     """Ledger, keys, settings and payloads in one tar file, among the uploads: a service may write nowhere else."""
     import tarfile  # a megabyte that the running coordinator does not need
     import tempfile
@@ -65,11 +66,11 @@ def _backup(context: Context) -> Any:
     return {"file": str(target)}
 
 
-def _status(context: Context) -> Any:
+def _status(context: Context) -> Result:
     return overview.overview(context.fleet, context.started, context.version)
 
 
-OPERATIONS: dict[str, Callable[..., Any]] = {
+OPERATIONS: dict[str, Callable[..., Result]] = {
     "invite": _invite,
     "backup": _backup,
     "status": _status,
@@ -103,8 +104,8 @@ def application(context: Context) -> web.Application:
     return app
 
 
-def call(root: Path, version: str, operation: str, **arguments: Any) -> Any:
-    """Does an operation, through the running coordinator or without one; raises `CoordinatorError`."""
+def call(root: Path, version: str, operation: str, **arguments: Any) -> Result:
+    """Result of an operation, by the running coordinator or in this process; raises `CoordinatorError`."""
     if not (root / "coordinator.db").exists():
         raise CoordinatorError(
             f"there is no coordinator in {root}; start one with: comigs-coordinator serve --data {root}"
@@ -112,7 +113,7 @@ def call(root: Path, version: str, operation: str, **arguments: Any) -> Any:
     answered = _ask(root, operation, arguments)
     if answered is not None:
         return answered
-    with Folder.opened(root) as folder, folder.fleet(time.time) as fleet:
+    with Folder.open(root) as folder, folder.fleet(time.time) as fleet:
         try:
             return OPERATIONS[operation](Context(fleet, folder, time.time(), version), **arguments)
         except Refused as error:
@@ -121,8 +122,8 @@ def call(root: Path, version: str, operation: str, **arguments: Any) -> Any:
             raise CoordinatorError(f"the system refused: {error}") from error
 
 
-def backup(root: Path, version: str, target: Path) -> dict[str, Any]:
-    """Writes a backup to `target`, or leaves what was there."""
+def backup(root: Path, version: str, target: Path) -> Result:
+    """Writes a backup to `target`; a failure leaves the old file."""
     made = Path(call(root, version, "backup")["file"])
     part = target.with_name(f".{target.name}.part")
     try:
@@ -137,14 +138,14 @@ def backup(root: Path, version: str, target: Path) -> dict[str, Any]:
     return {"file": str(target), "bytes": target.stat().st_size}
 
 
-def _ask(root: Path, operation: str, arguments: dict[str, Any]) -> Any:
+def _ask(root: Path, operation: str, arguments: dict[str, Any]) -> Result | None:
     """The running coordinator's answer; None if none is running."""
     with socket_path(root) as path:
         connection = _UnixConnection(path)
         try:
             connection.request("POST", f"/{operation}", json.dumps(arguments), {"Content-Type": "application/json"})
             answer = connection.getresponse()
-            found = json.loads(answer.read())
+            result: Result = json.loads(answer.read())
         except (FileNotFoundError, ConnectionRefusedError):
             return None
         except (OSError, http.client.HTTPException, ValueError) as error:
@@ -154,8 +155,8 @@ def _ask(root: Path, operation: str, arguments: dict[str, Any]) -> Any:
         finally:
             connection.close()
     if answer.status != 200:
-        raise CoordinatorError(found["error"])
-    return found
+        raise CoordinatorError(result["error"])
+    return result
 
 
 class _UnixConnection(http.client.HTTPConnection):

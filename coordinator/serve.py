@@ -34,15 +34,15 @@ M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # malloc.h: setting the first keeps glib
 
 
 def serve(
-    root: Path, host: str, port: int, address: str | None, settings: Callable[[Config], Config], is_open: bool, version: str,
-    ready: Callable[[str, bytes, Folder], None],
+    root: Path, settings: Callable[[Config], Config], version: str, ready: Callable[[str, bytes, Folder], None], *,
+    host: str, port: int, address: str | None, is_open: bool,
 ) -> None:  # fmt: skip
-    """Serves until it is told to stop; `ready` is called with address, pin and folder when devices may come."""
+    """Serves until SIGTERM or Ctrl-C; calls `ready` with address, pin and folder when devices can connect."""
     _keep_memory_small()
     try:
-        with Folder.opened(root) as folder, folder.fleet(time.time, settings(folder.config)) as fleet:
+        with Folder.open(root) as folder, folder.fleet(time.time, settings(folder.config)) as fleet:
             server = Server(fleet, version, is_open)
-            asyncio.run(_run(server, folder, host, port, address, ready))
+            asyncio.run(_run(server, folder, ready, host=host, port=port, address=address))
     except (sqlite3.OperationalError, DiskFailure) as error:
         raise CoordinatorError(
             f"{root} cannot be written ({error}); make room on its disk or check it, and start again"
@@ -59,7 +59,7 @@ def _keep_memory_small() -> None:
 
 
 async def _run(
-    server: Server, folder: Folder, host: str, port: int, address: str | None, ready: Callable[[str, bytes, Folder], None]
+    server: Server, folder: Folder, ready: Callable[[str, bytes, Folder], None], *, host: str, port: int, address: str | None
 ) -> None:  # fmt: skip
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -69,7 +69,7 @@ async def _run(
     own = web.AppRunner(
         admin.application(admin.Context(server.fleet, folder, server.started, server.version)), access_log=None
     )
-    clock = asyncio.create_task(server.keep_time())  # first of all it publishes what a crash left closed
+    clock = asyncio.create_task(server.keep_time())  # it begins with rounds that a crash left closed and unpublished
     clock.add_done_callback(lambda task: stop.set())
     try:
         await runner.setup()
@@ -93,7 +93,7 @@ async def _run(
         with contextlib.suppress(OSError):
             (folder.root / admin.SOCKET).unlink()
         with contextlib.suppress(asyncio.CancelledError):
-            await clock  # what ended it, if it was not us, ends the process: rounds would never close
+            await clock  # an error there ends the process: without the clock no round closes
     logging.getLogger("comigs-coordinator").info("stopped")
 
 
@@ -113,11 +113,11 @@ async def _listen(runner: web.AppRunner, folder: Folder, host: str, port: int) -
 
 
 def _address(host: str, port: int) -> str:
-    """What devices are told: the host, or for every address this machine's own on its network."""
+    """The address for invitations; a host that means every address becomes this machine's own on its network."""
     if host in ("0.0.0.0", "::", ""):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             try:
-                probe.connect(("192.0.2.1", 9))  # sends nothing: it asks which of the own addresses would be used
+                probe.connect(("192.0.2.1", 9))  # sends nothing: it selects the local address
                 host = probe.getsockname()[0]
             except OSError:
                 host = socket.gethostname()

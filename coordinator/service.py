@@ -1,7 +1,7 @@
 """The coordinator as a service of systemd: a unit of the user's by default, of the whole system where root asks for it.
 
-A user's unit runs with the user's rights, less what it does not need. The system's runs as a user that exists only while it
-runs (DynamicUser), or, for a folder that is there already, as the owner of that folder.
+A user's unit runs with the user's rights, except those that it does not need. The system's runs as a user that exists only
+while it runs (DynamicUser), or, if its folder exists already, as the owner of that folder.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ TEMPLATE = """\
 [Unit]
 Description=comigs-edge coordinator: averages a fleet's generalists
 {after}\
-# It may be down for long, a disk that failed for instance (exit status 74): it is tried for ever, slowly.
+# It may be down for long, a disk that failed for instance (exit status 74): systemd keeps trying, slowly.
 StartLimitIntervalSec=0
 
 [Service]
@@ -57,8 +57,8 @@ def unit(data: Path, arguments: list[str], system: bool) -> str:
 
 
 def _user(data: Path, system: bool) -> str:
-    """Whose rights the service has, and the one folder that it may write."""
-    writable = f"ReadWritePaths={systemd.quoted(data)}\n"
+    """Lines for the user that the service runs as and the one folder that it may write."""
+    writable = f"ReadWritePaths={systemd.quote(data)}\n"
     if not system:
         return writable
     # These take away capabilities, which a user's own systemd cannot: there the service would not start (218/CAPABILITIES).
@@ -89,7 +89,7 @@ def uninstall(system: bool) -> systemd.Outcome:
 
 
 def _make(data: Path) -> None:
-    """ReadWritePaths wants the folder to be there."""
+    """Makes the folder: ReadWritePaths needs it."""
     try:
         data.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Unit files of systemd: where they are, what is quoted in them, and how systemd is told. Standard library only.
+"""Unit files of systemd: where they are, what is quoted in them, and calls of systemctl. Standard library only.
 
 Where systemd cannot be reached (a container, another init) nothing fails: the commands to type are in the answer.
 """
@@ -34,7 +34,7 @@ def folder(system: bool) -> Path:
 
 
 def check_rights(system: bool, command: str) -> None:
-    """Raises `CoordinatorError` if a unit for the whole system is wanted by somebody else than root."""
+    """Raises `CoordinatorError` if a unit for the whole system is to be changed by another user than root."""
     if system and os.geteuid() != 0:
         raise CoordinatorError(f"a unit for the whole system is root's; leave out --system, or type: sudo {command}")
 
@@ -55,26 +55,26 @@ def install(units: Mapping[str, str], enabled: str, system: bool) -> Outcome:
         ) from error
     # restart: a unit that runs already takes the new text
     wanted = [["daemon-reload"], ["enable", enabled], ["restart", enabled]]
-    return Outcome([place / name for name in units], _told(wanted, system))
+    return Outcome([place / name for name in units], _run_systemctl(wanted, system))
 
 
 def uninstall(names: list[str], enabled: str, system: bool) -> Outcome:
-    """Stops and disables a unit and deletes the files; raises `CoordinatorError` if there are none."""
+    """Stops and disables a unit and deletes the files; raises `CoordinatorError` if nothing is installed."""
     files = [folder(system) / name for name in names]
     if not any(file.exists() for file in files):
         raise CoordinatorError(f"there is no {enabled} in {folder(system)}; nothing was installed there")
-    left = _told([["disable", "--now", enabled]], system)
+    left = _run_systemctl([["disable", "--now", enabled]], system)
     try:
         for file in files:
             file.unlink(missing_ok=True)
     except OSError as error:
         raise CoordinatorError(f"{error.filename} cannot be deleted ({error.strerror})") from error
-    return Outcome(files, left + _told([["daemon-reload"]], system))
+    return Outcome(files, left + _run_systemctl([["daemon-reload"]], system))
 
 
 def is_active(name: str, system: bool) -> str:
     """systemd's word for a unit: active, inactive, failed ...; unknown where systemd cannot be reached."""
-    return _asked(["is-active", name], system).strip() or "unknown"
+    return _ask_systemctl(["is-active", name], system).strip() or "unknown"
 
 
 def linger() -> list[str]:
@@ -87,7 +87,7 @@ def linger() -> list[str]:
     return []
 
 
-def quoted(text: str | Path) -> str:
+def quote(text: str | Path) -> str:
     """One word of a command line or a path in a unit file (systemd.service, systemd.syntax)."""
     text = str(text)
     if re.search(r"[\x00-\x1f\x7f]", text):
@@ -99,17 +99,17 @@ def quoted(text: str | Path) -> str:
 
 def command(words: list[str]) -> str:
     """A command line for ExecStart=, in which systemd would also put variables in place of $."""
-    return " ".join(quoted(word).replace("$", "$$") for word in words)
+    return " ".join(quote(word).replace("$", "$$") for word in words)
 
 
 def program(name: str, module: str) -> list[str]:
-    """How this environment's program is started: its script, or Python with the module where there is none."""
+    """How this environment's program is started: its script, or Python with the module if there is no script."""
     script = Path(sys.executable).parent / name
     return [str(script)] if script.exists() else [sys.executable, "-m", module]
 
 
 def check_readable() -> None:
-    """Raises `CoordinatorError` if a service of no particular user could not read this program."""
+    """Raises `CoordinatorError` if a service without a user account (DynamicUser) could not read this program."""
     for path in (Path(sys.executable), Path(sys.executable).resolve(), Path(__file__).resolve()):
         closed = next((parent for parent in path.parents if parent.stat().st_mode & 0o005 != 0o005), None)
         if closed is not None:
@@ -119,8 +119,8 @@ def check_readable() -> None:
             )
 
 
-def _told(commands: list[list[str]], system: bool) -> list[str]:
-    """Runs systemctl; returns the commands from the first one on that did not work."""
+def _run_systemctl(commands: list[list[str]], system: bool) -> list[str]:
+    """Runs the commands; returns those that are left, from the first one that failed."""
     start = ["systemctl"] if system else ["systemctl", "--user"]
     for index, words in enumerate(commands):
         try:
@@ -130,7 +130,7 @@ def _told(commands: list[list[str]], system: bool) -> list[str]:
     return []
 
 
-def _asked(words: list[str], system: bool) -> str:
+def _ask_systemctl(words: list[str], system: bool) -> str:
     if shutil.which("systemctl") is None:
         return ""
     start = ["systemctl"] if system else ["systemctl", "--user"]

@@ -43,6 +43,7 @@ from comigs_edge.nn.model import Model
 from comigs_edge.nn.weights import open_base
 from comigs_edge.training import run as session
 from comigs_edge.training.memory import tune_allocator
+from comigs_edge.training.schedule import make_schedule
 from comigs_edge.training.trainer import Trainer
 from quantize.formats import FILE_TYPES
 from quantize.gguf_file import GGUFFile
@@ -266,7 +267,7 @@ def training(homes: Path, work: Path) -> dict[str, Any]:
         device, tokenizer = personal.settings.device(), Tokenizer(personal.home.base_file)
         rows = session.read_rows(personal.home, personal.settings, device.context, tokenizer, [], lambda *_: None)
         tune_allocator()
-        plan = session.schedule(personal.settings, device.batch, 10**6)
+        plan = make_schedule(personal.settings, device.batch, 10**6)
         plan = replace(plan, batch=8, router_period=10**6, block_format="Q4_0")
         trainer = Trainer(Model(open_base(personal.home.base_file), personal.adapters), *rows, plan)
         trainer.step()

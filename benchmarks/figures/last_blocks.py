@@ -46,7 +46,11 @@ from profiles import available_cores, load
 
 BATCH, CONTEXT, ROUNDS, TEST_TOKENS = 4, 128, 3, 4096
 SETTINGS = f"batch = {BATCH}\ncontext = {CONTEXT}\nrouter_period = 30\nrouter_steps = 5\nvalidation_rows = 16\n"
-SCHEDULE = Schedule(10**6, BATCH, 1e-3, 1e-3, 1e-3, 0, 30, 5, 0.0, 0.01, 16, "Q8_0", 0.0)
+SCHEDULE = Schedule(
+    steps=10**6, batch=BATCH, expert_learning_rate=1e-3, final_learning_rate=1e-3, router_learning_rate=1e-3, warmup_steps=0,
+    router_period=30, router_steps=5, balance_weight=0.0, weight_decay=0.01, validation_rows=16, block_format="Q8_0",
+    quantise_start=0.0,
+)  # fmt: skip
 
 
 class Variant(NamedTuple):
@@ -105,7 +109,10 @@ def pace(variant: Variant, times: dict[str, dict[str, Any]], epoch: float) -> Pa
     """Of a training; without a cache nothing is saved."""
     name = next(name for name, each in VARIANTS.items() if each == variant._replace(cache=False))
     own = times[name]
-    return Pace(own["step"], own["step"], own["validation"], own["below"] if variant.cache else 0.0, epoch)
+    return Pace(
+        step=own["step"], quantised_step=own["step"], validation=own["validation"],
+        saved=own["below"] if variant.cache else 0.0, epoch=epoch,
+    )  # fmt: skip
 
 
 def prepare(home: Path, text: Path, most: int | None, variant: Variant) -> float:

@@ -105,7 +105,11 @@ def _measured(path: Path, experts: ModelConfig, plan: Plan, steps: int) -> list[
     ids = torch.randint(base.shape.vocab_size, (50_000,), generator=torch.Generator().manual_seed(0)).tolist()
     rows = Rows([Encoded(ids, [True] * len(ids))], plan.context, 0)
     fake = "Q8_0" if experts.expert_form == "parallel" else None  # as a training does by default
-    schedule = Schedule(10**6, plan.batch, 1e-4, 1e-4, 1e-4, 0, 10**6, 1, 0.0, 0.01, 1, fake, 0.0)
+    schedule = Schedule(
+        steps=10**6, batch=plan.batch, expert_learning_rate=1e-4, final_learning_rate=1e-4, router_learning_rate=1e-4,
+        warmup_steps=0, router_period=10**6, router_steps=1, balance_weight=0.0, weight_decay=0.01, validation_rows=1,
+        block_format=fake, quantise_start=0.0,
+    )  # fmt: skip
     model = Model(base, adapters, checkpointing=plan.checkpointing)
     stored = _Constant(model, rows.batch(0, plan.batch)) if plan.cached else None
     trainer = Trainer(model, rows, rows, schedule, None if stored is None else (stored, stored))  # type: ignore[arg-type]

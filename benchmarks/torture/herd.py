@@ -1,7 +1,7 @@
 """How many requests a second 200 devices make when a coordinator comes back: `python benchmarks/torture/herd.py`.
 
 A simulation of the devices' waits, with the constants of the code: a device that is served comes again after `next_poll_seconds`;
-one that is not waits a random time up to 5 s, 10 s, ... 30 minutes (`federation`), and within each attempt tries again for
+one that is not waits a random time up to 5 s, 10 s, ... 30 minutes (`fleet.exchange`), and within each attempt tries again for
 `patience` seconds with waits up to 1 s, 2 s, ... (`remote`). The first contact after a restart is five requests: one with the
 old epoch, which is refused, hello, the same again, the manifests and a piece. Peaks are the worst of 20 runs.
 """

@@ -52,7 +52,7 @@ def bench(
     ] = None,
     output: Annotated[Optional[Path], typer.Option(metavar="FILE", help="Write the JSON to this file as well.")] = None,
 ) -> None:
-    """Measure llama.cpp's tokens a second here: the base against each form of expert. Nothing must be trained before."""
+    """Measure llama.cpp's tokens a second here: the base against each form of expert. No training needed."""
     from comigs_edge.commands.console import next_command, notes, print_json, warn
 
     home = homes.locate()
@@ -67,16 +67,16 @@ def bench(
     if here.load > BUSY:
         warn(
             f"the load of the last minute is {here.load:.1f}: another program runs or ran beside this one, so the figures may "
-            "be too low (ratios less so); it is found with: top"
+            "be too low (ratios less so); find it with: top"
         )
     work = QUICK if quick else FULL
     with _workplace(home.root if home.exists else Path(tempfile.gettempdir())) as folder:
-        measured, facts = _measured(settings, base, folder, work, counts)
-    record = _record(settings, base, device, here, work, measured) | facts
+        results, facts = _measured(settings, base, folder, work, counts)
+    record = _record(settings, base, device, here, work, results) | facts
     if json:
         print_json(record)
     else:
-        _show(measured, facts["left_out"], settings)
+        _show(results, facts["left_out"], settings)
     if target:
         _save(record, target)
     if not json:
@@ -154,9 +154,9 @@ def _measured(
     candidates = [Candidate("base", base), *written, *variants]
     together = speed.fits_together(candidates, detect().usable_memory)
     with bar("measuring") as progress:
-        measured, refused = speed.measure(candidates, work, counts, together, progress)
+        results, refused = speed.measure(candidates, work, counts, together, progress)
     experts = {each.kind: asdict(each.adapters.layout) | {"format": each.format} for each in plans}
-    return measured, {"experts": experts, "in_turn": together, "left_out": left_out | refused}
+    return results, {"experts": experts, "in_turn": together, "left_out": left_out | refused}
 
 
 def _plans(settings: Config, base: GGUFFile) -> tuple[list[Plan], dict[str, str]]:
@@ -187,7 +187,7 @@ def _plans(settings: Config, base: GGUFFile) -> tuple[list[Plan], dict[str, str]
 
 
 def _record(
-    settings: Config, base: Path, device: Device, here: Conditions, work: Work, measured: list[Measured]
+    settings: Config, base: Path, device: Device, here: Conditions, work: Work, results: list[Measured]
 ) -> dict[str, Any]:
     from comigs_edge import __version__
     from comigs_edge.planning.doctor import versions
@@ -197,7 +197,7 @@ def _record(
         "versions": {"comigs-edge": __version__} | versions(),
         "base": {"name": settings.base.name, "megabytes": _megabytes(base.stat().st_size)},
         "load_before": round(here.load, 2), "is_busy": here.load > BUSY, "rounds": work.rounds,
-        "models": {each.kind: _figures(each, measured[0]) for each in measured},
+        "models": {each.kind: _figures(each, results[0]) for each in results},
     }  # fmt: skip
 
 
@@ -224,15 +224,15 @@ def _megabytes(count: int | None) -> float | None:
     return None if count is None else round(count / 1e6, 3)
 
 
-def _show(measured: list[Measured], left_out: dict[str, str], settings: Config) -> None:
+def _show(results: list[Measured], left_out: dict[str, str], settings: Config) -> None:
     from comigs_edge.commands.console import out
 
-    counts = list(measured[0].samples)
+    counts = list(results[0].samples)
     for threads in counts:
-        out.print(_table(measured, threads))
+        out.print(_table(results, threads))
     for kind, reason in left_out.items():
         out.print(f"left out: {LABELS[kind]}: {reason}", soft_wrap=True)
-    mine = next(each for kind in (settings.model.expert_form, "lora", "base") for each in measured if each.kind == kind)
+    mine = next(each for kind in (settings.model.expert_form, "lora", "base") for each in results if each.kind == kind)
     if len(counts) > 1:
         rates = ", ".join(f"{_short(mine.rate(n, 'generation').median)} with {_count(n)}" for n in counts)
         out.print(
@@ -242,14 +242,14 @@ def _show(measured: list[Measured], left_out: dict[str, str], settings: Config) 
         )
 
 
-def _table(measured: list[Measured], threads: int) -> Table:
+def _table(results: list[Measured], threads: int) -> Table:
     from rich.table import Table
 
     from comigs_edge.inference.throughput import PARTS
 
     table = Table("model", "file MB", "memory MB", *PARTS, title=f"tokens a second with {_count(threads)}")
-    base = measured[0]
-    for each in measured:
+    base = results[0]
+    for each in results:
         cells = [f"{each.size / 1e6:.1f} ({each.size / base.size:.2f})"]
         cells.append("" if each.peak is None else f"{each.peak / 1e6:.0f}")
         for part in PARTS:

@@ -96,7 +96,7 @@ def _units(at: str, system: bool) -> dict[str, str]:
     # The home is one person's: a system's unit runs as its owner, too.
     user = f"User={home.root.stat().st_uid}\n" if system else ""
     service = SERVICE_TEXT.format(
-        environment=systemd.quoted(f"COMIGS_EDGE_HOME={home.root}"), home=systemd.quoted(home.root), user=user,
+        environment=systemd.quote(f"COMIGS_EDGE_HOME={home.root}"), home=systemd.quote(home.root), user=user,
         command=systemd.command([*systemd.program("comigs-edge", "comigs_edge"), "train"]),
     )  # fmt: skip
     return {SERVICE: service, TIMER: TIMER_TEXT.format(at=at)}

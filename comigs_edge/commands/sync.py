@@ -65,7 +65,7 @@ def _show_preview(preview: Preview, json: bool) -> None:
         print_json({
             "to": preview.address, "fleet": preview.fleet, "device": preview.device, "bytes": preview.size,
             "tensors": preview.tensors,
-            "also": ["number of tokens trained on", "number of the generalist it is a change of"],
+            "also": ["number of tokens trained on", "number of the generalist it is a change of", "a random id"],
             "stays": stays, "changes_nothing_yet": preview.changes_nothing,
         })  # fmt: skip
         return
@@ -81,12 +81,12 @@ def _show_preview(preview: Preview, json: bool) -> None:
         first = preview.tensors[names[0]]
         shape = " x ".join(map(str, first["shape"]))
         out.print(f"  {kind:<44} {len(names):>3} times {shape:<12} {first['type']}", soft_wrap=True)
-    out.print("\nwith it: the number of tokens trained on, and of which generalist it is a change")
+    out.print("\nwith it: the number of tokens trained on, of which generalist it is a change, and a random id")
     out.print(f"stays: {', '.join(stays)}")
     if preview.changes_nothing:
         out.print("nothing was trained yet: these are the names that the first update will have")
-    if preview.is_first:
-        out.print("the first generalist of a fleet is sent unrounded")
+    if preview.may_be_first:
+        out.print("before it, from a fleet's first device: the initial generalist, made from a seed, unrounded")
     next_command("comigs-edge sync")
 
 

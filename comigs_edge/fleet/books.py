@@ -6,16 +6,20 @@ the reference moves by exactly what was sent, so that
   - nothing is counted twice: a retry is the same update, and what counted is in the reference;
   - nothing is lost: what rounding took away, and what was learned meanwhile, is in the next update (error feedback);
   - a new generalist is taken over with what was not sent yet on top of it.
+
+Generalist 0 is an initial one, made from a seed and sent by the first device: it says nothing of any text. What a device
+learned before it joined stays on top of it, and comes as the device's first update.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from comigs_edge.arrays import less, plus, zeros
+from comigs_edge.arrays import digest, less, plus, zeros
 from comigs_edge.errors import ComigsError
 from comigs_edge.fleet.chain import Check, Link, follow
 from comigs_edge.fleet.folder import FleetFolder, Sealed
@@ -23,19 +27,25 @@ from comigs_edge.fleet.outbox import Outbox, Shapes
 from comigs_edge.fleet.outcome import Judgement, Outcome
 from comigs_edge.fleet.transport import News
 from coordinator.protocol import compress, rounds, wire
+from coordinator.protocol.aggregate import aggregate
 from coordinator.protocol.generalist import may_leave
 from coordinator.protocol.messages import Manifest, SignedManifest, State
 from coordinator.protocol.wire import Arrays
 
 
 class Books:
-    """Of one device, on its disk. `gate`: how much worse (nats a token) a new generalist may make the validation text."""
+    """Of one device, on its disk. `gate`: how much worse (nats a token) a new generalist may make the validation text.
+
+    `initial` makes the generalist with which this device's training began.
+    """
 
     def __init__(
-        self, folder: FleetFolder, shapes: Shapes, base_sha256: str, gate: float, reports_loss: bool = False
-    ) -> None:
+        self, folder: FleetFolder, shapes: Shapes, initial: Callable[[], Arrays], base_sha256: str, gate: float,
+        reports_loss: bool = False,
+    ) -> None:  # fmt: skip
         self._folder, self._gate, self._reports_loss = folder, gate, reports_loss
         self._shapes = {name: shape for name, shape in shapes.items() if may_leave(name)}
+        self._initial, self._was_in_a_fleet, self._is_on_top = initial, False, False
         self.membership, self.standing = folder.membership(), folder.standing()
         self.outbox = Outbox(folder, self._shapes)
         self._check = Check(self.membership.fleet, self.membership.signing_key, base_sha256)
@@ -56,6 +66,7 @@ class Books:
         Both may be older than what was exchanged or sealed since: then the generalist as it was sent is the one, so that
         no step is sent twice.
         """
+        self._was_in_a_fleet = mark is not None and not mark.startswith(f"{self.membership.joined}/0/")
         if self.standing.number == 0 or mark == self.mark:
             return generalist
         update = self.outbox.update
@@ -70,12 +81,21 @@ class Books:
 
     def pack(self, generalist: Arrays | None, loss: float | None = None) -> Sealed:
         """The update as it would be sent now; without a generalist: what its tensors would look like."""
-        generalist = zeros(self._shapes) if generalist is None else generalist
-        return self.outbox.pack(generalist, self.standing, self.membership, loss if self._reports_loss else None)
+        standing = self.standing
+        change = less(zeros(self._shapes) if generalist is None else generalist, standing.reference)
+        start, loss = max(0, standing.trained_from), loss if self._reports_loss else None
+        return self.outbox.pack(change, start, self.membership, standing.unsent_tokens, loss)
 
     def seal(self, generalist: Arrays, loss: float | None) -> None:
-        """Puts what was not sent yet into the outbox."""
-        self.outbox.put(self.pack(generalist, loss))
+        """Puts what was not sent yet into the outbox; before the first take-over only its tokens are noted."""
+        if self.standing.trained_from < 0:
+            self._folder.save_standing(self.standing)
+        else:
+            self.outbox.put(self.pack(generalist, loss))
+
+    def seal_initial(self) -> None:
+        """Puts the generalist into the outbox with which a fleet begins."""
+        self.outbox.put(self.outbox.pack(self._initial(), -1, self.membership))
 
     def seal_rest(self, generalist: Arrays) -> bool:
         """At a training's end: what the open round did not take goes to the outbox. Returns whether something waits."""
@@ -111,7 +131,8 @@ class Books:
         standing.reference = plus(standing.reference, self.outbox.unpack(update))
         standing.acknowledged = update.id
         standing.unsent_tokens = max(0, standing.unsent_tokens - update.tokens)
-        self._save()
+        standing.number += update.trained_from >= 0  # an initial generalist is nothing that this device has learned
+        self._folder.save_standing(standing)
         self.outbox.clear()
 
     # Taking over --------------------------------------------------------------------------------------------------
@@ -120,6 +141,22 @@ class Books:
         """The newest generalist's place in the chain; None where it was taken over or refused. Raises `ForkedChain`."""
         link = follow(newest, self.standing.head, self.standing.head_hash, fetch, self._check)
         return None if link.manifest.round in (self.standing.trained_from, self.standing.refused) else link
+
+    def begin_with(self, generalist: Arrays, fetch: Callable[[int], list[SignedManifest]]) -> None:
+        """Before the first take-over: keeps what was learned before joining, if the fleet began where this device did.
+
+        Of a generalist that was in a fleet before, nobody knows which part of it is this device's own.
+        """
+        standing = self.standing
+        if standing.number or standing.acknowledged or self._was_in_a_fleet:
+            return
+        initial = self._initial()
+        if digest(initial) == digest(generalist):
+            return
+        published = wire.encode(aggregate(zeros(self._shapes), [(initial, rounds.ONE)]))
+        first = self._check(fetch(-1)[0])
+        if (first.round, first.sha256) == (0, hashlib.sha256(published).hexdigest()):
+            self._is_on_top, standing.reference = True, initial
 
     def keeps(self, manifest: Manifest) -> bool:
         """Whether the generalist is in the folder already."""
@@ -137,10 +174,11 @@ class Books:
     def compare_with(self, link: Link, generalist: Arrays) -> tuple[Arrays | None, Arrays]:
         """The generalists to compare, before and after; before is None where the new one is taken over unseen.
 
-        Both have what was not sent yet on top; a device that has sent nothing starts from the fleet's generalist.
+        Both have what was not sent yet on top: nothing of a device that began elsewhere, see `begin_with`.
         """
         standing = self.standing
-        unsent = less(generalist, standing.reference) if standing.number else {}
+        is_known = standing.number or standing.acknowledged or self._is_on_top
+        unsent = less(generalist, standing.reference) if is_known else {}
         after = plus(self._read(link.manifest.round), unsent)
         if standing.trained_from < 0:
             return None, after
@@ -152,10 +190,12 @@ class Books:
         """Whether a generalist may be taken over."""
         return judgement.after <= judgement.before + self._gate
 
-    def take_over(self, link: Link) -> None:
-        """Trains from this generalist on."""
-        self.standing.trained_from = link.manifest.round
-        self.standing.reference = self._read(link.manifest.round)
+    def take_over(self, link: Link, generalist: Arrays) -> None:
+        """Trains from this generalist on, with what was not sent yet on top: `generalist`."""
+        standing, reference = self.standing, self._read(link.manifest.round)
+        if standing.trained_from < 0 and digest(generalist) != digest(reference):
+            standing.unsent_tokens = max(1, standing.unsent_tokens)  # nobody counted those from before it joined
+        standing.trained_from, standing.reference = link.manifest.round, reference
         self._move_to(link)
 
     def refuse(self, link: Link) -> None:

@@ -47,8 +47,7 @@ class Exchange:
             state = self._bring(outcome, progress)
             self._take_over(state, generalist, judge, outcome, progress)
             generalist = generalist if outcome.generalist is None else outcome.generalist
-            if (standing.unsent_tokens or state.newest is None) and not state.has_contributed:
-                self.books.seal(generalist, loss)
+            if not state.has_contributed and self._seal(state, generalist, loss):
                 state = self._bring(outcome, progress)
             self._failures = 0
             self._not_before = self._clock() + (state.next_poll_seconds if state.has_contributed else 0.0)
@@ -59,6 +58,16 @@ class Exchange:
                 self.books.seal(generalist, loss)
         outcome.waits = self.books.outbox.update is not None
         return outcome
+
+    def _seal(self, state: State, generalist: Arrays, loss: float | None) -> bool:
+        """Puts what the open round can count into the outbox; returns whether there is something."""
+        if state.open_round == 0:
+            self.books.seal_initial()
+        elif state.newest is None or not self.books.standing.unsent_tokens:
+            return False
+        else:
+            self.books.seal(generalist, loss)
+        return True
 
     def bring_waiting(self, progress: Progress = SILENT) -> Outcome:
         """Brings the outbox, and takes over nothing."""
@@ -88,6 +97,7 @@ class Exchange:
         if link is None:
             return
         manifest = link.manifest
+        books.begin_with(generalist, self.transport.manifests)
         if not books.keeps(manifest):
             self.transport.download(manifest, books.path(manifest.round), progress)
             outcome.bytes_received += manifest.size
@@ -101,5 +111,5 @@ class Exchange:
                 losses = outcome.judgement
                 self.transport.refuse(Refusal(round=manifest.round, loss_before=losses.before, loss_after=losses.after))
                 return
-        books.take_over(link)
+        books.take_over(link, after)
         outcome.generalist, outcome.taken_over = after, manifest.round

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from comigs_edge.arrays import part
-from comigs_edge.base.hparams import read_shape
+from comigs_edge.base.hparams import Shape, read_shape
 from comigs_edge.home.config import Config
 from comigs_edge.home.folder import Home
 from comigs_edge.home.versions import load, read_manifest, versions
@@ -16,17 +16,28 @@ from coordinator.protocol.wire import Arrays
 from quantize.gguf_file import GGUFFile
 
 
-def describe_generalist(home: Home, settings: Config) -> Generalist:
-    """What this home's device would train with a fleet: its newest adapters' generalist, or the one that it plans."""
+def read_layout(home: Home, settings: Config) -> tuple[Layout, Shape]:
+    """Of the newest adapters, or of those that are planned; and the base's shape."""
     shape, made = read_shape(GGUFFile(home.base_file)), versions(home.adapters)
     if made:
-        layout = Layout(**read_manifest(home.adapters, made[-1])["layout"])
-    else:
-        layout = plan_experts(resolve(home, settings).settings.model, shape)
+        return Layout(**read_manifest(home.adapters, made[-1])["layout"]), shape
+    return plan_experts(resolve(home, settings).settings.model, shape), shape
+
+
+def describe_generalist(home: Home, settings: Config) -> Generalist:
+    """What this home's device would train with a fleet."""
+    layout, shape = read_layout(home, settings)
     return Generalist(
         base_name=settings.base.name, base_sha256=settings.base.sha256, form=layout.form, scale=layout.expert_scale,
         tensors=dict(generalist_shapes(layout, shape)),
     )  # fmt: skip
+
+
+def initial_generalist(layout: Layout, shape: Shape, seed: int) -> Arrays:
+    """The generalist with which a training begins."""
+    from comigs_edge.nn.adapters import Adapters
+
+    return Adapters.initial(layout, shape, seed).generalist()
 
 
 def interrupted_state(home: Home) -> Arrays | None:

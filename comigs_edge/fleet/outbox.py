@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 
-from comigs_edge.fleet.folder import FleetFolder, Membership, Sealed, Standing
+from comigs_edge.fleet.folder import FleetFolder, Membership, Sealed
 from coordinator.protocol import compress, rounds
 from coordinator.protocol.wire import Arrays
 
@@ -22,15 +22,16 @@ class Outbox:
         """What waits."""
         return self._folder.outbox()
 
-    def pack(self, generalist: Arrays, standing: Standing, membership: Membership, loss: float | None) -> Sealed:
-        """The generalist less the reference, in the fleet's format, of the tensors that this round's averaging trains."""
-        base = standing.trained_from
-        format_name = compress.update_format(membership.update_format, base)
-        names = rounds.trained_names(self._shapes, membership.averaging, base + 1)
-        change = {name: generalist[name] - standing.reference[name] for name in names}
+    def pack(
+        self, change: Arrays, trained_from: int, membership: Membership, tokens: int = 0, loss: float | None = None
+    ) -> Sealed:  # fmt: skip
+        """A change of a generalist in the fleet's format, of the tensors that this round's averaging trains."""
+        format_name = compress.update_format(membership.update_format, trained_from)
+        names = rounds.trained_names(self._shapes, membership.averaging, trained_from + 1)
         return Sealed(
-            id=secrets.token_hex(8), trained_from=base, tokens=standing.unsent_tokens, update_format=format_name,
-            averaging=membership.averaging, validation_loss=loss, packed=compress.pack(change, format_name),
+            id=secrets.token_hex(8), trained_from=trained_from, tokens=tokens, update_format=format_name,
+            averaging=membership.averaging, validation_loss=loss,
+            packed=compress.pack({name: change[name] for name in names}, format_name),
         )  # fmt: skip
 
     def unpack(self, update: Sealed) -> Arrays:

@@ -15,7 +15,6 @@ from comigs_edge.fleet.gate import compare
 from comigs_edge.fleet.http import open_exchange
 from comigs_edge.fleet.outcome import Outcome
 from comigs_edge.home.folder import Home
-from comigs_edge.nn.experts import generalist_shapes
 from comigs_edge.training.run import TrainingRun
 from comigs_edge.training.trainer import Event, Trainer
 
@@ -52,8 +51,8 @@ class Rounds:
     ) -> None:
         """Takes over the newest generalist. Raises `ComigsError` where the home belongs to no fleet."""
         self._training, self._trainer, self._say, self._warn = training, trainer, say, warn
-        shapes = generalist_shapes(trainer.adapters.layout, trainer.adapters.shape)
-        self._exchange = open_exchange(home, training.settings, dict(shapes), PATIENCE)
+        layout, shape = trainer.adapters.layout, trainer.adapters.shape
+        self._exchange = open_exchange(home, training.settings, layout, shape, PATIENCE)
         self._tokens, self._was_offline, self._is_alone = 0, False, False
         self.totals = Totals()
         self._guard(self._begin)

@@ -8,7 +8,7 @@ from typing import Any
 from comigs_edge.base.hparams import read_shape
 from comigs_edge.errors import ComigsError
 from comigs_edge.fleet.exchange import Exchange
-from comigs_edge.fleet.generalist import describe_generalist, interrupted_state, read_generalist, select_generalist
+from comigs_edge.fleet.generalist import interrupted_state, read_generalist, read_layout, select_generalist
 from comigs_edge.fleet.http import open_exchange
 from comigs_edge.fleet.outcome import Judge, Judgement, Outcome
 from comigs_edge.home.config import Config
@@ -16,7 +16,7 @@ from comigs_edge.home.folder import Home
 from comigs_edge.home.versions import Saved, load, save, versions
 from comigs_edge.planning.plan import resolve
 from comigs_edge.progress import Progress
-from coordinator.protocol import compress, wire
+from coordinator.protocol import wire
 from coordinator.protocol.wire import Arrays
 from quantize.gguf_file import GGUFFile
 
@@ -69,7 +69,7 @@ class Preview:
     size: int  # bytes
     tensors: dict[str, dict[str, Any]]  # name -> type, shape, bytes
     has_loss: bool  # the validation loss leaves too
-    is_first: bool  # of a fleet, sent unrounded
+    may_be_first: bool  # of its fleet: then the initial generalist leaves too
     changes_nothing: bool  # nothing was trained yet
 
 
@@ -84,13 +84,12 @@ def preview(home: Home, settings: Config) -> Preview:
             for name, array in sorted(update.packed.items())
         },
         has_loss=update.validation_loss is not None, changes_nothing=generalist is None,
-        is_first=compress.update_format(member.update_format, update.trained_from) == "float32",
+        may_be_first=books.standing.trained_from < 0,
     )  # fmt: skip
 
 
 def _open(home: Home, settings: Config) -> Exchange:
-    shapes = {name: tuple(shape) for name, shape in describe_generalist(home, settings).tensors.items()}
-    return open_exchange(home, settings, shapes, PATIENCE)
+    return open_exchange(home, settings, *read_layout(home, settings), PATIENCE)
 
 
 def _saved(home: Home, settings: Config) -> Saved:
@@ -113,7 +112,7 @@ def _judge(home: Home, settings: Config, saved: Saved) -> Judge:
         from comigs_edge.nn.adapters import Adapters
         from comigs_edge.training.run import open_training
 
-        run = open_training(home, resolve(home, settings))
+        run = open_training(home, resolve(home, settings, measure=True))  # as a training would have it
         adapters = Adapters.from_arrays(saved.layout, run.base.shape, saved.arrays)
         return compare(run.make_trainer(adapters), before, after)
 

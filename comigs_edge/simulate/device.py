@@ -14,7 +14,9 @@ from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.model import Model
 from comigs_edge.nn.tensors import tensor_to_numpy
 from comigs_edge.nn.weights import Base
+from comigs_edge.training.activation_cache import ActivationCache
 from comigs_edge.training.adamw import AdamW
+from comigs_edge.training.batches import Batch
 from comigs_edge.training.trainer import Event, Trainer
 from coordinator.protocol.wire import Arrays
 
@@ -29,16 +31,16 @@ class Leaky(Trainer):
     turn, and the first expert step after a turn on the validation gradients of all the router's steps.
     """
 
-    def _open(self, learning: list[AdamW]) -> None:
+    def _enable_gradients(self, learning: list[AdamW]) -> None:
         for name, tensor in self.adapters.named.items():
             tensor.requires_grad_(name not in self.frozen)
 
-    def _descend(self, learning: list[AdamW], batch: Any, is_validation: bool) -> float:
-        seen = super()._descend(learning, batch, is_validation)
+    def _optimise(self, learning: list[AdamW], batch: Batch, cache: ActivationCache | None) -> float:
+        loss = super()._optimise(learning, batch, cache)
         for optimiser in learning:
             for tensor in optimiser.tensors:
                 tensor.grad = None
-        return seen
+        return loss
 
     def state(self) -> tuple[Arrays, dict[str, Any]]:
         """The trainer's own, and the gradients that wait for the other group's next step."""
@@ -108,9 +110,9 @@ class Device:
 
     def loss_to_choose_by(self) -> float:
         """Validation loss of other rows than the measured ones, as many: what is chosen by a loss flatters it."""
-        trainer, count = self.trainer, self.trainer.measured_rows
-        others = trainer.validation.after(min(count, len(trainer.validation) // 2))
-        return trainer.mean_loss(others.first(count, trainer.schedule.batch))
+        validation, count = self.trainer.validation, self.trainer.validation.measured_rows
+        others = validation.rows.after(min(count, len(validation.rows) // 2))
+        return validation.mean_loss(others.first(count, self.trainer.schedule.batch))
 
     def load(self, arrays: Arrays) -> None:
         """Takes over shared tensors; the rest stays as it is."""

@@ -51,15 +51,21 @@ class Plan:
         """How a device trains; the one device of pooled text has as many batches a step as there are devices."""
         training, size = self.recipe.training, self.size
         return Schedule(
-            size.rounds * size.local_steps, size.batch * (devices if self.method.text == "pooled" else 1),
-            training.expert_learning_rate, training.final_learning_rate,
-            self.method.router_learning_rate or training.router_learning_rate,
-            training.warmup_steps, size.router_period, 0 if self.method.router == "even" else size.router_steps,
-            training.balance_weight,
-            training.weight_decay, size.validation_rows, rates_by_weight=self.method.rates_by_weight,
+            steps=size.rounds * size.local_steps,
+            batch=size.batch * (devices if self.method.text == "pooled" else 1),
+            expert_learning_rate=training.expert_learning_rate,
+            final_learning_rate=training.final_learning_rate,
+            router_learning_rate=self.method.router_learning_rate or training.router_learning_rate,
+            warmup_steps=training.warmup_steps,
+            router_period=size.router_period,
+            router_steps=0 if self.method.router == "even" else size.router_steps,
+            balance_weight=training.balance_weight,
+            weight_decay=training.weight_decay,
+            validation_rows=size.validation_rows,
+            rates_by_weight=self.method.rates_by_weight,
             router_offset_rate=self.method.router_offset_rate,
             jointly=self.method.router == "jointly",
-        )  # fmt: skip
+        )
 
     def layout(self, specialists: int) -> Layout:
         """The experts of a device that could carry so many specialists."""

@@ -1,9 +1,9 @@
-"""What the blocks below the first experts give for a row, kept on disk: no training changes it.
+"""On-disk cache of the frozen lower blocks' activations: they are the same in every epoch.
 
-A record is a row: a check sum, one factor a token, and the residual stream divided by it as float16. Rows stand in the order of
-the first epoch, and as many as make a batch are computed together and read back, so a training has the same bits whether
-they were there already or not. The check sum finds what a power cut has left behind. Records are read and not mapped: pages of
-a map count as memory of the process.
+A record holds one row: a checksum, one factor a token, and the residual stream divided by it as float16. Rows stand in the
+order of the first epoch, and those of a batch are computed together and read back, so a training has the same bits with a cold
+and with a warm cache. The checksum finds what a power cut has left behind. Records are read and not mapped: pages of a map
+count as memory of the process.
 
 Shapes: R rows, T time, N = R*T tokens, D width.
 """
@@ -21,21 +21,22 @@ import torch
 from torch import Tensor
 
 from comigs_edge.errors import ComigsError
+from comigs_edge.nn.tensors import to_device
 from comigs_edge.training.batches import Batch, Rows
 
 Key = tuple[str | int, ...]
-_CHECK = 8  # bytes of a check sum: CRC-32 and 1, so that zeros are no record
+_CHECK = 8  # bytes of a checksum: CRC-32 plus 1, so that zeros are no record
 
 
 def record_bytes(context: int, width: int) -> int:
-    """Of one row."""
+    """Bytes of one row on disk."""
     return _CHECK + context * (4 + 2 * width)
 
 
-class Below:
-    """The outputs for the rows of one split, computed in groups of `size` rows by `compute`, (B, T) -> (N, D).
+class ActivationCache:
+    """The activations for the rows of one split, computed in groups of `size` rows by `compute`, (B, T) -> (N, D).
 
-    `key` has everything that the numbers depend on beside the rows. Raises `ComigsError` if the disk has no room.
+    `key` holds everything else that the numbers depend on. Raises `ComigsError` if the disk has no room.
     """
 
     def __init__(
@@ -48,13 +49,13 @@ class Below:
         self._file = _open(self.path, len(rows) * self._bytes)
 
     def __call__(self, batch: Batch) -> Tensor:  # (N, D)
-        """The outputs for a batch of these rows."""
-        found = {place: self._read(place) for place in batch.places}
-        for number in sorted({place // self.size for place, there in found.items() if there is None}):
+        """The activations for a batch of these rows; those that are not on disk yet are computed."""
+        records = {place: self._read(place) for place in batch.places}
+        for number in sorted({place // self.size for place, record in records.items() if record is None}):
             group = self.rows.group(number, self.size)
             self._write(group.places[0], self.compute(group))
-            found |= {place: self._read(place) for place in group.places if place in found}
-        rows = [row for place in batch.places if (row := found[place]) is not None]
+            records |= {place: self._read(place) for place in group.places if place in records}
+        rows = [row for place in batch.places if (row := records[place]) is not None]
         if len(rows) < len(batch.places):
             raise ComigsError(
                 f"{self.path} does not keep what is written to it; train with: --plan cache=false --fresh"
@@ -62,7 +63,7 @@ class Below:
         return torch.cat(rows)
 
     def close(self) -> None:
-        """Nothing is read after this."""
+        """Closes the file; nothing can be read after this."""
         os.close(self._file)
 
     def _read(self, place: int) -> Tensor | None:  # (T, D)
@@ -74,21 +75,26 @@ class Below:
         values = np.frombuffer(data, np.float16, context * self.width, _CHECK + 4 * context).astype(np.float32)
         return torch.from_numpy(values).view(context, self.width).mul_(torch.from_numpy(factors)[:, None])
 
-    def _write(self, first: int, outputs: Tensor) -> None:
-        for place, row in enumerate(torch.split(outputs.cpu(), self.rows.context), first):
+    def _write(self, first: int, activations: Tensor) -> None:
+        for place, row in enumerate(torch.split(activations.cpu(), self.rows.context), first):
             factors = row.abs().amax(-1, keepdim=True).clamp_(min=1e-30)
             data = factors.numpy().tobytes() + (row / factors).half().numpy().tobytes()
             os.pwrite(self._file, (zlib.crc32(data) + 1).to_bytes(_CHECK, "little") + data, place * self._bytes)
 
 
+def read_cached(cache: ActivationCache | None, batch: Batch, device: torch.device) -> Tensor | None:  # (N, D)
+    """The activations for a batch on a device; None without a cache: the model then computes them."""
+    return None if cache is None else to_device(cache(batch), device)
+
+
 def clear(folder: Path, keep: tuple[Path, ...] = ()) -> None:
-    """Deletes what earlier trainings left, but for `keep`."""
+    """Deletes the files of earlier trainings, except `keep`."""
     for path in set(folder.glob("below-*.bin")) - set(keep):
         path.unlink()
 
 
 def _open(path: Path, size: int) -> int:
-    """The file with room for `size` bytes, so that the disk cannot run full on the way."""
+    """A descriptor of the file, with room for `size` bytes: the disk cannot run full during the training."""
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         if hasattr(os, "posix_fallocate"):

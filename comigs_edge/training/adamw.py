@@ -15,7 +15,7 @@ STATE = ("step", "exp_avg", "exp_avg_sq")
 
 
 class AdamW:
-    """Changes `tensors` in place by their gradients; `state` has for each what the next step depends on."""
+    """Changes `tensors` in place by their gradients; `state` holds each tensor's moments."""
 
     def __init__(self, tensors: list[Tensor], learning_rate: float, weight_decay: float) -> None:
         self.tensors, self.learning_rate, self.weight_decay = tensors, learning_rate, weight_decay

@@ -1,8 +1,8 @@
 """Token ids become rows of equal length, and rows become batches.
 
 Documents stand one behind the other in a stream that is cut into rows, so no row is padded; attention stays inside a
-document (`Batch.documents`). Which rows make batch number n is a function of the seed and n alone, so an interrupted
-training goes on with exactly the batch it would have had.
+document (`Batch.documents`). The rows of batch number n follow from the seed and n alone, so a resumed training reads exactly
+the batches that it would have read.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ class Batch:
     places: tuple[int, ...]  # of the rows, in the first epoch
 
     def to(self, device: torch.device) -> Batch:
-        """The same with what is computed with on another device.
+        """The same with tokens and targets on another device.
 
-        Documents and what counts stay: the processor looks at them, and must not wait for a GPU to do so.
+        `documents` and `scored` stay: the processor reads them, and must not wait for a GPU to do so.
         """
         return replace(self, tokens=to_device(self.tokens, device), targets=to_device(self.targets, device))
 
     @property
     def num_scored(self) -> int:
-        """Targets that count."""
+        """Number of targets that count."""
         return int(self.scored.sum())
 
 
 class Rows:
-    """All rows of one split. Raises `ComigsError` if not one of them has a token to learn from."""
+    """All rows of one split. Raises `ComigsError` if none of them has a token to learn from."""
 
     def __init__(self, encoded: list[Encoded], context: int, seed: int) -> None:
         self.context, self.seed = context, seed

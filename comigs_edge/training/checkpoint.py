@@ -1,7 +1,7 @@
 """The state of a training on disk: two generations, each one file whose name carries its SHA-256.
 
 A file is written beside the others and renamed, so a kill or a power cut leaves the newest complete generation; one
-whose bytes do not match its name is passed over with a warning.
+whose bytes do not match its name is skipped with a warning.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors.numpy import load as parse
@@ -22,15 +22,25 @@ GENERATIONS = 2
 _NAME = re.compile(r"checkpoint-(\d{8})-([0-9a-f]{64})\.safetensors")
 _PROGRESS = "progress"  # JSON, as bytes in a tensor, so that one hash covers everything
 
+Progress = dict[str, Any]  # what JSON can hold
 
-def save(folder: Path, arrays: Arrays, progress: dict[str, Any]) -> None:
+
+class Checkpoint(NamedTuple):
+    """What was saved; arrays and progress are empty if no generation is sound."""
+
+    arrays: Arrays
+    progress: Progress
+    warnings: list[str]  # one for each generation that was skipped
+
+
+def save(folder: Path, arrays: Arrays, progress: Progress) -> None:
     """Writes the next generation and drops all but the last two; raises `ComigsError` if the system refuses."""
-    tensors: dict[str, Any] = {**arrays, _PROGRESS: np.frombuffer(json.dumps(progress).encode(), np.uint8)}
+    tensors: Arrays = {**arrays, _PROGRESS: np.frombuffer(json.dumps(progress).encode(), np.uint8)}
     data, digest = pieces(tensors), hashlib.sha256()
     for piece in data:
         digest.update(piece)
-    found = _generations(folder)
-    number = found[-1][0] + 1 if found else 1
+    generations = _generations(folder)
+    number = generations[-1][0] + 1 if generations else 1
     files.remove_temporaries(folder)
     name = f"checkpoint-{number:08d}-{digest.hexdigest()}.safetensors"
     with files.atomic_writer(folder / name) as file:
@@ -39,8 +49,8 @@ def save(folder: Path, arrays: Arrays, progress: dict[str, Any]) -> None:
         path.unlink()
 
 
-def load(folder: Path) -> tuple[Arrays, dict[str, Any], list[str]] | None:
-    """Arrays and progress of the newest sound generation, and a warning for each that was passed over."""
+def load(folder: Path) -> Checkpoint | None:
+    """The newest sound generation; None if nothing was saved."""
     warnings: list[str] = []
     for _, path in reversed(_generations(folder)):
         data = path.read_bytes()
@@ -48,9 +58,9 @@ def load(folder: Path) -> tuple[Arrays, dict[str, Any], list[str]] | None:
         if match and hashlib.sha256(data).hexdigest() == match[2]:
             tensors = parse(data)
             progress = json.loads(tensors.pop(_PROGRESS).tobytes())
-            return tensors, progress, warnings
+            return Checkpoint(tensors, progress, warnings)
         warnings.append(f"the checkpoint {path.name[:19]} is damaged and was passed over")
-    return None if not warnings else ({}, {}, warnings)
+    return Checkpoint({}, {}, warnings) if warnings else None
 
 
 def clear(folder: Path) -> None:
@@ -60,5 +70,5 @@ def clear(folder: Path) -> None:
 
 
 def _generations(folder: Path) -> list[tuple[int, Path]]:
-    found = ((_NAME.fullmatch(path.name), path) for path in folder.glob("checkpoint-*"))
-    return sorted((int(match[1]), path) for match, path in found if match)
+    matches = ((_NAME.fullmatch(path.name), path) for path in folder.glob("checkpoint-*"))
+    return sorted((int(match[1]), path) for match, path in matches if match)

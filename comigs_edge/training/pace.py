@@ -1,22 +1,45 @@
-"""How many steps fit into a given time."""
+"""The pace of a training: how many steps fit into a given time."""
 
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from comigs_edge.training.schedule import Schedule
+from comigs_edge.nn.adapters import Adapters
+from comigs_edge.planning.plan import plan_experts
+from comigs_edge.training.run import TrainingRun
+from comigs_edge.training.schedule import Schedule, make_schedule
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Pace:
     """Seconds of one step, of one that is fake quantised, and of one validation."""
 
     step: float
     quantised_step: float
     validation: float
-    saved: float = 0.0  # by a step of a later epoch, because outputs of lower blocks are on disk
+    saved: float = 0.0  # by a step of a later epoch, because activations of the lower blocks are on disk
     epoch: float = math.inf  # steps
+
+
+def steps_within(run: TrainingRun, minutes: float) -> int:
+    """Expert steps of this run's training that fit into `minutes`, by the time of a few steps; trains nothing."""
+    plan = make_schedule(run.settings, run.plan.batch, None)
+    layout = plan_experts(run.settings.model, run.base.shape)
+    trial = run.make_trainer(Adapters.initial(layout, run.base.shape, 0))
+    first = run.rows[0].batch(0, plan.batch).to(run.base.device)
+    saved = _seconds(lambda: trial.model.below(first.tokens, first.documents)) if run.plan.cache else 0.0
+    trial.schedule = replace(plan, steps=10**9, router_period=10**9)  # expert steps alone, in the weights as they are
+    trial.step()  # the first one also makes the optimiser's state
+    step = _seconds(trial.step)
+    trial.schedule = replace(trial.schedule, quantise_start=0.0)
+    quantised, validation = _seconds(trial.step) if plan.block_format else step, _seconds(trial.validate)
+    pace = Pace(
+        step=step, quantised_step=quantised, validation=validation, saved=saved, epoch=len(run.rows[0]) / plan.batch
+    )
+    return steps_that_fit(minutes * 60, pace, plan, has_router=trial.router is not None)
 
 
 def steps_that_fit(seconds: float, pace: Pace, plan: Schedule, has_router: bool) -> int:
@@ -37,3 +60,9 @@ def steps_that_fit(seconds: float, pace: Pace, plan: Schedule, has_router: bool)
     while cost(steps + 1) <= seconds:
         steps += 1
     return steps
+
+
+def _seconds(action: Callable[[], object]) -> float:
+    start = time.monotonic()
+    action()
+    return time.monotonic() - start

@@ -1,6 +1,7 @@
-"""Pauses of a training: it waits while the device is hot, low on battery, short of memory or wanted by its owner.
+"""Pauses of a training: it waits while the device is hot, low on battery, short of memory or busy with other programs.
 
-`profiles.watch` decides what is a reason; here is when to look, what is done and said meanwhile, and how time is counted.
+`profiles.watch` decides what is a reason; this module decides when to look, what is done and said meanwhile, and how time is
+counted.
 """
 
 from __future__ import annotations
@@ -10,16 +11,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
+from comigs_edge.home.config import PauseConfig
+from comigs_edge.training.memory import give_back_memory
 from profiles import watch
 from profiles.watch import Limits, Readings
 
 INTERVAL = 5.0  # seconds between two readings
-PIECE = 0.2  # seconds of sleep in one piece: after so long a signal is noticed
-PATIENCE = 600.0  # seconds without memory after which is said what can be done
+PIECE = 0.2  # seconds of sleep in one piece: a signal is noticed within that time
+PATIENCE = 600.0  # seconds without memory before a remedy is named
 
 
 class Pauses:
-    """Looks now and then whether to pause, and waits until there is no reason any more; without limits it never does.
+    """Looks now and then whether to pause, and waits until no reason is left; without limits it never looks.
 
     Nothing of the training is touched, so it ends with the same bits as without pauses.
     """
@@ -68,22 +71,22 @@ class Pauses:
     def _stay(self, now: Readings, limits: Limits, stop: Sequence[int], prepare: Callable[[], None]) -> None:
         before, short_since = self.seconds, None
         known: set[str] = set()
-        found = watch.reasons(now, limits)
-        while found and not stop:
-            kinds = {reason.kind for reason in found}
+        reasons = watch.reasons(now, limits)
+        while reasons and not stop:
+            kinds = {reason.kind for reason in reasons}
             if "memory" in kinds - known:
-                # What is given back looks like memory that is left, but the next step takes it again.
+                # Memory that is given back counts as left, but the next step takes it again.
                 limits = replace(limits, resume_memory=limits.resume_memory + self._release())
-                found = watch.reasons(now, limits, kinds)
+                reasons = watch.reasons(now, limits, kinds)
             if not kinds <= known:
-                self._say(f"paused: {'; '.join(reason.text for reason in found)}")
+                self._say(f"paused: {'; '.join(reason.text for reason in reasons)}")
             if not known:
                 prepare()
             known |= kinds
             short_since = self._remind("memory" in kinds, short_since)
             self._nap(stop)
             now = self._read()
-            found = watch.reasons(now, limits, kinds)
+            reasons = watch.reasons(now, limits, kinds)
         if not stop:
             self._say(f"going on after {duration(self.seconds - before)}")
 
@@ -102,6 +105,12 @@ class Pauses:
         end = self._clock() + INTERVAL
         while not stop and (left := end - self._clock()) > 0:
             self._sleep(min(PIECE, left))
+
+
+def open_pauses(settings: PauseConfig, is_wanted: bool, lean: bool, say: Callable[[str], None]) -> Pauses:
+    """Pauses at the limits of the settings, on this device; none unless they are wanted. `lean`: see `tune_allocator`."""
+    limits = watch.limits(settings.temperature, settings.battery, settings.memory_mb * 10**6, settings.load)
+    return Pauses(limits if is_wanted and settings.enabled else None, say, partial(give_back_memory, lean))
 
 
 def duration(seconds: float) -> str:

@@ -1,11 +1,11 @@
-"""AdamW for the router, and which expert it prefers whatever the block and the token: offsets that learn at a rate of their own.
+"""AdamW for the router, plus one learned logit offset per expert, shared by all blocks, with its own learning rate.
 
-How much a device gains from the others is a matter of the device, not of a block or a token; but a router of D weights a block
-and expert finds it out as slowly as everything else, and at a rate that makes it quick its choices for tokens become noise.
+How much a device gains from the others is a matter of the device, not of a block or a token; but a router with D weights a block
+and expert learns it as slowly as everything else, and at a rate that makes it quick its choices for tokens become noise.
 So each expert has one offset that is added to its logit in every block. llama.cpp's mixtures have no offsets: they are kept in
-the routers themselves, along the mean m of what a router reads, R + b m^T / (m . m), which adds b to the logit of a token whose
-x . m is m . m. (Of SmolLM2's tokens x . m / m . m has a standard deviation of 0.1 to 0.25.) The gradient of b is that of R
-times m / (m . m), summed over the blocks: so many tokens' that b may learn fast.
+the routers themselves, along the mean m of a router's inputs, R + b m^T / (m . m), which adds b to the logit of a token whose
+x . m is m . m. (Over SmolLM2's tokens x . m / m . m has a standard deviation of 0.1 to 0.25.) The gradient of b is that of R
+times m / (m . m), summed over the blocks: it averages over all tokens, so b may learn fast.
 
 Shapes: N tokens, D width, E experts.
 """
@@ -20,14 +20,14 @@ from comigs_edge.training.adamw import AdamW
 
 
 class RouterAdamW(AdamW):
-    """AdamW for the routers of all blocks, `tensors` (E, D) in order; with an `offset_rate` offsets of their logits learn too.
+    """AdamW for the routers of all blocks, `tensors` (E, D) in order; with an `offset_rate` the offsets learn too.
 
-    `inputs` is to watch the pass whose gradients a step is to use; without a watched pass offsets stay. None: there is no rate.
+    `inputs` must watch the pass whose gradients a step uses; without a watched pass offsets stay. None without an `offset_rate`.
     """
 
     def __init__(self, tensors: list[Tensor], learning_rate: float, weight_decay: float, offset_rate: float) -> None:
         super().__init__(tensors, learning_rate, weight_decay)
-        # Zero before every step: what they have learned is in the routers.
+        # Zero before every step: the routers hold what was learned.
         self.offsets = torch.zeros(len(tensors[0]), device=tensors[0].device)  # (E,)
         self._of_offsets = AdamW([self.offsets], offset_rate, 0.0) if offset_rate else None
         self.inputs = MeanInputs() if offset_rate else None
@@ -52,7 +52,7 @@ class RouterAdamW(AdamW):
 
     @property
     def offset_state(self) -> dict[str, Tensor]:
-        """What the offsets' next step depends on; empty before the first."""
+        """The offsets' moments; empty before the first step."""
         return {} if self._of_offsets is None else self._of_offsets.state.get(self.offsets, {})
 
     @offset_state.setter

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import gc
 from dataclasses import asdict
-from typing import Any
 
 import torch
+from torch import Tensor
 
 from comigs_edge.arrays import digest
 from comigs_edge.data.tokenizer import Tokenizer, encode
@@ -22,10 +22,10 @@ from comigs_edge.planning.plan import Resolved, forget, plan_experts, remember
 from comigs_edge.planning.rates import use
 from comigs_edge.progress import SILENT, Progress
 from comigs_edge.training import checkpoint
-from comigs_edge.training.activation_cache import Below, Key, clear
-from comigs_edge.training.batches import Rows
+from comigs_edge.training.activation_cache import ActivationCache, Key, clear
+from comigs_edge.training.batches import Batch, Rows
 from comigs_edge.training.memory import tune_allocator
-from comigs_edge.training.schedule import Schedule
+from comigs_edge.training.schedule import Schedule, make_schedule
 from comigs_edge.training.trainer import Trainer
 from coordinator.protocol.wire import Arrays
 
@@ -79,23 +79,25 @@ class TrainingRun:
         """
         state = None if resume is False else checkpoint.load(self.home.state)
         if state is not None:
-            self.warnings += state[2]
-            if not state[1]:
+            self.warnings += state.warnings
+            if not state.progress:
                 raise ComigsError(
                     f"no sound checkpoint is left in {self.home.state}; start anew with: comigs-edge train --fresh"
                 )
-        if state is not None and not state[1]["finished"]:
-            self._trainer = self._resume(state[0], state[1], steps)
+        if state is not None and not state.progress["finished"]:
+            self._trainer = self._resume(state.arrays, state.progress, steps)
         elif resume:
             raise ComigsError("there is no interrupted training to resume; start one with: comigs-edge train")
         else:
-            self._trainer = self._cached_trainer(self._start(resume), schedule(self.settings, self.plan.batch, steps))
+            self._trainer = self._cached_trainer(
+                self._start(resume), make_schedule(self.settings, self.plan.batch, steps)
+            )
         remember(self.home, self.plan)
         return self._trainer
 
     def make_trainer(self, adapters: Adapters) -> Trainer:
         """A trainer of these adapters, beside the home's training: to measure or to time, without state and cache."""
-        return Trainer(self._model(adapters), *self.rows, schedule(self.settings, self.plan.batch, None))
+        return Trainer(self._model(adapters), *self.rows, make_schedule(self.settings, self.plan.batch, None))
 
     def _start(self, resume: bool | None) -> Adapters:
         wanted = plan_experts(self.settings.model, self.base.shape)
@@ -110,12 +112,12 @@ class TrainingRun:
             return Adapters.from_arrays(saved.layout, self.base.shape, saved.arrays)
         return Adapters.initial(wanted, self.base.shape, self.settings.train.seed)
 
-    def _resume(self, arrays: Arrays, progress: dict[str, Any], steps: int | None) -> Trainer:
+    def _resume(self, arrays: Arrays, progress: checkpoint.Progress, steps: int | None) -> Trainer:
         if progress["base_sha256"] != self.settings.base.sha256:
             raise ComigsError(
                 "the interrupted training belongs to another base; start anew with: comigs-edge train --fresh"
             )
-        wanted = asdict(schedule(self.settings, self.plan.batch, steps or progress["schedule"]["steps"]))
+        wanted = asdict(make_schedule(self.settings, self.plan.batch, steps or progress["schedule"]["steps"]))
         wanted |= asdict(plan_experts(self.settings.model, self.base.shape))
         saved = asdict(Schedule(**progress["schedule"])) | asdict(Layout(**progress["layout"]))
         if wanted != saved:
@@ -135,22 +137,22 @@ class TrainingRun:
 
     def _cached_trainer(self, adapters: Adapters, plan: Schedule) -> Trainer:
         model = self._model(adapters)
-        below = self._below(model, plan.batch) if self.plan.cache and model.first_block else None
-        clear(self.home.state, tuple(each.path for each in below or ()))
-        return Trainer(model, *self.rows, plan, below)
+        caches = self._open_caches(model, plan.batch) if self.plan.cache and model.first_block else None
+        clear(self.home.state, tuple(cache.path for cache in caches or ()))
+        return Trainer(model, *self.rows, plan, caches)
 
-    def _below(self, model: Model, batch: int) -> tuple[Below, Below]:
+    def _open_caches(self, model: Model, batch: int) -> tuple[ActivationCache, ActivationCache]:
         key: Key = (
             self.settings.base.sha256, model.first_block, self.plan.checkpointing, str(self.base.dtype),
             str(self.base.device), torch.get_num_threads(), torch.get_float32_matmul_precision(), torch.__version__,
         )  # fmt: skip
+
+        def compute(group: Batch) -> Tensor:
+            return model.below(group.tokens.to(self.base.device), group.documents)
+
         training, validation = (
-            Below(
-                self.home.state, rows, batch, self.base.shape.width, key,
-                lambda group: model.below(group.tokens.to(self.base.device), group.documents),
-            )
-            for rows in self.rows
-        )  # fmt: skip
+            ActivationCache(self.home.state, rows, batch, self.base.shape.width, key, compute) for rows in self.rows
+        )
         return training, validation
 
     # Saving -------------------------------------------------------------------------------------------------------
@@ -176,8 +178,8 @@ class TrainingRun:
         version = self.save()
         if not self.trainer.is_done:
             return self.publish()
-        for below in self.trainer.below or ():
-            below.close()
+        for cache in self.trainer.caches or ():
+            cache.close()
         clear(self.home.state)
         forget(self.home)
         return version
@@ -198,24 +200,10 @@ class TrainingRun:
         return save(self.home.adapters, trainer.best, trainer.adapters.layout, self.settings.base.sha256, notes)
 
 
-def _differences(wanted: dict[str, Any], saved: dict[str, Any]) -> str:
+def _differences(wanted: dict[str, object], saved: dict[str, object]) -> str:
     return ", ".join(
         f"{key} = {wanted[key]} where it is {saved[key]}" for key in wanted if wanted[key] != saved.get(key)
     )
-
-
-def schedule(settings: Config, batch: int, steps: int | None) -> Schedule:
-    """The schedule that the settings ask for, with rows of a `batch`; `steps` from the command line go first."""
-    train, storage, rates = settings.train, settings.storage(), settings.learning_rates()
-    return Schedule(
-        steps=steps or train.steps, batch=batch,
-        expert_learning_rate=rates[0], final_learning_rate=rates[1],
-        router_learning_rate=train.router_learning_rate, warmup_steps=train.warmup_steps,
-        router_period=train.router_period, router_steps=train.router_steps, balance_weight=train.balance_weight,
-        weight_decay=train.weight_decay, validation_rows=train.validation_rows,
-        rates_by_weight=train.rates_by_weight, router_offset_rate=train.router_offset_rate,
-        block_format=storage.fake_format, quantise_start=storage.start,
-    )  # fmt: skip
 
 
 def read_rows(

@@ -1,12 +1,14 @@
-"""How a training goes: steps, learning rates, when it is the router's turn, and how many steps fit in a time."""
+"""The schedule of a training: steps, learning rates, the router's turns, fake quantisation."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
+from comigs_edge.home.config import Config
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Schedule:
     """How to train; learning rates per step, periods in steps."""
 
@@ -20,11 +22,11 @@ class Schedule:
     router_steps: int
     balance_weight: float
     weight_decay: float
-    validation_rows: int  # that the validation loss is taken on, at most
+    validation_rows: int  # that the validation loss is measured on, at most
     block_format: str | None = None  # fake quantisation in this format ...
     quantise_start: float = 1.0  # ... after this share of the steps
     rates_by_weight: bool = False  # an expert learns in proportion to its mean weight on the validation rows
-    router_offset_rate: float = 0.0  # of what the router prefers whatever the token (`router_optimiser.py`); 0: none
+    router_offset_rate: float = 0.0  # learning rate of the per-expert logit offsets; 0 turns them off
     jointly: bool = False  # router and experts learn in the same steps, from training text; no router steps
 
     def fake_format(self, step: int) -> str | None:
@@ -50,3 +52,17 @@ class Schedule:
     def total_steps(self) -> int:
         """Expert and router steps of the whole training."""
         return self.steps + self.router_due(self.steps)
+
+
+def make_schedule(settings: Config, batch: int, steps: int | None) -> Schedule:
+    """The schedule that the settings ask for, with rows of a `batch`; `steps` replaces theirs."""
+    train, storage, rates = settings.train, settings.storage(), settings.learning_rates()
+    return Schedule(
+        steps=steps or train.steps, batch=batch,
+        expert_learning_rate=rates[0], final_learning_rate=rates[1],
+        router_learning_rate=train.router_learning_rate, warmup_steps=train.warmup_steps,
+        router_period=train.router_period, router_steps=train.router_steps, balance_weight=train.balance_weight,
+        weight_decay=train.weight_decay, validation_rows=train.validation_rows,
+        rates_by_weight=train.rates_by_weight, router_offset_rate=train.router_offset_rate,
+        block_format=storage.fake_format, quantise_start=storage.start,
+    )  # fmt: skip

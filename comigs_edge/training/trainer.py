@@ -2,9 +2,9 @@
 
 `router_period` expert steps on training text, then `router_steps` router steps on validation text, and so on. In each
 phase the other group's `requires_grad` is off and its gradients are None, so nothing leaks between the levels (the
-published code's optimisers share accumulated gradients). With `rates_by_weight` the router also says how fast each expert
-learns: AdamW's steps have one size whatever the gradient's, so without that an expert that hardly counts learns as fast as the
-others. Where the loop stands follows from two counters, so a training that was interrupted goes on bit for bit.
+published code's optimisers share accumulated gradients). With `rates_by_weight` the router's weights also set how fast each
+expert learns: the size of AdamW's steps does not depend on the gradient's, so without that an expert that hardly counts learns
+as fast as the others. Two counters say where the loop stands, so an interrupted training continues bit for bit.
 
 Shapes: E experts.
 """
@@ -15,7 +15,7 @@ import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -26,22 +26,26 @@ from comigs_edge.nn.experts import is_router
 from comigs_edge.nn.loss import next_token_loss
 from comigs_edge.nn.model import Model, Watch
 from comigs_edge.nn.routing_stats import MeanWeights
-from comigs_edge.nn.tensors import tensor_to_numpy, to_device
-from comigs_edge.training.activation_cache import Below
+from comigs_edge.nn.tensors import tensor_to_numpy
+from comigs_edge.training.activation_cache import ActivationCache, read_cached
 from comigs_edge.training.adamw import STATE, AdamW
 from comigs_edge.training.batches import Batch, Rows
+from comigs_edge.training.checkpoint import Progress
 from comigs_edge.training.router_adamw import RouterAdamW
 from comigs_edge.training.schedule import Schedule
+from comigs_edge.training.validation import Validation
 from coordinator.protocol.wire import Arrays
 
 OFFSETS = "router.offsets"  # name of their moments in a state
 
+Phase = Literal["expert", "router"]
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Event:
     """One step that was done; losses in nats a token."""
 
-    phase: str  # expert or router
+    phase: Phase
     expert_steps: int
     router_steps: int
     loss: float
@@ -53,24 +57,23 @@ class Event:
 class Trainer:
     """Trains `model`'s adapters in place; `best` holds the arrays with the lowest validation loss so far.
 
-    `below` has the outputs of the blocks without experts, for training and for validation rows; None: they are computed.
-    The validation loss is that of the first `measured_rows` of the validation rows: at most half of them where the router
-    learns from the others. `router_rows` are what it learns from in place of those.
+    `caches` have the activations of the blocks without experts, for training and for validation rows; without them the model
+    computes those. `router_rows` are what the router learns from, in place of validation rows.
     """
 
     def __init__(
         self, model: Model, training: Rows, validation: Rows, schedule: Schedule,
-        below: tuple[Below, Below] | None = None, router_rows: Rows | None = None,
+        caches: tuple[ActivationCache, ActivationCache] | None = None, router_rows: Rows | None = None,
     ) -> None:  # fmt: skip
         if model.adapters is None:
             raise ValueError("a model without adapters cannot be trained")
-        if below is not None and router_rows is not None:
-            raise ValueError("the outputs of lower blocks are kept for training and validation rows only")
+        if caches is not None and router_rows is not None:
+            raise ValueError("activations are cached for training and validation rows only")
         self.model, self.adapters = model, model.adapters
-        self.training, self.validation, self.schedule, self.below = training, validation, schedule, below
+        self.training, self.schedule, self.caches = training, schedule, caches
         self.expert_steps = self.router_steps = 0
         self.frozen: set[str] = set()  # names of expert tensors that are not trained now
-        self.looks_late = model.base.device.type == "cuda"
+        self.defers_loss = model.base.device.type == "cuda"
         self._pending: Tensor | None = None  # the loss of the last step, on a GPU
         self.first_loss: float | None = None
         self.best_loss = math.inf
@@ -84,12 +87,9 @@ class Trainer:
         self.router = (
             RouterAdamW(routers, schedule.router_learning_rate, decay, schedule.router_offset_rate) if routers else None
         )
-        # A loss on rows that the router has learned from would flatter every later state.
-        learns_here = bool(routers) and router_rows is None and not schedule.jointly and len(validation) > 1
-        self.measured_rows = min(schedule.validation_rows, len(validation) // 2 if learns_here else len(validation))
-        if router_rows is None:
-            router_rows = validation.after(self.measured_rows) if learns_here else validation
-        self.router_rows = router_rows
+        learns = bool(routers) and router_rows is None and not schedule.jointly
+        self.validation = Validation(model, validation, schedule, None if caches is None else caches[1], learns)
+        self.router_rows = self.validation.router_rows if router_rows is None else router_rows
 
     @property
     def is_done(self) -> bool:
@@ -108,11 +108,11 @@ class Trainer:
     def run(self, until: int | None = None, ends_before_router: bool = False) -> Iterator[Event]:
         """Does step after step; stop iterating to interrupt.
 
-        `until` ends it before all is done: after so many expert steps and the router steps that belong to them, or with
+        `until` ends it early: after that number of expert steps and the router steps that belong to them, or with
         `ends_before_router` before those.
         """
         if self.first_loss is None:
-            # What there is to be beaten: the base as it is, or the adapters as their file holds them.
+            # What is to be beaten: the base as it is, or the adapters as their file holds them.
             self.first_loss = self.best_loss = self.validate(as_stored=not self.adapters.is_initial)
         while not self.is_done and (
             until is None or self.expert_steps < until or (self._router_is_due and not ends_before_router)
@@ -122,52 +122,61 @@ class Trainer:
     def step(self) -> Event:
         """The next step of the schedule, and the validation loss where a period ends."""
         self.model.block_format = self.schedule.fake_format(self.expert_steps)
+        phase: Phase
         if self._router_is_due and self.router is not None:
-            batch = self.router_rows.batch(self.router_steps, self.schedule.batch)
-            with self._watched(self.router.inputs):
-                loss = self._descend([self.router], batch, is_validation=True)
-            self.router_steps += 1
-            phase = "router"
+            phase, batch = "router", self.router_rows.batch(self.router_steps, self.schedule.batch)
+            loss = self._router_step(self.router, batch)
         else:
-            self.experts.learning_rate = self.schedule.learning_rate(self.expert_steps)
-            self.experts.factors = self._factors()
-            batch = self.training.batch(self.expert_steps, self.schedule.batch)
-            joining = [self.router] if self.schedule.jointly and self.router is not None else []
-            loss = self._descend([self.experts, *joining], batch, is_validation=False)
-            self.expert_steps += 1
-            phase = "expert"
-        period_ends = self.expert_steps % self.schedule.router_period == 0 or self.expert_steps == self.schedule.steps
-        validation = self.validate(notes_scores=True) if period_ends and not self._router_is_due else None
+            phase, batch = "expert", self.training.batch(self.expert_steps, self.schedule.batch)
+            loss = self._expert_step(batch)
+        validation = self._validate_period()
         is_best = validation is not None and validation < self.best_loss
         if validation is not None:
             self.last_loss = validation
         if is_best and validation is not None:
             self.best_loss, self.best = validation, self.adapters.arrays()
-        return Event(phase, self.expert_steps, self.router_steps, loss, batch.tokens.numel(), validation, is_best)
+        return Event(
+            phase=phase, expert_steps=self.expert_steps, router_steps=self.router_steps, loss=loss,
+            tokens=batch.tokens.numel(), validation_loss=validation, is_best=is_best,
+        )  # fmt: skip
 
-    def _descend(self, learning: list[AdamW], batch: Batch, is_validation: bool) -> float:
-        """One step of the groups that learn. A group that does not cannot change: it has no gradient at all."""
-        self._open(learning)
-        loss, balance = self._loss(batch, is_validation)
+    def _expert_step(self, batch: Batch) -> float:
+        self.experts.learning_rate = self.schedule.learning_rate(self.expert_steps)
+        self.experts.factors = self._factors()
+        joining = [self.router] if self.schedule.jointly and self.router is not None else []
+        loss = self._optimise([self.experts, *joining], batch, self.caches and self.caches[0])
+        self.expert_steps += 1
+        return loss
+
+    def _router_step(self, router: RouterAdamW, batch: Batch) -> float:
+        with self._watch(router.inputs):
+            loss = self._optimise([router], batch, self.validation.cache)
+        self.router_steps += 1
+        return loss
+
+    def _optimise(self, learning: list[AdamW], batch: Batch, cache: ActivationCache | None) -> float:
+        """One step of the optimisers in `learning`; the other's tensors cannot change: they have no gradient at all."""
+        self._enable_gradients(learning)
+        loss, balance = self._loss(batch, cache)
         total = loss if balance is None else loss + self.schedule.balance_weight * balance
-        seen = self._look(loss.detach())
+        value = self._read_loss(loss.detach())
         torch.autograd.backward(total)
         for optimiser in learning:
             optimiser.step()
-        return seen
+        return value
 
-    def _open(self, learning: list[AdamW]) -> None:
-        """Before a step: tensors of these groups get gradients, and there are none from steps before."""
+    def _enable_gradients(self, learning: list[AdamW]) -> None:
+        """Clears all gradients; only tensors of these optimisers get new ones."""
         for name, tensor in self.adapters.named.items():
             tensor.grad = None
-            tensor.requires_grad_(self._optimiser(name) in learning and name not in self.frozen)
+            tensor.requires_grad_(self._optimiser_of(name) in learning and name not in self.frozen)
 
-    def _look(self, loss: Tensor) -> float:
-        """The loss, or that of the step before where looking at this one would make the processor wait for a GPU.
+    def _read_loss(self, loss: Tensor) -> float:
+        """The loss of this step; on a GPU that of the previous step, so that the CPU does not wait.
 
-        Raises `ComigsError` if it is not finite. Nothing is saved before the last one was looked at.
+        Raises `ComigsError` if it is not finite. Nothing is saved before the last one was read.
         """
-        if self.looks_late:
+        if self.defers_loss:
             loss, self._pending = self._pending if self._pending is not None else loss, loss
         if not math.isfinite(float(loss)):
             raise ComigsError(
@@ -176,46 +185,37 @@ class Trainer:
             )
         return float(loss)
 
-    def _loss(self, batch: Batch, is_validation: bool) -> tuple[Tensor, Tensor | None]:
-        layout, below, count = self.adapters.layout, self._below(batch, is_validation), batch.num_scored
-        batch = batch.to(self.model.base.device)
+    def _loss(self, batch: Batch, cache: ActivationCache | None) -> tuple[Tensor, Tensor | None]:
+        """Mean loss in nats a token, and the balance loss if it counts."""
+        base, layout = self.model.base, self.adapters.layout
+        lower, count, batch = read_cached(cache, batch, base.device), batch.num_scored, batch.to(base.device)
         # With two experts for every token the balance loss is a constant: nothing to compute.
         balanced = layout.num_experts > 2 and self.schedule.balance_weight > 0
-        out = self.model(batch.tokens, batch.documents, balanced, below)
-        return next_token_loss(self.model.base, out.hidden, batch.targets, batch.scored) / count, out.balance
+        out = self.model(batch.tokens, batch.documents, balanced, lower)
+        return next_token_loss(base, out.hidden, batch.targets, batch.scored) / count, out.balance
 
-    def _below(self, batch: Batch, is_validation: bool) -> Tensor | None:
-        return None if self.below is None else to_device(self.below[is_validation](batch), self.model.base.device)
+    # Validation ---------------------------------------------------------------------------------------------------
 
-    def validate(self, as_stored: bool = True, rows: int | None = None, notes_scores: bool = False) -> float:
-        """Mean loss in nats a token of the measured rows, or the first `rows` of them, in the weights of the exported file.
+    def validate(self, as_stored: bool = True, rows: int | None = None, record_scores: bool = False) -> float:
+        """Mean loss in nats a token of the measured rows, or of the first `rows` of them.
 
-        With `notes_scores` the router's weights there become `scores`.
+        `as_stored`: in the weights of the exported file. With `record_scores` the router's mean weights there become `scores`.
         """
-        num_rows = self.measured_rows if rows is None else min(rows, self.measured_rows)
-        measured = self.validation.first(num_rows, self.schedule.batch)
-        if not notes_scores:
-            return self.mean_loss(measured, as_stored)
+        if not record_scores:
+            return self.validation.measure(as_stored, rows)
         weights = MeanWeights()
-        with self._watched(weights):
-            loss = self.mean_loss(measured, as_stored)
+        with self._watch(weights):
+            loss = self.validation.measure(as_stored, rows)
         self.scores = weights.by_block()
         return loss
 
-    def mean_loss(self, validation: list[Batch], as_stored: bool = True) -> float:
-        """Mean loss in nats a token of these batches of validation rows; `as_stored`: in the weights of the exported file."""
-        total, count = 0.0, 0
-        self.model.block_format = self.schedule.block_format if as_stored else None
-        with torch.no_grad():
-            for batch in validation:
-                below, batch = self._below(batch, is_validation=True), batch.to(self.model.base.device)
-                hidden = self.model(batch.tokens, batch.documents, below=below).hidden
-                total += float(next_token_loss(self.model.base, hidden, batch.targets, batch.scored))
-                count += batch.num_scored
-        return total / count
+    def _validate_period(self) -> float | None:
+        """The validation loss if a period has just ended."""
+        period_ends = self.expert_steps % self.schedule.router_period == 0 or self.expert_steps == self.schedule.steps
+        return self.validate(record_scores=True) if period_ends and not self._router_is_due else None
 
     @contextlib.contextmanager
-    def _watched(self, watch: Watch | None) -> Iterator[None]:
+    def _watch(self, watch: Watch | None) -> Iterator[None]:
         self.model.watch = watch
         try:
             yield
@@ -234,10 +234,10 @@ class Trainer:
 
     # State --------------------------------------------------------------------------------------------------------
 
-    def state(self) -> tuple[Arrays, dict[str, Any]]:
-        """Everything that the rest of the training depends on; the arrays are views, valid until the next step."""
+    def state(self) -> tuple[Arrays, Progress]:
+        """What the rest of the training depends on; the arrays are views, valid until the next step."""
         if self._pending is not None:
-            self._look(self._pending)
+            self._read_loss(self._pending)
         arrays: Arrays = {f"current.{name}": tensor_to_numpy(tensor) for name, tensor in self.adapters.named.items()}
         arrays |= {f"best.{name}": array for name, array in self.best.items()}
         for name, tensor in self.adapters.named.items():
@@ -252,13 +252,13 @@ class Trainer:
         }  # fmt: skip
         return arrays, progress
 
-    def restore(self, arrays: Arrays, progress: dict[str, Any]) -> None:
+    def restore(self, arrays: Arrays, progress: Progress) -> None:
         """The reverse of `state`; the schedule and the layout must be those of the state."""
         self.adapters.load_arrays(part(arrays, "current."))
         self.best = part(arrays, "best.")
         for name, tensor in self.adapters.named.items():
             if f"exp_avg.{name}" in arrays:
-                self._optimiser(name).state[tensor] = _moments(arrays, name, tensor.device)
+                self._optimiser_of(name).state[tensor] = _moments(arrays, name, tensor.device)
         if self.router is not None and f"exp_avg.{OFFSETS}" in arrays:
             self.router.offset_state = _moments(arrays, OFFSETS, self.router.offsets.device)
         self.expert_steps, self.router_steps = progress["expert_steps"], progress["router_steps"]
@@ -266,10 +266,10 @@ class Trainer:
         self.last_loss, self.scores = progress["last_loss"], progress.get("scores")
 
     def _moments(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
-        state: dict[str, Tensor] = self._optimiser(name).state.get(tensor, {})
+        state: dict[str, Tensor] = self._optimiser_of(name).state.get(tensor, {})
         return dict(state)
 
-    def _optimiser(self, name: str) -> AdamW:
+    def _optimiser_of(self, name: str) -> AdamW:
         if is_router(name):
             assert self.router is not None
             return self.router
@@ -277,5 +277,5 @@ class Trainer:
 
 
 def _moments(arrays: Arrays, name: str, device: torch.device) -> dict[str, Tensor]:
-    """What an optimiser's next step of one tensor depends on."""
+    """An optimiser's state of one tensor."""
     return {key: torch.from_numpy(arrays[f"{key}.{name}"].copy()).to(device) for key in STATE}

@@ -1,4 +1,4 @@
-"""The published generalists: a signed chain of manifests, made from closed rounds, turned back where devices refuse.
+"""The published generalists: a signed chain of manifests, made from closed rounds, rolled back where devices refuse.
 
 Making one takes a second and no ledger, so `make_generalist` may run in another thread; it is a pure function of files that
 do not change, so after a crash it is simply done again, with the same bits.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -25,7 +25,7 @@ from coordinator.protocol.wire import Shapes
 KEPT_GENERALISTS = 10  # payloads; all manifests are kept
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Counted:
     """An update that counts in a closed round; the fields are columns of the ledger."""
 
@@ -97,11 +97,11 @@ class Chain:
     def publish(self, job: Job, sha256: str, size: int) -> None:
         """Enters a generalist that `make_generalist` has written: the next link of the chain."""
         with self._database.transaction():
-            self._enter(job.generalist, job.round, sha256, size, len(job.updates), None)
+            self._enter(job.generalist, number=job.round, sha256=sha256, size=size, devices=len(job.updates))
         self.collect()
 
     def _enter(
-        self, generalist: Generalist, number: int, sha256: str, size: int, devices: int, rolled_back_to: int | None
+        self, generalist: Generalist, *, number: int, sha256: str, size: int, devices: int, rolled_back_to: int | None = None
     ) -> None:  # fmt: skip
         manifest = keys.next_manifest(
             self.newest, fleet=self._fleet, number=number, sha256=sha256, size=size, base_sha256=generalist.base_sha256,
@@ -123,10 +123,10 @@ class Chain:
         )  # fmt: skip
         self._payloads.collect({row["sha256"] for row in wanted}, self._clock())
 
-    # Turned back --------------------------------------------------------------------------------------------------
+    # Roll-back ----------------------------------------------------------------------------------------------------
 
-    def refuse(self, device: Device, refusal: Refusal, active: int, generalist: Generalist | None) -> dict[str, Any]:
-        """A device keeps its old generalist; where a third of the fleet does, the one before is published again."""
+    def refuse(self, device: Device, refusal: Refusal, active: int, generalist: Generalist | None) -> dict[str, int]:
+        """A device refuses the newest generalist; if a third of the fleet does, the one before is published again."""
         newest = self.newest_number
         known = self._database.value("SELECT 1 FROM refusals WHERE device = ? AND round = ?", device.id, refusal.round)
         if known is None:
@@ -146,7 +146,7 @@ class Chain:
             self._roll_back(newest, generalist)
         return self._refusals(refusal.round, active)
 
-    def _refusals(self, number: int, active: int) -> dict[str, Any]:
+    def _refusals(self, number: int, active: int) -> dict[str, int]:
         count = int(self._database.value("SELECT count(*) FROM refusals WHERE round = ?", number))
         return {"refusals": count, "active": active, "newest": self.newest_number}
 
@@ -157,12 +157,14 @@ class Chain:
         target = rounds.generalist_before(newest, {row["number"]: row["rolled_back_to"] for row in rows})
         good = self._database.row("SELECT * FROM rounds WHERE number = ?", target)
         if good is None or not self._payloads.path(good["sha256"]).exists():
-            return  # it is not here any more
+            return  # its payload is deleted
         with self._database.transaction():
             self._database.run("INSERT INTO rounds (number, opened) VALUES (?, ?)", open_round + 1, now)
             self._database.run("UPDATE updates SET round = ? WHERE round = ?", open_round + 1, open_round)
             self._database.run("UPDATE rounds SET closed = ? WHERE number = ?", now, open_round)
-            self._enter(generalist, open_round, good["sha256"], good["size"], 0, target)
+            self._enter(
+                generalist, number=open_round, sha256=good["sha256"], size=good["size"], devices=0, rolled_back_to=target
+            )  # fmt: skip
         self.collect()
 
 

@@ -99,8 +99,8 @@ class Database:
 
     def row(self, query: str, *values: Any) -> dict[str, Any] | None:
         """The first row, or None."""
-        found = self._db.execute(query, values).fetchone()
-        return None if found is None else dict(found)
+        row = self._db.execute(query, values).fetchone()
+        return None if row is None else dict(row)
 
     def rows(self, query: str, *values: Any) -> list[dict[str, Any]]:
         """All rows."""
@@ -108,13 +108,13 @@ class Database:
 
     def value(self, query: str, *values: Any) -> Any:
         """The first column of the first row; None without a row."""
-        found = self._db.execute(query, values).fetchone()
-        return None if found is None else found[0]
+        row = self._db.execute(query, values).fetchone()
+        return None if row is None else row[0]
 
     def fact(self, name: str) -> str | None:
         """A named text."""
-        found: str | None = self.value("SELECT value FROM facts WHERE name = ?", name)
-        return found
+        value: str | None = self.value("SELECT value FROM facts WHERE name = ?", name)
+        return value
 
     def set_fact(self, name: str, value: str) -> None:
         """Keeps a named text."""
@@ -144,7 +144,7 @@ class Database:
 
 
 def journal_mode(version: tuple[int, int, int]) -> str:
-    """WAL where this SQLite resets it soundly, else TRUNCATE."""
+    """WAL if this SQLite resets it safely, else TRUNCATE."""
     newest = FIXED[0]
     is_fixed = version >= newest or any(version[:2] == fixed[:2] and version >= fixed for fixed in FIXED)
     return "WAL" if is_fixed else "TRUNCATE"

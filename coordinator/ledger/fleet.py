@@ -45,7 +45,7 @@ class Fleet:
 
     @property
     def active(self) -> int:
-        """Devices that were heard of lately."""
+        """Number of devices with a recent contact."""
         return self.members.active(self.config.rounds.active_seconds)
 
     def join(self, wish: Join) -> Joined:
@@ -57,7 +57,7 @@ class Fleet:
         )  # fmt: skip
 
     def revoke(self, name: str) -> dict[str, object]:
-        """Removes a device; the round does not wait for it any more."""
+        """Removes a device; the round no longer waits for it."""
         device = self.members.revoke(name)
         self.close_if_complete()
         return {"name": device.name, "revoked": device.revoked}
@@ -71,8 +71,8 @@ class Fleet:
             next_poll_seconds=rounds.next_poll_seconds(self.active),
         )  # fmt: skip
 
-    def refuse(self, device: Device, refusal: Refusal) -> dict[str, object]:
-        """A device keeps its old generalist."""
+    def refuse(self, device: Device, refusal: Refusal) -> dict[str, int]:
+        """Records that a device keeps its old generalist; returns the counts of such devices."""
         if not (math.isfinite(refusal.loss_before) and math.isfinite(refusal.loss_after)):
             raise Refused(422, "bad_refusal", "the losses must be numbers")
         return self.chain.refuse(device, refusal, self.active, self.members.generalist)
@@ -94,7 +94,7 @@ class Fleet:
         )  # fmt: skip
         if known is not None:
             return Receipt(round=known["round"], weight=known["weight"] / rounds.ONE)
-        self.members.member(device.id)  # it may have been removed since it asked
+        self.members.member(device.id)  # it may have been revoked since it asked
         number = self.open_round
         standing = Standing(number, self.chain.newest_number, self._is_in(device, number))
         counting.check_commit(wish, standing, self.config.rounds, device.name)

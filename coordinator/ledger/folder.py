@@ -41,7 +41,7 @@ class Folder:
         self._signing.parent.mkdir(mode=0o700, exist_ok=True)
         key, certificate = keys.new_certificate()
         sync_folder(self.root)
-        # The signing key is the last one: where it is, the others are.
+        # The signing key is written last: if it exists, so do the others.
         for path, data in (
             (self.tls_key, key),
             (self.certificate, certificate),
@@ -57,8 +57,8 @@ class Folder:
 
     @classmethod
     @contextlib.contextmanager
-    def opened(cls, root: Path) -> Iterator[Folder]:
-        """The folder, made if it is not there, under its lock; raises `CoordinatorError` if another process has it."""
+    def open(cls, root: Path) -> Iterator[Folder]:
+        """The folder, made if missing, under its lock; raises `CoordinatorError` if another process holds it."""
         try:
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock = os.open(root / "lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -78,7 +78,7 @@ class Folder:
 
     @contextlib.contextmanager
     def fleet(self, clock: Callable[[], float], settings: config.Config | None = None) -> Iterator[Fleet]:
-        """The fleet of this folder; what is only in memory is written at the end."""
+        """The fleet of this folder; contacts that are only in memory are written at the end."""
         database = Database(self.root / "coordinator.db")
         try:
             fleet = Fleet(database, Payloads(self.root), self.signing_key, settings or self.config, clock)

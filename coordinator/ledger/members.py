@@ -1,6 +1,6 @@
-"""Who belongs to a fleet: invitations, joining, the devices and when they were heard of, revocation.
+"""Who belongs to a fleet: invitations, joining, the devices and their last contacts, revocation.
 
-What the fleet trains is fixed by the first device that joins; every later one must bring the same base and tensors.
+What the fleet trains is fixed by the first device that joins; every later one must have the same base and tensors.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from coordinator.protocol.messages import (
 )
 
 INVITATION_SECONDS = 86400.0
-FLUSH_SECONDS = 600.0  # contacts and counts are written so often at most: polls write nothing
+FLUSH_SECONDS = 600.0  # contacts and counts are written at most this often: polls write nothing
 FORMS = ("lora", "parallel")  # of experts
 MAX_BASE_NAME = 255  # letters
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Device:
     """A member of the fleet; contact and counts may be newer here than on the disk."""
 
@@ -54,8 +54,8 @@ class Members:
         self._database, self._clock = database, clock
         self.devices = {
             row["id"]: Device(
-                row["id"], row["name"], keys.public_key(row["public_key"]), row["revoked"], row["last_contact"],
-                row["bytes_in"], row["bytes_out"],
+                id=row["id"], name=row["name"], public_key=keys.public_key(row["public_key"]), revoked=row["revoked"],
+                last_contact=row["last_contact"], bytes_in=row["bytes_in"], bytes_out=row["bytes_out"],
             ) for row in database.rows("SELECT * FROM devices")
         }  # fmt: skip
         self._changed: set[str] = set()
@@ -68,7 +68,7 @@ class Members:
         return None if text is None else decode(text.encode(), Generalist)
 
     def active(self, seconds: float) -> int:
-        """Devices that were heard of in the last so many seconds."""
+        """Number of devices with a contact in the last `seconds`."""
         since = self._clock() - seconds
         return sum(device.revoked is None and device.last_contact >= since for device in self.devices.values())
 
@@ -85,7 +85,7 @@ class Members:
 
     # Contacts -----------------------------------------------------------------------------------------------------
 
-    def heard(self, device: Device, bytes_in: int, bytes_out: int) -> None:
+    def record_contact(self, device: Device, bytes_in: int, bytes_out: int) -> None:
         """Remembers a contact; it reaches the disk later."""
         device.last_contact = self._clock()
         device.bytes_in += bytes_in
@@ -106,7 +106,7 @@ class Members:
 
     # Joining ------------------------------------------------------------------------------------------------------
 
-    def invite(self, name: str | None, address: str, pin: bytes) -> dict[str, Any]:
+    def invite(self, name: str | None, address: str, pin: bytes) -> dict[str, object]:
         """A one-time link for a device; of its code only the hash is kept."""
         if name is not None:
             self._check_name(name, None)
@@ -144,7 +144,7 @@ class Members:
             raise Refused(409, "other_generalist", difference)
         if wanted is not None:
             self._check_name(wanted, identity)
-        before = self.devices.get(identity)  # it was here before, perhaps removed: it keeps its name
+        before = self.devices.get(identity)  # a member before, perhaps revoked: it keeps its name
         name, now = wanted or (before.name if before else self._free_name()), self._clock()
         with self._database.transaction():
             if known is None:
@@ -155,8 +155,10 @@ class Members:
                 " ON CONFLICT (id) DO UPDATE SET name = excluded.name, revoked = NULL",
                 identity, name, wish.public_key, now, now, wish.version[:32],
             )  # fmt: skip
-        counts = (before.bytes_in, before.bytes_out) if before else (0, 0)
-        self.devices[identity] = Device(identity, name, public_key, None, now, *counts)
+        self.devices[identity] = Device(
+            id=identity, name=name, public_key=public_key, revoked=None, last_contact=now,
+            bytes_in=before.bytes_in if before else 0, bytes_out=before.bytes_out if before else 0,
+        )  # fmt: skip
 
     def _check_name(self, name: str, identity: str | None) -> None:
         if not re.fullmatch(NAME_PATTERN, name):
@@ -184,41 +186,45 @@ class Members:
         return device
 
 
-def _check_generalist(found: Generalist) -> None:
-    if found.form not in FORMS or not 1 <= len(found.base_name) <= MAX_BASE_NAME or not 0 < found.scale < math.inf:
+def _check_generalist(generalist: Generalist) -> None:
+    if (
+        generalist.form not in FORMS
+        or not 1 <= len(generalist.base_name) <= MAX_BASE_NAME
+        or not 0 < generalist.scale < math.inf
+    ):
         raise Refused(
             422, "bad_generalist",
             f"a generalist is of the form {' or '.join(FORMS)}, its scale is above 0 and its base has a name",
         )  # fmt: skip
-    if not 1 <= len(found.tensors) <= MAX_TENSORS:
+    if not 1 <= len(generalist.tensors) <= MAX_TENSORS:
         raise Refused(
-            422, "bad_generalist", f"a generalist has 1 to {MAX_TENSORS} tensors and not {len(found.tensors)}"
+            422, "bad_generalist", f"a generalist has 1 to {MAX_TENSORS} tensors and not {len(generalist.tensors)}"
         )
-    if not re.fullmatch(SHA256_PATTERN, found.base_sha256):
+    if not re.fullmatch(SHA256_PATTERN, generalist.base_sha256):
         raise Refused(422, "bad_generalist", "the base's SHA-256 is not one")
-    for name, shape in found.tensors.items():
+    for name, shape in generalist.tensors.items():
         if not may_leave(name):
             raise Refused(422, "bad_generalist", f"{name[:80]!r} is not a tensor of a generalist")
         if not 1 <= len(shape) <= 4 or not all(1 <= size <= 1 << 24 for size in shape):
             raise Refused(422, "bad_generalist", f"the shape of {name[:80]} is not one")
-    if (weights := _weights(found)) > MAX_WEIGHTS:
+    if (weights := _weights(generalist)) > MAX_WEIGHTS:
         raise Refused(422, "bad_generalist", f"a generalist of {weights:,} numbers is too large")
 
 
-def _difference(known: Generalist, found: Generalist) -> str | None:
+def _difference(known: Generalist, wanted: Generalist) -> str | None:
     """Why a device cannot join a fleet that trains `known`; None if it can."""
-    if known.base_sha256 != found.base_sha256:
+    if known.base_sha256 != wanted.base_sha256:
         return (
-            f"this fleet's base is {known.base_name} ({known.base_sha256[:12]}) and this device's {found.base_name} "
-            f"({found.base_sha256[:12]}); use the same file: comigs-edge init --force --base FILE.gguf"
+            f"this fleet's base is {known.base_name} ({known.base_sha256[:12]}) and this device's {wanted.base_name} "
+            f"({wanted.base_sha256[:12]}); use the same file: comigs-edge init --force --base FILE.gguf"
         )
-    if (known.form, known.tensors) != (found.form, found.tensors):
+    if (known.form, known.tensors) != (wanted.form, wanted.tensors):
         return (
-            f"this fleet trains {known.form} experts of {_weights(known):,} weights and this device has {found.form} "
-            f"experts of {_weights(found):,}; set the same [model] in config.toml (expert_form, rank, expert_width, attention)"
+            f"this fleet trains {known.form} experts of {_weights(known):,} weights and this device has {wanted.form} "
+            f"experts of {_weights(wanted):,}; set the same [model] in config.toml (expert_form, rank, expert_width, attention)"
         )
-    if known.scale != found.scale:
-        return f"this fleet's experts are scaled by {known.scale:g} and this device's by {found.scale:g}; set the same alpha"
+    if known.scale != wanted.scale:
+        return f"this fleet's experts are scaled by {known.scale:g} and this device's by {wanted.scale:g}; set the same alpha"
     return None
 
 

@@ -1,4 +1,4 @@
-"""What there is to see of a fleet: one table of facts for the command line, the status page and the metrics.
+"""The facts of a fleet that the command line, the status page and the metrics show.
 
 No text, no tensor and no key is in it.
 """
@@ -11,20 +11,23 @@ from typing import Any
 from coordinator.ledger.fleet import Fleet
 from coordinator.protocol import rounds
 
+Facts = dict[str, Any]  # as JSON
 
-def overview(fleet: Fleet, started: float, version: str) -> dict[str, Any]:
+
+def overview(fleet: Fleet, started: float, version: str) -> Facts:
     """The fleet in general, its open round, and sums. Times are seconds since 1970, sizes bytes."""
     generalist, number = fleet.members.generalist, fleet.open_round
     rules, active = fleet.config.rounds, fleet.active
-    found = fleet.database.row("SELECT count(*) AS n, min(received) AS first FROM updates WHERE round = ?", number)
-    assert found is not None
-    first = found["first"]
+    query = "SELECT count(*) AS updates, min(received) AS first FROM updates WHERE round = ?"
+    opened = fleet.database.row(query, number)
+    assert opened is not None
+    first = opened["first"]
     devices = fleet.members.devices.values()
     return {
         "fleet": fleet.id, "version": version, "started": started, "now": fleet.clock(),
         "base": None if generalist is None else {"name": generalist.base_name, "sha256": generalist.base_sha256},
         "generalist": None if generalist is None else {"form": generalist.form, "tensors": len(generalist.tensors)},
-        "newest_round": fleet.chain.newest_number, "open_round": number, "updates": found["n"],
+        "newest_round": fleet.chain.newest_number, "open_round": number, "updates": opened["updates"],
         "goal": rounds.goal(rules, number, active), "quorum": rounds.quorum(rules, active),
         "deadline": None if first is None else first + rules.deadline_seconds,
         "devices": sum(device.revoked is None for device in devices), "active": active,
@@ -37,32 +40,32 @@ def overview(fleet: Fleet, started: float, version: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def devices(fleet: Fleet) -> list[dict[str, Any]]:
+def devices(fleet: Fleet) -> list[Facts]:
     """The devices, in the order in which they joined."""
-    found = fleet.database.rows(
+    rows = fleet.database.rows(
         "SELECT id, name, joined, revoked, version, validation_loss, "
         "(SELECT count(*) FROM updates WHERE device = id) AS updates, "
         "(SELECT max(round) FROM updates WHERE device = id) AS last_round FROM devices ORDER BY joined, name"
     )
-    for row in found:
+    for row in rows:
         device = fleet.members.devices[row["id"]]
         row |= {"last_contact": device.last_contact, "bytes_in": device.bytes_in, "bytes_out": device.bytes_out}
-    return found
+    return rows
 
 
-def rounds_table(fleet: Fleet, last: int = 200) -> list[dict[str, Any]]:
+def rounds_table(fleet: Fleet, last: int = 200) -> list[Facts]:
     """The last rounds, oldest first; the open one is the last."""
-    found = fleet.database.rows(
+    rows = fleet.database.rows(
         "SELECT number, opened, closed, published, rounds.sha256, rounds.size, rolled_back_to, count(device) AS devices, "
         "coalesce(sum(updates.size), 0) AS bytes_in, avg(validation_loss) AS validation_loss, sum(tokens) AS tokens, "
         "(SELECT count(*) FROM refusals WHERE refusals.round = number) AS refusals "
         "FROM rounds LEFT JOIN updates ON round = number GROUP BY number ORDER BY number DESC LIMIT ?",
         last,
     )
-    for row in found:
+    for row in rows:
         updates = fleet.database.rows(
             "SELECT name, weight, trained_from, tokens, updates.size FROM updates JOIN devices ON id = device WHERE round = ? "
             "ORDER BY name", row["number"],
         )  # fmt: skip
         row["updates"] = [{**update, "weight": update["weight"] / rounds.ONE} for update in updates]
-    return found[::-1]
+    return rows[::-1]

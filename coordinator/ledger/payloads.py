@@ -1,7 +1,7 @@
-"""Files of the coordinator: payloads by the SHA-256 of their content, uploads that are not complete, what is garbage.
+"""Files of the coordinator: payloads by the SHA-256 of their content, unfinished uploads, and their deletion.
 
     payloads/SHA256     complete, durable, never changed
-    uploads/DEVICE-SHA  what a device has brought so far; its size is where the device goes on
+    uploads/DEVICE-SHA  what a device has brought so far; its size is where the device continues
 
 A payload is written or collected beside its place, fsynced, renamed, and the folder fsynced. If the disk fails to sync, the
 process ends (`DiskFailure`): pages that could not be written may be taken for clean on a second try.
@@ -33,17 +33,17 @@ class DiskFailure(BaseException):
 
 
 class Payloads:
-    """The two folders."""
+    """The folders of payloads and of uploads."""
 
     def __init__(self, root: Path) -> None:
         self.folder, self.uploads = root / "payloads", root / "uploads"
         for folder in (self.folder, self.uploads):
             folder.mkdir(mode=0o700, exist_ok=True)
         for path in self.uploads.iterdir():
-            if not re.fullmatch("[0-9a-f]{32}-[0-9a-f]{64}", path.name):  # left by a crash in the middle of more
+            if not re.fullmatch("[0-9a-f]{32}-[0-9a-f]{64}", path.name):  # left by a crash during `write` or a backup
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-        self._held: Counter[str] = Counter()  # what is at work and perhaps not in the ledger yet: no garbage
-        self._made: str | None = None  # the newest payload of `write`, the same
+        self._held: Counter[str] = Counter()  # in use, perhaps not in the ledger yet: not collected
+        self._made: str | None = None  # the newest payload of `write`: not collected
 
     def path(self, sha256: str) -> Path:
         """Where a payload is."""
@@ -62,9 +62,7 @@ class Payloads:
         """Adds the next piece; returns the new offset. Raises `Refused` if it is not the next one, or the disk is full."""
         here = self.offset(device, sha256)
         if offset != here:
-            raise Refused(
-                409, "wrong_offset", f"the upload stands at {here:,} bytes and not at {offset:,}; go on there"
-            )
+            raise Refused(409, "wrong_offset", f"the upload has {here:,} bytes and not {offset:,}; continue there")
         self.check_space(len(data))
         if not here:
             self._drop_oldest(device)
@@ -72,7 +70,7 @@ class Payloads:
             with self._part(device, sha256).open("ab", buffering=0) as file:  # no buffer: closing writes nothing more
                 _write_all(file, data, here)
         except OSError as error:
-            raise full(error) from error
+            raise disk_error(error) from error
         return here + len(data)
 
     def finish(self, device: str, sha256: str, size: int) -> Path:
@@ -80,9 +78,9 @@ class Payloads:
         part = self._part(device, sha256)
         if self.path(sha256).exists():
             return self.path(sha256)
-        found = self.offset(device, sha256)
-        if found != size:
-            raise Refused(409, "incomplete", f"{found:,} of {size:,} bytes are here; upload the rest first")
+        here = self.offset(device, sha256)
+        if here != size:
+            raise Refused(409, "incomplete", f"{here:,} of {size:,} bytes are here; upload the rest first")
         try:
             if _sha256(part) != sha256:
                 part.unlink()
@@ -93,7 +91,7 @@ class Payloads:
                 _sync(file.fileno())
         except OSError as error:
             part.unlink(missing_ok=True)
-            raise full(error) from error
+            raise disk_error(error) from error
         return part
 
     def keep(self, part: Path, sha256: str) -> None:
@@ -101,13 +99,13 @@ class Payloads:
         try:
             if part != self.path(sha256):
                 part.replace(self.path(sha256))
-            sync_folder(self.folder)  # even if it is there: who renamed it may not have come so far yet
+            sync_folder(self.folder)  # also if it is there: its sync may still be missing
         except OSError as error:
-            raise full(error) from error
+            raise disk_error(error) from error
 
     @contextlib.contextmanager
-    def held(self, sha256: str) -> Iterator[None]:
-        """As long as this lasts the payload is no garbage. For the thread that calls `collect`, like `collect` itself."""
+    def hold(self, sha256: str) -> Iterator[None]:
+        """Keeps the payload from `collect`, in whose thread this must run."""
         self._held[sha256] += 1
         try:
             yield
@@ -120,8 +118,8 @@ class Payloads:
         self._part(device, sha256).unlink(missing_ok=True)
 
     def _drop_oldest(self, device: str) -> None:
-        """Makes a new upload of a device its last of `UPLOADS`: a disk is not filled with beginnings."""
-        parts = sorted(self.uploads.glob(f"{device}-*"), key=_written, reverse=True)
+        """Makes room for a new upload among the `UPLOADS` of a device: unfinished ones cannot fill the disk."""
+        parts = sorted(self.uploads.glob(f"{device}-*"), key=_modified_at, reverse=True)
         for path in parts[UPLOADS - 1 :]:
             path.unlink(missing_ok=True)
 
@@ -131,7 +129,7 @@ class Payloads:
     # Payloads -----------------------------------------------------------------------------------------------------
 
     def write(self, pieces: Iterable[bytes | memoryview], size: int) -> str:
-        """Keeps a payload that the coordinator made; returns its SHA-256. It is no garbage until the next one is made."""
+        """Keeps a payload that the coordinator made; returns its SHA-256. `collect` leaves it until the next one is made."""
         self.check_space(size)
         temporary, digest = self.uploads / "generalist", hashlib.sha256()
         try:
@@ -143,22 +141,22 @@ class Payloads:
                 _sync(file.fileno())
         except OSError as error:
             temporary.unlink(missing_ok=True)
-            raise full(error) from error
+            raise disk_error(error) from error
         self._made = digest.hexdigest()
         self.keep(temporary, self._made)
         return self._made
 
     def collect(self, wanted: set[str], now: float, upload_seconds: float = 7 * 86400) -> int:
-        """Deletes payloads that nobody refers to, and uploads that nobody goes on with; returns how many."""
+        """Deletes payloads that are not wanted and uploads that were abandoned; returns the number of both."""
         wanted = wanted | set(self._held) | {str(self._made)}
         garbage = [path for path in self.folder.iterdir() if path.name not in wanted]
-        garbage += [path for path in self.uploads.glob("*-*") if now - _written(path) > upload_seconds]
+        garbage += [path for path in self.uploads.glob("*-*") if now - _modified_at(path) > upload_seconds]
         for path in garbage:
             path.unlink(missing_ok=True)
         return len(garbage)
 
     def check_space(self, size: int) -> None:
-        """Raises `Refused` (507) if the disk has no room for so many bytes."""
+        """Raises `Refused` (507) if the disk has no room for `size` bytes."""
         usage = shutil.disk_usage(self.folder)
         if usage.free - size < min(SPARE_BYTES, SPARE_SHARE * usage.total):
             raise Refused(
@@ -177,7 +175,7 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def full(error: OSError) -> Exception:
+def disk_error(error: OSError) -> Exception:
     """`Refused` (507) for a disk that has become full; anything else is the disk's failure."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return Refused(507, "disk_full", "the coordinator's disk is full; your update is kept on your device", 600)
@@ -205,8 +203,8 @@ def _write_all(file: io.RawIOBase, data: bytes, end: int) -> None:
         raise
 
 
-def _written(path: Path) -> float:
-    """When the file was last written to; now or later if it has just been renamed by another thread."""
+def _modified_at(path: Path) -> float:
+    """Modification time; infinite for a file that another thread has just renamed."""
     try:
         return path.stat().st_mtime
     except FileNotFoundError:

@@ -1,17 +1,18 @@
 """How an update's numbers are stored on their way: float32, float16, or int8 in blocks of 32 with a float16 scale.
 
-What rounding takes away is not lost: a device adds it to its next update (error feedback, Seide et al. 2014), which needs
-no state of its own, since an update is the device's generalist less what the coordinator has received so far.
+A device adds its rounding errors to its next update (error feedback, Seide et al. 2014). That needs no extra state: an update is
+the device's generalist minus what the coordinator has received so far.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
+import numpy.typing as npt
 
-from coordinator.protocol.wire import Arrays, Shapes, Table
+from coordinator.protocol.wire import Arrays, Packed, Shapes, Table
 
 UpdateFormat = Literal["float32", "float16", "int8"]
 FORMATS: tuple[str, ...] = get_args(UpdateFormat)
@@ -25,17 +26,17 @@ def update_format(format_name: str, trained_from: int) -> str:
     return "float32" if trained_from < 0 else format_name
 
 
-def pack(arrays: Arrays, format_name: str) -> dict[str, Any]:
+def pack(arrays: Arrays, format_name: str) -> Packed:
     """The arrays as they are sent."""
     if format_name == "int8":
-        packed: dict[str, Any] = {}
+        packed: Packed = {}
         for name, array in arrays.items():
             packed[name], packed[name + SCALES] = _quantise(array)
         return packed
     return {name: array.astype(format_name) for name, array in arrays.items()}
 
 
-def unpack(packed: dict[str, Any], shapes: Shapes, format_name: str) -> Arrays:
+def unpack(packed: Packed, shapes: Shapes, format_name: str) -> Arrays:
     """The reverse of `pack`, as float32; `shapes` are those of the arrays that were packed."""
     if format_name != "int8":
         return {name: packed[name].astype(np.float32).reshape(shape) for name, shape in shapes.items()}
@@ -46,7 +47,7 @@ def unpack(packed: dict[str, Any], shapes: Shapes, format_name: str) -> Arrays:
     return arrays
 
 
-def largest(packed: dict[str, Any], format_name: str) -> dict[str, float]:
+def largest(packed: Packed, format_name: str) -> dict[str, float]:
     """The largest absolute value of each array, as `unpack` makes it."""
     if format_name != "int8":
         return {name: float(abs(array).max(initial=0)) for name, array in packed.items()}
@@ -68,7 +69,8 @@ def table(shapes: Shapes, format_name: str) -> Table:
     return entries
 
 
-def _quantise(array: Any) -> tuple[Any, Any]:  # any shape -> int8 (blocks, 32), float16 (blocks,)
+def _quantise(array: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float16]]:
+    """Any shape -> levels (blocks, 32), scales (blocks,)."""
     flat = array.reshape(-1).astype(np.float32)
     blocks = np.pad(flat, (0, -len(flat) % BLOCK)).reshape(-1, BLOCK)
     scales = (np.abs(blocks).max(1) / 127).astype(np.float16)

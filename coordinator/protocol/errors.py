@@ -1,10 +1,10 @@
-"""How the coordinator says no: an HTTP status, a word for programs and a sentence for people."""
+"""How requests are refused: an HTTP status, a word for programs and a sentence for people."""
 
 from __future__ import annotations
 
 
 class CoordinatorError(Exception):
-    """Anything the operator can mend; the text is one sentence, shown without a traceback."""
+    """An error that the operator can mend; the text is one sentence, shown without a traceback."""
 
 
 class Refused(Exception):

@@ -1,7 +1,7 @@
-"""Keys and what is made of them: who signs, the pinned TLS certificate, invitation links, the chain of manifests.
+"""Keys and what they make: signatures' keys, the pinned TLS certificate, invitation links, the chain of manifests.
 
-A device knows its coordinator by the SHA-256 of the certificate, which the invitation carries, so no authority and no date
-is needed: boards have no clock.
+A device recognises its coordinator by the SHA-256 of the certificate, which is part of the invitation. That needs no authority
+and no date: boards have no clock.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def device_id(public: str) -> str:
 
 
 def new_certificate() -> tuple[bytes, bytes]:
-    """PEM of a fresh private key (P-256) and of its self-signed certificate, which never ends."""
+    """PEM of a fresh private key (P-256) and of its self-signed certificate, which does not expire."""
     from cryptography import x509  # 2.5 MB that only the first start needs
     from cryptography.x509.oid import NameOID
 
@@ -135,7 +135,7 @@ def read_link(text: str) -> tuple[str, str, bytes]:
         or "@" in parts.netloc
     ):
         raise ValueError("it is not of the form https://host:port#CODE")
-    parts.port  # noqa: B018  raises if it is none
+    parts.port  # noqa: B018  raises for a bad port
     secret = to_bytes(parts.fragment)
     if len(secret) != CODE_BYTES + PIN_BYTES:
         raise ValueError("its code is incomplete")

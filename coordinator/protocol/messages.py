@@ -2,7 +2,7 @@
 
 Both sides ignore fields that they do not know, so that versions can be mixed; a new field therefore has a default.
 
-All times are seconds since 1970 by the coordinator's clock; a device needs no clock of its own. Sizes are bytes.
+All times are seconds since 1970 by the coordinator's clock; a device needs no clock. Sizes are bytes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Message(msgspec.Struct, kw_only=True):
 
 
 class Generalist(Message):
-    """What a fleet trains; fixed by the first device that joins, and every later one must bring the same."""
+    """What a fleet trains; fixed by the first device that joins, and every later one must have the same."""
 
     base_name: str
     base_sha256: str
@@ -42,7 +42,7 @@ class Generalist(Message):
 
 
 class Join(Message):
-    """A device asks to join, signed with the key that it brings."""
+    """A device asks to join, signed with the key in this message."""
 
     code: str  # of the invitation, base64url
     name: str | None  # None: the invitation's, or one is made up
@@ -52,7 +52,7 @@ class Join(Message):
 
 
 class Settings(Message):
-    """How a fleet's rounds go; part of every answer that a device acts on."""
+    """How a fleet's rounds work; part of every answer that a device acts on."""
 
     local_steps: int  # expert steps between two updates
     update_format: str  # a `compress.UpdateFormat`
@@ -96,12 +96,12 @@ class State(Message, omit_defaults=True):
     newest: SignedManifest | None  # None: there is no generalist yet
     has_contributed: bool  # this device, to the open round
     settings: Settings
-    next_poll_seconds: float  # not to ask again before, unless there is something to bring
+    next_poll_seconds: float  # a device with nothing to send waits this long before it asks again
     counted: list[str] = []  # ids of this device's updates that count, the last of them, newest last
 
 
 class Commit(Message, omit_defaults=True):
-    """What was uploaded becomes an update of the open round. It counts once, however often it is sent."""
+    """Turns an upload into an update of the open round. It counts once, however often it is sent."""
 
     sha256: Sha256
     trained_from: Number  # number of the generalist that it is a change of; -1: the first generalist itself
@@ -112,7 +112,7 @@ class Commit(Message, omit_defaults=True):
 
 
 class Receipt(Message):
-    """The update is on the coordinator's disk and counts once, whatever happens from here on."""
+    """The update is on the coordinator's disk and counts once, even after a crash."""
 
     round: int
     weight: float  # 1 for an update that was trained from the newest generalist
@@ -127,7 +127,7 @@ class Refusal(Message):
 
 
 class Hello(Message):
-    """What anybody may know."""
+    """What a coordinator tells everybody."""
 
     fleet: str
     epoch: str  # changes with every start of the coordinator; requests are signed for one epoch

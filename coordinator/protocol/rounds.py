@@ -1,9 +1,9 @@
-"""When a round closes, how much an update counts, when a device should come again: no sockets, no clock, no disk.
+"""When a round closes, how much an update counts, how often a device polls: no sockets, no clock, no disk.
 
     round r is open ──► updates come in ──► goal reached, or deadline past and enough of the fleet in ──► generalist r
                         each device once                                                                  round r + 1 is open
 
-Round 0 makes the first generalist: it closes with the first update, which is a device's own generalist. A device never
+Round 0 makes the first generalist: it closes with the first update, which is an initial generalist. A device never
 waits: it trains from the newest generalist there is, and its progress is sent to whichever round is open then.
 """
 
@@ -17,9 +17,7 @@ from typing import Annotated, Literal
 from coordinator.protocol.settings import setting
 
 Weights = Literal["uniform", "tokens"]  # the paper's mean over devices; or by tokens trained on
-Averaging = Literal[
-    "separate", "freeze-a", "alternate"
-]  # the paper's; or exact for low-rank updates, see `trained_names`
+Averaging = Literal["separate", "freeze-a", "alternate"]  # the paper's; or exact ones, see `trained_names`
 ONE = 1 << 16  # the fixed-point weight of a fresh update
 MAX_UPDATES = 1024  # of one round: what `aggregate` sums exactly
 TOKEN_CAP = 1 << 20  # tokens beyond which an update's weight does not grow: bounds what one device can claim
@@ -62,7 +60,7 @@ def quorum(rules: Rules, active: int) -> int:
 
 
 def is_complete(rules: Rules, round_number: int, updates: int, active: int, seconds: float) -> bool:
-    """Whether a round closes with this number of updates, the first of which came `seconds` ago."""
+    """Whether a round closes; `seconds` is the time since its first update."""
     if updates >= goal(rules, round_number, active):
         return True
     return seconds >= rules.deadline_seconds and updates >= quorum(rules, active)
@@ -85,7 +83,7 @@ def weight(rules: Rules, stale: int, tokens: int) -> int:
 def trained_names(names: Iterable[str], averaging: str, round_number: int) -> list[str]:
     """The tensors that devices train, and send, for this round, sorted.
 
-    A mean of A and a mean of B are not a mean of BA. `separate`, the paper's, does it all the same. Where one side is the
+    A mean of A and a mean of B are not a mean of BA. `separate`, the paper's, takes it nevertheless. Where one side is the
     same on every device the mean of the products is exact: `freeze-a` trains the out side only (FFA-LoRA, arXiv:2403.12313),
     `alternate` the out side in odd and the in side in even rounds (RoLoRA, arXiv:2502.01755): an expert whose out side is
     still zero has no gradient for its in side, so a first round of that side would be lost.
@@ -117,5 +115,5 @@ def generalist_before(number: int, again: Mapping[int, int]) -> int:
 
 
 def next_poll_seconds(active: int) -> float:
-    """When a device that has nothing to bring may ask again: all together ask 20 times a second at most."""
+    """Poll interval of a device that has nothing to send: all devices together ask at most 20 times a second."""
     return max(5.0, active / 20)

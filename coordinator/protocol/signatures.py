@@ -20,8 +20,8 @@ from coordinator.protocol.errors import Refused
 EPOCH_HEADER = "Comigs-Epoch"
 COVERED = ("@method", "@authority", "@path", "@query", "content-digest", "comigs-epoch")
 TAG = "comigs-edge"
-WINDOW_SECONDS = 120  # a signature is valid for so long
-MAX_NONCES = 200_000  # kept at once; beyond, requests are refused for a moment
+WINDOW_SECONDS = 120  # a signature is valid this long
+MAX_NONCES = 200_000  # kept at once; beyond that requests are refused for a minute
 
 
 class Request(NamedTuple):

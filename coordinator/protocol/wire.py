@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from mmap import mmap
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -21,8 +22,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 
 Arrays = dict[str, npt.NDArray[np.float32]]
+Packed = dict[str, npt.NDArray[Any]]  # arrays of any of the types in `_NAMES`
 Shapes = Mapping[str, tuple[int, ...]]  # by name
 Table = dict[str, tuple[str, tuple[int, ...]]]  # name -> safetensors type, shape
+Data = bytes | memoryview | mmap
 
 MAX_HEADER = 64 * 1024  # bytes; 448 tensors of a 32-block generalist with attention take 49 KB
 DTYPES = ("F32", "F16")
@@ -34,13 +37,13 @@ class WireError(Exception):
     """Bytes that are not acceptable arrays; the text is one sentence."""
 
 
-def encode(arrays: dict[str, Any]) -> bytes:
+def encode(arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
     """The arrays as safetensors bytes, in the order of their names."""
     return b"".join(pieces(arrays))
 
 
-def pieces(tensors: dict[str, Any]) -> list[bytes | memoryview]:
-    """The same as `encode` in pieces that need no memory of their own: the header, then each array (any type of numpy's)."""
+def pieces(tensors: Mapping[str, npt.NDArray[Any]]) -> list[bytes | memoryview]:
+    """The bytes of `encode` without a copy: the header, then a view of each array (of any numpy type)."""
     arrays = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
     table = {name: (_NAMES[array.dtype.str], array.shape) for name, array in arrays.items()}
     return [header(table), *(array.reshape(-1).view(np.uint8).data for array in arrays.values())]
@@ -65,7 +68,7 @@ def encoded_size(table: Table) -> int:
 
 
 def decode(data: bytes, source: str, max_header: int = MAX_HEADER) -> Arrays:
-    """The float32 arrays in `data`; `source` names it in errors. Raises `WireError` for anything doubtful."""
+    """The float32 arrays in `data`; `source` names it in errors. Raises `WireError` if they are not acceptable."""
     entries = read_header(data, source, max_header)
     for name, entry in entries.items():
         if entry.get("dtype") not in DTYPES:
@@ -79,7 +82,7 @@ def decode(data: bytes, source: str, max_header: int = MAX_HEADER) -> Arrays:
     return arrays
 
 
-def decode_expected(data: Any, table: Table, source: str) -> dict[str, Any]:
+def decode_expected(data: Data, table: Table, source: str) -> Packed:
     """The arrays in `data` (bytes or a memory map), as views of it, if they are exactly those of `table`.
 
     Raises `WireError` naming the first difference.
@@ -102,15 +105,15 @@ def decode_expected(data: Any, table: Table, source: str) -> dict[str, Any]:
 
 def starts(table: Table) -> dict[str, int]:
     """Where each array of an encoded table begins."""
-    found, start = {}, len(header(table))
+    places, start = {}, len(header(table))
     for name in sorted(table):
-        found[name] = start
+        places[name] = start
         start += _bytes(*table[name])
-    return found
+    return places
 
 
-def read_tensor(file: BinaryIO, table: Table, places: dict[str, int], name: str) -> Any:
-    """One array of a file that `decode_expected` accepted before, without the rest; `places` are the table's `starts`."""
+def read_tensor(file: BinaryIO, table: Table, places: dict[str, int], name: str) -> npt.NDArray[Any]:
+    """Reads one array of a file that `decode_expected` has accepted; `places` are the table's `starts`."""
     dtype, shape = table[name]
     file.seek(places[name])
     data = file.read(_bytes(dtype, shape))
@@ -135,9 +138,9 @@ def read_header(data: bytes, source: str, max_header: int = MAX_HEADER) -> dict[
     return entries
 
 
-def _difference(data: Any, table: Table, source: str) -> str:
+def _difference(data: Data, table: Table, source: str) -> str:
     """In words, how the header of `data` is not the one of `table`."""
-    entries = read_header(data[: 8 + MAX_HEADER], source)
+    entries = read_header(bytes(data[: 8 + MAX_HEADER]), source)
     for name in sorted(table.keys() | entries.keys()):
         if name not in entries:
             return f"tensor {name} is missing"
@@ -149,7 +152,7 @@ def _difference(data: Any, table: Table, source: str) -> str:
     return "its header is not written as this version of comigs-edge writes it"
 
 
-def _check_finite(name: str, array: Any, source: str) -> None:
+def _check_finite(name: str, array: npt.NDArray[Any], source: str) -> None:
     if not np.isfinite(array).all():
         raise WireError(f"{source}: tensor {name} holds values that are not finite")
 

@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import sqlite3
-from typing import Any
+from typing import TypeVar
 
 import msgspec
 from aiohttp import web
@@ -19,6 +19,7 @@ from coordinator.protocol.messages import Message, Problem, decode, encode
 BODY_SECONDS = 30.0  # to send a body, and one more for every 16 kB
 SLOWEST = 16_000  # bytes a second
 EX_IOERR = 74
+T = TypeVar("T", bound=Message)
 log = logging.getLogger("comigs-coordinator")
 
 
@@ -41,7 +42,7 @@ async def read_body(request: web.Request, limit: int) -> bytes:
         raise Refused(400, "bad_body", "the body could not be read") from error
 
 
-def parse(body: bytes, kind: Any) -> Any:
+def parse(body: bytes, kind: type[T]) -> T:
     """The message in a body; raises `Refused` with the reason."""
     try:
         return decode(body, kind)
@@ -66,7 +67,7 @@ class SentFile(web.FileResponse):
     """A file that is sent once, by `prepare`."""
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
-        """Sends it; nothing when aiohttp, which prepares what a handler returns, comes to it again."""
+        """Sends it, only the first time: aiohttp prepares what a handler returns again."""
         return None if self.prepared else await super().prepare(request)
 
 

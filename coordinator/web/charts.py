@@ -17,7 +17,7 @@ Number = Callable[[float], str]
 
 
 class Point(NamedTuple):
-    """One round: its number, its value (None: there is none), and whether it is set apart."""
+    """One round: its number, its value (None if missing), and whether it is marked."""
 
     round: int
     value: float | None
@@ -25,7 +25,7 @@ class Point(NamedTuple):
 
 
 def bars(name: str, title: str, points: Sequence[Point], say: Number, is_count: bool = False) -> str:
-    """One bar a round; `say` words a value, `is_count` keeps the scale to whole numbers."""
+    """One bar a round; `say` formats a value, `is_count` keeps the scale to whole numbers."""
     scale = _ticks(0.0, max((point.value or 0.0 for point in points), default=0.0), is_count)
     step = (WIDTH - LEFT - RIGHT) / max(1, len(points))
     width = min(MAX_BAR, step * 0.78)
@@ -38,7 +38,7 @@ def bars(name: str, title: str, points: Sequence[Point], say: Number, is_count: 
         drawn.append(
             f'<rect class="{kind}" {box}><title>round {point.round}: {escape(say(point.value or 0.0))}{note}</title></rect>'
         )
-    return _chart(name, title, _spoken(points, say), _axes(points, scale, say, step) + "".join(drawn))
+    return _chart(name, title, _describe(points, say), _axes(points, scale, say, step) + "".join(drawn))
 
 
 def line(name: str, title: str, points: Sequence[Point], say: Number) -> str:
@@ -62,7 +62,7 @@ def line(name: str, title: str, points: Sequence[Point], say: Number) -> str:
         f"{escape(say(point.value or 0.0))}</title></circle>" for x, y, point in seen
     )  # fmt: skip
     drawn = f'{uprights}<polyline class="line" points="{path}"/>{dots}'
-    return _chart(name, title, _spoken(points, say), _axes(points, scale, say, step) + drawn)
+    return _chart(name, title, _describe(points, say), _axes(points, scale, say, step) + drawn)
 
 
 def _chart(name: str, title: str, text: str, inside: str) -> str:
@@ -72,8 +72,8 @@ def _chart(name: str, title: str, text: str, inside: str) -> str:
     )
 
 
-def _spoken(points: Sequence[Point], say: Number) -> str:
-    """What a person who does not see the chart is told."""
+def _describe(points: Sequence[Point], say: Number) -> str:
+    """The chart in words, for screen readers."""
     known = [(point.round, point.value) for point in points if point.value is not None]
     if not known:
         return "No round has a value yet."
@@ -101,7 +101,7 @@ def _axes(points: Sequence[Point], scale: Sequence[float], say: Number, step: fl
 
 def _ticks(low: float, high: float, is_count: bool = False) -> list[float]:
     """Three to six round numbers, the first not above `low` and the last not below `high`."""
-    # A difference in the last bits is none, and a third of the smallest number is 0.
+    # Differences in the last bits do not count, and a third of the smallest number is 0.
     span = high - low if high - low > max(1e-12 * max(abs(low), abs(high)), 1e-300) else 1.0
     size = 10.0 ** math.floor(math.log10(span / 3))
     step = next(size * factor for factor in (1, 2, 5, 10) if span / (size * factor) <= 4)

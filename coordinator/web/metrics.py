@@ -27,7 +27,7 @@ class Metrics:
         self._seconds: defaultdict[tuple[str, str], float] = defaultdict(float)
 
     def count(self, method: str, route: str, status: int, seconds: float) -> None:
-        """One request was answered. What strangers make up must come as one word for all: each value takes memory."""
+        """Counts an answered request. Callers give unknown methods and routes one word: each value takes memory."""
         self._answers[method, route, status] += 1
         self._buckets[method, route][sum(seconds > bound for bound in BUCKETS)] += 1
         self._seconds[method, route] += seconds
@@ -82,9 +82,9 @@ def _family(name: str, kind: str, text: str, samples: Samples) -> str:
 
 
 def _labels(labels: Labels) -> str:
-    inside = ",".join(f'{name}="{_escaped(value)}"' for name, value in labels.items())
+    inside = ",".join(f'{name}="{_escape(value)}"' for name, value in labels.items())
     return f"{{{inside}}}" if inside else ""
 
 
-def _escaped(text: str) -> str:
+def _escape(text: str) -> str:
     return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 description of `server`'s routes: what may be asked, and every answer that there can be.
+"""The OpenAPI 3.1 description of `server`'s routes: requests, and every possible answer.
 
 Schemas are made from the messages themselves, limits from the code that holds them, so they cannot drift.
 """
@@ -47,7 +47,7 @@ REFUSALS = {
     411: "A body wants a Content-Length.",
     413: "The body, or the upload in all, is too large.",
     415: "The body is compressed or has the wrong type.",
-    416: "There is no such range.",
+    416: "The range is outside the file.",
     422: "The message or the upload cannot be used; nothing was changed.",
     429: "Too many requests.",
     500: "A bug of the coordinator; its log says more.",
@@ -137,21 +137,21 @@ def _operation(
 
 
 def _generalist() -> Table:
-    """The one answer that is a file, with all that HTTP has for files."""
+    """The one answer that is a file, with HTTP's ranges and conditions."""
     parameters = [
-        {"name": "Range", "in": "header", "schema": {"type": "string"}, "description": "As in bytes=1000-, to go on."},
+        {"name": "Range", "in": "header", "schema": {"type": "string"}, "description": "As in bytes=1000-, to resume."},
         {"name": "If-None-Match", "in": "header", "schema": {"type": "string"}, "description": "An ETag that is here."},
     ]
     file = _content(OCTETS, {"type": "string", "description": "safetensors"})
-    found = _operation("generalist", "A published generalist, whole or in part.", file, (404, 416), _signed=True,
+    operation = _operation("generalist", "A published generalist, whole or in part.", file, (404, 416), _signed=True,
                        parameters=parameters)  # fmt: skip
-    found["responses"]["200"] = {"description": "All of it.", **file}
-    found["responses"] |= {
+    operation["responses"]["200"] = {"description": "All of it.", **file}
+    operation["responses"] |= {
         "206": {"description": "The range that was asked for.", **file},
         "304": {"description": "It has the ETag that was named."},
         "412": {"description": "It does not have the ETag or date that If-Match or If-Unmodified-Since name."},
     }
-    return found
+    return operation
 
 
 def _with_head(item: Table) -> Table:
@@ -200,8 +200,8 @@ def _counts(*names: str) -> Table:
 
 
 def _schemas() -> Table:
-    _, found = msgspec.json.schema_components(MESSAGES, ref_template="#/components/schemas/{name}")
-    return found
+    _, schemas = msgspec.json.schema_components(MESSAGES, ref_template="#/components/schemas/{name}")
+    return schemas
 
 
 def _headers() -> Table:
@@ -215,7 +215,7 @@ def _headers() -> Table:
 
 
 def _security_schemes() -> Table:
-    """Four headers that belong together; OpenAPI has no word of its own for RFC 9421."""
+    """Four headers that belong together; OpenAPI has no scheme for RFC 9421."""
     covered = " ".join(f'"{name}"' for name in signatures.COVERED)
     texts = {
         "Signature-Input": f"RFC 9421. Covers at least {covered}; parameters: created (valid for {signatures.WINDOW_SECONDS} "

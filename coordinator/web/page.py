@@ -9,10 +9,10 @@ import time
 from collections.abc import Iterable
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from coordinator.ledger import overview
 from coordinator.ledger.fleet import Fleet
+from coordinator.ledger.overview import Facts
 from coordinator.web import charts
 from coordinator.web.charts import Point
 
@@ -48,7 +48,7 @@ def render(fleet: Fleet, started: float, version: str) -> str:
     )
 
 
-def _head(facts: dict[str, Any]) -> str:
+def _head(facts: Facts) -> str:
     base, generalist = facts["base"], facts["generalist"]
     about = "No base yet: the first device brings it."
     if base is not None:
@@ -62,7 +62,7 @@ def _head(facts: dict[str, Any]) -> str:
 # Figures ------------------------------------------------------------------------------------------------------------
 
 
-def _tiles(facts: dict[str, Any], rounds: list[dict[str, Any]]) -> str:
+def _tiles(facts: Facts, rounds: list[Facts]) -> str:
     turned = [row["number"] for row in rounds if row["rolled_back_to"] is not None]
     seen = f"round {turned[-1]} was the last" if turned else "none of the rounds shown"
     free = facts["disk_free"]
@@ -78,7 +78,7 @@ def _tiles(facts: dict[str, Any], rounds: list[dict[str, Any]]) -> str:
     ))  # fmt: skip
 
 
-def _open_round(facts: dict[str, Any]) -> str:
+def _open_round(facts: Facts) -> str:
     updates, goal = facts["updates"], facts["goal"]
     if facts["deadline"] is None:
         note = "waits for its first update"
@@ -98,7 +98,7 @@ def _tile(name: str, figure: str, note: str, is_bad: bool = False) -> str:
     return f'<div class="{kind}"><h2>{name}</h2><p class="figure">{figure}</p><p class="note">{note}</p></div>'
 
 
-def _age_of_newest(rounds: list[dict[str, Any]], now: float) -> str:
+def _age_of_newest(rounds: list[Facts], now: float) -> str:
     published = [row["published"] for row in rounds if row["published"] is not None]
     return f"published {_ago(published[-1], now)}" if published else "the first device brings it"
 
@@ -106,7 +106,7 @@ def _age_of_newest(rounds: list[dict[str, Any]], now: float) -> str:
 # Charts -------------------------------------------------------------------------------------------------------------
 
 
-def _charts(rounds: list[dict[str, Any]]) -> str:
+def _charts(rounds: list[Facts]) -> str:
     closed = [row for row in rounds if row["closed"] is not None]
     losses = [Point(row["number"], row["validation_loss"], row["rolled_back_to"] is not None) for row in closed]
     devices = [Point(row["number"], row["devices"], row["closed"] is None) for row in rounds]
@@ -132,7 +132,7 @@ def _figure(name: str, note: str, drawing: str) -> str:
 # Tables -------------------------------------------------------------------------------------------------------------
 
 
-def _devices(rows: list[dict[str, Any]], now: float, silent_since: float) -> str:
+def _devices(rows: list[Facts], now: float, silent_since: float) -> str:
     heads = (
         "Device",
         "State",
@@ -153,7 +153,7 @@ def _devices(rows: list[dict[str, Any]], now: float, silent_since: float) -> str
     ))  # fmt: skip
 
 
-def _state(row: dict[str, Any], silent_since: float) -> str:
+def _state(row: Facts, silent_since: float) -> str:
     if row["revoked"] is not None:
         return '<span class="state gone">revoked</span>'
     if row["last_contact"] < silent_since:
@@ -161,7 +161,7 @@ def _state(row: dict[str, Any], silent_since: float) -> str:
     return '<span class="state">active</span>'
 
 
-def _rounds(rows: list[dict[str, Any]], now: float) -> str:
+def _rounds(rows: list[Facts], now: float) -> str:
     heads = (
         "#Round",
         "Closed",
@@ -182,7 +182,7 @@ def _rounds(rows: list[dict[str, Any]], now: float) -> str:
     ))  # fmt: skip
 
 
-def _generalist(row: dict[str, Any]) -> str:
+def _generalist(row: Facts) -> str:
     if row["rolled_back_to"] is not None:
         return f'<span class="state silent">{row["rolled_back_to"]} again</span>'
     if row["sha256"] is None:
@@ -191,7 +191,7 @@ def _generalist(row: dict[str, Any]) -> str:
 
 
 def _table(name: str, heads: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    """A head that begins with # is of a column of numbers; the cells are HTML, the first of a row is its head."""
+    """# before a head marks a column of numbers; the cells are HTML, the first of a row is its head."""
     kinds = [' class="number"' if head.startswith("#") else "" for head in heads]
     names = [head.lstrip("#") for head in heads]
     top = "".join(f'<th scope="col"{kind}>{head}</th>' for head, kind in zip(names, kinds, strict=True))
@@ -217,7 +217,7 @@ def _first_steps() -> str:
     )
 
 
-def _foot(facts: dict[str, Any]) -> str:
+def _foot(facts: Facts) -> str:
     settings = ", ".join(f"{name.replace('_', ' ')} {escape(str(value))}" for name, value in facts["settings"].items())
     return (
         f"</main><footer><p>{settings}</p><p>comigs-coordinator {escape(facts['version'])}, running for "

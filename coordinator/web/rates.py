@@ -1,4 +1,4 @@
-"""Token buckets: how often somebody may ask."""
+"""Token buckets: a limit on requests per key."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Buckets:
         self._left: dict[str, tuple[float, float]] = {}  # key -> requests left, when
 
     def take(self, key: str, now: float) -> None:
-        """Takes one; raises `Refused` (429) if there is none. `now` is monotonic, in seconds."""
+        """Takes one token; raises `Refused` (429) if none is left. `now` is monotonic, in seconds."""
         self.check(key, now)
         left = self._at(key, now) - 1
         self._left.pop(key, None)
@@ -24,7 +24,7 @@ class Buckets:
             del self._left[next(iter(self._left))]
 
     def check(self, key: str, now: float) -> None:
-        """Takes none; raises `Refused` (429) if there is none."""
+        """Raises `Refused` (429) if no token is left; takes none."""
         left = self._at(key, now)
         if left < 1:
             wait = max(1.0, (1 - left) / self.rate)

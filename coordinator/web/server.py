@@ -37,7 +37,7 @@ MAX_JSON = 512 * 1024  # bytes of a JSON body: a generalist of 4,096 tensors
 MAX_CHUNK = 1 << 20
 CHECKS_AT_ONCE = 2  # uploads that are in memory
 log = logging.getLogger("comigs-coordinator")
-# Neither what is no HTTP, which is answered with 400, nor a broken connection fills the log with traces.
+# Bytes that are not HTTP (answered with 400) and broken connections leave no traces in the log.
 logging.getLogger("aiohttp.server").addFilter(
     lambda record: not (record.exc_info and isinstance(record.exc_info[1], (HttpProcessingError, ConnectionError)))
 )
@@ -55,7 +55,7 @@ class Server:
         self.metrics = Metrics()
         self.nonces = signatures.Nonces()
         self.requests = Buckets(rate=10.0, burst=100.0)  # of one device, uploads apart
-        self.failures = Buckets(rate=0.2, burst=20.0)  # of one address that does not come in
+        self.failures = Buckets(rate=0.2, burst=20.0)  # of one address whose requests are refused
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._checks = asyncio.Semaphore(CHECKS_AT_ONCE)
         self._wake = asyncio.Event()
@@ -68,19 +68,19 @@ class Server:
         app.add_routes([
             web.get("/", self._page), web.get("/metrics", self._metrics), web.get("/openapi.json", self._openapi),
             web.get("/v1/hello", self._hello), web.post("/v1/join", self._join),
-            web.get("/v1/state", self._signed(self._state)),
-            web.get("/v1/manifests", self._signed(self._manifests)),
-            web.get("/v1/generalists/{number}", self._signed(self._generalist)),
-            web.head("/v1/uploads/{sha256}", self._signed(self._offset)),
-            web.patch("/v1/uploads/{sha256}", self._signed(self._append, MAX_CHUNK)),
-            web.post("/v1/updates", self._signed(self._commit)),
-            web.post("/v1/refusals", self._signed(self._refuse)),
+            web.get("/v1/state", self._require_signature(self._state)),
+            web.get("/v1/manifests", self._require_signature(self._manifests)),
+            web.get("/v1/generalists/{number}", self._require_signature(self._generalist)),
+            web.head("/v1/uploads/{sha256}", self._require_signature(self._offset)),
+            web.patch("/v1/uploads/{sha256}", self._require_signature(self._append, MAX_CHUNK)),
+            web.post("/v1/updates", self._require_signature(self._commit)),
+            web.post("/v1/refusals", self._require_signature(self._refuse)),
         ])  # fmt: skip
         return app
 
     @web.middleware
     async def _shell(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Every answer is what was asked for or a `Problem`; a disk that fails ends the process."""
+        """Every refusal and error becomes a `Problem`; a failing disk ends the process."""
         start = time.perf_counter()
         try:
             answer = await handler(request)
@@ -103,26 +103,26 @@ class Server:
             answer.headers[signatures.EPOCH_HEADER] = self.epoch
         return answer
 
-    def _signed(self, handler: SignedHandler, limit: int = MAX_JSON) -> Handler:
-        """Only members, only once, only bodies that were signed; nobody else's body is even read."""
+    def _require_signature(self, handler: SignedHandler, limit: int = MAX_JSON) -> Handler:
+        """Admits members only, each request once; a body is read after its head was verified."""
 
         async def run(request: web.Request) -> web.StreamResponse:
-            checked = self._verified(request)
+            checked = self._verify(request)
             device = self.fleet.members.member(checked.key_id)
             if not request.path.startswith("/v1/uploads/"):
                 self.requests.take(device.id, time.monotonic())
             body = await read_body(request, limit)
             checked.check_body(body)
             answer = await handler(request, device, body)
-            self.fleet.members.heard(device, len(body), 0)
+            self.fleet.members.record_contact(device, len(body), 0)
             return answer
 
         return run
 
-    def _verified(self, request: web.Request) -> signatures.Verified:
+    def _verify(self, request: web.Request) -> signatures.Verified:
         find = lambda key_id: self.fleet.members.member(key_id).public_key  # noqa: E731
         try:
-            return signatures.verify(_asked(request), find, self.epoch, self.nonces, time.monotonic())
+            return signatures.verify(_to_verify(request), find, self.epoch, self.nonces, time.monotonic())
         except Refused as error:
             if error.code not in ("stale_epoch", "revoked"):
                 self.failures.take(request.remote or "", time.monotonic())
@@ -136,7 +136,7 @@ class Server:
     async def _join(self, request: web.Request) -> web.Response:
         self.failures.check(
             request.remote or "", time.monotonic()
-        )  # anybody may ask: guesses cost nothing but their head
+        )  # guesses of strangers cost no more than reading their head
         body = await read_body(request, MAX_JSON)
         wish = parse(body, Join)
 
@@ -147,7 +147,7 @@ class Server:
 
         try:
             keys.public_key(wish.public_key)
-            signatures.verify(_asked(request), find, self.epoch, self.nonces, time.monotonic()).check_body(body)
+            signatures.verify(_to_verify(request), find, self.epoch, self.nonces, time.monotonic()).check_body(body)
             joined = self.fleet.join(wish)
         except ValueError as error:
             raise Refused(422, "bad_key", "the public key is not an Ed25519 key") from error
@@ -175,7 +175,7 @@ class Server:
         _check_range(request, path.stat().st_size)
         sent = SentFile(path, headers={signatures.EPOCH_HEADER: self.epoch, "Content-Type": "application/octet-stream"})
         await sent.prepare(request)  # sends it
-        self.fleet.members.heard(device, 0, sent.content_length or 0)
+        self.fleet.members.record_contact(device, 0, sent.content_length or 0)
         return sent
 
     async def _offset(self, request: web.Request, device: Device, body: bytes) -> web.Response:
@@ -198,7 +198,7 @@ class Server:
             receipt = self.fleet.receipt_if_counted(device, wish)
             if receipt is None:
                 table = self.fleet.table_of(wish)
-                with self.fleet.payloads.held(wish.sha256):
+                with self.fleet.payloads.hold(wish.sha256):
                     async with self._checks:
                         size = await asyncio.to_thread(self.fleet.check_upload, device, wish, table)
                     receipt = self.fleet.record(device, wish, size)
@@ -208,9 +208,9 @@ class Server:
 
     async def _refuse(self, request: web.Request, device: Device, body: bytes) -> web.Response:
         refusal = parse(body, Refusal)
-        found = self.fleet.refuse(device, refusal)
+        counts = self.fleet.refuse(device, refusal)
         log.info("%s keeps its generalist and not %d", device.name, refusal.round)
-        return web.json_response(found)
+        return web.json_response(counts)
 
     # For people and programs on this machine ----------------------------------------------------------------------
 
@@ -268,7 +268,7 @@ def _http_sentence(error: web.HTTPException, request: web.Request) -> str:
     }.get(error.status, error.reason)
 
 
-def _asked(request: web.Request) -> signatures.Request:
+def _to_verify(request: web.Request) -> signatures.Request:
     return signatures.Request(request.method, f"https://{request.host}{request.raw_path}", request.headers)
 
 
@@ -286,15 +286,15 @@ def _number(text: str) -> int:
 def _check_range(request: web.Request, size: int) -> None:
     try:
         if (request.http_range.start or 0) >= size:
-            raise ValueError("it begins behind the end")
+            raise ValueError("it starts after the end")
     except ValueError as error:
         raise Refused(
-            416, "bad_range", f"the range is of no use for {size:,} bytes; write bytes=FIRST- or bytes=FIRST-LAST"
+            416, "bad_range", f"the range does not fit {size:,} bytes; write bytes=FIRST- or bytes=FIRST-LAST"
         ) from error
 
 
 def _sha256(request: web.Request) -> str:
-    found = request.match_info["sha256"]
-    if not re.fullmatch(SHA256_PATTERN, found):
+    sha256 = request.match_info["sha256"]
+    if not re.fullmatch(SHA256_PATTERN, sha256):
         raise Refused(400, "bad_sha256", "the address does not end with a SHA-256 in hexadecimal")
-    return found
+    return sha256

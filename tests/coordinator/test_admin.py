@@ -48,7 +48,7 @@ def test_without_a_running_coordinator_the_folder_is_used_itself(tmp_path):
         call("revoke", name="kitchen-pi")
     with pytest.raises(CoordinatorError, match="name another file"):
         admin.backup(tmp_path / "data", "1", tmp_path / "missing" / "x.tar")
-    with Folder.opened(tmp_path / "data"), pytest.raises(CoordinatorError, match="another coordinator runs"):
+    with Folder.open(tmp_path / "data"), pytest.raises(CoordinatorError, match="another coordinator runs"):
         call("status")
 
 

@@ -204,7 +204,7 @@ class FleetMachine(RuleBasedStateMachine):
             return None
         receipt = room.fleet.receipt_if_counted(handle, wish)
         if receipt is None:
-            with room.fleet.payloads.held(wish.sha256):
+            with room.fleet.payloads.hold(wish.sha256):
                 size = room.fleet.check_upload(handle, wish, room.fleet.table_of(wish))
                 if stops == "after the check":
                     return None

@@ -87,7 +87,7 @@ class Device:
 
     def __init__(self, root, gate=0.1):
         self.folder, self.gate = FleetFolder(Home(root)), gate
-        self.local = arrays(0.0)
+        self.initial = self.local = arrays(0.0)
 
     def join_folder(self, fleet, name):
         """In a `FolderFleet`."""
@@ -115,7 +115,7 @@ class Device:
 
     def open(self):
         """As a new process would."""
-        self.books = Books(self.folder, SHAPES, BASE, self.gate)
+        self.books = Books(self.folder, SHAPES, lambda: self.initial, BASE, self.gate)
         self._exchange = Exchange(self.books, self.transport)
 
     def learn(self, value):

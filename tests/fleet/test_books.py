@@ -221,5 +221,5 @@ def test_only_tensors_that_may_leave_are_in_the_books(make, tmp_path):
     _, (device,) = make(1)
     from comigs_edge.fleet.books import Books
 
-    books = Books(device.folder, SHAPES | {"specialist.1.blk.0.ffn_gate.lora_a": (4, 64)}, "ab" * 32, 0.1)
+    books = Books(device.folder, SHAPES | {"specialist.1.blk.0.ffn_gate.lora_a": (4, 64)}, dict, "ab" * 32, 0.1)
     assert set(books.pack(None).packed) == set(SHAPES)

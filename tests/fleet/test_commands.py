@@ -5,12 +5,16 @@ import json
 import numpy as np
 import pytest
 
+from comigs_edge.base.hparams import read_shape
 from comigs_edge.fleet import rounds
 from comigs_edge.fleet.folder import FleetFolder
 from comigs_edge.home import folder as homes
 from comigs_edge.home.versions import read_manifest, versions
+from comigs_edge.nn.adapters import Adapters
+from comigs_edge.nn.experts import Layout
 from comigs_edge.training import checkpoint
 from coordinator.protocol import wire
+from quantize.gguf_file import GGUFFile
 from tests.coordinator.rig import Coordinator
 
 
@@ -83,6 +87,26 @@ def test_the_router_learns_after_the_exchange_from_what_it_has_brought(run, read
     run("train", "--steps", 4)
     # At the start, after every two expert steps, before the router steps that are due after four, and at the end.
     assert seen == [(0, 0), (2, 0), (4, 0), (4, 2)]
+
+
+@pytest.mark.parametrize("ready", ["lora", "parallel"], indirect=True)
+def test_what_was_trained_before_joining_is_not_in_the_first_generalist(run, ready, coordinator):
+    run("train", "--steps", 2)
+    trained = read_manifest(ready / "adapters", 1)
+    run("join", coordinator.invite())
+    assert [update["round"] for update in json.loads(run("sync", "--json").stdout)["updates"]] == [0]
+    coordinator.until(lambda status: status["newest_round"] == 0)
+    initial = Adapters.initial(Layout(**trained["layout"]), read_shape(GGUFFile(ready / "base.gguf")), 42).generalist()
+    sent = wire.decode((coordinator.data / "payloads" / coordinator.rounds()[0]["sha256"]).read_bytes(), "generalist 0")
+    assert sent.keys() == initial.keys()
+    for name, array in initial.items():
+        np.testing.assert_allclose(sent[name], array, rtol=0, atol=2**-29)
+    found = json.loads(run("sync", "--json").stdout)
+    assert (found["taken_over"], [update["round"] for update in found["updates"]]) == (0, [1])
+    before, after = (ready / "adapters" / number / "generalist.safetensors" for number in ("0001", "0002"))
+    after = wire.decode(after.read_bytes(), "with the fleet")
+    for name, array in wire.decode(before.read_bytes(), "before the fleet").items():
+        np.testing.assert_allclose(after[name], array, rtol=0, atol=2**-23)
 
 
 def test_what_would_leave_is_shown_and_nothing_is_sent(run, ready, coordinator):

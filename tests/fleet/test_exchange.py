@@ -69,17 +69,6 @@ def test_two_devices_make_the_same_generalists_with_a_folder_and_over_http(tmp_p
         coordinator.stop()
 
 
-def test_a_late_joiner_starts_from_the_fleets_generalist(coordinator, tmp_path):
-    (first,) = make(coordinator, tmp_path, 1)
-    first.learn(3.0)
-    assert [receipt.round for receipt in first.exchange().receipts] == [0]
-    settled(coordinator)
-    late = Device(tmp_path / "late").join_coordinator(coordinator.invite())
-    late.learn(100.0)
-    outcome = late.exchange(tokens=0)
-    assert (outcome.taken_over, late.value) == (0, 3.0)
-
-
 def test_an_update_made_offline_waits_and_counts_less_when_it_comes_late(coordinator, tmp_path):
     away, there = make(coordinator, tmp_path, 2)
     begin(coordinator, (there, away))

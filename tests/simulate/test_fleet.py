@@ -195,8 +195,10 @@ def test_what_a_method_chooses_by_is_a_loss_on_other_rows_than_the_measured_ones
     one = fleet("fdlora")
     device = one.devices[0]
     trainer, seen = device.trainer, []
-    measured = {place for batch in trainer.validation.first(trainer.measured_rows, 1) for place in batch.places}
-    trainer.mean_loss = lambda batches: seen.extend(batches) or 0.0
+    measured = {
+        place for batch in trainer.validation.rows.first(trainer.validation.measured_rows, 1) for place in batch.places
+    }
+    trainer.validation.mean_loss = lambda batches: seen.extend(batches) or 0.0
     one._loss(0, device.adapters.arrays())
     chosen_by = [place for batch in seen for place in batch.places]
     assert len(set(chosen_by)) == len(chosen_by) == len(measured) == 4
@@ -275,7 +277,7 @@ def test_scores_are_the_mean_weights_of_the_router(fleet):
         for name, tensor in device.adapters.named.items():
             if name.startswith("router."):
                 tensor.zero_()
-    device.trainer.validate(notes_scores=True)
+    device.trainer.validate(record_scores=True)
     assert device.trainer.scores == [[0.5, 0.5]] * 2
     assert device.trainer.model.watch is None
 

@@ -1,4 +1,4 @@
-"""Outputs of the blocks without experts on disk: the numbers of the forward pass, and the same bits whatever is there."""
+"""The cache holds the numbers of the forward pass, and a training has the same bits with a cold and a warm one."""
 
 import errno
 import os
@@ -13,7 +13,7 @@ from comigs_edge.arrays import digest
 from comigs_edge.errors import ComigsError
 from comigs_edge.nn.model import Model
 from comigs_edge.training import activation_cache as cache
-from comigs_edge.training.activation_cache import Below, clear, record_bytes
+from comigs_edge.training.activation_cache import ActivationCache, clear, record_bytes
 from comigs_edge.training.trainer import Trainer
 from tests.training.test_resume import command, finish, generations
 from tests.training.test_trainer import rows, schedule
@@ -30,7 +30,7 @@ def model(tiny_base, make_adapters):
 def make(tmp_path, model):
     def opened(split=1, compute=None):
         compute = compute or (lambda group: model.below(group.tokens, group.documents))
-        return Below(tmp_path, rows(split, tokens=600), SIZE, 64, ("base",), compute)
+        return ActivationCache(tmp_path, rows(split, tokens=600), SIZE, 64, ("base",), compute)
 
     return opened
 
@@ -68,8 +68,8 @@ def test_a_damaged_row_is_computed_again(make):
     assert torch.equal(make()(batch), before)
 
 
-def trained(model, below, start=None, steps=8):
-    trainer = Trainer(model, rows(1, tokens=600), rows(2, tokens=600), schedule(steps=8, batch=SIZE), below)
+def trained(model, caches, start=None, steps=8):
+    trainer = Trainer(model, rows(1, tokens=600), rows(2, tokens=600), schedule(steps=8, batch=SIZE), caches)
     if start is not None:
         trainer.restore(*start)
     for event in trainer.run():
@@ -78,7 +78,7 @@ def trained(model, below, start=None, steps=8):
     return trainer
 
 
-def test_an_interrupted_training_ends_with_the_same_bits_with_and_without_what_was_stored(
+def test_a_resumed_training_ends_with_the_same_bits_with_a_cold_and_a_warm_cache(
     tmp_path, make, tiny_base, make_adapters
 ):
     def fresh():

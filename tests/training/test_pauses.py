@@ -6,7 +6,6 @@ import signal
 
 import pytest
 
-from comigs_edge.commands import train as command
 from comigs_edge.home import config
 from comigs_edge.training import pauses
 from comigs_edge.training.pauses import Pauses
@@ -44,7 +43,7 @@ class World:
         self.pauses.wait(self.stop, lambda: self.calls.append("prepare"))
 
 
-def test_it_pauses_says_so_once_saves_once_and_goes_on():
+def test_it_pauses_says_so_once_saves_once_and_resumes():
     world = World(HOT, HOT, WARM, WARM, COOL)
     world.wait()
     assert world.lines == ["paused: 85 °C, resumes below 70", "going on after 20 seconds"]
@@ -157,8 +156,8 @@ def test_a_training_with_pauses_ends_with_the_same_bits(guarded, run):
     straight, quiet = train(run)
     assert straight["paused_seconds"] == 0
     assert "paused" not in quiet
-    found = iter([COOL, HOT, WARM, COOL, HOT, COOL] * 20)
-    guarded(lambda load: next(found))
+    readings = iter([COOL, HOT, WARM, COOL, HOT, COOL] * 20)
+    guarded(lambda load: next(readings))
     paused, said = train(run)
     assert said.count("paused: 85 °C, resumes below 70") > 2
     assert said.count("going on after 0 seconds") == said.count("paused: ")
@@ -170,7 +169,7 @@ def test_a_training_with_pauses_ends_with_the_same_bits(guarded, run):
 def test_paused_time_is_not_the_trainings(ready, run, monkeypatch):
     world = World(COOL, COOL, HOT, HOT, COOL, HOT, COOL)
     world.pauses = Pauses(LIMITS, world.lines.append, read=world.read, clock=lambda: world.now, sleep=world.sleep)
-    monkeypatch.setattr(command, "_pauses", lambda *_: world.pauses)
+    monkeypatch.setattr(pauses, "open_pauses", lambda *_: world.pauses)
     monkeypatch.setattr(Trainer, "step", slow(world, Trainer.step))
     result, _ = train(run)
     assert world.lines == [
@@ -182,10 +181,10 @@ def test_paused_time_is_not_the_trainings(ready, run, monkeypatch):
 
 def test_ctrl_c_ends_a_pause_and_nothing_is_lost(guarded, run):
     straight, _ = train(run)
-    found = iter([COOL] * 3 + [HOT] * 2)
+    readings = iter([COOL] * 3 + [HOT] * 2)
 
     def read(load):
-        now = next(found, None)
+        now = next(readings, None)
         if now is None:
             os.kill(os.getpid(), signal.SIGINT)
         return now or HOT

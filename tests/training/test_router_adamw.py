@@ -1,4 +1,4 @@
-"""Offsets of the router's logits learn at a rate of their own and are kept in the router itself."""
+"""Offsets of the router's logits learn at their own rate and are kept in the router itself."""
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def learned(
         optimiser.step()
 
 
-def test_an_offset_moves_the_logits_of_the_mean_token_by_its_rate_and_leaves_what_is_orthogonal_to_it():
+def test_an_offset_moves_the_mean_tokens_logits_by_its_rate_and_nothing_orthogonal():
     x, router = inputs(), torch.zeros(2, 6)
     learned([router], [x], 0.25)
     mean = x.mean(0)
@@ -83,9 +83,7 @@ def test_without_a_rate_or_a_watched_pass_it_is_adamw():
 
 @pytest.mark.parametrize("checkpointing", ["block", "attention", "none"])
 @pytest.mark.parametrize("with_balance", [False, True])
-def test_the_mean_inputs_are_those_that_the_routers_read_however_often_they_are_computed(
-    tiny_base, checkpointing, with_balance
-):
+def test_mean_inputs_are_those_that_routers_read_in_one_pass_or_two(tiny_base, checkpointing, with_balance):
     adapters = Adapters.initial(Layout(1, 4, 8.0, 2), tiny_base.shape, 0)
     model, batch = Model(tiny_base, adapters, checkpointing=checkpointing), rows(1).batch(0, 4)
     read: list[tuple[int, Tensor]] = []
@@ -101,7 +99,7 @@ def test_the_mean_inputs_are_those_that_the_routers_read_however_often_they_are_
         torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
 
 
-def test_a_few_steps_leave_an_expert_that_the_text_does_not_want_where_the_routers_own_rate_has_hardly_begun():
+def test_offsets_leave_an_unwanted_expert_in_fewer_steps_than_the_routers_rate():
     x, shares = inputs(), {}
     for offset_rate in (0.0, 0.3):
         router = torch.zeros(2, 6)
@@ -112,7 +110,7 @@ def test_a_few_steps_leave_an_expert_that_the_text_does_not_want_where_the_route
 
 
 @pytest.mark.parametrize("form", ["lora", "parallel"])
-def test_the_trainer_adds_to_every_router_the_step_of_the_offsets_along_its_mean_input(tiny_base, form):
+def test_the_trainer_adds_the_offsets_step_to_every_router_along_its_mean_input(tiny_base, form):
     layout, found = Layout(1, 4, 8.0, 2, form=form, expert_width=32 * (form == "parallel")), []
     for offset_rate in (0.0, 0.3):
         generator = torch.Generator().manual_seed(3)

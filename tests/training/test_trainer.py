@@ -107,16 +107,16 @@ def test_the_router_never_learns_from_the_rows_that_the_validation_loss_is_taken
     adapters = Adapters.initial(Layout(1, 4, 8.0, 2), tiny_base.shape, 0)
     validation = rows(2, tokens)
     one = Trainer(Model(tiny_base, adapters), rows(1), validation, schedule())
-    on = {place for batch in validation.first(one.measured_rows, 2) for place in batch.places}
+    on = {place for batch in validation.first(one.validation.measured_rows, 2) for place in batch.places}
     off = {place for number in range(len(validation)) for place in one.router_rows.batch(number, 1).places}
-    assert one.measured_rows == len(on) == measured
+    assert one.validation.measured_rows == len(on) == measured
     assert off == (set(range(len(validation))) - on if len(validation) > 1 else on)
 
 
 def test_without_a_router_all_validation_rows_may_be_measured(trainer):
-    assert trainer(specialists=0, validation_rows=1000).measured_rows == len(rows(2))
-    assert trainer(jointly=True, validation_rows=1000).measured_rows == len(rows(2))
-    assert trainer(validation_rows=1000).measured_rows == len(rows(2)) // 2
+    assert trainer(specialists=0, validation_rows=1000).validation.measured_rows == len(rows(2))
+    assert trainer(jointly=True, validation_rows=1000).validation.measured_rows == len(rows(2))
+    assert trainer(validation_rows=1000).validation.measured_rows == len(rows(2)) // 2
 
 
 def test_the_router_learns_from_other_rows_if_there_are_some(trainer):
@@ -130,7 +130,7 @@ def test_the_router_learns_from_other_rows_if_there_are_some(trainer):
                 break
     batch = other.router_rows.batch(0, 2)
     assert seen[0] != seen[1]
-    assert not torch.equal(batch.tokens, one.validation.batch(0, 2).tokens)
+    assert not torch.equal(batch.tokens, one.validation.rows.batch(0, 2).tokens)
 
 
 def test_training_lowers_the_loss_and_keeps_the_best_state(trainer):
@@ -141,8 +141,95 @@ def test_training_lowers_the_loss_and_keeps_the_best_state(trainer):
     assert one.validate() == one.best_loss
 
 
+def script(monkeypatch, *losses):
+    """Validations give these losses; returns the states that they were taken on."""
+    losses, states = iter(losses), []
+
+    def validate(self, **options):
+        states.append(self.adapters.arrays())
+        return next(losses)
+
+    monkeypatch.setattr(Trainer, "validate", validate)
+    return states
+
+
+def test_a_later_state_that_is_worse_replaces_nothing(trainer, monkeypatch):
+    one, states = trainer(steps=7), script(monkeypatch, 9.0, 3.0, 1.0, 2.0)
+    losses = [event.validation_loss for event in one.run() if event.validation_loss is not None]
+    assert losses == [3.0, 1.0, 2.0]  # after 3, 6 and, at the end, 7 steps
+    assert (one.first_loss, one.best_loss, one.last_loss) == (9.0, 1.0, 2.0)
+    assert digest(one.best) == digest(states[2]) != digest(one.adapters.arrays())
+
+
+def test_the_best_state_survives_an_interruption(trainer, monkeypatch):
+    one, other = trainer(steps=7), trainer(steps=7, seed=1)
+    states = script(monkeypatch, 9.0, 1.0, 2.0, 3.0)
+    for _ in one.run(3):
+        pass
+    arrays, progress = one.state()
+    other.restore({name: array.copy() for name, array in arrays.items()}, progress)
+    for _ in other.run():
+        pass
+    assert (other.first_loss, other.best_loss, other.last_loss) == (9.0, 1.0, 3.0)
+    assert digest(other.best) == digest(states[1])
+
+
+def test_the_validation_loss_is_a_mean_over_the_tokens_that_count(trainer, tiny_base):
+    one = trainer()
+    ids = torch.randint(3, 60, (400,), generator=torch.Generator().manual_seed(5)).tolist()
+    batches = Rows([Encoded(ids, [place % 3 == 0 for place in range(400)])], 32, 0).first(4, 2)
+    total, count = 0.0, 0
+    for batch in batches:
+        logits = one.model.logits(one.model(batch.tokens, batch.documents).hidden).detach().flatten(0, -2)
+        total += torch.nn.functional.cross_entropy(logits[batch.scored], batch.targets[batch.scored], reduction="sum")
+        count += int(batch.scored.sum())
+    assert one.validation.mean_loss(batches, as_stored=False) == pytest.approx(float(total / count), rel=1e-5)
+
+
+def test_no_more_rows_are_measured_than_the_router_has_not_seen(trainer):
+    one = trainer()
+    assert one.validate(rows=1000) == one.validate()
+
+
+def test_a_frozen_expert_tensor_stays_as_it_is(trainer):
+    one = trainer()
+    one.frozen = {name for name in one.adapters.named if name.startswith("generalist.")}
+    before = one.adapters.arrays()
+    for _ in range(4):
+        one.step()
+    for name, array in one.adapters.arrays().items():
+        if name in one.frozen:
+            assert (array == before[name]).all()
+    assert digest(one.adapters.arrays()) != digest(before)
+
+
+def test_the_balance_loss_is_added_to_the_loss_of_the_router(tiny_base, make_adapters):
+    plan = schedule(balance_weight=0.5, router_period=1)
+    one = Trainer(Model(tiny_base, make_adapters(specialists=2)), rows(1), rows(2), plan)
+    one.step()
+    batch, routers = one.router_rows.batch(0, plan.batch), one.adapters.group(router=True)
+    for router in routers:
+        router.requires_grad_()
+        router.grad = None
+    out = one.model(batch.tokens, batch.documents, with_balance=True)
+    loss = next_token_loss(tiny_base, out.hidden, batch.targets, batch.scored) / batch.num_scored
+    (loss + 0.5 * out.balance).backward()
+    wanted = [router.grad.clone() for router in routers]
+    one.step()
+    for router, gradient in zip(routers, wanted, strict=True):
+        torch.testing.assert_close(router.grad, gradient)
+
+
+def test_every_expert_step_has_the_rate_of_the_cosine(trainer):
+    one = trainer()
+    for event in one.run():
+        if event.phase == "expert":
+            cosine = 1e-3 + 9e-3 * (1 + math.cos(math.pi * (event.expert_steps - 1) / 8)) / 2
+            assert one.experts.learning_rate == pytest.approx(cosine)
+
+
 def test_steps_that_fit_by_hand():
-    plan, pace = schedule(router_period=30, router_steps=10), Pace(8, 16, 10)
+    plan, pace = schedule(router_period=30, router_steps=10), Pace(step=8, quantised_step=16, validation=10)
     # 30 steps: 30 + 10 router steps of 8 s, two validations of 10 s = 340 s; 31 need 10 router steps and a validation more.
     assert steps_that_fit(360, pace, plan, has_router=True) == 30
     assert steps_that_fit(339, pace, plan, has_router=True) == 29
@@ -152,14 +239,6 @@ def test_steps_that_fit_by_hand():
     # 20 steps: 10 * 8 + 10 * 16 = 240, as much again by half for the 10 router steps, two validations: 380.
     assert steps_that_fit(380, pace, quantised, has_router=True) == 20
     assert steps_that_fit(379, pace, quantised, has_router=True) == 19
-
-
-def test_learning_rate_warms_up_and_ends_at_the_final_rate():
-    plan = schedule(steps=100, warmup_steps=4)
-    assert [plan.learning_rate(step) for step in range(4)] == [2.5e-3, 5e-3, 7.5e-3, 1e-2]
-    assert plan.learning_rate(4) == pytest.approx(1e-2)
-    assert plan.learning_rate(52) == pytest.approx((1e-2 + 1e-3) / 2)
-    assert plan.learning_rate(100) == pytest.approx(1e-3)
 
 
 def test_a_restored_trainer_ends_with_the_same_bits(trainer):
@@ -187,15 +266,15 @@ def test_a_loss_that_is_not_finite_is_a_sentence(trainer):
         one.step()
 
 
-def test_a_loss_that_is_looked_at_one_step_late_is_the_same_and_never_saved_when_it_is_not_finite(trainer):
+def test_a_deferred_loss_is_the_same_and_never_saved_when_it_is_not_finite(trainer):
     """As on a GPU, where to look at the loss of this step would make the processor wait."""
     now, late = trainer(), trainer()
-    late.looks_late = True
+    late.defers_loss = True
     losses = [[event.loss for event in one.run()] for one in (now, late)]
     assert losses[1] == losses[0][:1] + losses[0][:-1]
     assert digest(now.adapters.arrays()) == digest(late.adapters.arrays())
     late = trainer()
-    late.looks_late = True
+    late.defers_loss = True
     late.step()
     next(iter(late.adapters.named.values())).detach().fill_(math.nan)
     late.step()  # nobody has looked yet
@@ -220,7 +299,7 @@ def test_a_step_on_a_gpu_is_the_step_on_the_processor(tiny_path, form, specialis
         layout = Layout(specialists, 4, 8.0, 2, form=form, expert_width=32 * (form == "parallel"))
         adapters = Adapters.initial(layout, base.shape, 0).to(base.device)
         one = Trainer(Model(base, adapters, checkpointing="none"), rows(1), rows(2), schedule())
-        one.looks_late = True  # on both
+        one.defers_loss = True  # on both
         losses = [event.loss for event in one.run()]
         found.append((losses, one.adapters.arrays()))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-3)
@@ -272,7 +351,7 @@ def test_an_expert_learns_in_proportion_to_its_weight_on_the_validation_text(tin
         assert step == pytest.approx(1e-2 * factor, rel=0.02)
 
 
-def test_the_weights_are_those_on_the_validation_rows_and_survive_a_restart_with_the_offsets(trainer):
+def test_scores_are_measured_on_validation_rows_and_survive_a_restart_with_the_offsets(trainer):
     one = trainer(rates_by_weight=True, router_offset_rate=0.1)
     assert one.scores is None
     for _ in range(5):

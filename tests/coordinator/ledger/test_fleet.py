@@ -89,7 +89,7 @@ class Room:
     def send(self, device, wish):
         receipt = self.fleet.receipt_if_counted(device, wish)
         if receipt is None:
-            with self.fleet.payloads.held(wish.sha256):
+            with self.fleet.payloads.hold(wish.sha256):
                 size = self.fleet.check_upload(device, wish, self.fleet.table_of(wish))
                 receipt = self.fleet.record(device, wish, size)
         return receipt
@@ -154,7 +154,7 @@ def test_a_round_waits_for_all_active_devices_and_not_for_those_that_are_away(ro
     assert room.value() == 3.0
     room.now += room.config.rounds.active_seconds + 1
     for device in (first, second):
-        room.members.heard(device, 0, 0)
+        room.members.record_contact(device, 0, 0)
     room.step((first, arrays(1.0)), (second, arrays(2.0)))
     assert room.value() == 4.5
 

@@ -60,14 +60,14 @@ def test_names_are_the_wish_or_the_invitation_or_made_up(room):
 def test_a_removed_device_comes_back_with_a_new_invitation_and_keeps_its_counts(room):
     key = keys.new_key()
     device = room.join(key=key, name="lost-pi")
-    room.members.heard(device, 100, 10)
+    room.members.record_contact(device, 100, 10)
     room.fleet.revoke("lost-pi")
     refused("revoked", room.members.member, device.id)
     room.crash()
     refused("revoked", room.members.member, device.id)
     again = room.join(key=key, name="found-pi")
     assert (again.id, again.name, again.revoked) == (device.id, "found-pi", None)
-    room.members.heard(again, 1, 0)
+    room.members.record_contact(again, 1, 0)
     room.members.flush(now_at_all_costs=True)
     room.crash()
     assert room.members.member(device.id).name == "found-pi"
@@ -76,7 +76,7 @@ def test_a_removed_device_comes_back_with_a_new_invitation_and_keeps_its_counts(
 def test_coming_back_does_not_forget_bytes(room):
     key = keys.new_key()
     device = room.join(key=key)
-    room.members.heard(device, 100, 10)
+    room.members.record_contact(device, 100, 10)
     again = room.join(key=key)
     assert (again.bytes_in, again.bytes_out) == (100, 10)
 
@@ -150,7 +150,7 @@ def test_every_device_must_bring_what_the_fleet_trains(room, changes, message):
 def test_contacts_reach_the_disk_every_ten_minutes_and_at_the_end(room):
     device = room.join()
     written = lambda: room.fleet.database.value("SELECT bytes_in FROM devices")  # noqa: E731
-    room.members.heard(device, 5, 0)
+    room.members.record_contact(device, 5, 0)
     room.members.flush()
     assert written() == 0
     room.now += 600

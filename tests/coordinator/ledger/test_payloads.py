@@ -28,8 +28,8 @@ def brought(payloads, data, device=DEVICE):
 
 def test_a_payload_that_is_held_is_no_garbage_however_often(payloads):
     sha256 = brought(payloads, b"update")
-    with payloads.held(sha256):
-        with payloads.held(sha256):
+    with payloads.hold(sha256):
+        with payloads.hold(sha256):
             payloads.keep(payloads.finish(DEVICE, sha256, 6), sha256)
         payloads.collect(set(), 0.0)
         assert payloads.path(sha256).read_bytes() == b"update"

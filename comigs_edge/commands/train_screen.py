@@ -1,0 +1,48 @@
+"""How a training looks in a terminal: one line that moves, and in a log file one line for each validation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import psutil
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from comigs_edge.commands.console import notes, size
+from comigs_edge.training.trainer import Event, Phase, Trainer
+
+COLUMNS = (
+    TextColumn("{task.fields[phase]:<6}"), BarColumn(bar_width=16), TextColumn("{task.fields[steps]}"),
+    TextColumn("{task.fields[losses]}"), TextColumn("{task.fields[speed]}"),
+    TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(),
+)  # fmt: skip
+
+
+class TrainScreen(Progress):
+    """A `training.loop.Screen`; `clock` counts seconds of work."""
+
+    def __init__(self, trainer: Trainer, clock: Callable[[], float]) -> None:
+        super().__init__(*COLUMNS, console=notes, refresh_per_second=2, speed_estimate_period=600, get_time=clock)
+        self._trainer, done = trainer, trainer.expert_steps + trainer.router_steps
+        total = trainer.total_steps
+        self._task = self.add_task("", completed=done, total=total, phase="start", steps="", losses="", speed="")
+
+    def show_step(self, event: Event, tokens: int) -> None:
+        """Moves the line; where nobody watches it, prints a line after a validation."""
+        trainer, elapsed = self._trainer, self.tasks[0].elapsed
+        validation = trainer.last_loss if trainer.last_loss == trainer.last_loss else trainer.first_loss
+        steps = f"{event.expert_steps}/{trainer.schedule.steps}"
+        self.update(
+            self._task, completed=event.expert_steps + event.router_steps, phase=event.phase, steps=steps,
+            losses=f"loss {event.loss:.3f} validation {validation:.3f}",
+            speed=f"{tokens / max(1e-9, elapsed or 0):.0f} tokens/s, {size(psutil.Process().memory_info().rss)}",
+        )  # fmt: skip
+        if event.validation_loss is not None and not notes.is_terminal:
+            notes.print(
+                f"expert step {steps}, router step {event.router_steps}: "
+                f"loss {event.loss:.4f}, validation {event.validation_loss:.4f}"
+            )
+
+    def show_phase(self, phase: Phase | Literal["paused"]) -> None:
+        """Writes what the training does now."""
+        self.update(self._task, phase=phase)

@@ -1,0 +1,95 @@
+"""The life of a training: step after step until it is done or a signal comes, with exchanges, checkpoints and pauses."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Literal, NamedTuple, Protocol
+
+from comigs_edge.training.pauses import Pauses
+from comigs_edge.training.run import TrainingRun
+from comigs_edge.training.trainer import Event, Phase
+
+PAUSE_SAVES = 60.0  # seconds of work that are saved when a pause begins: the power may go
+
+
+class Fleet(Protocol):
+    """The exchange with other devices. It keeps its errors to itself: the training continues without it."""
+
+    def after(self, event: Event) -> object:
+        """After a step."""
+
+    def end(self) -> object:
+        """After the last step."""
+
+
+class Screen(Protocol):
+    """What shows a training to a person."""
+
+    def show_step(self, event: Event, tokens: int) -> None:
+        """After a step; `tokens` were computed since the start."""
+
+    def show_phase(self, phase: Phase | Literal["paused"]) -> None:
+        """When a pause begins or ends."""
+
+
+class Outcome(NamedTuple):
+    """What a run of the loop has done."""
+
+    tokens: int  # that were computed
+    seconds: float  # of work, without pauses
+    version: int | None  # of the adapters; None if they are no better than at the start
+
+
+def run_training(run: TrainingRun, pauses: Pauses, fleet: Fleet | None, screen: Screen) -> Outcome:
+    """Runs a training that has begun to its end or to Ctrl-C or SIGTERM, and saves it."""
+    trainer, tokens = run.trainer, 0
+    started = saved = pauses.working_time()
+
+    def save(older_than: float) -> None:
+        nonlocal saved
+        if pauses.working_time() - saved >= older_than:
+            run.save()
+            saved = pauses.working_time()
+
+    def prepare_pause() -> None:
+        screen.show_phase("paused")
+        save(older_than=PAUSE_SAVES)
+
+    with stop_on_signal() as stop:
+        for event in trainer.run():
+            tokens += event.tokens
+            screen.show_step(event, tokens)
+            if fleet is not None:
+                fleet.after(event)
+            if not stop and not trainer.is_done:
+                save(older_than=run.settings.train.checkpoint_minutes * 60)
+                pauses.wait(stop, prepare_pause)
+                screen.show_phase(event.phase)
+            if stop:
+                break
+        if fleet is not None:
+            fleet.end()
+    version = run.end()
+    return Outcome(tokens, pauses.working_time() - started, version)
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[list[int]]:
+    """A list that is empty until Ctrl-C or SIGTERM comes; a second signal ends the process at once."""
+    received: list[int] = []
+
+    def receive(number: int, _: FrameType | None) -> None:
+        received.append(number)
+        os.write(2, b"\nstopping after this step; everything will be saved\n")
+        signal.signal(number, signal.SIG_DFL)
+
+    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,111 @@
+"""The order in which a training steps, saves, pauses, exchanges and shows itself."""
+
+import os
+import signal
+from types import SimpleNamespace
+
+import pytest
+
+from comigs_edge.training.loop import run_training
+from comigs_edge.training.trainer import Event
+
+MINUTE = 60.0
+
+
+class Life:
+    """A training of three steps of two minutes each; everything that happens is written down."""
+
+    def __init__(self, checkpoint_minutes, signal_at=None):
+        self.now, self.log, self.done, self.signal_at = 0.0, [], 0, signal_at
+        self.settings = SimpleNamespace(train=SimpleNamespace(checkpoint_minutes=checkpoint_minutes))
+        self.trainer = self.fleet = self.screen = self.pauses = self
+        self.pause_at = None
+
+    def run(self):
+        while not self.is_done:
+            self.done += 1
+            self.now += 2 * MINUTE
+            if self.done == self.signal_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield Event(
+                phase="expert", expert_steps=self.done, router_steps=0, loss=1.0, tokens=10, validation_loss=None,
+                is_best=False,
+            )  # fmt: skip
+
+    @property
+    def is_done(self):
+        return self.done >= 3
+
+    def working_time(self):
+        return self.now
+
+    def wait(self, stop, prepare):
+        self.log.append("look")
+        if self.done == self.pause_at:
+            prepare()
+
+    def show_step(self, event, tokens):
+        self.log.append(f"step {event.expert_steps}, {tokens} tokens")
+
+    def show_phase(self, phase):
+        if phase == "paused":
+            self.log.append("paused")
+
+    def after(self, event):
+        self.log.append("exchange")
+
+    def save(self):
+        self.log.append("save")
+
+    def end(self):  # of the fleet, and then of the training
+        self.log.append("end")
+        return 4
+
+
+def live(life):
+    return run_training(life, life.pauses, life.fleet, life.screen)
+
+
+def test_after_every_step_it_shows_exchanges_saves_and_looks_whether_to_pause():
+    life = Life(checkpoint_minutes=2)
+    assert live(life) == (30, 6 * MINUTE, 4)
+    assert life.log == [
+        "step 1, 10 tokens", "exchange", "save", "look",
+        "step 2, 20 tokens", "exchange", "save", "look",
+        "step 3, 30 tokens", "exchange", "end", "end",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("minutes", "saves"), [(1, 2), (3, 1), (5, 0)])
+def test_a_checkpoint_is_written_when_its_minutes_have_passed(minutes, saves):
+    life = Life(checkpoint_minutes=minutes)
+    live(life)
+    assert life.log.count("save") == saves
+
+
+def test_a_pause_saves_what_is_older_than_a_minute():
+    life = Life(checkpoint_minutes=60)
+    life.pause_at = 2
+    live(life)
+    assert life.log[life.log.index("paused") + 1] == "save"
+    life = Life(checkpoint_minutes=2)  # here the step was saved just before
+    life.pause_at = 2
+    live(life)
+    assert life.log[life.log.index("paused") + 1] != "save"
+
+
+def test_a_signal_ends_it_after_the_step_and_everything_is_ended(capfd):
+    before = signal.getsignal(signal.SIGTERM)
+    life = Life(checkpoint_minutes=0, signal_at=2)
+    assert live(life) == (20, 4 * MINUTE, 4)
+    assert life.log[-4:] == ["step 2, 20 tokens", "exchange", "end", "end"]
+    assert "stopping after this step" in capfd.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_without_a_fleet_nothing_is_exchanged():
+    life = Life(checkpoint_minutes=0)
+    life.fleet = None
+    live(life)
+    assert "exchange" not in life.log
+    assert life.log.count("end") == 1

@@ -1,0 +1,158 @@
+"""A training of a home: how it starts from what is there, and that it loses nothing between two writes."""
+
+import pytest
+import torch
+
+from comigs_edge.arrays import digest
+from comigs_edge.errors import ComigsError
+from comigs_edge.home.config import TrainConfig
+from comigs_edge.home.folder import Home
+from comigs_edge.home.versions import read_manifest, versions
+from comigs_edge.nn.adapters import Adapters
+from comigs_edge.planning.plan import resolve
+from comigs_edge.training import checkpoint
+from comigs_edge.training import run as training
+from comigs_edge.training.pace import steps_within
+from comigs_edge.training.run import open_training
+
+STEPS, STOP = 5, 4  # the router's turn comes after 4 expert steps
+
+
+@pytest.fixture
+def opened(ready):
+    """Opens a training of a home with text, on one thread; `lines` go to the plan."""
+    home = Home(ready)
+    home.state.mkdir(exist_ok=True)  # as the lock does that a command takes
+
+    def make(*lines):
+        return open_training(home, resolve(home, home.settings(), lines=["threads=1", *lines]))
+
+    return make
+
+
+def interrupt(run):
+    for _ in run.begin(STEPS, False).run(until=STOP):
+        pass
+    run.save()
+
+
+def finish(run):
+    for _ in run.begin(STEPS, False).run():
+        pass
+    run.end()
+
+
+def digest_of_newest(run):
+    return read_manifest(run.home.adapters, versions(run.home.adapters)[-1])["sha256"]
+
+
+def digest_of_initial(run):
+    return digest(Adapters.initial(run.trainer.adapters.layout, run.base.shape, TrainConfig().seed).arrays())
+
+
+# What is there, and what --resume (True), --fresh (False) or neither of them makes of it.
+STARTS = [
+    ("nothing", None, "initial"), ("nothing", True, "refused"), ("nothing", False, "initial"),
+    ("interrupted", None, "resumed"), ("interrupted", True, "resumed"), ("interrupted", False, "initial"),
+    ("finished", None, "newest"), ("finished", True, "refused"), ("finished", False, "initial"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("state", "resume", "start"), STARTS)
+def test_what_a_training_starts_from_follows_from_the_state_and_the_option(opened, state, resume, start):
+    earlier, run = opened(), opened()
+    {"nothing": lambda _: None, "interrupted": interrupt, "finished": finish}[state](earlier)
+    if start == "refused":
+        with pytest.raises(ComigsError, match="no interrupted training to resume"):
+            run.begin(STEPS, resume)
+        return
+    trainer = run.begin(STEPS, resume)
+    assert run.resumed == (start == "resumed")
+    assert trainer.expert_steps == (STOP if start == "resumed" else 0)
+    now = digest(trainer.adapters.arrays())
+    if start == "resumed":
+        assert now == digest(earlier.trainer.adapters.arrays()) != digest_of_initial(run)
+    else:
+        assert now == (digest_of_newest(run) if start == "newest" else digest_of_initial(run))
+
+
+def test_a_resumed_training_refuses_other_settings_than_its_own(opened):
+    interrupt(opened())
+    with pytest.raises(ComigsError, match=f"ask for steps = {STEPS + 1} where it is {STEPS} in the interrupted"):
+        opened().begin(STEPS + 1, None)
+
+
+@pytest.mark.parametrize("write", ["save", "end"])
+def test_no_training_is_marked_as_finished_before_its_adapters_are_on_disk(opened, monkeypatch, write):
+    def fail(*_):
+        raise OSError("the power went")
+
+    interrupt(opened())
+    run = opened()
+    for _ in run.begin(None, True).run():
+        pass
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "save", fail)  # of the adapters
+        with pytest.raises(OSError, match="the power went"):
+            getattr(run, write)()
+    assert not checkpoint.load(run.home.state)[1]["finished"]
+    again = opened()
+    for _ in again.begin(None, True).run():
+        pass
+    assert again.end() == 1
+    assert checkpoint.load(run.home.state)[1]["finished"]
+    assert digest_of_newest(again) == digest(run.trainer.best)
+
+
+def test_a_kill_between_the_adapters_and_the_mark_makes_no_second_version(opened, monkeypatch):
+    def fail(*_):
+        raise OSError("the power went")
+
+    interrupt(opened())
+    run = opened()
+    for _ in run.begin(None, True).run():
+        pass
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", fail)
+        with pytest.raises(OSError, match="the power went"):
+            run.end()
+    assert versions(run.home.adapters) == [1]
+    again = opened()
+    for _ in again.begin(None, True).run():
+        pass
+    assert again.end() == 1
+    assert versions(run.home.adapters) == [1]
+
+
+def test_a_model_that_is_no_better_than_its_start_is_not_published(opened):
+    run = opened()
+    trainer = run.begin(STEPS, None)
+    for _ in trainer.run():
+        pass
+    trainer.best_loss = trainer.first_loss
+    assert run.end() is None
+    assert versions(run.home.adapters) == []
+
+
+def test_a_trainer_beside_an_interrupted_training_leaves_its_files_alone(opened):
+    interrupt(opened("blocks=1", "cache=true"))
+    run = opened("cache=true")
+    layout = run.begin(None, True).adapters.layout
+
+    def state():
+        return {path.name: path.stat().st_mtime_ns for path in run.home.state.iterdir()}
+
+    before = state()
+    assert sum(name.startswith("below-") for name in before) == 2
+    run.make_trainer(Adapters.initial(layout, run.base.shape, 0)).validate()
+    assert steps_within(run, 0.01) >= 1
+    assert state() == before
+
+
+def test_the_plan_sets_torch_up(opened):
+    run = opened("backend=onednn", "keep=false")
+    try:
+        assert (torch.get_num_threads(), torch.get_float32_matmul_precision()) == (1, "medium")
+        assert not run.base.keep
+    finally:
+        torch.set_float32_matmul_precision("highest")

@@ -1,0 +1,45 @@
+"""Every setting of a training reaches its schedule; the learning rate warms up and follows a cosine."""
+
+from dataclasses import fields
+
+import pytest
+
+from comigs_edge.home.config import BaseConfig, Config, ModelConfig, QuantizeConfig, TrainConfig
+from comigs_edge.training.schedule import Schedule, make_schedule
+from tests.training.test_trainer import schedule
+
+BASE = BaseConfig("tiny", "ab" * 32, 1)
+TRAIN = TrainConfig(
+    steps=7, batch=3, expert_learning_rate=0.5, final_learning_rate=0.25, router_learning_rate=0.125,
+    router_offset_rate=0.0625, rates_by_weight=False, warmup_steps=5, router_period=11, router_steps=13,
+    balance_weight=0.03, weight_decay=0.07, validation_rows=17,
+)  # fmt: skip
+ELSEWHERE = {"context", "threads", "precision", "base", "checkpointing", "cache_mb", "checkpoint_minutes", "seed"}
+
+
+def test_every_setting_of_a_training_reaches_its_schedule():
+    plan, default = make_schedule(Config(base=BASE, train=TRAIN), TRAIN.batch, None), TrainConfig()
+    names = {each.name for each in fields(TrainConfig)} - ELSEWHERE
+    assert names <= {each.name for each in fields(Schedule)}
+    for name in names:
+        assert getattr(plan, name) == getattr(TRAIN, name) != getattr(default, name), name
+
+
+def test_how_the_file_holds_the_experts_reaches_the_schedule():
+    settings = Config(base=BASE, quantize=QuantizeConfig(format="Q4_0", start=0.3))
+    plan = make_schedule(settings, 8, 9)
+    assert (plan.steps, plan.block_format, plan.quantise_start) == (9, "Q4_0", 0.3)
+
+
+@pytest.mark.parametrize(("form", "rate"), [("lora", 4e-3), ("parallel", 1.2e-2)])
+def test_each_form_learns_at_the_rate_that_was_measured_for_it(form, rate):
+    plan = make_schedule(Config(base=BASE, model=ModelConfig(expert_form=form)), 8, None)
+    assert (plan.expert_learning_rate, plan.final_learning_rate) == (rate, pytest.approx(rate / 10))
+
+
+def test_learning_rate_warms_up_and_ends_at_the_final_rate():
+    plan = schedule(steps=100, warmup_steps=4)
+    assert [plan.learning_rate(step) for step in range(4)] == [2.5e-3, 5e-3, 7.5e-3, 1e-2]
+    assert plan.learning_rate(4) == pytest.approx(1e-2)
+    assert plan.learning_rate(52) == pytest.approx((1e-2 + 1e-3) / 2)
+    assert plan.learning_rate(100) == pytest.approx(1e-3)
