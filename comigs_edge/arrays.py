@@ -1,4 +1,4 @@
-"""Sums, differences and parts of named arrays; a name that only the first has stays as it is."""
+"""Arithmetic on named arrays; a name that only the first has stays as it is."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import numpy as np
 from coordinator.protocol.wire import Arrays
 
 
-def plus(a: Arrays, b: Arrays) -> Arrays:
+def add(a: Arrays, b: Arrays) -> Arrays:
     """a + b."""
     return {name: array + b[name] if name in b else array for name, array in a.items()}
 
 
-def less(a: Arrays, b: Arrays) -> Arrays:
+def subtract(a: Arrays, b: Arrays) -> Arrays:
     """a - b."""
     return {name: array - b[name] if name in b else array for name, array in a.items()}
 
 
-def part(arrays: Arrays, prefix: str) -> Arrays:
+def select(arrays: Arrays, prefix: str) -> Arrays:
     """Those whose names begin with `prefix`, by the rest of their names."""
     return {name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)}
 

@@ -22,8 +22,9 @@ LOGITS = 1 << 22  # numbers of the logits that are there at once: 16 MB of float
 # Tokens of a checkpointed block that are computed at once: few keep the memory low, many make the products faster (bfloat16
 # 3.4 s in place of 5.3 s a step with 256, float32 5.5 in place of 6.4).
 PIECES = {"block": 512, "attention": 1024}
-Precision = Literal["float32", "bfloat16"]
+# What is computed again for the backward pass: whole blocks (least memory); all but the MLP's gate and up; nothing.
 Checkpointing = Literal["block", "attention", "none"]
+Precision = Literal["float32", "bfloat16"]
 Backend = Literal["blas", "onednn"]
 Processor = Literal["cpu", "cuda"]
 SHORT_ROWS = 512  # tokens; up to here the attention's weights (T, T) of every head are kept, see `short_rows.py`
@@ -77,9 +78,7 @@ class Plan:
     threads: int
     precision: Precision  # that products are computed in
     keep: bool  # the base's weights dequantised ahead; otherwise block by block
-    checkpointing: (
-        Checkpointing  # what is computed again for the backward pass: block, attention (and the small rest), none
-    )
+    checkpointing: Checkpointing
     memory: int  # bytes, at the peak of the process
     backend: Backend = "blas"  # that computes products in float32: torch's BLAS or oneDNN
     step_seconds: float | None = None  # the mean over a training

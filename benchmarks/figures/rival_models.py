@@ -85,7 +85,7 @@ class Block(nn.Module):
         self.frozen, self.shape = base.block(index), base.shape
         self.router = adapters.routers[index]  # frozen in an expert step
         self.experts_per_token = adapters.layout.experts_per_token
-        gate_up, down = self.frozen.gate_up, self.frozen.down
+        gate_up, down = self.frozen.ffn_gate_up, self.frozen.ffn_down
         self.experts = nn.ModuleList(
             ExpertMLP(*((gate_up.clone(), down.clone()) if copies and number else (gate_up, down)), loras,
                       adapters.layout.scale)
@@ -102,7 +102,7 @@ class Block(nn.Module):
     def attention(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
         shape, (batch, time) = self.shape, x.shape[:2]
         heads = (shape.num_heads, shape.num_kv_heads, shape.num_kv_heads)
-        parts = F.linear(x, self.frozen.qkv).split([count * shape.head_width for count in heads], dim=-1)
+        parts = F.linear(x, self.frozen.attn_qkv).split([count * shape.head_width for count in heads], dim=-1)
         q, k, v = (part.view(batch, time, -1, shape.head_width).transpose(1, 2) for part in parts)
         out = F.scaled_dot_product_attention(_turn(q, rope), _turn(k, rope), v, is_causal=True, enable_gqa=True)
         return F.linear(out.transpose(1, 2).flatten(2), self.frozen.attn_output)
@@ -174,15 +174,15 @@ def _hugging_face_weights(base: Base) -> dict[str, Tensor]:
     counts = (shape.num_heads, shape.num_kv_heads, shape.num_kv_heads)
     for index in range(shape.num_blocks):
         block = base.block(index)
-        q, k, v = block.qkv.split([count * shape.head_width for count in counts])
-        gate, up = block.gate_up.chunk(2)
+        q, k, v = block.attn_qkv.split([count * shape.head_width for count in counts])
+        gate, up = block.ffn_gate_up.chunk(2)
         weights |= {
             f"model.layers.{index}.{name}.weight": weight
             for name, weight in {
                 "input_layernorm": block.attn_norm, "post_attention_layernorm": block.ffn_norm,
                 "self_attn.q_proj": _halves(q, shape.num_heads), "self_attn.k_proj": _halves(k, shape.num_kv_heads),
                 "self_attn.v_proj": v.clone(), "self_attn.o_proj": block.attn_output,
-                "mlp.gate_proj": gate, "mlp.up_proj": up, "mlp.down_proj": block.down,
+                "mlp.gate_proj": gate, "mlp.up_proj": up, "mlp.down_proj": block.ffn_down,
             }.items()
         }  # fmt: skip
     return weights

@@ -82,7 +82,7 @@ def _personal(home: Home, settings: Config) -> Exported:
     from comigs_edge.export import folder as models
 
     storage = settings.storage()
-    exported = models.current(home, settings, storage)
+    exported = models.find_current(home, settings, storage)
     if exported is None:
         with bar("exporting your model") as progress:
             exported = models.export_newest(home, settings, storage, None, progress)

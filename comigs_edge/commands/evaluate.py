@@ -86,7 +86,7 @@ def _score(
     if engine == Engine.llama_cpp and name == "base":
         return in_llama_cpp(home.base_file, text, threads, advance)
     if engine == Engine.llama_cpp and name == "mixture":
-        personal = models.current(home, settings, storage) or models.export_newest(home, settings, storage)
+        personal = models.find_current(home, settings, storage) or models.export_newest(home, settings, storage)
         return in_llama_cpp(personal.path, text, threads, advance, personal.adapters)
     adapters, _ = models.newest_adapters(home, settings)
     others = tuple(range(1, adapters.layout.num_experts))

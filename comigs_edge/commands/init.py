@@ -118,7 +118,7 @@ def _form(architecture: str, expert_form: str | None) -> Form:
     from comigs_edge.base.hparams import ARCHITECTURES
 
     form = cast(Form, expert_form) or ("parallel" if ARCHITECTURES[architecture].compact else "lora")
-    FORMS[form].exported_as(architecture, 2)
+    FORMS[form].architecture(architecture, 2)
     return form
 
 

@@ -43,8 +43,8 @@ def export_newest(
 ) -> Exported:
     """Exports the newest adapters, to `models/` unless `output` is given; there the last three versions are kept.
 
-    `output` names the file, or for the layout hot the folder. Parallel experts are written into the newest file of `models/`
-    if it differs in nothing else, and it takes the new version's name.
+    `output` names the file, or for the layout hot the folder. Experts beside the base's MLP are written into the newest file of
+    `models/` if it differs in nothing else; it is renamed to the new version.
     """
     adapters, manifest = newest_adapters(home, settings)
     files.make_folder(home.models)
@@ -56,14 +56,14 @@ def export_newest(
         target = home.models / f"personal-{manifest['version']:04d}-{storage.format}.gguf"
         _remove_old(home, manifest["version"] - KEPT_VERSIONS)
         if not adapters.form.is_low_rank and (before := _newest(home, storage.format)):
-            replaced = _replaced(before, base, adapters, storage.format, target, origin)
+            replaced = _replace(before, base, adapters, storage.format, target, origin)
             if replaced is not None:
                 return replaced
     return export(base, adapters, storage.format, target, origin, progress, settings.threads("train"))
 
 
-def current(home: Home, settings: Config, storage: Storage) -> Exported | None:
-    """What `models/` holds of the newest adapters, as `storage` wants them; None if there is nothing."""
+def find_current(home: Home, settings: Config, storage: Storage) -> Exported | None:
+    """The export of the newest adapters in `models/` as `storage` wants it; None if it is missing."""
     numbers = versions(home.adapters)
     if not numbers:
         return None
@@ -113,7 +113,7 @@ def _parts(adapters: Adapters) -> tuple[str, ...]:
     return hot.PARTS if adapters.layout.num_specialists else hot.PARTS[:1]
 
 
-def _replaced(
+def _replace(
     before: Path, base: GGUFFile, adapters: Adapters, format_name: str, target: Path, origin: Origin
 ) -> Exported | None:
     try:

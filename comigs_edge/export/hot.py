@@ -16,7 +16,15 @@ from comigs_edge import files
 from comigs_edge.base.hparams import ATTENTION, FFN, Shape, llama_order, read_shape
 from comigs_edge.errors import ComigsError
 from comigs_edge.export.merged import BASE_KEY, SOURCE_KEY, Exported, target_architecture, write_model
-from comigs_edge.export.planner import Metadata, copies, fixed, mixture_metadata, reorders, router_plan, stacked
+from comigs_edge.export.planner import (
+    Metadata,
+    copy_tensor,
+    mixture_metadata,
+    needs_llama_order,
+    plan_router,
+    repeat_experts,
+    stacked_name,
+)
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.experts import Layout
 from comigs_edge.nn.lora import LoRA
@@ -49,7 +57,9 @@ def write_adapter(base: GGUFFile, adapters: Adapters, part: str, format_name: st
     """Writes the LoRA file of `part`, one of PARTS; returns its bytes."""
     shape = read_shape(base)
     architecture = _architecture(shape, adapters)
-    plans = list(_adapter_plans(adapters, shape, part, block_format(format_name), reorders(shape, architecture)))
+    plans = list(
+        _adapter_plans(adapters, shape, part, block_format(format_name), needs_llama_order(shape, architecture))
+    )
     metadata = [
         entry("general.type", "adapter"), entry("general.architecture", architecture), entry("adapter.type", "lora"),
         entry("adapter.lora.alpha", 0.0),  # llama.cpp then scales by 1: the scale is in B
@@ -63,7 +73,7 @@ def write_adapter(base: GGUFFile, adapters: Adapters, part: str, format_name: st
 def planned_size(base: GGUFFile, adapters: Adapters, format_name: str) -> int:
     """Bytes of the tensors that `write_base` and `write_adapter` would write; raises as they do."""
     shape, fmt = read_shape(base), block_format(format_name)
-    order = reorders(shape, _architecture(shape, adapters))
+    order = needs_llama_order(shape, _architecture(shape, adapters))
     parts = [_adapter_plans(adapters, shape, part, fmt, order) for part in PARTS]
     return total_size(_base_plans(base, shape, adapters, format_name)) + sum(map(total_size, parts))
 
@@ -73,11 +83,11 @@ def _base_plans(base: GGUFFile, shape: Shape, adapters: Adapters, format_name: s
     plans: list[TensorPlan] = []
     for name in base.tensors:
         part = name.split(".")[-2]
-        order = llama_order(shape, name.split(".", 2)[-1]) if reorders(shape, architecture) else None
-        plan = fixed(base, name, fmt, order=order)
-        plans.append(copies(plan, layout.num_experts) if part in FFN else plan)
+        order = llama_order(shape, name.split(".", 2)[-1]) if needs_llama_order(shape, architecture) else None
+        plan = copy_tensor(base, name, fmt, order=order)
+        plans.append(repeat_experts(plan, layout.num_experts) if part in FFN else plan)
         if part == FFN[-1] and layout.num_experts > 1:
-            plans.append(router_plan(int(name.split(".")[1]), np.zeros((layout.num_experts, shape.width), np.float32)))
+            plans.append(plan_router(int(name.split(".")[1]), np.zeros((layout.num_experts, shape.width), np.float32)))
     return plans
 
 
@@ -100,7 +110,7 @@ def _adapter_plans(
         for index, name in enumerate(FFN):
             updates = [adapters.experts[block][e][index] for e in experts]
             weight = f"blk.{block}.{name}.weight"
-            weight = stacked(weight) if layout.num_experts > 1 else weight
+            weight = stacked_name(weight) if layout.num_experts > 1 else weight
             plans += _pair(weight, *_slots(updates, layout, experts), fmt)
         router = adapters.routers[block]
         if part == PARTS[1] and router is not None:

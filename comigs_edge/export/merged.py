@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from comigs_edge import files
 from comigs_edge.base.hparams import Shape, read_shape
-from comigs_edge.export.planner import PLANNERS, Metadata, fixed
+from comigs_edge.export.planner import PLANNERS, Metadata, copy_tensor
 from comigs_edge.nn.adapters import Adapters
 from quantize.formats import FILE_TYPES, block_format
 from quantize.gguf_file import GGUFFile
@@ -67,19 +67,23 @@ def tensor_plans(
     fmt = block_format(format_name)
     if adapters is None:
         changes: Metadata = {"general.architecture": shape.architecture, "general.file_type": FILE_TYPES[fmt.name]}
-        return [fixed(base, name, fmt) for name in base.tensors], changes
+        return [copy_tensor(base, name, fmt) for name in base.tensors], changes
     architecture = target_architecture(shape, adapters)
     planner = PLANNERS[adapters.form.planner](base, shape, adapters, fmt, architecture, threads)
-    changes = {
-        "general.architecture": architecture, "general.name": f"{base.metadata.get('general.name', 'model')}, personal",
-        SOURCE_KEY: origin.adapters, BASE_KEY: origin.base,
-    }  # fmt: skip
-    return list(planner.plans()), changes | planner.metadata()
+    changes = {  # in the order of the file
+        "general.architecture": architecture,
+        **planner.file_type(),
+        "general.name": f"{base.metadata.get('general.name', 'model')}, personal",
+        SOURCE_KEY: origin.adapters,
+        BASE_KEY: origin.base,
+        **planner.metadata(),
+    }
+    return list(planner.plans()), changes
 
 
 def target_architecture(shape: Shape, adapters: Adapters) -> str:
     """The architecture of the file; raises `ComigsError` if llama.cpp has none that is exact."""
-    return adapters.form.exported_as(shape.architecture, adapters.layout.num_experts)
+    return adapters.form.architecture(shape.architecture, adapters.layout.num_experts)
 
 
 def write_model(
@@ -96,7 +100,7 @@ def write_model(
 
     with files.atomic_writer(output) as file:
         write(file, entries(base, shape, changes), plans, base.alignment, advance)
-    return exported(output, plans)
+    return summarise(output, plans)
 
 
 def entries(base: GGUFFile, shape: Shape, changes: Metadata) -> list[bytes]:
@@ -104,7 +108,7 @@ def entries(base: GGUFFile, shape: Shape, changes: Metadata) -> list[bytes]:
     return metadata_with(base, changes, (f"{shape.architecture}.", f"{changes['general.architecture']}."))
 
 
-def exported(path: Path, plans: list[TensorPlan]) -> Exported:
+def summarise(path: Path, plans: list[TensorPlan]) -> Exported:
     """What `path` holds, written by these plans."""
     formats: dict[str, int] = {}
     for plan in plans:

@@ -39,7 +39,11 @@ class Planner(ABC):
     ) -> None:
         self.base, self.shape, self.adapters, self.fmt, self.threads = base, shape, adapters, fmt, threads
         self.layout, self.architecture = adapters.layout, architecture
-        self.reorders = reorders(shape, architecture)
+        self.in_llama_order = needs_llama_order(shape, architecture)
+
+    @abstractmethod
+    def file_type(self) -> Metadata:
+        """Which format the file's name stands for, where it is not the base's."""
 
     @abstractmethod
     def metadata(self) -> Metadata:
@@ -59,7 +63,7 @@ class Planner(ABC):
         for name in self.base.tensors:
             match = _LINEAR.fullmatch(name)
             if match is None:
-                yield fixed(self.base, name, self.fmt)
+                yield copy_tensor(self.base, name, self.fmt)
                 continue
             block, part, kind = int(match[1]), match[2], match[3]
             if part in FFN:
@@ -67,8 +71,8 @@ class Planner(ABC):
             elif part in ATTENTION and kind == "weight" and self.adapters.attention and self._has_experts(block):
                 yield self._plan_attention(block, name, part)
             else:
-                order = llama_order(self.shape, f"{part}.{kind}") if self.reorders else None
-                yield fixed(self.base, name, self.fmt, order=order)
+                order = llama_order(self.shape, f"{part}.{kind}") if self.in_llama_order else None
+                yield copy_tensor(self.base, name, self.fmt, order=order)
             if part == FFN[-1]:
                 yield from self._plan_router(block)
 
@@ -90,17 +94,17 @@ class Planner(ABC):
             weight = torch.from_numpy(self.base.dequantize(name))
             weight = weight if order is None else weight[order]  # updates are trained in llama's order
             weight = lora.merge(weight, update, self.layout.scale)
-            yield _numpy(weight if order is None or self.reorders else weight[np.argsort(order)])
+            yield _numpy(weight if order is None or self.in_llama_order else weight[np.argsort(order)])
 
         return self._trained(name, self.base.tensors[name].shape, merge)
 
     def _plan_router(self, block: int) -> Iterator[TensorPlan]:
         router = self.adapters.routers[block]
         if router is not None:
-            yield router_plan(block, tensor_to_numpy(router))
+            yield plan_router(block, tensor_to_numpy(router))
         elif self._needs_router:
             # A generalist alone, where the softmax over one logit is 1, or a block whose experts are all alike.
-            yield router_plan(block, np.zeros((self.layout.num_experts, self.shape.width), np.float32))
+            yield plan_router(block, np.zeros((self.layout.num_experts, self.shape.width), np.float32))
 
 
 class CopiesPlanner(Planner):
@@ -110,26 +114,29 @@ class CopiesPlanner(Planner):
     def _needs_router(self) -> bool:
         return self.layout.num_experts > 1
 
+    def file_type(self) -> Metadata:
+        """The MLPs are most of the file, and in this format."""
+        return {"general.file_type": FILE_TYPES[self.fmt.name]}
+
     def metadata(self) -> Metadata:
         """A mixture only where there are several experts."""
-        changes: Metadata = {"general.file_type": FILE_TYPES[self.fmt.name]}
-        if self.layout.num_experts > 1:
-            changes |= mixture_metadata(self.architecture, self.shape, self.adapters)
-        return changes
+        return mixture_metadata(self.architecture, self.shape, self.adapters) if self.layout.num_experts > 1 else {}
 
     def _plan_ffn(self, block: int, name: str, part: str) -> Iterator[TensorPlan]:
         if not self._has_experts(block):
-            yield copies(fixed(self.base, name, self.fmt), self.layout.num_experts)
+            yield repeat_experts(copy_tensor(self.base, name, self.fmt), self.layout.num_experts)
             return
         updates = [expert[FFN.index(part)] for expert in self.adapters.experts[block]]
-        shape = self.base.tensors[name].shape
+        size = self.base.tensors[name].shape
 
         def merge() -> Iterator[Floats]:
             weight = torch.from_numpy(self.base.dequantize(name))
             return (_numpy(lora.merge(weight, update, self.layout.expert_scale)) for update in updates)
 
-        one = len(updates) == 1
-        yield self._trained(name, shape, merge) if one else self._trained(stacked(name), (len(updates), *shape), merge)
+        if len(updates) == 1:
+            yield self._trained(name, size, merge)
+        else:
+            yield self._trained(stacked_name(name), (len(updates), *size), merge)
 
 
 class BesidePlanner(Planner):
@@ -137,20 +144,25 @@ class BesidePlanner(Planner):
 
     _needs_router = True
 
+    def file_type(self) -> Metadata:
+        """Most of the file is the base's bytes."""
+        return {"general.file_type": FILE_TYPES["F32"]} if self.fmt.name == "F32" else {}
+
     def metadata(self) -> Metadata:
         """Always a mixture, with the base's MLP as its shared expert."""
-        changes: Metadata = {"general.file_type": FILE_TYPES["F32"]} if self.fmt.name == "F32" else {}
-        return changes | mixture_metadata(self.architecture, self.shape, self.adapters) | {
+        return mixture_metadata(self.architecture, self.shape, self.adapters) | {
             f"{self.architecture}.feed_forward_length": self.layout.expert_width,
             f"{self.architecture}.expert_shared_feed_forward_length": self.shape.ff_width,
             f"{self.architecture}.logit_scale": 1.0,
-        }  # fmt: skip
+        }
 
     def _plan_ffn(self, block: int, name: str, part: str) -> Iterator[TensorPlan]:
-        yield fixed(self.base, name, self.fmt, name.replace(".weight", "_shexp.weight"))
+        yield copy_tensor(self.base, name, self.fmt, name.replace(".weight", "_shexp.weight"))
         factor = np.float32(self.layout.expert_scale if part == FFN[-1] else 1.0)
         small = self._matrices(block, FFN.index(part))
-        yield self._trained(stacked(name), (len(small), *small[0].shape), lambda: (weight * factor for weight in small))
+        yield self._trained(
+            stacked_name(name), (len(small), *small[0].shape), lambda: (weight * factor for weight in small)
+        )
 
     def _matrices(self, block: int, index: int) -> list[Floats]:
         """One matrix of every expert."""
@@ -176,12 +188,14 @@ def mixture_metadata(architecture: str, shape: Shape, adapters: Adapters) -> Met
     return changes
 
 
-def reorders(shape: Shape, architecture: str) -> bool:
+def needs_llama_order(shape: Shape, architecture: str) -> bool:
     """Whether the rows of queries and keys must be put into llama's order for this architecture."""
     return ARCHITECTURES[shape.architecture].turns_halves and architecture in ("llama", "granitemoe")
 
 
-def fixed(base: GGUFFile, name: str, fmt: BlockFormat, renamed: str = "", order: list[int] | None = None) -> TensorPlan:
+def copy_tensor(
+    base: GGUFFile, name: str, fmt: BlockFormat, renamed: str = "", order: list[int] | None = None
+) -> TensorPlan:
     """A tensor of the base: its bytes, or its weights where the whole file is to be F32."""
     if fmt.name != "F32":
         return copied(base, name, renamed, order)
@@ -193,21 +207,21 @@ def fixed(base: GGUFFile, name: str, fmt: BlockFormat, renamed: str = "", order:
     return TensorPlan(renamed or name, base.tensors[name].shape, fmt, make, is_fixed=True)
 
 
-def stacked(name: str) -> str:
+def stacked_name(name: str) -> str:
     """The name of the tensor that holds this matrix of all experts."""
     return name.replace(".weight", "_exps.weight")
 
 
-def copies(plan: TensorPlan, count: int) -> TensorPlan:
+def repeat_experts(plan: TensorPlan, count: int) -> TensorPlan:
     """The same MLP for each of `count` experts; for one alone, the plan itself."""
     if count == 1:
         return plan
     return TensorPlan(
-        stacked(plan.name), (count, *plan.shape), plan.format, lambda: np.tile(plan.make(), count), is_fixed=True
+        stacked_name(plan.name), (count, *plan.shape), plan.format, lambda: np.tile(plan.make(), count), is_fixed=True
     )
 
 
-def router_plan(block: int, weights: Floats) -> TensorPlan:
+def plan_router(block: int, weights: Floats) -> TensorPlan:
     """The router of a block, (E, D)."""
     fmt, name = FORMATS["F32"], f"blk.{block}.ffn_gate_inp.weight"
     return TensorPlan(name, weights.shape, fmt, lambda: ggml.quantize(name, weights, fmt))

@@ -1,4 +1,4 @@
-"""New parallel experts in an exported file that is there: only what training changes is rewritten."""
+"""New experts written into an existing export: only what training changes is rewritten."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from comigs_edge import files
 from comigs_edge.base.hparams import read_shape
 from comigs_edge.errors import ComigsError
-from comigs_edge.export.merged import BASE_KEY, SOURCE_KEY, Exported, Origin, entries, exported, tensor_plans
+from comigs_edge.export.merged import BASE_KEY, SOURCE_KEY, Exported, Origin, entries, summarise, tensor_plans
 from comigs_edge.nn.adapters import Adapters
 from quantize.gguf_file import GGUFFile
 from quantize.gguf_writer import TensorPlan
@@ -18,9 +18,9 @@ def replace_experts(
 ) -> Exported | None:
     """Makes the exported file at `path` hold these adapters by rewriting only what training changes; moves it to `output`.
 
-    None, with the file unchanged, where that cannot be: it is of another base, or its metadata or the tensors' names, shapes
-    or formats are not those of a new export. While it is written the file names no adapters, so one that was cut off in the
-    middle is never used. A program that has the file open sees the new experts as they are written.
+    None, with the file unchanged, if it is of another base, or if its metadata or its tensors' names, shapes or formats are not
+    those of a new export. While it is written the file names no adapters, so an interrupted one is never used. A program that
+    has the file open sees the new experts as they are written.
     """
     shape = read_shape(base)
     plans, changes = tensor_plans(base, shape, adapters, format_name, origin)
@@ -38,16 +38,16 @@ def replace_experts(
         files.sync_folder(output.parent)
     except OSError as error:
         raise ComigsError(f"{path} could not be rewritten ({error.strerror}); it will be exported anew") from error
-    return exported(output, plans)
+    return summarise(output, plans)
 
 
 def _is_alike(there: GGUFFile, plans: list[TensorPlan], wanted: list[bytes]) -> bool:
     """Whether a file with this metadata and these tensors differs only in their bytes and in the adapters that it names."""
-    found = [there.data[start:end] for key, (start, end) in there.metadata_bytes.items() if key != SOURCE_KEY]
+    metadata = [there.data[start:end] for key, (start, end) in there.metadata_bytes.items() if key != SOURCE_KEY]
     source = [each for each in wanted if SOURCE_KEY.encode() in each]
     start, end = there.metadata_bytes.get(SOURCE_KEY, (0, 0))
     return (
-        sorted(found) == sorted(each for each in wanted if each not in source)
+        sorted(metadata) == sorted(each for each in wanted if each not in source)
         and [end - start] == [len(each) for each in source]
         and {name: (info.shape, info.format) for name, info in there.tensors.items()}
         == {plan.name: (plan.shape, plan.format) for plan in plans}

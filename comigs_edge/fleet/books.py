@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from comigs_edge.arrays import digest, less, plus, zeros
+from comigs_edge.arrays import add, digest, subtract, zeros
 from comigs_edge.errors import ComigsError
 from comigs_edge.fleet.chain import Check, Link, follow
 from comigs_edge.fleet.folder import FleetFolder, Sealed
@@ -70,7 +70,7 @@ class Books:
         if self.standing.number == 0 or mark == self.mark:
             return generalist
         update = self.outbox.update
-        return plus(self.standing.reference, {} if update is None else self.outbox.unpack(update))
+        return add(self.standing.reference, {} if update is None else self.outbox.unpack(update))
 
     def frozen(self) -> set[str]:
         """The generalist's tensors that this round's averaging does not train."""
@@ -82,7 +82,7 @@ class Books:
     def pack(self, generalist: Arrays | None, loss: float | None = None) -> Sealed:
         """The update as it would be sent now; without a generalist: what its tensors would look like."""
         standing = self.standing
-        change = less(zeros(self._shapes) if generalist is None else generalist, standing.reference)
+        change = subtract(zeros(self._shapes) if generalist is None else generalist, standing.reference)
         start, loss = max(0, standing.trained_from), loss if self._reports_loss else None
         return self.outbox.pack(change, start, self.membership, standing.unsent_tokens, loss)
 
@@ -128,7 +128,7 @@ class Books:
     def _acknowledge(self, update: Sealed) -> None:
         """The reference moves by what was sent."""
         standing = self.standing
-        standing.reference = plus(standing.reference, self.outbox.unpack(update))
+        standing.reference = add(standing.reference, self.outbox.unpack(update))
         standing.acknowledged = update.id
         standing.unsent_tokens = max(0, standing.unsent_tokens - update.tokens)
         standing.number += update.trained_from >= 0  # an initial generalist is nothing that this device has learned
@@ -178,13 +178,13 @@ class Books:
         """
         standing = self.standing
         is_known = standing.number or standing.acknowledged or self._is_on_top
-        unsent = less(generalist, standing.reference) if is_known else {}
-        after = plus(self._read(link.manifest.round), unsent)
+        unsent = subtract(generalist, standing.reference) if is_known else {}
+        after = add(self._read(link.manifest.round), unsent)
         if standing.trained_from < 0:
             return None, after
         # Where the one that training started from is not kept any more: what the fleet has of this device's.
         is_kept = str(standing.trained_from) in standing.kept
-        return plus(self._read(standing.trained_from) if is_kept else standing.reference, unsent), after
+        return add(self._read(standing.trained_from) if is_kept else standing.reference, unsent), after
 
     def passes(self, judgement: Judgement) -> bool:
         """Whether a generalist may be taken over."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from comigs_edge.arrays import part
+from comigs_edge.arrays import select
 from comigs_edge.base.hparams import Shape, read_shape
 from comigs_edge.home.config import Config
 from comigs_edge.home.folder import Home
@@ -50,7 +50,7 @@ def read_generalist(home: Home, settings: Config) -> Arrays | None:
     """This device's generalist now, of an interrupted training or else of the newest adapters; None before both."""
     state = interrupted_state(home)
     if state is not None:
-        arrays = part(state, "current.")
+        arrays = select(state, "current.")
     elif versions(home.adapters):
         arrays = load(home.adapters, read_shape(GGUFFile(home.base_file)), settings.base.sha256).arrays
     else:

@@ -77,15 +77,15 @@ def attention(
     batch, time = where.size
     queries, keys = shape.num_heads * shape.head_width, shape.num_kv_heads * shape.head_width
     names = ("attn_q", "attn_k", "attn_v")
-    qkv = _linear(normed, block.qkv, block.qkv_bias, update, names, (queries, keys, keys))  # (N, Q + 2 KV)
+    qkv = _linear(normed, block.attn_qkv, block.attn_qkv_bias, update, names, (queries, keys, keys))  # (N, Q + 2 KV)
     qk, v = torch.split(
         qkv.view(batch, time, -1, shape.head_width), [shape.num_heads + shape.num_kv_heads, shape.num_kv_heads], 2
     )
-    if block.q_norm is not None and block.k_norm is not None:
+    if block.attn_q_norm is not None and block.attn_k_norm is not None:
         q, k = torch.split(qk, [shape.num_heads, shape.num_kv_heads], 2)
         eps = shape.norm_eps
-        qk = torch.cat((rms_norm(q.float(), block.q_norm, eps), rms_norm(k.float(), block.k_norm, eps)), 2)
-    # In float32, whatever the products are computed in: torch's kernel takes three times as long in bfloat16.
+        qk = torch.cat((rms_norm(q.float(), block.attn_q_norm, eps), rms_norm(k.float(), block.attn_k_norm, eps)), 2)
+    # Always in float32: torch's kernel takes three times as long in bfloat16.
     qk, v = _rotate(qk.float(), where.turns, shape.rope_width), v.float()
     if time <= SHORT_ROWS and not qk.is_cuda:
         out = short_rows.attend(qk, v, shape.num_heads, where.allowed, buffers)

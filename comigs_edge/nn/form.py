@@ -49,12 +49,10 @@ class ExpertForm(Generic[E]):
     scale: Callable[[Layout], float]  # the factor on what an expert adds
     width: Callable[[int | None, int, Shape], int]  # of an expert's hidden layer: the one asked for, or by LoRA's rank
     learning_rate: float  # of the first expert step, by default
-    quantise_start: Callable[
-        [bool], float
-    ]  # share of the expert steps before fake quantisation to fewer bits than Q8_0, or not
+    # Share of the expert steps before fake quantisation, by default; the argument: whether to fewer bits than Q8_0.
+    quantise_start: Callable[[bool], float]
     is_low_rank: bool  # updates of the base's MLP; else tensors beside it, which leave its bytes as they are
     planner: Literal["copies", "beside"]  # of `export.planner`: how a merged file holds the experts
-    exported_as: Callable[
-        [str, int], str
-    ]  # base's architecture, E -> llama.cpp's exact one; raises `ComigsError` without one
+    # The base's architecture and E -> that under which llama.cpp computes the mixture exactly; raises `ComigsError` without one.
+    architecture: Callable[[str, int], str]
     describe: Callable[[Layout], str]  # in a few words, for the screen

@@ -44,7 +44,7 @@ def _mix(
     return x + mix(normed, mlp, experts, routing, scale, purpose)
 
 
-def _exported_as(architecture: str, num_experts: int) -> str:
+def _architecture(architecture: str, num_experts: int) -> str:
     known = ARCHITECTURES[architecture]
     return architecture if num_experts == 1 and known.norms_heads else known.mixture
 
@@ -60,6 +60,6 @@ LORA: ExpertForm[LoRAExpert] = ExpertForm(
     quantise_start=lambda few_bits: 0.65 if few_bits else 1.0,  # a step costs 1.6 times as much
     is_low_rank=True,
     planner="copies",
-    exported_as=_exported_as,
+    architecture=_architecture,
     describe=lambda layout: f"LoRA of rank {layout.rank}",
 )

@@ -1,7 +1,7 @@
 """The mixture of LoRA experts, with the products of the frozen MLP shared between them.
 
 Every expert is the frozen MLP with its own low-rank updates. As the weights of a token sum to 1, the frozen MLP is
-computed once, whatever the number of experts E:
+computed once for all E experts:
 
     y = W2 sum_e w_e h_e + s sum_e w_e B2_e A2_e h_e,   h_e = silu(W1 x + s B1_e A1_e x) * (W3 x + s B3_e A3_e x)
 

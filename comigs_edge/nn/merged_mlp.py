@@ -121,7 +121,7 @@ def _merged(mlp: Frozen, expert: LoRAExpert | None, factor: float, purpose: Pass
         return mlp.gate_up, mlp.down
     made = []
     for name, weight, updates in (("gate_up", mlp.gate_up, expert[:2]), ("down", mlp.down, expert[2:])):
-        # Rounded in float32, whatever the products are computed in.
+        # Always rounded in float32, also where products are computed in bfloat16.
         merged = purpose.buffers.take(f"merged {name}", tuple(weight.shape), updates[0].a)
         for part, old, update in zip(merged.chunk(len(updates)), weight.chunk(len(updates)), updates, strict=True):
             fake_quantize_(merge(old.to(part.dtype), update, factor, part), purpose.block_format)

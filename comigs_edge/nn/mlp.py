@@ -41,7 +41,7 @@ class Pass(NamedTuple):
     """What a pass through a block's MLP is for, and the memory it works in.
 
     `kept` names the buffer that keeps what gate and up give until the backward pass; None: they are computed again then.
-    `graph_only` asks for no output, because only the gradient is wanted; what is kept is there already. `block_format`
+    `graph_only` asks for no output, because only the gradient is wanted and `kept` holds its values already. `block_format`
     names the format of the exported file, in whose weights experts are computed; None: in the weights as they are.
     """
 

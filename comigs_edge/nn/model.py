@@ -20,13 +20,11 @@ from comigs_edge.nn.attention import Update, Window, attention, rope_tables, win
 from comigs_edge.nn.merged_mlp import frozen_mlp
 from comigs_edge.nn.mlp import Frozen, Pass
 from comigs_edge.nn.norm import rms_norm
-from comigs_edge.nn.recompute import recompute
+from comigs_edge.nn.recompute import Policy
 from comigs_edge.nn.routing import Routing, balance_loss, route
-from comigs_edge.nn.weights import Base, Block
-from profiles.cost import PIECES
+from comigs_edge.nn.weights import Base
+from profiles.cost import Checkpointing
 
-# What is computed again for the backward pass: whole blocks (least memory); all but the products of the MLP's gate and up,
-# which are kept; or nothing.
 Watch = Callable[[int, Tensor, Routing], None]  # block, what its router read (N, D), what it decided
 
 
@@ -42,18 +40,22 @@ class Model:
     """Base and adapters together. `only` limits the mixture: None for all experts, or the indices that take part.
 
     `block_format` names the format in which the exported file will hold what training changes: those weights are then fake
-    quantised in the forward pass; None computes with the weights as they are. `checkpointing` is block, attention or none.
+    quantised in the forward pass; None computes with the weights as they are.
     """
 
     def __init__(
-        self, base: Base, adapters: Adapters | None, only: tuple[int, ...] | None = None, checkpointing: str = "block"
+        self,
+        base: Base,
+        adapters: Adapters | None,
+        only: tuple[int, ...] | None = None,
+        checkpointing: Checkpointing = "block",
     ) -> None:
         self.base, self.adapters, self.only, self.checkpointing = base, adapters, only, checkpointing
         self.first_block = 0 if adapters is None else adapters.first_block  # with experts
         if checkpointing != "block" and not base.keep:
             raise ValueError("a base that is dequantised block by block needs blocks to be computed again")
         self.block_format: str | None = None
-        self.watch: Watch | None = None  # is told what every block's router read and decided
+        self.watch: Watch | None = None  # called with what every block's router read and decided
         self._turns = torch.empty(0)
 
     def __call__(
@@ -84,17 +86,13 @@ class Model:
         """(N, D) -> (N, D) through these blocks, and their load-balance losses."""
         where = window(tokens, documents, self._rotation(tokens.shape[1]))
         learns = self.adapters is not None and torch.is_grad_enabled()
-        again = self.adapters is not None and self.checkpointing != "none"
-        x.requires_grad_(learns and again)  # a reentrant checkpoint gives gradients only where its input has one
-        # A few rows at a time: less memory, and in the processor's cache. The balance loss is one of all tokens.
-        windows = where.pieces(PIECES[self.checkpointing]) if again and not with_balance else [where]
-        sizes = [rows * time for rows, time in (piece.size for piece in windows)]
+        checkpointing = "none" if self.adapters is None else self.checkpointing
+        policy = Policy(checkpointing, learns, self.base.buffers, self.block_format)
+        x.requires_grad_(learns and policy.recomputes)  # recomputing gives gradients only where its input asks for one
         balance: list[Tensor] = []
-        for index in blocks:
-            run = partial(self._block, index, windows, with_balance, learns)
-            # Without gradients the input of a block is not needed again: two buffers take turns.
-            name = f"residual {index if learns else index % 2}"
-            x, loss = recompute(x, run, sizes, self.base.buffers, name) if again else run(0, x)
+        for number in blocks:
+            # The balance loss is one of all tokens.
+            x, loss = policy.run(partial(self._block, number, with_balance), number, where, x, whole=with_balance)
             if loss is not None:
                 balance.append(loss)
         return x, balance
@@ -111,21 +109,24 @@ class Model:
         return self._turns
 
     def _block(
-        self, index: int, windows: list[Window], with_balance: bool, learns: bool, piece: int, x: Tensor
+        self, number: int, with_balance: bool, where: Window, x: Tensor, purpose: Pass
     ) -> tuple[Tensor, Tensor | None]:
-        """(N, D) -> (N, D) for a piece of the batch, and the block's load-balance loss."""
-        block = self.base.block(index)
-        x = self._attention(block, index, windows[piece], x)
-        kept = f"gate_up {index}.{piece}" if learns and self.checkpointing != "block" else None
-        # A checkpointed block runs without gradients first; with them it runs again for the backward pass, which has no use
-        # for its output.
-        graph_only = learns and self.checkpointing != "none" and torch.is_grad_enabled()
-        out, routing = self._mlp(block, index, x, Pass(self.base.buffers, self.block_format, kept, graph_only))
-        return out, balance_loss(routing) if with_balance and routing is not None else None
-
-    def _attention(self, block: Block, index: int, where: Window, x: Tensor) -> Tensor:  # (N, D) -> (N, D)
-        normed = rms_norm(x, block.attn_norm, self.base.shape.norm_eps, self.base.dtype)
-        return x + attention(normed, block, self.base.shape, where, self._attention_update(index), self.base.buffers)
+        """Attention, then the MLP with its experts: (N, D) -> (N, D), and the block's load-balance loss."""
+        block, shape = self.base.block(number), self.base.shape
+        normed = rms_norm(x, block.attn_norm, shape.norm_eps, self.base.dtype)
+        x = x + attention(normed, block, shape, where, self._attention_update(number), purpose.buffers)
+        normed = rms_norm(x, block.ffn_norm, shape.norm_eps, self.base.dtype)
+        mlp = Frozen(block.ffn_gate_up, block.ffn_down)
+        if self.adapters is None or number < self.first_block:
+            return x + frozen_mlp(normed, mlp, purpose), None
+        experts, scale = self.adapters.experts[number], self.adapters.layout.expert_scale
+        if self.only is not None:
+            experts = [experts[index] for index in self.only]
+        routing = self._routing(number, normed)
+        if self.watch is not None and routing is not None:
+            self.watch(number, normed, routing)
+        x = self.adapters.form.mix(x, normed, mlp, experts, routing, scale, purpose)
+        return x, balance_loss(routing) if with_balance and routing is not None else None
 
     def _attention_update(self, index: int) -> Update | None:
         # The shared attention update belongs to the generalist: it is off where the generalist is.
@@ -134,20 +135,6 @@ class Model:
         if index < self.first_block:
             return None
         return Update(self.adapters.attention[index], self.adapters.layout.scale, self.block_format)
-
-    def _mlp(self, block: Block, index: int, x: Tensor, purpose: Pass) -> tuple[Tensor, Routing | None]:
-        """(N, D) -> (N, D), and what the router decided."""
-        normed = rms_norm(x, block.ffn_norm, self.base.shape.norm_eps, self.base.dtype)
-        mlp = Frozen(block.gate_up, block.down)
-        if self.adapters is None or index < self.first_block:
-            return x + frozen_mlp(normed, mlp, purpose), None
-        routing = self._routing(index, normed)
-        if self.watch is not None and routing is not None:
-            self.watch(index, normed, routing)
-        experts, scale = self.adapters.experts[index], self.adapters.layout.expert_scale
-        if self.only is not None:
-            experts = [experts[i] for i in self.only]
-        return self.adapters.form.mix(x, normed, mlp, experts, routing, scale, purpose), routing
 
     def _routing(self, index: int, normed: Tensor) -> Routing | None:
         """None where one expert is alone."""

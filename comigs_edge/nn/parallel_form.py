@@ -57,7 +57,7 @@ def _mix(
     return x + frozen_mlp(normed, mlp, purpose) + small
 
 
-def _exported_as(architecture: str, num_experts: int) -> str:
+def _architecture(architecture: str, num_experts: int) -> str:
     compact = ARCHITECTURES[architecture].compact
     if compact is None:
         raise ComigsError(
@@ -78,6 +78,6 @@ PARALLEL: ExpertForm[ParallelExpert] = ExpertForm(
     quantise_start=lambda few_bits: 0.0,  # it costs nothing
     is_low_rank=False,
     planner="beside",
-    exported_as=_exported_as,
+    architecture=_architecture,
     describe=lambda layout: f"parallel, {layout.expert_width} wide",
 )

@@ -26,30 +26,34 @@ JOB = 1 << 18  # weights that a thread dequantises at once: 1 MB stays in the pr
 
 @dataclass(frozen=True)
 class Block:
-    """Frozen weights of one block; matrices are (out, in) in the type that products are computed in, vectors float32."""
+    """Frozen weights of one block, under their GGUF names.
+
+    Matrices are (out, in), in the type that products are computed in; vectors are float32.
+    """
 
     attn_norm: Tensor  # (D,)
-    q_norm: Tensor | None  # (head,)
-    k_norm: Tensor | None  # (head,)
-    qkv: Tensor  # (Q + 2 KV, D)
-    qkv_bias: Tensor | None  # (Q + 2 KV,)
+    attn_q_norm: Tensor | None  # (head,)
+    attn_k_norm: Tensor | None  # (head,)
+    attn_qkv: Tensor  # (Q + 2 KV, D)
+    attn_qkv_bias: Tensor | None  # (Q + 2 KV,)
     attn_output: Tensor  # (D, Q)
     attn_output_bias: Tensor | None  # (D,)
     ffn_norm: Tensor  # (D,)
-    gate_up: Tensor  # (2 F, D)
-    down: Tensor  # (D, F)
+    ffn_gate_up: Tensor  # (2 F, D)
+    ffn_down: Tensor  # (D, F)
 
 
 class Base:
     """A base model, ready for `model.py`; `open_base` makes one.
 
-    With `keep` all weights are dequantised once. Without it a block's matrices are valid until another block is asked for.
+    With `keep` all weights are dequantised once. Without it a block's matrices are valid until another block is asked for. One
+    thread at a time may use a base and the models made of it: they share `buffers`.
     """
 
     def __init__(self, file: GGUFFile, threads: int, keep: bool, dtype: torch.dtype, device: torch.device) -> None:
         self.shape, self.keep, self.dtype, self.device = read_shape(file), keep, dtype, device
         check_tensors(file, self.shape)
-        self.buffers = Buffers()  # also of the models that are made of it
+        self.buffers = Buffers()
         self._file, self._pool = file, ThreadPoolExecutor(max(1, threads))
         self._output_name = "output.weight" if "output.weight" in file.tensors else "token_embd.weight"
         # A vector is float32 and small: always kept.
@@ -57,7 +61,7 @@ class Base:
             name: torch.from_numpy(file.dequantize(name)) for name in file.tensors if self._is_vector(name)
         }
         self._order_vectors()
-        file.metadata.clear()  # the vocabulary takes tens of megabytes, and its pages as many
+        file.metadata.clear()  # the vocabulary takes tens of megabytes, and as many of mapped pages
         file.let_go()
         self.output_norm = self._vectors["output_norm.weight"].to(device)
         self.rope_factors = self._vectors.get("rope_freqs.weight")
@@ -77,16 +81,16 @@ class Base:
             block = self._make_block(index, jobs)
             self._run(jobs)
             self._file.let_go()
-            self._current = index, self._on_device(block)
+            self._current = index, self._to_device(block)
         return self._current[1]
 
     def embed(self, ids: Tensor) -> Tensor:  # (N,) -> (N, D)
         """The embeddings of tokens, float32."""
-        return self._rows("token_embd.weight", ids)
+        return self._gather("token_embd.weight", ids)
 
     def output_rows(self, ids: Tensor) -> Tensor:  # (N,) -> (N, D)
         """The output matrix's rows of these tokens, float32."""
-        return self._rows(self._output_name, ids)
+        return self._gather(self._output_name, ids)
 
     @property
     def is_tied(self) -> bool:
@@ -103,7 +107,7 @@ class Base:
                 continue
             chunk = memory[: (rows.stop - start) * self.shape.width].view(-1, self.shape.width)
             jobs: list[Callable[[], None]] = []
-            self._fill(self._output_name, chunk, rows, jobs)
+            self._add_jobs(self._output_name, chunk, rows, jobs)
             self._run(jobs)
             self._file.let_go()
             yield chunk.to(self.device)
@@ -123,53 +127,53 @@ class Base:
         blocks = [self._make_block(index, jobs) for index in range(self.shape.num_blocks)]
         for name in {"token_embd.weight", self._output_name}:
             self._matrices[name] = torch.empty(self._file.tensors[name].shape, dtype=self.dtype)
-            self._fill(name, self._matrices[name], slice(0, self.shape.vocab_size), jobs)
+            self._add_jobs(name, self._matrices[name], slice(0, self.shape.vocab_size), jobs)
         self._run(jobs)
         self._file.let_go()
-        self._blocks = [self._on_device(block) for block in blocks]
+        self._blocks = [self._to_device(block) for block in blocks]
         self._matrices = {name: matrix.to(self.device) for name, matrix in self._matrices.items()}
 
-    def _on_device(self, block: Block) -> Block:
-        moved: dict[str, Any] = {k: None if v is None else v.to(self.device) for k, v in vars(block).items()}
-        return Block(**moved)
+    def _to_device(self, block: Block) -> Block:
+        tensors: dict[str, Any] = {k: None if v is None else v.to(self.device) for k, v in vars(block).items()}
+        return Block(**tensors)
 
     def _make_block(self, index: int, jobs: list[Callable[[], None]]) -> Block:
         """A block whose matrices are filled by `jobs`, which are added to the list."""
 
         def vector(*names: str) -> Tensor | None:
-            found = [self._vectors[f"blk.{index}.{n}"] for n in names if f"blk.{index}.{n}" in self._vectors]
-            return torch.cat(found) if found else None
+            there = [f"blk.{index}.{name}" for name in names if f"blk.{index}.{name}" in self._vectors]
+            return torch.cat([self._vectors[name] for name in there]) if there else None
 
         def norm(name: str) -> Tensor:
             return self._vectors[f"blk.{index}.{name}.weight"]
 
         def matrix(*names: str) -> Tensor:
-            return self._matrix([f"blk.{index}.{name}.weight" for name in names], "/".join(names), jobs)
+            return self._make_matrix([f"blk.{index}.{name}.weight" for name in names], "/".join(names), jobs)
 
         return Block(
             attn_norm=norm("attn_norm"),
-            q_norm=vector("attn_q_norm.weight"),
-            k_norm=vector("attn_k_norm.weight"),
-            qkv=matrix("attn_q", "attn_k", "attn_v"),
-            qkv_bias=vector("attn_q.bias", "attn_k.bias", "attn_v.bias"),
+            attn_q_norm=vector("attn_q_norm.weight"),
+            attn_k_norm=vector("attn_k_norm.weight"),
+            attn_qkv=matrix("attn_q", "attn_k", "attn_v"),
+            attn_qkv_bias=vector("attn_q.bias", "attn_k.bias", "attn_v.bias"),
             attn_output=matrix("attn_output"),
             attn_output_bias=vector("attn_output.bias"),
             ffn_norm=norm("ffn_norm"),
-            gate_up=matrix("ffn_gate", "ffn_up"),
-            down=matrix("ffn_down"),
+            ffn_gate_up=matrix("ffn_gate", "ffn_up"),
+            ffn_down=matrix("ffn_down"),
         )
 
-    def _matrix(self, names: list[str], label: str, jobs: list[Callable[[], None]]) -> Tensor:
+    def _make_matrix(self, names: list[str], label: str, jobs: list[Callable[[], None]]) -> Tensor:
         """One matrix with the rows of all `names`, one below the other."""
         shapes = [self._file.tensors[name].shape for name in names]
         size = (sum(shape[0] for shape in shapes), shapes[0][1])
         like = torch.empty(0, dtype=self.dtype)
         joined = torch.empty(size, dtype=self.dtype) if self.keep else self.buffers.take(f"base {label}", size, like)
         for name, part in zip(names, torch.split(joined, [shape[0] for shape in shapes]), strict=True):
-            self._fill(name, part, slice(0, len(part)), jobs)
+            self._add_jobs(name, part, slice(0, len(part)), jobs)
         return joined
 
-    def _fill(self, name: str, target: Tensor, rows: slice, jobs: list[Callable[[], None]]) -> None:
+    def _add_jobs(self, name: str, target: Tensor, rows: slice, jobs: list[Callable[[], None]]) -> None:
         """Adds the jobs that write these rows of a matrix to `target`."""
         order = llama_order(self.shape, name.split(".", 2)[-1]) if name.startswith("blk.") else None
         places = None if order is None else torch.argsort(torch.tensor(order))
@@ -188,7 +192,7 @@ class Base:
     def _run(self, jobs: list[Callable[[], None]]) -> None:
         list(self._pool.map(lambda job: job(), jobs))  # ggml releases Python's lock
 
-    def _rows(self, name: str, ids: Tensor) -> Tensor:
+    def _gather(self, name: str, ids: Tensor) -> Tensor:
         if self.keep:
             return self._matrices[name][ids].float()
         return torch.from_numpy(self._file.gather(name, ids.cpu().numpy())).to(self.device)
@@ -199,7 +203,7 @@ def open_base(
 ) -> Base:
     """The base at `path`; `threads` dequantise, products are computed in `dtype`.
 
-    `keep` False leaves the weights in the file and dequantises a block when it is its turn. Raises `QuantizeError` for a
-    file that is not readable GGUF and `ComigsError` for one that is no dense model of a known kind.
+    `keep` False leaves the weights in the file and dequantises each block before it computes. Raises `QuantizeError` for a
+    file that is not readable GGUF and `ComigsError` for one that is not a dense model of a known architecture.
     """
     return Base(GGUFFile(path), threads, keep, dtype, torch.device(device))

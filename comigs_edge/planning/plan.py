@@ -245,7 +245,7 @@ def plan_experts(model: ModelConfig, shape: Shape) -> Layout:
     specialists = model.specialists or 0
     k = experts_per_token(1 + specialists, model.experts_per_token)
     form = FORMS[model.expert_form]
-    form.exported_as(shape.architecture, 1 + specialists)  # raises where llama.cpp could not run it
+    form.architecture(shape.architecture, 1 + specialists)  # raises where llama.cpp could not run it
     width = form.width(model.expert_width, model.rank, shape)
     blocks = model.blocks or shape.num_blocks
     if blocks > shape.num_blocks:

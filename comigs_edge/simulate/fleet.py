@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from comigs_edge.arrays import digest, less, part
+from comigs_edge.arrays import digest, select, subtract
 from comigs_edge.errors import ComigsError
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.experts import FORMS, Layout
@@ -160,7 +160,7 @@ class Fleet:
 
     def _over_the_wire(self, before: Arrays, now: Arrays, names: list[str]) -> tuple[int, Arrays]:
         """Bytes of a device's update, and the update as the coordinator reads it."""
-        change = less({name: now[name] for name in names}, before)
+        change = subtract({name: now[name] for name in names}, before)
         shapes, format_name = _shapes(change), self.plan.recipe.exchange.update_format
         data = wire.encode(compress.pack(change, format_name))
         packed = wire.decode_expected(data, compress.table(shapes, format_name), "an update")
@@ -214,9 +214,9 @@ class Fleet:
         """The reverse of `state`."""
         self.number = progress["round"]
         for device, memory in zip(self.devices, self.memories, strict=True):
-            own = part(arrays, f"{device.name}/")
+            own = select(arrays, f"{device.name}/")
             memory.clear()
-            memory.update(part(own, MEMORY))
+            memory.update(select(own, MEMORY))
             device.trainer.restore(own, progress["devices"][device.name])
 
 

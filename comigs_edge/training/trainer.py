@@ -20,7 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from comigs_edge.arrays import part
+from comigs_edge.arrays import select
 from comigs_edge.errors import ComigsError
 from comigs_edge.nn.experts import is_router
 from comigs_edge.nn.loss import next_token_loss
@@ -254,8 +254,8 @@ class Trainer:
 
     def restore(self, arrays: Arrays, progress: Progress) -> None:
         """The reverse of `state`; the schedule and the layout must be those of the state."""
-        self.adapters.load_arrays(part(arrays, "current."))
-        self.best = part(arrays, "best.")
+        self.adapters.load_arrays(select(arrays, "current."))
+        self.best = select(arrays, "best.")
         for name, tensor in self.adapters.named.items():
             if f"exp_avg.{name}" in arrays:
                 self._optimiser_of(name).state[tensor] = _moments(arrays, name, tensor.device)

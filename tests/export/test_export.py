@@ -45,10 +45,10 @@ def torch_logits(base, adapters, block_format=None):
         return model.logits(model(torch.tensor([IDS])).hidden)
 
 
-def exact(expected, found, base):
-    assert divergence(expected, found) < 1e-8
-    assert (expected.argmax(-1) == found.argmax(-1)).all()
-    assert divergence(torch_logits(base, None), found) > 1e-2  # the adapters do change something
+def exact(expected, logits, base):
+    assert divergence(expected, logits) < 1e-8
+    assert (expected.argmax(-1) == logits.argmax(-1)).all()
+    assert divergence(torch_logits(base, None), logits) > 1e-2  # the adapters do change something
 
 
 @pytest.mark.parametrize("form", ["lora", "parallel"])
@@ -137,11 +137,11 @@ def test_every_format_holds_gguf_pys_quantisation_of_the_merged_weights(
         weight = torch.from_numpy(GGUFFile(tiny_path).dequantize(f"blk.1.{name}.weight"))
         loras = [expert[index] for expert in adapters.experts[1]]
         merged = torch.stack([weight + adapters.layout.scale * (lora.b @ lora.a) for lora in loras]).numpy()
-        found = gguf.quants.dequantize(tensors[f"blk.1.{name}_exps.weight"].data, kind)
+        weights = gguf.quants.dequantize(tensors[f"blk.1.{name}_exps.weight"].data, kind)
         expected = gguf.quants.dequantize(gguf.quants.quantize(merged, kind), kind)
         assert tensors[f"blk.1.{name}_exps.weight"].tensor_type == kind
         # The two merges may differ in a last bit, which can move a weight that lies between two levels to the other one.
-        assert (np.abs(found - expected) < 1e-5).mean() > 0.999
+        assert (np.abs(weights - expected) < 1e-5).mean() > 0.999
     assert torch.isfinite(llama_logits(tmp_path / "out.gguf", IDS)).all()
 
 

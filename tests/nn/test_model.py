@@ -36,18 +36,18 @@ def test_base_logits_equal_llama_cpp(tmp_path, options):
     path = write_llama(tmp_path / "base.gguf", **options)
     model = Model(open_base(path), None)
     with torch.no_grad():
-        found = model.logits(model(torch.tensor([IDS])).hidden)
+        logits = model.logits(model(torch.tensor([IDS])).hidden)
     expected = llama_logits(path, IDS)
-    assert divergence(expected, found) < 1e-8
-    assert (expected.argmax(-1) == found.argmax(-1)).all()
+    assert divergence(expected, logits) < 1e-8
+    assert (expected.argmax(-1) == logits.argmax(-1)).all()
 
 
 def test_rows_that_are_too_long_for_batched_products_are_computed_alike(tiny_path, tiny_base, monkeypatch):
     monkeypatch.setattr(attention, "SHORT_ROWS", 99)
     with torch.no_grad():
         model = Model(tiny_base, None)
-        found = model.logits(model(torch.tensor([IDS])).hidden)
-    assert divergence(llama_logits(tiny_path, IDS), found) < 1e-8
+        logits = model.logits(model(torch.tensor([IDS])).hidden)
+    assert divergence(llama_logits(tiny_path, IDS), logits) < 1e-8
 
 
 @pytest.mark.parametrize("name", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "BF16", "F16"])
@@ -60,7 +60,7 @@ def test_a_base_in_any_format_has_the_weights_that_gguf_py_reads(tmp_path, name)
     down = tensors["blk.1.ffn_down.weight"]
     assert down.tensor_type.name == name
     expected = gguf.quants.dequantize(down.data, down.tensor_type)
-    torch.testing.assert_close(base.block(1).down, torch.from_numpy(expected), rtol=0, atol=1e-6)
+    torch.testing.assert_close(base.block(1).ffn_down, torch.from_numpy(expected), rtol=0, atol=1e-6)
 
 
 def test_a_token_sees_nothing_of_another_document(tiny_base, make_adapters):
@@ -78,9 +78,9 @@ def test_chunked_loss_and_its_gradient_equal_cross_entropy(tiny_base):
     expected = torch.nn.functional.cross_entropy(model.logits(hidden)[scored], targets[scored], reduction="sum")
     (wanted,) = torch.autograd.grad(expected, hidden)
     loss = next_token_loss(tiny_base, hidden, targets, scored)
-    (found,) = torch.autograd.grad(loss, hidden)
+    (gradient,) = torch.autograd.grad(loss, hidden)
     torch.testing.assert_close(loss, expected)
-    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_a_tensor_of_the_wrong_shape_is_named(tmp_path):

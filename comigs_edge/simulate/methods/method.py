@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from comigs_edge.arrays import plus
+from comigs_edge.arrays import add
 from comigs_edge.nn.experts import Layout
 from coordinator.protocol.aggregate import aggregate
 from coordinator.protocol.wire import Arrays
@@ -31,7 +31,7 @@ class Round:
 
     def after(self, device: int) -> Arrays:
         """The shared tensors of one device, as the coordinator knows them."""
-        return plus(self.before[device], {k: v for k, v in self.changes[device].items() if k in self.before[device]})
+        return add(self.before[device], {k: v for k, v in self.changes[device].items() if k in self.before[device]})
 
 
 Exchange = Callable[[Round], list[Arrays]]
