@@ -4,7 +4,6 @@ from dataclasses import fields
 
 import pytest
 
-import profiles
 from comigs_edge.home.config import BaseConfig, Config, ModelConfig, QuantizeConfig, TrainConfig
 from comigs_edge.training.schedule import Schedule, make_schedule
 from tests.training.test_trainer import schedule
