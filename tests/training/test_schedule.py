@@ -27,13 +27,13 @@ def test_every_setting_of_a_training_reaches_its_schedule():
 
 def test_how_the_file_holds_the_experts_reaches_the_schedule():
     settings = Config(base=BASE, quantize=QuantizeConfig(format="Q4_0", start=0.3))
-    plan = make_schedule(settings, profiles.load("laptop").batch, 9)
+    plan = make_schedule(settings, 8, 9)
     assert (plan.steps, plan.block_format, plan.quantise_start) == (9, "Q4_0", 0.3)
 
 
 @pytest.mark.parametrize(("form", "rate"), [("lora", 4e-3), ("parallel", 1.2e-2)])
 def test_each_form_learns_at_the_rate_that_was_measured_for_it(form, rate):
-    plan = make_schedule(Config(base=BASE, model=ModelConfig(expert_form=form)), profiles.load("laptop").batch, None)
+    plan = make_schedule(Config(base=BASE, model=ModelConfig(expert_form=form)), 8, None)
     assert (plan.expert_learning_rate, plan.final_learning_rate) == (rate, pytest.approx(rate / 10))
 
 
