@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from comigs_edge import llamacpp as engine
 from comigs_edge.nn.adapters import Adapters
-from comigs_edge.nn.experts import Layout
+from comigs_edge.nn.experts import ExpertsConfig
 from comigs_edge.nn.weights import open_base
 from profiles import watch
 from quantize.formats import FILE_TYPES
@@ -54,7 +54,7 @@ def make_adapters(tiny_base):
 
     def make(specialists=1, k=None, attention=False, base=None, form="lora", blocks=0):
         k = min(2, 1 + specialists) if k is None else k
-        layout = Layout(specialists, 4, 8.0, k, attention, form, 32 if form == "parallel" else 0, blocks)
+        layout = ExpertsConfig(specialists, 4, 8.0, k, attention, form, 32 if form == "parallel" else 0, blocks)
         adapters = Adapters.initial(layout, (base or tiny_base).shape, 0)
         generator = torch.Generator().manual_seed(1)
         for tensor in adapters.named.values():

@@ -78,7 +78,7 @@ RUNS: dict[str, tuple[int | None, tuple[str, ...]]] = {
 
 def measure(base: Base) -> dict[str, dict[str, Any]]:
     """Seconds of a step, of the lower blocks in it, and of a validation, for each variant without a cache; in turn."""
-    ids = torch.randint(base.shape.vocab_size, (50_000,), generator=torch.Generator().manual_seed(0)).tolist()
+    ids = torch.randint(base.hparams.vocab_size, (50_000,), generator=torch.Generator().manual_seed(0)).tolist()
     rows = Rows([Encoded(ids, [True] * len(ids))], CONTEXT, 0)
     actions: dict[tuple[str, str], Callable[[], object]] = {}
     for name, variant in VARIANTS.items():
@@ -86,7 +86,7 @@ def measure(base: Base) -> dict[str, dict[str, Any]]:
             wanted = ModelConfig(
                 specialists=1, expert_form="parallel", expert_width=variant.width, blocks=variant.blocks
             )
-            adapters = Adapters.initial(plan_experts(wanted, base.shape), base.shape, 0)
+            adapters = Adapters.initial(plan_experts(wanted, base.hparams), base.hparams, 0)
             trainer = Trainer(Model(base, adapters, checkpointing="attention"), rows, rows, SCHEDULE)
             batch = rows.batch(0, BATCH)
             actions[name, "step"] = trainer.step

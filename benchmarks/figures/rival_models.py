@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from comigs_edge.base.hparams import Shape
+from comigs_edge.base.hparams import HParams
 from comigs_edge.nn.adapters import Adapters
-from comigs_edge.nn.experts import FORMS, Layout
+from comigs_edge.nn.experts import FORMS, ExpertsConfig
 from comigs_edge.nn.loss import next_token_loss
 from comigs_edge.nn.model import Model
 from comigs_edge.nn.weights import Base
@@ -47,7 +47,7 @@ class Rival:
 
 def output(base: Base) -> Tensor:
     """The whole output matrix, not a copy."""
-    return next(base.output_chunks(base.shape.vocab_size))
+    return next(base.output_chunks(base.hparams.vocab_size))
 
 
 class LoRALinear(nn.Module):
@@ -82,7 +82,7 @@ class Block(nn.Module):
 
     def __init__(self, base: Base, index: int, adapters: Adapters, copies: bool) -> None:
         super().__init__()
-        self.frozen, self.shape = base.block(index), base.shape
+        self.frozen, self.hparams = base.block(index), base.hparams
         self.router = adapters.routers[index]  # frozen in an expert step
         self.experts_per_token = adapters.layout.experts_per_token
         gate_up, down = self.frozen.ffn_gate_up, self.frozen.ffn_down
@@ -93,14 +93,14 @@ class Block(nn.Module):
         )  # fmt: skip
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:  # (B, T, D) -> (B, T, D)
-        x = x + self.attention(F.rms_norm(x, x.shape[-1:], self.frozen.attn_norm, self.shape.norm_eps), rope)
-        normed = F.rms_norm(x, x.shape[-1:], self.frozen.ffn_norm, self.shape.norm_eps)
+        x = x + self.attention(F.rms_norm(x, x.shape[-1:], self.frozen.attn_norm, self.hparams.norm_eps), rope)
+        normed = F.rms_norm(x, x.shape[-1:], self.frozen.ffn_norm, self.hparams.norm_eps)
         logits, chosen = F.linear(normed, self.router).topk(self.experts_per_token, dim=-1)  # (B, T, K)
         weights = logits.new_zeros(*x.shape[:-1], len(self.experts)).scatter(-1, chosen, F.softmax(logits, dim=-1))
         return x + sum(weights[..., number, None] * expert(normed) for number, expert in enumerate(self.experts))
 
     def attention(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-        shape, (batch, time) = self.shape, x.shape[:2]
+        shape, (batch, time) = self.hparams, x.shape[:2]
         heads = (shape.num_heads, shape.num_kv_heads, shape.num_kv_heads)
         parts = F.linear(x, self.frozen.attn_qkv).split([count * shape.head_width for count in heads], dim=-1)
         q, k, v = (part.view(batch, time, -1, shape.head_width).transpose(1, 2) for part in parts)
@@ -120,22 +120,22 @@ class Published(nn.Module):
     def __init__(self, base: Base, adapters: Adapters, copies: bool) -> None:
         super().__init__()
         self.base = base
-        self.blocks = nn.ModuleList(Block(base, index, adapters, copies) for index in range(base.shape.num_blocks))
+        self.blocks = nn.ModuleList(Block(base, index, adapters, copies) for index in range(base.hparams.num_blocks))
 
     def forward(self, tokens: Tensor) -> Tensor:  # (B, T) -> (B, T, V)
-        shape = self.base.shape
-        powers = torch.arange(0, shape.head_width, 2, dtype=torch.float64) / shape.head_width
-        angles = torch.outer(torch.arange(tokens.shape[1]), shape.rope_base**-powers)
+        hparams = self.base.hparams
+        powers = torch.arange(0, hparams.head_width, 2, dtype=torch.float64) / hparams.head_width
+        angles = torch.outer(torch.arange(tokens.shape[1]), hparams.rope_base**-powers)
         rope = angles.cos().float(), angles.sin().float()
         x = self.base.embed(tokens.flatten()).view(*tokens.shape, -1)
         for block in self.blocks:
             x = block(x, rope)
-        return F.linear(F.rms_norm(x, x.shape[-1:], self.base.output_norm, shape.norm_eps), output(self.base))
+        return F.linear(F.rms_norm(x, x.shape[-1:], self.base.output_norm, hparams.norm_eps), output(self.base))
 
 
 def published(base: Base, copies: bool = False, adapters: Adapters | None = None) -> Rival:
     """`copies`: every expert holds the frozen MLP again, as in the authors' code for GPT-2."""
-    model = Published(base, adapters or initial(base.shape, "lora"), copies)
+    model = Published(base, adapters or initial(base.hparams, "lora"), copies)
     return Rival(lambda tokens, targets: _mean_loss(model(tokens), targets), list(model.parameters()), model)
 
 
@@ -151,13 +151,13 @@ def hugging_face(base: Base) -> nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-    shape, tied = base.shape, base.is_tied
+    hparams, tied = base.hparams, base.is_tied
     config = LlamaConfig(
-        vocab_size=shape.vocab_size, hidden_size=shape.width, intermediate_size=shape.ff_width, use_cache=False,
-        num_hidden_layers=shape.num_blocks, num_attention_heads=shape.num_heads, head_dim=shape.head_width,
-        num_key_value_heads=shape.num_kv_heads, max_position_embeddings=shape.context_length,
-        rms_norm_eps=shape.norm_eps, tie_word_embeddings=tied, dtype="float32",
-        rope_parameters={"rope_type": "default", "rope_theta": shape.rope_base},
+        vocab_size=hparams.vocab_size, hidden_size=hparams.width, intermediate_size=hparams.ff_width, use_cache=False,
+        num_hidden_layers=hparams.num_blocks, num_attention_heads=hparams.num_heads, head_dim=hparams.head_width,
+        num_key_value_heads=hparams.num_kv_heads, max_position_embeddings=hparams.context_length,
+        rms_norm_eps=hparams.norm_eps, tie_word_embeddings=tied, dtype="float32",
+        rope_parameters={"rope_type": "default", "rope_theta": hparams.rope_base},
     )  # fmt: skip
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
@@ -167,20 +167,20 @@ def hugging_face(base: Base) -> nn.Module:
 
 
 def _hugging_face_weights(base: Base) -> dict[str, Tensor]:
-    shape = base.shape
+    hparams = base.hparams
     head = output(base)
-    embedding = head if base.is_tied else base.embed(torch.arange(shape.vocab_size))
+    embedding = head if base.is_tied else base.embed(torch.arange(hparams.vocab_size))
     weights = {"model.embed_tokens.weight": embedding, "model.norm.weight": base.output_norm, "lm_head.weight": head}
-    counts = (shape.num_heads, shape.num_kv_heads, shape.num_kv_heads)
-    for index in range(shape.num_blocks):
+    counts = (hparams.num_heads, hparams.num_kv_heads, hparams.num_kv_heads)
+    for index in range(hparams.num_blocks):
         block = base.block(index)
-        q, k, v = block.attn_qkv.split([count * shape.head_width for count in counts])
+        q, k, v = block.attn_qkv.split([count * hparams.head_width for count in counts])
         gate, up = block.ffn_gate_up.chunk(2)
         weights |= {
             f"model.layers.{index}.{name}.weight": weight
             for name, weight in {
                 "input_layernorm": block.attn_norm, "post_attention_layernorm": block.ffn_norm,
-                "self_attn.q_proj": _halves(q, shape.num_heads), "self_attn.k_proj": _halves(k, shape.num_kv_heads),
+                "self_attn.q_proj": _halves(q, hparams.num_heads), "self_attn.k_proj": _halves(k, hparams.num_kv_heads),
                 "self_attn.v_proj": v.clone(), "self_attn.o_proj": block.attn_output,
                 "mlp.gate_proj": gate, "mlp.up_proj": up, "mlp.down_proj": block.ffn_down,
             }.items()
@@ -217,7 +217,7 @@ def ours(
     base: Base, form: str, block_format: str | None = None, adapters: Adapters | None = None, **options: Any
 ) -> Rival:
     """comigs-edge's expert step; `options` are passed on to `Model`."""
-    adapters = adapters or initial(base.shape, form)
+    adapters = adapters or initial(base.hparams, form)
     model = Model(base, adapters, **options)
     model.block_format = block_format
     trainable = adapters.group(router=False)
@@ -233,10 +233,10 @@ def ours(
     return Rival(loss, trainable, model)
 
 
-def initial(shape: Shape, form: str) -> Adapters:
+def initial(hparams: HParams, form: str) -> Adapters:
     """A generalist and a specialist that change nothing yet."""
-    width = FORMS[form].width(None, RANK, shape)
-    return Adapters.initial(Layout(num_specialists=1, rank=RANK, form=form, expert_width=width), shape, SEED)
+    width = FORMS[form].width(None, RANK, hparams)
+    return Adapters.initial(ExpertsConfig(num_specialists=1, rank=RANK, form=form, expert_width=width), hparams, SEED)
 
 
 # The same function --------------------------------------------------------------------------------------------------
@@ -258,7 +258,7 @@ def check(
         for name, (builder, options) in cases.items():
             losses[name] = float(BUILDERS[builder](base, **options).loss(tokens, targets))
     # LoRA experts that differ from each other: the loss and the gradients of the published formulation.
-    moved, generator = initial(base.shape, "lora"), torch.Generator().manual_seed(SEED)
+    moved, generator = initial(base.hparams, "lora"), torch.Generator().manual_seed(SEED)
     for tensor in moved.named.values():
         tensor.add_(torch.randn(tensor.shape, generator=generator), alpha=0.01)
     expected = _gradient(published(base, adapters=moved), tokens, targets)[1]

@@ -117,12 +117,12 @@ def write_tokens(options: SimpleNamespace) -> dict[str, Any]:
     """Writes the ids of all steps: of the text, from its start and again if it is short, or random ones."""
     import numpy as np
 
-    from comigs_edge.base.hparams import read_shape
+    from comigs_edge.base.hparams import read_hparams
     from quantize.gguf_file import GGUFFile
 
     shape = (options.warm_up + options.steps, options.batch, options.context + 1)
     if options.text is None:
-        vocabulary = read_shape(GGUFFile(Path(options.base_path))).vocab_size
+        vocabulary = read_hparams(GGUFFile(Path(options.base_path))).vocab_size
         ids = np.random.default_rng(SEED).integers(0, vocabulary, shape)
     else:
         from comigs_edge import llamacpp as engine
@@ -151,24 +151,24 @@ def products(options: SimpleNamespace) -> dict[str, Any]:
     """The rate of the base's own matrix products, forward and backward, done by nothing but `torch.mm`."""
     import torch
 
-    from comigs_edge.base.hparams import linear_shapes, read_shape
+    from comigs_edge.base.hparams import linear_shapes, read_hparams
     from quantize.gguf_file import GGUFFile
 
     torch.set_num_threads(options.threads)
-    shape, count = read_shape(GGUFFile(Path(options.base_path))), options.batch * options.context
-    queries, keys = shape.num_heads * shape.head_width, shape.num_kv_heads * shape.head_width
+    hparams, count = read_hparams(GGUFFile(Path(options.base_path))), options.batch * options.context
+    queries, keys = hparams.num_heads * hparams.head_width, hparams.num_kv_heads * hparams.head_width
     in_block = [
-        (queries + 2 * keys, shape.width), (shape.width, queries), (2 * shape.ff_width, shape.width),
-        (shape.width, shape.ff_width),
+        (queries + 2 * keys, hparams.width), (hparams.width, queries), (2 * hparams.ff_width, hparams.width),
+        (hparams.width, hparams.ff_width),
     ]  # fmt: skip
     seconds = operations = 0.0
-    for times, size in [*((shape.num_blocks, size) for size in in_block), (1, (shape.vocab_size, shape.width))]:
+    for times, size in [*((hparams.num_blocks, size) for size in in_block), (1, (hparams.vocab_size, hparams.width))]:
         seconds += times * product_seconds(count, *size)
         operations += times * 4 * count * size[0] * size[1]
-    block = sum(rows * columns for rows, columns in linear_shapes(shape).values())
+    block = sum(rows * columns for rows, columns in linear_shapes(hparams).values())
     return {
-        "operations_per_second": operations / seconds, "block_weights": shape.num_blocks * block,
-        "output_weights": shape.vocab_size * shape.width,
+        "operations_per_second": operations / seconds, "block_weights": hparams.num_blocks * block,
+        "output_weights": hparams.vocab_size * hparams.width,
     }  # fmt: skip
 
 

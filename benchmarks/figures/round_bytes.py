@@ -13,12 +13,12 @@ from typing import Any
 
 from benchmarks.common import result_file, write_json
 from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
-from comigs_edge.base.hparams import Shape, read_shape
-from comigs_edge.nn.experts import FORMS, Layout, generalist_shapes
+from comigs_edge.base.hparams import HParams, read_hparams
+from comigs_edge.nn.experts import FORMS, ExpertsConfig, generalist_shapes
 from coordinator.protocol import compress, rounds, wire
 from quantize.gguf_file import GGUFFile
 
-LLAMA_1B = Shape("llama", 16, 2048, 8192, 32, 8, 64, 64, 500000.0, 1.0, 1e-5, 128256, 131072)
+LLAMA_1B = HParams("llama", 16, 2048, 8192, 32, 8, 64, 64, 500000.0, 1.0, 1e-5, 128256, 131072)
 # GPT-2 small, as the paper has it: low-rank updates of rank 8 on two MLP matrices and on two of the attention, 12 blocks.
 GPT2 = {f"generalist.blk.{block}.{name}": shape for block in range(12) for name, shape in (
     ("ffn_up.lora_a", (8, 768)), ("ffn_up.lora_b", (3072, 8)), ("ffn_down.lora_a", (8, 3072)), ("ffn_down.lora_b", (768, 8)),
@@ -58,20 +58,20 @@ def row(name: str, experts: Shapes, attention: Shapes) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def split(layout: Layout, shape: Shape) -> tuple[Shapes, Shapes]:
+def split(layout: ExpertsConfig, hparams: HParams) -> tuple[Shapes, Shapes]:
     """The generalist's tensors of the MLP, and of the attention."""
-    everything: Shapes = dict(generalist_shapes(replace(layout, attention=True), shape))
+    everything: Shapes = dict(generalist_shapes(replace(layout, attention=True), hparams))
     attention = {name: value for name, value in everything.items() if "attn" in name}
     return {name: value for name, value in everything.items() if name not in attention}, attention
 
 
 def main() -> None:
-    smollm = read_shape(GGUFFile(find_base(DEFAULT_BASE)[1]))
+    smollm = read_hparams(GGUFFile(find_base(DEFAULT_BASE)[1]))
     rows = [row("GPT-2, the paper's", GPT2, GPT2_ATTENTION)]
     for name, shape in (("SmolLM2-135M", smollm), ("Llama-3.2-1B's shape", LLAMA_1B)):
-        rows.append(row(f"{name}, LoRA rank 8", *split(Layout(), shape)))
+        rows.append(row(f"{name}, LoRA rank 8", *split(ExpertsConfig(), shape)))
     width = FORMS["parallel"].width(None, 8, smollm)
-    experts, _ = split(Layout(form="parallel", expert_width=width), smollm)
+    experts, _ = split(ExpertsConfig(form="parallel", expert_width=width), smollm)
     parallel = {
         "model": f"SmolLM2-135M, parallel {width} wide", "weights": sum(a * b for a, b in experts.values()),
         **{name: size(experts, name) for name in compress.FORMATS}, "float16_half": size(experts, "float16", "freeze-a"),

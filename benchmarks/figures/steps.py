@@ -21,7 +21,7 @@ from rich.table import Table
 from benchmarks.common import result_file, write_json
 from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
 from comigs_edge.nn.adapters import Adapters
-from comigs_edge.nn.experts import FORMS, Layout
+from comigs_edge.nn.experts import FORMS, ExpertsConfig
 from comigs_edge.nn.loss import next_token_loss
 from comigs_edge.nn.model import Model
 from comigs_edge.nn.weights import Base, open_base
@@ -36,14 +36,14 @@ class Step:
     """One kind of step, ready to be done again and again."""
 
     def __init__(self, base: Base, form: str, specialists: int, router: bool) -> None:
-        width = FORMS[form].width(None, 8, base.shape)
-        layout = Layout(num_specialists=specialists, form=form, expert_width=width)
-        adapters = Adapters.initial(layout, base.shape, 0)
+        width = FORMS[form].width(None, 8, base.hparams)
+        layout = ExpertsConfig(num_specialists=specialists, form=form, expert_width=width)
+        adapters = Adapters.initial(layout, base.hparams, 0)
         self.tensors = adapters.group(router)
         self.model = Model(base, adapters, checkpointing="attention")
         self.optimiser = AdamW(self.tensors, 1e-3, 0.01)
         generator = torch.Generator().manual_seed(0)
-        ids = torch.randint(base.shape.vocab_size, (BATCH, CONTEXT + 1), generator=generator)
+        ids = torch.randint(base.hparams.vocab_size, (BATCH, CONTEXT + 1), generator=generator)
         self.tokens, self.targets = ids[:, :-1], ids[:, 1:].flatten()
 
     def seconds(self) -> float:

@@ -101,8 +101,8 @@ def _compare(path: Path, form: str, lines: dict[str, Any], steps: int) -> dict[s
 def _measured(path: Path, experts: ModelConfig, plan: Plan, steps: int) -> list[float]:
     """Seconds of each step, after one that also takes its memory for the first time."""
     base = open_base(path, plan.threads, plan.keep, getattr(torch, plan.precision))
-    adapters = Adapters.initial(plan_experts(experts, base.shape), base.shape, 0)
-    ids = torch.randint(base.shape.vocab_size, (50_000,), generator=torch.Generator().manual_seed(0)).tolist()
+    adapters = Adapters.initial(plan_experts(experts, base.hparams), base.hparams, 0)
+    ids = torch.randint(base.hparams.vocab_size, (50_000,), generator=torch.Generator().manual_seed(0)).tolist()
     rows = Rows([Encoded(ids, [True] * len(ids))], plan.context, 0)
     fake = "Q8_0" if experts.expert_form == "parallel" else None  # as a training does by default
     schedule = Schedule(

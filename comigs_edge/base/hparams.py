@@ -34,7 +34,7 @@ ARCHITECTURES = {
 
 
 @dataclass(frozen=True)
-class Shape:
+class HParams:
     """The hyper-parameters of a base; counts, and widths in numbers."""
 
     architecture: str
@@ -52,7 +52,7 @@ class Shape:
     context_length: int  # tokens, the longest that the base was trained for
 
 
-def read_shape(file: GGUFFile) -> Shape:
+def read_hparams(file: GGUFFile) -> HParams:
     """Hyper-parameters of the file; raises `ComigsError` naming what is not supported."""
     meta = file.metadata
     arch = str(meta.get("general.architecture", "unknown"))
@@ -72,13 +72,13 @@ def read_shape(file: GGUFFile) -> Shape:
         raise ComigsError(f"{file.path} is damaged ({error}); get the file again") from error
 
 
-def _shape(file: GGUFFile, arch: str, scaling: str) -> Shape:
+def _shape(file: GGUFFile, arch: str, scaling: str) -> HParams:
     meta = {key.removeprefix(f"{arch}."): value for key, value in file.metadata.items()}
     width, num_heads = int(meta["embedding_length"]), int(meta["attention.head_count"])
     head_width = int(meta.get("attention.key_length", width // num_heads))
     if int(meta.get("attention.value_length", head_width)) != head_width:
         raise ComigsError(f"{file.path} has keys and values of different widths, which is not supported")
-    return Shape(
+    return HParams(
         architecture=arch,
         num_blocks=int(meta["block_count"]),
         width=width,
@@ -95,17 +95,17 @@ def _shape(file: GGUFFile, arch: str, scaling: str) -> Shape:
     )
 
 
-def check_tensors(file: GGUFFile, shape: Shape) -> None:
+def check_tensors(file: GGUFFile, hparams: HParams) -> None:
     """Raises `ComigsError` unless the file has every tensor that the forward pass uses, in its shape, and no other."""
-    if not 1 <= shape.num_blocks <= MAX_BLOCKS:
-        raise ComigsError(f"{file.path} is damaged: it claims {shape.num_blocks:,} blocks")
-    needed = {"token_embd.weight": (shape.vocab_size, shape.width), "output_norm.weight": (shape.width,)}
+    if not 1 <= hparams.num_blocks <= MAX_BLOCKS:
+        raise ComigsError(f"{file.path} is damaged: it claims {hparams.num_blocks:,} blocks")
+    needed = {"token_embd.weight": (hparams.vocab_size, hparams.width), "output_norm.weight": (hparams.width,)}
     allowed = set(_TOP_TENSORS)
-    for index in range(shape.num_blocks):
-        needed |= {f"blk.{index}.{name}.weight": size for name, size in linear_shapes(shape).items()}
-        needed |= {f"blk.{index}.{name}.weight": (shape.width,) for name in _NORMS}
-        if ARCHITECTURES[shape.architecture].norms_heads:
-            needed |= {f"blk.{index}.{name}.weight": (shape.head_width,) for name in _HEAD_NORMS}
+    for index in range(hparams.num_blocks):
+        needed |= {f"blk.{index}.{name}.weight": size for name, size in linear_shapes(hparams).items()}
+        needed |= {f"blk.{index}.{name}.weight": (hparams.width,) for name in _NORMS}
+        if ARCHITECTURES[hparams.architecture].norms_heads:
+            needed |= {f"blk.{index}.{name}.weight": (hparams.head_width,) for name in _HEAD_NORMS}
         else:
             allowed |= {f"blk.{index}.{name}" for name in _BIASES}
     for name, size in needed.items():
@@ -115,28 +115,28 @@ def check_tensors(file: GGUFFile, shape: Shape) -> None:
             raise ComigsError(f"{file.path}: {name} has the shape {file.tensors[name].shape} and not {size}")
     for name in sorted(file.tensors.keys() - allowed - needed.keys()):
         raise ComigsError(
-            f"{file.path} has the tensor {name}, which {shape.architecture} does not use; choose another base"
+            f"{file.path} has the tensor {name}, which {hparams.architecture} does not use; choose another base"
         )
 
 
-def linear_shapes(shape: Shape) -> dict[str, tuple[int, int]]:
+def linear_shapes(hparams: HParams) -> dict[str, tuple[int, int]]:
     """(out, in) of each linear map of a block, by its GGUF name."""
-    queries, keys = shape.num_heads * shape.head_width, shape.num_kv_heads * shape.head_width
-    d, f = shape.width, shape.ff_width
+    queries, keys = hparams.num_heads * hparams.head_width, hparams.num_kv_heads * hparams.head_width
+    d, f = hparams.width, hparams.ff_width
     sizes = ((queries, d), (keys, d), (keys, d), (d, queries), (f, d), (f, d), (d, f))
     return dict(zip((*ATTENTION, *FFN), sizes, strict=True))
 
 
-def llama_order(shape: Shape, name: str) -> list[int] | None:
+def llama_order(hparams: HParams, name: str) -> list[int] | None:
     """In which order the rows of a tensor of the attention must stand for RoPE as llama has it; None: as they do.
 
     `name` is GGUF's without the block, like `attn_q.weight`. Only rows that RoPE turns move, inside their head: row j and
     row j + rope_width / 2 become neighbours. Scores of queries and keys are the same in either order.
     """
-    heads = {"attn_q": shape.num_heads, "attn_k": shape.num_kv_heads, "attn_q_norm": 1, "attn_k_norm": 1}
+    heads = {"attn_q": hparams.num_heads, "attn_k": hparams.num_kv_heads, "attn_q_norm": 1, "attn_k_norm": 1}
     count = heads.get(name.partition(".")[0])
-    if count is None or not ARCHITECTURES[shape.architecture].turns_halves:
+    if count is None or not ARCHITECTURES[hparams.architecture].turns_halves:
         return None
-    half = shape.rope_width // 2
-    head = [row for j in range(half) for row in (j, j + half)] + list(range(2 * half, shape.head_width))
-    return [start * shape.head_width + row for start in range(count) for row in head]
+    half = hparams.rope_width // 2
+    head = [row for j in range(half) for row in (j, j + half)] + list(range(2 * half, hparams.head_width))
+    return [start * hparams.head_width + row for start in range(count) for row in head]

@@ -161,14 +161,14 @@ def _measured(
 
 def _plans(settings: Config, base: GGUFFile) -> tuple[list[Plan], dict[str, str]]:
     """A model of each kind with 1 generalist + 1 specialist as the settings have them, and why others cannot be."""
-    from comigs_edge.base.hparams import check_tensors, read_shape
+    from comigs_edge.base.hparams import check_tensors, read_hparams
     from comigs_edge.export import hot
     from comigs_edge.inference import throughput as speed
     from comigs_edge.planning.plan import plan_experts
     from quantize.formats import QuantizeError
 
-    shape = read_shape(base)
-    check_tensors(base, shape)
+    hparams = read_hparams(base)
+    check_tensors(base, hparams)
     plans, left_out = [], {}
     for kind, (form, layout) in MODELS.items():
         stored = settings.storage(layout).format
@@ -176,7 +176,7 @@ def _plans(settings: Config, base: GGUFFile) -> tuple[list[Plan], dict[str, str]
             stored = hot.FORMATS[0]
         try:
             model = replace(settings.model, specialists=1, experts_per_token=2, expert_form=form)
-            experts = plan_experts(model, shape)
+            experts = plan_experts(model, hparams)
             plans.append(speed.plan(base, kind, experts, layout, stored))
         except (ComigsError, QuantizeError) as error:
             left_out[kind] = str(error)

@@ -104,13 +104,13 @@ def _convert(home: Home, folder: Path, format_name: str, expert_form: str | None
 
 def _checked_form(path: Path, expert_form: str | None) -> Form:
     """The form of the experts; nothing is made for a base that could not be trained."""
-    from comigs_edge.base.hparams import check_tensors, read_shape
+    from comigs_edge.base.hparams import check_tensors, read_hparams
     from quantize.gguf_file import GGUFFile
 
     file = GGUFFile(path)
-    shape = read_shape(file)
-    check_tensors(file, shape)
-    return _form(shape.architecture, expert_form)
+    hparams = read_hparams(file)
+    check_tensors(file, hparams)
+    return _form(hparams.architecture, expert_form)
 
 
 def _form(architecture: str, expert_form: str | None) -> Form:
@@ -123,7 +123,7 @@ def _form(architecture: str, expert_form: str | None) -> Form:
 
 
 def _print_plan(home: Home, settings: Config) -> None:
-    from comigs_edge.base.hparams import read_shape
+    from comigs_edge.base.hparams import read_hparams
     from comigs_edge.commands.console import out, size
     from comigs_edge.commands.plan import show
     from comigs_edge.nn.experts import expected_shapes
@@ -131,11 +131,11 @@ def _print_plan(home: Home, settings: Config) -> None:
     from quantize.gguf_file import GGUFFile
 
     resolved = resolve(home, settings)
-    shape, train = read_shape(GGUFFile(home.base_file)), settings.train
-    layout = plan_experts(resolved.settings.model, shape)
-    trainable = sum(a * b for a, b in expected_shapes(layout, shape).values())
+    hparams, train = read_hparams(GGUFFile(home.base_file)), settings.train
+    layout = plan_experts(resolved.settings.model, hparams)
+    trainable = sum(a * b for a, b in expected_shapes(layout, hparams).values())
     form = FORMS[layout.form].describe(layout)
-    base = f"{settings.base.name}, {size(settings.base.size)}, {shape.num_blocks} blocks, sha256 {settings.base.sha256[:16]}"
+    base = f"{settings.base.name}, {size(settings.base.size)}, {hparams.num_blocks} blocks, sha256 {settings.base.sha256[:16]}"
     rows = (
         ("base", base),
         ("trained", f"{trainable / 1e6:.2f} million weights ({form}, {layout.experts_per_token} per token)"),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from comigs_edge import files
-from comigs_edge.base.hparams import read_shape
+from comigs_edge.base.hparams import read_hparams
 from comigs_edge.errors import ComigsError
 from comigs_edge.export import hot
 from comigs_edge.export.merged import BASE_KEY, SOURCE_KEY, Exported, Origin, export
@@ -33,9 +33,9 @@ _NAME = re.compile(
 
 def newest_adapters(home: Home, settings: Config) -> tuple[Adapters, dict[str, Any]]:
     """The newest adapters and their manifest, without the base's weights."""
-    shape = read_shape(GGUFFile(home.base_file))
-    saved = load(home.adapters, shape, settings.base.sha256)
-    return Adapters.from_arrays(saved.layout, shape, saved.arrays), saved.manifest
+    hparams = read_hparams(GGUFFile(home.base_file))
+    saved = load(home.adapters, hparams, settings.base.sha256)
+    return Adapters.from_arrays(saved.layout, hparams, saved.arrays), saved.manifest
 
 
 def export_newest(

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from comigs_edge import files
-from comigs_edge.base.hparams import ATTENTION, FFN, Shape, llama_order, read_shape
+from comigs_edge.base.hparams import ATTENTION, FFN, HParams, llama_order, read_hparams
 from comigs_edge.errors import ComigsError
 from comigs_edge.export.merged import BASE_KEY, SOURCE_KEY, Exported, target_architecture, write_model
 from comigs_edge.export.planner import (
@@ -26,7 +26,7 @@ from comigs_edge.export.planner import (
     stacked_name,
 )
 from comigs_edge.nn.adapters import Adapters
-from comigs_edge.nn.experts import Layout
+from comigs_edge.nn.experts import ExpertsConfig
 from comigs_edge.nn.lora import LoRA
 from comigs_edge.nn.tensors import tensor_to_numpy
 from quantize import ggml
@@ -44,21 +44,21 @@ def write_base(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Exported:  # fmt: skip
     """Writes the base for these adapters' number of experts; it fits every adapter of the same layout."""
-    shape, layout = read_shape(base), adapters.layout
-    architecture = _architecture(shape, adapters)
-    plans = _base_plans(base, shape, adapters, format_name)
+    hparams, layout = read_hparams(base), adapters.layout
+    architecture = _architecture(hparams, adapters)
+    plans = _base_plans(base, hparams, adapters, format_name)
     changes: Metadata = {"general.architecture": architecture, BASE_KEY: base_sha256}
     if layout.num_experts > 1:
-        changes |= mixture_metadata(architecture, shape, layout)
-    return write_model(base, shape, plans, changes, output, progress)
+        changes |= mixture_metadata(architecture, hparams, layout)
+    return write_model(base, hparams, plans, changes, output, progress)
 
 
 def write_adapter(base: GGUFFile, adapters: Adapters, part: str, format_name: str, output: Path, sha256: str) -> int:
     """Writes the LoRA file of `part`, one of PARTS; returns its bytes."""
-    shape = read_shape(base)
-    architecture = _architecture(shape, adapters)
+    hparams = read_hparams(base)
+    architecture = _architecture(hparams, adapters)
     plans = list(
-        _adapter_plans(adapters, shape, part, block_format(format_name), needs_llama_order(shape, architecture))
+        _adapter_plans(adapters, hparams, part, block_format(format_name), needs_llama_order(hparams, architecture))
     )
     metadata = [
         entry("general.type", "adapter"), entry("general.architecture", architecture), entry("adapter.type", "lora"),
@@ -72,41 +72,43 @@ def write_adapter(base: GGUFFile, adapters: Adapters, part: str, format_name: st
 
 def planned_size(base: GGUFFile, adapters: Adapters, format_name: str) -> int:
     """Bytes of the tensors that `write_base` and `write_adapter` would write; raises as they do."""
-    shape, fmt = read_shape(base), block_format(format_name)
-    order = needs_llama_order(shape, _architecture(shape, adapters))
-    parts = [_adapter_plans(adapters, shape, part, fmt, order) for part in PARTS]
-    return total_size(_base_plans(base, shape, adapters, format_name)) + sum(map(total_size, parts))
+    hparams, fmt = read_hparams(base), block_format(format_name)
+    order = needs_llama_order(hparams, _architecture(hparams, adapters))
+    parts = [_adapter_plans(adapters, hparams, part, fmt, order) for part in PARTS]
+    return total_size(_base_plans(base, hparams, adapters, format_name)) + sum(map(total_size, parts))
 
 
-def _base_plans(base: GGUFFile, shape: Shape, adapters: Adapters, format_name: str) -> list[TensorPlan]:
-    layout, fmt, architecture = adapters.layout, block_format(format_name), _architecture(shape, adapters)
+def _base_plans(base: GGUFFile, hparams: HParams, adapters: Adapters, format_name: str) -> list[TensorPlan]:
+    layout, fmt, architecture = adapters.layout, block_format(format_name), _architecture(hparams, adapters)
     plans: list[TensorPlan] = []
     for name in base.tensors:
         part = name.split(".")[-2]
-        order = llama_order(shape, name.split(".", 2)[-1]) if needs_llama_order(shape, architecture) else None
+        order = llama_order(hparams, name.split(".", 2)[-1]) if needs_llama_order(hparams, architecture) else None
         plan = copy_tensor(base, name, fmt, order=order)
         plans.append(repeat_experts(plan, layout.num_experts) if part in FFN else plan)
         if part == FFN[-1] and layout.num_experts > 1:
-            plans.append(plan_router(int(name.split(".")[1]), np.zeros((layout.num_experts, shape.width), np.float32)))
+            plans.append(
+                plan_router(int(name.split(".")[1]), np.zeros((layout.num_experts, hparams.width), np.float32))
+            )
     return plans
 
 
-def _architecture(shape: Shape, adapters: Adapters) -> str:
+def _architecture(hparams: HParams, adapters: Adapters) -> str:
     if not adapters.form.is_low_rank:
         raise ComigsError(
             "the layout hot is for LoRA experts; parallel experts are swapped by rewriting their small tensors: "
             "comigs-edge export --layout merged"
         )
-    return target_architecture(shape, adapters)
+    return target_architecture(hparams, adapters)
 
 
 def _adapter_plans(
-    adapters: Adapters, shape: Shape, part: str, fmt: BlockFormat, in_llama_order: bool
+    adapters: Adapters, hparams: HParams, part: str, fmt: BlockFormat, in_llama_order: bool
 ) -> list[TensorPlan]:
     layout = adapters.layout
     experts = range(1) if part == PARTS[0] else range(1, layout.num_experts)
     plans: list[TensorPlan] = []
-    for block in range(adapters.first_block, shape.num_blocks):
+    for block in range(adapters.first_block, hparams.num_blocks):
         for index, name in enumerate(FFN):
             updates = [adapters.experts[block][e][index] for e in experts]
             weight = f"blk.{block}.{name}.weight"
@@ -119,14 +121,14 @@ def _adapter_plans(
         if part == PARTS[0] and layout.attention:
             for name in ATTENTION:
                 a, b = (tensor_to_numpy(tensor) for tensor in adapters.attention[block][name])
-                order = llama_order(shape, name)
+                order = llama_order(hparams, name)
                 if order is not None and not in_llama_order:
                     b = b[np.argsort(order)]
                 plans += _pair(f"blk.{block}.{name}.weight", a, b * np.float32(layout.scale), fmt)
     return plans
 
 
-def _slots(updates: list[LoRA], layout: Layout, experts: range) -> tuple[Floats, Floats]:
+def _slots(updates: list[LoRA], layout: ExpertsConfig, experts: range) -> tuple[Floats, Floats]:
     """A (E, R, in) and B (E, out, R) with zeros where an expert is not in this file; flat for one expert alone."""
     first = updates[0]
     a = np.zeros((layout.num_experts, *first.a.shape), np.float32)

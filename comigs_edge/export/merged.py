@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from comigs_edge import files
-from comigs_edge.base.hparams import Shape, read_shape
+from comigs_edge.base.hparams import HParams, read_hparams
 from comigs_edge.export.planner import PLANNERS, Metadata, copy_tensor
 from comigs_edge.nn.adapters import Adapters
 from quantize.formats import FILE_TYPES, block_format
@@ -50,28 +50,28 @@ def export(
     `QuantizeError` if a row is not a whole number of blocks and `ComigsError` if llama.cpp has no architecture for these
     experts beside this base, before anything is written.
     """
-    shape = read_shape(base)
-    plans, changes = tensor_plans(base, shape, adapters, format_name, origin, threads)
-    return write_model(base, shape, plans, changes, output, progress)
+    hparams = read_hparams(base)
+    plans, changes = tensor_plans(base, hparams, adapters, format_name, origin, threads)
+    return write_model(base, hparams, plans, changes, output, progress)
 
 
 def planned_size(base: GGUFFile, adapters: Adapters, format_name: str) -> int:
     """Bytes of the tensors that `export` would write; raises as it does."""
-    return total_size(tensor_plans(base, read_shape(base), adapters, format_name, Origin())[0])
+    return total_size(tensor_plans(base, read_hparams(base), adapters, format_name, Origin())[0])
 
 
 def tensor_plans(
-    base: GGUFFile, shape: Shape, adapters: Adapters | None, format_name: str, origin: Origin, threads: int = 1
+    base: GGUFFile, hparams: HParams, adapters: Adapters | None, format_name: str, origin: Origin, threads: int = 1
 ) -> tuple[list[TensorPlan], Metadata]:
     """The tensors of an exported file, and the metadata in which it differs from the base."""
     fmt = block_format(format_name)
-    changes: Metadata = {"general.architecture": shape.architecture}
+    changes: Metadata = {"general.architecture": hparams.architecture}
     if adapters is None or adapters.form.is_low_rank or fmt.name == "F32":  # else most of the file is the base's bytes
         changes["general.file_type"] = FILE_TYPES[fmt.name]
     if adapters is None:
         return [copy_tensor(base, name, fmt) for name in base.tensors], changes
-    architecture = target_architecture(shape, adapters)
-    planner = PLANNERS[adapters.form.planner](base, shape, adapters, fmt, architecture, threads)
+    architecture = target_architecture(hparams, adapters)
+    planner = PLANNERS[adapters.form.planner](base, hparams, adapters, fmt, architecture, threads)
     changes |= {
         "general.architecture": architecture, "general.name": f"{base.metadata.get('general.name', 'model')}, personal",
         SOURCE_KEY: origin.adapters, BASE_KEY: origin.base,
@@ -79,13 +79,13 @@ def tensor_plans(
     return list(planner.plans()), changes | planner.metadata()
 
 
-def target_architecture(shape: Shape, adapters: Adapters) -> str:
+def target_architecture(hparams: HParams, adapters: Adapters) -> str:
     """The architecture of the file; raises `ComigsError` if llama.cpp has none that is exact."""
-    return adapters.form.architecture(shape.architecture, adapters.layout.num_experts)
+    return adapters.form.architecture(hparams.architecture, adapters.layout.num_experts)
 
 
 def write_model(
-    base: GGUFFile, shape: Shape, plans: list[TensorPlan], changes: Metadata, output: Path,
+    base: GGUFFile, hparams: HParams, plans: list[TensorPlan], changes: Metadata, output: Path,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Exported:  # fmt: skip
     """Writes a file of the base's metadata with `changes` (the architecture among them) and these tensors."""
@@ -97,13 +97,13 @@ def write_model(
         progress(done, total)
 
     with files.atomic_writer(output) as file:
-        write(file, entries(base, shape, changes), plans, base.alignment, advance)
+        write(file, entries(base, hparams, changes), plans, base.alignment, advance)
     return summarise(output, plans)
 
 
-def entries(base: GGUFFile, shape: Shape, changes: Metadata) -> list[bytes]:
+def entries(base: GGUFFile, hparams: HParams, changes: Metadata) -> list[bytes]:
     """The metadata of a file: the base's with `changes`."""
-    return metadata_with(base, changes, (f"{shape.architecture}.", f"{changes['general.architecture']}."))
+    return metadata_with(base, changes, (f"{hparams.architecture}.", f"{changes['general.architecture']}."))
 
 
 def summarise(path: Path, plans: list[TensorPlan]) -> Exported:

@@ -18,10 +18,10 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from comigs_edge.base.hparams import ARCHITECTURES, ATTENTION, FFN, Shape, llama_order
+from comigs_edge.base.hparams import ARCHITECTURES, ATTENTION, FFN, HParams, llama_order
 from comigs_edge.nn import lora
 from comigs_edge.nn.adapters import Adapters
-from comigs_edge.nn.experts import Layout
+from comigs_edge.nn.experts import ExpertsConfig
 from comigs_edge.nn.tensors import tensor_to_numpy
 from quantize import ggml
 from quantize.formats import FORMATS, BlockFormat, fitting
@@ -39,12 +39,12 @@ class Planner(ABC):
     always_mixture: ClassVar[bool] = False  # also where the generalist is alone
 
     def __init__(
-        self, base: GGUFFile, shape: Shape, adapters: Adapters, fmt: BlockFormat, architecture: str, threads: int
+        self, base: GGUFFile, hparams: HParams, adapters: Adapters, fmt: BlockFormat, architecture: str, threads: int
     ) -> None:
-        self.base, self.shape, self.adapters, self.fmt, self.threads = base, shape, adapters, fmt, threads
+        self.base, self.hparams, self.adapters, self.fmt, self.threads = base, hparams, adapters, fmt, threads
         self.layout, self.architecture = adapters.layout, architecture
         self.is_mixture = self.always_mixture or self.layout.num_experts > 1
-        self.in_llama_order = needs_llama_order(shape, architecture)
+        self.in_llama_order = needs_llama_order(hparams, architecture)
 
     @abstractmethod
     def _plan_ffn(self, block: int, name: str, part: str) -> Iterator[TensorPlan]:
@@ -52,7 +52,7 @@ class Planner(ABC):
 
     def metadata(self) -> Metadata:
         """What tells llama.cpp of the experts."""
-        return mixture_metadata(self.architecture, self.shape, self.layout) if self.is_mixture else {}
+        return mixture_metadata(self.architecture, self.hparams, self.layout) if self.is_mixture else {}
 
     def plans(self) -> Iterator[TensorPlan]:
         """All tensors, in the order of the base's."""
@@ -67,7 +67,7 @@ class Planner(ABC):
             elif part in ATTENTION and kind == "weight" and self.adapters.attention and self._has_experts(block):
                 yield self._plan_attention(block, name, part)
             else:
-                order = llama_order(self.shape, f"{part}.{kind}") if self.in_llama_order else None
+                order = llama_order(self.hparams, f"{part}.{kind}") if self.in_llama_order else None
                 yield copy_tensor(self.base, name, self.fmt, order=order)
             if part == FFN[-1]:
                 yield from self._plan_router(block)
@@ -84,7 +84,7 @@ class Planner(ABC):
         )
 
     def _plan_attention(self, block: int, name: str, part: str) -> TensorPlan:
-        update, order = self.adapters.attention[block][part], llama_order(self.shape, part)
+        update, order = self.adapters.attention[block][part], llama_order(self.hparams, part)
 
         def merge() -> Iterator[Floats]:
             weight = torch.from_numpy(self.base.dequantize(name))
@@ -100,7 +100,7 @@ class Planner(ABC):
             yield plan_router(block, tensor_to_numpy(router))
         elif self.is_mixture:
             # A generalist alone, where the softmax over one logit is 1, or a block whose experts are all alike.
-            yield plan_router(block, np.zeros((self.layout.num_experts, self.shape.width), np.float32))
+            yield plan_router(block, np.zeros((self.layout.num_experts, self.hparams.width), np.float32))
 
 
 class CopiesPlanner(Planner):
@@ -132,7 +132,7 @@ class BesidePlanner(Planner):
         """Also the widths of the experts and of the base's MLP, which every token uses."""
         return super().metadata() | {
             f"{self.architecture}.feed_forward_length": self.layout.expert_width,
-            f"{self.architecture}.expert_shared_feed_forward_length": self.shape.ff_width,
+            f"{self.architecture}.expert_shared_feed_forward_length": self.hparams.ff_width,
             f"{self.architecture}.logit_scale": 1.0,
         }
 
@@ -148,7 +148,7 @@ class BesidePlanner(Planner):
         """One matrix of every expert."""
         if self._has_experts(block):
             return [tensor_to_numpy(expert[index]) for expert in self.adapters.experts[block]]
-        size = (self.layout.expert_width, self.shape.width)
+        size = (self.layout.expert_width, self.hparams.width)
         zeros = np.zeros(size[::-1] if FFN[index] == FFN[-1] else size, np.float32)
         return [zeros] * self.layout.num_experts
 
@@ -156,20 +156,20 @@ class BesidePlanner(Planner):
 PLANNERS: dict[str, type[Planner]] = {"copies": CopiesPlanner, "beside": BesidePlanner}
 
 
-def mixture_metadata(architecture: str, shape: Shape, layout: Layout) -> Metadata:
+def mixture_metadata(architecture: str, hparams: HParams, layout: ExpertsConfig) -> Metadata:
     """What tells llama.cpp that a model is a mixture."""
     changes: Metadata = {
         f"{architecture}.expert_count": layout.num_experts,
         f"{architecture}.expert_used_count": layout.experts_per_token,
     }
     if architecture == "qwen3moe":
-        changes[f"{architecture}.expert_feed_forward_length"] = shape.ff_width
+        changes[f"{architecture}.expert_feed_forward_length"] = hparams.ff_width
     return changes
 
 
-def needs_llama_order(shape: Shape, architecture: str) -> bool:
+def needs_llama_order(hparams: HParams, architecture: str) -> bool:
     """Whether the rows of queries and keys must be put into llama's order for this architecture."""
-    return ARCHITECTURES[shape.architecture].turns_halves and architecture in ("llama", "granitemoe")
+    return ARCHITECTURES[hparams.architecture].turns_halves and architecture in ("llama", "granitemoe")
 
 
 def copy_tensor(

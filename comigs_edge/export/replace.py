@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from comigs_edge import files
-from comigs_edge.base.hparams import read_shape
+from comigs_edge.base.hparams import read_hparams
 from comigs_edge.errors import ComigsError
 from comigs_edge.export.merged import BASE_KEY, SOURCE_KEY, Exported, Origin, entries, summarise, tensor_plans
 from comigs_edge.nn.adapters import Adapters
@@ -22,10 +22,10 @@ def replace_experts(
     those of a new export. While it is written the file names no adapters, so an interrupted one is never used. A program that
     has the file open sees the new experts as they are written.
     """
-    shape = read_shape(base)
-    plans, changes = tensor_plans(base, shape, adapters, format_name, origin)
+    hparams = read_hparams(base)
+    plans, changes = tensor_plans(base, hparams, adapters, format_name, origin)
     there = GGUFFile(path)
-    if there.metadata.get(BASE_KEY) != origin.base or not _is_alike(there, plans, entries(base, shape, changes)):
+    if there.metadata.get(BASE_KEY) != origin.base or not _is_alike(there, plans, entries(base, hparams, changes)):
         return None
     changed = [plan for plan in plans if not plan.is_fixed]
     position = there.metadata_bytes[SOURCE_KEY][1] - len(origin.adapters)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from comigs_edge.arrays import select
-from comigs_edge.base.hparams import Shape, read_shape
+from comigs_edge.base.hparams import HParams, read_hparams
 from comigs_edge.home.config import Config
 from comigs_edge.home.folder import Home
 from comigs_edge.home.versions import load, read_manifest, versions
-from comigs_edge.nn.experts import Layout, generalist_shapes
+from comigs_edge.nn.experts import ExpertsConfig, generalist_shapes
 from comigs_edge.planning.plan import plan_experts, resolve
 from comigs_edge.training import checkpoint
 from coordinator.protocol.generalist import may_leave
@@ -16,12 +16,12 @@ from coordinator.protocol.wire import Arrays
 from quantize.gguf_file import GGUFFile
 
 
-def read_layout(home: Home, settings: Config) -> tuple[Layout, Shape]:
+def read_layout(home: Home, settings: Config) -> tuple[ExpertsConfig, HParams]:
     """Of the newest adapters, or of those that are planned; and the base's shape."""
-    shape, made = read_shape(GGUFFile(home.base_file)), versions(home.adapters)
+    hparams, made = read_hparams(GGUFFile(home.base_file)), versions(home.adapters)
     if made:
-        return Layout(**read_manifest(home.adapters, made[-1])["layout"]), shape
-    return plan_experts(resolve(home, settings).settings.model, shape), shape
+        return ExpertsConfig(**read_manifest(home.adapters, made[-1])["layout"]), hparams
+    return plan_experts(resolve(home, settings).settings.model, hparams), hparams
 
 
 def describe_generalist(home: Home, settings: Config) -> Generalist:
@@ -33,11 +33,11 @@ def describe_generalist(home: Home, settings: Config) -> Generalist:
     )  # fmt: skip
 
 
-def initial_generalist(layout: Layout, shape: Shape, seed: int) -> Arrays:
+def initial_generalist(layout: ExpertsConfig, hparams: HParams, seed: int) -> Arrays:
     """The generalist with which a training begins."""
     from comigs_edge.nn.adapters import Adapters
 
-    return Adapters.initial(layout, shape, seed).generalist()
+    return Adapters.initial(layout, hparams, seed).generalist()
 
 
 def interrupted_state(home: Home) -> Arrays | None:
@@ -52,7 +52,7 @@ def read_generalist(home: Home, settings: Config) -> Arrays | None:
     if state is not None:
         arrays = select(state, "current.")
     elif versions(home.adapters):
-        arrays = load(home.adapters, read_shape(GGUFFile(home.base_file)), settings.base.sha256).arrays
+        arrays = load(home.adapters, read_hparams(GGUFFile(home.base_file)), settings.base.sha256).arrays
     else:
         return None
     return select_generalist(arrays)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from comigs_edge.base.hparams import Shape
+from comigs_edge.base.hparams import HParams
 from comigs_edge.fleet.books import Books
 from comigs_edge.fleet.client import Remote, RemoteRefused
 from comigs_edge.fleet.exchange import Exchange
@@ -15,7 +15,7 @@ from comigs_edge.fleet.outbox import Shapes
 from comigs_edge.fleet.transport import News
 from comigs_edge.home.config import Config
 from comigs_edge.home.folder import Home
-from comigs_edge.nn.experts import Layout, generalist_shapes
+from comigs_edge.nn.experts import ExpertsConfig, generalist_shapes
 from comigs_edge.progress import SILENT, Progress
 from coordinator.protocol import wire
 from coordinator.protocol.messages import Commit, Receipt, Refusal
@@ -67,12 +67,12 @@ class HTTPTransport(Remote):
             pass
 
 
-def open_exchange(home: Home, settings: Config, layout: Layout, shape: Shape, patience: float) -> Exchange:
+def open_exchange(home: Home, settings: Config, layout: ExpertsConfig, hparams: HParams, patience: float) -> Exchange:
     """This home's side of its fleet; `patience` is how long (seconds) a call is retried. Raises `ComigsError`."""
     folder = FleetFolder(home)
     member = folder.membership()
     transport = HTTPTransport(member.address, bytes.fromhex(member.pin), folder.key(), member.device, patience)
-    shapes: Shapes = dict(generalist_shapes(layout, shape))
-    initial = partial(initial_generalist, layout, shape, settings.train.seed)
+    shapes: Shapes = dict(generalist_shapes(layout, hparams))
+    initial = partial(initial_generalist, layout, hparams, settings.train.seed)
     books = Books(folder, shapes, initial, settings.base.sha256, settings.fleet.gate, settings.fleet.report_loss)
     return Exchange(books, transport)

@@ -51,8 +51,8 @@ class Rounds:
     ) -> None:
         """Takes over the newest generalist. Raises `ComigsError` where the home belongs to no fleet."""
         self._training, self._trainer, self._say, self._warn = training, trainer, say, warn
-        layout, shape = trainer.adapters.layout, trainer.adapters.shape
-        self._exchange = open_exchange(home, training.settings, layout, shape, PATIENCE)
+        layout, hparams = trainer.adapters.layout, trainer.adapters.hparams
+        self._exchange = open_exchange(home, training.settings, layout, hparams, PATIENCE)
         self._tokens, self._was_offline, self._is_alone = 0, False, False
         self.totals = Totals()
         self._guard(self._begin)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from comigs_edge.base.hparams import read_shape
+from comigs_edge.base.hparams import read_hparams
 from comigs_edge.errors import ComigsError
 from comigs_edge.fleet.exchange import Exchange
 from comigs_edge.fleet.generalist import interrupted_state, read_generalist, read_layout, select_generalist
@@ -93,7 +93,7 @@ def _open(home: Home, settings: Config) -> Exchange:
 
 
 def _saved(home: Home, settings: Config) -> Saved:
-    return load(home.adapters, read_shape(GGUFFile(home.base_file)), settings.base.sha256)
+    return load(home.adapters, read_hparams(GGUFFile(home.base_file)), settings.base.sha256)
 
 
 def _publish(home: Home, settings: Config, saved: Saved, generalist: Arrays, number: int | None, mark: str) -> int:
@@ -113,7 +113,7 @@ def _judge(home: Home, settings: Config, saved: Saved) -> Judge:
         from comigs_edge.training.run import open_training
 
         run = open_training(home, resolve(home, settings, measure=True))  # as a training would have it
-        adapters = Adapters.from_arrays(saved.layout, run.base.shape, saved.arrays)
+        adapters = Adapters.from_arrays(saved.layout, run.base.hparams, saved.arrays)
         return compare(run.make_trainer(adapters), before, after)
 
     return judge

@@ -16,11 +16,11 @@ from profiles import DeviceProfile
 from profiles.chat import Cache
 from profiles.cost import Checkpointing, Precision
 
-Layout = Literal["merged", "hot"]
+ExportLayout = Literal["merged", "hot"]
 Format = Literal[
     "Q8_0", "F16", "F32", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"
 ]
-LAYOUTS: tuple[str, ...] = get_args(Layout)
+LAYOUTS: tuple[str, ...] = get_args(ExportLayout)
 FORMATS_TO_EXPORT: tuple[str, ...] = get_args(Format)
 TRAINABLE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")  # formats that training can compute in
 HOME_FORMAT = 1  # of the folder that this version makes and reads
@@ -188,7 +188,9 @@ class QuantizeConfig:
 class ExportConfig:
     """The files that chat runs."""
 
-    layout: Annotated[Layout, setting("or hot: LoRA experts as files that llama.cpp swaps while it runs")] = "merged"
+    layout: Annotated[ExportLayout, setting("or hot: LoRA experts as files that llama.cpp swaps while it runs")] = (
+        "merged"
+    )
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 from comigs_edge import files
 from comigs_edge.arrays import digest
-from comigs_edge.base.hparams import Shape
+from comigs_edge.base.hparams import HParams
 from comigs_edge.errors import ComigsError
 from comigs_edge.nn.experts import (
-    Layout,
+    ExpertsConfig,
     check_arrays,
     roles,
 )
@@ -42,7 +42,7 @@ def read_manifest(folder: Path, version: int) -> dict[str, Any]:
         raise ComigsError(f"{path} cannot be read ({error}); train again with: comigs-edge train --fresh") from error
 
 
-def save(folder: Path, arrays: Arrays, layout: Layout, base_sha256: str, notes: dict[str, Any]) -> int:
+def save(folder: Path, arrays: Arrays, layout: ExpertsConfig, base_sha256: str, notes: dict[str, Any]) -> int:
     """Writes the next version into `folder`, all files or none; returns its number. Keeps the last three."""
     files.make_folder(folder)
     files.remove_temporaries(folder)
@@ -71,12 +71,12 @@ def save(folder: Path, arrays: Arrays, layout: Layout, base_sha256: str, notes: 
 class Saved(NamedTuple):
     """One version, as it was read."""
 
-    layout: Layout
+    layout: ExpertsConfig
     arrays: Arrays
     manifest: dict[str, Any]
 
 
-def load(folder: Path, shape: Shape, base_sha256: str) -> Saved:
+def load(folder: Path, hparams: HParams, base_sha256: str) -> Saved:
     """The newest version in `folder`.
 
     Raises `ComigsError` if it is missing, if it belongs to another base, or if it is damaged.
@@ -90,11 +90,11 @@ def load(folder: Path, shape: Shape, base_sha256: str) -> Saved:
             f"the adapters in {folder} were trained on another base ({manifest['base_sha256'][:12]}, "
             f"now {base_sha256[:12]}); bring that base back or train again with: comigs-edge train --fresh"
         )
-    layout = Layout(**manifest["layout"])
+    layout = ExpertsConfig(**manifest["layout"])
     arrays: Arrays = {}
     for path in sorted((folder / f"{numbers[-1]:04d}").glob("*.safetensors")):
         arrays |= wire.decode(path.read_bytes(), str(path))
-    check_arrays(arrays, layout, shape)
+    check_arrays(arrays, layout, hparams)
     if digest(arrays) != manifest["sha256"]:
         raise ComigsError(
             f"the adapters in {folder / f'{numbers[-1]:04d}'} are damaged (their SHA-256 does not match the manifest); "

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from comigs_edge import llamacpp as engine
-from comigs_edge.base.hparams import read_shape
+from comigs_edge.base.hparams import read_hparams
 from comigs_edge.errors import ComigsError
 from comigs_edge.export import hot
 from comigs_edge.export.merged import export, planned_size
 from comigs_edge.nn.adapters import Adapters
-from comigs_edge.nn.experts import Layout
+from comigs_edge.nn.experts import ExpertsConfig
 from comigs_edge.progress import SILENT, Progress
 from quantize.gguf_file import GGUFFile
 
@@ -113,9 +113,9 @@ class Measured:
 # Files --------------------------------------------------------------------------------------------------------------
 
 
-def plan(base: GGUFFile, kind: str, experts: Layout, layout: str, format_name: str) -> Plan:
+def plan(base: GGUFFile, kind: str, experts: ExpertsConfig, layout: str, format_name: str) -> Plan:
     """A model with new experts beside the base; raises what `export` raises if there can be no such file."""
-    adapters = Adapters.initial(experts, read_shape(base), seed=0)
+    adapters = Adapters.initial(experts, read_hparams(base), seed=0)
     size = (hot.planned_size if layout == "hot" else planned_size)(base, adapters, format_name)
     metadata = base.path.stat().st_size - sum(tensor.size for tensor in base.tensors.values())
     return Plan(kind, adapters, layout, format_name, size + metadata)

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from comigs_edge.base.hparams import ATTENTION, Shape
+from comigs_edge.base.hparams import ATTENTION, HParams
 from comigs_edge.nn.experts import (
     FORMS,
-    Layout,
+    ExpertsConfig,
     check_arrays,
     expected_shapes,
     experts_per_token,
@@ -42,25 +42,25 @@ class Adapters:
     Below block `first_block` there is nothing: an empty list, None, an empty dictionary.
     """
 
-    def __init__(self, layout: Layout, shape: Shape, named: dict[str, Tensor]) -> None:
-        self.layout, self.shape, self.named = layout, shape, named
-        self.first_block = layout.first_block(shape.num_blocks)
+    def __init__(self, layout: ExpertsConfig, hparams: HParams, named: dict[str, Tensor]) -> None:
+        self.layout, self.hparams, self.named = layout, hparams, named
+        self.first_block = layout.first_block(hparams.num_blocks)
         self.form = FORMS[layout.form]
         self.experts: list[list[Any]] = [
-            [self.form.view(tensors) for tensors in self.by_expert(block)] for block in range(shape.num_blocks)
+            [self.form.view(tensors) for tensors in self.by_expert(block)] for block in range(hparams.num_blocks)
         ]
-        self.routers = [named.get(f"router.blk.{block}") for block in range(shape.num_blocks)]
+        self.routers = [named.get(f"router.blk.{block}") for block in range(hparams.num_blocks)]
         self.attention = [
             {name: self._update(block, name) for name in ATTENTION if block >= self.first_block}
-            for block in range(shape.num_blocks)
+            for block in range(hparams.num_blocks)
         ] if layout.attention else []  # fmt: skip
 
     @classmethod
-    def initial(cls, layout: Layout, shape: Shape, seed: int) -> Adapters:
+    def initial(cls, layout: ExpertsConfig, hparams: HParams, seed: int) -> Adapters:
         """Adapters that change nothing yet: random A, zero B (gate and up random, down zero), small random router."""
         experts_per_token(layout.num_experts, layout.experts_per_token)
         named: dict[str, Tensor] = {}
-        for name, (size, spread) in starts(layout, shape).items():
+        for name, (size, spread) in starts(layout, hparams).items():
             # Each tensor has its own stream, so that adding a specialist leaves the others' start as it was.
             generator = torch.Generator().manual_seed(_stream(seed, name))
             if is_router(name):
@@ -70,25 +70,27 @@ class Adapters:
             else:
                 bound = spread / math.sqrt(size[1])
                 named[name] = torch.rand(size, generator=generator) * (2 * bound) - bound
-        return cls(layout, shape, named)
+        return cls(layout, hparams, named)
 
     @classmethod
-    def from_arrays(cls, layout: Layout, shape: Shape, arrays: Arrays) -> Adapters:
+    def from_arrays(cls, layout: ExpertsConfig, hparams: HParams, arrays: Arrays) -> Adapters:
         """Adapters with the values of `arrays`, which they share.
 
         Their order is that of the blocks: optimisers count on it, and a file gives its tensors in any order.
         """
-        return cls(layout, shape, {name: torch.from_numpy(arrays[name]) for name in expected_shapes(layout, shape)})
+        return cls(layout, hparams, {name: torch.from_numpy(arrays[name]) for name in expected_shapes(layout, hparams)})
 
     def to(self, device: torch.device) -> Adapters:
         """The same on another device."""
-        return Adapters(self.layout, self.shape, {name: tensor.to(device) for name, tensor in self.named.items()})
+        return Adapters(self.layout, self.hparams, {name: tensor.to(device) for name, tensor in self.named.items()})
 
     @property
     def is_initial(self) -> bool:
         """Whether they change nothing yet."""
         return not any(
-            bool(self.named[name].any()) for name, start in starts(self.layout, self.shape).items() if start.spread == 0
+            bool(self.named[name].any())
+            for name, start in starts(self.layout, self.hparams).items()
+            if start.spread == 0
         )
 
     def group(self, router: bool) -> list[Tensor]:
@@ -107,7 +109,7 @@ class Adapters:
 
     def load_arrays(self, arrays: Arrays) -> None:
         """Takes over the values of `arrays`, in place; raises `ComigsError` for other names or shapes."""
-        check_arrays(arrays, self.layout, self.shape)
+        check_arrays(arrays, self.layout, self.hparams)
         self._copy(arrays)
 
     def generalist(self) -> Arrays:
@@ -116,7 +118,7 @@ class Adapters:
 
     def load_generalist(self, arrays: Arrays) -> None:
         """Takes over the generalist's values, in place; the rest stays as it is."""
-        check_arrays({**self.named, **arrays}, self.layout, self.shape)
+        check_arrays({**self.named, **arrays}, self.layout, self.hparams)
         self._copy(arrays)
 
     @torch.no_grad()

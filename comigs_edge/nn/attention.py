@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from comigs_edge.base.hparams import Shape
+from comigs_edge.base.hparams import HParams
 from comigs_edge.nn.lora import LoRA, merge
 from comigs_edge.nn.norm import rms_norm
 from comigs_edge.nn.short_attention import attend
@@ -71,30 +71,32 @@ def window(tokens: Tensor, documents: Tensor | None, turns: Tensor) -> Window:
 
 
 def attention(
-    normed: Tensor, block: Block, shape: Shape, where: Window, update: Update | None, buffers: Buffers
+    normed: Tensor, block: Block, hparams: HParams, where: Window, update: Update | None, buffers: Buffers
 ) -> Tensor:  # (N, D) -> (N, D)
     """What the tokens of `where` give each other; `normed` is the normed residual stream."""
     batch, time = where.size
-    queries, keys = shape.num_heads * shape.head_width, shape.num_kv_heads * shape.head_width
+    queries, keys = hparams.num_heads * hparams.head_width, hparams.num_kv_heads * hparams.head_width
     names = ("attn_q", "attn_k", "attn_v")
     qkv = _linear(normed, block.attn_qkv, block.attn_qkv_bias, update, names, (queries, keys, keys))  # (N, Q + 2 KV)
     qk, v = torch.split(
-        qkv.view(batch, time, -1, shape.head_width), [shape.num_heads + shape.num_kv_heads, shape.num_kv_heads], 2
+        qkv.view(batch, time, -1, hparams.head_width),
+        [hparams.num_heads + hparams.num_kv_heads, hparams.num_kv_heads],
+        2,
     )
     if block.attn_q_norm is not None and block.attn_k_norm is not None:
-        q, k = torch.split(qk, [shape.num_heads, shape.num_kv_heads], 2)
-        eps = shape.norm_eps
+        q, k = torch.split(qk, [hparams.num_heads, hparams.num_kv_heads], 2)
+        eps = hparams.norm_eps
         qk = torch.cat((rms_norm(q.float(), block.attn_q_norm, eps), rms_norm(k.float(), block.attn_k_norm, eps)), 2)
     # Always in float32: torch's kernel takes three times as long in bfloat16.
-    qk, v = _rotate(qk.float(), where.turns, shape.rope_width), v.float()
+    qk, v = _rotate(qk.float(), where.turns, hparams.rope_width), v.float()
     if time <= SHORT_ROWS and not qk.is_cuda:
-        out = attend(qk, v, shape.num_heads, where.allowed, buffers)
+        out = attend(qk, v, hparams.num_heads, where.allowed, buffers)
     else:
         kind = qkv.dtype if qk.is_cuda else torch.float32  # on a GPU the fused kernel wants bfloat16
         mask = None if where.mask is None else where.mask.to(kind)
-        out = _long_rows(qk.to(kind), v.to(kind), shape.num_heads, mask)
+        out = _long_rows(qk.to(kind), v.to(kind), hparams.num_heads, mask)
     out = out.reshape(batch * time, queries).to(qkv.dtype)
-    return _linear(out, block.attn_output, block.attn_output_bias, update, ("attn_output",), (shape.width,))
+    return _linear(out, block.attn_output, block.attn_output_bias, update, ("attn_output",), (hparams.width,))
 
 
 def _long_rows(qk: Tensor, v: Tensor, heads: int, mask: Tensor | None) -> Tensor:
@@ -138,13 +140,13 @@ def _repeat_heads(x: Tensor, group: int) -> Tensor:  # (B, KV, T, head) -> (B, H
     return x[:, :, None].expand(batch, heads, group, time, width).reshape(batch, heads * group, time, width)
 
 
-def rope_tables(shape: Shape, factors: Tensor | None, length: int) -> tuple[Tensor, Tensor]:
+def rope_tables(hparams: HParams, factors: Tensor | None, length: int) -> tuple[Tensor, Tensor]:
     """Cosines and sines of the rotation, each (length, rope_width / 2), as llama.cpp computes them.
 
     The angle of position p and pair j is p * rope_scale * base^(-2j / rope_width) / factor_j.
     """
-    pairs = torch.arange(0, shape.rope_width, 2, dtype=torch.float64)
-    frequencies = torch.exp(pairs * (-math.log(shape.rope_base) / shape.rope_width)) * shape.rope_scale
+    pairs = torch.arange(0, hparams.rope_width, 2, dtype=torch.float64)
+    frequencies = torch.exp(pairs * (-math.log(hparams.rope_base) / hparams.rope_width)) * hparams.rope_scale
     if factors is not None:
         frequencies = frequencies / factors.double()
     angles = torch.outer(torch.arange(length, dtype=torch.float64), frequencies)

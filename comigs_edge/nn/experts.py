@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from comigs_edge.base.hparams import ATTENTION, Shape
+from comigs_edge.base.hparams import ATTENTION, HParams
 from comigs_edge.errors import ComigsError
 from comigs_edge.nn.form import ExpertForm, Start
 from comigs_edge.nn.lora_form import LORA, low_rank_starts
@@ -19,7 +19,7 @@ ROUTER = "router."
 
 
 @dataclass(frozen=True)
-class Layout:
+class ExpertsConfig:
     """What the adapters of one device look like."""
 
     num_specialists: int = 1
@@ -67,32 +67,32 @@ def experts_per_token(num_experts: int, requested: int | None = None) -> int:
     return k
 
 
-def roles(layout: Layout) -> list[str]:
+def roles(layout: ExpertsConfig) -> list[str]:
     """`generalist`, `specialist.1`, `specialist.2` ... in the order of the experts."""
     return ["generalist", *(f"specialist.{number + 1}" for number in range(layout.num_specialists))]
 
 
-def generalist_shapes(layout: Layout, shape: Shape) -> dict[str, tuple[int, int]]:
+def generalist_shapes(layout: ExpertsConfig, hparams: HParams) -> dict[str, tuple[int, int]]:
     """Name and shape of the generalist's tensors: what may leave the device."""
-    return {name: size for name, size in expected_shapes(layout, shape).items() if may_leave(name)}
+    return {name: size for name, size in expected_shapes(layout, hparams).items() if may_leave(name)}
 
 
-def expected_shapes(layout: Layout, shape: Shape) -> dict[str, tuple[int, int]]:
+def expected_shapes(layout: ExpertsConfig, hparams: HParams) -> dict[str, tuple[int, int]]:
     """Name and shape of every tensor that adapters of this layout have."""
-    return {name: start.size for name, start in starts(layout, shape).items()}
+    return {name: start.size for name, start in starts(layout, hparams).items()}
 
 
-def starts(layout: Layout, shape: Shape) -> dict[str, Start]:
+def starts(layout: ExpertsConfig, hparams: HParams) -> dict[str, Start]:
     """Name, shape and start of every tensor that adapters of this layout have; `Adapters.initial` draws routers otherwise."""
-    expert = FORMS[layout.form].starts(layout, shape)
-    attention = low_rank_starts(ATTENTION, layout.rank, shape) if layout.attention else {}
+    expert = FORMS[layout.form].starts(layout, hparams)
+    attention = low_rank_starts(ATTENTION, layout.rank, hparams) if layout.attention else {}
     every: dict[str, Start] = {}
-    for block in range(layout.first_block(shape.num_blocks), shape.num_blocks):
+    for block in range(layout.first_block(hparams.num_blocks), hparams.num_blocks):
         for role in roles(layout):
             tensors = {**expert, **attention} if role == "generalist" else expert
             every |= {f"{role}.blk.{block}.{name}": start for name, start in tensors.items()}
         if layout.num_specialists:
-            every[f"{ROUTER}blk.{block}"] = Start((layout.num_experts, shape.width), math.nan)
+            every[f"{ROUTER}blk.{block}"] = Start((layout.num_experts, hparams.width), math.nan)
     return every
 
 
@@ -101,9 +101,9 @@ def is_router(name: str) -> bool:
     return name.startswith(ROUTER)
 
 
-def check_arrays(arrays: dict[str, Any], layout: Layout, shape: Shape) -> None:
+def check_arrays(arrays: dict[str, Any], layout: ExpertsConfig, hparams: HParams) -> None:
     """Raises `ComigsError` unless `arrays` has the names and shapes that adapters of this layout have."""
-    expected = expected_shapes(layout, shape)
+    expected = expected_shapes(layout, hparams)
     shapes = {name: array.shape for name, array in arrays.items()}
     for name in sorted(expected.keys() | shapes.keys()):
         if expected.get(name) != shapes.get(name):

@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Literal, NamedTuple, Protocol, TypeVar
 
-from comigs_edge.base.hparams import Shape
+from comigs_edge.base.hparams import HParams
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from comigs_edge.nn.experts import Layout
+    from comigs_edge.nn.experts import ExpertsConfig
     from comigs_edge.nn.mlp import Frozen, Pass
     from comigs_edge.nn.routing import Routing
 
@@ -43,11 +43,13 @@ class ExpertForm(Generic[E]):
     """One form of expert: values and small functions, of which `view` and `mix` load torch."""
 
     names: tuple[str, ...]  # of one expert's tensors in a block, in the order in which `view` reads them
-    starts: Callable[[Layout, Shape], dict[str, Start]]  # for each of `names`
+    starts: Callable[[ExpertsConfig, HParams], dict[str, Start]]  # for each of `names`
     view: Callable[[Sequence[Tensor]], E]  # one expert in one block, made of its tensors
     mix: Mix[E]
-    scale: Callable[[Layout], float]  # the factor on what an expert adds
-    width: Callable[[int | None, int, Shape], int]  # of an expert's hidden layer: the one asked for, or by LoRA's rank
+    scale: Callable[[ExpertsConfig], float]  # the factor on what an expert adds
+    width: Callable[
+        [int | None, int, HParams], int
+    ]  # of an expert's hidden layer: the one asked for, or by LoRA's rank
     learning_rate: float  # of the first expert step, by default
     # Share of the expert steps before fake quantisation, by default; the argument: whether to fewer bits than Q8_0.
     quantise_start: Callable[[bool], float]
@@ -55,4 +57,4 @@ class ExpertForm(Generic[E]):
     planner: Literal["copies", "beside"]  # of `export.planner`: how a merged file holds the experts
     # The base's architecture and E -> that under which llama.cpp computes the mixture exactly; raises `ComigsError` without one.
     architecture: Callable[[str, int], str]
-    describe: Callable[[Layout], str]  # in a few words, for the screen
+    describe: Callable[[ExpertsConfig], str]  # in a few words, for the screen

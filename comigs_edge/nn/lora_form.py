@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from comigs_edge.base.hparams import ARCHITECTURES, FFN, Shape, linear_shapes
+from comigs_edge.base.hparams import ARCHITECTURES, FFN, HParams, linear_shapes
 from comigs_edge.nn.form import ExpertForm, Start
 
 if TYPE_CHECKING:
@@ -21,9 +21,9 @@ def low_rank_names(matrices: Sequence[str]) -> tuple[str, ...]:
     return tuple(f"{name}.lora_{half}" for name in matrices for half in "ab")
 
 
-def low_rank_starts(matrices: Sequence[str], rank: int, shape: Shape) -> dict[str, Start]:
+def low_rank_starts(matrices: Sequence[str], rank: int, hparams: HParams) -> dict[str, Start]:
     """A (R, in), drawn as the paper's code does (kaiming_uniform with a = sqrt(5)), and B (out, R), zero."""
-    linear = linear_shapes(shape)
+    linear = linear_shapes(hparams)
     pairs = [(Start((rank, linear[name][1]), 1.0), Start((linear[name][0], rank), 0.0)) for name in matrices]
     return dict(zip(low_rank_names(matrices), (start for pair in pairs for start in pair), strict=True))
 

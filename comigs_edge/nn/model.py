@@ -66,9 +66,9 @@ class Model:
         `below` (N, D) is what `self.below` gives for them, where that is known already.
         """
         x = self.below(tokens, documents) if below is None else below
-        blocks = range(self.first_block, self.base.shape.num_blocks)
+        blocks = range(self.first_block, self.base.hparams.num_blocks)
         x, balance = self._through(blocks, x, tokens, documents, with_balance)
-        hidden = rms_norm(x, self.base.output_norm, self.base.shape.norm_eps)
+        hidden = rms_norm(x, self.base.output_norm, self.base.hparams.norm_eps)
         return Output(hidden, torch.stack(balance).mean() if balance else None)
 
     @torch.no_grad()
@@ -104,7 +104,7 @@ class Model:
 
     def _rotation(self, time: int) -> Tensor:  # (T, 1, rope_width / 2), complex
         if len(self._turns) < time:
-            tables = rope_tables(self.base.shape, self.base.rope_factors, time)
+            tables = rope_tables(self.base.hparams, self.base.rope_factors, time)
             self._turns = torch.complex(*tables)[:, None].to(self.base.device)
         return self._turns
 
@@ -112,10 +112,10 @@ class Model:
         self, number: int, with_balance: bool, where: Window, x: Tensor, purpose: Pass
     ) -> tuple[Tensor, Tensor | None]:
         """Attention, then the MLP with its experts: (N, D) -> (N, D), and the block's load-balance loss."""
-        block, shape = self.base.block(number), self.base.shape
-        normed = rms_norm(x, block.attn_norm, shape.norm_eps, self.base.dtype)
-        x = x + attention(normed, block, shape, where, self._attention_update(number), purpose.buffers)
-        normed = rms_norm(x, block.ffn_norm, shape.norm_eps, self.base.dtype)
+        block, hparams = self.base.block(number), self.base.hparams
+        normed = rms_norm(x, block.attn_norm, hparams.norm_eps, self.base.dtype)
+        x = x + attention(normed, block, hparams, where, self._attention_update(number), purpose.buffers)
+        normed = rms_norm(x, block.ffn_norm, hparams.norm_eps, self.base.dtype)
         mlp = Frozen(block.ffn_gate_up, block.ffn_down)
         if self.adapters is None or number < self.first_block:
             return x + frozen_mlp(normed, mlp, purpose), None

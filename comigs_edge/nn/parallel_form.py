@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from comigs_edge.base.hparams import ARCHITECTURES, FFN, Shape
+from comigs_edge.base.hparams import ARCHITECTURES, FFN, HParams
 from comigs_edge.errors import ComigsError
 from comigs_edge.nn.form import ExpertForm, Start
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from comigs_edge.nn.experts import Layout
+    from comigs_edge.nn.experts import ExpertsConfig
     from comigs_edge.nn.mlp import Frozen, Pass
     from comigs_edge.nn.parallel import ParallelExpert
     from comigs_edge.nn.routing import Routing
@@ -24,19 +24,19 @@ SPREAD = 3.0  # gate and up are drawn uniformly from +-SPREAD / sqrt(D); down is
 NAMES = tuple(f"{name}.weight" for name in FFN)
 
 
-def _starts(layout: Layout, shape: Shape) -> dict[str, Start]:
-    wide, narrow = (layout.expert_width, shape.width), (shape.width, layout.expert_width)
+def _starts(layout: ExpertsConfig, hparams: HParams) -> dict[str, Start]:
+    wide, narrow = (layout.expert_width, hparams.width), (hparams.width, layout.expert_width)
     return dict(zip(NAMES, (Start(wide, SPREAD), Start(wide, SPREAD), Start(narrow, 0.0)), strict=True))
 
 
-def _width(requested: int | None, rank: int, shape: Shape) -> int:
+def _width(requested: int | None, rank: int, hparams: HParams) -> int:
     """W; by default one with about as many weights as LoRA of this rank, and a multiple of 32, as blocks are.
 
     LoRA on gate, up and down has 3 rank (D + F) weights, a parallel expert 3 W D.
     """
     if requested is not None:
         return requested
-    return max(1, round(rank * (shape.width + shape.ff_width) / shape.width / 32)) * 32
+    return max(1, round(rank * (hparams.width + hparams.ff_width) / hparams.width / 32)) * 32
 
 
 def _view(tensors: Sequence[Tensor]) -> ParallelExpert:

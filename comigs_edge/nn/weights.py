@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from comigs_edge.base.hparams import check_tensors, llama_order, read_shape
+from comigs_edge.base.hparams import check_tensors, llama_order, read_hparams
 from comigs_edge.nn.tensors import Buffers
 from quantize.gguf_file import GGUFFile
 
@@ -51,8 +51,8 @@ class Base:
     """
 
     def __init__(self, file: GGUFFile, threads: int, keep: bool, dtype: torch.dtype, device: torch.device) -> None:
-        self.shape, self.keep, self.dtype, self.device = read_shape(file), keep, dtype, device
-        check_tensors(file, self.shape)
+        self.hparams, self.keep, self.dtype, self.device = read_hparams(file), keep, dtype, device
+        check_tensors(file, self.hparams)
         self.buffers = Buffers()
         self._file, self._pool = file, ThreadPoolExecutor(max(1, threads))
         self._output_name = "output.weight" if "output.weight" in file.tensors else "token_embd.weight"
@@ -99,13 +99,13 @@ class Base:
 
     def output_chunks(self, size: int) -> Iterator[Tensor]:
         """The output matrix, at most `size` rows at a time, each (rows, D); valid until the next is asked for."""
-        memory = None if self.keep else torch.empty(size * self.shape.width, dtype=self.dtype)
-        for start in range(0, self.shape.vocab_size, size):
-            rows = slice(start, min(start + size, self.shape.vocab_size))
+        memory = None if self.keep else torch.empty(size * self.hparams.width, dtype=self.dtype)
+        for start in range(0, self.hparams.vocab_size, size):
+            rows = slice(start, min(start + size, self.hparams.vocab_size))
             if memory is None:
                 yield self._matrices[self._output_name][rows]
                 continue
-            chunk = memory[: (rows.stop - start) * self.shape.width].view(-1, self.shape.width)
+            chunk = memory[: (rows.stop - start) * self.hparams.width].view(-1, self.hparams.width)
             jobs: list[Callable[[], None]] = []
             self._add_jobs(self._output_name, chunk, rows, jobs)
             self._run(jobs)
@@ -118,16 +118,16 @@ class Base:
 
     def _order_vectors(self) -> None:
         for name, vector in self._vectors.items():
-            order = llama_order(self.shape, name.split(".", 2)[-1]) if name.startswith("blk.") else None
+            order = llama_order(self.hparams, name.split(".", 2)[-1]) if name.startswith("blk.") else None
             if order is not None:
                 vector.copy_(vector[order])
 
     def _keep_all(self) -> None:
         jobs: list[Callable[[], None]] = []
-        blocks = [self._make_block(index, jobs) for index in range(self.shape.num_blocks)]
+        blocks = [self._make_block(index, jobs) for index in range(self.hparams.num_blocks)]
         for name in {"token_embd.weight", self._output_name}:
             self._matrices[name] = torch.empty(self._file.tensors[name].shape, dtype=self.dtype)
-            self._add_jobs(name, self._matrices[name], slice(0, self.shape.vocab_size), jobs)
+            self._add_jobs(name, self._matrices[name], slice(0, self.hparams.vocab_size), jobs)
         self._run(jobs)
         self._file.let_go()
         self._blocks = [self._to_device(block) for block in blocks]
@@ -175,7 +175,7 @@ class Base:
 
     def _add_jobs(self, name: str, target: Tensor, rows: slice, jobs: list[Callable[[], None]]) -> None:
         """Adds the jobs that write these rows of a matrix to `target`."""
-        order = llama_order(self.shape, name.split(".", 2)[-1]) if name.startswith("blk.") else None
+        order = llama_order(self.hparams, name.split(".", 2)[-1]) if name.startswith("blk.") else None
         places = None if order is None else torch.argsort(torch.tensor(order))
         step = max(1, JOB // target.shape[1])
         for start in range(rows.start, rows.stop, step):

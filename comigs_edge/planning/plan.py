@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from comigs_edge import files
-from comigs_edge.base.hparams import Shape, read_shape
+from comigs_edge.base.hparams import HParams, read_hparams
 from comigs_edge.errors import ComigsError
 from comigs_edge.home.config import ChatConfig, Config, ModelConfig, TrainConfig
 from comigs_edge.home.folder import Home, corpus
 from comigs_edge.home.versions import read_manifest, versions
-from comigs_edge.nn.experts import FORMS, Layout, expected_shapes, experts_per_token
+from comigs_edge.nn.experts import FORMS, ExpertsConfig, expected_shapes, experts_per_token
 from coordinator.protocol.settings import SettingsError, convert
 from profiles import DeviceProfile
 from profiles import chat as chat_planner
@@ -74,12 +74,13 @@ def resolve(
 def sizes(path: Path, settings: Config) -> Sizes:
     """Of the base at `path` and of experts as the settings ask for them."""
     file = GGUFFile(path)
-    shape = read_shape(file)
-    one = expected_shapes(plan_experts(replace(settings.model, specialists=0, blocks=0), shape), shape)
+    hparams = read_hparams(file)
+    one = expected_shapes(plan_experts(replace(settings.model, specialists=0, blocks=0), hparams), hparams)
     return Sizes(
-        num_blocks=shape.num_blocks, width=shape.width, ff_width=shape.ff_width, heads=shape.num_heads,
-        queries=shape.num_heads * shape.head_width, keys=shape.num_kv_heads * shape.head_width, vocab_size=shape.vocab_size,
-        context_length=shape.context_length, is_tied="output.weight" not in file.tensors, file_size=path.stat().st_size,
+        num_blocks=hparams.num_blocks, width=hparams.width, ff_width=hparams.ff_width, heads=hparams.num_heads,
+        queries=hparams.num_heads * hparams.head_width, keys=hparams.num_kv_heads * hparams.head_width,
+        vocab_size=hparams.vocab_size,
+        context_length=hparams.context_length, is_tied="output.weight" not in file.tensors, file_size=path.stat().st_size,
         expert_weights=sum(rows * columns for rows, columns in one.values()),
     )  # fmt: skip
 
@@ -135,10 +136,10 @@ def chat_plan(
 
     Raises `ProfileError` if it does not fit.
     """
-    shape, chat = read_shape(GGUFFile(base)), settings.chat
+    hparams, chat = read_hparams(GGUFFile(base)), settings.chat
     subject = Subject(
-        size=size, num_blocks=shape.num_blocks, heads=shape.num_heads, keys=shape.num_kv_heads * shape.head_width,
-        head=shape.head_width, ff_width=shape.ff_width, context=chat.context, context_length=shape.context_length,
+        size=size, num_blocks=hparams.num_blocks, heads=hparams.num_heads, keys=hparams.num_kv_heads * hparams.head_width,
+        head=hparams.head_width, ff_width=hparams.ff_width, context=chat.context, context_length=hparams.context_length,
     )  # fmt: skip
     asked = {name: getattr(chat, name) for name in CHAT_LINES} | (flags or {})
     cores, free = profile.usable_threads, device.usable_memory
@@ -240,15 +241,15 @@ def check_disk(home: Home, plan: Plan, base: Sizes) -> None:
         )
 
 
-def plan_experts(model: ModelConfig, shape: Shape) -> Layout:
+def plan_experts(model: ModelConfig, hparams: HParams) -> ExpertsConfig:
     """What settings ask for after planning; raises `ComigsError` for a router that could not learn."""
     specialists = model.specialists or 0
     k = experts_per_token(1 + specialists, model.experts_per_token)
     form = FORMS[model.expert_form]
-    form.architecture(shape.architecture, 1 + specialists)  # raises where llama.cpp could not run it
-    width = form.width(model.expert_width, model.rank, shape)
-    blocks = model.blocks or shape.num_blocks
-    if blocks > shape.num_blocks:
-        raise _too_many_blocks(blocks, shape.num_blocks)
-    last = blocks % shape.num_blocks  # all of them are 0
-    return Layout(specialists, model.rank, model.alpha, k, model.attention, model.expert_form, width, last)
+    form.architecture(hparams.architecture, 1 + specialists)  # raises where llama.cpp could not run it
+    width = form.width(model.expert_width, model.rank, hparams)
+    blocks = model.blocks or hparams.num_blocks
+    if blocks > hparams.num_blocks:
+        raise _too_many_blocks(blocks, hparams.num_blocks)
+    last = blocks % hparams.num_blocks  # all of them are 0
+    return ExpertsConfig(specialists, model.rank, model.alpha, k, model.attention, model.expert_form, width, last)

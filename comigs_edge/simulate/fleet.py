@@ -18,7 +18,7 @@ import numpy as np
 from comigs_edge.arrays import digest, select, subtract
 from comigs_edge.errors import ComigsError
 from comigs_edge.nn.adapters import Adapters
-from comigs_edge.nn.experts import FORMS, Layout
+from comigs_edge.nn.experts import FORMS, ExpertsConfig
 from comigs_edge.nn.weights import Base
 from comigs_edge.simulate.device import Device, Leaky, new_model
 from comigs_edge.simulate.methods.method import Method, Round
@@ -67,14 +67,14 @@ class Plan:
             jointly=self.method.router == "jointly",
         )
 
-    def layout(self, specialists: int) -> Layout:
+    def layout(self, specialists: int) -> ExpertsConfig:
         """The experts of a device that could carry so many specialists."""
         experts = self.recipe.experts
         low_rank = FORMS[experts.form].is_low_rank
         if self.method.lora_only and not low_rank:
             raise ComigsError(f'{self.method.name} is about low-rank updates; use form = "lora" in [experts]')
         width = 0 if low_rank else experts.width
-        plain = Layout(1, experts.rank, experts.alpha, 2, experts.attention, experts.form, width, experts.blocks)
+        plain = ExpertsConfig(1, experts.rank, experts.alpha, 2, experts.attention, experts.form, width, experts.blocks)
         return self.method.layout(plain, specialists)
 
 
@@ -239,11 +239,11 @@ def _pooled(base: Base, plan: Plan, texts: dict[str, Text]) -> list[Device]:
     return [Device(POOL, trainer, {name: text.test for name, text in texts.items()})]
 
 
-def _trainer(base: Base, plan: Plan, layout: Layout, text: tuple[Any, Any], index: int, devices: int) -> Trainer:
+def _trainer(base: Base, plan: Plan, layout: ExpertsConfig, text: tuple[Any, Any], index: int, devices: int) -> Trainer:
     context, schedule = plan.size.context, plan.schedule(devices)
     # Devices draw other numbers for what is their own; seeds lie so far apart that no two runs share a device.
     seed = plan.seed * 1009 + index
-    adapters = Adapters.initial(layout, base.shape, seed)
+    adapters = Adapters.initial(layout, base.hparams, seed)
     if plan.method.router == "even":  # equal logits are equal weights
         for tensor in adapters.group(router=True):
             tensor.zero_()

@@ -27,8 +27,8 @@ class Pace:
 def steps_within(run: TrainingRun, minutes: float) -> int:
     """Expert steps of this run's training that fit into `minutes`, by the time of a few steps; trains nothing."""
     plan = make_schedule(run.settings, run.plan.batch, None)
-    layout = plan_experts(run.settings.model, run.base.shape)
-    trial = run.make_trainer(Adapters.initial(layout, run.base.shape, 0))
+    layout = plan_experts(run.settings.model, run.base.hparams)
+    trial = run.make_trainer(Adapters.initial(layout, run.base.hparams, 0))
     first = run.rows[0].batch(0, plan.batch).to(run.base.device)
     saved = _seconds(lambda: trial.model.below(first.tokens, first.documents)) if run.plan.cache else 0.0
     trial.schedule = replace(plan, steps=10**9, router_period=10**9)  # expert steps alone, in the weights as they are

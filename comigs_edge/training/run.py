@@ -15,7 +15,7 @@ from comigs_edge.home.config import Config
 from comigs_edge.home.folder import Home, corpus
 from comigs_edge.home.versions import load, read_manifest, save, versions
 from comigs_edge.nn.adapters import Adapters
-from comigs_edge.nn.experts import Layout
+from comigs_edge.nn.experts import ExpertsConfig
 from comigs_edge.nn.model import Model
 from comigs_edge.nn.weights import Base, open_base
 from comigs_edge.planning.plan import Resolved, forget, plan_experts, remember
@@ -100,17 +100,17 @@ class TrainingRun:
         return Trainer(self._model(adapters), *self.rows, make_schedule(self.settings, self.plan.batch, None))
 
     def _start(self, resume: bool | None) -> Adapters:
-        wanted = plan_experts(self.settings.model, self.base.shape)
+        wanted = plan_experts(self.settings.model, self.base.hparams)
         if resume is None and versions(self.home.adapters):
-            saved = load(self.home.adapters, self.base.shape, self.settings.base.sha256)
+            saved = load(self.home.adapters, self.base.hparams, self.settings.base.sha256)
             if saved.layout != wanted:
                 raise ComigsError(
                     f"the settings ask for {_differences(asdict(wanted), asdict(saved.layout))}; go back to that, or "
                     "start anew with: comigs-edge train --fresh"
                 )
             self.fleet_mark = self.best_mark = saved.manifest.get("fleet_mark")
-            return Adapters.from_arrays(saved.layout, self.base.shape, saved.arrays)
-        return Adapters.initial(wanted, self.base.shape, self.settings.train.seed)
+            return Adapters.from_arrays(saved.layout, self.base.hparams, saved.arrays)
+        return Adapters.initial(wanted, self.base.hparams, self.settings.train.seed)
 
     def _resume(self, arrays: Arrays, progress: checkpoint.Progress, steps: int | None) -> Trainer:
         if progress["base_sha256"] != self.settings.base.sha256:
@@ -118,14 +118,14 @@ class TrainingRun:
                 "the interrupted training belongs to another base; start anew with: comigs-edge train --fresh"
             )
         wanted = asdict(make_schedule(self.settings, self.plan.batch, steps or progress["schedule"]["steps"]))
-        wanted |= asdict(plan_experts(self.settings.model, self.base.shape))
-        saved = asdict(Schedule(**progress["schedule"])) | asdict(Layout(**progress["layout"]))
+        wanted |= asdict(plan_experts(self.settings.model, self.base.hparams))
+        saved = asdict(Schedule(**progress["schedule"])) | asdict(ExpertsConfig(**progress["layout"]))
         if wanted != saved:
             raise ComigsError(
                 f"the settings ask for {_differences(wanted, saved)} in the interrupted training; run it with its own "
                 "settings, or start anew with: comigs-edge train --fresh"
             )
-        adapters = Adapters.initial(Layout(**progress["layout"]), self.base.shape, self.settings.train.seed)
+        adapters = Adapters.initial(ExpertsConfig(**progress["layout"]), self.base.hparams, self.settings.train.seed)
         trainer = self._cached_trainer(adapters, Schedule(**progress["schedule"]))
         trainer.restore(arrays, progress)
         self.resumed, self.fleet_mark = True, progress.get("fleet_mark")
@@ -151,7 +151,7 @@ class TrainingRun:
             return model.below(group.tokens.to(self.base.device), group.documents)
 
         training, validation = (
-            ActivationCache(self.home.state, rows, batch, self.base.shape.width, key, compute) for rows in self.rows
+            ActivationCache(self.home.state, rows, batch, self.base.hparams.width, key, compute) for rows in self.rows
         )
         return training, validation
 

@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 
-from comigs_edge.base.hparams import read_shape
+from comigs_edge.base.hparams import read_hparams
 from comigs_edge.fleet import rounds
 from comigs_edge.fleet.folder import FleetFolder
 from comigs_edge.home import folder as homes
 from comigs_edge.home.versions import read_manifest, versions
 from comigs_edge.nn.adapters import Adapters
-from comigs_edge.nn.experts import Layout
+from comigs_edge.nn.experts import ExpertsConfig
 from comigs_edge.training import checkpoint
 from coordinator.protocol import wire
 from quantize.gguf_file import GGUFFile
@@ -96,7 +96,9 @@ def test_what_was_trained_before_joining_is_not_in_the_first_generalist(run, rea
     run("join", coordinator.invite())
     assert [update["round"] for update in json.loads(run("sync", "--json").stdout)["updates"]] == [0]
     coordinator.until(lambda status: status["newest_round"] == 0)
-    initial = Adapters.initial(Layout(**trained["layout"]), read_shape(GGUFFile(ready / "base.gguf")), 42).generalist()
+    initial = Adapters.initial(
+        ExpertsConfig(**trained["layout"]), read_hparams(GGUFFile(ready / "base.gguf")), 42
+    ).generalist()
     sent = wire.decode((coordinator.data / "payloads" / coordinator.rounds()[0]["sha256"]).read_bytes(), "generalist 0")
     assert sent.keys() == initial.keys()
     for name, array in initial.items():

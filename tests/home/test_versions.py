@@ -17,7 +17,7 @@ def save(folder, adapters, **notes):
 def test_a_saved_version_loads_with_the_same_bits(tmp_path, tiny_base, make_adapters):
     adapters = make_adapters(2)
     assert save(tmp_path, adapters, validation_loss=1.5) == 1
-    layout, arrays, manifest = versions_on_disk.load(tmp_path, tiny_base.shape, "base-hash")
+    layout, arrays, manifest = versions_on_disk.load(tmp_path, tiny_base.hparams, "base-hash")
     assert layout == adapters.layout
     assert digest(arrays) == digest(adapters.arrays()) == manifest["sha256"]
     assert manifest["validation_loss"] == 1.5
@@ -34,7 +34,7 @@ def test_the_last_three_versions_are_kept(tmp_path, make_adapters):
 def test_adapters_of_another_base_are_refused(tmp_path, tiny_base, make_adapters):
     save(tmp_path, make_adapters())
     with pytest.raises(ComigsError, match="another base"):
-        versions_on_disk.load(tmp_path, tiny_base.shape, "other")
+        versions_on_disk.load(tmp_path, tiny_base.hparams, "other")
 
 
 def test_damaged_adapters_are_refused(tmp_path, tiny_base, make_adapters):
@@ -44,7 +44,7 @@ def test_damaged_adapters_are_refused(tmp_path, tiny_base, make_adapters):
     data[-3] ^= 1
     path.write_bytes(data)
     with pytest.raises(ComigsError, match="damaged"):
-        versions_on_disk.load(tmp_path, tiny_base.shape, "base-hash")
+        versions_on_disk.load(tmp_path, tiny_base.hparams, "base-hash")
 
 
 def test_what_a_killed_save_left_behind_is_cleaned_up(tmp_path, make_adapters):

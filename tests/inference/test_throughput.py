@@ -15,13 +15,17 @@ from comigs_edge.commands import bench as command
 from comigs_edge.errors import ComigsError
 from comigs_edge.inference import throughput as speed
 from comigs_edge.inference.throughput import Candidate, Measured, Sample, Work
-from comigs_edge.nn.experts import Layout
+from comigs_edge.nn.experts import ExpertsConfig
 from quantize.gguf_file import GGUFFile
 from tests.conftest import divergence, llama_logits
 from tests.tiny import write_llama
 
 IDS = list(range(5, 60))
-FORMS = {"parallel": Layout(1, form="parallel", expert_width=32), "lora": Layout(1), "hot": Layout(1)}
+FORMS = {
+    "parallel": ExpertsConfig(1, form="parallel", expert_width=32),
+    "lora": ExpertsConfig(1),
+    "hot": ExpertsConfig(1),
+}
 
 
 @pytest.fixture

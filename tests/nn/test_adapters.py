@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from comigs_edge.nn.adapters import Adapters
-from comigs_edge.nn.experts import FORMS, Layout, expected_shapes
+from comigs_edge.nn.experts import FORMS, ExpertsConfig, expected_shapes
 from coordinator.protocol import wire
 from coordinator.protocol.generalist import may_leave
 
@@ -57,16 +57,16 @@ def test_of_experts_in_the_last_block_only_the_generalist_may_leave(make_adapter
 def test_parallel_experts_have_about_as_many_weights_as_lora(tiny_base):
     # SmolLM2: LoRA of rank 8 has 3 * 8 * (576 + 1536) = 50,688 weights a block, a width of 32 has 3 * 32 * 576 = 55,296.
     width = FORMS["parallel"].width
-    assert width(None, 8, replace(tiny_base.shape, width=576, ff_width=1536)) == 32
-    assert width(None, 16, replace(tiny_base.shape, width=576, ff_width=1536)) == 64
-    assert width(None, 1, tiny_base.shape) == 32
-    assert width(48, 1, tiny_base.shape) == 48
+    assert width(None, 8, replace(tiny_base.hparams, width=576, ff_width=1536)) == 32
+    assert width(None, 16, replace(tiny_base.hparams, width=576, ff_width=1536)) == 64
+    assert width(None, 1, tiny_base.hparams) == 32
+    assert width(48, 1, tiny_base.hparams) == 48
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_form_names_the_tensors_that_it_starts_and_views_each_once(tiny_base, form):
-    layout = Layout(form=form, expert_width=32)
-    shapes = FORMS[form].starts(layout, tiny_base.shape)
+    layout = ExpertsConfig(form=form, expert_width=32)
+    shapes = FORMS[form].starts(layout, tiny_base.hparams)
     assert tuple(shapes) == FORMS[form].names
     tensors = [torch.zeros(start.size) for start in shapes.values()]
     flat = [t for part in FORMS[form].view(tensors) for t in ([part] if torch.is_tensor(part) else part)]
@@ -76,7 +76,7 @@ def test_a_form_names_the_tensors_that_it_starts_and_views_each_once(tiny_base, 
 def test_adapters_from_a_file_are_in_the_order_of_the_blocks(tiny_base, make_adapters):
     adapters = make_adapters(2)
     backwards = dict(reversed(adapters.arrays().items()))
-    again = Adapters.from_arrays(adapters.layout, tiny_base.shape, backwards)
+    again = Adapters.from_arrays(adapters.layout, tiny_base.hparams, backwards)
     assert list(again.named) == list(adapters.named)
     assert all(a is b for a, b in zip(again.group(router=True), again.routers, strict=True))
 
@@ -88,9 +88,9 @@ def test_the_tensors_of_every_form_may_leave_as_the_generalists(form):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_new_adapters_change_nothing_and_any_changed_zero_shows(tiny_base, form):
-    layout = Layout(2, 4, 8.0, 2, True, form, 32)
-    adapters = Adapters.initial(layout, tiny_base.shape, 0)
-    assert set(adapters.named) == set(expected_shapes(layout, tiny_base.shape))
+    layout = ExpertsConfig(2, 4, 8.0, 2, True, form, 32)
+    adapters = Adapters.initial(layout, tiny_base.hparams, 0)
+    assert set(adapters.named) == set(expected_shapes(layout, tiny_base.hparams))
     zero = [name for name, tensor in adapters.named.items() if not tensor.any()]
     assert {name.split(".blk.0.")[1] for name in zero if name.startswith("specialist.2.blk.0")} == (
         {f"ffn_{name}.lora_b" for name in ("gate", "up", "down")} if form == "lora" else {"ffn_down.weight"}

@@ -6,7 +6,7 @@ import gguf
 import pytest
 import torch
 
-from comigs_edge.base.hparams import check_tensors, read_shape
+from comigs_edge.base.hparams import check_tensors, read_hparams
 from comigs_edge.errors import ComigsError
 from comigs_edge.nn import attention
 from comigs_edge.nn.loss import next_token_loss
@@ -85,9 +85,9 @@ def test_chunked_loss_and_its_gradient_equal_cross_entropy(tiny_base):
 
 def test_a_tensor_of_the_wrong_shape_is_named(tmp_path):
     file = GGUFFile(write_llama(tmp_path / "base.gguf"))
-    shape = replace(read_shape(file), ff_width=100)
+    hparams = replace(read_hparams(file), ff_width=100)
     with pytest.raises(ComigsError, match=r"ffn_gate.weight has the shape \(96, 64\) and not \(100, 64\)"):
-        check_tensors(file, shape)
+        check_tensors(file, hparams)
 
 
 def test_another_architecture_is_refused_by_name(tmp_path):
@@ -95,7 +95,7 @@ def test_another_architecture_is_refused_by_name(tmp_path):
     with pytest.raises(
         ComigsError, match=r"'phi2', of which llama.cpp runs no exact mixture; choose a base of llama .*qwen2.*qwen3"
     ):
-        read_shape(GGUFFile(path))
+        read_hparams(GGUFFile(path))
 
 
 def test_norm_and_its_gradient_equal_torch():

@@ -205,7 +205,7 @@ def test_the_plan_in_a_line_says_what_computes():
 
 def test_more_blocks_than_the_base_has_are_refused(tiny_base):
     def blocks(number):
-        return plan_experts(ModelConfig(specialists=1, blocks=number), tiny_base.shape).blocks
+        return plan_experts(ModelConfig(specialists=1, blocks=number), tiny_base.hparams).blocks
 
     assert [blocks(number) for number in (None, 0, 2, 1)] == [0, 0, 0, 1]
     with pytest.raises(ComigsError, match=r"blocks = 3 and the base has 2; use at most so many, or 0 for all"):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from comigs_edge.errors import ComigsError
-from comigs_edge.nn.experts import Layout, expected_shapes
+from comigs_edge.nn.experts import ExpertsConfig, expected_shapes
 from comigs_edge.simulate.methods import fdlora, flexlora, hetlora, pcl
 from comigs_edge.simulate.methods.catalogue import CORE, METHODS, named
 from comigs_edge.simulate.methods.method import Round
@@ -15,8 +15,8 @@ from comigs_edge.simulate.methods.ranks import matched
 from coordinator.protocol import rounds
 
 A, B = "generalist.blk.0.ffn_up.lora_a", "generalist.blk.0.ffn_up.lora_b"
-PLAIN = Layout(1, 8, 16.0, 2)
-PLAIN_PARALLEL = Layout(1, 8, 16.0, 2, form="parallel", expert_width=32)
+PLAIN = ExpertsConfig(1, 8, 16.0, 2)
+PLAIN_PARALLEL = ExpertsConfig(1, 8, 16.0, 2, form="parallel", expert_width=32)
 
 
 def arrays(a, b):
@@ -189,15 +189,15 @@ def test_layouts_give_devices_the_experts_that_the_names_say():
 
 @pytest.mark.parametrize("plain", [PLAIN, PLAIN_PARALLEL], ids=["lora", "parallel"])
 def test_one_expert_alone_has_as_many_weights_as_two(tiny_base, plain):
-    two = weights_of(named("comigs-1g1s").layout(plain, 1), tiny_base.shape)
-    assert weights_of(named("fedavg").layout(plain, 1), tiny_base.shape) == two
+    two = weights_of(named("comigs-1g1s").layout(plain, 1), tiny_base.hparams)
+    assert weights_of(named("fedavg").layout(plain, 1), tiny_base.hparams) == two
 
 
 @pytest.mark.parametrize("specialists", [0, 1, 3])
 def test_unequal_ranks_have_the_weights_of_all_experts_and_one_scale(tiny_base, specialists):
     alone = matched(PLAIN, specialists)
     mixed = named("comigs-1gxs").layout(PLAIN, specialists)
-    assert weights_of(alone, tiny_base.shape) == weights_of(mixed, tiny_base.shape)
+    assert weights_of(alone, tiny_base.hparams) == weights_of(mixed, tiny_base.hparams)
     assert alone.scale == pytest.approx(named("fedavg").layout(PLAIN, 1).scale)
 
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from comigs_edge.nn.adapters import Adapters
-from comigs_edge.nn.experts import Layout
+from comigs_edge.nn.experts import ExpertsConfig
 from comigs_edge.nn.model import Model
 from comigs_edge.nn.routing import Routing, route
 from comigs_edge.nn.routing_stats import MeanInputs, MeanWeights
@@ -84,7 +84,7 @@ def test_without_a_rate_or_a_watched_pass_it_is_adamw():
 @pytest.mark.parametrize("checkpointing", ["block", "attention", "none"])
 @pytest.mark.parametrize("with_balance", [False, True])
 def test_mean_inputs_are_those_that_routers_read_in_one_pass_or_two(tiny_base, checkpointing, with_balance):
-    adapters = Adapters.initial(Layout(1, 4, 8.0, 2), tiny_base.shape, 0)
+    adapters = Adapters.initial(ExpertsConfig(1, 4, 8.0, 2), tiny_base.hparams, 0)
     model, batch = Model(tiny_base, adapters, checkpointing=checkpointing), rows(1).batch(0, 4)
     read: list[tuple[int, Tensor]] = []
     model.watch = lambda block, normed, routing: read.append((block, normed.detach().clone()))
@@ -111,10 +111,10 @@ def test_offsets_leave_an_unwanted_expert_in_fewer_steps_than_the_routers_rate()
 
 @pytest.mark.parametrize("form", ["lora", "parallel"])
 def test_the_trainer_adds_the_offsets_step_to_every_router_along_its_mean_input(tiny_base, form):
-    layout, found = Layout(1, 4, 8.0, 2, form=form, expert_width=32 * (form == "parallel")), []
+    layout, found = ExpertsConfig(1, 4, 8.0, 2, form=form, expert_width=32 * (form == "parallel")), []
     for offset_rate in (0.0, 0.3):
         generator = torch.Generator().manual_seed(3)
-        adapters = Adapters.initial(layout, tiny_base.shape, 0)
+        adapters = Adapters.initial(layout, tiny_base.hparams, 0)
         for tensor in adapters.group(router=False):  # experts that differ, so that the router has something to learn
             tensor.add_(torch.randn(tensor.shape, generator=generator) * 0.1)
         plan = schedule(router_offset_rate=offset_rate)

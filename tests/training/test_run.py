@@ -47,7 +47,7 @@ def digest_of_newest(run):
 
 
 def digest_of_initial(run):
-    return digest(Adapters.initial(run.trainer.adapters.layout, run.base.shape, TrainConfig().seed).arrays())
+    return digest(Adapters.initial(run.trainer.adapters.layout, run.base.hparams, TrainConfig().seed).arrays())
 
 
 # What is there, and what --resume (True), --fresh (False) or neither of them makes of it.
@@ -144,7 +144,7 @@ def test_a_trainer_beside_an_interrupted_training_leaves_its_files_alone(opened)
 
     before = state()
     assert sum(name.startswith("below-") for name in before) == 2
-    run.make_trainer(Adapters.initial(layout, run.base.shape, 0)).validate()
+    run.make_trainer(Adapters.initial(layout, run.base.hparams, 0)).validate()
     assert steps_within(run, 0.01) >= 1
     assert state() == before
 

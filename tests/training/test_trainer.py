@@ -9,7 +9,7 @@ import torch
 from comigs_edge.arrays import digest
 from comigs_edge.data.tokenizer import Encoded
 from comigs_edge.nn.adapters import Adapters
-from comigs_edge.nn.experts import Layout, is_router
+from comigs_edge.nn.experts import ExpertsConfig, is_router
 from comigs_edge.nn.loss import next_token_loss
 from comigs_edge.nn.model import Model
 from comigs_edge.nn.weights import open_base
@@ -49,8 +49,10 @@ def trainer(tiny_base, request):
 
     def make(specialists=1, seed=0, **changes):
         changes = ({"block_format": name, "quantise_start": 0.5} if name else {}) | changes
-        layout = Layout(specialists, 4, 8.0, min(2, 1 + specialists), form=form, expert_width=32 * (form == "parallel"))
-        adapters = Adapters.initial(layout, tiny_base.shape, seed)
+        layout = ExpertsConfig(
+            specialists, 4, 8.0, min(2, 1 + specialists), form=form, expert_width=32 * (form == "parallel")
+        )
+        adapters = Adapters.initial(layout, tiny_base.hparams, seed)
         return Trainer(Model(tiny_base, adapters), rows(1), rows(2), schedule(**changes))
 
     return make
@@ -104,7 +106,7 @@ def test_joint_training_moves_both_groups_by_the_gradients_of_one_training_batch
 
 @pytest.mark.parametrize(("tokens", "measured"), [(3000, 4), (200, 3), (60, 1), (20, 1)])
 def test_the_router_never_learns_from_the_rows_that_the_validation_loss_is_taken_on(tiny_base, tokens, measured):
-    adapters = Adapters.initial(Layout(1, 4, 8.0, 2), tiny_base.shape, 0)
+    adapters = Adapters.initial(ExpertsConfig(1, 4, 8.0, 2), tiny_base.hparams, 0)
     validation = rows(2, tokens)
     one = Trainer(Model(tiny_base, adapters), rows(1), validation, schedule())
     on = {place for batch in validation.first(one.validation.measured_rows, 2) for place in batch.places}
@@ -283,7 +285,7 @@ def test_a_deferred_loss_is_the_same_and_never_saved_when_it_is_not_finite(train
 
 
 def test_a_new_specialist_leaves_the_start_of_the_others_as_it_was(tiny_base):
-    one, three = (Adapters.initial(Layout(n, 4, 8.0, 2), tiny_base.shape, 7).named for n in (1, 3))
+    one, three = (Adapters.initial(ExpertsConfig(n, 4, 8.0, 2), tiny_base.hparams, 7).named for n in (1, 3))
     for name in one:
         if not name.startswith("router."):
             assert torch.equal(one[name], three[name])
@@ -296,8 +298,8 @@ def test_a_step_on_a_gpu_is_the_step_on_the_processor(tiny_path, form, specialis
     found = []
     for device in ("cpu", "cuda"):
         base = open_base(tiny_path, device=device)
-        layout = Layout(specialists, 4, 8.0, 2, form=form, expert_width=32 * (form == "parallel"))
-        adapters = Adapters.initial(layout, base.shape, 0).to(base.device)
+        layout = ExpertsConfig(specialists, 4, 8.0, 2, form=form, expert_width=32 * (form == "parallel"))
+        adapters = Adapters.initial(layout, base.hparams, 0).to(base.device)
         one = Trainer(Model(base, adapters, checkpointing="none"), rows(1), rows(2), schedule())
         one.defers_loss = True  # on both
         losses = [event.loss for event in one.run()]
@@ -311,8 +313,8 @@ def test_a_step_on_a_gpu_is_the_step_on_the_processor(tiny_path, form, specialis
 @pytest.mark.parametrize("form", ["lora", "parallel"])
 def test_no_step_on_a_gpu_makes_the_processor_wait(tiny_path, form):
     base = open_base(tiny_path, device="cuda", dtype=torch.bfloat16)
-    layout = Layout(3, 4, 8.0, 2, form=form, expert_width=32 * (form == "parallel"))
-    adapters = Adapters.initial(layout, base.shape, 0).to(base.device)
+    layout = ExpertsConfig(3, 4, 8.0, 2, form=form, expert_width=32 * (form == "parallel"))
+    adapters = Adapters.initial(layout, base.hparams, 0).to(base.device)
     one = Trainer(Model(base, adapters, checkpointing="none"), rows(1), rows(2), schedule(router_period=100))
     one.step()
     torch.cuda.set_sync_debug_mode("error")
@@ -335,9 +337,9 @@ def test_a_plan_takes_the_gpu_and_trains_on_it(ready, run):
 @pytest.mark.parametrize("form", ["lora", "parallel"])
 def test_an_expert_learns_in_proportion_to_its_weight_on_the_validation_text(tiny_base, form):
     """AdamW's first step of a tensor is its rate in size, whatever the gradient, but for the decay."""
-    layout = Layout(1, 4, 8.0, 2, form=form, expert_width=32 * (form == "parallel"), attention=True)
+    layout = ExpertsConfig(1, 4, 8.0, 2, form=form, expert_width=32 * (form == "parallel"), attention=True)
     plan = schedule(rates_by_weight=True, weight_decay=0.0, final_learning_rate=1e-2)
-    one = Trainer(Model(tiny_base, Adapters.initial(layout, tiny_base.shape, 0)), rows(1), rows(2), plan)
+    one = Trainer(Model(tiny_base, Adapters.initial(layout, tiny_base.hparams, 0)), rows(1), rows(2), plan)
     one.scores = [[0.9, 0.1], [0.25, 0.75]]
     before = one.adapters.arrays()
     one.step()
@@ -357,7 +359,7 @@ def test_scores_are_measured_on_validation_rows_and_survive_a_restart_with_the_o
     for _ in range(5):
         one.step()
     rows_of_one = one.scores[0]
-    assert len(one.scores) == one.adapters.shape.num_blocks
+    assert len(one.scores) == one.adapters.hparams.num_blocks
     assert sum(rows_of_one) == pytest.approx(1)
     arrays, progress = one.state()
     other = trainer(seed=1, rates_by_weight=True, router_offset_rate=0.1)

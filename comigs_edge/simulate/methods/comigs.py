@@ -13,12 +13,12 @@ comigs-edge   1gxs as this project trains it, at the recipe's rate for experts: 
 
 from functools import partial
 
-from comigs_edge.nn.experts import Layout
+from comigs_edge.nn.experts import ExpertsConfig
 from comigs_edge.simulate.methods.method import Method, all_experts, mixture, with_specialists
 from coordinator.protocol.generalist import may_leave
 
 
-def _fixed(count: int, plain: Layout, specialists: int) -> Layout:
+def _fixed(count: int, plain: ExpertsConfig, specialists: int) -> ExpertsConfig:
     return with_specialists(plain, count)
 
 

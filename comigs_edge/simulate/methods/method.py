@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from comigs_edge.arrays import add
-from comigs_edge.nn.experts import Layout
+from comigs_edge.nn.experts import ExpertsConfig
 from coordinator.protocol.aggregate import aggregate
 from coordinator.protocol.wire import Arrays
 
@@ -53,22 +53,22 @@ def all_experts(name: str) -> bool:
     return not name.startswith("router.")
 
 
-def mixture(plain: Layout, specialists: int) -> Layout:
+def mixture(plain: ExpertsConfig, specialists: int) -> ExpertsConfig:
     """A generalist and one specialist, whatever the device could carry."""
     return with_specialists(plain, 1)
 
 
-def with_specialists(plain: Layout, specialists: int) -> Layout:
+def with_specialists(plain: ExpertsConfig, specialists: int) -> ExpertsConfig:
     """A generalist and so many specialists; two experts a token."""
     return replace(plain, num_specialists=specialists, experts_per_token=min(2, 1 + specialists))
 
 
-def twice_as_large(plain: Layout, specialists: int) -> Layout:
+def twice_as_large(plain: ExpertsConfig, specialists: int) -> ExpertsConfig:
     """One expert alone with as many weights as two: twice the rank, or twice the width."""
     return widened(plain, 2)
 
 
-def widened(plain: Layout, factor: int) -> Layout:
+def widened(plain: ExpertsConfig, factor: int) -> ExpertsConfig:
     """One expert alone with so many times the weights; alpha stays, as in the paper's scripts."""
     alone = with_specialists(plain, 0)
     return replace(alone, rank=plain.rank * factor, expert_width=plain.expert_width * factor)
@@ -80,7 +80,9 @@ class Method:
 
     name: str
     about: str
-    layout: Callable[[Layout, int], Layout] = twice_as_large  # of plain experts and the device's specialists
+    layout: Callable[[ExpertsConfig, int], ExpertsConfig] = (
+        twice_as_large  # of plain experts and the device's specialists
+    )
     shares: Callable[[str], bool] = nothing  # tensors that pass, by name
     exchange: Exchange = average
     router: str = (

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from comigs_edge.nn.experts import Layout
+from comigs_edge.nn.experts import ExpertsConfig
 from coordinator.protocol.wire import Arrays
 
 
-def matched(plain: Layout, specialists: int) -> Layout:
+def matched(plain: ExpertsConfig, specialists: int) -> ExpertsConfig:
     """One expert with the rank of all experts together: equal parameters.
 
     alpha grows with the square root of the rank, so that alpha / sqrt(rank) is the same on every device, that of `fedavg`:
