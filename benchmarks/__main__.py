@@ -31,9 +31,7 @@ def main() -> None:
             print(f"there is no benchmark {name}; these are known:\n")
         width = max(map(len, BENCHMARKS))
         print("\n".join(f"make bench WHAT={each:<{width}}  {made.about}" for each, made in BENCHMARKS.items()))
-        print(
-            "\nFigures are written to benchmark-work/results; with RECORD=1 over the shipped ones in benchmarks/results."
-        )
+        print("\nFigures are written to benchmark-work/results; with RECORD=1 over the shipped ones in benchmarks/results.")
         raise SystemExit(bool(name))
     for words in BENCHMARKS[name].commands():
         code = subprocess.run([sys.executable, *words], cwd=ROOT).returncode
@@ -75,20 +73,16 @@ def _torture(name: str) -> Callable[[], list[Command]]:
 
 BENCHMARKS = {
     "main-job": Benchmark(
-        "the main job: bits per byte before and after; TEXT has de.jsonl and user03.jsonl",
-        lambda: [_figure("main_job", _text())],
+        "the main job: bits per byte before and after; TEXT has de.jsonl and user03.jsonl", lambda: [_figure("main_job", _text())]
     ),
     "formats": Benchmark(
         "forms of expert and block formats; TEXT also has fr.jsonl, nl.jsonl, user04.jsonl and legal.jsonl; quiet machine",
         lambda: [_figure("four_bits", _text(), "--report"), _figure("formats", str(WORK))],
     ),
     "memory": Benchmark(
-        "the plan's memory model against the system's measure; TEXT is any text",
-        lambda: [_figure("memory_model", _text())],
+        "the plan's memory model against the system's measure; TEXT is any text", lambda: [_figure("memory_model", _text())]
     ),
-    "steps": Benchmark(
-        "what a step takes: two and four experts, expert and router step", lambda: [_figure("steps")]
-    ),
+    "steps": Benchmark("what a step takes: two and four experts, expert and router step", lambda: [_figure("steps")]),
     "time": Benchmark("the plan's time model against real steps", lambda: [_figure("time_model")]),
     "last-blocks": Benchmark(
         "experts in the last blocks alone, at equal time; TEXT has de.jsonl, nl.jsonl and user04.jsonl; half an hour",
@@ -111,10 +105,8 @@ BENCHMARKS = {
     "power-cuts": Benchmark("its disk loses power 200 times; wants root and xfs_io", _torture("power_cuts")),
     "load": Benchmark("200 devices and a memory cgroup of 1 GB; wants root", _torture("load")),
     "herd": Benchmark("requests a second when a coordinator comes back, simulated", _torture("herd")),
-    "same-bits": Benchmark(
-        "whether this checkout computes the bits of another one: BEFORE=CHECKOUT", _same_bits
-    ),
-}  # fmt: skip
+    "same-bits": Benchmark("whether this checkout computes the bits of another one: BEFORE=CHECKOUT", _same_bits),
+}
 
 
 if __name__ == "__main__":

@@ -23,9 +23,7 @@ console = Console(highlight=False)
 def run(*arguments: str, capture: bool = False) -> str:
     """Runs a command as a person would, and shows it."""
     console.print(f"\n[bold green]$ comigs-edge {' '.join(arguments)}[/]", soft_wrap=True)
-    done = subprocess.run(
-        [*COMMAND, *arguments], env=environment(HOME), stdout=subprocess.PIPE if capture else None, text=True
-    )
+    done = subprocess.run([*COMMAND, *arguments], env=environment(HOME), stdout=subprocess.PIPE if capture else None, text=True)
     if done.returncode:
         raise SystemExit(done.returncode)
     return done.stdout or ""

@@ -98,9 +98,7 @@ class Checkout:
         process = self.start(package, *arguments, home=home, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         out, notes = process.communicate()
         if process.returncode:
-            raise SystemExit(
-                f"{package} {' '.join(arguments)} ended with {process.returncode}: {(notes or out)[-2000:]}"
-            )
+            raise SystemExit(f"{package} {' '.join(arguments)} ended with {process.returncode}: {(notes or out)[-2000:]}")
         return out
 
 
@@ -134,11 +132,7 @@ class Device:
     def interrupt(self) -> None:
         """Starts a training and stops it as Ctrl-C does, after its first period."""
         process = self._checkout.start(
-            "comigs_edge",
-            *self._training(STEPS, (), {}),
-            home=self.home,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            "comigs_edge", *self._training(STEPS, (), {}), home=self.home, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
         assert process.stderr is not None
         for line in process.stderr:
@@ -227,9 +221,7 @@ def training(checkout: Checkout, text: Path, work: Path) -> Digests:
         digests |= _trained(f"{STEPS} steps, {form}", device.train())
     lean = Device(checkout, work / "lean")
     lean.prepare(text / "first.jsonl", "lora")
-    return digests | _trained(
-        f"{LEAN_STEPS} steps, lora in the last blocks, lean", lean.train(steps=LEAN_STEPS, **LEAN)
-    )
+    return digests | _trained(f"{LEAN_STEPS} steps, lora in the last blocks, lean", lean.train(steps=LEAN_STEPS, **LEAN))
 
 
 def export(checkout: Checkout, text: Path, work: Path) -> Digests:
@@ -303,9 +295,7 @@ def processor() -> dict[str, Any]:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     table = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines) if value}
     known = (table.get("flags") or table.get("Features") or "").split()
-    kinds = {
-        name: table[name] for name in ("model name", "cpu family", "model", "stepping", "CPU part") if name in table
-    }
+    kinds = {name: table[name] for name in ("model name", "cpu family", "model", "stepping", "CPU part") if name in table}
     return {"machine": platform.machine(), **kinds, "features": [name for name in FEATURES if name in known]}
 
 
@@ -351,9 +341,7 @@ def check(checkout: Checkout, parts: list[str], work: Path, homes: Path) -> None
         older = resume_older(checkout, homes, work / "interrupted")
         pairs["begun by the commit before"] = (before["digests"]["resume"], older)
         whole = before["digests"].get("training", {})
-        wanted = {
-            f"resumed, {kind}": whole.get(f"{STEPS} steps, lora, {kind}") for kind in ("last state", "best state")
-        }
+        wanted = {f"resumed, {kind}": whole.get(f"{STEPS} steps, lora, {kind}") for kind in ("last state", "best state")}
         if whole:
             pairs["resumed and uninterrupted"] = (wanted, older)
     differences = [

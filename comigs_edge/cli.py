@@ -29,7 +29,7 @@ from comigs_edge.commands import (
     status,
     sync,
     train,
-)  # fmt: skip
+)
 from comigs_edge.errors import USER_ERRORS
 
 BUSY = 0.5  # processes that want to run, mean of the last minute, before this one

@@ -47,8 +47,7 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
         sync_folder(path.parent)
     except OSError as error:
         raise ComigsError(
-            f"{path} could not be written ({error.strerror or error}); what was there is unchanged, "
-            f"{_free(path.parent)} are free"
+            f"{path} could not be written ({error.strerror or error}); what was there is unchanged, {_free(path.parent)} are free"
         ) from error
     finally:
         if temporary is not None:

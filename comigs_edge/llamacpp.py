@@ -11,9 +11,7 @@ from comigs_edge.errors import ComigsError
 try:
     import llama_cpp
 except ImportError as error:
-    raise ComigsError(
-        f"llama-cpp-python cannot be used ({error}); install it with: pip install llama-cpp-python"
-    ) from error
+    raise ComigsError(f"llama-cpp-python cannot be used ({error}); install it with: pip install llama-cpp-python") from error
 
 
 @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]

@@ -43,9 +43,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="comigs-coordinator", description="Brings a fleet's devices together: averages their generalists, sees no text.",
+        prog="comigs-coordinator",
+        description="Brings a fleet's devices together: averages their generalists, sees no text.",
         epilog="First steps: comigs-coordinator serve, then in another terminal: comigs-coordinator invite",
-    )  # fmt: skip
+    )
     parser.add_argument("--version", action="version", version=f"comigs-coordinator {VERSION}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -54,10 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     for field in (*fields(Rules), *fields(Training)):
         kind = type(field.default)
         serve.add_argument(
-            f"--{field.name.replace('_', '-')}",
-            type=kind,
-            metavar=kind.__name__.upper(),
-            help="in place of config.toml's",
+            f"--{field.name.replace('_', '-')}", type=kind, metavar=kind.__name__.upper(), help="in place of config.toml's"
         )
 
     invite = _add_command(commands, "invite", "Print a one-time link for a device; it is good for 24 hours.", _invite)
@@ -69,9 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     rounds.add_argument("--last", type=int, default=20, help="how many; default: 20")
     revoke = _add_command(commands, "revoke", "Remove a device from the fleet, at once.", _revoke)
     revoke.add_argument("name")
-    backup = _add_command(
-        commands, "backup", "Write ledger, keys, settings and generalists into one tar file.", _backup
-    )
+    backup = _add_command(commands, "backup", "Write ledger, keys, settings and generalists into one tar file.", _backup)
     backup.add_argument("file", nargs="?", help="default: comigs-coordinator-DATE.tar")
     _add_service(commands)
     return parser
@@ -91,21 +87,15 @@ def _add_service(commands: Commands) -> None:
     install = _add_command(actions, "install", "Write the unit and start it.", _service_install)
     _add_address_options(install)
     install.add_argument("--print", action="store_true", help="print the unit, and do nothing")
-    uninstall = _add_command(
-        actions, "uninstall", "Stop the coordinator and delete the unit; the data stay.", _service_uninstall
-    )
+    uninstall = _add_command(actions, "uninstall", "Stop the coordinator and delete the unit; the data stay.", _service_uninstall)
     status = _add_command(actions, "status", "Show whether systemd runs the coordinator.", _service_status)
     for action in (install, uninstall, status):
         action.add_argument("--system", action="store_true", help="of the whole machine, as root; default: your own")
 
 
-def _add_command(
-    commands: Commands, name: str, text: str, run: Callable[[argparse.Namespace], None]
-) -> argparse.ArgumentParser:
+def _add_command(commands: Commands, name: str, text: str, run: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
-    parser.add_argument(
-        "--data", type=Path, default=_default_folder(), metavar="DIR", help=f"default: {_default_folder()}"
-    )
+    parser.add_argument("--data", type=Path, default=_default_folder(), metavar="DIR", help=f"default: {_default_folder()}")
     if name != "serve":
         parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)

@@ -87,9 +87,7 @@ def application(context: Context) -> web.Application:
         try:
             operation = OPERATIONS.get(request.match_info["name"])
             if operation is None:
-                raise CoordinatorError(
-                    "the running coordinator does not know this; restart it, it may be an older version"
-                )
+                raise CoordinatorError("the running coordinator does not know this; restart it, it may be an older version")
             result = operation(context, **await request.json())
         except (TypeError, ValueError, OverflowError) as error:
             return web.json_response({"error": f"the running coordinator does not understand: {error}"}, status=400)
@@ -107,9 +105,7 @@ def application(context: Context) -> web.Application:
 def call(root: Path, version: str, operation: str, **arguments: Any) -> Result:
     """Result of an operation, by the running coordinator or in this process; raises `CoordinatorError`."""
     if not (root / "coordinator.db").exists():
-        raise CoordinatorError(
-            f"there is no coordinator in {root}; start one with: comigs-coordinator serve --data {root}"
-        )
+        raise CoordinatorError(f"there is no coordinator in {root}; start one with: comigs-coordinator serve --data {root}")
     answered = _ask(root, operation, arguments)
     if answered is not None:
         return answered
@@ -149,9 +145,7 @@ def _ask(root: Path, operation: str, arguments: dict[str, Any]) -> Result | None
         except (FileNotFoundError, ConnectionRefusedError):
             return None
         except (OSError, http.client.HTTPException, ValueError) as error:
-            raise CoordinatorError(
-                f"the running coordinator did not answer ({error}); try again, or restart it"
-            ) from error
+            raise CoordinatorError(f"the running coordinator did not answer ({error}); try again, or restart it") from error
         finally:
             connection.close()
     if answer.status != 200:

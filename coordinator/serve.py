@@ -60,15 +60,13 @@ def _keep_memory_small() -> None:
 
 async def _run(
     server: Server, folder: Folder, ready: Callable[[str, bytes, Folder], None], *, host: str, port: int, address: str | None
-) -> None:  # fmt: skip
+) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     runner = web.AppRunner(server.application(), keepalive_timeout=IDLE_SECONDS, access_log=None, shutdown_timeout=STOP_SECONDS,
                            auto_decompress=False, max_line_size=4096, max_field_size=8190, max_headers=64)  # fmt: skip
-    own = web.AppRunner(
-        admin.application(admin.Context(server.fleet, folder, server.started, server.version)), access_log=None
-    )
+    own = web.AppRunner(admin.application(admin.Context(server.fleet, folder, server.started, server.version)), access_log=None)
     clock = asyncio.create_task(server.keep_time())  # it begins with rounds that a crash left closed and unpublished
     clock.add_done_callback(lambda task: stop.set())
     try:

@@ -50,9 +50,7 @@ def install(units: Mapping[str, str], enabled: str, system: bool) -> Outcome:
             temporary.chmod(0o644)
             temporary.replace(place / name)
     except OSError as error:
-        raise CoordinatorError(
-            f"{error.filename} cannot be written ({error.strerror}); see who owns {place}"
-        ) from error
+        raise CoordinatorError(f"{error.filename} cannot be written ({error.strerror}); see who owns {place}") from error
     # restart: a unit that runs already takes the new text
     wanted = [["daemon-reload"], ["enable", enabled], ["restart", enabled]]
     return Outcome([place / name for name in units], _run_systemctl(wanted, system))

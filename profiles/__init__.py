@@ -57,9 +57,7 @@ def load(name: str) -> DeviceProfile:
     table: dict[str, Any] = tomllib.loads(path.read_text())
     known = {field.name for field in fields(DeviceProfile)} - {"name"}
     if not known - {"memory", "specialists"} <= table.keys() <= known:
-        raise ProfileError(
-            f"{path} must have the keys {', '.join(sorted(known))}; memory and specialists may be missing"
-        )
+        raise ProfileError(f"{path} must have the keys {', '.join(sorted(known))}; memory and specialists may be missing")
     return DeviceProfile(name=name, **table)
 
 

@@ -13,10 +13,7 @@ from profiles import ProfileError
 from profiles.cost import RULES
 
 Cache = Literal["F16", "Q8_0"]
-CACHES: dict[Cache, float] = {
-    "F16": 2.0,
-    "Q8_0": 34 / 32,
-}  # bytes a number; Q8_0: 32 numbers with one scale of two bytes
+CACHES: dict[Cache, float] = {"F16": 2.0, "Q8_0": 34 / 32}  # bytes a number; Q8_0: 32 numbers with one scale of two bytes
 BATCHES = (512, 128)  # tokens of a prompt that are computed together
 
 
@@ -85,9 +82,7 @@ def make(subject: Subject, *, cores: int, busy: float, free: int, wanted: dict[s
 
 def _candidates(start: ChatPlan, subject: Subject, wanted: dict[str, Any]) -> Iterator[ChatPlan]:
     """From the fastest to the smallest. Blocks of 32 numbers must fit into a head."""
-    caches = (
-        [wanted["cache"]] if "cache" in wanted else [name for name in CACHES if name == "F16" or not subject.head % 32]
-    )
+    caches = [wanted["cache"]] if "cache" in wanted else [name for name in CACHES if name == "F16" or not subject.head % 32]
     for cache in caches:
         for batch in [wanted["batch"]] if "batch" in wanted else BATCHES:
             yield replace(start, cache=cache, batch=batch)
@@ -96,9 +91,7 @@ def _candidates(start: ChatPlan, subject: Subject, wanted: dict[str, Any]) -> It
 def _memory_reasons(plan: ChatPlan, start: ChatPlan, budget: int) -> dict[str, str]:
     fits = f"takes {plan.memory / 1e6:,.0f} of the {budget / 1e6:,.0f} MB that may be used"
     return {
-        "cache": "the fastest"
-        if plan.cache == start.cache
-        else "half the memory and a little slower: F16 would not fit",
+        "cache": "the fastest" if plan.cache == start.cache else "half the memory and a little slower: F16 would not fit",
         "batch": "llama.cpp's own" if plan.batch == start.batch else "less memory: 512 would not fit",
         "memory": fits,
     }

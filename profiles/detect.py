@@ -220,9 +220,10 @@ def power(root: Path) -> Power:
     """Battery and mains."""
     supplies = [path for path in (root / "sys/class/power_supply").glob("*") if path.is_dir()]
     batteries = [
-        path for path in supplies
+        path
+        for path in supplies
         if _text(path / "type").strip() == "Battery" and _text(path / "scope").strip() != "Device"  # a mouse has one too
-    ]  # fmt: skip
+    ]
     online = [_number(path / "online") for path in supplies if _text(path / "type").strip() in ("Mains", "USB")]
     discharging = any(_text(path / "status").strip() == "Discharging" for path in batteries)
     levels = [level for path in batteries if (level := _number(path / "capacity")) is not None]
@@ -232,9 +233,7 @@ def power(root: Path) -> Power:
 
 def _meminfo(root: Path) -> dict[str, int]:
     """Bytes by name."""
-    return {
-        name: int(value) * 1024 for name, value in re.findall(r"^(\w+):\s+(\d+) kB", _text(root / "proc/meminfo"), re.M)
-    }
+    return {name: int(value) * 1024 for name, value in re.findall(r"^(\w+):\s+(\d+) kB", _text(root / "proc/meminfo"), re.M)}
 
 
 def _text(path: Path) -> str:

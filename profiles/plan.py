@@ -35,9 +35,7 @@ def make(
         plan, why = _with_cache(plan, sizes, tokens, disk, steps, wanted)
         plan = replace(plan, memory=peak, step_seconds=None if rates is None else step_seconds(sizes, plan, rates))
         return replace(plan, reasons=reasons | {"cache": why} | _memory_reasons(plan, start, budget, wanted))
-    smallest = list(
-        _candidates(start, {name: wanted[name] for name in ("specialists", "precision") if name in wanted})
-    )[-1]
+    smallest = list(_candidates(start, {name: wanted[name] for name in ("specialists", "precision") if name in wanted}))[-1]
     least = peak_memory(sizes, smallest)
     raise ProfileError(
         f"training takes {_gb(peak)} at the least with {plan.batch} x {plan.context} tokens, and {_gb(budget)} of the "
@@ -86,9 +84,7 @@ def _start(
     return replace(start, **wanted), reasons
 
 
-def _with_cache(
-    plan: Plan, sizes: Sizes, tokens: int | None, disk: int, steps: int, wanted: dict[str, Any]
-) -> tuple[Plan, str]:
+def _with_cache(plan: Plan, sizes: Sizes, tokens: int | None, disk: int, steps: int, wanted: dict[str, Any]) -> tuple[Plan, str]:
     """The plan with or without the outputs of the blocks without experts on disk, and why."""
     if not plan.blocks:
         return replace(plan, cache=False), "every block learns"

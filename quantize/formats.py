@@ -56,9 +56,7 @@ FILE_TYPES = {
 }  # fmt: skip
 
 # What llama.cpp's quantiser takes for rows that are not whole blocks of 256 (`tensor_type_fallback` in llama-quant.cpp).
-FALLBACKS = {
-    "Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "IQ4_XS": "IQ4_NL",
-}  # fmt: skip
+FALLBACKS = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "IQ4_XS": "IQ4_NL"}
 
 
 def block_format(name: str) -> BlockFormat:

@@ -58,9 +58,7 @@ def entry(key: str, value: str | int | float) -> bytes:
     return _string(key) + struct.pack("<If", FLOAT32, value)
 
 
-def metadata_with(
-    source: GGUFFile, changes: dict[str, str | int | float], prefix: tuple[str, str] = ("", "")
-) -> list[bytes]:
+def metadata_with(source: GGUFFile, changes: dict[str, str | int | float], prefix: tuple[str, str] = ("", "")) -> list[bytes]:
     """The entries of `source` in their order, byte for byte but for those that `changes` replaces or adds.
 
     `prefix` renames keys: ("qwen2.", "llama.") makes `qwen2.block_count` to `llama.block_count`.

@@ -87,9 +87,7 @@ def ready(run, home, tiny_path, tmp_path, request):
     settings = home / "config.toml"
     quick = "batch = 4\ncontext = 64\nrouter_period = 4\nrouter_steps = 2\nvalidation_rows = 4\n"
     text = settings.read_text().replace("[train]\n", f"[train]\n{quick}")
-    settings.write_text(
-        text.replace("# enabled = true", "enabled = false")
-    )  # for tests that start processes, see `calm`
+    settings.write_text(text.replace("# enabled = true", "enabled = false"))  # for tests that start processes, see `calm`
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "notes.txt").write_text(some_text())
     run("data", "add", tmp_path / "text")
@@ -98,9 +96,7 @@ def ready(run, home, tiny_path, tmp_path, request):
 
 def llama_logits(path, ids, adapters=()):
     """llama.cpp's logits (T, V) for the token ids, with a float32 cache, and with these LoRA files."""
-    llama = engine.load(
-        path, n_ctx=512, n_batch=512, logits_all=True, n_threads=1, type_k=0, type_v=0, flash_attn=False
-    )
+    llama = engine.load(path, n_ctx=512, n_batch=512, logits_all=True, n_threads=1, type_k=0, type_v=0, flash_attn=False)
     if adapters:
         engine.LoadedAdapters(llama).use(tuple(adapters))
     llama.eval(ids)

@@ -25,16 +25,12 @@ ARROWS = {
     "comigs_edge.base": "comigs_edge quantize",
     "comigs_edge.data": "comigs_edge",
     "comigs_edge.nn": "comigs_edge comigs_edge.base coordinator.protocol profiles quantize",
-    "comigs_edge.home": (
-        "comigs_edge comigs_edge.base comigs_edge.data comigs_edge.nn coordinator.protocol profiles"
-    ),
+    "comigs_edge.home": ("comigs_edge comigs_edge.base comigs_edge.data comigs_edge.nn coordinator.protocol profiles"),
     "comigs_edge.export": "comigs_edge comigs_edge.base comigs_edge.home comigs_edge.nn quantize",
     "comigs_edge.planning": (
         "comigs_edge comigs_edge.base comigs_edge.home comigs_edge.nn coordinator.protocol profiles quantize"
     ),
-    "comigs_edge.inference": (
-        "comigs_edge comigs_edge.base comigs_edge.data comigs_edge.export comigs_edge.nn quantize"
-    ),
+    "comigs_edge.inference": ("comigs_edge comigs_edge.base comigs_edge.data comigs_edge.export comigs_edge.nn quantize"),
     "comigs_edge.training": (
         "comigs_edge comigs_edge.data comigs_edge.home comigs_edge.nn comigs_edge.planning coordinator.protocol profiles"
     ),
@@ -43,10 +39,9 @@ ARROWS = {
         "comigs_edge.training coordinator.protocol quantize"
     ),
     "comigs_edge.simulate": (
-        "comigs_edge comigs_edge.data comigs_edge.inference comigs_edge.nn comigs_edge.training "
-        "coordinator.protocol"
+        "comigs_edge comigs_edge.data comigs_edge.inference comigs_edge.nn comigs_edge.training coordinator.protocol"
     ),
-}  # fmt: skip
+}
 
 
 @cache

@@ -84,9 +84,7 @@ def test_chat_exports_when_the_adapters_are_newer(ready, run):
     run("chat", "--prompt", "a stone")
     run("train", "--steps", "4")
     run("chat", "--prompt", "a stone")
-    assert sorted(path.name for path in (ready / "models").iterdir()) == [
-        "personal-0001-Q8_0.gguf", "personal-0002-Q8_0.gguf"
-    ]  # fmt: skip
+    assert sorted(path.name for path in (ready / "models").iterdir()) == ["personal-0001-Q8_0.gguf", "personal-0002-Q8_0.gguf"]
 
 
 def test_the_generalist_alone_is_a_dense_model(run, home, tiny_path, tmp_path):
@@ -317,8 +315,9 @@ def test_the_layout_hot_is_exported_evaluated_and_chatted_with(run, ready):
     run("train", "--steps", "3")
     exported = json.loads(run("export", "--json").stdout)
     assert [Path(path).name for path in exported["adapters"]] == [
-        "personal-0001-hot-F16-generalist.gguf", "personal-0001-hot-F16-specialists.gguf"
-    ]  # fmt: skip
+        "personal-0001-hot-F16-generalist.gguf",
+        "personal-0001-hot-F16-specialists.gguf",
+    ]
     scores = [
         json.loads(run("evaluate", "--engine", engine, "--json").stdout)["bits_per_byte"]["mixture"]
         for engine in ("torch", "llama.cpp")

@@ -8,9 +8,7 @@ import pytest
 from comigs_edge import llamacpp as engine
 
 
-@pytest.mark.parametrize(
-    ("info", "repacks"), [(b"AVX2 = 1 | AMX_INT8 = 1 | OPENMP = 1", False), (b"AVX2 = 1 | NEON = 1", True)]
-)
+@pytest.mark.parametrize(("info", "repacks"), [(b"AVX2 = 1 | AMX_INT8 = 1 | OPENMP = 1", False), (b"AVX2 = 1 | NEON = 1", True)])
 def test_where_llama_cpp_has_amx_its_weights_are_not_repacked(info, repacks):
     library = SimpleNamespace(
         llama_print_system_info=lambda: info, llama_model_default_params=lambda: SimpleNamespace(use_extra_bufts=True)

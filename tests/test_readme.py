@@ -124,9 +124,7 @@ def test_every_command_of_a_block_is_understood(page, monkeypatch):
             if words[0] == "comigs-edge":
                 command, rest = _descend(words[1:])
                 if not hasattr(command, "commands"):
-                    command.make_context(
-                        "comigs-edge", rest
-                    )  # raises for what does not exist, is missing or impossible
+                    command.make_context("comigs-edge", rest)  # raises for what does not exist, is missing or impossible
             elif words[0] == "comigs-coordinator":
                 with pytest.raises(Parsed):
                     coordinator_main(words[1:])
@@ -231,9 +229,9 @@ def test_the_figures_of_the_readme_are_those_of_the_result_files():
 def test_figures_of_the_measurements_are_those_of_the_result_files(row):
     start, numbers = _figures(row)
     lines = [cells for cells in _rows((ROOT / "docs" / "measurements.md").read_text()) if cells[0].startswith(start)]
-    assert any(
-        all(re.search(rf"(?<![\d.]){re.escape(each)}(?!\d)", " ".join(cells)) for each in numbers) for cells in lines
-    ), numbers
+    assert any(all(re.search(rf"(?<![\d.]){re.escape(each)}(?!\d)", " ".join(cells)) for each in numbers) for cells in lines), (
+        numbers
+    )
 
 
 @pytest.mark.parametrize("recipe", ["multilingual", "domains", "topics-ood"])

@@ -124,13 +124,8 @@ def write_llama(
 def some_text(paragraphs: int = 40, seed: int = 0) -> str:
     """Paragraphs of made-up sentences with a pattern that can be learned."""
     rng = np.random.default_rng(seed)
-    nouns, verbs = (
-        ["the hen", "the train", "a stone", "the inn", "an ant"],
-        ["rests on", "hates", "enters", "then heats"],
-    )
+    nouns, verbs = (["the hen", "the train", "a stone", "the inn", "an ant"], ["rests on", "hates", "enters", "then heats"])
     return "\n\n".join(
-        " ".join(
-            f"{rng.choice(nouns)} {rng.choice(verbs)} {rng.choice(nouns)} {rng.integers(1000)}." for _ in range(30)
-        )
+        " ".join(f"{rng.choice(nouns)} {rng.choice(verbs)} {rng.choice(nouns)} {rng.integers(1000)}." for _ in range(30))
         for _ in range(paragraphs)
     )

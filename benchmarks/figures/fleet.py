@@ -174,9 +174,7 @@ def canaries(devices: list[Device]) -> dict[str, bytes]:
                 numbers = np.frombuffer(data[-4096:], np.float32)
                 for kind, piece in (("float32", numbers[:16]), ("float16", numbers[:16].astype(np.float16))):
                     found[f"{path.stem} of {device.name} {folder.name} as {kind}"] = piece.tobytes()
-                    found[f"{path.stem} of {device.name} {folder.name} as {kind} base64"] = base64.b64encode(
-                        piece.tobytes()
-                    )[:40]
+                    found[f"{path.stem} of {device.name} {folder.name} as {kind} base64"] = base64.b64encode(piece.tobytes())[:40]
     found["a specialist's name"] = b"specialist."
     found["a router's name"] = b"router.blk"
     return found

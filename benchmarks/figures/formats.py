@@ -76,14 +76,10 @@ def requantised(source: Path, format_name: str, target: Path) -> Path:
     return target
 
 
-def logits(
-    path: Path, text: TestText, adapters: tuple[Path, ...] = (), batch: int = WINDOW, exact: bool = False
-) -> Any:
+def logits(path: Path, text: TestText, adapters: tuple[Path, ...] = (), batch: int = WINDOW, exact: bool = False) -> Any:
     """llama.cpp's logits of every window, one after the other, as float32 (N, V)."""
     options: dict[str, Any] = {"type_k": 0, "type_v": 0, "flash_attn": False} if exact else {}
-    llama = engine.load(
-        path, n_ctx=WINDOW + 8, n_batch=batch, n_ubatch=batch, logits_all=True, n_threads=THREADS, **options
-    )
+    llama = engine.load(path, n_ctx=WINDOW + 8, n_batch=batch, n_ubatch=batch, logits_all=True, n_threads=THREADS, **options)
     if adapters:
         engine.LoadedAdapters(llama).use(adapters)
     found = []
@@ -129,15 +125,11 @@ def gap(homes: Path, work: Path) -> dict[str, Any]:
             found[f"{name.removeprefix('de-')} merged {each}"] = compare(ours, theirs, text)
             if each == "Q4_0":
                 alone = logits(work / "mixture.gguf", text, batch=1)
-                found[f"{name.removeprefix('de-')} merged {each}, llama.cpp against itself"] = compare(
-                    theirs, alone, text
-                )
+                found[f"{name.removeprefix('de-')} merged {each}, llama.cpp against itself"] = compare(theirs, alone, text)
     personal = Personal(homes / "de-lora")
     text = personal.text(GAP_TOKENS)
     for each in ("Q4_0", "Q8_0", "F32"):
-        path = (
-            personal.home.base_file if each == "F32" else requantised(personal.home.base_file, each, work / "base.gguf")
-        )
+        path = personal.home.base_file if each == "F32" else requantised(personal.home.base_file, each, work / "base.gguf")
         kind, base = "F32" if each == "F32" else "F16", GGUFFile(path)
         hot.write_base(base, personal.adapters, kind, work / "hot.gguf")
         paths = tuple(work / f"{part}.gguf" for part in hot.PARTS)
@@ -165,9 +157,7 @@ def table(homes: Path, work: Path) -> dict[str, Any]:
     text, tokenizer = lora.text(TABLE_TOKENS), Tokenizer(lora.home.base_file)
     rows: dict[str, Any] = {}
 
-    def measure(
-        name: str, path: Path, adapters: tuple[Path, ...] = (), seconds: float = 0.0, formats: Any = None
-    ) -> None:
+    def measure(name: str, path: Path, adapters: tuple[Path, ...] = (), seconds: float = 0.0, formats: Any = None) -> None:
         score = in_llama_cpp(path, text, THREADS, adapters=adapters)
         llama = engine.load(path, n_ctx=512, n_threads=THREADS, n_threads_batch=THREADS)
         if adapters:
@@ -227,14 +217,13 @@ def speed(homes: Path, work: Path) -> dict[str, Any]:
         for part, target in zip(hot.PARTS, paths, strict=True):
             hot.write_adapter(base, lora.adapters, part, "F16", target, "")
         candidates["lora hot"] = (work / f"hot-{kind}.gguf", paths)
-        sizes = {
-            name: sum(each.stat().st_size for each in (file, *extra)) for name, (file, extra) in candidates.items()
-        }
+        sizes = {name: sum(each.stat().st_size for each in (file, *extra)) for name, (file, extra) in candidates.items()}
         for threads in sorted({1, THREADS}):
             for name, row in _in_turn(candidates, threads, prompt).items():
                 found[f"base {kind}, {threads} threads: {name}"] = row | {
-                    "bytes": sizes[name], "bytes_ratio": sizes[name] / sizes["base"]
-                }  # fmt: skip
+                    "bytes": sizes[name],
+                    "bytes_ratio": sizes[name] / sizes["base"],
+                }
     return found
 
 
@@ -279,9 +268,7 @@ def training(homes: Path, work: Path) -> dict[str, Any]:
                 trainer.step()
                 times[kind].append(time.perf_counter() - start)
         ratio = statistics.median(q / p for q, p in zip(times["quantised"], times["plain"], strict=True))
-        found[name.removeprefix("de-")] = {kind: statistics.median(values) for kind, values in times.items()} | {
-            "ratio": ratio
-        }
+        found[name.removeprefix("de-")] = {kind: statistics.median(values) for kind, values in times.items()} | {"ratio": ratio}
     return found
 
 
@@ -289,11 +276,7 @@ def seconds(homes: Path, work: Path) -> dict[str, Any]:
     """Seconds of an export, and from new adapters in memory to a model that can be talked to."""
     found: dict[str, Any] = {}
     lora, parallel = Personal(homes / "de-lora"), Personal(homes / "de-parallel")
-    for name, personal, each in (
-        ("lora Q8_0", lora, "Q8_0"),
-        ("lora Q4_0", lora, "Q4_0"),
-        ("parallel Q8_0", parallel, "Q8_0"),
-    ):
+    for name, personal, each in (("lora Q8_0", lora, "Q8_0"), ("lora Q4_0", lora, "Q4_0"), ("parallel Q8_0", parallel, "Q8_0")):
         times = []
         for _ in range(3):
             start = time.perf_counter()
@@ -304,21 +287,13 @@ def seconds(homes: Path, work: Path) -> dict[str, Any]:
     for number in range(3):
         start = time.perf_counter()
         assert replace_experts(
-            work / "e.gguf",
-            parallel.base,
-            parallel.adapters,
-            "Q8_0",
-            work / "f.gguf",
-            Origin(f"{number}" * 64, "b" * 64),
+            work / "e.gguf", parallel.base, parallel.adapters, "Q8_0", work / "f.gguf", Origin(f"{number}" * 64, "b" * 64)
         )
         (work / "f.gguf").rename(work / "e.gguf")
         times.append(time.perf_counter() - start)
         engine.load(work / "e.gguf", n_ctx=512).close()
         reload.append(time.perf_counter() - start)
-    found["swap parallel, writing"], found["swap parallel, until loaded"] = (
-        statistics.median(times),
-        statistics.median(reload),
-    )
+    found["swap parallel, writing"], found["swap parallel, until loaded"] = (statistics.median(times), statistics.median(reload))
     hot.write_base(lora.base, lora.adapters, "F16", work / "hot.gguf")
     paths = tuple(work / f"{part}.gguf" for part in hot.PARTS)
     hot.write_adapter(lora.base, lora.adapters, hot.PARTS[1], "F16", paths[1], "")
@@ -331,10 +306,7 @@ def seconds(homes: Path, work: Path) -> dict[str, Any]:
         loaded.use(paths)
         times.append(time.perf_counter() - start)
         live.append(time.perf_counter() - written)
-    found["swap hot, writing and live"], found["swap hot, live alone"] = (
-        statistics.median(times),
-        statistics.median(live),
-    )
+    found["swap hot, writing and live"], found["swap hot, live alone"] = (statistics.median(times), statistics.median(live))
     return found
 
 

@@ -83,9 +83,7 @@ def measure(base: Base) -> dict[str, dict[str, Any]]:
     actions: dict[tuple[str, str], Callable[[], object]] = {}
     for name, variant in VARIANTS.items():
         if not variant.cache:
-            wanted = ModelConfig(
-                specialists=1, expert_form="parallel", expert_width=variant.width, blocks=variant.blocks
-            )
+            wanted = ModelConfig(specialists=1, expert_form="parallel", expert_width=variant.width, blocks=variant.blocks)
             adapters = Adapters.initial(plan_experts(wanted, base.hparams), base.hparams, 0)
             trainer = Trainer(Model(base, adapters, checkpointing="attention"), rows, rows, SCHEDULE)
             batch = rows.batch(0, BATCH)
@@ -166,9 +164,7 @@ def score(run_name: tuple[str, str], options: argparse.Namespace) -> dict[str, A
     home = home_of(options.work, *run_name)
     record: Path = home.with_suffix(".json")
     if not record.exists():
-        reference = home_of(options.work, run_name[0], "all").with_suffix(
-            ".json"
-        )  # the base is the same for every variant
+        reference = home_of(options.work, run_name[0], "all").with_suffix(".json")  # the base is the same for every variant
         paths = {"model": home / "model.gguf"} | ({} if reference.exists() else {"base": home / "base.gguf"})
         found = scores(home, paths, TEST_TOKENS)
         trained = json.loads(home.with_suffix(".trained.json").read_text())

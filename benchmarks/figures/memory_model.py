@@ -45,11 +45,7 @@ def main() -> None:
     for row in rows:
         error = row["predicted"] / row["measured"] - 1
         table.add_row(
-            row["base"],
-            row["setting"],
-            f"{row['predicted'] / 1e6:.0f}",
-            f"{row['measured'] / 1e6:.0f}",
-            f"{error:+.1%}",
+            row["base"], row["setting"], f"{row['predicted'] / 1e6:.0f}", f"{row['measured'] / 1e6:.0f}", f"{error:+.1%}"
         )
     Console().print(table)
     command = " ".join(["python -m benchmarks.figures.memory_model TEXT", *sys.argv[2:]])
@@ -68,14 +64,7 @@ def _measure(base: str, arguments: argparse.Namespace, folder: Path) -> list[dic
         plan = json.loads(_run(home, "plan", "--json", "--no-measure", *flags)[0])["plan"]
         _, peak = _run(home, "train", "--fresh", "--no-pause", "--steps", arguments.steps, *flags)
         error = round(plan["memory"] / peak - 1, 4)
-        row = {
-            "base": base,
-            "setting": name,
-            "lines": lines,
-            "predicted": plan["memory"],
-            "measured": peak,
-            "error": error,
-        }
+        row = {"base": base, "setting": name, "lines": lines, "predicted": plan["memory"], "measured": peak, "error": error}
         rows.append(row)
         print(base, name, plan["memory"], peak, flush=True)
     return rows

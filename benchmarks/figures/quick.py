@@ -24,9 +24,7 @@ def main() -> None:
     parser.add_argument("--methods", default=METHODS)
     parser.add_argument("--size", default="quick")
     parser.add_argument("--seeds", default="42")
-    parser.add_argument(
-        "--precision", default="float32", help="bfloat16 takes half the time where the processor has it"
-    )
+    parser.add_argument("--precision", default="float32", help="bfloat16 takes half the time where the processor has it")
     parser.add_argument("--device", default="cpu", help="or cuda")
     options = parser.parse_args()
     flags = [part for name in options.methods.split(",") for part in ("--method", name)]

@@ -87,10 +87,9 @@ class Block(nn.Module):
         self.experts_per_token = adapters.layout.experts_per_token
         gate_up, down = self.frozen.ffn_gate_up, self.frozen.ffn_down
         self.experts = nn.ModuleList(
-            ExpertMLP(*((gate_up.clone(), down.clone()) if copies and number else (gate_up, down)), loras,
-                      adapters.layout.scale)
+            ExpertMLP(*((gate_up.clone(), down.clone()) if copies and number else (gate_up, down)), loras, adapters.layout.scale)
             for number, loras in enumerate(adapters.experts[index])
-        )  # fmt: skip
+        )
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:  # (B, T, D) -> (B, T, D)
         x = x + self.attention(F.rms_norm(x, x.shape[-1:], self.frozen.attn_norm, self.hparams.norm_eps), rope)
@@ -213,9 +212,7 @@ def peft(base: Base, checkpointing: bool = False) -> Rival:
 # comigs-edge --------------------------------------------------------------------------------------------------------
 
 
-def ours(
-    base: Base, form: str, block_format: str | None = None, adapters: Adapters | None = None, **options: Any
-) -> Rival:
+def ours(base: Base, form: str, block_format: str | None = None, adapters: Adapters | None = None, **options: Any) -> Rival:
     """comigs-edge's expert step; `options` are passed on to `Model`."""
     adapters = adapters or initial(base.hparams, form)
     model = Model(base, adapters, **options)

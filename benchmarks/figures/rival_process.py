@@ -108,9 +108,7 @@ def batches(path: str) -> list[tuple[Any, Any]]:
     import numpy as np
     import torch
 
-    return [
-        tuple(torch.from_numpy(rows[:, part].copy()) for part in (slice(-1), slice(1, None))) for rows in np.load(path)
-    ]
+    return [tuple(torch.from_numpy(rows[:, part].copy()) for part in (slice(-1), slice(1, None))) for rows in np.load(path)]
 
 
 def write_tokens(options: SimpleNamespace) -> dict[str, Any]:
@@ -167,9 +165,10 @@ def products(options: SimpleNamespace) -> dict[str, Any]:
         operations += times * 4 * count * size[0] * size[1]
     block = sum(rows * columns for rows, columns in linear_shapes(hparams).values())
     return {
-        "operations_per_second": operations / seconds, "block_weights": hparams.num_blocks * block,
+        "operations_per_second": operations / seconds,
+        "block_weights": hparams.num_blocks * block,
         "output_weights": hparams.vocab_size * hparams.width,
-    }  # fmt: skip
+    }
 
 
 def product_seconds(count: int, rows: int, columns: int, repeats: int = 3) -> float:

@@ -27,12 +27,7 @@ from typing import Any
 from benchmarks.common import ROOT, result_file, write_json
 from benchmarks.figures.rival_process import CASES
 
-LIMITS = {
-    "loss": 1e-3,
-    "loss, experts moved": 1e-3,
-    "gradients, relative error": 1e-3,
-    "logits, largest difference": 1e-2,
-}
+LIMITS = {"loss": 1e-3, "loss, experts moved": 1e-3, "gradients, relative error": 1e-3, "logits, largest difference": 1e-2}
 REFERENCES = ("published", "peft")
 REPORTED = ("rounds", "steps", "warm_up", "only", "batch", "context", "threads")
 
@@ -41,9 +36,7 @@ def in_process(job: str, options: argparse.Namespace) -> dict[str, Any]:
     """What one job gives, done in a process of its own."""
     values = json.dumps(vars(options) | {"job": job}, default=str)
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    environment = (
-        os.environ | dict.fromkeys(names, str(options.threads)) | {"HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
-    )
+    environment = os.environ | dict.fromkeys(names, str(options.threads)) | {"HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
     command = [sys.executable, "-m", "benchmarks.figures.rival_process", values]
     done = subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.PIPE, text=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
@@ -86,9 +79,7 @@ def summary(name: str, rounds: list[dict[str, Any]], options: argparse.Namespace
         if other in rounds[0]:
             speed = median(lambda each, own, other=other: statistics.median(each[other]["seconds"]) / own)
             result[f"speed_to_{other}"] = speed
-            result[f"memory_to_{other}"] = result["peak_bytes"] / statistics.median(
-                each[other]["peak_bytes"] for each in rounds
-            )
+            result[f"memory_to_{other}"] = result["peak_bytes"] / statistics.median(each[other]["peak_bytes"] for each in rounds)
     return result
 
 
@@ -151,9 +142,7 @@ def drive(options: argparse.Namespace) -> None:
             for name in names[turn:] + names[:turn]:
                 done[name] = in_process(name, options)
                 middle = statistics.median(done[name]["seconds"])
-                print(
-                    f"round {number + 1}: {name} {middle:.2f} s, {done[name]['peak_bytes'] / 1e6:,.0f} MB", flush=True
-                )
+                print(f"round {number + 1}: {name} {middle:.2f} s, {done[name]['peak_bytes'] / 1e6:,.0f} MB", flush=True)
             rounds.append(done)
     rates = [each["products"]["operations_per_second"] / 1e9 for each in rounds]
     cases = {name: summary(name, rounds, options) for name in names}
@@ -183,9 +172,7 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=128)
     parser.add_argument("--threads", type=int, default=cores())
     parser.add_argument("--output", type=Path)
-    parser.add_argument(
-        "--tune-all", action="store_true", help="comigs-edge's settings of glibc's malloc for every case"
-    )
+    parser.add_argument("--tune-all", action="store_true", help="comigs-edge's settings of glibc's malloc for every case")
     options = parser.parse_args()
     options.text = options.text and options.text.absolute()  # its process works in another folder
     drive(options)

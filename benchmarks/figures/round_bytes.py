@@ -38,10 +38,7 @@ def size(shapes: Shapes, format_name: str, averaging: str = "separate") -> int:
 
 def doubled(shapes: Shapes) -> Shapes:
     """The same at twice the rank: what a FedAvg with as many weights would send of the MLP."""
-    return {
-        name: (2 * a, b) if name.endswith("lora_a") else (a, 2 * b)
-        for name, (a, b) in shapes.items()
-    }  # fmt: skip
+    return {name: (2 * a, b) if name.endswith("lora_a") else (a, 2 * b) for name, (a, b) in shapes.items()}
 
 
 def row(name: str, experts: Shapes, attention: Shapes) -> dict[str, Any]:
@@ -81,8 +78,7 @@ def main() -> None:
     for each in rows:
         print(
             "  ".join(
-                f"{k} {v:,.3f}" if isinstance(v, float) else f"{k} {v:,}" if isinstance(v, int) else v
-                for k, v in each.items()
+                f"{k} {v:,.3f}" if isinstance(v, float) else f"{k} {v:,}" if isinstance(v, int) else v for k, v in each.items()
             )
         )
 

@@ -53,9 +53,7 @@ class Step:
             tensor.requires_grad_(True).grad = None
         balanced = self.model.adapters is not None and self.model.adapters.layout.num_experts > 2
         out = self.model(self.tokens, with_balance=balanced)
-        loss = next_token_loss(
-            self.model.base, out.hidden, self.targets, torch.ones(len(self.targets), dtype=torch.bool)
-        )
+        loss = next_token_loss(self.model.base, out.hidden, self.targets, torch.ones(len(self.targets), dtype=torch.bool))
         (loss if out.balance is None else loss + 0.01 * out.balance).backward()
         self.optimiser.step()
         for tensor in self.tensors:
@@ -71,9 +69,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     path = find_base(DEFAULT_BASE)[1]
-    bases = {
-        name: open_base(path, arguments.threads, dtype=getattr(torch, name)) for name in arguments.precision.split(",")
-    }
+    bases = {name: open_base(path, arguments.threads, dtype=getattr(torch, name)) for name in arguments.precision.split(",")}
     tune_allocator()
     kinds = itertools.product(bases, ("lora", "parallel"), ((1, False), (1, True), (3, False)))
     steps = {

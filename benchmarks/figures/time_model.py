@@ -81,9 +81,7 @@ def main() -> None:
 def _compare(path: Path, form: str, lines: dict[str, Any], steps: int) -> dict[str, Any]:
     settings = Config(base=BaseConfig("base", "", 0), model=ModelConfig(specialists=1, expert_form=form))
     sizes = planning.sizes(path, settings)
-    rates = measure.rates(
-        sizes.width, sizes.ff_width, lines.get("threads", available_cores()), "bfloat16" in lines.values()
-    )
+    rates = measure.rates(sizes.width, sizes.ff_width, lines.get("threads", available_cores()), "bfloat16" in lines.values())
     start = Plan(
         specialists=1, batch=8, context=128, threads=rates.threads, precision="float32", keep=True, checkpointing="none",
         memory=0, backend=rates.backend,

@@ -79,9 +79,7 @@ def help_page(path: Path) -> list[str]:
     root = ET.parse(path).getroot()
     for info in root.findall("{*}info"):
         root.remove(info)
-    return [
-        text for each in root.iter() if each.tag.endswith("}p") and (text := " ".join("".join(each.itertext()).split()))
-    ]
+    return [text for each in root.iter() if each.tag.endswith("}p") and (text := " ".join("".join(each.itertext()).split()))]
 
 
 def translations(root: Path, language: str) -> Iterator[Document]:

@@ -50,8 +50,9 @@ def main() -> None:
     for outage in (5, 30, 60, 120, 300, 900, 3600):
         runs = [arrivals(outage, random.Random(seed)) for seed in range(20)]
         result[f"{outage} s away"] = {
-            "peak_requests_per_second": max(run[0] for run in runs), "peak_attempts_while_away": max(run[1] for run in runs),
-        }  # fmt: skip
+            "peak_requests_per_second": max(run[0] for run in runs),
+            "peak_attempts_while_away": max(run[1] for run in runs),
+        }
     write_json(result_file("herd.json"), {"devices": DEVICES, **result})
     for name, values in result.items():
         print(f"{name:12}{values}")

@@ -34,17 +34,7 @@ from tests.coordinator.audit import Books, Trainer, check, settle  # noqa: E402
 from tests.coordinator.inject import ATTEMPTS, injected  # noqa: E402
 from tests.coordinator.rig import Coordinator  # noqa: E402
 
-MAIN = (
-    "pwrite64",
-    "fsync,fdatasync",
-    "ftruncate",
-    "sendto",
-    "unlink,rename",
-    "write,writev",
-    "openat",
-    "close",
-    "recvfrom",
-)
+MAIN = ("pwrite64", "fsync,fdatasync", "ftruncate", "sendto", "unlink,rename", "write,writev", "openat", "close", "recvfrom")
 FILES = ("write", "fsync", "rename", "openat", "close", "read", "newfstatat,fstat,stat", "unlink", "ftruncate")
 
 
@@ -187,9 +177,7 @@ def main() -> None:
             (Path(folder) / name).mkdir()
             fleet = Fleet(Path(folder) / name, devices)
             fleets.append(fleet)
-            points(fleet, options.points) if name == "points" else at_random(
-                fleet, options.random, random.Random(options.seed)
-            )
+            points(fleet, options.points) if name == "points" else at_random(fleet, options.random, random.Random(options.seed))
             fleet.coordinator.stop()
     for fleet in fleets:
         where += fleet.where
@@ -200,7 +188,7 @@ def main() -> None:
 
 def report(
     where: Counter[str], ready: list[float], problems: list[str], fleets: list[Fleet], seconds: float, output: Path
-) -> None:  # fmt: skip
+) -> None:
     """The table, and the same as JSON."""
     books = [fleet.books for fleet in fleets]
     result = {
@@ -209,16 +197,12 @@ def report(
         "acknowledged": sum(len(book.acked) for book in books),
         "lost": sum("lost:" in problem for problem in problems),
         "doubled": sum("doubled:" in problem for problem in problems),
-        "other_problems": [problem for problem in problems if "lost:" not in problem and "doubled:" not in problem][
-            :50
-        ],
+        "other_problems": [problem for problem in problems if "lost:" not in problem and "doubled:" not in problem][:50],
         "generalists_compared": sum(book.means for book in books),
         "generalists_gone_before": sum(book.unseen for book in books),
         "slowest_ready_seconds": round(max(ready), 3),
         "median_ready_seconds": round(sorted(ready)[len(ready) // 2], 3),
-        "came_again": {
-            code: sum(book.refused.get(code, 0) for book in books) for book in books for code in book.refused
-        },
+        "came_again": {code: sum(book.refused.get(code, 0) for book in books) for book in books for code in book.refused},
         "seconds": round(seconds),
         "where": dict(where),
     }

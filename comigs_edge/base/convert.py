@@ -53,9 +53,7 @@ def convert(
     try:
         _convert(folder, output, format_name, progress)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError) as error:
-        raise ComigsError(
-            f"{folder} is damaged or incomplete ({type(error).__name__}: {error}); get the folder again"
-        ) from error
+        raise ComigsError(f"{folder} is damaged or incomplete ({type(error).__name__}: {error}); get the folder again") from error
 
 
 def _convert(folder: Path, output: Path, format_name: str, progress: Callable[[int, int], None]) -> None:
@@ -96,9 +94,7 @@ def _architecture(config: dict[str, Any], folder: Path) -> str:
             f"{', '.join(ARCHITECTURES)}"
         )
     if config.get("hidden_act", "silu") != "silu" or config.get("mlp_bias") or config.get("quantization_config"):
-        raise ComigsError(
-            f"{folder}: an MLP without biases, with silu and unquantised weights is supported; choose another base"
-        )
+        raise ComigsError(f"{folder}: an MLP without biases, with silu and unquantised weights is supported; choose another base")
     return ARCHITECTURES[kind]
 
 
@@ -154,23 +150,18 @@ def _add_metadata(writer: gguf.GGUFWriter, config: dict[str, Any], folder: Path,
 
 def _tensors(folder: Path, config: dict[str, Any], architecture: str, fmt: BlockFormat) -> list[_Tensor]:
     names = gguf.get_tensor_name_map(
-        next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == architecture),
-        int(config["num_hidden_layers"]),
+        next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == architecture), int(config["num_hidden_layers"])
     )
     heads = int(config["num_attention_heads"])
     reordered = {"attn_q": heads, "attn_k": int(config.get("num_key_value_heads") or heads)}
     found = []
     for shard in _shards(folder):
         for source, shape in _contents(shard):
-            if source.endswith("rotary_emb.inv_freq") or (
-                source == "lm_head.weight" and config.get("tie_word_embeddings")
-            ):
+            if source.endswith("rotary_emb.inv_freq") or (source == "lm_head.weight" and config.get("tie_word_embeddings")):
                 continue
             name = names.get_name(source, try_suffixes=(".weight", ".bias"))
             if name is None:
-                raise ComigsError(
-                    f"{shard} has the tensor {source}, which {architecture} does not use; choose another base"
-                )
+                raise ComigsError(f"{shard} has the tensor {source}, which {architecture} does not use; choose another base")
             order = reordered.get(name.split(".")[-2], 0) if architecture == "llama" else 0
             found.append(_Tensor(name, source, shard, shape, _format(name, shape, fmt), order))
     return found
@@ -212,18 +203,15 @@ def _format(name: str, shape: tuple[int, ...], fmt: BlockFormat) -> BlockFormat:
     return FORMATS["F16"] if shape[-1] % 32 and fmt.block > 1 else fitting(name, shape[-1], fmt)
 
 
-def _write(
-    writer: gguf.GGUFWriter, tensors: list[_Tensor], factors: Floats | None, progress: Callable[[int, int], None]
-) -> None:
+def _write(writer: gguf.GGUFWriter, tensors: list[_Tensor], factors: Floats | None, progress: Callable[[int, int], None]) -> None:
     if factors is not None:
         writer.add_tensor_info("rope_freqs.weight", factors.shape, factors.dtype, factors.nbytes)
     for tensor in tensors:
         size = math.prod(tensor.shape[:-1]) * tensor.format.row_bytes(tensor.shape[-1])
         row = tensor.format.row_bytes(tensor.shape[-1])
         writer.add_tensor_info(
-            tensor.name, (*tensor.shape[:-1], row), np.dtype(np.uint8), size,
-            gguf.GGMLQuantizationType(tensor.format.type_id),
-        )  # fmt: skip
+            tensor.name, (*tensor.shape[:-1], row), np.dtype(np.uint8), size, gguf.GGMLQuantizationType(tensor.format.type_id)
+        )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()

@@ -32,9 +32,7 @@ def add_tokenizer(writer: gguf.GGUFWriter, folder: Path, vocab_size: int) -> Non
     for number, (text, special) in _added(folder).items():
         tokens[number] = (text, -1000.0, _CONTROL if special else _USER_DEFINED)
     if not tokens or max(tokens) >= vocab_size:
-        raise ComigsError(
-            f"{folder} has {max(tokens, default=-1) + 1:,} tokens and a model for {vocab_size:,}; get it again"
-        )
+        raise ComigsError(f"{folder} has {max(tokens, default=-1) + 1:,} tokens and a model for {vocab_size:,}; get it again")
     every = [tokens.get(number, (f"[PAD{number}]", -1000.0, _UNUSED)) for number in range(vocab_size)]
     if has_pieces:
         writer.add_tokenizer_model("llama")
@@ -62,9 +60,7 @@ def _sentencepiece(path: Path) -> Tokens:
         raise ComigsError(f"{path} cannot be read as a sentencepiece model ({error}); get the file again") from error
     tokens: Tokens = {}
     for number in range(model.vocab_size()):
-        kinds = (
-            (model.is_unknown, _UNKNOWN), (model.is_control, _CONTROL), (model.is_unused, _UNUSED), (model.is_byte, _BYTE)
-        )  # fmt: skip
+        kinds = ((model.is_unknown, _UNKNOWN), (model.is_control, _CONTROL), (model.is_unused, _UNUSED), (model.is_byte, _BYTE))
         kind = next((kind for test, kind in kinds if test(number)), _NORMAL)
         tokens[number] = (model.id_to_piece(number), model.get_score(number), kind)
     return tokens
@@ -76,9 +72,7 @@ def _byte_level(writer: gguf.GGUFWriter, path: Path) -> Tokens:
         model = content["model"]
         tokens: Tokens = {number: (text, 0.0, _NORMAL) for text, number in model["vocab"].items()}
     except FileNotFoundError:
-        raise ComigsError(
-            f"{path.parent} has neither tokenizer.model nor tokenizer.json; get the whole folder"
-        ) from None
+        raise ComigsError(f"{path.parent} has neither tokenizer.model nor tokenizer.json; get the whole folder") from None
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise ComigsError(f"{path} cannot be read as a tokenizer ({error}); get the file again") from error
     rule = _rule(content.get("pre_tokenizer")) if model.get("type") == "BPE" else None

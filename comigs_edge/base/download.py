@@ -151,9 +151,7 @@ class _Part:
         with self.path.open("rb") as file:
             if file.read(4) != b"GGUF":
                 self.path.unlink()
-                raise ComigsError(
-                    f"{self.url} is not a GGUF file; check the address, or whether the server wants a login"
-                )
+                raise ComigsError(f"{self.url} is not a GGUF file; check the address, or whether the server wants a login")
         self.path.replace(self.target)
         self.etag_file.unlink(missing_ok=True)
         files.sync_folder(self.target.parent)

@@ -114,9 +114,7 @@ def check_tensors(file: GGUFFile, hparams: HParams) -> None:
         if file.tensors[name].shape != size:
             raise ComigsError(f"{file.path}: {name} has the shape {file.tensors[name].shape} and not {size}")
     for name in sorted(file.tensors.keys() - allowed - needed.keys()):
-        raise ComigsError(
-            f"{file.path} has the tensor {name}, which {hparams.architecture} does not use; choose another base"
-        )
+        raise ComigsError(f"{file.path} has the tensor {name}, which {hparams.architecture} does not use; choose another base")
 
 
 def linear_shapes(hparams: HParams) -> dict[str, tuple[int, int]]:

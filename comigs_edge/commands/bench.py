@@ -94,9 +94,7 @@ def _subject(home: homes.Home) -> tuple[Config, Path]:
 def _thread_counts(wanted: int | None, settings: Config) -> list[int]:
     cores = profiles.available_cores()
     if wanted is not None and wanted > cores:
-        raise ComigsError(
-            f"--threads {wanted} is more than the {cores} cores that this process may use; name 1 to {cores}"
-        )
+        raise ComigsError(f"--threads {wanted} is more than the {cores} cores that this process may use; name 1 to {cores}")
     return sorted({1, wanted or settings.threads("chat")})
 
 
@@ -136,9 +134,7 @@ def _temporary(parent: Path) -> tempfile.TemporaryDirectory[str]:
         ) from error
 
 
-def _measured(
-    settings: Config, base: Path, folder: Path, work: Work, counts: list[int]
-) -> tuple[list[Measured], dict[str, Any]]:
+def _measured(settings: Config, base: Path, folder: Path, work: Work, counts: list[int]) -> tuple[list[Measured], dict[str, Any]]:
     """Writes the models, measures them, and says how that was done."""
     from comigs_edge.commands.console import bar
     from comigs_edge.inference import throughput as speed

@@ -21,21 +21,15 @@ HELP = "/exit ends, /clear forgets the conversation, /system TEXT sets the syste
 
 def chat(
     base: Annotated[bool, typer.Option("--base", help="Talk with the base model instead of yours.")] = False,
-    prompt: Annotated[
-        Optional[str], typer.Option(metavar="TEXT", help="Answer this once and end; for scripts.")
-    ] = None,
-    system: Annotated[
-        Optional[str], typer.Option(metavar="TEXT", help="System prompt, in place of config.toml's.")
-    ] = None,
+    prompt: Annotated[Optional[str], typer.Option(metavar="TEXT", help="Answer this once and end; for scripts.")] = None,
+    system: Annotated[Optional[str], typer.Option(metavar="TEXT", help="System prompt, in place of config.toml's.")] = None,
     temperature: Annotated[
         Optional[float], typer.Option(min=0.0, help="Randomness of the answers; 0 = always the likeliest token.")
     ] = None,
     seed: Annotated[Optional[int], typer.Option(min=0, help="The same seed gives the same answers.")] = None,
     lines: Annotated[
         Optional[list[str]],
-        typer.Option(
-            "--plan", metavar="NAME=VALUE", help="Fixes threads, mmap, cache or batch; may be given several times."
-        ),
+        typer.Option("--plan", metavar="NAME=VALUE", help="Fixes threads, mmap, cache or batch; may be given several times."),
     ] = None,
 ) -> None:
     """Talk with your model. It is exported first if it has been trained since."""

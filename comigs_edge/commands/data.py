@@ -16,9 +16,7 @@ app = typer.Typer(no_args_is_help=True, help="The text that your model learns fr
 
 
 @app.command("add")
-def add(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Folders, .txt, .md or .jsonl files.")],
-) -> None:
+def add(paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Folders, .txt, .md or .jsonl files.")]) -> None:
     """Add text: notes, pages, chats. A file that was added before is replaced."""
     from comigs_edge.commands.console import next_command, notes, out, size, warn
     from comigs_edge.data import documents

@@ -41,9 +41,7 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
 def _show(device: Device, verdicts: list[Finding]) -> None:
     from comigs_edge.commands.console import out
 
-    cores = ", ".join(
-        f"{each.count} x {each.kind}{f' at {each.max_mhz} MHz' if each.max_mhz else ''}" for each in device.cores
-    )
+    cores = ", ".join(f"{each.count} x {each.kind}{f' at {each.max_mhz} MHz' if each.max_mhz else ''}" for each in device.cores)
     rows: dict[str, Any] = {
         "device": device.model, "cores": cores, "features": ", ".join(device.features) or "none that matter here",
         "GPU": device.gpu, "power mode": device.power_mode,

@@ -69,12 +69,7 @@ def evaluate(
 
 
 def _score(
-    name: str,
-    home: Home,
-    settings: Config,
-    text: TestText,
-    engine: Engine,
-    advance: Callable[[int], None],
+    name: str, home: Home, settings: Config, text: TestText, engine: Engine, advance: Callable[[int], None]
 ) -> Score | None:
     from comigs_edge.export import folder as models
     from comigs_edge.inference.evaluate import in_llama_cpp, in_torch
@@ -94,9 +89,7 @@ def _score(
         return None
     # Dequantised, a base takes five to eight times its file; where that is not free it stays in the file.
     free = usable_memory(Path("/"))
-    base = open_base(
-        home.base_file, settings.threads("train"), keep=free is None or free > 10 * home.base_file.stat().st_size
-    )
+    base = open_base(home.base_file, settings.threads("train"), keep=free is None or free > 10 * home.base_file.stat().st_size)
     only = {"generalist": (0,), "specialists": others}.get(name)
     model = Model(base, None if name == "base" else adapters, only)
     model.block_format = storage.fake_format

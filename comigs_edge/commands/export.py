@@ -30,7 +30,7 @@ def export(
         Optional[Path], typer.Option(help="File (layout hot: folder) to write; default: a new version in models/.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:  # fmt: skip
+) -> None:
     """Write your model as one GGUF file for llama.cpp, Ollama and others."""
     from comigs_edge.commands.console import bar, next_command, out, print_json, warn
 
@@ -70,9 +70,7 @@ def _cautions(home: Home, settings: Config, storage: Storage, exported: Exported
     others = {name: count for name, count in exported.formats.items() if name != storage.format}
     if others:
         listed = ", ".join(f"{count} tensors in {name}" for name, count in others.items())
-        cautions.append(
-            f"rows that are not whole blocks of {storage.format} took the format llama.cpp falls back to: {listed}"
-        )
+        cautions.append(f"rows that are not whole blocks of {storage.format} took the format llama.cpp falls back to: {listed}")
     low_bits = storage.format[0] in "QI" and storage.format != "Q8_0"
     if low_bits and FORMS[settings.model.expert_form].is_low_rank and manifest.get("block_format") != storage.format:
         cautions.append(
@@ -93,6 +91,5 @@ def _show(exported: Exported, seconds: float) -> None:
     out.print(f"  llama-server -m {exported.path}{loras}", soft_wrap=True)
     if not loras:
         out.print(
-            f"  echo 'FROM {exported.path}' > Modelfile && ollama create mine -f Modelfile && ollama run mine",
-            soft_wrap=True,
+            f"  echo 'FROM {exported.path}' > Modelfile && ollama create mine -f Modelfile && ollama run mine", soft_wrap=True
         )

@@ -33,22 +33,17 @@ def init(
     expert_form: Annotated[
         Optional[str],
         typer.Option(
-            metavar="lora|parallel",
-            help="LoRA in the MLP, or small experts beside it; default: parallel where the base allows.",
+            metavar="lora|parallel", help="LoRA in the MLP, or small experts beside it; default: parallel where the base allows."
         ),
     ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Write the settings and the base anew; text and models stay.")
-    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Write the settings and the base anew; text and models stay.")] = False,
 ) -> None:
     """Make the home of your model: its base, its settings, and a place for your text."""
     from comigs_edge.commands.console import next_command, out
 
     home = homes.locate()
     if home.exists and not force:
-        out.print(
-            f"{home.root} is there already; nothing was changed (--force writes its settings anew).\n", soft_wrap=True
-        )
+        out.print(f"{home.root} is there already; nothing was changed (--force writes its settings anew).\n", soft_wrap=True)
         settings = home.settings()
     else:
         profiles.load(profile)
@@ -62,13 +57,7 @@ def init(
 
 
 def _make_home(
-    home: Home,
-    name: str,
-    source: Path,
-    format_name: str,
-    expert_form: str | None,
-    profile: str,
-    specialists: int | None,
+    home: Home, name: str, source: Path, format_name: str, expert_form: str | None, profile: str, specialists: int | None
 ) -> Config:
     from comigs_edge.commands.console import bar
 
@@ -139,10 +128,7 @@ def _print_plan(home: Home, settings: Config) -> None:
     rows = (
         ("base", base),
         ("trained", f"{trainable / 1e6:.2f} million weights ({form}, {layout.experts_per_token} per token)"),
-        (
-            "training",
-            f"{train.steps} expert steps, {train.router_steps} router steps after every {train.router_period}",
-        ),
+        ("training", f"{train.steps} expert steps, {train.router_steps} router steps after every {train.router_period}"),
         ("settings", str(home.config_file)),
     )
     for name, value in rows:

@@ -13,7 +13,7 @@ def join(
     link: Annotated[str, typer.Argument(metavar="LINK", help="What `comigs-coordinator invite` printed: https://host:port#CODE")],
     name: Annotated[Optional[str], typer.Option(help="This device's name in the fleet; default: the invitation's.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:  # fmt: skip
+) -> None:
     """Join a fleet: this device's generalist is averaged with the others'. Text, specialists and router never leave."""
     from comigs_edge.commands.console import next_command, notes, out, print_json
     from comigs_edge.fleet import joining
@@ -53,7 +53,6 @@ def leave() -> None:
         member = folder.membership()
         folder.leave()
     out.print(
-        f"{member.name} trains alone again; to have it forgotten there: comigs-coordinator revoke {member.name}",
-        soft_wrap=True,
+        f"{member.name} trains alone again; to have it forgotten there: comigs-coordinator revoke {member.name}", soft_wrap=True
     )
     next_command("comigs-edge train")

@@ -44,7 +44,7 @@ def pull(
         Optional[str], typer.Option(metavar="HEX", help="What the file must have, where the catalogue says nothing.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON; progress goes to standard error.")] = False,
-) -> None:  # fmt: skip
+) -> None:
     """Get a base. After an interruption the same command continues the download."""
     from comigs_edge.base.download import fetch
     from comigs_edge.commands.console import bar, next_command, out, print_json, size

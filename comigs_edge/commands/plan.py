@@ -21,9 +21,7 @@ LINES_HELP = "Fixes a line of the plan, as in --plan batch=4; may be given sever
 def plan(
     profile: Annotated[Optional[str], typer.Option(help="Profile of the device, in place of config.toml's.")] = None,
     lines: Annotated[Optional[list[str]], typer.Option("--plan", metavar="NAME=VALUE", help=LINES_HELP)] = None,
-    measure: Annotated[
-        bool, typer.Option(help="Measure the processor for two seconds, for the time of a step.")
-    ] = True,
+    measure: Annotated[bool, typer.Option(help="Measure the processor for two seconds, for the time of a step.")] = True,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show how this device would train: experts, batch, threads, memory, time, each with its reason."""

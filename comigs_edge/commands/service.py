@@ -90,9 +90,7 @@ def _units(at: str, system: bool) -> dict[str, str]:
 
     home = homes.locate()
     if not home.exists:
-        raise ComigsError(
-            f"there is no home at {home.root}; make one with: comigs-edge init, or name it: COMIGS_EDGE_HOME"
-        )
+        raise ComigsError(f"there is no home at {home.root}; make one with: comigs-edge init, or name it: COMIGS_EDGE_HOME")
     # The home is one person's: a system's unit runs as its owner, too.
     user = f"User={home.root.stat().st_uid}\n" if system else ""
     service = SERVICE_TEXT.format(

@@ -41,10 +41,7 @@ def simulate(
     from comigs_edge.simulate import report
     from comigs_edge.simulate.methods import catalogue
 
-    for name, value, known in (
-        ("--device", device, ("cpu", "cuda")),
-        ("--precision", precision, ("float32", "bfloat16")),
-    ):
+    for name, value, known in (("--device", device, ("cpu", "cuda")), ("--precision", precision, ("float32", "bfloat16"))):
         if value not in known:
             raise typer.BadParameter(f"{name} {value} must be one of {', '.join(known)}")
     path = recipes.find(recipe)
@@ -71,18 +68,15 @@ def simulate(
 
 
 def _open(
-    recipe: Recipe, size: Size, text: Path, folder: Path, base: str, threads: int | None, where: tuple[str, str],
-    leaky: bool,
-) -> Simulation:  # fmt: skip
+    recipe: Recipe, size: Size, text: Path, folder: Path, base: str, threads: int | None, where: tuple[str, str], leaky: bool
+) -> Simulation:
     """Reads text and base."""
     from comigs_edge.commands.console import bar, notes
     from comigs_edge.errors import ComigsError
 
     name, file = find_base(base)
     if not file.is_file():
-        raise ComigsError(
-            f"the base {name} is a folder; name a GGUF file, or get one with: comigs-edge models pull NAME"
-        )
+        raise ComigsError(f"the base {name} is a folder; name a GGUF file, or get one with: comigs-edge models pull NAME")
     with notes.status("loading torch and the tokenizer"):
         import torch
 

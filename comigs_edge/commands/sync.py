@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def sync(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would leave this device, and send nothing.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:  # fmt: skip
+) -> None:
     """Exchange generalists with the fleet now. `train` does it by itself."""
     from comigs_edge.commands.console import bar
     from comigs_edge.fleet import sync as syncing
@@ -33,9 +33,7 @@ def sync(
 
 
 def rollback(
-    to: Annotated[
-        Optional[int], typer.Option(help="Number of a generalist that is kept; default: the one before.")
-    ] = None,
+    to: Annotated[Optional[int], typer.Option(help="Number of a generalist that is kept; default: the one before.")] = None,
 ) -> None:
     """Return to an older generalist of the fleet; the three newest are kept."""
     from comigs_edge.commands.console import next_command, out
@@ -54,13 +52,7 @@ def rollback(
 def _show_preview(preview: Preview, json: bool) -> None:
     from comigs_edge.commands.console import next_command, out, print_json, size
 
-    stays = [
-        "your text",
-        "specialists",
-        "router",
-        "optimiser state",
-        *([] if preview.has_loss else ["validation loss"]),
-    ]
+    stays = ["your text", "specialists", "router", "optimiser state", *([] if preview.has_loss else ["validation loss"])]
     if json:
         print_json({
             "to": preview.address, "fleet": preview.fleet, "device": preview.device, "bytes": preview.size,
@@ -70,8 +62,7 @@ def _show_preview(preview: Preview, json: bool) -> None:
         })  # fmt: skip
         return
     out.print(
-        f"to {preview.address}, as {preview.device}: {len(preview.tensors)} tensors, {size(preview.size)}, "
-        "nothing was sent\n",
+        f"to {preview.address}, as {preview.device}: {len(preview.tensors)} tensors, {size(preview.size)}, nothing was sent\n",
         soft_wrap=True,
     )
     kinds: dict[str, list[str]] = {}  # names by what they are in every block
@@ -107,9 +98,7 @@ def _report(result: Sync, json: bool) -> None:
     if json:
         return
     for receipt in outcome.receipts:
-        out.print(
-            f"brought an update to round {receipt.round}, it counts {receipt.weight:.2f} ({size(outcome.bytes_sent)})"
-        )
+        out.print(f"brought an update to round {receipt.round}, it counts {receipt.weight:.2f} ({size(outcome.bytes_sent)})")
     if outcome.had_arrived:
         out.print("the update that waited had arrived already, it counts")
     if outcome.taken_over is not None:

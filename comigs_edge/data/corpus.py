@@ -138,9 +138,10 @@ class Corpus:
 
     def sizes(self) -> dict[str, dict[str, int]]:
         """Documents and bytes of each split."""
-        found = {row.pop("split"): row for row in self._rows(
-            "select split, count(*) as documents, sum(bytes) as bytes from document group by split"
-        )}  # fmt: skip
+        found = {
+            row.pop("split"): row
+            for row in self._rows("select split, count(*) as documents, sum(bytes) as bytes from document group by split")
+        }
         return {split: found.get(split, {"documents": 0, "bytes": 0}) for split in SPLITS}
 
     def documents(self, split: str) -> list[Document]:

@@ -99,9 +99,7 @@ def read(paths: list[Path]) -> Reading:
         reading.empty += len(documents) - len(kept)
         reading.files[path] = kept
     if not reading.files and not reading.skipped:
-        raise ComigsError(
-            f"no {', '.join(SUFFIXES)} file in {', '.join(map(str, paths))}; name a folder or a file with text"
-        )
+        raise ComigsError(f"no {', '.join(SUFFIXES)} file in {', '.join(map(str, paths))}; name a folder or a file with text")
     return reading
 
 
@@ -161,6 +159,4 @@ def _document(line: str, where: str) -> Document:
 def _message(message: Any, where: str) -> Message:
     if isinstance(message, dict) and message.get("role") in ROLES and isinstance(message.get("content"), str):
         return Message(message["role"], message["content"].strip())
-    raise ComigsError(
-        f'{where} has a message that is no {{"role": {" | ".join(ROLES)}, "content": text}}; nothing was added'
-    )
+    raise ComigsError(f'{where} has a message that is no {{"role": {" | ".join(ROLES)}, "content": text}}; nothing was added')

@@ -150,11 +150,7 @@ def _template_error(message: str) -> None:
 
 
 def encode(
-    documents: Corpus,
-    tokenizer: Tokenizer,
-    split: str,
-    refused: list[str],
-    progress: Progress = lambda done, total: None,
+    documents: Corpus, tokenizer: Tokenizer, split: str, refused: list[str], progress: Progress = lambda done, total: None
 ) -> list[Encoded]:
     """Token ids of the documents of one split; `refused` gets the reason for each that the chat template cannot hold."""
     found = documents.documents(split)

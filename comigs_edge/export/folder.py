@@ -26,9 +26,7 @@ from comigs_edge.progress import SILENT, Progress
 from quantize.formats import QuantizeError
 from quantize.gguf_file import GGUFFile
 
-_NAME = re.compile(
-    r"personal-(?P<version>\d{4})-(?:hot-F(?:16|32)-(?:generalist|specialists)|(?P<format>[A-Z0-9_]+))\.gguf"
-)
+_NAME = re.compile(r"personal-(?P<version>\d{4})-(?:hot-F(?:16|32)-(?:generalist|specialists)|(?P<format>[A-Z0-9_]+))\.gguf")
 
 
 def newest_adapters(home: Home, settings: Config) -> tuple[Adapters, dict[str, Any]]:
@@ -113,9 +111,7 @@ def _parts(adapters: Adapters) -> tuple[str, ...]:
     return hot.PARTS if adapters.layout.num_specialists else hot.PARTS[:1]
 
 
-def _replace(
-    before: Path, base: GGUFFile, adapters: Adapters, format_name: str, target: Path, origin: Origin
-) -> Exported | None:
+def _replace(before: Path, base: GGUFFile, adapters: Adapters, format_name: str, target: Path, origin: Origin) -> Exported | None:
     try:
         return replace_experts(before, base, adapters, format_name, target, origin)
     except QuantizeError:  # the file is damaged: it is made anew

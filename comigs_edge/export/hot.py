@@ -57,9 +57,7 @@ def write_adapter(base: GGUFFile, adapters: Adapters, part: str, format_name: st
     """Writes the LoRA file of `part`, one of PARTS; returns its bytes."""
     hparams = read_hparams(base)
     architecture = _architecture(hparams, adapters)
-    plans = list(
-        _adapter_plans(adapters, hparams, part, block_format(format_name), needs_llama_order(hparams, architecture))
-    )
+    plans = list(_adapter_plans(adapters, hparams, part, block_format(format_name), needs_llama_order(hparams, architecture)))
     metadata = [
         entry("general.type", "adapter"), entry("general.architecture", architecture), entry("adapter.type", "lora"),
         entry("adapter.lora.alpha", 0.0),  # llama.cpp then scales by 1: the scale is in B
@@ -87,9 +85,7 @@ def _base_plans(base: GGUFFile, hparams: HParams, adapters: Adapters, format_nam
         plan = copy_tensor(base, name, fmt, order=order)
         plans.append(repeat_experts(plan, layout.num_experts) if part in FFN else plan)
         if part == FFN[-1] and layout.num_experts > 1:
-            plans.append(
-                plan_router(int(name.split(".")[1]), np.zeros((layout.num_experts, hparams.width), np.float32))
-            )
+            plans.append(plan_router(int(name.split(".")[1]), np.zeros((layout.num_experts, hparams.width), np.float32)))
     return plans
 
 
@@ -102,9 +98,7 @@ def _architecture(hparams: HParams, adapters: Adapters) -> str:
     return target_architecture(hparams, adapters)
 
 
-def _adapter_plans(
-    adapters: Adapters, hparams: HParams, part: str, fmt: BlockFormat, in_llama_order: bool
-) -> list[TensorPlan]:
+def _adapter_plans(adapters: Adapters, hparams: HParams, part: str, fmt: BlockFormat, in_llama_order: bool) -> list[TensorPlan]:
     layout = adapters.layout
     experts = range(1) if part == PARTS[0] else range(1, layout.num_experts)
     plans: list[TensorPlan] = []

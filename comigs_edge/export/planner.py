@@ -79,9 +79,7 @@ class Planner(ABC):
     def _trained(self, name: str, shape: tuple[int, ...], make: Callable[[], Iterator[Floats]]) -> TensorPlan:
         """A tensor that training changes, quantised matrix by matrix."""
         fmt = fitting(name, shape[-1], self.fmt)
-        return TensorPlan(
-            name, shape, fmt, lambda: np.concatenate([ggml.quantize(name, w, fmt, self.threads) for w in make()])
-        )
+        return TensorPlan(name, shape, fmt, lambda: np.concatenate([ggml.quantize(name, w, fmt, self.threads) for w in make()]))
 
     def _plan_attention(self, block: int, name: str, part: str) -> TensorPlan:
         update, order = self.adapters.attention[block][part], llama_order(self.hparams, part)
@@ -140,9 +138,7 @@ class BesidePlanner(Planner):
         yield copy_tensor(self.base, name, self.fmt, name.replace(".weight", "_shexp.weight"))
         factor = np.float32(self.layout.expert_scale if part == FFN[-1] else 1.0)
         small = self._matrices(block, FFN.index(part))
-        yield self._trained(
-            stacked_name(name), (len(small), *small[0].shape), lambda: (weight * factor for weight in small)
-        )
+        yield self._trained(stacked_name(name), (len(small), *small[0].shape), lambda: (weight * factor for weight in small))
 
     def _matrices(self, block: int, index: int) -> list[Floats]:
         """One matrix of every expert."""
@@ -172,9 +168,7 @@ def needs_llama_order(hparams: HParams, architecture: str) -> bool:
     return ARCHITECTURES[hparams.architecture].turns_halves and architecture in ("llama", "granitemoe")
 
 
-def copy_tensor(
-    base: GGUFFile, name: str, fmt: BlockFormat, renamed: str = "", order: list[int] | None = None
-) -> TensorPlan:
+def copy_tensor(base: GGUFFile, name: str, fmt: BlockFormat, renamed: str = "", order: list[int] | None = None) -> TensorPlan:
     """A tensor of the base: its bytes, or its weights where the whole file is to be F32."""
     if fmt.name != "F32":
         return copied(base, name, renamed, order)

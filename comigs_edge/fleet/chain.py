@@ -32,17 +32,13 @@ class Check:
         try:
             manifest = keys.open_manifest(signed, self._signing_key)
         except ValueError as error:
-            raise ForkedChain(
-                f"a manifest of the coordinator is not accepted: {error}; nothing was taken over"
-            ) from error
+            raise ForkedChain(f"a manifest of the coordinator is not accepted: {error}; nothing was taken over") from error
         if (manifest.fleet, manifest.base_sha256) != (self._fleet, self._base_sha256):
             raise ForkedChain("a manifest of the coordinator is for another fleet or base; nothing was taken over")
         return manifest
 
 
-def follow(
-    newest: SignedManifest, head: int, head_hash: str, fetch: Callable[[int], list[SignedManifest]], check: Check
-) -> Link:
+def follow(newest: SignedManifest, head: int, head_hash: str, fetch: Callable[[int], list[SignedManifest]], check: Check) -> Link:
     """The newest manifest, if it continues the chain that ends with `head`; raises `ForkedChain`.
 
     `head` is -1 for a device that knows no generalist yet: it begins with the newest. `fetch` gives the links behind a number.

@@ -75,9 +75,7 @@ class _Pinned(HTTPAdapter):
 class Remote:
     """One coordinator, as one device sees it. `patience` is how long (seconds) a call is retried."""
 
-    def __init__(
-        self, address: str, pin: bytes, key: Ed25519PrivateKey, device: str, patience: float = 60.0
-    ) -> None:  # fmt: skip
+    def __init__(self, address: str, pin: bytes, key: Ed25519PrivateKey, device: str, patience: float = 60.0) -> None:
         self.address, self.patience = address, patience
         self._key, self._device = key, device
         self._session = requests.Session()
@@ -148,9 +146,7 @@ class Remote:
         files.sync_folder(target.parent)
 
     def _receive(self, manifest: Manifest, part: Path, here: int, progress: Progress) -> None:
-        headers = (
-            {"Range": f"bytes={here}-", "Accept-Encoding": "identity"} if here else {"Accept-Encoding": "identity"}
-        )
+        headers = {"Range": f"bytes={here}-", "Accept-Encoding": "identity"} if here else {"Accept-Encoding": "identity"}
         answer = self._once("GET", f"/v1/generalists/{manifest.round}", b"", headers, stream=True)
         with answer, part.open("ab" if answer.status_code == 206 else "wb") as file:
             try:
@@ -165,15 +161,11 @@ class Remote:
                 os.fsync(file.fileno())
         if part.stat().st_size > manifest.size:
             part.unlink()
-            raise ComigsError(
-                f"generalist {manifest.round} has more bytes than its manifest says; run: comigs-edge sync"
-            )
+            raise ComigsError(f"generalist {manifest.round} has more bytes than its manifest says; run: comigs-edge sync")
 
     # Requests -----------------------------------------------------------------------------------------------------
 
-    def call(
-        self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
-    ) -> requests.Response:
+    def call(self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None) -> requests.Response:
         """One request, repeated while the network fails; raises `Offline` or `RemoteRefused`."""
         answer: requests.Response = self._retrying(lambda: self._once(method, path, body, headers or {}))
         return answer
@@ -186,13 +178,11 @@ class Remote:
             asked = getattr(error, "retry_after", None)
             return backoff(state) + (asked or 0.0)
 
-        return Retrying(
-            retry=retry_if_exception_type(Offline), wait=wait, stop=stop_before_delay(self.patience), reraise=True
-        )(action)
+        return Retrying(retry=retry_if_exception_type(Offline), wait=wait, stop=stop_before_delay(self.patience), reraise=True)(
+            action
+        )
 
-    def _once(
-        self, method: str, path: str, body: bytes, headers: dict[str, str], stream: bool = False
-    ) -> requests.Response:  # fmt: skip
+    def _once(self, method: str, path: str, body: bytes, headers: dict[str, str], stream: bool = False) -> requests.Response:
         try:
             if self._epoch is None:
                 self._greet()
@@ -220,9 +210,7 @@ class Remote:
             raise offline
         raise RemoteRefused(problem.error, problem.message)
 
-    def _send(
-        self, method: str, path: str, body: bytes, headers: dict[str, str], stream: bool
-    ) -> requests.Response:  # fmt: skip
+    def _send(self, method: str, path: str, body: bytes, headers: dict[str, str], stream: bool) -> requests.Response:
         request = requests.Request(method, self.address + path, data=body or None, headers=headers).prepare()
         signatures.sign(request, self._key, self._device, self._epoch or "", body, self._offset)
         with _without_clock():
@@ -240,9 +228,7 @@ class Remote:
 
     def _sentence(self, error: Exception) -> str:
         reason = "it did not answer in time" if isinstance(error, requests.Timeout) else "no connection"
-        return (
-            f"the coordinator at {self.address} cannot be reached ({reason}); everything is kept, try: comigs-edge sync"
-        )
+        return f"the coordinator at {self.address} cannot be reached ({reason}); everything is kept, try: comigs-edge sync"
 
 
 @contextlib.contextmanager
@@ -267,9 +253,7 @@ def _understood(read: Callable[[], A]) -> A:
     try:
         return read()
     except msgspec.DecodeError as error:
-        raise ComigsError(
-            f"the coordinator's answer is not understood ({error}); upgrade comigs-edge here and there"
-        ) from error
+        raise ComigsError(f"the coordinator's answer is not understood ({error}); upgrade comigs-edge here and there") from error
 
 
 def _seconds(text: str | None) -> float | None:

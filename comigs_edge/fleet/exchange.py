@@ -35,7 +35,7 @@ class Exchange:
 
     def run(
         self, generalist: Arrays, tokens: int, judge: Judge | None, loss: float | None = None, progress: Progress = SILENT
-    ) -> Outcome:  # fmt: skip
+    ) -> Outcome:
         """Sends what was learned on `tokens` tokens, then takes over a newer generalist if there is one.
 
         An unreachable fleet is reported in the outcome, not raised. `loss` is the validation loss, sent by devices that
@@ -89,9 +89,7 @@ class Exchange:
 
         return self.books.enter(self.transport.exchange(update, leaves, progress), update, outcome)
 
-    def _take_over(
-        self, state: State, generalist: Arrays, judge: Judge | None, outcome: Outcome, progress: Progress
-    ) -> None:  # fmt: skip
+    def _take_over(self, state: State, generalist: Arrays, judge: Judge | None, outcome: Outcome, progress: Progress) -> None:
         books = self.books
         link = None if state.newest is None else books.follow(state.newest, self.transport.manifests)
         if link is None:

@@ -49,9 +49,7 @@ class Membership:
 
     def with_settings(self, settings: Settings) -> Membership:
         """With what the coordinator says now."""
-        return replace(
-            self, local_steps=settings.local_steps, update_format=settings.update_format, averaging=settings.averaging
-        )
+        return replace(self, local_steps=settings.local_steps, update_format=settings.update_format, averaging=settings.averaging)
 
 
 @dataclass
@@ -103,15 +101,11 @@ class FleetFolder:
     def membership(self) -> Membership:
         """Raises `ComigsError` where there is none."""
         if not self.is_member:
-            raise ComigsError(
-                "this device belongs to no fleet; get a link from its coordinator and run: comigs-edge join LINK"
-            )
+            raise ComigsError("this device belongs to no fleet; get a link from its coordinator and run: comigs-edge join LINK")
         try:
             return Membership(**json.loads(self._membership.read_bytes()))
         except (OSError, ValueError, TypeError) as error:
-            raise ComigsError(
-                f"{self._membership} cannot be read ({error}); join again: comigs-edge join LINK"
-            ) from error
+            raise ComigsError(f"{self._membership} cannot be read ({error}); join again: comigs-edge join LINK") from error
 
     def save_membership(self, membership: Membership) -> None:
         """Writes it, if it changed."""

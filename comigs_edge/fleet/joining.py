@@ -20,13 +20,9 @@ def _read_link(folder: FleetFolder, link: str) -> tuple[str, str, bytes]:
     try:
         address, code, pin = keys.read_link(link)
     except ValueError as error:
-        raise ComigsError(
-            f"{link[:60]!r} is no invitation ({error}); ask for one: comigs-coordinator invite"
-        ) from error
+        raise ComigsError(f"{link[:60]!r} is no invitation ({error}); ask for one: comigs-coordinator invite") from error
     if folder.is_member and folder.membership().address != address:
-        raise ComigsError(
-            f"this device is in the fleet of {folder.membership().address}; leave it first: comigs-edge leave"
-        )
+        raise ComigsError(f"this device is in the fleet of {folder.membership().address}; leave it first: comigs-edge leave")
     return address, code, pin
 
 

@@ -24,7 +24,7 @@ class Outbox:
 
     def pack(
         self, change: Arrays, trained_from: int, membership: Membership, tokens: int = 0, loss: float | None = None
-    ) -> Sealed:  # fmt: skip
+    ) -> Sealed:
         """A change of a generalist in the fleet's format, of the tensors that this round's averaging trains."""
         format_name = compress.update_format(membership.update_format, trained_from)
         names = rounds.trained_names(self._shapes, membership.averaging, trained_from + 1)

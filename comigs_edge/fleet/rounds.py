@@ -42,12 +42,7 @@ class Rounds:
     """
 
     def __init__(
-        self,
-        home: Home,
-        training: TrainingRun,
-        trainer: Trainer,
-        say: Callable[[str], None],
-        warn: Callable[[str], None],
+        self, home: Home, training: TrainingRun, trainer: Trainer, say: Callable[[str], None], warn: Callable[[str], None]
     ) -> None:
         """Takes over the newest generalist. Raises `ComigsError` where the home belongs to no fleet."""
         self._training, self._trainer, self._say, self._warn = training, trainer, say, warn

@@ -51,9 +51,7 @@ def sync(home: Home, settings: Config, progress: Progress) -> Sync:
 def roll_back(home: Home, settings: Config, to: int | None) -> tuple[int, int]:
     """Returns to a kept generalist, the one before by default: its number, and the version of the adapters with it."""
     if interrupted_state(home) is not None:
-        raise ComigsError(
-            "a training is interrupted and holds the generalist; end it first with: comigs-edge train --resume"
-        )
+        raise ComigsError("a training is interrupted and holds the generalist; end it first with: comigs-edge train --resume")
     saved, books = _saved(home, settings), _open(home, settings).books
     number, generalist = books.roll_back(to)
     return number, _publish(home, settings, saved, generalist, number, books.mark)

@@ -17,9 +17,7 @@ from profiles.chat import Cache
 from profiles.cost import Checkpointing, Precision
 
 ExportLayout = Literal["merged", "hot"]
-Format = Literal[
-    "Q8_0", "F16", "F32", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"
-]
+Format = Literal["Q8_0", "F16", "F32", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"]
 LAYOUTS: tuple[str, ...] = get_args(ExportLayout)
 FORMATS_TO_EXPORT: tuple[str, ...] = get_args(Format)
 TRAINABLE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")  # formats that training can compute in
@@ -39,25 +37,20 @@ class BaseConfig:
 class ModelConfig:
     """The experts; defaults are the paper's (arXiv:2409.13931, appendix B.1)."""
 
-    specialists: Annotated[int, setting("local experts beside the generalist; default: planned", 0, 63, 1)] | None = (
-        None
-    )
+    specialists: Annotated[int, setting("local experts beside the generalist; default: planned", 0, 63, 1)] | None = None
     expert_form: Annotated[  # `init` writes "parallel" wherever the base allows it
         Form, setting("lora: low-rank updates in the MLP; parallel: small MLPs beside it, a compact file")
     ] = "lora"
     rank: Annotated[int, setting("of each low-rank update", 1, 1024)] = 8
     expert_width: (
-        Annotated[int, setting("of a parallel expert; default: as many weights as LoRA of this rank", 1, 1 << 16, 32)]
-        | None
+        Annotated[int, setting("of a parallel expert; default: as many weights as LoRA of this rank", 1, 1 << 16, 32)] | None
     ) = None
-    blocks: (
-        Annotated[int, setting("number of final blocks that have experts, 0: all; default: planned", 0, 1024, 0)] | None
-    ) = None
+    blocks: Annotated[int, setting("number of final blocks that have experts, 0: all; default: planned", 0, 1024, 0)] | None = (
+        None
+    )
     alpha: Annotated[float, setting("updates are scaled by alpha / sqrt(rank)")] = 16.0
     experts_per_token: Annotated[int, setting("default: 2, or 1 for one expert alone", example=2)] | None = None
-    attention: Annotated[
-        bool, setting("also one shared low-rank update of the attention; it is part of the generalist")
-    ] = False
+    attention: Annotated[bool, setting("also one shared low-rank update of the attention; it is part of the generalist")] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +59,7 @@ class TrainConfig:
 
     steps: Annotated[int, setting("expert steps of one training", 1, 10**9)] = 200
     batch: (
-        Annotated[
-            int,
-            setting("rows in a step; default: this and the next five are planned, see: comigs-edge plan", 1, 4096, 8),
-        ]
+        Annotated[int, setting("rows in a step; default: this and the next five are planned, see: comigs-edge plan", 1, 4096, 8)]
         | None
     ) = None
     context: Annotated[int, setting("tokens in a row", 8, 1 << 20, 128)] | None = None
@@ -87,8 +77,7 @@ class TrainConfig:
     ) = None
     checkpointing: (
         Annotated[
-            Checkpointing,
-            setting("what is computed again for the backward pass: block, attention or none", example="none"),
+            Checkpointing, setting("what is computed again for the backward pass: block, attention or none", example="none")
         ]
         | None
     ) = None
@@ -96,16 +85,15 @@ class TrainConfig:
         Annotated[
             int,
             setting(
-                "of disk for the outputs of blocks without experts, 0: none; default: a quarter of what is free",
-                0, 10**9, 2000,
+                "of disk for the outputs of blocks without experts, 0: none; default: a quarter of what is free", 0, 10**9, 2000
             ),
         ]
         | None
-    ) = None  # fmt: skip
-    # The paper's experts learn at 2e-3; its final rate is a tenth of the first.
-    expert_learning_rate: (
-        Annotated[float, setting("default: this for LoRA, 0.012 for parallel experts", 0, 10, 4e-3)] | None
     ) = None
+    # The paper's experts learn at 2e-3; its final rate is a tenth of the first.
+    expert_learning_rate: Annotated[float, setting("default: this for LoRA, 0.012 for parallel experts", 0, 10, 4e-3)] | None = (
+        None
+    )
     final_learning_rate: Annotated[float, setting("default: a tenth of it", 0, 10, 4e-4)] | None = None
     router_learning_rate: Annotated[float, setting("", 0, 10)] = 2e-2  # ours, measured; the paper's is 2e-3
     router_offset_rate: Annotated[  # ours, measured; the paper has none
@@ -121,11 +109,7 @@ class TrainConfig:
     weight_decay: float = 0.01
     validation_rows: Annotated[  # ours
         int,
-        setting(
-            "rows of validation text that choose the state, half of it at most; the router learns from the rest",
-            1,
-            10**6,
-        ),
+        setting("rows of validation text that choose the state, half of it at most; the router learns from the rest", 1, 10**6),
     ] = 32
     checkpoint_minutes: float = 15.0  # ours: at 50 MB each, 4.6 GB a day on an SD card
     seed: int = 42
@@ -137,9 +121,7 @@ class PauseConfig:
 
     enabled: bool = True
     temperature: (
-        Annotated[
-            float, setting("... the device is hotter, in degrees Celsius; default: 80 on a Raspberry Pi", 30, 150, 95.0)
-        ]
+        Annotated[float, setting("... the device is hotter, in degrees Celsius; default: 80 on a Raspberry Pi", 30, 150, 95.0)]
         | None
     ) = None
     battery: Annotated[int, setting("... its battery holds less, in percent, and it is not plugged in", 0, 100)] = 30
@@ -168,8 +150,7 @@ class QuantizeConfig:
     """In which block format the exported file holds what training changes, and when training begins to compute in it."""
 
     format: (  # None: by form and layout, see `Config.storage`
-        Annotated[Format, setting("block format in which the exported file holds what was trained", example="Q8_0")]
-        | None
+        Annotated[Format, setting("block format in which the exported file holds what was trained", example="Q8_0")] | None
     ) = None
     start: (
         Annotated[
@@ -188,9 +169,7 @@ class QuantizeConfig:
 class ExportConfig:
     """The files that chat runs."""
 
-    layout: Annotated[ExportLayout, setting("or hot: LoRA experts as files that llama.cpp swaps while it runs")] = (
-        "merged"
-    )
+    layout: Annotated[ExportLayout, setting("or hot: LoRA experts as files that llama.cpp swaps while it runs")] = "merged"
 
 
 @dataclass(frozen=True)
@@ -216,13 +195,10 @@ class ChatConfig:
     top_p: float = 0.9
     context: Annotated[int, setting("tokens", 64, 1 << 20)] = 2048
     max_tokens: Annotated[int, setting("of one answer")] = 512
-    threads: (
-        Annotated[int, setting("this and the next three are planned, see: comigs-edge plan", 1, 1024, 2)] | None
-    ) = None
+    threads: Annotated[int, setting("this and the next three are planned, see: comigs-edge plan", 1, 1024, 2)] | None = None
     mmap: Annotated[bool, setting("the model's file is mapped and not read into memory", example=True)] | None = None
     cache: (
-        Annotated[Cache, setting("how keys and values are kept: or Q8_0, half the memory and slower", example="F16")]
-        | None
+        Annotated[Cache, setting("how keys and values are kept: or Q8_0, half the memory and slower", example="F16")] | None
     ) = None
     batch: Annotated[int, setting("tokens of a prompt that are computed together", 1, 1 << 16, 512)] | None = None
 
@@ -233,12 +209,9 @@ class FleetConfig:
 
     sync: Annotated[bool, setting("exchange generalists while training")] = True
     gate: Annotated[
-        float,
-        setting("a new generalist that makes the validation text worse by more nats a token is not taken over", 0, 100),
+        float, setting("a new generalist that makes the validation text worse by more nats a token is not taken over", 0, 100)
     ] = 0.1
-    report_loss: Annotated[
-        bool, setting("tell the coordinator the validation loss: it is shown on its status page")
-    ] = False
+    report_loss: Annotated[bool, setting("tell the coordinator the validation loss: it is shown on its status page")] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,9 +231,7 @@ class Config:
     quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     chat: ChatConfig = field(default_factory=ChatConfig)
-    fleet: Annotated[FleetConfig, setting("once the device has joined a coordinator")] = field(
-        default_factory=FleetConfig
-    )
+    fleet: Annotated[FleetConfig, setting("once the device has joined a coordinator")] = field(default_factory=FleetConfig)
 
     def device(self, profile: str | None = None) -> DeviceProfile:
         """The profile named on the command line, or else the file's."""

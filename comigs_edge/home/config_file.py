@@ -24,9 +24,7 @@ def read(path: Path) -> Config:
     try:
         table = settings.load(path)
     except (OSError, ValueError) as error:
-        raise ComigsError(
-            f"{path} cannot be read ({error}); mend it, or start over with: comigs-edge init --force"
-        ) from error
+        raise ComigsError(f"{path} cannot be read ({error}); mend it, or start over with: comigs-edge init --force") from error
     version = table.get("format", HOME_FORMAT)
     if isinstance(version, int) and version > HOME_FORMAT:
         raise ComigsError(

@@ -16,11 +16,7 @@ from comigs_edge import files
 from comigs_edge.arrays import digest
 from comigs_edge.base.hparams import HParams
 from comigs_edge.errors import ComigsError
-from comigs_edge.nn.experts import (
-    ExpertsConfig,
-    check_arrays,
-    roles,
-)
+from comigs_edge.nn.experts import ExpertsConfig, check_arrays, roles
 from coordinator.protocol import wire
 from coordinator.protocol.wire import Arrays
 
@@ -54,9 +50,7 @@ def save(folder: Path, arrays: Arrays, layout: ExpertsConfig, base_sha256: str, 
             part = {name: array for name, array in arrays.items() if name.startswith(f"{role}.")}
             if part:
                 files.write_atomic(temporary / f"{role}.safetensors", wire.encode(part))
-        manifest = {
-            "version": version, "base_sha256": base_sha256, "layout": asdict(layout), "sha256": digest(arrays), **notes
-        }  # fmt: skip
+        manifest = {"version": version, "base_sha256": base_sha256, "layout": asdict(layout), "sha256": digest(arrays), **notes}
         files.write_atomic(temporary / "manifest.json", json.dumps(manifest, indent=1).encode())
         temporary.rename(folder / f"{version:04d}")
         files.sync_folder(folder)

@@ -132,9 +132,7 @@ def check_space(plans: Sequence[Plan], folder: Path, free: int) -> None:
         )
 
 
-def write(
-    base: GGUFFile, plans: Sequence[Plan], folder: Path, threads: int = 1, progress: Progress = SILENT
-) -> list[Candidate]:
+def write(base: GGUFFile, plans: Sequence[Plan], folder: Path, threads: int = 1, progress: Progress = SILENT) -> list[Candidate]:
     """Writes the models into `folder`; `progress` is told bytes."""
     total, before, written = sum(each.size for each in plans), 0, []
 

@@ -88,9 +88,7 @@ class Adapters:
     def is_initial(self) -> bool:
         """Whether they change nothing yet."""
         return not any(
-            bool(self.named[name].any())
-            for name, start in starts(self.layout, self.hparams).items()
-            if start.spread == 0
+            bool(self.named[name].any()) for name, start in starts(self.layout, self.hparams).items() if start.spread == 0
         )
 
     def group(self, router: bool) -> list[Tensor]:

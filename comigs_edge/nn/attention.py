@@ -79,9 +79,7 @@ def attention(
     names = ("attn_q", "attn_k", "attn_v")
     qkv = _linear(normed, block.attn_qkv, block.attn_qkv_bias, update, names, (queries, keys, keys))  # (N, Q + 2 KV)
     qk, v = torch.split(
-        qkv.view(batch, time, -1, hparams.head_width),
-        [hparams.num_heads + hparams.num_kv_heads, hparams.num_kv_heads],
-        2,
+        qkv.view(batch, time, -1, hparams.head_width), [hparams.num_heads + hparams.num_kv_heads, hparams.num_kv_heads], 2
     )
     if block.attn_q_norm is not None and block.attn_k_norm is not None:
         q, k = torch.split(qk, [hparams.num_heads, hparams.num_kv_heads], 2)
@@ -108,9 +106,8 @@ def _long_rows(qk: Tensor, v: Tensor, heads: int, mask: Tensor | None) -> Tensor
 
 
 def _linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, update: Update | None, names: tuple[str, ...],
-    widths: tuple[int, ...],
-) -> Tensor:  # fmt: skip
+    x: Tensor, weight: Tensor, bias: Tensor | None, update: Update | None, names: tuple[str, ...], widths: tuple[int, ...]
+) -> Tensor:
     """x times a matrix whose rows are those of `names`, `widths` of each, with their low-rank updates."""
     bias = None if bias is None else bias.to(x.dtype)
     if update is None:

@@ -32,9 +32,8 @@ class Mix(Protocol[E]):
     """Adds the output of a block's MLP and its experts, which read `normed`, to the residual stream `x`, both (N, D)."""
 
     def __call__(
-        self, x: Tensor, normed: Tensor, mlp: Frozen, experts: list[E], routing: Routing | None, scale: float,
-        purpose: Pass,
-    ) -> Tensor:  # fmt: skip
+        self, x: Tensor, normed: Tensor, mlp: Frozen, experts: list[E], routing: Routing | None, scale: float, purpose: Pass
+    ) -> Tensor:
         """`routing` is None for one expert alone; `scale` is the factor on what an expert adds."""
 
 
@@ -47,9 +46,7 @@ class ExpertForm(Generic[E]):
     view: Callable[[Sequence[Tensor]], E]  # one expert in one block, made of its tensors
     mix: Mix[E]
     scale: Callable[[ExpertsConfig], float]  # the factor on what an expert adds
-    width: Callable[
-        [int | None, int, HParams], int
-    ]  # of an expert's hidden layer: the one asked for, or by LoRA's rank
+    width: Callable[[int | None, int, HParams], int]  # of an expert's hidden layer: the one asked for, or by LoRA's rank
     learning_rate: float  # of the first expert step, by default
     # Share of the expert steps before fake quantisation, by default; the argument: whether to fewer bits than Q8_0.
     quantise_start: Callable[[bool], float]

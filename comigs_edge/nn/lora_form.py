@@ -36,7 +36,7 @@ def _view(tensors: Sequence[Tensor]) -> LoRAExpert:
 
 def _mix(
     x: Tensor, normed: Tensor, mlp: Frozen, experts: list[LoRAExpert], routing: Routing | None, scale: float, purpose: Pass
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     from comigs_edge.nn.lora_mixture import mixture
     from comigs_edge.nn.merged_mlp import quantised_mixture
 

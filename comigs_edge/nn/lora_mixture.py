@@ -50,9 +50,8 @@ class _Mixture(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weights: Tensor | None, mlp: Frozen, factor: float, sparse: bool, purpose: Pass,
-        *updates: Tensor,
-    ) -> Tensor:  # fmt: skip
+        ctx: Any, x: Tensor, weights: Tensor | None, mlp: Frozen, factor: float, sparse: bool, purpose: Pass, *updates: Tensor
+    ) -> Tensor:
         ctx.save_for_backward(x, weights, *updates)
         ctx.mlp, ctx.factor, ctx.sparse, ctx.buffers = mlp, factor, sparse, purpose.buffers
         ctx.learns = any(update.requires_grad for update in updates)
@@ -92,9 +91,7 @@ class _Chunk:
     ) -> None:
         self.buffers = buffers
         self.gate_up, self.down, self.factor, self.sparse = mlp.gate_up, mlp.down, factor, sparse
-        self.experts = [
-            LoRAExpert(*(LoRA(update.a.to(dtype), update.b.to(dtype)) for update in expert)) for expert in experts
-        ]
+        self.experts = [LoRAExpert(*(LoRA(update.a.to(dtype), update.b.to(dtype)) for update in expert)) for expert in experts]
         self.ff_width, self.rank = mlp.down.shape[1], experts[0].gate.a.shape[0]
         # The small matrices of all experts side by side: one product each instead of one for every expert.
         self.gate_up_a = torch.cat([a for e in self.experts for a in (e.gate.a, e.up.a)])  # (E 2R, D)

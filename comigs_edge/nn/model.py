@@ -44,11 +44,7 @@ class Model:
     """
 
     def __init__(
-        self,
-        base: Base,
-        adapters: Adapters | None,
-        only: tuple[int, ...] | None = None,
-        checkpointing: Checkpointing = "block",
+        self, base: Base, adapters: Adapters | None, only: tuple[int, ...] | None = None, checkpointing: Checkpointing = "block"
     ) -> None:
         self.base, self.adapters, self.only, self.checkpointing = base, adapters, only, checkpointing
         self.first_block = 0 if adapters is None else adapters.first_block  # with experts
@@ -108,9 +104,7 @@ class Model:
             self._turns = torch.complex(*tables)[:, None].to(self.base.device)
         return self._turns
 
-    def _block(
-        self, number: int, with_balance: bool, where: Window, x: Tensor, purpose: Pass
-    ) -> tuple[Tensor, Tensor | None]:
+    def _block(self, number: int, with_balance: bool, where: Window, x: Tensor, purpose: Pass) -> tuple[Tensor, Tensor | None]:
         """Attention, then the MLP with its experts: (N, D) -> (N, D), and the block's load-balance loss."""
         block, hparams = self.base.block(number), self.base.hparams
         normed = rms_norm(x, block.attn_norm, hparams.norm_eps, self.base.dtype)

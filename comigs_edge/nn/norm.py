@@ -31,9 +31,7 @@ class _RMSNorm(torch.autograd.Function):
         return grad.addcmul_(x, along).mul_(inverse), None, None, None
 
 
-def rms_norm(
-    x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | None = None
-) -> Tensor:  # (N, D), (D,) -> (N, D)
+def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | None = None) -> Tensor:  # (N, D), (D,) -> (N, D)
     """x / sqrt(mean(x^2) + eps) * weight, the weight being frozen; of the type `dtype`, or else of x's."""
     out: Tensor = _RMSNorm.apply(x, weight, eps, dtype or x.dtype)  # type: ignore[no-untyped-call]
     return out

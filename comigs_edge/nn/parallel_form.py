@@ -46,9 +46,8 @@ def _view(tensors: Sequence[Tensor]) -> ParallelExpert:
 
 
 def _mix(
-    x: Tensor, normed: Tensor, mlp: Frozen, experts: list[ParallelExpert], routing: Routing | None, scale: float,
-    purpose: Pass,
-) -> Tensor:  # fmt: skip
+    x: Tensor, normed: Tensor, mlp: Frozen, experts: list[ParallelExpert], routing: Routing | None, scale: float, purpose: Pass
+) -> Tensor:
     from comigs_edge.nn.merged_mlp import frozen_mlp
     from comigs_edge.nn.parallel import small_experts
 

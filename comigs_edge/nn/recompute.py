@@ -19,9 +19,7 @@ from comigs_edge.nn.mlp import Pass
 from comigs_edge.nn.tensors import Buffers
 from profiles.cost import PIECES, Checkpointing
 
-Block = Callable[
-    [Window, Tensor, Pass], tuple[Tensor, Tensor | None]
-]  # residual stream (N, D) -> (N, D), load-balance loss
+Block = Callable[[Window, Tensor, Pass], tuple[Tensor, Tensor | None]]  # residual stream (N, D) -> (N, D), load-balance loss
 Function = Callable[[int, Tensor], tuple[Tensor, Tensor | None]]  # number of the piece, the piece
 
 
@@ -56,9 +54,7 @@ class _Recomputed(torch.autograd.Function):
         return grad_x, None, None, None, None
 
 
-def recompute(
-    x: Tensor, function: Function, sizes: list[int], buffers: Buffers, name: str
-) -> tuple[Tensor, Tensor | None]:
+def recompute(x: Tensor, function: Function, sizes: list[int], buffers: Buffers, name: str) -> tuple[Tensor, Tensor | None]:
     """`function` of the pieces of `x` (N, D), `sizes` rows each, and its second result for the last piece.
 
     `x` must ask for a gradient; other tensors that the function uses get theirs as well. The result lies in the buffer
@@ -82,9 +78,7 @@ class Policy:
         """Whether blocks run again for the backward pass."""
         return self.checkpointing != "none"
 
-    def run(
-        self, block: Block, number: int, where: Window, x: Tensor, whole: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
+    def run(self, block: Block, number: int, where: Window, x: Tensor, whole: bool = False) -> tuple[Tensor, Tensor | None]:
         """Block `number` of `x`, which asks for a gradient if blocks are recomputed and learn; `whole`: all rows at once."""
         if not self.recomputes:
             return block(where, x, self._purpose(number, 0))
@@ -96,9 +90,7 @@ class Policy:
 
         # Without gradients the input of a block is not needed again: two buffers take turns.
         name = f"residual {number if self.learns else number % 2}"
-        return recompute(
-            x, run_piece, [rows * time for rows, time in (each.size for each in windows)], self.buffers, name
-        )
+        return recompute(x, run_piece, [rows * time for rows, time in (each.size for each in windows)], self.buffers, name)
 
     def _purpose(self, number: int, piece: int) -> Pass:
         kept = f"gate_up {number}.{piece}" if self.learns and self.checkpointing != "block" else None

@@ -29,7 +29,7 @@ def mix_lora(
 
 def mix_parallel(
     x: Tensor, mlp: Frozen, experts: list[ParallelExpert], weights: Tensor, scale: float, block_format: str | None = None
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """MLP(x) + sum_e w_e P_e(x): every expert is a small MLP beside the base's; `scale` is a factor on its down."""
     out = _mlp(x, [*mlp.gate_up.chunk(2), mlp.down])
     for number, (gate, up, down) in enumerate(experts):

@@ -57,9 +57,7 @@ class Base:
         self._file, self._pool = file, ThreadPoolExecutor(max(1, threads))
         self._output_name = "output.weight" if "output.weight" in file.tensors else "token_embd.weight"
         # A vector is float32 and small: always kept.
-        self._vectors = {
-            name: torch.from_numpy(file.dequantize(name)) for name in file.tensors if self._is_vector(name)
-        }
+        self._vectors = {name: torch.from_numpy(file.dequantize(name)) for name in file.tensors if self._is_vector(name)}
         self._order_vectors()
         file.metadata.clear()  # the vocabulary takes tens of megabytes, and as many of mapped pages
         file.let_go()
@@ -198,9 +196,7 @@ class Base:
         return torch.from_numpy(self._file.gather(name, ids.cpu().numpy())).to(self.device)
 
 
-def open_base(
-    path: Path, threads: int = 2, keep: bool = True, dtype: torch.dtype = torch.float32, device: str = "cpu"
-) -> Base:
+def open_base(path: Path, threads: int = 2, keep: bool = True, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Base:
     """The base at `path`; `threads` dequantise, products are computed in `dtype`.
 
     `keep` False leaves the weights in the file and dequantises each block before it computes. Raises `QuantizeError` for a

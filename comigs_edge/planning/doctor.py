@@ -60,9 +60,7 @@ def versions() -> dict[str, str | None]:
 
 def findings(device: Device, here: Conditions, installed: dict[str, str | None]) -> list[Finding]:
     """Everything that is worth saying, in the order of the device's parts."""
-    return [
-        *_packages(installed), _processor(device, here), _memory(device), _disk(device, here), _heat(device), *_power(device)
-    ]  # fmt: skip
+    return [*_packages(installed), _processor(device, here), _memory(device), _disk(device, here), _heat(device), *_power(device)]
 
 
 def _packages(installed: dict[str, str | None]) -> list[Finding]:
@@ -79,9 +77,7 @@ def _processor(device: Device, here: Conditions) -> Finding:
             "processor", "poor", f"{here.load:.1f} processes share {here.cores} cores; training takes much longer", mend
         )
     if "neon" in device.features and "dotprod" not in device.features:
-        return Finding(
-            "processor", "note", "no dot product instructions (as on a Raspberry Pi 4): chat is slower, all works"
-        )
+        return Finding("processor", "note", "no dot product instructions (as on a Raspberry Pi 4): chat is slower, all works")
     return Finding("processor", "good", f"{here.cores} cores to use, load {here.load:.1f}")
 
 
@@ -103,13 +99,9 @@ def _disk(device: Device, here: Conditions) -> Finding:
     if here.disk_free < EXPORT_SIZE:
         return Finding("disk", "bad", text, "make room: an exported model alone takes 0.25 GB")
     if here.disk_free < HOME_SIZE:
-        return Finding(
-            "disk", "poor", text, "make room, or name another disk with COMIGS_EDGE_HOME: a home takes 0.5 GB"
-        )
+        return Finding("disk", "poor", text, "make room, or name another disk with COMIGS_EDGE_HOME: a home takes 0.5 GB")
     if device.disk_kind in ("SD", "eMMC"):
-        return Finding(
-            "disk", "note", f"{text}, which wears: a checkpoint writes 50 MB, see checkpoint_minutes in config.toml"
-        )
+        return Finding("disk", "note", f"{text}, which wears: a checkpoint writes 50 MB, see checkpoint_minutes in config.toml")
     return Finding("disk", "good", text)
 
 
@@ -121,10 +113,7 @@ def _heat(device: Device) -> Finding:
         return Finding("heat", "poor", f"{degrees}, held back: {', '.join(now)}", mend)
     if now or (device.temperature or 0) >= TOO_HOT:
         return Finding(
-            "heat",
-            "poor",
-            f"{degrees}{', held back: ' + ', '.join(now) if now else ''}",
-            "cool it: heat sink, fan, air",
+            "heat", "poor", f"{degrees}{', held back: ' + ', '.join(now) if now else ''}", "cool it: heat sink, fan, air"
         )
     if device.throttled:
         return Finding("heat", "note", f"{degrees}; held back since it was started: {', '.join(device.throttled)}")

@@ -64,9 +64,7 @@ def resolve(
             f"context = {context} is asked for and the base was trained with {base.context_length} tokens; use at most that"
         )
     fixed = fixed_lines(home, settings, flags, resume)
-    rates = (
-        _measure(device, base, fixed.get("threads") or kind.usable_threads, fixed.get("device")) if measure else None
-    )
+    rates = _measure(device, base, fixed.get("threads") or kind.usable_threads, fixed.get("device")) if measure else None
     plan = make(home, settings, profile=kind, device=device, base=base, rates=rates, fixed=fixed)
     return Resolved(settings=settings_of(settings, plan), plan=plan, base=base, rates=rates)
 
@@ -204,9 +202,7 @@ def settings_of(settings: Config, plan: Plan) -> Config:
         settings.train, batch=plan.batch, context=plan.context, threads=plan.threads, precision=plan.precision,
         base="dequantised" if plan.keep else "quantised", checkpointing=plan.checkpointing,
     )  # fmt: skip
-    return replace(
-        settings, model=replace(settings.model, specialists=plan.specialists, blocks=plan.blocks), train=train
-    )
+    return replace(settings, model=replace(settings.model, specialists=plan.specialists, blocks=plan.blocks), train=train)
 
 
 def parse(lines: Iterable[str], known: dict[str, Any] = LINES) -> dict[str, Any]:

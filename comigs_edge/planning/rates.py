@@ -21,9 +21,7 @@ def rates(width: int, ff_width: int, threads: int, has_bfloat16: bool) -> Rates:
 
     Another busy program can make fewer threads the faster ones. Leaves torch with that number.
     """
-    by_threads = {
-        count: _rate(width, ff_width, count, torch.float32) for count in sorted({threads, max(1, threads - 1), 1})
-    }
+    by_threads = {count: _rate(width, ff_width, count, torch.float32) for count in sorted({threads, max(1, threads - 1), 1})}
     best = max(by_threads, key=by_threads.__getitem__)
     products: dict[Precision, float] = {"float32": by_threads[best]}
     backend: Backend = "blas"

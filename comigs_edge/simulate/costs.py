@@ -89,8 +89,7 @@ def as_json(results: list[Result]) -> dict[str, list[dict[str, float]]]:
 def _point(runs: list[Result], number: int, loss: float) -> Point:
     records = [record for run in runs for record in run["records"] if record["round"] <= number]
     tokens, sent, received, seconds = (
-        sum(record[key] for record in records) / len(runs)
-        for key in ("tokens", "bytes_sent", "bytes_received", "seconds")
+        sum(record[key] for record in records) / len(runs) for key in ("tokens", "bytes_sent", "bytes_received", "seconds")
     )
     return Point(tokens, sent + received, seconds, loss)
 

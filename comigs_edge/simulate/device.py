@@ -71,10 +71,7 @@ class Local:
     def then(self, rest: Local) -> Local:
         """Both parts of a round that the exchange came between."""
         return replace(
-            rest,
-            training_loss=self.training_loss,
-            tokens=self.tokens + rest.tokens,
-            seconds=self.seconds + rest.seconds,
+            rest, training_loss=self.training_loss, tokens=self.tokens + rest.tokens, seconds=self.seconds + rest.seconds
         )
 
 

@@ -85,8 +85,7 @@ class Fleet:
         self.plan, self.number = plan, 0
         self.devices = _pooled(base, plan, texts) if plan.method.text == "pooled" else _apart(base, plan, texts)
         self.names = [  # of the tensors that each device shares
-            sorted(filter(plan.method.shares, device.adapters.named)) if len(self.devices) > 1 else []
-            for device in self.devices
+            sorted(filter(plan.method.shares, device.adapters.named)) if len(self.devices) > 1 else [] for device in self.devices
         ]
         self.memories: list[Arrays] = [{} for _ in self.devices]  # what the method keeps between rounds
         self._start_together()

@@ -59,9 +59,7 @@ def draw(results: list[Result], folder: Path) -> list[Path]:
             1, len(scores), figsize=(3 * len(scores), 4.5), squeeze=False, sharey=True, layout="constrained"
         )
         for axes, (method, rows) in zip(several[0], scores.items(), strict=True):
-            image = axes.imshow(
-                list(zip(*rows, strict=True)), vmin=0, vmax=1, aspect="auto", origin="lower", cmap="RdBu_r"
-            )
+            image = axes.imshow(list(zip(*rows, strict=True)), vmin=0, vmax=1, aspect="auto", origin="lower", cmap="RdBu_r")
             axes.set(title=method, xlabel="validation")
             for axis in (axes.xaxis, axes.yaxis):
                 axis.get_major_locator().set_params(integer=True)

@@ -123,7 +123,5 @@ def read(path: Path) -> Recipe:
     for name, size in recipe.sizes.items():
         for number in size.measured_rounds:
             if number > size.rounds:
-                raise ComigsError(
-                    f"{path.name}: sizes.{name}.measured_rounds = {number} must be between 1 and {size.rounds}"
-                )
+                raise ComigsError(f"{path.name}: sizes.{name}.measured_rounds = {number} must be between 1 and {size.rounds}")
     return recipe

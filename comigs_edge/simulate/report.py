@@ -94,9 +94,7 @@ def markdown(rows: list[dict[str, Any]], notes: list[str]) -> str:
         spread = "" if row["spread"] is None else f"{row['spread']:.4f}"
         moved = f"{row['bytes'] / 1e6:,.1f} MB" if row["seeds"] else ""
         tokens, seconds = (f"{row[key]:,.0f}" if row["seeds"] else "" for key in ("tokens", "seconds"))
-        cells = [
-            row["method"], *figures, f"{row['bits_per_byte']:.4f}", spread, moved, tokens, seconds, str(row["seeds"] or ""),
-        ]  # fmt: skip
+        cells = [row["method"], *figures, f"{row['bits_per_byte']:.4f}", spread, moved, tokens, seconds, str(row["seeds"] or "")]
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "Perplexity of the same text, a token.", "", f"| method | {' | '.join(devices)} | mean |"]
     lines.append("|---|" + "---|" * (len(devices) + 1))

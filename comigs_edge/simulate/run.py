@@ -52,9 +52,7 @@ class Simulation:
         try:
             lock.acquire()
         except filelock.Timeout:
-            raise ComigsError(
-                f"another process simulates in {self.folder}; wait for it, or name another --output"
-            ) from None
+            raise ComigsError(f"another process simulates in {self.folder}; wait for it, or name another --output") from None
         try:
             self._begin()
             yield
@@ -66,9 +64,7 @@ class Simulation:
         if path.exists():
             found = json.loads(path.read_bytes())
             if changed := sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key)):
-                raise ComigsError(
-                    f"{self.folder} holds another simulation (other {', '.join(changed)}); name another --output"
-                )
+                raise ComigsError(f"{self.folder} holds another simulation (other {', '.join(changed)}); name another --output")
         _write(path, wanted)
 
     def measure_base(self, progress: Progress) -> dict[str, dict[str, float]]:
@@ -100,13 +96,7 @@ class Simulation:
             if not fleet.is_done:
                 arrays, state = fleet.state()
                 checkpoint.save(folder, arrays, {"fleet": state, "records": records})
-        found = {
-            "method": method.name,
-            "seed": seed,
-            "digest": fleet.digest(),
-            "hardware": self.hardware,
-            "records": records,
-        }
+        found = {"method": method.name, "seed": seed, "digest": fleet.digest(), "hardware": self.hardware, "records": records}
         _write(result, found)
         checkpoint.clear(folder)
         return found

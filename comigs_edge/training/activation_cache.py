@@ -39,9 +39,7 @@ class ActivationCache:
     `key` holds everything else that the numbers depend on. Raises `ComigsError` if the disk has no room.
     """
 
-    def __init__(
-        self, folder: Path, rows: Rows, size: int, width: int, key: Key, compute: Callable[[Batch], Tensor]
-    ) -> None:
+    def __init__(self, folder: Path, rows: Rows, size: int, width: int, key: Key, compute: Callable[[Batch], Tensor]) -> None:
         self.rows, self.size, self.width, self.compute = rows, size, width, compute
         self._bytes = record_bytes(rows.context, width)
         digest = hashlib.sha256(f"{rows.digest()} {size} {key}".encode()).hexdigest()
@@ -57,9 +55,7 @@ class ActivationCache:
             records |= {place: self._read(place) for place in group.places if place in records}
         rows = [row for place in batch.places if (row := records[place]) is not None]
         if len(rows) < len(batch.places):
-            raise ComigsError(
-                f"{self.path} does not keep what is written to it; train with: --plan cache=false --fresh"
-            )
+            raise ComigsError(f"{self.path} does not keep what is written to it; train with: --plan cache=false --fresh")
         return torch.cat(rows)
 
     def close(self) -> None:

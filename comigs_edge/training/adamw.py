@@ -44,6 +44,7 @@ class AdamW:
 
 def _initial(tensor: Tensor) -> dict[str, Tensor]:
     return {
-        "step": torch.zeros((), device=tensor.device), "exp_avg": torch.zeros_like(tensor),
+        "step": torch.zeros((), device=tensor.device),
+        "exp_avg": torch.zeros_like(tensor),
         "exp_avg_sq": torch.zeros_like(tensor),
-    }  # fmt: skip
+    }

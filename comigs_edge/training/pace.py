@@ -36,9 +36,7 @@ def steps_within(run: TrainingRun, minutes: float) -> int:
     step = _seconds(trial.step)
     trial.schedule = replace(trial.schedule, quantise_start=0.0)
     quantised, validation = _seconds(trial.step) if plan.block_format else step, _seconds(trial.validate)
-    pace = Pace(
-        step=step, quantised_step=quantised, validation=validation, saved=saved, epoch=len(run.rows[0]) / plan.batch
-    )
+    pace = Pace(step=step, quantised_step=quantised, validation=validation, saved=saved, epoch=len(run.rows[0]) / plan.batch)
     return steps_that_fit(minutes * 60, pace, plan, has_router=trial.router is not None)
 
 

@@ -81,17 +81,13 @@ class TrainingRun:
         if state is not None:
             self.warnings += state.warnings
             if not state.progress:
-                raise ComigsError(
-                    f"no sound checkpoint is left in {self.home.state}; start anew with: comigs-edge train --fresh"
-                )
+                raise ComigsError(f"no sound checkpoint is left in {self.home.state}; start anew with: comigs-edge train --fresh")
         if state is not None and not state.progress["finished"]:
             self._trainer = self._resume(state.arrays, state.progress, steps)
         elif resume:
             raise ComigsError("there is no interrupted training to resume; start one with: comigs-edge train")
         else:
-            self._trainer = self._cached_trainer(
-                self._start(resume), make_schedule(self.settings, self.plan.batch, steps)
-            )
+            self._trainer = self._cached_trainer(self._start(resume), make_schedule(self.settings, self.plan.batch, steps))
         remember(self.home, self.plan)
         return self._trainer
 
@@ -114,9 +110,7 @@ class TrainingRun:
 
     def _resume(self, arrays: Arrays, progress: checkpoint.Progress, steps: int | None) -> Trainer:
         if progress["base_sha256"] != self.settings.base.sha256:
-            raise ComigsError(
-                "the interrupted training belongs to another base; start anew with: comigs-edge train --fresh"
-            )
+            raise ComigsError("the interrupted training belongs to another base; start anew with: comigs-edge train --fresh")
         wanted = asdict(make_schedule(self.settings, self.plan.batch, steps or progress["schedule"]["steps"]))
         wanted |= asdict(plan_experts(self.settings.model, self.base.hparams))
         saved = asdict(Schedule(**progress["schedule"])) | asdict(ExpertsConfig(**progress["layout"]))
@@ -201,9 +195,7 @@ class TrainingRun:
 
 
 def _differences(wanted: dict[str, object], saved: dict[str, object]) -> str:
-    return ", ".join(
-        f"{key} = {wanted[key]} where it is {saved[key]}" for key in wanted if wanted[key] != saved.get(key)
-    )
+    return ", ".join(f"{key} = {wanted[key]} where it is {saved[key]}" for key in wanted if wanted[key] != saved.get(key))
 
 
 def read_rows(

@@ -84,9 +84,7 @@ class Trainer:
         decay, rate = schedule.weight_decay, schedule.expert_learning_rate
         self.experts = AdamW(self.adapters.group(router=False), rate, decay)
         routers = self.adapters.group(router=True)
-        self.router = (
-            RouterAdamW(routers, schedule.router_learning_rate, decay, schedule.router_offset_rate) if routers else None
-        )
+        self.router = RouterAdamW(routers, schedule.router_learning_rate, decay, schedule.router_offset_rate) if routers else None
         learns = bool(routers) and router_rows is None and not schedule.jointly
         self.validation = Validation(model, validation, schedule, None if caches is None else caches[1], learns)
         self.router_rows = self.validation.router_rows if router_rows is None else router_rows

@@ -18,9 +18,7 @@ class Validation:
     has learned from would flatter every later state. A single row serves for both.
     """
 
-    def __init__(
-        self, model: Model, rows: Rows, schedule: Schedule, cache: ActivationCache | None, learns: bool
-    ) -> None:
+    def __init__(self, model: Model, rows: Rows, schedule: Schedule, cache: ActivationCache | None, learns: bool) -> None:
         self.rows, self.cache = rows, cache
         self._model, self._batch, self._block_format = model, schedule.batch, schedule.block_format
         learns = learns and len(rows) > 1

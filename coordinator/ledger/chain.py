@@ -50,7 +50,7 @@ class Chain:
 
     def __init__(
         self, database: Database, payloads: Payloads, signing_key: Ed25519PrivateKey, fleet: str, clock: Callable[[], float]
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._database, self._payloads, self._clock, self._fleet = database, payloads, clock, fleet
         self._signing_key = signing_key
         self.collect()
@@ -75,9 +75,8 @@ class Chain:
     def manifests(self, after: int) -> list[SignedManifest]:
         """The chain after this number, a thousand links at most."""
         rows = self._database.rows(
-            "SELECT manifest, signature FROM rounds WHERE number > ? AND published IS NOT NULL ORDER BY number LIMIT 1000",
-            after,
-        )  # fmt: skip
+            "SELECT manifest, signature FROM rounds WHERE number > ? AND published IS NOT NULL ORDER BY number LIMIT 1000", after
+        )
         return [SignedManifest(**row) for row in rows]
 
     # From closed rounds -------------------------------------------------------------------------------------------
@@ -89,9 +88,8 @@ class Chain:
             return None
         before = self._database.value("SELECT sha256 FROM rounds WHERE number = ?", row["number"] - 1)
         updates = self._database.rows(
-            "SELECT sha256, trained_from, weight, format, averaging FROM updates WHERE round = ? ORDER BY device",
-            row["number"],
-        )  # fmt: skip
+            "SELECT sha256, trained_from, weight, format, averaging FROM updates WHERE round = ? ORDER BY device", row["number"]
+        )
         return Job(row["number"], generalist, before, [Counted(**update) for update in updates])
 
     def publish(self, job: Job, sha256: str, size: int) -> None:
@@ -102,7 +100,7 @@ class Chain:
 
     def _enter(
         self, generalist: Generalist, *, number: int, sha256: str, size: int, devices: int, rolled_back_to: int | None = None
-    ) -> None:  # fmt: skip
+    ) -> None:
         manifest = keys.next_manifest(
             self.newest, fleet=self._fleet, number=number, sha256=sha256, size=size, base_sha256=generalist.base_sha256,
             devices=devices, rolled_back_to=rolled_back_to,
@@ -120,7 +118,7 @@ class Chain:
             "SELECT sha256 FROM (SELECT sha256 FROM rounds WHERE published IS NOT NULL ORDER BY number DESC LIMIT ?) UNION "
             "SELECT updates.sha256 FROM updates JOIN rounds ON number = round WHERE published IS NULL",
             KEPT_GENERALISTS,
-        )  # fmt: skip
+        )
         self._payloads.collect({row["sha256"] for row in wanted}, self._clock())
 
     # Roll-back ----------------------------------------------------------------------------------------------------
@@ -131,14 +129,11 @@ class Chain:
         known = self._database.value("SELECT 1 FROM refusals WHERE device = ? AND round = ?", device.id, refusal.round)
         if known is None:
             if refusal.round != newest or newest < 1 or generalist is None:
-                raise Refused(
-                    409, "stale_round", f"generalist {refusal.round} cannot be refused, the newest is {newest}"
-                )
+                raise Refused(409, "stale_round", f"generalist {refusal.round} cannot be refused, the newest is {newest}")
             with self._database.transaction():
                 self._database.run(
-                    "INSERT INTO refusals VALUES (?, ?, ?, ?)",
-                    device.id, refusal.round, refusal.loss_before, refusal.loss_after,
-                )  # fmt: skip
+                    "INSERT INTO refusals VALUES (?, ?, ?, ?)", device.id, refusal.round, refusal.loss_before, refusal.loss_after
+                )
         # Sent again, too: the answer was lost, perhaps in a crash before the roll-back.
         count = self._refusals(refusal.round, active)["refusals"]
         enough = count >= rounds.refusal_quorum(active)
@@ -162,9 +157,7 @@ class Chain:
             self._database.run("INSERT INTO rounds (number, opened) VALUES (?, ?)", open_round + 1, now)
             self._database.run("UPDATE updates SET round = ? WHERE round = ?", open_round + 1, open_round)
             self._database.run("UPDATE rounds SET closed = ? WHERE number = ?", now, open_round)
-            self._enter(
-                generalist, number=open_round, sha256=good["sha256"], size=good["size"], devices=0, rolled_back_to=target
-            )  # fmt: skip
+            self._enter(generalist, number=open_round, sha256=good["sha256"], size=good["size"], devices=0, rolled_back_to=target)
         self.collect()
 
 

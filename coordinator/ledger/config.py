@@ -13,9 +13,7 @@ from coordinator.protocol.messages import Settings
 from coordinator.protocol.rounds import Rules
 from coordinator.protocol.settings import SettingsError, setting
 
-HEADER = (
-    "# comigs-coordinator: how the fleet's rounds go. It is read when `serve` starts, which has a flag for each line."
-)
+HEADER = "# comigs-coordinator: how the fleet's rounds go. It is read when `serve` starts, which has a flag for each line."
 
 
 @dataclass(frozen=True)
@@ -24,8 +22,7 @@ class Training:
 
     local_steps: Annotated[int, setting("expert steps between two updates", 1, 10**6)] = 10  # the paper's
     update_format: Annotated[
-        UpdateFormat,
-        setting('or "float32", or "int8" (half the bytes); what rounding takes comes with the next update'),
+        UpdateFormat, setting('or "float32", or "int8" (half the bytes); what rounding takes comes with the next update')
     ] = "float16"
 
 
@@ -40,9 +37,8 @@ class Config:
     def settings(self) -> Settings:
         """What devices receive."""
         return Settings(
-            local_steps=self.training.local_steps, update_format=self.training.update_format,
-            averaging=self.rounds.averaging,
-        )  # fmt: skip
+            local_steps=self.training.local_steps, update_format=self.training.update_format, averaging=self.rounds.averaging
+        )
 
     def with_values(self, values: dict[str, Any]) -> Config:
         """With other values; the names are those of the file's keys, None changes nothing.

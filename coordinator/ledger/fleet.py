@@ -28,7 +28,7 @@ class Fleet:
 
     def __init__(
         self, database: Database, payloads: Payloads, signing_key: Ed25519PrivateKey, config: Config, clock: Callable[[], float]
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.database, self.payloads, self.config, self.clock = database, payloads, config, clock
         if database.fact("fleet") is None:
             with database.transaction():
@@ -52,9 +52,8 @@ class Fleet:
         """Makes a device a member."""
         device = self.members.join(wish)
         return Joined(
-            fleet=self.id, device=device.id, name=device.name, signing_key=self.chain.signing_key,
-            settings=self.config.settings,
-        )  # fmt: skip
+            fleet=self.id, device=device.id, name=device.name, signing_key=self.chain.signing_key, settings=self.config.settings
+        )
 
     def revoke(self, name: str) -> dict[str, object]:
         """Removes a device; the round no longer waits for it."""
@@ -130,9 +129,7 @@ class Fleet:
                 self._format(wish.trained_from), rules.averaging, wish.validation_loss, self.clock(), wish.update_id,
             )  # fmt: skip
             if wish.validation_loss is not None:
-                self.database.run(
-                    "UPDATE devices SET validation_loss = ? WHERE id = ?", wish.validation_loss, device.id
-                )
+                self.database.run("UPDATE devices SET validation_loss = ? WHERE id = ?", wish.validation_loss, device.id)
         self.close_if_complete()
         return Receipt(round=wish.expected_round, weight=weight / rounds.ONE)
 
@@ -157,8 +154,9 @@ class Fleet:
     def _counted_ids(self, device: Device) -> list[str]:
         rows = self.database.rows(
             "SELECT update_id FROM updates WHERE device = ? AND update_id IS NOT NULL ORDER BY round DESC LIMIT ?",
-            device.id, COUNTED_IDS,
-        )  # fmt: skip
+            device.id,
+            COUNTED_IDS,
+        )
         return [row["update_id"] for row in reversed(rows)]
 
     def _format(self, trained_from: int) -> str:

@@ -63,9 +63,7 @@ class Folder:
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock = os.open(root / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
-            raise CoordinatorError(
-                f"{root} cannot be used ({error.strerror}); name another folder with --data"
-            ) from error
+            raise CoordinatorError(f"{root} cannot be used ({error.strerror}); name another folder with --data") from error
         try:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -17,16 +17,7 @@ from coordinator.ledger.database import Database
 from coordinator.protocol import keys
 from coordinator.protocol.errors import CoordinatorError, Refused
 from coordinator.protocol.generalist import may_leave
-from coordinator.protocol.messages import (
-    MAX_TENSORS,
-    MAX_WEIGHTS,
-    NAME_PATTERN,
-    SHA256_PATTERN,
-    Generalist,
-    Join,
-    decode,
-    encode,
-)
+from coordinator.protocol.messages import MAX_TENSORS, MAX_WEIGHTS, NAME_PATTERN, SHA256_PATTERN, Generalist, Join, decode, encode
 
 INVITATION_SECONDS = 86400.0
 FLUSH_SECONDS = 600.0  # contacts and counts are written at most this often: polls write nothing
@@ -78,9 +69,7 @@ class Members:
         if device is None:
             raise Refused(401, "unknown_device", "the coordinator does not know this device; join the fleet first")
         if device.revoked is not None:
-            raise Refused(
-                403, "revoked", f"{device.name} was removed from the fleet; ask its owner for a new invitation"
-            )
+            raise Refused(403, "revoked", f"{device.name} was removed from the fleet; ask its owner for a new invitation")
         return device
 
     # Contacts -----------------------------------------------------------------------------------------------------
@@ -179,27 +168,21 @@ class Members:
         with self._database.transaction():
             self._database.run("UPDATE devices SET revoked = ? WHERE id = ?", now, device.id)
             self._database.run(
-                "DELETE FROM updates WHERE device = ? AND round IN (SELECT number FROM rounds WHERE closed IS NULL)",
-                device.id,
+                "DELETE FROM updates WHERE device = ? AND round IN (SELECT number FROM rounds WHERE closed IS NULL)", device.id
             )
         device.revoked = now
         return device
 
 
 def _check_generalist(generalist: Generalist) -> None:
-    if (
-        generalist.form not in FORMS
-        or not 1 <= len(generalist.base_name) <= MAX_BASE_NAME
-        or not 0 < generalist.scale < math.inf
-    ):
+    if generalist.form not in FORMS or not 1 <= len(generalist.base_name) <= MAX_BASE_NAME or not 0 < generalist.scale < math.inf:
         raise Refused(
-            422, "bad_generalist",
+            422,
+            "bad_generalist",
             f"a generalist is of the form {' or '.join(FORMS)}, its scale is above 0 and its base has a name",
-        )  # fmt: skip
-    if not 1 <= len(generalist.tensors) <= MAX_TENSORS:
-        raise Refused(
-            422, "bad_generalist", f"a generalist has 1 to {MAX_TENSORS} tensors and not {len(generalist.tensors)}"
         )
+    if not 1 <= len(generalist.tensors) <= MAX_TENSORS:
+        raise Refused(422, "bad_generalist", f"a generalist has 1 to {MAX_TENSORS} tensors and not {len(generalist.tensors)}")
     if not re.fullmatch(SHA256_PATTERN, generalist.base_sha256):
         raise Refused(422, "bad_generalist", "the base's SHA-256 is not one")
     for name, shape in generalist.tensors.items():

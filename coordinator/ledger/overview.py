@@ -65,7 +65,8 @@ def rounds_table(fleet: Fleet, last: int = 200) -> list[Facts]:
     for row in rows:
         updates = fleet.database.rows(
             "SELECT name, weight, trained_from, tokens, updates.size FROM updates JOIN devices ON id = device WHERE round = ? "
-            "ORDER BY name", row["number"],
-        )  # fmt: skip
+            "ORDER BY name",
+            row["number"],
+        )
         row["updates"] = [{**update, "weight": update["weight"] / rounds.ONE} for update in updates]
     return rows[::-1]

@@ -84,9 +84,7 @@ class Payloads:
         try:
             if _sha256(part) != sha256:
                 part.unlink()
-                raise Refused(
-                    422, "wrong_digest", "what arrived does not have the SHA-256 that was announced; upload it again"
-                )
+                raise Refused(422, "wrong_digest", "what arrived does not have the SHA-256 that was announced; upload it again")
             with part.open("rb") as file:
                 _sync(file.fileno())
         except OSError as error:
@@ -160,10 +158,11 @@ class Payloads:
         usage = shutil.disk_usage(self.folder)
         if usage.free - size < min(SPARE_BYTES, SPARE_SHARE * usage.total):
             raise Refused(
-                507, "disk_full",
+                507,
+                "disk_full",
                 f"the coordinator's disk is full ({usage.free / 1e6:,.0f} MB free); your update is kept on your device",
                 retry_after=600,
-            )  # fmt: skip
+            )
 
 
 def sync_folder(path: Path) -> None:

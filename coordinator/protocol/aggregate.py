@@ -43,9 +43,10 @@ class Mean:
         """`before` plus the mean change of each tensor; tensors that no update holds stay as they are. float32."""
         return {
             name: (array + self._mean(name).reshape(array.shape)).astype(np.float32)
-            if name in self._sums else array.astype(np.float32)
+            if name in self._sums
+            else array.astype(np.float32)
             for name, array in before.items()
-        }  # fmt: skip
+        }
 
     def _mean(self, name: str) -> npt.NDArray[np.float64]:
         return self._sums[name] / (float(SCALE) * self._weights[name])

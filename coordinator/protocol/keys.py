@@ -127,13 +127,7 @@ def link(address: str, code: str, pin: bytes) -> str:
 def read_link(text: str) -> tuple[str, str, bytes]:
     """Address, code and pin of a link; raises `ValueError` with the reason."""
     parts = urlsplit(text.strip())
-    if (
-        parts.scheme != "https"
-        or not parts.hostname
-        or parts.path not in ("", "/")
-        or parts.query
-        or "@" in parts.netloc
-    ):
+    if parts.scheme != "https" or not parts.hostname or parts.path not in ("", "/") or parts.query or "@" in parts.netloc:
         raise ValueError("it is not of the form https://host:port#CODE")
     parts.port  # noqa: B018  raises for a bad port
     secret = to_bytes(parts.fragment)

@@ -28,23 +28,20 @@ class Rules:
     """How rounds go. The defaults are meant for 1 to 50 devices."""
 
     goal: Annotated[int, setting("updates that close a round; 0: one of every active device", 0, 1024)] = 0
-    deadline_seconds: Annotated[
-        float, setting("after a round's first update it closes with those that are in ...", 0, 31e6)
-    ] = 1800.0
+    deadline_seconds: Annotated[float, setting("after a round's first update it closes with those that are in ...", 0, 31e6)] = (
+        1800.0
+    )
     min_fraction: Annotated[float, setting("... if they are this share of the active devices", 0.01, 1)] = 0.5
-    active_seconds: Annotated[
-        float, setting("a device that was not heard of for this long is not waited for", 1, 31e7)
-    ] = 172800.0
+    active_seconds: Annotated[float, setting("a device that was not heard of for this long is not waited for", 1, 31e7)] = (
+        172800.0
+    )
     max_staleness: Annotated[
-        int,
-        setting(
-            "generalists: an update further behind is refused; its device pulls and brings it the next time", 0, 10**6
-        ),
+        int, setting("generalists: an update further behind is refused; its device pulls and brings it the next time", 0, 10**6)
     ] = 20
     weights: Annotated[Weights, setting('or "tokens": an update counts by the tokens it was trained on')] = "uniform"
-    averaging: Annotated[
-        Averaging, setting('the paper\'s; "freeze-a" and "alternate" average low-rank products exactly')
-    ] = "separate"
+    averaging: Annotated[Averaging, setting('the paper\'s; "freeze-a" and "alternate" average low-rank products exactly')] = (
+        "separate"
+    )
 
 
 def goal(rules: Rules, round_number: int, active: int) -> int:

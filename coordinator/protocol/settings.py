@@ -29,9 +29,7 @@ class SettingsError(Exception):
     """A table that is not what its dataclass says; the text names the place, the value and what it must be."""
 
 
-def setting(
-    comment: str = "", low: float | None = None, high: float | None = None, example: Value | None = None
-) -> Meta:
+def setting(comment: str = "", low: float | None = None, high: float | None = None, example: Value | None = None) -> Meta:
     """What `Annotated` says of a setting: its comment in the file, its bounds, and what is shown where the default is None."""
     return Meta(ge=low, le=high, description=comment, examples=None if example is None else [example])
 

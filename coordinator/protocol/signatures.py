@@ -61,9 +61,7 @@ def sign(request: Any, key: Ed25519PrivateKey, key_id: str, epoch: str, body: by
     )  # fmt: skip
 
 
-def verify(
-    request: Request, find: Callable[[str], Ed25519PublicKey], epoch: str, nonces: Nonces, now: float
-) -> Verified:
+def verify(request: Request, find: Callable[[str], Ed25519PublicKey], epoch: str, nonces: Nonces, now: float) -> Verified:
     """Who signed the request; raises `Refused` (401) unless it is sound, fresh and new.
 
     `find` gives the key of an id and raises `Refused` for an unknown one. `now` is monotonic. The body is checked later, by

@@ -52,15 +52,17 @@ def line(name: str, title: str, points: Sequence[Point], say: Number) -> str:
     uprights = "".join(
         f'<line class="turn" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{_baseline()}">'
         f"<title>round {point.round}: an older generalist again</title></line>"
-        for x, point in places if point.is_marked
-    )  # fmt: skip
+        for x, point in places
+        if point.is_marked
+    )
     seen = [(x, _y(point.value, scale), point) for x, point in places if point.value is not None]
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in seen)
     radius = 3.0 if len(seen) <= 30 else 2.0
     dots = "".join(
         f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="{radius}"><title>round {point.round}: '
-        f"{escape(say(point.value or 0.0))}</title></circle>" for x, y, point in seen
-    )  # fmt: skip
+        f"{escape(say(point.value or 0.0))}</title></circle>"
+        for x, y, point in seen
+    )
     drawn = f'{uprights}<polyline class="line" points="{path}"/>{dots}'
     return _chart(name, title, _describe(points, say), _axes(points, scale, say, step) + drawn)
 
@@ -94,8 +96,9 @@ def _axes(points: Sequence[Point], scale: Sequence[float], say: Number, step: fl
     every = max(1, math.ceil(len(points) / 6))
     labels = "".join(
         f'<text class="tick" x="{LEFT + (index + 0.5) * step:.1f}" y="{HEIGHT - 7}" text-anchor="middle">{point.round}</text>'
-        for index, point in enumerate(points) if (len(points) - 1 - index) % every == 0
-    )  # fmt: skip
+        for index, point in enumerate(points)
+        if (len(points) - 1 - index) % every == 0
+    )
     return lines + labels
 
 

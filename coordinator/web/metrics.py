@@ -39,9 +39,7 @@ class Metrics:
             (("", {"method": method, "route": route, "status": str(status)}, count)
              for (method, route, status), count in sorted(self._answers.items())),
         )  # fmt: skip
-        seconds = _family(
-            "comigs_http_request_duration_seconds", "histogram", "Time to make an answer.", self._durations()
-        )
+        seconds = _family("comigs_http_request_duration_seconds", "histogram", "Time to make an answer.", self._durations())
         return requests + seconds + _fleet(fleet, started, version)
 
     def _durations(self) -> Samples:

@@ -25,12 +25,7 @@ from coordinator.protocol.messages import (
     State,
 )
 
-JSON, TEXT, OCTETS, PIECE = (
-    "application/json",
-    "text/plain",
-    "application/octet-stream",
-    "application/offset+octet-stream",
-)
+JSON, TEXT, OCTETS, PIECE = ("application/json", "text/plain", "application/octet-stream", "application/offset+octet-stream")
 MESSAGES = (Commit, Hello, Join, Joined, Manifest, Problem, Receipt, Refusal, SignedManifest, State)
 Table = dict[str, Any]
 
@@ -127,13 +122,7 @@ def _operation(
     for answer in answers.values():
         answer.setdefault("headers", {})["Comigs-Epoch"] = {"$ref": "#/components/headers/Comigs-Epoch"}
     del answers["417"]["headers"]
-    return {
-        "operationId": name,
-        "summary": summary,
-        "security": security,
-        **more,
-        "responses": dict(sorted(answers.items())),
-    }
+    return {"operationId": name, "summary": summary, "security": security, **more, "responses": dict(sorted(answers.items()))}
 
 
 def _generalist() -> Table:
@@ -143,8 +132,9 @@ def _generalist() -> Table:
         {"name": "If-None-Match", "in": "header", "schema": {"type": "string"}, "description": "An ETag that is here."},
     ]
     file = _content(OCTETS, {"type": "string", "description": "safetensors"})
-    operation = _operation("generalist", "A published generalist, whole or in part.", file, (404, 416), _signed=True,
-                       parameters=parameters)  # fmt: skip
+    operation = _operation(
+        "generalist", "A published generalist, whole or in part.", file, (404, 416), _signed=True, parameters=parameters
+    )
     operation["responses"]["200"] = {"description": "All of it.", **file}
     operation["responses"] |= {
         "206": {"description": "The range that was asked for.", **file},
@@ -159,8 +149,7 @@ def _with_head(item: Table) -> Table:
     if "get" not in item or "head" in item:
         return item
     get = item["get"]
-    bare = {code: {key: value for key, value in answer.items() if key != "content"}
-            for code, answer in get["responses"].items()}  # fmt: skip
+    bare = {code: {key: value for key, value in answer.items() if key != "content"} for code, answer in get["responses"].items()}
     head = {**get, "operationId": f"{get['operationId']}_head", "responses": bare}
     return {**item, "head": {**head, "summary": f"{get['summary']} Headers only."}}
 

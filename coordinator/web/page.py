@@ -133,17 +133,7 @@ def _figure(name: str, note: str, drawing: str) -> str:
 
 
 def _devices(rows: list[Facts], now: float, silent_since: float) -> str:
-    heads = (
-        "Device",
-        "State",
-        "Last contact",
-        "#Updates",
-        "#Last round",
-        "#Validation loss",
-        "#Received",
-        "#Sent",
-        "Version",
-    )
+    heads = ("Device", "State", "Last contact", "#Updates", "#Last round", "#Validation loss", "#Received", "#Sent", "Version")
     return _table("Devices", heads, (
         (
             escape(row["name"]), _state(row, silent_since), _moment(row["last_contact"], now), str(row["updates"]),
@@ -162,17 +152,7 @@ def _state(row: Facts, silent_since: float) -> str:
 
 
 def _rounds(rows: list[Facts], now: float) -> str:
-    heads = (
-        "#Round",
-        "Closed",
-        "Took",
-        "#Devices",
-        "#Received",
-        "#Tokens",
-        "#Validation loss",
-        "#Refused by",
-        "Generalist",
-    )
+    heads = ("#Round", "Closed", "Took", "#Devices", "#Received", "#Tokens", "#Validation loss", "#Refused by", "Generalist")
     return _table("Latest rounds", heads, (
         (
             str(row["number"]), "open" if row["closed"] is None else _moment(row["closed"], now),
@@ -202,10 +182,7 @@ def _table(name: str, heads: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -
 def _row(row: tuple[str, ...], names: list[str], kinds: list[str]) -> str:
     cells = [f'<th scope="row"{kinds[0]}>{row[0]}</th>']
     # On a phone a row becomes a card, whose lines are named by data-of.
-    cells += [
-        f'<td{kind} data-of="{name}">{cell}</td>'
-        for cell, name, kind in zip(row[1:], names[1:], kinds[1:], strict=True)
-    ]
+    cells += [f'<td{kind} data-of="{name}">{cell}</td>' for cell, name, kind in zip(row[1:], names[1:], kinds[1:], strict=True)]
     return "".join(cells)
 
 

@@ -87,9 +87,7 @@ class Server:
         except Refused as error:
             answer = problem(error)
         except web.HTTPException as error:
-            answer = problem(
-                Refused(error.status, error.reason.lower().replace(" ", "_"), _http_sentence(error, request))
-            )
+            answer = problem(Refused(error.status, error.reason.lower().replace(" ", "_"), _http_sentence(error, request)))
         except (DiskFailure, sqlite3.OperationalError) as error:
             answer = problem(disk_trouble(error))
         except (ConnectionError, asyncio.CancelledError):
@@ -134,9 +132,7 @@ class Server:
         return answer(Hello(fleet=self.fleet.id, epoch=self.epoch, version=self.version))
 
     async def _join(self, request: web.Request) -> web.Response:
-        self.failures.check(
-            request.remote or "", time.monotonic()
-        )  # guesses of strangers cost no more than reading their head
+        self.failures.check(request.remote or "", time.monotonic())  # guesses of strangers cost no more than reading their head
         body = await read_body(request, MAX_JSON)
         wish = parse(body, Join)
 
@@ -162,9 +158,7 @@ class Server:
 
     async def _manifests(self, request: web.Request, device: Device, body: bytes) -> web.Response:
         after = _number(request.query.get("after", "-1"))
-        return web.Response(
-            body=msgspec.json.encode(self.fleet.chain.manifests(after)), content_type="application/json"
-        )
+        return web.Response(body=msgspec.json.encode(self.fleet.chain.manifests(after)), content_type="application/json")
 
     async def _generalist(self, request: web.Request, device: Device, body: bytes) -> web.StreamResponse:
         number = _number(request.match_info["number"])
@@ -216,14 +210,13 @@ class Server:
 
     def _check_shown(self, request: web.Request) -> None:
         if not self.is_open and request.remote not in ("127.0.0.1", "::1"):
-            raise Refused(
-                403, "local_only", "this is shown on the coordinator's own machine; `serve --open` shows it to all"
-            )
+            raise Refused(403, "local_only", "this is shown on the coordinator's own machine; `serve --open` shows it to all")
 
     async def _page(self, request: web.Request) -> web.Response:
         self._check_shown(request)
-        return web.Response(text=page.render(self.fleet, self.started, self.version), content_type="text/html",
-                            headers=page.HEADERS)  # fmt: skip
+        return web.Response(
+            text=page.render(self.fleet, self.started, self.version), content_type="text/html", headers=page.HEADERS
+        )
 
     async def _metrics(self, request: web.Request) -> web.Response:
         self._check_shown(request)

@@ -76,12 +76,7 @@ def byte_level(folder, rule="smollm"):
     )
     tokenizer.train_from_iterator(CORPUS, trainer)
     tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {
-        "bos_token": "<|im_start|>",
-        "eos_token": "<|im_end|>",
-        "chat_template": TEMPLATE,
-        "add_bos_token": False,
-    }
+    settings = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "chat_template": TEMPLATE, "add_bos_token": False}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return tokenizer
 
@@ -187,9 +182,7 @@ def test_a_folder_becomes_a_home_that_trains_and_chats(run, home, tmp_path):
     run("init", "--base", folder, "--format", "Q8_0")
     (tmp_path / "notes.txt").write_text(some_text())
     settings = home / "config.toml"
-    settings.write_text(
-        settings.read_text().replace("[train]\n", "[train]\nbatch = 2\ncontext = 32\nvalidation_rows = 2\n")
-    )
+    settings.write_text(settings.read_text().replace("[train]\n", "[train]\nbatch = 2\ncontext = 32\nvalidation_rows = 2\n"))
     run("data", "add", tmp_path / "notes.txt")
     run("train", "--steps", "2")
     assert run("chat", "--prompt", "Hi", "--temperature", "0").exit_code == 0
@@ -225,9 +218,7 @@ def test_bad_folders_are_one_sentence(run, tmp_path):
     tokenizer = byte_level(tmp_path / "m")
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.save(str(tmp_path / "m" / "tokenizer.json"))
-    assert (
-        "splits text by a rule that is not one of gpt-2, smollm" in run("init", "--base", tmp_path / "m", code=1).stderr
-    )
+    assert "splits text by a rule that is not one of gpt-2, smollm" in run("init", "--base", tmp_path / "m", code=1).stderr
     byte_level(tmp_path / "m")
     weights = tmp_path / "m" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])

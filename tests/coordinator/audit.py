@@ -25,10 +25,7 @@ from coordinator.protocol import keys
 from coordinator.protocol.messages import Commit, Refusal, SignedManifest
 from tests.coordinator.rig import Member, random_arrays
 
-SHAPES = {
-    "generalist.blk.0.ffn_up.lora_a": (64, 1024),
-    "generalist.blk.0.ffn_up.lora_b": (1024, 80),
-}  # 590 kB: 3 pieces
+SHAPES = {"generalist.blk.0.ffn_up.lora_a": (64, 1024), "generalist.blk.0.ffn_up.lora_b": (1024, 80)}  # 590 kB: 3 pieces
 LATER = ("already_counted", "stale_round", "wrong_digest", "incomplete")  # refusals after which a device comes again
 
 
@@ -184,9 +181,7 @@ def _payloads(data, rows, rounds, devices):
     published = sorted(number for number, row in rounds.items() if row["published"] is not None)
     needed |= {rounds[number]["sha256"] for number in published[-KEPT_GENERALISTS:]}
     end = time.monotonic() + 3
-    while (
-        here := {path.name: path for path in (data / "payloads").iterdir()}
-    ).keys() - needed and time.monotonic() < end:
+    while (here := {path.name: path for path in (data / "payloads").iterdir()}).keys() - needed and time.monotonic() < end:
         time.sleep(0.02)  # what a round that was published just now needed is deleted behind that
     found = [f"missing: payload {sha[:8]}" for sha in needed - here.keys()]
     found += [f"orphan: payload {sha[:8]}" for sha in here.keys() - needed]

@@ -15,9 +15,7 @@ import pytest
 # every attempt that misses a fault leaves a thread that the next one sees.
 ATTEMPTS = min(32, (os.cpu_count() or 1) + 4) + 1
 
-needs_strace = pytest.mark.skipif(
-    shutil.which("strace") is None or os.geteuid() != 0, reason="wants strace and root"
-)  # fmt: skip
+needs_strace = pytest.mark.skipif(shutil.which("strace") is None or os.geteuid() != 0, reason="wants strace and root")
 
 
 @contextlib.contextmanager

@@ -23,10 +23,7 @@ class Faults:
 
     delay: float = 0.0  # seconds that every piece waits
     rate: float = 0.0  # bytes a second of all connections together, each way; 0: no limit
-    cut_after: tuple[int, int] = (
-        0,
-        0,
-    )  # each connection is cut after so many bytes, drawn from this range; (0, 0): never
+    cut_after: tuple[int, int] = (0, 0)  # each connection is cut after so many bytes, drawn from this range; (0, 0): never
     cut_down_after: tuple[int, int] = (0, 0)  # the same for the coordinator's bytes
     is_reset: bool = True  # cut with RST; otherwise in order, as if the peer had nothing more to say
     stall_after: int = 0  # bytes after which a connection stays open and silent; 0: never
@@ -93,10 +90,7 @@ class Proxy:
         other_reader, other_writer = await asyncio.open_connection("127.0.0.1", self.target)
         writers = (writer, other_writer)
         self._open.add(writers)
-        limits = [
-            self._random.randint(*pair) if pair[1] else 0
-            for pair in (self.faults.cut_after, self.faults.cut_down_after)
-        ]
+        limits = [self._random.randint(*pair) if pair[1] else 0 for pair in (self.faults.cut_after, self.faults.cut_down_after)]
         with contextlib.suppress(ConnectionError, asyncio.CancelledError):
             await asyncio.gather(
                 self._pass(reader, other_writer, "up", limits[0], writers),

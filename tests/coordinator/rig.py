@@ -125,18 +125,16 @@ class Member:
         return self.encoded(update, 0)
 
     def encoded(self, update, trained_from):
-        return wire.encode(
-            compress.pack(update, compress.update_format(self.joined.settings.update_format, trained_from))
-        )
+        return wire.encode(compress.pack(update, compress.update_format(self.joined.settings.update_format, trained_from)))
 
     def push(self, update, tokens=1000, state=None, loss=None):
         """Uploads and commits an update of the open round; returns the receipt."""
         state = state or self.remote.state()
         newest = -1 if state.newest is None else keys.open_manifest(state.newest, self.joined.signing_key).round
         sha256 = self.remote.upload(self.encoded(update, newest))
-        return self.remote.commit(Commit(
-            sha256=sha256, trained_from=newest, tokens=tokens, expected_round=state.open_round, validation_loss=loss
-        ))  # fmt: skip
+        return self.remote.commit(
+            Commit(sha256=sha256, trained_from=newest, tokens=tokens, expected_round=state.open_round, validation_loss=loss)
+        )
 
     def pull(self, folder, seconds=10.0, at_least=0):
         """Waits for a generalist of at least this round; returns its number and arrays."""

@@ -146,14 +146,7 @@ class Place:
 
     def sign(self, request, key, key_id, body, covered=COVERED, **options):
         request.headers[EPOCH_HEADER] = options.pop("epoch", self.epoch)
-        given = {
-            "key_id": key_id,
-            "nonce": f"{time.monotonic_ns()}",
-            "tag": TAG,
-            "label": "comigs",
-            "body": body,
-            **options,
-        }
+        given = {"key_id": key_id, "nonce": f"{time.monotonic_ns()}", "tag": TAG, "label": "comigs", "body": body, **options}
         signer = HTTPMessageSigner(signature_algorithm=algorithms.ED25519, key_resolver=signatures._OneKey(key))
         signer.sign(request, covered_component_ids=covered, **given)
 
@@ -294,9 +287,7 @@ def two_lengths(p):
 
 @case(400, 411, problem=False)
 def a_length_and_chunks(p):
-    yield p.raw(
-        b"POST /v1/join HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
-    )
+    yield p.raw(b"POST /v1/join HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")
 
 
 @case(413)
@@ -329,9 +320,7 @@ def a_compressed_body(p):
 def a_body_that_ends_early(p):
     line = Line(p.port)
     body = b"x" * 100_000
-    line.send(
-        p.head("PATCH", f"/v1/uploads/{'ab' * 32}", body, {"Upload-Offset": "0", "Content-Type": OFFSET}) + body[:1000]
-    )
+    line.send(p.head("PATCH", f"/v1/uploads/{'ab' * 32}", body, {"Upload-Offset": "0", "Content-Type": OFFSET}) + body[:1000])
     line.close()
     yield NOTHING
 
@@ -396,21 +385,7 @@ def paths_that_lead_elsewhere(p):
 
 @case(400, 404)
 def generalists_that_are_not_there(p):
-    for number in (
-        "--5",
-        "-1",
-        "-0x1",
-        "1e3",
-        "5",
-        "9" * 15,
-        "9" * 16,
-        "9" * 3000,
-        "a",
-        "%C2%B2",
-        "%D9%A3",
-        "0%0a",
-        "0;x",
-    ):
+    for number in ("--5", "-1", "-0x1", "1e3", "5", "9" * 15, "9" * 16, "9" * 3000, "a", "%C2%B2", "%D9%A3", "0%0a", "0;x"):
         yield p.ask("GET", f"/v1/generalists/{number}")
 
 
@@ -460,9 +435,7 @@ def signed_and_then_altered(p):
     for before, after in ((b"GET", b"HEAD"), (b"/state", b"/manifests"), (b"/v1", b"//v1"), (b"Host: 127", b"Host: 128"),
                           (b"/v1/state", b"/v1/state?x=1")):  # fmt: skip
         found = p.raw(p.head("GET", "/v1/state").replace(before, after, 1), after.decode()[:4])
-        yield (
-            found if found.status != 404 else Answer(401, {}, encode(Problem(error="404", message="not even a route")))
-        )
+        yield (found if found.status != 404 else Answer(401, {}, encode(Problem(error="404", message="not even a route"))))
     yield p.ask("POST", "/v1/updates", b'{"a":1}', send=b'{"a":2}')
 
 
@@ -636,18 +609,7 @@ def a_message_of_half_a_megabyte(p):
 
 @case(422)
 def hashes_that_are_paths(p):
-    for text in (
-        "/dev/zero",
-        "/dev/random",
-        "..",
-        ".",
-        "",
-        "../coordinator.db",
-        "\0",
-        "ab" * 32 + "\n",
-        "AB" * 32,
-        "ab" * 31,
-    ):
+    for text in ("/dev/zero", "/dev/random", "..", ".", "", "../coordinator.db", "\0", "ab" * 32 + "\n", "AB" * 32, "ab" * 31):
         yield p.commit(text)
 
 
@@ -677,14 +639,7 @@ def an_update_that_was_not_uploaded(p):
 
 @case(415)
 def uploads_of_another_type(p):
-    for kind in (
-        None,
-        "application/json",
-        "multipart/form-data; boundary=x",
-        "application/x-pickle",
-        "x" * 1000,
-        ";;;",
-    ):
+    for kind in (None, "application/json", "multipart/form-data; boundary=x", "application/x-pickle", "x" * 1000, ";;;"):
         yield p.ask("PATCH", f"/v1/uploads/{'ab' * 32}", b"x", {"Upload-Offset": "0", "Content-Type": kind})
 
 
@@ -786,16 +741,7 @@ def a_header_that_says_more_than_there_is(p):
 
 @case(422)
 def headers_that_are_no_json(p):
-    for text in (
-        b"\xff" * 100,
-        b"{",
-        b"[" * 60_000,
-        b'{"a":' * 10_000,
-        b"1" * 60_000,
-        b'{"\\ud800":{}}',
-        b"\0" * 50_000,
-        b"[1]",
-    ):
+    for text in (b"\xff" * 100, b"{", b"[" * 60_000, b'{"a":' * 10_000, b"1" * 60_000, b'{"\\ud800":{}}', b"\0" * 50_000, b"[1]"):
         yield p.submit(filled(text))
 
 
@@ -856,9 +802,7 @@ def test_bad_input_is_refused_with_a_sentence_and_costs_little(place, name):
     before, runs = place.ledger(), [measured(place, function) for _ in range(REPEATS)]
     for answer in runs[0][0]:
         assert answer.status in statuses, answer
-        if answer.status >= 400 and (
-            is_problem or answer.headers.get("content-type", "").startswith("application/json")
-        ):
+        if answer.status >= 400 and (is_problem or answer.headers.get("content-type", "").startswith("application/json")):
             if answer.headers.get("content-type") and not answer.body:
                 continue  # HEAD
             found = decode(answer.body, Problem)

@@ -141,8 +141,6 @@ def test_five_megabytes_at_256_kbit_a_second_with_drops_and_flaps(tmp_path):
         begin = time.monotonic()
         through.remote.upload(data)
         proxy, seconds = through.proxy, time.monotonic() - begin
-    print(
-        f"{seconds:.0f} s, {proxy.cuts} cuts, {proxy.dropped} drops, {proxy.up - len(data):,} bytes more than it has passed"
-    )
+    print(f"{seconds:.0f} s, {proxy.cuts} cuts, {proxy.dropped} drops, {proxy.up - len(data):,} bytes more than it has passed")
     assert through.sent <= len(data) + (proxy.cuts + proxy.dropped) * PIECE
     coordinator.stop()

@@ -67,9 +67,10 @@ def problems(fleet, data=None):
 
 
 @needs_strace
-@pytest.mark.parametrize(("thread", "call", "number"), [
-    ("main", "fsync,fdatasync", 3), ("main", "pwrite64", 9), ("files", "rename", 1), ("files", "fsync", 2),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("thread", "call", "number"),
+    [("main", "fsync,fdatasync", 3), ("main", "pwrite64", 9), ("files", "rename", 1), ("files", "fsync", 2)],
+)
 def test_a_kill_in_the_middle_of_a_round_loses_nothing(fleet, thread, call, number):
     assert script("kills").kill_at(fleet, thread, call, number)
     assert fleet.problems == []
@@ -166,9 +167,10 @@ def met(fleet, thread, call, fault):
 
 
 @needs_strace
-@pytest.mark.parametrize(("thread", "call", "error"), [
-    ("files", "write", "ENOSPC"), ("files", "fsync", "ENOSPC"), ("files", "rename", "ENOSPC"), ("main", "pwrite64", "ENOSPC"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("thread", "call", "error"),
+    [("files", "write", "ENOSPC"), ("files", "fsync", "ENOSPC"), ("files", "rename", "ENOSPC"), ("main", "pwrite64", "ENOSPC")],
+)
 def test_no_space_at_any_place_is_507_and_the_next_attempt_goes_well(fleet, thread, call, error):
     process = fleet.coordinator.process
     assert "disk is full" in str(met(fleet, thread, call, f"error={error}:when=1+"))

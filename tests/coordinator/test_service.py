@@ -30,9 +30,7 @@ def test_systemd_finds_nothing_wrong_with_the_units(tmp_path):
 
 
 def test_systemds_check_would_find_a_wrong_word(tmp_path):
-    (tmp_path / service.UNIT).write_text(
-        service.unit(tmp_path, [], True).replace("Restart=on-failure", "Restart=sometimes")
-    )
+    (tmp_path / service.UNIT).write_text(service.unit(tmp_path, [], True).replace("Restart=on-failure", "Restart=sometimes"))
     with pytest.raises(AssertionError, match="sometimes"):
         verify(tmp_path, [service.UNIT])
 
@@ -61,8 +59,9 @@ def test_the_systems_unit_runs_as_nobody_in_particular_or_as_the_folders_owner(t
 def test_every_path_survives_quoting(name, tmp_path):
     line = parsed(service.unit(tmp_path / name, [], False))["Service"]["ExecStart"]
     # systemd's quotes are the shell's, but for % and $, which it doubles
-    words = shlex.split(line.replace("$$", "$").replace("%%", "%").replace("$", "\\$") if '"' not in name else
-                        line.replace("%%", "%"))  # fmt: skip
+    words = shlex.split(
+        line.replace("$$", "$").replace("%%", "%").replace("$", "\\$") if '"' not in name else line.replace("%%", "%")
+    )
     assert words[words.index("--data") + 1].replace("\\$", "$") == str(tmp_path / name)
 
 
@@ -131,9 +130,7 @@ def test_a_unit_for_the_whole_system_is_roots(monkeypatch):
 
 
 def test_the_units_command_line_starts_a_coordinator(tmp_path):
-    line = parsed(service.unit(tmp_path / "data", ["--port", "0", "--host", "127.0.0.1"], False))["Service"][
-        "ExecStart"
-    ]
+    line = parsed(service.unit(tmp_path / "data", ["--port", "0", "--host", "127.0.0.1"], False))["Service"]["ExecStart"]
     with subprocess.Popen(shlex.split(line), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout.readline().startswith("coordinator  https://127.0.0.1:")
         process.terminate()

@@ -70,8 +70,5 @@ def test_paths_that_lead_nowhere_are_named(tmp_path):
 
 
 def test_a_document_survives_storage():
-    for document in (
-        Document(text="Grüße \u2028"),
-        Document(messages=(Message("user", "a"), Message("assistant", "b"))),
-    ):
+    for document in (Document(text="Grüße \u2028"), Document(messages=(Message("user", "a"), Message("assistant", "b")))):
         assert Document.from_json(document.to_json()) == document

@@ -7,12 +7,7 @@ from comigs_edge.data.documents import Document, Message
 from comigs_edge.data.tokenizer import Tokenizer
 from tests.tiny import write_llama
 
-CHAT = (
-    Message("system", "Be short."),
-    Message("user", "the inn?"),
-    Message("assistant", "then an ant"),
-    Message("user", "on?"),
-)
+CHAT = (Message("system", "Be short."), Message("user", "the inn?"), Message("assistant", "then an ant"), Message("user", "on?"))
 RENDERED = (
     "<|im_start|>system\nBe short.<|im_end|>\n<|im_start|>user\nthe inn?<|im_end|>\n"
     "<|im_start|>assistant\nthen an ant<|im_end|>\n<|im_start|>user\non?<|im_end|>\n"
@@ -52,9 +47,7 @@ def test_a_control_token_in_a_message_stays_text(tokenizer, tiny_path):
 
 
 def test_text_is_scored_whole_and_bos_is_put_where_the_file_wants_it(tmp_path, tokenizer):
-    assert tokenizer.encode(Document(text="the hen")).scored == [True] * len(
-        tokenizer.encode(Document(text="the hen")).ids
-    )
+    assert tokenizer.encode(Document(text="the hen")).scored == [True] * len(tokenizer.encode(Document(text="the hen")).ids)
     with_bos = Tokenizer(write_llama(tmp_path / "bos.gguf", add_bos=True))
     encoded = with_bos.encode(Document(text="the hen"))
     assert encoded.ids[0] == 1

@@ -32,9 +32,7 @@ BASES = {
     "qwen2": {"architecture": "qwen2", "bias": True},
     "qwen3": {"architecture": "qwen3", "head_norms": True, "head": 32},
 }
-LARGE_BLOCKS = [
-    name for name in FORMATS_TO_EXPORT if name[0] == "I" or name.endswith("_K")
-]  # gguf-py cannot quantise to these
+LARGE_BLOCKS = [name for name in FORMATS_TO_EXPORT if name[0] == "I" or name.endswith("_K")]  # gguf-py cannot quantise to these
 MIXTURES = [(0, 1, False), (1, 2, True), (2, 3, False), (3, 2, True)]
 
 
@@ -59,9 +57,7 @@ def test_exported_mixture_equals_torch_in_llama_cpp(tmp_path, make_adapters, spe
     base = open_base(path)
     adapters = make_adapters(specialists, k, attention, base, form)
     if form == "parallel" and options.get("head_norms"):
-        with pytest.raises(
-            ComigsError, match=r"no architecture for parallel experts beside a qwen3 base; .*--expert-form lora"
-        ):
+        with pytest.raises(ComigsError, match=r"no architecture for parallel experts beside a qwen3 base; .*--expert-form lora"):
             export(GGUFFile(path), adapters, "F32", tmp_path / "out.gguf")
         return
     export(GGUFFile(path), adapters, "F32", tmp_path / "out.gguf")
@@ -83,13 +79,9 @@ def test_the_layout_hot_equals_torch_in_llama_cpp(tmp_path, make_adapters, speci
 
 
 @pytest.mark.parametrize("layout", ["lora", "parallel", "hot"])
-@pytest.mark.parametrize(
-    "options", [{}, {"architecture": "qwen2", "bias": True, "quantised": "Q4_1"}], ids=["llama", "qwen2"]
-)
+@pytest.mark.parametrize("options", [{}, {"architecture": "qwen2", "bias": True, "quantised": "Q4_1"}], ids=["llama", "qwen2"])
 @pytest.mark.parametrize(("specialists", "k", "attention"), MIXTURES)
-def test_experts_in_the_last_blocks_alone_equal_torch(
-    tmp_path, make_adapters, specialists, k, attention, options, layout
-):
+def test_experts_in_the_last_blocks_alone_equal_torch(tmp_path, make_adapters, specialists, k, attention, options, layout):
     """llama.cpp wants a router and experts in every block; where there are none they must change nothing."""
     path = write_llama(tmp_path / "base.gguf", blocks=3, **options)
     base, file, paths = open_base(path), GGUFFile(path), []
@@ -126,9 +118,7 @@ def test_training_computes_in_the_weights_of_the_exported_file(tmp_path, make_ad
 
 
 @pytest.mark.parametrize("format_name", [name for name in FORMATS_TO_EXPORT if name not in LARGE_BLOCKS])
-def test_every_format_holds_gguf_pys_quantisation_of_the_merged_weights(
-    tmp_path, tiny_path, make_adapters, format_name
-):
+def test_every_format_holds_gguf_pys_quantisation_of_the_merged_weights(tmp_path, tiny_path, make_adapters, format_name):
     adapters = make_adapters()
     export(GGUFFile(tiny_path), adapters, format_name, tmp_path / "out.gguf")
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "out.gguf").tensors}
@@ -146,9 +136,7 @@ def test_every_format_holds_gguf_pys_quantisation_of_the_merged_weights(
 
 
 @pytest.mark.parametrize(("format_name", "limit"), [("F16", 1e-3), ("Q8_0", 0.02)])
-def test_formats_of_8_bits_and_more_stay_near_the_mixture(
-    tmp_path, tiny_path, tiny_base, make_adapters, format_name, limit
-):
+def test_formats_of_8_bits_and_more_stay_near_the_mixture(tmp_path, tiny_path, tiny_base, make_adapters, format_name, limit):
     adapters = make_adapters()
     export(GGUFFile(tiny_path), adapters, format_name, tmp_path / "out.gguf")
     assert divergence(torch_logits(tiny_base, adapters), llama_logits(tmp_path / "out.gguf", IDS)) < limit
@@ -213,9 +201,7 @@ def test_new_experts_in_an_old_file_are_the_bytes_of_a_new_export(tmp_path, make
     export(file, adapters, "Q8_0", tmp_path / "old.gguf", Origin("a" * 64, "base"))
     for tensor in adapters.named.values():
         tensor.mul_(1.5)
-    replaced = replace_experts(
-        tmp_path / "old.gguf", file, adapters, "Q8_0", tmp_path / "new.gguf", Origin("b" * 64, "base")
-    )
+    replaced = replace_experts(tmp_path / "old.gguf", file, adapters, "Q8_0", tmp_path / "new.gguf", Origin("b" * 64, "base"))
     fresh = export(file, adapters, "Q8_0", tmp_path / "fresh.gguf", Origin("b" * 64, "base"))
     assert replaced.sha256 == fresh.sha256
     assert not (tmp_path / "old.gguf").exists()
@@ -228,20 +214,11 @@ def test_new_experts_in_an_old_file_are_the_bytes_of_a_new_export(tmp_path, make
     assert export(file, adapters, "Q8_0", tmp_path / "fresh.gguf", Origin("b" * 64, "base")).sha256 == fresh.sha256
     # Another number of experts does not fit: nothing is touched.
     other = make_adapters(specialists=2, base=open_base(path), form="parallel")
-    assert (
-        replace_experts(tmp_path / "new.gguf", file, other, "Q8_0", tmp_path / "x.gguf", Origin("c" * 64, "base"))
-        is None
-    )
+    assert replace_experts(tmp_path / "new.gguf", file, other, "Q8_0", tmp_path / "x.gguf", Origin("c" * 64, "base")) is None
     # Nor do another base whose tensors look alike, or another number of experts a token.
-    assert (
-        replace_experts(tmp_path / "new.gguf", file, adapters, "Q8_0", tmp_path / "x.gguf", Origin("c" * 64, "other"))
-        is None
-    )
+    assert replace_experts(tmp_path / "new.gguf", file, adapters, "Q8_0", tmp_path / "x.gguf", Origin("c" * 64, "other")) is None
     adapters.layout = replace(adapters.layout, experts_per_token=1)
-    assert (
-        replace_experts(tmp_path / "new.gguf", file, adapters, "Q8_0", tmp_path / "x.gguf", Origin("c" * 64, "base"))
-        is None
-    )
+    assert replace_experts(tmp_path / "new.gguf", file, adapters, "Q8_0", tmp_path / "x.gguf", Origin("c" * 64, "base")) is None
     assert (tmp_path / "new.gguf").read_bytes() == (tmp_path / "fresh.gguf").read_bytes()
 
 

@@ -46,14 +46,7 @@ def test_a_coordinator_that_repeats_old_links_is_not_listened_to_for_ever():
     links, previous = [], ""
     for number in range(6):
         manifest = Manifest(
-            fleet="f",
-            round=number,
-            sha256="0" * 64,
-            size=1,
-            previous=previous,
-            base_sha256="b",
-            devices=1,
-            rolled_back_to=None,
+            fleet="f", round=number, sha256="0" * 64, size=1, previous=previous, base_sha256="b", devices=1, rolled_back_to=None
         )
         links.append(keys.sign_manifest(key, manifest))
         previous = keys.chain_hash(links[-1])

@@ -67,9 +67,7 @@ def test_two_devices_train_one_generalist_and_keep_their_specialists(run, ready,
     both = {path.name for path in first} & {path.name for path in other}
     assert both
     for name in both:
-        assert (ready / "fleet" / "generalists" / name).read_bytes() == (
-            second / "fleet" / "generalists" / name
-        ).read_bytes()
+        assert (ready / "fleet" / "generalists" / name).read_bytes() == (second / "fleet" / "generalists" / name).read_bytes()
     assert any(np.abs(specialists[0][name] - specialists[1][name]).max() > 1e-3 for name in specialists[0])
 
 
@@ -96,9 +94,7 @@ def test_what_was_trained_before_joining_is_not_in_the_first_generalist(run, rea
     run("join", coordinator.invite())
     assert [update["round"] for update in json.loads(run("sync", "--json").stdout)["updates"]] == [0]
     coordinator.until(lambda status: status["newest_round"] == 0)
-    initial = Adapters.initial(
-        ExpertsConfig(**trained["layout"]), read_hparams(GGUFFile(ready / "base.gguf")), 42
-    ).generalist()
+    initial = Adapters.initial(ExpertsConfig(**trained["layout"]), read_hparams(GGUFFile(ready / "base.gguf")), 42).generalist()
     sent = wire.decode((coordinator.data / "payloads" / coordinator.rounds()[0]["sha256"]).read_bytes(), "generalist 0")
     assert sent.keys() == initial.keys()
     for name, array in initial.items():

@@ -73,7 +73,4 @@ def test_what_is_written_is_what_earlier_versions_read(tmp_path):
     body = raw[8 + int.from_bytes(raw[:8], "little") :]
     assert json.loads(body[start:stop]) == OUTBOX
     assert header[NAME]["dtype"] == "F32"
-    assert (
-        json.loads((tmp_path / "home" / "fleet" / "membership.json").read_bytes()).keys()
-        == json.loads(MEMBERSHIP).keys()
-    )
+    assert json.loads((tmp_path / "home" / "fleet" / "membership.json").read_bytes()).keys() == json.loads(MEMBERSHIP).keys()

@@ -14,7 +14,8 @@ GENERALIST = messages.Generalist(
     base_name="tiny", base_sha256="ab" * 32, form="lora", scale=4.0, tensors={"generalist.x": (2, 3)}
 )
 EXAMPLES = [
-    GENERALIST, SETTINGS,
+    GENERALIST,
+    SETTINGS,
     messages.Join(code="x", name=None, public_key="x", generalist=GENERALIST, version="1"),
     messages.Joined(fleet="f", device="d", name="n", signing_key="k", settings=SETTINGS),
     messages.Manifest(fleet="f", round=1, sha256="ab" * 32, size=3, previous="", base_sha256="cd" * 32, devices=2),
@@ -22,7 +23,7 @@ EXAMPLES = [
     messages.Commit(sha256="ab" * 32, trained_from=-1, tokens=5, expected_round=0, validation_loss=1.5),
     messages.Refusal(round=3, loss_before=1.0, loss_after=2.0),
     messages.Problem(error="x", message="y"),
-]  # fmt: skip
+]
 
 
 def one(data):

@@ -93,11 +93,7 @@ def test_a_format_that_stands_where_it_stood_at_first_still_counts(write):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        (
-            "[export]",
-            '[export]\nlayout = "hot"',
-            'layout = "hot" is for LoRA experts in F16 or F32, not for parallel experts',
-        ),
+        ("[export]", '[export]\nlayout = "hot"', 'layout = "hot" is for LoRA experts in F16 or F32, not for parallel experts'),
         ("# expert_width = 32", "expert_width = 20", "expert_width = 20 is not a multiple of 32, the block of Q8_0"),
     ],
 )

@@ -17,11 +17,7 @@ def chat(tiny_path):
 
 def test_the_history_is_in_the_prompt_and_the_system_prompt_stays(chat):
     answer = "".join(chat.answer("hen?"))
-    assert chat.messages == [
-        Message("system", "Be kind."),
-        Message("user", "hen?"),
-        Message("assistant", answer.strip()),
-    ]
+    assert chat.messages == [Message("system", "Be kind."), Message("user", "hen?"), Message("assistant", answer.strip())]
     chat.clear()
     assert chat.messages == [Message("system", "Be kind.")]
     chat.set_system("")

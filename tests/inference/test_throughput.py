@@ -21,11 +21,7 @@ from tests.conftest import divergence, llama_logits
 from tests.tiny import write_llama
 
 IDS = list(range(5, 60))
-FORMS = {
-    "parallel": ExpertsConfig(1, form="parallel", expert_width=32),
-    "lora": ExpertsConfig(1),
-    "hot": ExpertsConfig(1),
-}
+FORMS = {"parallel": ExpertsConfig(1, form="parallel", expert_width=32), "lora": ExpertsConfig(1), "hot": ExpertsConfig(1)}
 
 
 @pytest.fixture
@@ -41,9 +37,7 @@ def place(tmp_path, monkeypatch, tiny_path):
 @pytest.fixture
 def plans(tiny_path):
     base = GGUFFile(tiny_path)
-    return [
-        speed.plan(base, kind, layout, "hot" if kind == "hot" else "merged", "F16") for kind, layout in FORMS.items()
-    ]
+    return [speed.plan(base, kind, layout, "hot" if kind == "hot" else "merged", "F16") for kind, layout in FORMS.items()]
 
 
 def measured(run, *arguments):
@@ -109,9 +103,7 @@ def test_in_a_home_its_base_and_settings_are_measured_and_nothing_stays(run, hom
     before = sorted(home.rglob("*"))
     found = measured(run)
     assert found["base"]["name"] == "tiny"
-    assert (
-        found["base"]["megabytes"] == found["models"]["base"]["megabytes"] == round(tiny_path.stat().st_size / 1e6, 3)
-    )
+    assert found["base"]["megabytes"] == found["models"]["base"]["megabytes"] == round(tiny_path.stat().st_size / 1e6, 3)
     assert [found["experts"][kind]["format"] for kind in FORMS] == ["Q4_0", "Q4_0", "F16"]
     assert sorted(home.rglob("*")) == before
 
@@ -121,9 +113,7 @@ def test_models_that_are_measured_answer_like_the_base(tiny_path, tmp_path, plan
     written = speed.write(GGUFFile(tiny_path), plans, tmp_path)
     assert [each.kind for each in written] == list(FORMS)
     for each in written:
-        assert GGUFFile(each.path).metadata["general.architecture"] == (
-            "granitemoe" if each.kind == "parallel" else "llama"
-        )
+        assert GGUFFile(each.path).metadata["general.architecture"] == ("granitemoe" if each.kind == "parallel" else "llama")
         assert divergence(expected, llama_logits(each.path, IDS, each.adapters)) < 1e-4
 
 
@@ -195,9 +185,7 @@ def test_a_form_that_the_base_cannot_have_is_left_out_and_said(run, place, tmp_p
 def test_the_table_is_followed_by_the_fastest_number_of_threads_and_the_next_command(run, place, monkeypatch):
     monkeypatch.setattr("profiles.available_cores", lambda: 2)
     shown = run("bench", "--quick", "--threads", 2).stdout
-    assert all(
-        text in shown for text in ("with 1 thread ", "with 2 threads ", "LoRA experts, hot", "Chat is fastest with")
-    )
+    assert all(text in shown for text in ("with 1 thread ", "with 2 threads ", "LoRA experts, hot", "Chat is fastest with"))
     assert shown.splitlines()[-1] == "next: comigs-edge init"
 
 
@@ -210,10 +198,7 @@ def test_the_file_holds_what_was_printed(run, place, tmp_path):
 def test_a_number_of_threads_that_there_is_not_is_refused(run, place):
     cores = len(os.sched_getaffinity(0))
     text = run("bench", "--threads", cores + 1, code=1).stderr
-    assert (
-        text
-        == f"error: --threads {cores + 1} is more than the {cores} cores that this process may use; name 1 to {cores}\n"
-    )
+    assert text == f"error: --threads {cores + 1} is more than the {cores} cores that this process may use; name 1 to {cores}\n"
     run("bench", "--threads", 0, code=2)
 
 

@@ -39,9 +39,7 @@ def test_only_the_generalist_may_leave(make_adapters, attention):
 
 
 def test_of_parallel_experts_too_only_the_generalist_may_leave(make_adapters):
-    arrays = make_adapters(specialists=2, form="parallel").arrays() | {
-        "generalist.blk.0.attn_q.weight": np.zeros(4, np.float32)
-    }
+    arrays = make_adapters(specialists=2, form="parallel").arrays() | {"generalist.blk.0.attn_q.weight": np.zeros(4, np.float32)}
     assert sorted(leaving(arrays)) == sorted(
         f"generalist.blk.{b}.ffn_{n}.weight" for b in range(2) for n in ("gate", "up", "down")
     )

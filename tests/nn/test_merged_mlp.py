@@ -37,8 +37,7 @@ def test_without_rounding_it_is_the_mixture_that_shares_the_bases_products():
     x, router, mlp, each = random_parts(3, **SIZES)
     routing = route(x @ router.T, 2)
     torch.testing.assert_close(
-        quantised_mixture(x, mlp, each, routing, 1.7, fresh_pass("F32")),
-        mixture(x, mlp, each, routing, 1.7, fresh_pass()),
+        quantised_mixture(x, mlp, each, routing, 1.7, fresh_pass("F32")), mixture(x, mlp, each, routing, 1.7, fresh_pass())
     )
 
 

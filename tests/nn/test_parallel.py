@@ -44,8 +44,7 @@ def test_parallel_experts_by_hand():
 def test_parallel_experts_compute_in_the_weights_that_the_file_holds_and_learn_as_without_rounding():
     generator = torch.Generator().manual_seed(0)
     each = [
-        ParallelExpert(*(torch.randn(size, generator=generator) for size in ((32, 64), (32, 64), (64, 32))))
-        for _ in range(2)
+        ParallelExpert(*(torch.randn(size, generator=generator) for size in ((32, 64), (32, 64), (64, 32)))) for _ in range(2)
     ]
     x, weights = torch.randn(5, 64, generator=generator), torch.softmax(torch.randn(5, 2, generator=generator), -1)
     rounded = [

@@ -22,9 +22,7 @@ def parts():
 
 def masks():
     """Every earlier token; and only those of the same document, another one in each row."""
-    causal = torch.zeros(TIME, TIME, dtype=torch.float64).masked_fill_(
-        ~torch.ones(TIME, TIME).bool().tril(), -torch.inf
-    )
+    causal = torch.zeros(TIME, TIME, dtype=torch.float64).masked_fill_(~torch.ones(TIME, TIME).bool().tril(), -torch.inf)
     own = causal.repeat(BATCH, 1, 1, 1)
     own[0, 0, 3:, :3] = own[1, 0, 5:, :5] = -torch.inf
     return {"causal": causal, "documents": own}

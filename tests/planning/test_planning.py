@@ -18,9 +18,7 @@ from profiles.cost import Plan, Rates
 # What /proc/cpuinfo says of the instructions: an Intel Core i5-1240P and a Cortex-A78AE have none for bfloat16.
 WITHOUT_BFLOAT16 = ("flags\t\t: fpu sse avx2 avx_vnni f16c\n", "Features\t: fp asimd fphp asimdhp asimddp\n")
 WITH_BFLOAT16 = ("flags\t\t: fpu sse avx2 avx512f avx512_bf16\n", "Features\t: fp asimd asimddp i8mm bf16\n")
-PLAN = Plan(
-    specialists=2, batch=4, context=64, threads=1, precision="float32", keep=True, checkpointing="block", memory=0
-)
+PLAN = Plan(specialists=2, batch=4, context=64, threads=1, precision="float32", keep=True, checkpointing="block", memory=0)
 
 
 @pytest.fixture
@@ -40,16 +38,7 @@ def test_plan_shows_every_line_with_a_reason_and_its_neighbours(ready, run):
     assert plan["batch"] == 4
     assert plan["context"] == 64
     assert plan["step_seconds"] > 0
-    assert set(plan["reasons"]) >= {
-        "specialists",
-        "batch",
-        "context",
-        "threads",
-        "precision",
-        "keep",
-        "checkpointing",
-        "memory",
-    }
+    assert set(plan["reasons"]) >= {"specialists", "batch", "context", "threads", "precision", "keep", "checkpointing", "memory"}
     assert [each["specialists"] for each in shown["neighbours"]] == [0, 2]
     assert "with 2 specialists" in run("plan", "--no-measure").stdout
 
@@ -68,9 +57,7 @@ def test_a_line_that_no_plan_has_is_a_sentence(line, sentence):
         planning.parse([line])
 
 
-@pytest.mark.parametrize(
-    "lines", [["keep=false", "checkpointing=block"], ["checkpointing=attention"], ["precision=bfloat16"]]
-)
+@pytest.mark.parametrize("lines", [["keep=false", "checkpointing=block"], ["checkpointing=attention"], ["precision=bfloat16"]])
 def test_every_mode_trains(ready, run, processor, lines):
     processor(WITH_BFLOAT16[0])  # torch computes in bfloat16 without the instructions too, slowly
     flags = [part for line in lines for part in ("--plan", line)]
@@ -127,9 +114,7 @@ def test_what_earlier_trainings_leave_no_choice_about(ready, run):
     planning.remember(here, PLAN)
     assert lines(checkpointing="none")["checkpointing"] == "none"
     assert lines()["threads"] == 1
-    with pytest.raises(
-        ComigsError, match=r"ask for precision = bfloat16 where it is float32 in the interrupted training"
-    ):
+    with pytest.raises(ComigsError, match=r"ask for precision = bfloat16 where it is float32 in the interrupted training"):
         lines(precision="bfloat16")
     assert lines(resume=False, precision="bfloat16")["precision"] == "bfloat16"
 

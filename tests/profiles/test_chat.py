@@ -10,9 +10,7 @@ from profiles.cost import RULES
 
 MB = 10**6
 # SmolLM2's blocks and heads; 2 * 30 * 192 * 8,192 numbers of keys and values.
-SUBJECT = Subject(
-    size=98 * MB, num_blocks=30, heads=9, keys=192, head=64, ff_width=1536, context=8192, context_length=8192
-)
+SUBJECT = Subject(size=98 * MB, num_blocks=30, heads=9, keys=192, head=64, ff_width=1536, context=8192, context_length=8192)
 
 
 def planned(subject=SUBJECT, cores=4, busy=0.0, free=10**10, **wanted):

@@ -14,9 +14,7 @@ SMOLLM2 = Sizes(
     is_tied=True, file_size=98_000_000, expert_weights=30 * 3 * 32 * 576,
 )  # fmt: skip
 RATES = Rates(products={"float32": 1e11}, threads=2)
-PLAN = Plan(
-    specialists=1, batch=1, context=64, threads=1, precision="float32", keep=True, checkpointing="block", memory=0
-)
+PLAN = Plan(specialists=1, batch=1, context=64, threads=1, precision="float32", keep=True, checkpointing="block", memory=0)
 
 
 def planned(free=20 * GB, memory=24 * GB, tokens=100_000, profile="auto", rates=RATES, **wanted):
@@ -51,9 +49,7 @@ def test_more_specialists_for_more_text_and_more_memory():
 
 
 def test_what_is_asked_for_goes_first_and_says_so():
-    plan = planned(
-        batch=2, context=64, specialists=5, keep=False, checkpointing="block", threads=1, precision="float32"
-    )
+    plan = planned(batch=2, context=64, specialists=5, keep=False, checkpointing="block", threads=1, precision="float32")
     assert (plan.batch, plan.context, plan.specialists, plan.keep, plan.threads) == (2, 64, 5, False, 1)
     assert {plan.reasons[name] for name in ("batch", "context", "specialists", "threads")} == {"as asked for"}
 
@@ -78,9 +74,7 @@ def test_needed_products_by_hand():
     plan = replace(PLAN, context=100, threads=10**12, checkpointing="none")
     per_block = 576 * (2 * 576 + 2 * 192 + 3 * 1536)
     expected = 4 * 100 * (30 * per_block + 49152 * 576)
-    assert step_seconds(SMOLLM2, plan, Rates(products={"float32": 1.0}, threads=1)) * 0.85 == pytest.approx(
-        expected, rel=1e-6
-    )
+    assert step_seconds(SMOLLM2, plan, Rates(products={"float32": 1.0}, threads=1)) * 0.85 == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_dequantised_base_is_four_or_two_bytes_a_weight():

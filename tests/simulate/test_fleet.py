@@ -97,9 +97,7 @@ def test_averaging_in_turn_loses_no_round_to_an_expert_whose_out_side_is_zero(fl
         before = arrays(one)[0]
         one.round(nothing)
         after = arrays(one)[0]
-        changed.append(
-            {name for name in after if name.startswith("generalist.") and (after[name] != before[name]).any()}
-        )
+        changed.append({name for name in after if name.startswith("generalist.") and (after[name] != before[name]).any()})
     outer = {name for name in after if name.startswith("generalist.") and name.endswith(("lora_b", "ffn_down.weight"))}
     assert changed == [outer, {name for name in after if name.startswith("generalist.")} - outer]
 
@@ -119,9 +117,7 @@ def test_where_the_exchange_comes_first_the_router_learns_from_the_mean_generali
         device.train(3, nothing, ends_before_router=True)
         assert device.trainer.router_steps == 0
     trained = arrays(alone)
-    mean = {
-        name: np.mean([each[name] for each in trained], axis=0) for name in trained[0] if name.startswith("generalist.")
-    }
+    mean = {name: np.mean([each[name] for each in trained], axis=0) for name in trained[0] if name.startswith("generalist.")}
     for index, (device, own) in enumerate(zip(alone.devices, trained, strict=True)):
         device.load(mean)
         device.train(3, nothing)
@@ -139,9 +135,7 @@ def test_where_the_exchange_comes_first_the_router_learns_from_the_mean_generali
 @pytest.mark.parametrize("format_name", ["float32", "float16"])
 @pytest.mark.parametrize("attention", [False, True])
 def test_bytes_are_those_of_the_wire_format(fleet, recipe, format_name, attention):
-    found = replace(
-        recipe, exchange=ExchangeRecipe(update_format=format_name), experts=ExpertRecipe(attention=attention)
-    )
+    found = replace(recipe, exchange=ExchangeRecipe(update_format=format_name), experts=ExpertRecipe(attention=attention))
     one = fleet("comigs-1g1s", found=found)
     shapes = {name: array.shape for name, array in arrays(one)[0].items() if name.startswith("generalist.")}
     up, down = (wire.encoded_size(compress.table(shapes, name)) for name in (format_name, "float32"))
@@ -195,9 +189,7 @@ def test_what_a_method_chooses_by_is_a_loss_on_other_rows_than_the_measured_ones
     one = fleet("fdlora")
     device = one.devices[0]
     trainer, seen = device.trainer, []
-    measured = {
-        place for batch in trainer.validation.rows.first(trainer.validation.measured_rows, 1) for place in batch.places
-    }
+    measured = {place for batch in trainer.validation.rows.first(trainer.validation.measured_rows, 1) for place in batch.places}
     trainer.validation.mean_loss = lambda batches: seen.extend(batches) or 0.0
     one._loss(0, device.adapters.arrays())
     chosen_by = [place for batch in seen for place in batch.places]
@@ -222,9 +214,7 @@ def test_train_valid_has_the_validation_text_in_its_training_rows(fleet):
 
 def test_a_router_on_training_text_never_sees_a_validation_row(fleet):
     trainer = fleet("comigs-tr").devices[0].trainer
-    seen, known = (set(map(tuple, rows.batch(0, len(rows)).tokens.tolist())) for rows in (
-        trainer.router_rows, trainer.training
-    ))  # fmt: skip
+    seen, known = (set(map(tuple, rows.batch(0, len(rows)).tokens.tolist())) for rows in (trainer.router_rows, trainer.training))
     assert seen == known
     assert (trainer.router_rows.batch(0, 4).tokens != trainer.training.batch(0, 4).tokens).any()
     assert fleet("comigs-1g1s").devices[0].trainer.router_rows is not trainer.training
@@ -326,9 +316,7 @@ def test_updates_by_tokens_weigh_as_the_coordinators_rules_say(fleet, recipe):
     found = replace(recipe, exchange=ExchangeRecipe(weights="tokens"))
     one, seen = fleet("comigs-1gxs", found=found), []
     method = one.plan.method
-    one.plan = replace(
-        one.plan, method=replace(method, exchange=lambda each: seen.append(each) or method.exchange(each))
-    )
+    one.plan = replace(one.plan, method=replace(method, exchange=lambda each: seen.append(each) or method.exchange(each)))
     one.round(nothing)
     # 5 and 3 steps of 64 tokens, as shares of 2^20 tokens times 2^16.
     assert seen[0].weights == [20, 20, 12]

@@ -162,9 +162,7 @@ def test_what_each_method_shares():
 @pytest.mark.parametrize("form", ["lora", "parallel"])
 def test_the_generalist_that_passes_is_what_the_product_lets_out(make_adapters, form):
     names = make_adapters(2, attention=True, form=form).named
-    assert set(filter(named("comigs-1g1s").shares, names)) == set(
-        make_adapters(2, attention=True, form=form).generalist()
-    )
+    assert set(filter(named("comigs-1g1s").shares, names)) == set(make_adapters(2, attention=True, form=form).generalist())
 
 
 def test_layouts_give_devices_the_experts_that_the_names_say():
@@ -173,17 +171,7 @@ def test_layouts_give_devices_the_experts_that_the_names_say():
     assert [counts[f"comigs-1g{n}s"] for n in range(2, 8)] == [2, 3, 4, 5, 6, 7]
     assert counts["comigs-1gxs"] == counts["comigs-edge"] == 3
     assert named("comigs-1gxs").layout(PLAIN, 0).experts_per_token == 1
-    singles = (
-        "local",
-        "local-train-valid",
-        "fedavg",
-        "centralized",
-        "ffa-lora",
-        "hetlora",
-        "flexlora",
-        "pcl",
-        "fdlora",
-    )
+    singles = ("local", "local-train-valid", "fedavg", "centralized", "ffa-lora", "hetlora", "flexlora", "pcl", "fdlora")
     assert {counts[name] for name in singles} == {0}
 
 

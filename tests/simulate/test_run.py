@@ -185,8 +185,7 @@ def test_curves_are_means_over_devices_and_seeds():
 def spending(method, losses):
     """A run whose every round costs 100 tokens, 3 bytes and 2 seconds."""
     records = [
-        record(method, 1, number, "a", tokens=100, seconds=2.0, validation_loss=loss)
-        for number, loss in enumerate(losses, 1)
+        record(method, 1, number, "a", tokens=100, seconds=2.0, validation_loss=loss) for number, loss in enumerate(losses, 1)
     ]
     return {"method": method, "seed": 1, "records": records}
 
@@ -228,18 +227,7 @@ def test_plots_are_drawn(tmp_path):
 
 def test_the_command_runs_reports_and_goes_on(run, recipe_file, folder, tiny_path, tmp_path, monkeypatch):
     monkeypatch.setattr(plots, "is_possible", lambda: False)
-    words = [
-        "simulate",
-        recipe_file(),
-        "--text",
-        folder,
-        "--base",
-        tiny_path,
-        "--output",
-        tmp_path / "out",
-        "--threads",
-        1,
-    ]
+    words = ["simulate", recipe_file(), "--text", folder, "--base", tiny_path, "--output", tmp_path / "out", "--threads", 1]
     words += ["--method", "local", "--method", "comigs-2s", "--seed", 1, "--rounds", 1]
     first = run(*words)
     assert "matplotlib is missing; get it with: pip install 'comigs-edge[bench]'" in first.stderr.replace("\n", " ")
@@ -278,6 +266,4 @@ def test_wrong_words_are_refused_in_a_sentence(run, recipe_file, folder, tiny_pa
     assert "there is no method 'x'" in run(*words, "--method", "x", code=1).stderr
     assert "--device tpu must be one of cpu, cuda" in run(*words, "--device", "tpu", code=2).stderr
     assert "there is no recipe nonsense" in run("simulate", "nonsense", "--text", folder, code=1).stderr
-    assert (
-        "has no file de.jsonl" in run("simulate", "multilingual", "--text", folder, "--base", tiny_path, code=1).stderr
-    )
+    assert "has no file de.jsonl" in run("simulate", "multilingual", "--text", folder, "--base", tiny_path, code=1).stderr

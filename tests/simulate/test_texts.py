@@ -34,9 +34,7 @@ def test_a_mixed_target_has_equal_parts_of_every_device(recipe, read_texts):
     own, mixed = read_texts(recipe), read_texts(replace(recipe, target="mix"))
     for name in own:
         assert mixed[name].training == own[name].training
-        assert mixed[name].validation == [
-            each for source in own.values() for each in limited(source.validation, 600 // 3)
-        ]
+        assert mixed[name].validation == [each for source in own.values() for each in limited(source.validation, 600 // 3)]
     assert mixed["a"].test == mixed["b"].test
 
 

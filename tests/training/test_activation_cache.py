@@ -78,9 +78,7 @@ def trained(model, caches, start=None, steps=8):
     return trainer
 
 
-def test_a_resumed_training_ends_with_the_same_bits_with_a_cold_and_a_warm_cache(
-    tmp_path, make, tiny_base, make_adapters
-):
+def test_a_resumed_training_ends_with_the_same_bits_with_a_cold_and_a_warm_cache(tmp_path, make, tiny_base, make_adapters):
     def fresh():
         return Model(tiny_base, make_adapters(form="parallel", blocks=1))
 

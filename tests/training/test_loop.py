@@ -28,9 +28,8 @@ class Life:
             if self.done == self.signal_at:
                 os.kill(os.getpid(), signal.SIGTERM)
             yield Event(
-                phase="expert", expert_steps=self.done, router_steps=0, loss=1.0, tokens=10, validation_loss=None,
-                is_best=False,
-            )  # fmt: skip
+                phase="expert", expert_steps=self.done, router_steps=0, loss=1.0, tokens=10, validation_loss=None, is_best=False
+            )
 
     @property
     def is_done(self):

@@ -111,11 +111,7 @@ def test_memory_that_stays_short_is_waited_for_and_a_way_out_is_said_once():
     short = Readings(memory_left=90_000_000)
     world = World(*[short] * 500, Readings(memory_left=300_000_000))
     world.wait()
-    assert [line.split(":")[0] for line in world.lines] == [
-        "paused",
-        "still too little memory",
-        "going on after 41.7 minutes",
-    ]
+    assert [line.split(":")[0] for line in world.lines] == ["paused", "still too little memory", "going on after 41.7 minutes"]
     assert "[pause]" in world.lines[1]
 
 

@@ -12,18 +12,7 @@ STEPS = 20
 
 def command(*arguments):
     # The same library every time: on a busy machine the measurement at the start may choose now one, now the other.
-    return [
-        sys.executable,
-        "-m",
-        "comigs_edge",
-        "train",
-        "--json",
-        "--plan",
-        "backend=blas",
-        "--plan",
-        "threads=1",
-        *arguments,
-    ]
+    return [sys.executable, "-m", "comigs_edge", "train", "--json", "--plan", "backend=blas", "--plan", "threads=1", *arguments]
 
 
 def generations(home):
@@ -38,9 +27,7 @@ def finish(*arguments):
 def slow_steps(home):
     """Steps long enough to be hit, and a checkpoint after each."""
     settings = home / "config.toml"
-    text = settings.read_text().replace(
-        "batch = 4\ncontext = 64\n", "batch = 16\ncontext = 128\ncheckpoint_minutes = 0.0\n"
-    )
+    text = settings.read_text().replace("batch = 4\ncontext = 64\n", "batch = 16\ncontext = 128\ncheckpoint_minutes = 0.0\n")
     settings.write_text(text)
 
 

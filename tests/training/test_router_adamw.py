@@ -27,9 +27,7 @@ def loss(logits: Tensor) -> Tensor:
     return F.cross_entropy(logits, wanted.long())
 
 
-def learned(
-    routers: list[Tensor], blocks: list[Tensor], offset_rate: float, learning_rate: float = 0.0, steps: int = 1
-) -> None:
+def learned(routers: list[Tensor], blocks: list[Tensor], offset_rate: float, learning_rate: float = 0.0, steps: int = 1) -> None:
     """Changes the routers by some steps; `blocks` has what each of them reads."""
     optimiser = RouterAdamW([router.requires_grad_() for router in routers], learning_rate, 0.0, offset_rate)
     for _ in range(steps):

@@ -49,9 +49,7 @@ def trainer(tiny_base, request):
 
     def make(specialists=1, seed=0, **changes):
         changes = ({"block_format": name, "quantise_start": 0.5} if name else {}) | changes
-        layout = ExpertsConfig(
-            specialists, 4, 8.0, min(2, 1 + specialists), form=form, expert_width=32 * (form == "parallel")
-        )
+        layout = ExpertsConfig(specialists, 4, 8.0, min(2, 1 + specialists), form=form, expert_width=32 * (form == "parallel"))
         adapters = Adapters.initial(layout, tiny_base.hparams, seed)
         return Trainer(Model(tiny_base, adapters), rows(1), rows(2), schedule(**changes))
 

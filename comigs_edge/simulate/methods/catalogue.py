@@ -3,18 +3,7 @@
 from __future__ import annotations
 
 from comigs_edge.errors import ComigsError
-from comigs_edge.simulate.methods import (
-    centralized,
-    comigs,
-    fdlora,
-    fedavg,
-    ffa_lora,
-    flexlora,
-    hetlora,
-    local,
-    pcl,
-    pfedmoe,
-)
+from comigs_edge.simulate.methods import centralized, comigs, fdlora, fedavg, ffa_lora, flexlora, hetlora, local, pcl, pfedmoe
 from comigs_edge.simulate.methods.method import Method
 
 CORE = ("local", "fedavg", "comigs-1g1s", "comigs-2g", "comigs-2s")

@@ -42,9 +42,7 @@ def lowest(loss: Callable[[Weights], float]) -> Weights:
 
 def fused(personal: Arrays, common: Arrays, weights: Weights) -> Arrays:
     """The sum of both, tensor by tensor."""
-    return {
-        name: (weights[0] * array + weights[1] * common[name]).astype("float32") for name, array in personal.items()
-    }
+    return {name: (weights[0] * array + weights[1] * common[name]).astype("float32") for name, array in personal.items()}
 
 
 def exchange(found: Round) -> list[Arrays]:

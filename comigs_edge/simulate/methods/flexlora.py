@@ -48,12 +48,5 @@ def exchange(found: Round) -> list[Arrays]:
 
 
 METHODS = (
-    Method(
-        "flexlora",
-        "mean of full-size products, cut to each rank by SVD",
-        matched,
-        all_experts,
-        exchange,
-        lora_only=True,
-    ),
+    Method("flexlora", "mean of full-size products, cut to each rank by SVD", matched, all_experts, exchange, lora_only=True),
 )

@@ -39,8 +39,5 @@ def exchange(found: Round) -> list[Arrays]:
 
 
 METHODS = (
-    Method(
-        "hetlora", "FedAvg of unequal ranks: padded, weighted by norm, cut", matched, all_experts, exchange,
-        lora_only=True,
-    ),
-)  # fmt: skip
+    Method("hetlora", "FedAvg of unequal ranks: padded, weighted by norm, cut", matched, all_experts, exchange, lora_only=True),
+)

@@ -80,14 +80,10 @@ class Method:
 
     name: str
     about: str
-    layout: Callable[[ExpertsConfig, int], ExpertsConfig] = (
-        twice_as_large  # of plain experts and the device's specialists
-    )
+    layout: Callable[[ExpertsConfig, int], ExpertsConfig] = twice_as_large  # of plain experts and the device's specialists
     shares: Callable[[str], bool] = nothing  # tensors that pass, by name
     exchange: Exchange = average
-    router: str = (
-        "validation"  # what it learns from: validation or training text, jointly with the experts; or `even`: never
-    )
+    router: str = "validation"  # what it learns from: validation or training text, jointly with the experts; or `even`: never
     text: str = "training"  # what experts learn from: also `both` (and validation text) or `pooled` (of all devices)
     router_learning_rate: float | None = None  # None: the recipe's
     router_offset_rate: float = 0.0  # of what the router prefers whatever the token; 0: none

@@ -42,9 +42,7 @@ class Room:
 
     def start(self):
         self.key = Folder(self.root).signing_key
-        self.fleet = Fleet(
-            Database(self.root / "coordinator.db"), Payloads(self.root), self.key, self.config, lambda: self.now
-        )
+        self.fleet = Fleet(Database(self.root / "coordinator.db"), Payloads(self.root), self.key, self.config, lambda: self.now)
         self.members, self.chain = self.fleet.members, self.fleet.chain
 
     def crash(self):
@@ -57,9 +55,7 @@ class Room:
 
     def wish(self, code=None, key=None, name=None, found=None):
         public = keys.public_text(key or keys.new_key())
-        return Join(
-            code=code or self.code(), name=name, public_key=public, generalist=found or generalist(), version="1"
-        )
+        return Join(code=code or self.code(), name=name, public_key=public, generalist=found or generalist(), version="1")
 
     def join(self, **options):
         return self.members.devices[self.fleet.join(self.wish(**options)).device]

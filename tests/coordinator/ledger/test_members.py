@@ -113,7 +113,7 @@ BAD = {
     "no scale": {"scale": 0.0},
     "an infinite scale": {"scale": math.inf},
     "no number as a scale": {"scale": math.nan},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("known", [False, True], ids=["first", "second"])

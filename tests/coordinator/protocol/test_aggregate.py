@@ -23,7 +23,7 @@ def exact_mean(updates):
     return [
         sum(round(Fraction(x) * SCALE) * weight for x, (_, weight) in zip(column, updates, strict=True)) / Fraction(SCALE * total)
         for column in columns
-    ]  # fmt: skip
+    ]
 
 
 def test_the_mean_weighs_devices_as_worked_by_hand():
@@ -68,9 +68,7 @@ def test_a_crash_in_between_and_a_second_start_give_the_same_bits():
 
 
 def test_the_sum_of_the_largest_fleet_fits_into_64_bits():
-    largest = (
-        round(MAX_ABSOLUTE * SCALE) * rounds.ONE * rounds.MAX_UPDATES
-    )  # python's own integers, which have no bound
+    largest = round(MAX_ABSOLUTE * SCALE) * rounds.ONE * rounds.MAX_UPDATES  # python's own integers, which have no bound
     assert largest == 2**60 < 2**63
     mean = Mean()
     for _ in range(rounds.MAX_UPDATES):
@@ -132,10 +130,7 @@ def test_separate_averaging_is_wrong_in_the_smallest_case_by_half():
 def test_freeze_a_and_alternate_average_the_products_exactly_and_separate_does_not():
     rng = np.random.default_rng(0)
     names = {"x.lora_a": "a", "x.lora_b": "b"}
-    before = {
-        "a": rng.standard_normal((4, 16)).astype(np.float32),
-        "b": rng.standard_normal((16, 4)).astype(np.float32),
-    }
+    before = {"a": rng.standard_normal((4, 16)).astype(np.float32), "b": rng.standard_normal((16, 4)).astype(np.float32)}
 
     def changes(averaging, number):
         sent = [names[name] for name in rounds.trained_names(names, averaging, number)]

@@ -85,10 +85,9 @@ def test_int8_takes_little_more_than_half_of_float16():
     shapes = {"a": (64, 576)}
     count = math.prod(shapes["a"])
     sizes = {
-        name: sum(math.prod(s) * {"F32": 4, "F16": 2, "I8": 1}[t] for t, s in table(shapes, name).values())
-        for name in FORMATS
+        name: sum(math.prod(s) * {"F32": 4, "F16": 2, "I8": 1}[t] for t, s in table(shapes, name).values()) for name in FORMATS
     }
-    assert sizes == {"float32": 4 * count, "float16": 2 * count, "int8": count + 2 * count // BLOCK}  # fmt: skip
+    assert sizes == {"float32": 4 * count, "float16": 2 * count, "int8": count + 2 * count // BLOCK}
 
 
 def test_the_largest_number_is_found_without_unpacking():

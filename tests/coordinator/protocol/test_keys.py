@@ -131,9 +131,7 @@ def test_a_manifest_with_any_byte_altered_is_refused():
     for place in range(len(data)):
         altered = data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
         with pytest.raises(ValueError, match="not the coordinator's"):
-            keys.open_manifest(
-                SignedManifest(manifest=keys.to_text(altered), signature=signed.signature), keys.public_text(key)
-            )
+            keys.open_manifest(SignedManifest(manifest=keys.to_text(altered), signature=signed.signature), keys.public_text(key))
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"[]", b"\xff", b'{"fleet":"\xff"}', b"[" * 10_000, b'{"fleet":' * 5000])

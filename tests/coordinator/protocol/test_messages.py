@@ -25,9 +25,7 @@ def test_fields_of_a_newer_version_are_ignored_at_every_depth():
 
 
 def test_to_a_device_that_sends_no_ids_the_state_is_that_of_old():
-    assert set(json.loads(encode(STATE))) == {
-        "open_round", "newest", "has_contributed", "settings", "next_poll_seconds"
-    }  # fmt: skip
+    assert set(json.loads(encode(STATE))) == {"open_round", "newest", "has_contributed", "settings", "next_poll_seconds"}
     assert decode(encode(STATE), State).counted == []
 
 

@@ -121,7 +121,7 @@ def test_the_library_accepts_the_example_of_the_standard():
         (lambda r: r._replace(headers={k: v for k, v in r.headers.items() if k != "Content-Digest"}), "bad_signature"),
         (lambda r: r._replace(headers={k: v for k, v in r.headers.items() if k != "Comigs-Epoch"}), "stale_epoch"),
     ],
-)  # fmt: skip
+)
 def test_whatever_is_altered_is_refused(change, code):
     refused(code, change(signed()))
 

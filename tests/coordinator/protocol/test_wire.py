@@ -9,16 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
-from coordinator.protocol.wire import (
-    MAX_HEADER,
-    WireError,
-    decode,
-    decode_expected,
-    encode,
-    encoded_size,
-    header,
-    pieces,
-)
+from coordinator.protocol.wire import MAX_HEADER, WireError, decode, decode_expected, encode, encoded_size, header, pieces
 
 
 def payload(header, data=b""):
@@ -42,9 +33,7 @@ def test_the_same_arrays_are_the_same_bytes_in_any_order():
 def test_the_bytes_are_those_built_by_hand():
     text = b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
     text += b" " * (-len(text) % 8)
-    assert encode({"a": np.array([1.0, -2.0], np.float32)}) == struct.pack("<Q", len(text)) + text + struct.pack(
-        "<2f", 1, -2
-    )
+    assert encode({"a": np.array([1.0, -2.0], np.float32)}) == struct.pack("<Q", len(text)) + text + struct.pack("<2f", 1, -2)
 
 
 def test_what_safetensors_writes_is_read():
@@ -87,7 +76,7 @@ ENTRY = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
         (payload({"a": ENTRY}, np.float32(np.nan).tobytes()), "not finite"),
         (payload({"a": ENTRY}, np.float32(np.inf).tobytes()), "not finite"),
     ],
-)  # fmt: skip
+)
 def test_doubtful_bytes_are_refused(data, message):
     with pytest.raises(WireError, match=message):
         decode(data, "update")
@@ -156,9 +145,7 @@ def test_what_was_not_expected_is_refused_with_the_first_difference(data, messag
 
 def test_numbers_at_the_edges_of_their_types_are_numbers():
     edges = np.array([np.finfo(np.float16).max, np.finfo(np.float16).tiny, 2**-24, -0.0], np.float16)
-    np.testing.assert_array_equal(
-        decode_expected(changed(b=edges), TABLE, "x")["b"].view(np.uint16), edges.view(np.uint16)
-    )
+    np.testing.assert_array_equal(decode_expected(changed(b=edges), TABLE, "x")["b"].view(np.uint16), edges.view(np.uint16))
 
 
 @given(st.binary(max_size=300))

@@ -53,11 +53,7 @@ def test_examples_in_json_are_what_the_messages_accept():
     check({"$ref": "#/components/schemas/Commit"}, body)
     assert decode(json.dumps(body).encode(), Commit).tokens == 1
     check({"$ref": "#/components/schemas/Commit"}, {**body, "update_id": "0f", "more": 1})
-    for wrong in (
-        {**body, "update_id": "x"},
-        {**body, "tokens": "1"},
-        {key: body[key] for key in body if key != "tokens"},
-    ):
+    for wrong in ({**body, "update_id": "x"}, {**body, "tokens": "1"}, {key: body[key] for key in body if key != "tokens"}):
         assert not validator({"$ref": "#/components/schemas/Commit"}).is_valid(wrong)
 
 

@@ -153,9 +153,7 @@ def test_a_generalist_that_was_turned_back_is_shown(fleet):
         close(fleet, number, rolled_back_to=0 if number == 2 else None)
     html = page.render(fleet, 0.0, "1")
     assert {"0 again", "round 2 was the last"} <= set(Read(html).words)
-    turns = [
-        line for line in drawings(html)["Validation loss by round"].iter(f"{SVG}line") if line.get("class") == "turn"
-    ]
+    turns = [line for line in drawings(html)["Validation loss by round"].iter(f"{SVG}line") if line.get("class") == "turn"]
     assert len(turns) == 1
 
 
@@ -169,9 +167,7 @@ def test_a_disk_that_is_nearly_full_stands_out(fleet, monkeypatch):
 def test_whatever_devices_choose_is_text_and_nothing_else(fleet):
     device = join(fleet, "a", version=EVIL)
     fleet.database.run("UPDATE devices SET name = ? WHERE id = ?", EVIL, device)
-    bad = generalist().__class__(
-        base_name=EVIL, base_sha256="ab" * 32, form='"><script>', scale=1.0, tensors={"a": (1,)}
-    )
+    bad = generalist().__class__(base_name=EVIL, base_sha256="ab" * 32, form='"><script>', scale=1.0, tensors={"a": (1,)})
     fleet.database.set_fact("generalist", keys.encode(bad).decode())
     found = Read(page.render(fleet, 0.0, EVIL))
     assert "script" not in found.tags

@@ -16,10 +16,7 @@ import pytest
 from tests.coordinator.rig import Coordinator, Member, random_arrays
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = [
-    pytest.mark.torture,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium"),
-]
+pytestmark = [pytest.mark.torture, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")]
 WIDTHS = {"desk": 1280, "tablet": 800, "phone": 360}
 NARROWEST = 500  # no window of Chromium is narrower
 LIGHT, DARK = 246, 22  # of the page's paper
@@ -29,9 +26,7 @@ LIGHT, DARK = 246, 22  # of the page's paper
 def fleet(tmp_path_factory):
     """Four devices, a dozen rounds, one generalist that was turned back, one device that was revoked."""
     running = Coordinator(tmp_path_factory.mktemp("fleet") / "data", goal=3)
-    members = [
-        Member(running.invite(name)) for name in ("kitchen-pi", "attic-jetson", "garage", "guest-room-orange-pi-5-plus")
-    ]
+    members = [Member(running.invite(name)) for name in ("kitchen-pi", "attic-jetson", "garage", "guest-room-orange-pi-5-plus")]
     running.command("revoke", "guest-room-orange-pi-5-plus")
     members[0].push(random_arrays(0), loss=3.1)
     running.until(lambda status: status["newest_round"] == 0)
