@@ -20,7 +20,7 @@ from comigs_edge.errors import ComigsError
 
 
 def sha256_file(path: Path, progress: Callable[[int], None] = lambda _: None) -> str:
-    """The file's SHA-256 in hexadecimal; `progress` is told the bytes of each piece read."""
+    """The file's SHA-256 in hexadecimal; `progress` receives the bytes of each piece read."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while piece := file.read(1 << 20):

@@ -33,9 +33,9 @@ def keep_from_amx(library: Any) -> None:
     defaults = library.llama_model_default_params
 
     def without_repacking() -> Any:
-        found = defaults()
-        found.use_extra_bufts = False
-        return found
+        params = defaults()
+        params.use_extra_bufts = False
+        return params
 
     library.llama_model_default_params = without_repacking
 
@@ -60,7 +60,7 @@ CACHES: dict[str, dict[str, Any]] = {
 
 
 def use_threads(llama: llama_cpp.Llama, count: int) -> None:
-    """Computes with so many threads from now on, prompts and answers."""
+    """Computes with `count` threads from now on, prompts and answers."""
     llama_cpp.llama_set_n_threads(llama.ctx, count, count)
 
 
@@ -69,15 +69,15 @@ def wait(llama: llama_cpp.Llama) -> None:
     llama_cpp.llama_synchronize(llama.ctx)
 
 
-def start_counting(llama: llama_cpp.Llama) -> None:
-    """Sets the counts of `counted` to zero."""
+def reset_counts(llama: llama_cpp.Llama) -> None:
+    """Sets the counts of `counts` to zero."""
     llama_cpp.llama_perf_context_reset(llama.ctx)
 
 
-def counted(llama: llama_cpp.Llama) -> tuple[int, int]:
+def counts(llama: llama_cpp.Llama) -> tuple[int, int]:
     """Tokens that llama.cpp has computed: together, as in a prompt, and one by one, as in an answer."""
-    counts = llama_cpp.llama_perf_context(llama.ctx)
-    return counts.n_p_eval, counts.n_eval
+    perf = llama_cpp.llama_perf_context(llama.ctx)
+    return perf.n_p_eval, perf.n_eval
 
 
 class LoadedAdapters:

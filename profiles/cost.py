@@ -1,6 +1,6 @@
 """What a training takes: the memory model, which predicts the peak of the whole process, and the time model.
 
-README has the errors of both on bases and settings. Figures that were measured stand in `rules.toml`.
+docs/measurements.md has the errors of both on bases and settings. Figures that were measured stand in `rules.toml`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Precision = Literal["float32", "bfloat16"]
 Checkpointing = Literal["block", "attention", "none"]
 Backend = Literal["blas", "onednn"]
 Processor = Literal["cpu", "cuda"]
-SHORT_ROWS = 512  # tokens; up to here the attention's weights (T, T) of every head are kept, see `short_rows.py`
+SHORT_ROWS = 512  # tokens; up to here the attention's weights (T, T) of every head are kept, see `nn/short_attention.py`
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -91,7 +91,7 @@ def detect(root: Path = Path("/"), folder: str = "/") -> Device:
         has_unified_memory=tegra,
         power_mode=power_mode(root) if tegra else None,
         temperature=temperature(root),
-        throttled=throttled(root),
+        throttled=read_throttling(root),
         power=power(root),
     )
 
@@ -202,7 +202,7 @@ def temperature(root: Path) -> float | None:
     return max(degrees, default=None)
 
 
-def throttled(root: Path) -> tuple[str, ...]:
+def read_throttling(root: Path) -> tuple[str, ...]:
     """What holds a Raspberry Pi back now or has since it was started (its firmware's `get_throttled`)."""
     # soc/soc:firmware up to the Pi 4, soc@107c000000/soc@107c000000:firmware on the Pi 5
     nodes = sorted((root / "sys/devices/platform").glob("soc*/soc*:firmware/get_throttled"))

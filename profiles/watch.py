@@ -76,9 +76,6 @@ def limits(temperature: float | None, battery: int, memory: int, load: float, ro
     )  # fmt: skip
 
 
-# Decisions ----------------------------------------------------------------------------------------------------------
-
-
 def reasons(now: Readings, limits: Limits, paused_for: Collection[str] = ()) -> tuple[Reason, ...]:
     """Why to pause, or to stay paused; empty: go on. `paused_for` names the kinds that a pause already has.
 
@@ -118,9 +115,6 @@ def _load(now: Readings, limits: Limits, is_paused: bool) -> str:
     busy = share >= resume if is_paused else share > limits.max_other_load
     text = f"other programs use {now.other_load:.1f} of {now.cores} cores, resumes below {resume * now.cores:.1f}"
     return text if busy else ""
-
-
-# Readings -----------------------------------------------------------------------------------------------------------
 
 
 def readings(root: Path = Path("/"), load: OtherLoad | None = None) -> Readings:

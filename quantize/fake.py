@@ -42,7 +42,7 @@ def fake_quantize(weights: Tensor, format_name: str) -> Tensor:
     return fake_quantize_(weights.detach().clone(memory_format=torch.contiguous_format), format_name)
 
 
-def _signed(blocks: Tensor, levels: int) -> None:  # (n, 32)
+def _round_signed(blocks: Tensor, levels: int) -> None:  # (n, 32)
     """Q4_0 and Q5_0: the weight of largest magnitude becomes -levels, the scale has its sign turned."""
     scale = _extreme(blocks).div_(-levels)  # (n, 1)
     blocks.mul_(_inverse(scale)).add_(levels + 0.5).trunc_().clamp_(max=2 * levels - 1)
@@ -52,7 +52,7 @@ def _signed(blocks: Tensor, levels: int) -> None:  # (n, 32)
 def _offset(blocks: Tensor, levels: int) -> None:  # (n, 32)
     """Q4_1 and Q5_1: levels from the smallest weight (0) to the largest."""
     low, high = blocks.amin(1, keepdim=True), blocks.amax(1, keepdim=True)
-    scale = _divided(high - low, levels)
+    scale = _divide(high - low, levels)
     blocks.sub_(low).mul_(_inverse(scale)).add_(0.5).trunc_().clamp_(max=levels)
     blocks.mul_(_half(scale)).add_(_half(low))
 
@@ -60,7 +60,7 @@ def _offset(blocks: Tensor, levels: int) -> None:  # (n, 32)
 def _bytes(blocks: Tensor) -> None:  # (n, 32)
     """Q8_0: -127 to 127, halves rounded away from zero."""
     largest = torch.maximum(blocks.amax(1, keepdim=True), blocks.amin(1, keepdim=True).neg_()).abs_()
-    scale = _divided(largest, 127)
+    scale = _divide(largest, 127)
     blocks.mul_(_inverse(scale))
     whole = blocks.trunc()
     # Twice the fraction, cut, is 1 from a half on; the fraction itself is exact. Adding zero makes -0 a 0, as int8 does.
@@ -81,7 +81,7 @@ def _extreme(blocks: Tensor) -> Tensor:  # (n, 32) -> (n, 1)
     return extreme.add_(0.0)  # of zeros 0, never -0
 
 
-def _divided(values: Tensor, levels: int) -> Tensor:
+def _divide(values: Tensor, levels: int) -> Tensor:
     """In place. On CUDA torch multiplies by the inverse of a number, which is another last bit; by a tensor it divides."""
     return values.div_(torch.full_like(values, levels) if values.is_cuda else levels)
 
@@ -98,9 +98,9 @@ def _half(scale: Tensor) -> Tensor:
 
 _FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16}
 _FUNCTIONS: dict[str, Callable[[Tensor], None]] = {
-    "Q4_0": lambda blocks: _signed(blocks, 8),
+    "Q4_0": lambda blocks: _round_signed(blocks, 8),
     "Q4_1": lambda blocks: _offset(blocks, 15),
-    "Q5_0": lambda blocks: _signed(blocks, 16),
+    "Q5_0": lambda blocks: _round_signed(blocks, 16),
     "Q5_1": lambda blocks: _offset(blocks, 31),
     "Q8_0": _bytes,
 }

@@ -76,7 +76,7 @@ def check_rows(name: str, width: int, fmt: BlockFormat) -> None:
         )
 
 
-def fitting(name: str, width: int, fmt: BlockFormat) -> BlockFormat:
+def fit_format(name: str, width: int, fmt: BlockFormat) -> BlockFormat:
     """`fmt`, or its fallback where rows of `width` weights are not whole blocks; raises `QuantizeError` if there is none."""
     if width % fmt.block and fmt.name in FALLBACKS:
         fmt = FORMATS[FALLBACKS[fmt.name]]

@@ -26,7 +26,7 @@ _SUFFIX = {"darwin": "dylib", "win32": "dll"}.get(sys.platform, "so")
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """The `ggml-base` library inside the installed llama-cpp-python; raises `QuantizeError` if there is none."""
+    """The `ggml-base` library inside the installed llama-cpp-python; raises `QuantizeError` if it is missing."""
     spec = importlib.util.find_spec("llama_cpp")  # finds the package without importing it (0.7 s)
     if spec is None or spec.origin is None:
         raise QuantizeError("llama-cpp-python is not installed; install it with: pip install llama-cpp-python")

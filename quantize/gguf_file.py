@@ -7,6 +7,7 @@ the file before it is used, so a damaged file ends in one sentence.
 
 from __future__ import annotations
 
+import math
 import mmap
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +81,7 @@ class _Cursor:
     def array(self, kind: int, count: int) -> Any:
         if kind == STRING:
             if count * 8 > len(self.data):
-                self.take(count * 8)  # raises: so many strings cannot be in this file
+                self.take(count * 8)  # raises where the file is too short for them
             return [self.string() for _ in range(count)]
         dtype = self.scalar(kind)
         return np.frombuffer(self.data, dtype, count, self.take(count * dtype.itemsize)).copy()
@@ -124,7 +125,7 @@ class GGUFFile:
         self.tensors = self._read_tensors(cursor, num_tensors)
 
     def _read_tensors(self, cursor: _Cursor, count: int) -> dict[str, TensorInfo]:
-        found = []
+        infos = []
         for _ in range(count):
             name, dims = cursor.string(), cursor.unsigned(4)
             if dims > 4:
@@ -133,14 +134,11 @@ class GGUFFile:
             type_id, offset = cursor.unsigned(4), cursor.unsigned(8)
             if type_id not in BY_TYPE_ID:
                 raise QuantizeError(f"{self.path}: tensor {name} has the type {type_id}, which is not supported")
-            found.append((name, shape, BY_TYPE_ID[type_id], offset))
+            infos.append((name, shape, BY_TYPE_ID[type_id], offset))
         start = -(-cursor.position // self.alignment) * self.alignment
         tensors = {}
-        for name, shape, fmt, offset in found:
-            count = 1
-            for extent in shape:
-                count *= extent
-            size = fmt.row_bytes(count)
+        for name, shape, fmt, offset in infos:
+            size = fmt.row_bytes(math.prod(shape))
             cursor.position = start + offset
             cursor.take(size)
             tensors[name] = TensorInfo(name, shape, fmt, start + offset, size)

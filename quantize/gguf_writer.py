@@ -6,6 +6,7 @@ bytes are then made when its turn comes: a file larger than the memory can be wr
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -27,18 +28,15 @@ class TensorPlan:
     shape: tuple[int, ...]
     format: BlockFormat
     make: Callable[[], Bytes]
-    is_fixed: bool = False  # the same whatever was trained: taken from the base
+    is_fixed: bool = False  # not trained: taken from the base
 
     @property
     def size(self) -> int:
         """Bytes."""
-        rows = 1
-        for extent in self.shape[:-1]:
-            rows *= extent
-        return rows * self.format.row_bytes(self.shape[-1])
+        return math.prod(self.shape[:-1]) * self.format.row_bytes(self.shape[-1])
 
 
-def copied(source: GGUFFile, name: str, renamed: str = "", order: list[int] | None = None) -> TensorPlan:
+def plan_copy(source: GGUFFile, name: str, renamed: str = "", order: list[int] | None = None) -> TensorPlan:
     """The tensor `name` of `source` with its bytes unchanged, under another name or with its rows in another order."""
     info = source.tensors[name]
 
@@ -78,21 +76,21 @@ def write(
     alignment: int = DEFAULT_ALIGNMENT,
     progress: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Writes the whole file; `progress` is told the bytes of each tensor as it is written."""
+    """Writes the whole file; `progress` receives the bytes of each tensor as it is written."""
     offset, infos = 0, b""
     for tensor in tensors:
         infos += _string(tensor.name) + struct.pack("<I", len(tensor.shape))
         infos += struct.pack(f"<{len(tensor.shape)}Q", *reversed(tensor.shape))
         infos += struct.pack("<IQ", tensor.format.type_id, offset)
-        offset += _padded(tensor.size, alignment)
+        offset += _round_up(tensor.size, alignment)
     header = MAGIC + struct.pack("<IQQ", VERSION, len(tensors), len(metadata)) + b"".join(metadata) + infos
-    file.write(header + bytes(_padded(len(header), alignment) - len(header)))
+    file.write(header + bytes(_round_up(len(header), alignment) - len(header)))
     for tensor in tensors:
         data = tensor.make()
         if data.size != tensor.size:
             raise AssertionError(f"{tensor.name}: {data.size} bytes made, {tensor.size} declared")
         file.write(data.data)
-        file.write(bytes(_padded(tensor.size, alignment) - tensor.size))
+        file.write(bytes(_round_up(tensor.size, alignment) - tensor.size))
         progress(tensor.size)
 
 
@@ -106,5 +104,5 @@ def _string(text: str) -> bytes:
     return struct.pack("<Q", len(data)) + data
 
 
-def _padded(size: int, alignment: int) -> int:
+def _round_up(size: int, alignment: int) -> int:
     return -(-size // alignment) * alignment

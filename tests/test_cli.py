@@ -209,7 +209,7 @@ def test_too_little_text_is_said_before_anything_is_loaded(run, home, tiny_path,
 
 
 def test_a_second_training_says_who_holds_the_home(run, ready):
-    with Home(ready).locked("train"):
+    with Home(ready).lock("train"):
         message = error(run("train", code=1))
     assert "`comigs-edge train` already runs in this home (process " in message
     run("train", "--steps", "1")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,9 @@ from safetensors import SafetensorError, safe_open
 from comigs_edge import files
 from comigs_edge.base.convert_tokenizer import add_tokenizer
 from comigs_edge.errors import ComigsError
+from comigs_edge.progress import SILENT, Progress
 from quantize import ggml
-from quantize.formats import FILE_TYPES, FORMATS, BlockFormat, block_format, fitting
+from quantize.formats import FILE_TYPES, FORMATS, BlockFormat, block_format, fit_format
 from quantize.ggml import Floats
 
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
@@ -43,9 +43,7 @@ class _Tensor:
     heads: int  # of a query or key whose rows go into llama's order for RoPE; 0: as they are
 
 
-def convert(
-    folder: Path, output: Path, format_name: str, progress: Callable[[int, int], None] = lambda done, total: None
-) -> None:
+def convert(folder: Path, output: Path, format_name: str, progress: Progress = SILENT) -> None:
     """Writes the base in `folder` to `output`, whole or not at all.
 
     Raises `ComigsError`, before anything is written, for a folder that is damaged or not a model of the llama family.
@@ -56,7 +54,7 @@ def convert(
         raise ComigsError(f"{folder} is damaged or incomplete ({type(error).__name__}: {error}); get the folder again") from error
 
 
-def _convert(folder: Path, output: Path, format_name: str, progress: Callable[[int, int], None]) -> None:
+def _convert(folder: Path, output: Path, format_name: str, progress: Progress) -> None:
     config = _config(folder)
     fmt, architecture = block_format(format_name), _architecture(config, folder)
     factors = _rope_factors(config, folder)
@@ -72,7 +70,7 @@ def _convert(folder: Path, output: Path, format_name: str, progress: Callable[[i
 
 
 def architecture_of(folder: Path) -> str:
-    """The architecture that the base will have; raises `ComigsError` if the folder is none that can be converted."""
+    """The architecture that the base will have; raises `ComigsError` if the folder cannot be converted."""
     return _architecture(_config(folder), folder)
 
 
@@ -154,7 +152,7 @@ def _tensors(folder: Path, config: dict[str, Any], architecture: str, fmt: Block
     )
     heads = int(config["num_attention_heads"])
     reordered = {"attn_q": heads, "attn_k": int(config.get("num_key_value_heads") or heads)}
-    found = []
+    tensors = []
     for shard in _shards(folder):
         for source, shape in _contents(shard):
             if source.endswith("rotary_emb.inv_freq") or (source == "lm_head.weight" and config.get("tie_word_embeddings")):
@@ -163,8 +161,8 @@ def _tensors(folder: Path, config: dict[str, Any], architecture: str, fmt: Block
             if name is None:
                 raise ComigsError(f"{shard} has the tensor {source}, which {architecture} does not use; choose another base")
             order = reordered.get(name.split(".")[-2], 0) if architecture == "llama" else 0
-            found.append(_Tensor(name, source, shard, shape, _format(name, shape, fmt), order))
-    return found
+            tensors.append(_Tensor(name, source, shard, shape, _format(name, shape, fmt), order))
+    return tensors
 
 
 def _contents(shard: Path) -> list[tuple[str, tuple[int, ...]]]:
@@ -200,10 +198,10 @@ def _format(name: str, shape: tuple[int, ...], fmt: BlockFormat) -> BlockFormat:
         return FORMATS["F32"]
     if name in ("token_embd.weight", "output.weight") and fmt.name not in ("F32", "F16", "BF16"):
         fmt = FORMATS["Q8_0"]
-    return FORMATS["F16"] if shape[-1] % 32 and fmt.block > 1 else fitting(name, shape[-1], fmt)
+    return FORMATS["F16"] if shape[-1] % 32 and fmt.block > 1 else fit_format(name, shape[-1], fmt)
 
 
-def _write(writer: gguf.GGUFWriter, tensors: list[_Tensor], factors: Floats | None, progress: Callable[[int, int], None]) -> None:
+def _write(writer: gguf.GGUFWriter, tensors: list[_Tensor], factors: Floats | None, progress: Progress) -> None:
     if factors is not None:
         writer.add_tensor_info("rope_freqs.weight", factors.shape, factors.dtype, factors.nbytes)
     for tensor in tensors:

@@ -29,7 +29,7 @@ def add_tokenizer(writer: gguf.GGUFWriter, folder: Path, vocab_size: int) -> Non
     pieces = folder / "tokenizer.model"
     has_pieces = pieces.exists()
     tokens = _sentencepiece(pieces) if has_pieces else _byte_level(writer, folder / "tokenizer.json")
-    for number, (text, special) in _added(folder).items():
+    for number, (text, special) in _added_tokens(folder).items():
         tokens[number] = (text, -1000.0, _CONTROL if special else _USER_DEFINED)
     if not tokens or max(tokens) >= vocab_size:
         raise ComigsError(f"{folder} has {max(tokens, default=-1) + 1:,} tokens and a model for {vocab_size:,}; get it again")
@@ -101,16 +101,16 @@ def _rule(pre_tokenizer: Any) -> str | None:
     return "gpt-2" if kinds == ["ByteLevel"] else None
 
 
-def _added(folder: Path) -> dict[int, tuple[str, bool]]:
+def _added_tokens(folder: Path) -> dict[int, tuple[str, bool]]:
     """Tokens beside the vocabulary: id -> text, and whether it is a control token."""
-    found: dict[int, tuple[str, bool]] = {}
+    tokens: dict[int, tuple[str, bool]] = {}
     path = folder / "tokenizer.json"
     if path.exists():
         for token in json.loads(path.read_text(encoding="utf-8")).get("added_tokens", []):
-            found[int(token["id"])] = (token["content"], bool(token.get("special")))
+            tokens[int(token["id"])] = (token["content"], bool(token.get("special")))
     for number, token in _settings(folder).get("added_tokens_decoder", {}).items():
-        found[int(number)] = (token["content"], bool(token.get("special")))
-    return found
+        tokens[int(number)] = (token["content"], bool(token.get("special")))
+    return tokens
 
 
 def _settings(folder: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Fetches a file over HTTP: resumes where it stopped, checks the disk first and the SHA-256 at the end.
 
-While it is incomplete a file is called `.NAME.part`, with the server's ETag in `.NAME.etag`; it goes on only if the server
-still has the same one. The whole file is renamed into place after its check, so what has the right name is right.
+While it is incomplete a file is called `.NAME.part`, with the server's ETag in `.NAME.etag`; the download resumes only if the
+server still has the same one. The whole file is renamed into place after its check, so what has the right name is right.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import requests
 
 from comigs_edge import files
 from comigs_edge.errors import ComigsError
-from comigs_edge.progress import Progress
+from comigs_edge.progress import SILENT, Progress
 
 ATTEMPTS = 5  # connections in a row that bring nothing
 PIECE = 1 << 15  # bytes; one that a broken connection cuts is lost
@@ -24,7 +24,7 @@ TIMEOUT = (10, 60)  # seconds to connect, and between two pieces
 SPARE = 50_000_000  # bytes that stay free on the disk
 
 
-def fetch(url: str, target: Path, sha256: str | None = None, progress: Progress = lambda done, total: None) -> str:
+def fetch(url: str, target: Path, sha256: str | None = None, progress: Progress = SILENT) -> str:
     """Brings `url` to `target` and returns its SHA-256; what is there already and has that SHA-256 is kept.
 
     Without `sha256` the one that the server names is checked (`X-Linked-Etag`, as Hugging Face does), if it names one.
@@ -104,12 +104,12 @@ class _Part:
 
     def _keep_target(self) -> None:
         if self.target.exists() and self.target.stat().st_size == self.total:
-            found = files.sha256_file(self.target)
-            self.kept = found if self.wanted in (None, found) else None
+            actual = files.sha256_file(self.target)
+            self.kept = actual if self.wanted in (None, actual) else None
 
     @property
     def wanted(self) -> str | None:
-        """The SHA-256 that the file must have, if anybody named one."""
+        """The SHA-256 that the file must have, if one is known."""
         return self.expected or self.named
 
     def _understand(self, response: requests.Response) -> None:
@@ -127,8 +127,8 @@ class _Part:
         done = self.size if response.status_code == 206 else 0
         self.total = done + int(rest) if rest else None
         for each in [*response.history, response]:
-            found = re.fullmatch(r'"?([0-9a-f]{64})"?', each.headers.get("X-Linked-Etag", ""))
-            self.named = found[1] if found else self.named
+            named = re.fullmatch(r'"?([0-9a-f]{64})"?', each.headers.get("X-Linked-Etag", ""))
+            self.named = named[1] if named else self.named
         if etag := response.headers.get("ETag"):
             files.write_atomic(self.etag_file, etag.encode())
         needed = (self.total or 0) - done + SPARE
@@ -141,11 +141,11 @@ class _Part:
 
     def finish(self) -> str:
         """Checks and renames the complete file; a wrong one is deleted."""
-        found, wanted = files.sha256_file(self.path), self.wanted
-        if wanted is not None and found != wanted:
+        actual, wanted = files.sha256_file(self.path), self.wanted
+        if wanted is not None and actual != wanted:
             self.path.unlink()
             raise ComigsError(
-                f"{self.url} brought a file with the SHA-256 {found[:16]}... and not {wanted[:16]}...; it was deleted, run the "
+                f"{self.url} brought a file with the SHA-256 {actual[:16]}... and not {wanted[:16]}...; it was deleted, run the "
                 "same command again"
             )
         with self.path.open("rb") as file:
@@ -155,7 +155,7 @@ class _Part:
         self.path.replace(self.target)
         self.etag_file.unlink(missing_ok=True)
         files.sync_folder(self.target.parent)
-        return found
+        return actual
 
 
 def _reason(error: Exception) -> str:

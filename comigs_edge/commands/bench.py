@@ -57,7 +57,7 @@ def bench(
 
     home = homes.locate()
     settings, base = _subject(home)
-    counts, target = _thread_counts(threads, settings), _checked(output)
+    counts, target = _thread_counts(threads, settings), _check_output(output)
     with notes.status("loading"):
         from comigs_edge.inference.throughput import FULL, QUICK
         from comigs_edge.planning.doctor import conditions
@@ -71,7 +71,7 @@ def bench(
         )
     work = QUICK if quick else FULL
     with _workplace(home.root if home.exists else Path(tempfile.gettempdir())) as folder:
-        results, facts = _measured(settings, base, folder, work, counts)
+        results, facts = _measure(settings, base, folder, work, counts)
     record = _record(settings, base, device, here, work, results) | facts
     if json:
         print_json(record)
@@ -98,7 +98,7 @@ def _thread_counts(wanted: int | None, settings: Config) -> list[int]:
     return sorted({1, wanted or settings.threads("chat")})
 
 
-def _checked(output: Path | None) -> Path | None:
+def _check_output(output: Path | None) -> Path | None:
     """The file to write; one that cannot be is refused before anything is measured."""
     path = output and output.expanduser().absolute()
     if path and path.is_dir():
@@ -134,7 +134,7 @@ def _temporary(parent: Path) -> tempfile.TemporaryDirectory[str]:
         ) from error
 
 
-def _measured(settings: Config, base: Path, folder: Path, work: Work, counts: list[int]) -> tuple[list[Measured], dict[str, Any]]:
+def _measure(settings: Config, base: Path, folder: Path, work: Work, counts: list[int]) -> tuple[list[Measured], dict[str, Any]]:
     """Writes the models, measures them, and says how that was done."""
     from comigs_edge.commands.console import bar
     from comigs_edge.inference import throughput as speed
@@ -177,9 +177,6 @@ def _plans(settings: Config, base: GGUFFile) -> tuple[list[Plan], dict[str, str]
         except (ComigsError, QuantizeError) as error:
             left_out[kind] = str(error)
     return plans, left_out
-
-
-# Showing ------------------------------------------------------------------------------------------------------------
 
 
 def _record(

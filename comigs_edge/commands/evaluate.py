@@ -11,6 +11,7 @@ import typer
 
 from comigs_edge.home import folder as homes
 from comigs_edge.home.folder import corpus
+from comigs_edge.progress import count_up
 
 if TYPE_CHECKING:
     from comigs_edge.home.config import Config
@@ -57,14 +58,7 @@ def evaluate(
     tokens = sum(len(window.ids) for window in text.windows)
     for name in MODELS:
         with bar(f"measuring {name}") as progress:
-            done = 0
-
-            def advance(count: int, progress: Callable[[int, int], None] = progress) -> None:
-                nonlocal done
-                done += count
-                progress(done, tokens)
-
-            scores[name] = _score(name, home, settings, text, engine, advance)
+            scores[name] = _score(name, home, settings, text, engine, count_up(progress, tokens))
     _report(scores, text, engine, json)
 
 

@@ -13,6 +13,7 @@ from comigs_edge.home import folder as homes
 from comigs_edge.home.config import Config
 from comigs_edge.home.folder import Home
 from comigs_edge.nn.experts import FORMS, Form
+from comigs_edge.progress import count_up
 
 
 def init(
@@ -64,19 +65,13 @@ def _make_home(
     converted = _convert(home, source, format_name, expert_form) if source.is_dir() else None
     source = converted or source
     try:
-        form = _checked_form(source, expert_form)
+        form = _choose_form(source, expert_form)
     except Exception:
         if converted:
             converted.unlink()
         raise
-    total, done = source.stat().st_size, 0
     with bar("reading the base") as progress:
-
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            progress(done, total)
-
+        advance = count_up(progress, source.stat().st_size)
         return homes.create(home, (name, source), advance, profile=profile, specialists=specialists, expert_form=form)
 
 
@@ -91,7 +86,7 @@ def _convert(home: Home, folder: Path, format_name: str, expert_form: str | None
     return home.converted_file
 
 
-def _checked_form(path: Path, expert_form: str | None) -> Form:
+def _choose_form(path: Path, expert_form: str | None) -> Form:
     """The form of the experts; nothing is made for a base that could not be trained."""
     from comigs_edge.base.hparams import check_tensors, read_hparams
     from quantize.gguf_file import GGUFFile

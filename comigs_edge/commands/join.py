@@ -21,7 +21,7 @@ def join(
 
     home = homes.locate()
     settings = home.settings()
-    with home.locked("join"), notes.status("asking the coordinator"):
+    with home.lock("join"), notes.status("asking the coordinator"):
         generalist = describe_generalist(home, settings)
         member = joining.join(home, link, name, generalist)
     if json:
@@ -48,7 +48,7 @@ def leave() -> None:
 
     home = homes.locate()
     home.settings()
-    with home.locked("leave"):
+    with home.lock("leave"):
         folder = FleetFolder(home)
         member = folder.membership()
         folder.leave()

@@ -50,7 +50,7 @@ def simulate(
     if rounds is not None:
         measured = tuple(number for number in wanted.measured_rounds if number <= rounds)
         wanted = replace(wanted, rounds=rounds, measured_rounds=measured)
-    methods = [catalogue.named(name) for name in dict.fromkeys(method or catalogue.CORE)]
+    methods = [catalogue.find_method(name) for name in dict.fromkeys(method or catalogue.CORE)]
     seeds = list(dict.fromkeys(seed or [42]))
     folder = output or Path("simulations") / f"{path.stem}-{size}"
     simulation = _open(parsed, wanted, text, folder, base, threads, (device, precision), leaky)
@@ -118,7 +118,7 @@ def _run(simulation: Simulation, methods: list[Method], seeds: list[int]) -> tup
 
     results = []
     try:
-        with simulation.locked():
+        with simulation.lock():
             with bar("measuring the base") as progress:
                 scores = simulation.measure_base(progress)
             for method in methods:
@@ -148,7 +148,7 @@ def _report(results: list[Any], scores: Any, sentences: list[str], folder: Path,
     if as_json:
         print_json({
             "folder": str(folder), "notes": sentences, "methods": rows,
-            "above_reference": report.compared(rows, report.REFERENCE),
+            "above_reference": report.compare(rows, report.REFERENCE),
             "validation_losses": report.curves(results), "costs": costs.as_json(results),
             "generalist_scores": plots.generalist_scores(results),
         })  # fmt: skip

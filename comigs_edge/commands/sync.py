@@ -23,7 +23,7 @@ def sync(
 
     home = homes.locate()
     settings = home.settings()
-    with home.locked("sync"):
+    with home.lock("sync"):
         if dry_run:
             _show_preview(syncing.preview(home, settings), json)
             return
@@ -41,7 +41,7 @@ def rollback(
 
     home = homes.locate()
     settings = home.settings()
-    with home.locked("rollback"):
+    with home.lock("rollback"):
         number, version = roll_back(home, settings, to)
     out.print(
         f"went back to generalist {number}, as version {version} of your model; the next one that is published is taken over"

@@ -44,7 +44,7 @@ def train(
         raise typer.BadParameter("give --steps or --minutes, not both")
     home = homes.locate()
     settings = home.settings()
-    with home.locked("train"):
+    with home.lock("train"):
         with notes.status("loading torch"):
             from comigs_edge.commands.train_screen import TrainScreen
             from comigs_edge.fleet.rounds import open_rounds

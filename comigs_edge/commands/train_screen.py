@@ -28,7 +28,7 @@ class TrainScreen(Progress):
         self._task = self.add_task("", completed=done, total=total, phase="start", steps="", losses="", speed="")
 
     def show_step(self, event: Event, tokens: int) -> None:
-        """Moves the line; where nobody watches it, prints a line after a validation."""
+        """Moves the line; where the output is no terminal, prints a line after a validation."""
         trainer, elapsed = self._trainer, self.tasks[0].elapsed
         validation = trainer.last_loss if trainer.last_loss == trainer.last_loss else trainer.first_loss
         steps = f"{event.expert_steps}/{trainer.schedule.steps}"

@@ -1,8 +1,8 @@
 """The documents that a device keeps: one SQLite file, each document in one of three splits.
 
 Experts learn from the training split, the router from the validation split; the test split is for honest figures only.
-A hash of its content decides a document's split, so it stays where it is whatever else comes and goes, and on every
-device. Near-duplicates (MinHash over runs of three words, Broder 1997) are not taken in.
+A hash of its content decides a document's split, so it is the same on every device, whichever other documents
+come and go. Near-duplicates (MinHash over runs of three words, Broder 1997) are not taken in.
 """
 
 from __future__ import annotations
@@ -138,11 +138,11 @@ class Corpus:
 
     def sizes(self) -> dict[str, dict[str, int]]:
         """Documents and bytes of each split."""
-        found = {
+        sizes = {
             row.pop("split"): row
             for row in self._rows("select split, count(*) as documents, sum(bytes) as bytes from document group by split")
         }
-        return {split: found.get(split, {"documents": 0, "bytes": 0}) for split in SPLITS}
+        return {split: sizes.get(split, {"documents": 0, "bytes": 0}) for split in SPLITS}
 
     def documents(self, split: str) -> list[Document]:
         """The documents of one split, in the order of their hashes."""

@@ -67,7 +67,7 @@ class Document:
 
 @dataclass
 class Reading:
-    """What was found under the paths that the user named."""
+    """The content of the paths that the user named."""
 
     files: dict[Path, list[Document]] = field(default_factory=dict)
     empty: int = 0  # documents without a word
@@ -79,7 +79,7 @@ def read(paths: list[Path]) -> Reading:
     """Reads files and folders (hidden ones left out).
 
     Raises `ComigsError` for a path that does not exist, a named file of another kind, a JSONL line that is not a
-    document, and when nothing was found. Files that are not UTF-8 are skipped and counted.
+    document, and where no file is. Files that are not UTF-8 are skipped and counted.
     """
     reading = Reading()
     for path in _files(paths, reading):
@@ -122,7 +122,7 @@ def _files(paths: list[Path], reading: Reading) -> Iterator[Path]:
 
 
 def _sections(text: str) -> Iterator[Document]:
-    """Paragraphs joined to at most `SECTION` characters; a longer paragraph is a document of its own."""
+    """Paragraphs joined to at most `SECTION` characters; a longer paragraph is a document by itself."""
     section = ""
     for paragraph in re.split(r"\n\s*\n", text.replace("\r\n", "\n")):
         if section and len(section) + len(paragraph) > SECTION:

@@ -17,7 +17,7 @@ from comigs_edge import llamacpp as engine
 from comigs_edge.data.corpus import Corpus
 from comigs_edge.data.documents import Document, Message
 from comigs_edge.errors import ComigsError
-from comigs_edge.progress import Progress
+from comigs_edge.progress import SILENT, Progress
 
 # For a base without a template: ChatML, which llama.cpp falls back to as well.
 CHATML = (
@@ -149,16 +149,14 @@ def _template_error(message: str) -> None:
     raise jinja2.TemplateError(message)
 
 
-def encode(
-    documents: Corpus, tokenizer: Tokenizer, split: str, refused: list[str], progress: Progress = lambda done, total: None
-) -> list[Encoded]:
+def encode(documents: Corpus, tokenizer: Tokenizer, split: str, refused: list[str], progress: Progress = SILENT) -> list[Encoded]:
     """Token ids of the documents of one split; `refused` gets the reason for each that the chat template cannot hold."""
-    found = documents.documents(split)
+    texts = documents.documents(split)
     encoded = []
-    for number, document in enumerate(found, 1):
+    for number, document in enumerate(texts, 1):
         try:
             encoded.append(tokenizer.encode(document))
         except ComigsError as error:
             refused.append(str(error))
-        progress(number, len(found))
+        progress(number, len(texts))
     return encoded

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +13,7 @@ from comigs_edge import files
 from comigs_edge.base.hparams import HParams, read_hparams
 from comigs_edge.export.planner import PLANNERS, Metadata, copy_tensor
 from comigs_edge.nn.adapters import Adapters
+from comigs_edge.progress import SILENT, Progress, count_up
 from quantize.formats import FILE_TYPES, block_format
 from quantize.gguf_file import GGUFFile
 from quantize.gguf_writer import TensorPlan, metadata_with, total_size, write
@@ -42,7 +42,7 @@ class Exported:
 
 def export(
     base: GGUFFile, adapters: Adapters | None, format_name: str, output: Path, origin: Origin = Origin(),
-    progress: Callable[[int, int], None] = lambda done, total: None, threads: int = 1,
+    progress: Progress = SILENT, threads: int = 1,
 ) -> Exported:  # fmt: skip
     """Writes the personal model to `output` (whole or not at all); `progress` gets bytes written and bytes in all.
 
@@ -86,18 +86,11 @@ def target_architecture(hparams: HParams, adapters: Adapters) -> str:
 
 def write_model(
     base: GGUFFile, hparams: HParams, plans: list[TensorPlan], changes: Metadata, output: Path,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = SILENT,
 ) -> Exported:  # fmt: skip
     """Writes a file of the base's metadata with `changes` (the architecture among them) and these tensors."""
-    done, total = 0, total_size(plans)
-
-    def advance(size: int) -> None:
-        nonlocal done
-        done += size
-        progress(done, total)
-
     with files.atomic_writer(output) as file:
-        write(file, entries(base, hparams, changes), plans, base.alignment, advance)
+        write(file, entries(base, hparams, changes), plans, base.alignment, count_up(progress, total_size(plans)))
     return summarise(output, plans)
 
 

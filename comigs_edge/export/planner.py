@@ -24,10 +24,10 @@ from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.experts import ExpertsConfig
 from comigs_edge.nn.tensors import tensor_to_numpy
 from quantize import ggml
-from quantize.formats import FORMATS, BlockFormat, fitting
+from quantize.formats import FORMATS, BlockFormat, fit_format
 from quantize.ggml import Bytes, Floats
 from quantize.gguf_file import GGUFFile
-from quantize.gguf_writer import TensorPlan, copied
+from quantize.gguf_writer import TensorPlan, plan_copy
 
 Metadata = dict[str, str | int | float]
 _LINEAR = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
@@ -78,7 +78,7 @@ class Planner(ABC):
 
     def _trained(self, name: str, shape: tuple[int, ...], make: Callable[[], Iterator[Floats]]) -> TensorPlan:
         """A tensor that training changes, quantised matrix by matrix."""
-        fmt = fitting(name, shape[-1], self.fmt)
+        fmt = fit_format(name, shape[-1], self.fmt)
         return TensorPlan(name, shape, fmt, lambda: np.concatenate([ggml.quantize(name, w, fmt, self.threads) for w in make()]))
 
     def _plan_attention(self, block: int, name: str, part: str) -> TensorPlan:
@@ -171,7 +171,7 @@ def needs_llama_order(hparams: HParams, architecture: str) -> bool:
 def copy_tensor(base: GGUFFile, name: str, fmt: BlockFormat, renamed: str = "", order: list[int] | None = None) -> TensorPlan:
     """A tensor of the base: its bytes, or its weights where the whole file is to be F32."""
     if fmt.name != "F32":
-        return copied(base, name, renamed, order)
+        return plan_copy(base, name, renamed, order)
 
     def make() -> Bytes:
         weights = base.dequantize(name)

@@ -253,7 +253,7 @@ class Config:
     def storage(self, layout: str | None = None, format_name: str | None = None) -> Storage:
         """How the exported file holds what training changes; arguments go before the file's settings.
 
-        Defaults, by measurement (README, decisions): F16 for the small files of the layout hot, else Q8_0. Fake
+        Defaults, by measurement (docs/decisions.md): F16 for the small files of the layout hot, else Q8_0. Fake
         quantisation is free for parallel experts and on from the first step; a LoRA step costs 1.6 times as much, so it is
         on for the last third, and never at Q8_0, where it changes nothing.
         """

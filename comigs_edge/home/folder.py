@@ -63,7 +63,7 @@ class Home:
         return settings
 
     @contextlib.contextmanager
-    def locked(self, what: str) -> Iterator[None]:
+    def lock(self, what: str) -> Iterator[None]:
         """Holds the home for one long-running command; raises `ComigsError` saying who else holds it."""
         holder = self.state / "holder.json"
         files.make_folder(self.state)

@@ -1,6 +1,6 @@
 """A conversation with a GGUF file in llama.cpp.
 
-The prompt is tokenised by `tokens.py`, exactly as chats are for training; the whole history is in it, and llama.cpp
+The prompt is tokenised by `data/tokenizer.py`, exactly as chats are for training; the whole history is in it, and llama.cpp
 computes only what is new since the last turn. When the context is full the oldest turns are left out.
 """
 

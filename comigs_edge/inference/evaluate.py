@@ -21,7 +21,7 @@ from comigs_edge.errors import ComigsError
 from comigs_edge.nn.loss import next_token_loss
 from comigs_edge.nn.model import Model
 
-Advance = Callable[[int], None]  # is told the tokens that were measured
+Advance = Callable[[int], None]  # receives the number of tokens just measured
 
 
 class Window(NamedTuple):

@@ -2,7 +2,7 @@
 
 Measured is llama.cpp alone, as its own llama-bench does: the prompt is made of token numbers and nothing is sampled from
 the answers. Experts are freshly initialised, for what they hold does not change the work. The models are measured in
-turn, round after round, so that whatever slows the device down meets all of them and the ratios stay right.
+turn, round after round, so that what slows the device down meets all of them and the ratios stay right.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from comigs_edge.export import hot
 from comigs_edge.export.merged import export, planned_size
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.experts import ExpertsConfig
-from comigs_edge.progress import SILENT, Progress
+from comigs_edge.progress import SILENT, Progress, count_up
 from quantize.gguf_file import GGUFFile
 
 CONTEXT_MEMORY = 150_000_000  # bytes beside its weights that a loaded model takes, at most
@@ -86,7 +86,7 @@ class Rate(NamedTuple):
 
 @dataclass(frozen=True)
 class Measured:
-    """What was found of one model."""
+    """What was measured of one model."""
 
     kind: str
     size: int  # bytes, of its files
@@ -95,7 +95,7 @@ class Measured:
     samples: dict[int, list[Sample]] = field(default_factory=dict)  # by number of threads
 
     def rate(self, threads: int, part: str) -> Rate:
-        """Tokens a second with so many threads in `part`, one of PARTS."""
+        """Tokens a second with `threads` threads in `part`, one of PARTS."""
         index, samples = PARTS.index(part), self.samples[threads]
         rates = [sample.tokens[index] / sample.seconds[index] for sample in samples]
         return Rate(samples[0].tokens[index], statistics.median(rates), min(rates), max(rates))
@@ -108,9 +108,6 @@ class Measured:
     def fastest_threads(self) -> int:
         """With how many threads answers come fastest."""
         return max(self.samples, key=lambda threads: self.rate(threads, "generation").median)
-
-
-# Files --------------------------------------------------------------------------------------------------------------
 
 
 def plan(base: GGUFFile, kind: str, experts: ExpertsConfig, layout: str, format_name: str) -> Plan:
@@ -133,7 +130,7 @@ def check_space(plans: Sequence[Plan], folder: Path, free: int) -> None:
 
 
 def write(base: GGUFFile, plans: Sequence[Plan], folder: Path, threads: int = 1, progress: Progress = SILENT) -> list[Candidate]:
-    """Writes the models into `folder`; `progress` is told bytes."""
+    """Writes the models into `folder`; `progress` receives bytes."""
     total, before, written = sum(each.size for each in plans), 0, []
 
     def advance(count: int, _: int) -> None:
@@ -158,11 +155,8 @@ def _write_hot(base: GGUFFile, each: Plan, target: Path, progress: Progress) -> 
     return Candidate(each.kind, target, parts)
 
 
-# Measuring ----------------------------------------------------------------------------------------------------------
-
-
 def fits_together(candidates: Sequence[Candidate], memory: int) -> bool:
-    """Whether so many free bytes hold all models at once; llama.cpp repacks some formats, which takes their size again."""
+    """Whether `memory` free bytes hold all models at once; llama.cpp repacks some formats, which takes their size again."""
     return sum(2 * each.size + CONTEXT_MEMORY for each in candidates) <= memory
 
 
@@ -170,30 +164,25 @@ def measure(
     candidates: Sequence[Candidate], work: Work, threads: Sequence[int], together: bool, progress: Progress = SILENT
 ) -> tuple[list[Measured], dict[str, str]]:
     """Speeds of all candidates, and why others were left out; `together`: all are loaded and take turns."""
-    found: list[Measured] = []
+    results: list[Measured] = []
     left_out: dict[str, str] = {}
-    done, turns = 0, work.rounds * len(threads)
-
-    def advance(count: int = 1) -> None:
-        nonlocal done
-        done += count
-        progress(done, len(candidates) * (1 + turns))
-
+    turns = work.rounds * len(threads)
+    advance = count_up(progress, len(candidates) * (1 + turns))
     for group in [list(candidates)] if together else [[each] for each in candidates]:
         with contextlib.ExitStack() as stack:
             running = []
             for each in group:
                 try:
-                    running.append(stack.enter_context(_running(each, work, max(threads))))
+                    running.append(stack.enter_context(_load(each, work, max(threads))))
                 except ComigsError as error:
                     if not each.may_be_refused:
                         raise
                     left_out[each.kind] = str(error)
                     advance(turns)
-                advance()
+                advance(1)
             _take_turns(running, work, threads, advance)
-            found += [each.measured for each in running]
-    return found, left_out
+            results += [each.measured for each in running]
+    return results, left_out
 
 
 class _Running(NamedTuple):
@@ -202,7 +191,7 @@ class _Running(NamedTuple):
 
 
 @contextlib.contextmanager
-def _running(candidate: Candidate, work: Work, threads: int) -> Iterator[_Running]:
+def _load(candidate: Candidate, work: Work, threads: int) -> Iterator[_Running]:
     """The model in llama.cpp, warm."""
     before = _forget_peak()
     llama = engine.load(
@@ -218,21 +207,21 @@ def _running(candidate: Candidate, work: Work, threads: int) -> Iterator[_Runnin
         llama.close()
 
 
-def _take_turns(running: list[_Running], work: Work, threads: Sequence[int], advance: Callable[[], None]) -> None:
+def _take_turns(running: list[_Running], work: Work, threads: Sequence[int], advance: Callable[[int], None]) -> None:
     for number in range(work.rounds):
-        first = number % max(1, len(running))  # nobody always follows the same model
+        first = number % max(1, len(running))  # no model always follows the same one
         for count in threads:
             for llama, measured in [*running[first:], *running[:first]]:
                 engine.use_threads(llama, count)
                 measured.samples.setdefault(count, []).append(pace(llama, work.prompt, work.generated))
-                advance()
+                advance(1)
 
 
 def pace(llama: Any, prompt: int, generated: int) -> Sample:
     """Reads `prompt` tokens together and then `generated` one by one, as many as the prompt at most."""
     tokens = [(31 * index + 7) % llama.n_vocab() for index in range(prompt)]
     llama.reset()
-    engine.start_counting(llama)
+    engine.reset_counts(llama)
     start = time.perf_counter()
     llama.eval(tokens)
     engine.wait(llama)
@@ -241,7 +230,7 @@ def pace(llama: Any, prompt: int, generated: int) -> Sample:
         llama.eval([token])
         engine.wait(llama)
     end = time.perf_counter()
-    return Sample(engine.counted(llama), (read - start, end - read))
+    return Sample(engine.counts(llama), (read - start, end - read))
 
 
 def _forget_peak() -> int | None:

@@ -124,7 +124,7 @@ def _linear(
 
 
 def _rotate(x: Tensor, turns: Tensor, width: int) -> Tensor:  # (B, T, heads, head)
-    """Rotary embedding of interleaved pairs, for which `base.py` orders the rows of q and k: a product of complex numbers."""
+    """Rotary embedding of interleaved pairs, for which `weights.py` orders the rows of q and k: a product of complex numbers."""
     pairs = torch.view_as_complex(x[..., :width].view(*x.shape[:-1], -1, 2))
     turned = torch.view_as_real(pairs * turns).flatten(-2)
     return turned if width == x.shape[-1] else torch.cat((turned, x[..., width:]), dim=-1)

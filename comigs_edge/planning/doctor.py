@@ -1,7 +1,7 @@
-"""What stands in the way of training and chat on a device: verdicts with one mend each.
+"""What hinders training and chat on a device: verdicts, each with what to do about it.
 
-Figures are those of the default base (SmolLM2-135M, README): training takes 0.6 GB at the least, and a plan uses 85 % of what
-is free; a home with its text, two checkpoints and three exported models takes 0.5 GB.
+Figures are those of the default base, SmolLM2-135M (docs/raspberry-pi.md): training takes 0.6 GB at the least, and a plan uses
+85 % of what is free; a home with its text, two checkpoints and three exported models takes 0.5 GB.
 """
 
 from __future__ import annotations

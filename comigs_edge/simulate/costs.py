@@ -27,28 +27,28 @@ class Point:
 def points(results: list[Result]) -> dict[str, list[Point]]:
     """Method -> a point for each round whose validation loss is known."""
     runs = by_method(results)
-    found = {
+    by_name = {
         method: [_point(runs[method], number, loss) for number, loss in losses.items()]
         for method, losses in curves(results).items()
     }
-    return {method: curve for method, curve in found.items() if curve}
+    return {method: curve for method, curve in by_name.items() if curve}
 
 
-def target(found: dict[str, list[Point]]) -> float:
+def target(by_name: dict[str, list[Point]]) -> float:
     """The lowest loss that every method reached."""
-    return max(min(point.loss for point in curve) for curve in found.values())
+    return max(min(point.loss for point in curve) for curve in by_name.values())
 
 
-def at_tokens(curve: list[Point], tokens: float) -> float | None:
-    """The loss when so many tokens had been computed; None before the first round ended."""
+def loss_at(curve: list[Point], tokens: float) -> float | None:
+    """The loss when `tokens` tokens had been computed; None before the first round ended."""
     for before, after in pairwise(curve):
         if before.tokens <= tokens <= after.tokens:
             return _between(before, after, (tokens - before.tokens) / (after.tokens - before.tokens)).loss
     return curve[0].loss if tokens == curve[0].tokens else None
 
 
-def reached(curve: list[Point], loss: float) -> Point | None:
-    """What had been spent when the loss first was so low; the first round is not divided. None if it never was."""
+def cost_of(curve: list[Point], loss: float) -> Point | None:
+    """What had been spent when the loss first was as low as `loss`; the first round is not divided. None if it never was."""
     if curve[0].loss <= loss:
         return curve[0]
     for before, after in pairwise(curve):
@@ -59,10 +59,10 @@ def reached(curve: list[Point], loss: float) -> Point | None:
 
 def markdown(results: list[Result]) -> str:
     """Both tables."""
-    found = points(results)
-    if not found:
+    by_name = points(results)
+    if not by_name:
         return ""
-    goal, least = target(found), min(curve[-1].tokens for curve in found.values())
+    goal, least = target(by_name), min(curve[-1].tokens for curve in by_name.values())
     budgets = [share * least for share in SHARES]
     lines = [
         "", "Validation loss (nats a token) when the fleet had computed so many tokens, and what it had spent when the loss was",
@@ -71,9 +71,9 @@ def markdown(results: list[Result]) -> str:
         f"| method | {' | '.join(f'{budget:,.0f}' for budget in budgets)} | tokens to {goal:.3f} | moved | seconds |",
         "|---|" + "---|" * (len(budgets) + 3),
     ]  # fmt: skip
-    for method, curve in found.items():
-        losses = [at_tokens(curve, budget) for budget in budgets]
-        spent = reached(curve, goal)
+    for method, curve in by_name.items():
+        losses = [loss_at(curve, budget) for budget in budgets]
+        spent = cost_of(curve, goal)
         assert spent is not None
         cells = ["" if loss is None else f"{loss:.3f}" for loss in losses]
         cells += [f"{spent.tokens:,.0f}", f"{spent.bytes / 1e6:,.1f} MB", f"{spent.seconds:,.0f}"]

@@ -1,4 +1,4 @@
-"""A virtual device: its own adapters, router, optimisers and rows on the base that all share, trained by `train.Trainer`."""
+"""A virtual device: its own adapters, router, optimisers and rows on the shared base, trained by `training.trainer.Trainer`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from comigs_edge.training.batches import Batch
 from comigs_edge.training.trainer import Event, Trainer
 from coordinator.protocol.wire import Arrays
 
-Advance = Callable[[int], None]  # is told steps that were done
+Advance = Callable[[int], None]  # receives the number of steps just done
 
 
 class Leaky(Trainer):
@@ -87,7 +87,7 @@ class Device:
         return self.trainer.adapters
 
     def train(self, until: int, advance: Advance, ends_before_router: bool = False) -> Local:
-        """Trains up to so many expert steps in all, and then, if nothing else is asked for, the router's steps due there."""
+        """Trains up to `until` expert steps in all, and then, if nothing else is asked for, the router's steps due there."""
         start, events = time.monotonic(), list[Event]()
         for event in self.trainer.run(until, ends_before_router):
             events.append(event)
@@ -106,7 +106,7 @@ class Device:
         return {name: in_torch(self.trainer.model, text) for name, text in self.tests.items()}
 
     def loss_to_choose_by(self) -> float:
-        """Validation loss of other rows than the measured ones, as many: what is chosen by a loss flatters it."""
+        """Validation loss of as many rows beside the measured ones: what is chosen by a loss flatters it."""
         validation, count = self.trainer.validation, self.trainer.validation.measured_rows
         others = validation.rows.after(min(count, len(validation.rows) // 2))
         return validation.mean_loss(others.first(count, self.trainer.schedule.batch))
@@ -117,6 +117,6 @@ class Device:
 
 
 def new_model(base: Base, adapters: Adapters, tokens: int) -> Model:
-    """The model of a device that trains on so many tokens a step."""
+    """The model of a device that trains on `tokens` tokens a step."""
     # Small batches are computed without doing anything twice; large ones keep the MLP's products alone.
     return Model(base, adapters.to(base.device), checkpointing="none" if tokens <= 1024 else "attention")

@@ -3,17 +3,14 @@
 A round is `local_steps` expert steps on every device, the router's steps where they are due, and the method's exchange, before
 or after those: what each device has learned passes through the wire format and the mean of the real coordinator. All devices take
 part in every round and none is late. The validation loss is that of the model that a device has at the end of the round, so that
-it means the same for every method. What float16 takes away from an update is not brought later, as a real device does.
+it means the same for every method. What float16 takes away from an update is lost here; a real device sends it later.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
-
-import numpy as np
 
 from comigs_edge.arrays import digest, select, subtract
 from comigs_edge.errors import ComigsError
@@ -68,7 +65,7 @@ class Plan:
         )
 
     def layout(self, specialists: int) -> ExpertsConfig:
-        """The experts of a device that could carry so many specialists."""
+        """The experts of a device that could carry `specialists` specialists."""
         experts = self.recipe.experts
         low_rank = FORMS[experts.form].is_low_rank
         if self.method.lora_only and not low_rank:
@@ -83,7 +80,7 @@ class Fleet:
 
     def __init__(self, base: Base, plan: Plan, texts: dict[str, Text]) -> None:
         self.plan, self.number = plan, 0
-        self.devices = _pooled(base, plan, texts) if plan.method.text == "pooled" else _apart(base, plan, texts)
+        self.devices = _make_pooled(base, plan, texts) if plan.method.text == "pooled" else _make_apart(base, plan, texts)
         self.names = [  # of the tensors that each device shares
             sorted(filter(plan.method.shares, device.adapters.named)) if len(self.devices) > 1 else [] for device in self.devices
         ]
@@ -108,7 +105,7 @@ class Fleet:
     def round(self, advance: Advance) -> list[dict[str, Any]]:
         """The next round; a record for each device."""
         number = self.number + 1
-        before = [self._shared(index) for index in range(len(self.devices))]
+        before = [self._shared_arrays(index) for index in range(len(self.devices))]
         averaging = self.plan.method.averaging or self.plan.recipe.exchange.averaging
         trained = [rounds.trained_names(names, averaging, number) for names in self.names]
         until, first = number * self.plan.size.local_steps, self.plan.method.exchanges_first
@@ -128,14 +125,12 @@ class Fleet:
         for record, up, down in zip(records, sent, received, strict=True):
             record |= {"bytes_sent": up, "bytes_received": down}
         if self.is_done or number in self.plan.size.measured_rounds:
-            records = self._measured(records)
+            records = self._add_scores(records)
         return records
 
     def digest(self) -> str:
         """SHA-256 of the adapters of all devices: equal fleets have equal digests."""
         return digest({f"{d.name}/{name}": array for d in self.devices for name, array in d.adapters.arrays().items()})
-
-    # Exchange -----------------------------------------------------------------------------------------------------
 
     def _exchange(
         self, number: int, before: list[Arrays], trained: list[list[str]], tokens: list[int]
@@ -146,12 +141,12 @@ class Fleet:
         rules, method = Rules(weights=self.plan.recipe.exchange.weights), self.plan.method
         sent, changes = [], []
         for index, names in enumerate(trained):
-            data, change = self._over_the_wire(before[index], self._shared(index), names)
+            data, change = self._over_the_wire(before[index], self._shared_arrays(index), names)
             sent.append(data)
             changes.append(change)
         weights = [rounds.weight(rules, 0, count) for count in tokens]
-        found = Round(before, changes, weights, self._loss, number, self.plan.size.rounds, self.memories)
-        results = method.exchange(found)
+        state = Round(before, changes, weights, self._loss, number, self.plan.size.rounds, self.memories)
+        results = method.exchange(state)
         for device, result in zip(self.devices, results, strict=True):
             device.load(result)
         whole = [wire.encoded_size(compress.table(_shapes(arrays), "float32")) for arrays in before]
@@ -166,38 +161,33 @@ class Fleet:
         return len(data), compress.unpack(packed, shapes, format_name)
 
     def _loss(self, index: int, arrays: Arrays) -> float:
-        device, now = self.devices[index], self._shared(index)
+        device, now = self.devices[index], self._shared_arrays(index)
         device.load(arrays)
         loss = device.loss_to_choose_by()
         device.load(now)
         return loss
 
-    def _shared(self, index: int) -> Arrays:
+    def _shared_arrays(self, index: int) -> Arrays:
         arrays = self.devices[index].adapters.arrays()
         return {name: arrays[name] for name in self.names[index]}
 
     def _start_together(self) -> None:
-        """All devices begin with the shared tensors of the largest; everything else has a start of its own."""
-        largest = max(range(len(self.devices)), key=lambda index: _weights(self._shared(index)))
-        common = self._shared(largest)
-        for index, device in enumerate(self.devices):
-            own = self._shared(index)
+        """All devices begin with the shared tensors of the largest; everything else starts differently."""
+        shared = [self._shared_arrays(index) for index in range(len(self.devices))]
+        common = max(shared, key=lambda arrays: sum(array.size for array in arrays.values()))
+        for device, own in zip(self.devices, shared, strict=True):
             device.load({n: common[n][tuple(slice(0, size) for size in a.shape)] for n, a in own.items()})
 
-    # Figures ------------------------------------------------------------------------------------------------------
-
-    def _measured(self, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _add_scores(self, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The records with test scores; a device that stands for several has one record for each text."""
-        found = []
+        scored = []
         for device, record in zip(self.devices, records, strict=True):
             for name, score in device.measure().items():
                 figures = {"bits_per_byte": score.bits_per_byte, "perplexity": score.perplexity}
-                found.append(record | {"device": name} | figures)
-                # What was trained for all is told once.
+                scored.append(record | {"device": name} | figures)
+                # What was trained for all is counted once.
                 record = record | {"tokens": 0, "seconds": 0.0}
-        return found
-
-    # State --------------------------------------------------------------------------------------------------------
+        return scored
 
     def state(self) -> tuple[Arrays, dict[str, Any]]:
         """Everything that later rounds depend on; to be taken between rounds."""
@@ -219,7 +209,7 @@ class Fleet:
             device.trainer.restore(own, progress["devices"][device.name])
 
 
-def _apart(base: Base, plan: Plan, texts: dict[str, Text]) -> list[Device]:
+def _make_apart(base: Base, plan: Plan, texts: dict[str, Text]) -> list[Device]:
     """Every device with its own text."""
     devices = []
     for index, (name, text) in enumerate(texts.items()):
@@ -230,7 +220,7 @@ def _apart(base: Base, plan: Plan, texts: dict[str, Text]) -> list[Device]:
     return devices
 
 
-def _pooled(base: Base, plan: Plan, texts: dict[str, Text]) -> list[Device]:
+def _make_pooled(base: Base, plan: Plan, texts: dict[str, Text]) -> list[Device]:
     """One device with the text of all."""
     training = [each for text in texts.values() for each in text.training]
     validation = [each for text in texts.values() for each in text.validation]
@@ -254,7 +244,3 @@ def _trainer(base: Base, plan: Plan, layout: ExpertsConfig, text: tuple[Any, Any
 
 def _shapes(arrays: Arrays) -> dict[str, tuple[int, ...]]:
     return {name: array.shape for name, array in arrays.items()}
-
-
-def _weights(arrays: Arrays) -> int:
-    return sum(math.prod(np.shape(array)) for array in arrays.values())

@@ -9,7 +9,6 @@ import importlib.util
 import statistics
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 from comigs_edge.simulate import costs
 from comigs_edge.simulate.report import Result, by_method, curves
@@ -24,15 +23,15 @@ def is_possible() -> bool:
 
 def generalist_scores(results: list[Result]) -> dict[str, list[list[float]]]:
     """Method -> a row for each round with scores: the generalist's mean weight in every block, over devices and seeds."""
-    found = {}
+    weights = {}
     for method, runs in by_method(results).items():
         scores: dict[int, list[list[float]]] = defaultdict(list)
         for record in (record for run in runs for record in run["records"]):
             if record["expert_scores"]:
                 scores[record["round"]].append([block[0] for block in record["expert_scores"]])
         if scores:
-            found[method] = [[statistics.mean(b) for b in zip(*scores[n], strict=True)] for n in sorted(scores)]
-    return found
+            weights[method] = [[statistics.mean(b) for b in zip(*scores[n], strict=True)] for n in sorted(scores)]
+    return weights
 
 
 def draw(results: list[Result], folder: Path) -> list[Path]:
@@ -52,7 +51,7 @@ def draw(results: list[Result], folder: Path) -> list[Path]:
     right.set(xlabel="thousand tokens computed by the fleet")
     left.xaxis.get_major_locator().set_params(integer=True)
     left.legend(fontsize="small")
-    _save(figure, paths[0])
+    figure.savefig(paths[0], dpi=150)
     if scores := generalist_scores(results):
         paths.append(folder / "experts.png")
         figure, several = pyplot.subplots(
@@ -65,10 +64,6 @@ def draw(results: list[Result], folder: Path) -> list[Path]:
                 axis.get_major_locator().set_params(integer=True)
         several[0][0].set(ylabel="block")
         figure.colorbar(image, ax=several[0].tolist(), label="weight of expert 0")
-        _save(figure, paths[1])
+        figure.savefig(paths[1], dpi=150)
     pyplot.close("all")
     return paths
-
-
-def _save(figure: Any, path: Path) -> None:
-    figure.savefig(path, dpi=150)

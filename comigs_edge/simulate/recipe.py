@@ -95,7 +95,7 @@ class Recipe:
         return self.sizes[name]
 
 
-def shipped() -> list[str]:
+def shipped_names() -> list[str]:
     """Names of the recipes that come along."""
     return sorted(path.stem for path in SHIPPED.glob("*.toml"))
 
@@ -106,7 +106,7 @@ def find(name_or_file: str) -> Path:
     if path.suffix != ".toml":
         path = SHIPPED / f"{name_or_file}.toml"
     if not path.is_file():
-        raise ComigsError(f"there is no recipe {name_or_file}; name a TOML file or one of {', '.join(shipped())}")
+        raise ComigsError(f"there is no recipe {name_or_file}; name a TOML file or one of {', '.join(shipped_names())}")
     return path
 
 

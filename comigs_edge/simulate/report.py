@@ -24,22 +24,22 @@ def hardware(results: list[Result]) -> str:
 
 def by_method(results: list[Result]) -> dict[str, list[Result]]:
     """The results of each method, in the order in which the methods came."""
-    found: dict[str, list[Result]] = {}
+    groups: dict[str, list[Result]] = {}
     for result in results:
-        found.setdefault(result["method"], []).append(result)
-    return found
+        groups.setdefault(result["method"], []).append(result)
+    return groups
 
 
 def curves(results: list[Result]) -> dict[str, dict[int, float]]:
     """Method -> round -> validation loss, nats a token, mean over devices and seeds."""
-    found = {}
+    by_round = {}
     for method, runs in by_method(results).items():
         losses: dict[int, list[float]] = defaultdict(list)
         for record in (record for run in runs for record in run["records"]):
             if record["validation_loss"] is not None:
                 losses[record["round"]].append(record["validation_loss"])
-        found[method] = {number: statistics.mean(each) for number, each in sorted(losses.items())}
-    return found
+        by_round[method] = {number: statistics.mean(each) for number, each in sorted(losses.items())}
+    return by_round
 
 
 def summary(results: list[Result], base: Scores) -> list[dict[str, Any]]:
@@ -64,19 +64,19 @@ def summary(results: list[Result], base: Scores) -> list[dict[str, Any]]:
     return rows
 
 
-def compared(rows: list[dict[str, Any]], reference: str) -> dict[str, tuple[float, float | None, int]]:
+def compare(rows: list[dict[str, Any]], reference: str) -> dict[str, tuple[float, float | None, int]]:
     """Method -> by how many percent its bits per byte lie above those of `reference`: mean, spread, number of common seeds.
 
     Seeds are compared one by one: what a seed does to both methods drops out. Empty without the reference.
     """
-    found: dict[str, tuple[float, float | None, int]] = {}
+    differences: dict[str, tuple[float, float | None, int]] = {}
     own: dict[str, float] = next((row["by_seed"] for row in rows if row["method"] == reference), {})
     for row in rows:
         percents = [100 * (row["by_seed"][seed] / own[seed] - 1) for seed in own if seed in row["by_seed"]]
         if percents and row["method"] != reference:
             spread = statistics.stdev(percents) if percents[1:] else None
-            found[row["method"]] = (statistics.mean(percents), spread, len(percents))
-    return found
+            differences[row["method"]] = (statistics.mean(percents), spread, len(percents))
+    return differences
 
 
 def markdown(rows: list[dict[str, Any]], notes: list[str]) -> str:
@@ -101,7 +101,7 @@ def markdown(rows: list[dict[str, Any]], notes: list[str]) -> str:
     for row in rows:
         figures = [f"{row['perplexities'][name]:.2f}" for name in devices]
         lines.append(f"| {row['method']} | {' | '.join(figures)} | {row['perplexity']:.2f} |")
-    if differences := compared(rows, REFERENCE):
+    if differences := compare(rows, REFERENCE):
         lines += ["", f"Bits per byte above {REFERENCE}'s, seed by seed; the spread is over seeds.", ""]
         lines += ["| method | difference | spread | seeds |", "|---|---|---|---|"]
     for method, (percent, deviation, seeds) in differences.items():

@@ -32,7 +32,7 @@ from comigs_edge.training import checkpoint
 
 @dataclass(frozen=True)
 class Simulation:
-    """What is simulated, and where. `base_sha256`, `precision` and `hardware` are told for the record."""
+    """What is simulated, and where. `base_sha256`, `precision` and `hardware` are for the record."""
 
     recipe: Recipe
     size: Size
@@ -45,7 +45,7 @@ class Simulation:
     hardware: str = ""
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Makes the folder and keeps other processes out; raises `ComigsError` if another simulation is in it."""
         files.make_folder(self.folder)
         lock = filelock.FileLock(self.folder / ".lock", timeout=0, mode=0o600)
@@ -62,8 +62,8 @@ class Simulation:
     def _begin(self) -> None:
         path, wanted = self.folder / "simulation.json", self._identity()
         if path.exists():
-            found = json.loads(path.read_bytes())
-            if changed := sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key)):
+            earlier = json.loads(path.read_bytes())
+            if changed := sorted(key for key in wanted.keys() | earlier.keys() if wanted.get(key) != earlier.get(key)):
                 raise ComigsError(f"{self.folder} holds another simulation (other {', '.join(changed)}); name another --output")
         _write(path, wanted)
 
@@ -71,20 +71,20 @@ class Simulation:
         """Scores of the base on every device's test text; measured once."""
         path = self.folder / "base.json"
         if not path.exists():
-            found = {}
+            scores = {}
             for number, (name, text) in enumerate(self.texts.items(), 1):
                 score = in_torch(Model(self.base, None), text.test)
-                found[name] = {"bits_per_byte": score.bits_per_byte, "perplexity": score.perplexity}
+                scores[name] = {"bits_per_byte": score.bits_per_byte, "perplexity": score.perplexity}
                 progress(number, len(self.texts))
-            _write(path, found)
+            _write(path, scores)
         return dict(json.loads(path.read_bytes()))
 
     def run(self, method: Method, seed: int, progress: Progress) -> dict[str, Any]:
-        """One method with one seed: what was done is read, what was begun is gone on with, bit for bit."""
+        """One method with one seed: what was done is read, what was begun is continued, bit for bit."""
         folder = self.folder / f"{method.name}-{seed}"
-        result = folder / "result.json"
-        if result.exists():
-            return dict(json.loads(result.read_bytes()))
+        path = folder / "result.json"
+        if path.exists():
+            return dict(json.loads(path.read_bytes()))
         fleet = Fleet(self.base, Plan(self.recipe, self.size, method, seed, self.leaky), self.texts)
         records = _resume(fleet, folder)
         progress(fleet.steps, fleet.total_steps)
@@ -96,10 +96,10 @@ class Simulation:
             if not fleet.is_done:
                 arrays, state = fleet.state()
                 checkpoint.save(folder, arrays, {"fleet": state, "records": records})
-        found = {"method": method.name, "seed": seed, "digest": fleet.digest(), "hardware": self.hardware, "records": records}
-        _write(result, found)
+        result = {"method": method.name, "seed": seed, "digest": fleet.digest(), "hardware": self.hardware, "records": records}
+        _write(path, result)
         checkpoint.clear(folder)
-        return found
+        return result
 
     def _identity(self) -> dict[str, Any]:
         identity = {
@@ -112,11 +112,11 @@ class Simulation:
 
 def _resume(fleet: Fleet, folder: Path) -> list[dict[str, Any]]:
     """Takes the fleet to where the newest sound checkpoint is; returns the records up to there."""
-    found = checkpoint.load(folder)
-    if found is None or not found[1]:
+    saved = checkpoint.load(folder)
+    if saved is None or not saved[1]:
         return []
-    fleet.restore(found[0], found[1]["fleet"])
-    return list(found[1]["records"])
+    fleet.restore(saved[0], saved[1]["fleet"])
+    return list(saved[1]["records"])
 
 
 def _write(path: Path, value: Any) -> None:

@@ -13,16 +13,14 @@ from pathlib import Path
 
 from comigs_edge.data import documents
 from comigs_edge.data.corpus import SPLITS, Corpus
-from comigs_edge.data.tokenizer import Encoded, Tokenizer
+from comigs_edge.data.tokenizer import Encoded, Tokenizer, encode
 from comigs_edge.errors import ComigsError
 from comigs_edge.inference.evaluate import TestText, prepare
 from comigs_edge.progress import Progress
 from comigs_edge.simulate.recipe import Recipe, Size
 
-TRAINING, VALIDATION = (
-    0.6,
-    0.2,
-)  # shares of the documents; the paper's validation text is a fifth to a half of the training text
+# Shares of the documents; the paper's validation text is a fifth to a half of the training text.
+TRAINING, VALIDATION = 0.6, 0.2
 TEST_CONTEXT = 512  # tokens of a window, as `comigs-edge evaluate` has them
 Splits = dict[str, list[Encoded]]
 
@@ -52,24 +50,24 @@ def read(recipe: Recipe, size: Size, folder: Path, tokenizer: Tokenizer, progres
     for name, device in recipe.devices.items():
         sources = list(splits) if recipe.target == "mix" else [name]
         validation, test = (
-            [each for source in sources for each in limited(splits[source][split], tokens // len(sources))]
+            [each for source in sources for each in limit(splits[source][split], tokens // len(sources))]
             for split, tokens in (("validation", size.validation_tokens), ("test", size.test_tokens))
         )
-        training = limited(splits[name]["training"], round(size.training_tokens * device.share))
+        training = limit(splits[name]["training"], round(size.training_tokens * device.share))
         texts[name] = Text(training, validation, prepare(test, tokenizer, TEST_CONTEXT, size.test_tokens))
     return texts
 
 
 def find(folder: Path, text: str) -> Path:
     """The file TEXT.jsonl somewhere below `folder`."""
-    found = sorted(folder.expanduser().rglob(f"{text}.jsonl"))
-    if len(found) != 1:
-        there = f"{len(found)} files {text}.jsonl" if found else f"no file {text}.jsonl"
+    paths = sorted(folder.expanduser().rglob(f"{text}.jsonl"))
+    if len(paths) != 1:
+        there = f"{len(paths)} files {text}.jsonl" if paths else f"no file {text}.jsonl"
         raise ComigsError(f"{folder} has {there} where one is needed; name a folder with one JSONL file a person")
-    return found[0]
+    return paths[0]
 
 
-def limited(encoded: list[Encoded], tokens: int) -> list[Encoded]:
+def limit(encoded: list[Encoded], tokens: int) -> list[Encoded]:
     """The first documents, `tokens` tokens in all; the last one is cut."""
     kept: list[Encoded] = []
     for each in encoded:
@@ -92,18 +90,8 @@ def _splits(path: Path, tokenizer: Tokenizer) -> Splits:
     with tempfile.TemporaryDirectory() as folder:
         corpus = Corpus(Path(folder) / "documents.db", TRAINING, VALIDATION)
         corpus.add(documents.read([path]))
-        found: Splits = {split: _encoded(corpus.documents(split), tokenizer) for split in SPLITS}
-    for split, encoded in found.items():
+        splits: Splits = {split: encode(corpus, tokenizer, split, []) for split in SPLITS}
+    for split, encoded in splits.items():
         if not encoded:
             raise ComigsError(f"{path} has no {split} text; it needs more documents, ten or so")
-    return found
-
-
-def _encoded(found: list[documents.Document], tokenizer: Tokenizer) -> list[Encoded]:
-    encoded = []
-    for document in found:
-        try:
-            encoded.append(tokenizer.encode(document))
-        except ComigsError:  # a chat that the base's template refuses, as `train` leaves it out
-            continue
-    return encoded
+    return splits

@@ -8,7 +8,7 @@ from comigs_edge.data.tokenizer import Tokenizer
 from comigs_edge.simulate import recipe as recipes
 from comigs_edge.simulate import texts
 from comigs_edge.simulate.fleet import Fleet, Plan
-from comigs_edge.simulate.methods.catalogue import named
+from comigs_edge.simulate.methods.catalogue import find_method
 from tests.tiny import some_text
 
 RECIPE = """
@@ -86,6 +86,6 @@ def fleet(tiny_base, recipe, read_texts):
     text = read_texts(recipe)
 
     def make(method, seed=0, leaky=False, found=recipe):
-        return Fleet(tiny_base, Plan(found, found.size("quick"), named(method), seed, leaky), text)
+        return Fleet(tiny_base, Plan(found, found.size("quick"), find_method(method), seed, leaky), text)
 
     return make

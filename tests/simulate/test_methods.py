@@ -9,9 +9,9 @@ import pytest
 from comigs_edge.errors import ComigsError
 from comigs_edge.nn.experts import ExpertsConfig, expected_shapes
 from comigs_edge.simulate.methods import fdlora, flexlora, hetlora, pcl
-from comigs_edge.simulate.methods.catalogue import CORE, METHODS, named
+from comigs_edge.simulate.methods.catalogue import CORE, METHODS, find_method
 from comigs_edge.simulate.methods.method import Round
-from comigs_edge.simulate.methods.ranks import matched
+from comigs_edge.simulate.methods.ranks import match_parameters
 from coordinator.protocol import rounds
 
 A, B = "generalist.blk.0.ffn_up.lora_a", "generalist.blk.0.ffn_up.lora_b"
@@ -42,21 +42,21 @@ def test_the_mean_of_fedavg_is_that_of_the_changes_by_weight():
         weights=[1, 3],
         loss=lambda device, arrays: 0.0,
     )
-    for result in named("fedavg").exchange(found):
+    for result in find_method("fedavg").exchange(found):
         # A: 1 + (1 * 1 + 3 * 3) / 4 = 3.5; B: 2 + (1 * 3 - 3 * 1) / 4 = 2
         assert (result[A], result[B]) == (3.5, 2.0)
 
 
 def test_the_mean_of_products_is_exact_where_a_is_frozen_and_is_not_where_it_is_averaged():
-    separate = named("fedavg").exchange(made_of([([[2.0]], [[1.0]]), ([[4.0]], [[3.0]])]))[0]
+    separate = find_method("fedavg").exchange(made_of([([[2.0]], [[1.0]]), ([[4.0]], [[3.0]])]))[0]
     # mean(A) mean(B) = 3 * 2 = 6, and the mean of the products is (2 + 12) / 2 = 7
     assert separate[A] * separate[B] == 6
-    assert named("ffa-lora").averaging == "freeze-a"
+    assert find_method("ffa-lora").averaging == "freeze-a"
     assert rounds.trained_names([A, B], "freeze-a", 1) == [B]
     # A = 2 on both: only B passes, 2 * (1 + 3) / 2 = 4 = (2 * 1 + 2 * 3) / 2
     same = arrays([[2.0]], [[0.0]])
     found = Round([same] * 2, [{B: np.float32([[1.0]])}, {B: np.float32([[3.0]])}], [1, 1], lambda *_: 0.0)
-    result = named("ffa-lora").exchange(found)[0]
+    result = find_method("ffa-lora").exchange(found)[0]
     assert (result[A], result[B]) == (2.0, 2.0)
 
 
@@ -109,17 +109,17 @@ def test_pcl_trusts_by_the_softmax_of_negative_perplexities():
     first, second = pcl.exchange(made_of([([[0.0]], [[1.0]]), ([[4.0]], [[5.0]])], loss=loss))
     assert (first[A], first[B]) == pytest.approx((0.25 * 4, 0.75 * 1 + 0.25 * 5))
     assert (second[A], second[B]) == pytest.approx((0.75 * 4, 0.75 * 5 + 0.25 * 1))
-    assert named("pcl").downloads(4) == 3
+    assert find_method("pcl").downloads(4) == 3
 
 
 def shared_by(name, specialists=2):
-    method = named(name)
+    method = find_method(name)
     names = [A, *(f"specialist.{n + 1}.x" for n in range(specialists)), "router.blk.0"]
     return [each for each in names if method.shares(each)]
 
 
 def test_fdlora_trains_alone_then_averages_and_fuses_with_the_weights_that_validation_prefers():
-    method, memories = named("fdlora"), [{}, {}]
+    method, memories = find_method("fdlora"), [{}, {}]
     assert method.first_exchange(5) == 2  # of five rounds, the first is alone and the second ends with a mean
     alone = made_of([([[1.0]], [[2.0]]), ([[3.0]], [[4.0]])])
     first = method.exchange(replace(alone, number=2, rounds=5, memories=memories))
@@ -134,7 +134,7 @@ def test_fdlora_trains_alone_then_averages_and_fuses_with_the_weights_that_valid
     last = Round([first[0]] * 2, [arrays([[0.0]], [[0.0]])] * 2, [1, 1], loss, 5, 5, memories)
     for device, result in enumerate(method.exchange(last)):
         personal = memories[device]
-        ends = [loss(device, fdlora.fused(personal, first[0], start)) for start in fdlora.STARTS]
+        ends = [loss(device, fdlora.fuse(personal, first[0], start)) for start in fdlora.STARTS]
         assert loss(device, result) < min(ends)
 
 
@@ -162,7 +162,7 @@ def test_what_each_method_shares():
 @pytest.mark.parametrize("form", ["lora", "parallel"])
 def test_the_generalist_that_passes_is_what_the_product_lets_out(make_adapters, form):
     names = make_adapters(2, attention=True, form=form).named
-    assert set(filter(named("comigs-1g1s").shares, names)) == set(make_adapters(2, attention=True, form=form).generalist())
+    assert set(filter(find_method("comigs-1g1s").shares, names)) == set(make_adapters(2, attention=True, form=form).generalist())
 
 
 def test_layouts_give_devices_the_experts_that_the_names_say():
@@ -170,34 +170,34 @@ def test_layouts_give_devices_the_experts_that_the_names_say():
     assert {counts[name] for name in ("comigs-1g1s", "comigs-2g", "comigs-2s", "comigs-tr", "pfedmoe")} == {1}
     assert [counts[f"comigs-1g{n}s"] for n in range(2, 8)] == [2, 3, 4, 5, 6, 7]
     assert counts["comigs-1gxs"] == counts["comigs-edge"] == 3
-    assert named("comigs-1gxs").layout(PLAIN, 0).experts_per_token == 1
+    assert find_method("comigs-1gxs").layout(PLAIN, 0).experts_per_token == 1
     singles = ("local", "local-train-valid", "fedavg", "centralized", "ffa-lora", "hetlora", "flexlora", "pcl", "fdlora")
     assert {counts[name] for name in singles} == {0}
 
 
 @pytest.mark.parametrize("plain", [PLAIN, PLAIN_PARALLEL], ids=["lora", "parallel"])
 def test_one_expert_alone_has_as_many_weights_as_two(tiny_base, plain):
-    two = weights_of(named("comigs-1g1s").layout(plain, 1), tiny_base.hparams)
-    assert weights_of(named("fedavg").layout(plain, 1), tiny_base.hparams) == two
+    two = weights_of(find_method("comigs-1g1s").layout(plain, 1), tiny_base.hparams)
+    assert weights_of(find_method("fedavg").layout(plain, 1), tiny_base.hparams) == two
 
 
 @pytest.mark.parametrize("specialists", [0, 1, 3])
 def test_unequal_ranks_have_the_weights_of_all_experts_and_one_scale(tiny_base, specialists):
-    alone = matched(PLAIN, specialists)
-    mixed = named("comigs-1gxs").layout(PLAIN, specialists)
+    alone = match_parameters(PLAIN, specialists)
+    mixed = find_method("comigs-1gxs").layout(PLAIN, specialists)
     assert weights_of(alone, tiny_base.hparams) == weights_of(mixed, tiny_base.hparams)
-    assert alone.scale == pytest.approx(named("fedavg").layout(PLAIN, 1).scale)
+    assert alone.scale == pytest.approx(find_method("fedavg").layout(PLAIN, 1).scale)
 
 
 def test_where_routers_learn_and_experts_too():
     assert {name for name, method in METHODS.items() if method.router == "training"} == {"comigs-tr"}
     assert {name for name, method in METHODS.items() if method.router == "jointly"} == {"pfedmoe"}
     assert {name for name, method in METHODS.items() if method.router == "even"} == {"local-even", "fedavg-even"}
-    assert named("local-train-valid").text == "both"
-    assert named("centralized").text == "pooled"
+    assert find_method("local-train-valid").text == "both"
+    assert find_method("centralized").text == "pooled"
 
 
 def test_methods_are_found_by_name_and_an_unknown_one_is_a_sentence():
     assert set(CORE) < set(METHODS)
     with pytest.raises(ComigsError, match=r"no method 'fedprox'; the methods are local, .*pcl"):
-        named("fedprox")
+        find_method("fedprox")

@@ -4,12 +4,12 @@ import pytest
 
 from comigs_edge.errors import ComigsError
 from comigs_edge.simulate import recipe as recipes
-from comigs_edge.simulate.recipe import find, read, shipped
+from comigs_edge.simulate.recipe import find, read, shipped_names
 
 
 def test_every_shipped_recipe_can_be_read_and_has_its_three_sizes():
-    assert shipped() == ["chat", "devices", "domains", "multilingual", "quantity", "topics-ood"]
-    for name in shipped():
+    assert shipped_names() == ["chat", "devices", "domains", "multilingual", "quantity", "topics-ood"]
+    for name in shipped_names():
         recipe = read(find(name))
         assert list(recipe.sizes) == ["brief", "quick", "full"]
         assert len(recipe.devices) == 4
@@ -25,7 +25,7 @@ def test_every_shipped_recipe_can_be_read_and_has_its_three_sizes():
 def test_recipes_say_what_their_names_say():
     assert list(read(find("multilingual")).devices) == ["de", "fr", "it", "nl"]
     assert read(find("topics-ood")).target == "mix"
-    assert {read(find(name)).target for name in shipped()} == {"own", "mix"}
+    assert {read(find(name)).target for name in shipped_names()} == {"own", "mix"}
     assert sorted(device.share for device in read(find("quantity")).devices.values()) == [0.25, 0.25, 1.0, 1.0]
     assert [device.specialists for device in read(find("devices")).devices.values()] == [0, 1, 2, 3]
 

@@ -12,7 +12,7 @@ from comigs_edge.errors import ComigsError
 from comigs_edge.nn.weights import open_base
 from comigs_edge.simulate import costs, plots, report
 from comigs_edge.simulate.fleet import Fleet
-from comigs_edge.simulate.methods.catalogue import named
+from comigs_edge.simulate.methods.catalogue import find_method
 from comigs_edge.simulate.run import Simulation
 
 
@@ -26,7 +26,7 @@ def simulation(tiny_base, recipe, read_texts, tmp_path):
 
     def make(folder="out", **changes):
         one = Simulation(recipe, recipe.size("quick"), text, tiny_base, tmp_path / folder, **changes)
-        with one.locked():
+        with one.lock():
             return one
 
     return make
@@ -42,7 +42,7 @@ def without_times(records):
 
 @pytest.mark.parametrize("steps", [2, 22, 25, 40])  # in the first round, in the second, in its exchange, in the third
 def test_an_interrupted_run_goes_on_with_the_same_bits(simulation, steps):
-    straight = simulation("straight").run(named("comigs-1g1s"), 7, nothing)
+    straight = simulation("straight").run(find_method("comigs-1g1s"), 7, nothing)
 
     def interrupt(done, total):
         assert total == 3 * 15
@@ -51,9 +51,9 @@ def test_an_interrupted_run_goes_on_with_the_same_bits(simulation, steps):
 
     one = simulation()
     with pytest.raises(KeyboardInterrupt):
-        one.run(named("comigs-1g1s"), 7, interrupt)
+        one.run(find_method("comigs-1g1s"), 7, interrupt)
     started = []
-    resumed = one.run(named("comigs-1g1s"), 7, lambda done, total: started.append(done))
+    resumed = one.run(find_method("comigs-1g1s"), 7, lambda done, total: started.append(done))
     assert started[0] == steps // 15 * 15  # from its last round
     assert resumed["digest"] == straight["digest"]
     assert without_times(resumed["records"]) == without_times(straight["records"])
@@ -61,7 +61,7 @@ def test_an_interrupted_run_goes_on_with_the_same_bits(simulation, steps):
 
 
 def test_what_a_method_keeps_between_rounds_outlives_an_interruption(simulation):
-    straight = simulation("straight").run(named("fdlora"), 7, nothing)
+    straight = simulation("straight").run(find_method("fdlora"), 7, nothing)
 
     def interrupt(done, total):
         if done == 25:  # in the last round of three, long after the personal experts were kept
@@ -69,14 +69,14 @@ def test_what_a_method_keeps_between_rounds_outlives_an_interruption(simulation)
 
     one = simulation()
     with pytest.raises(KeyboardInterrupt):
-        one.run(named("fdlora"), 7, interrupt)
-    assert one.run(named("fdlora"), 7, nothing)["digest"] == straight["digest"]
+        one.run(find_method("fdlora"), 7, interrupt)
+    assert one.run(find_method("fdlora"), 7, nothing)["digest"] == straight["digest"]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("method", ["comigs-edge", "fdlora"])
 def test_a_fleet_on_a_gpu_is_the_fleet_on_the_processor_and_goes_on_there(simulation, tiny_path, method):
-    here = simulation("here").run(named(method), 7, nothing)
+    here = simulation("here").run(find_method(method), 7, nothing)
 
     def interrupt(done, total):
         if done == 25:
@@ -84,8 +84,8 @@ def test_a_fleet_on_a_gpu_is_the_fleet_on_the_processor_and_goes_on_there(simula
 
     there = replace(simulation("there"), base=open_base(tiny_path, device="cuda"))
     with pytest.raises(KeyboardInterrupt):
-        there.run(named(method), 7, interrupt)
-    found = there.run(named(method), 7, nothing)
+        there.run(find_method(method), 7, interrupt)
+    found = there.run(find_method(method), 7, nothing)
     for ours, theirs in zip(here["records"], found["records"], strict=True):
         for name in ("validation_loss", "bits_per_byte"):  # on a GPU the training loss is that of a step before
             if ours.get(name) is not None:
@@ -94,16 +94,16 @@ def test_a_fleet_on_a_gpu_is_the_fleet_on_the_processor_and_goes_on_there(simula
 
 def test_a_report_says_which_hardware_its_runs_are_of(simulation):
     one, other = simulation(hardware="a board"), simulation("other", hardware="a GPU")
-    results = [each.run(named("local"), 7, nothing) for each in (one, one, other)]
+    results = [each.run(find_method("local"), 7, nothing) for each in (one, one, other)]
     assert report.hardware(results) == "a board; a GPU"
 
 
 def test_a_finished_run_is_not_run_again_and_leaves_no_checkpoint(simulation, monkeypatch):
     one = simulation()
-    first = one.run(named("local"), 0, nothing)
+    first = one.run(find_method("local"), 0, nothing)
     assert sorted(path.name for path in (one.folder / "local-0").iterdir()) == ["result.json", "rounds.jsonl"]
     monkeypatch.setattr(Fleet, "round", None)
-    assert one.run(named("local"), 0, nothing) == first
+    assert one.run(find_method("local"), 0, nothing) == first
 
 
 def test_another_simulation_in_the_folder_is_refused(simulation):
@@ -115,7 +115,7 @@ def test_another_simulation_in_the_folder_is_refused(simulation):
 
 def test_two_processes_do_not_simulate_in_one_folder(simulation):
     one = simulation()
-    with one.locked(), pytest.raises(ComigsError, match=r"another process simulates in .*; wait for it"):
+    with one.lock(), pytest.raises(ComigsError, match=r"another process simulates in .*; wait for it"):
         simulation()
     simulation()
 
@@ -169,11 +169,11 @@ def test_methods_are_compared_seed_by_seed_by_hand():
     rows = [row("base", {}), row("fedavg", {"1": 2.2, "2": 3.3, "3": 9.0}), row("comigs-1g1s", {"1": 2.0, "2": 3.0})]
     rows.append(row("local", {"1": 1.0, "2": 3.3}))
     # local: -50 % and +10 %, so -20 % with a standard deviation of sqrt(2 * 30^2) = 42.43 %
-    found = report.compared(rows, "comigs-1g1s")
+    found = report.compare(rows, "comigs-1g1s")
     assert found["fedavg"] == (pytest.approx(10.0), pytest.approx(0.0, abs=1e-9), 2)
     assert found["local"] == (pytest.approx(-20.0), pytest.approx(1800**0.5), 2)
     assert list(found) == ["fedavg", "local"]
-    assert report.compared(rows, "pcl") == {}
+    assert report.compare(rows, "pcl") == {}
 
 
 def test_curves_are_means_over_devices_and_seeds():
@@ -201,13 +201,13 @@ def test_costs_add_up_over_rounds_and_devices_and_are_means_over_seeds():
 def test_quality_under_a_budget_and_the_cost_of_a_quality_are_read_off_straight_lines_by_hand():
     curves = costs.points([spending("slow", [5.0, 4.5, 4.0]), spending("fast", [4.0, 2.0, 3.0])])
     assert costs.target(curves) == 4.0
-    assert costs.at_tokens(curves["slow"], 250) == 4.25
-    assert costs.at_tokens(curves["slow"], 100) == 5.0
-    assert costs.at_tokens(curves["slow"], 99) is None
-    spent = costs.reached(curves["slow"], 4.125)
+    assert costs.loss_at(curves["slow"], 250) == 4.25
+    assert costs.loss_at(curves["slow"], 100) == 5.0
+    assert costs.loss_at(curves["slow"], 99) is None
+    spent = costs.cost_of(curves["slow"], 4.125)
     assert (spent.tokens, spent.bytes, spent.seconds) == (275, 8.25, 5.5)
-    assert costs.reached(curves["fast"], 4.0).tokens == 100
-    assert costs.reached(curves["fast"], 1.0) is None
+    assert costs.cost_of(curves["fast"], 4.0).tokens == 100
+    assert costs.cost_of(curves["fast"], 1.0) is None
     text = costs.markdown([spending("slow", [5.0, 4.5, 4.0]), spending("fast", [4.0, 2.0, 3.0])])
     assert "| method | 150 | 225 | 300 | tokens to 4.000 | moved | seconds |" in text
     assert "| slow | 4.750 | 4.375 | 4.000 | 300 | 0.0 MB | 6 |" in text

@@ -7,7 +7,7 @@ import pytest
 
 from comigs_edge.data.tokenizer import Encoded
 from comigs_edge.errors import ComigsError
-from comigs_edge.simulate.texts import find, limited
+from comigs_edge.simulate.texts import find, limit
 
 
 def tokens(encoded):
@@ -34,14 +34,14 @@ def test_a_mixed_target_has_equal_parts_of_every_device(recipe, read_texts):
     own, mixed = read_texts(recipe), read_texts(replace(recipe, target="mix"))
     for name in own:
         assert mixed[name].training == own[name].training
-        assert mixed[name].validation == [each for source in own.values() for each in limited(source.validation, 600 // 3)]
+        assert mixed[name].validation == [each for source in own.values() for each in limit(source.validation, 600 // 3)]
     assert mixed["a"].test == mixed["b"].test
 
 
 def test_the_last_document_is_cut():
     documents = [Encoded([1, 2, 3], [True] * 3), Encoded([4, 5, 6], [True] * 3), Encoded([7], [True])]
-    assert limited(documents, 5) == [documents[0], Encoded([4, 5], [True] * 2)]
-    assert limited(documents, 100) == documents
+    assert limit(documents, 5) == [documents[0], Encoded([4, 5], [True] * 2)]
+    assert limit(documents, 100) == documents
 
 
 def test_a_file_that_is_missing_or_there_twice_is_a_sentence(folder, tmp_path):

@@ -14,8 +14,8 @@ METHODS: dict[str, Method] = {
 }
 
 
-def named(name: str) -> Method:
-    """The method with that name; raises `ComigsError` if there is none."""
+def find_method(name: str) -> Method:
+    """The method with that name; raises `ComigsError` if it is unknown."""
     if name not in METHODS:
         raise ComigsError(f"there is no method {name!r}; the methods are {', '.join(METHODS)}")
     return METHODS[name]

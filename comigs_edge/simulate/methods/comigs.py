@@ -5,8 +5,8 @@ comigs-2g     two generalists: both are averaged, the router is the device's own
 comigs-2s     two specialists: nothing passes
 comigs-1gNs   a generalist and N specialists (1 to 7); comigs-1gxs: as many as the recipe gives the device
 comigs-tr     1g1s whose router learns from training text
-comigs-edge   1gxs as this project trains it, at the recipe's rate for experts: the router learns ten times as fast, what it
-              prefers whatever the token faster still, and from the generalist that the exchange has brought (in the paper's
+comigs-edge   1gxs as this project trains it, at the recipe's rate for experts: the router learns ten times as fast, its logit
+              offsets faster still, and from the generalist that the exchange has brought (in the paper's
               algorithm it learns before the exchange, from one that the own text alone has shaped); each expert learns in
               proportion to the weight that the router gives it on validation text
 """

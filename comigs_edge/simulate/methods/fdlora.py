@@ -29,39 +29,39 @@ def alone(rounds: int) -> int:
 
 
 def lowest(loss: Callable[[Weights], float]) -> Weights:
-    """Weights by compass search: the best neighbour at a distance of one step; where there is none, a step half as long."""
+    """Weights by compass search: the best neighbour at a distance of one step; if no neighbour is better, the step is halved."""
     seen = {weights: loss(weights) for weights in STARTS}
     best, step = min(seen, key=lambda weights: seen[weights]), FIRST_STEP
     while step >= LAST_STEP:
         near = [(best[0] + p * step, best[1] + g * step) for p, g in ((1, 0), (-1, 0), (0, 1), (0, -1))]
         seen |= {weights: loss(weights) for weights in near if weights not in seen}
-        found = min([best, *near], key=lambda weights: seen[weights])
-        best, step = found, step / 2 if found == best else step
+        nearest = min([best, *near], key=lambda weights: seen[weights])
+        best, step = nearest, step / 2 if nearest == best else step
     return best
 
 
-def fused(personal: Arrays, common: Arrays, weights: Weights) -> Arrays:
+def fuse(personal: Arrays, common: Arrays, weights: Weights) -> Arrays:
     """The sum of both, tensor by tensor."""
     return {name: (weights[0] * array + weights[1] * common[name]).astype("float32") for name, array in personal.items()}
 
 
-def exchange(found: Round) -> list[Arrays]:
+def exchange(state: Round) -> list[Arrays]:
     """The mean; after the first stage the personal experts are kept, after the last round each device fuses."""
-    if found.number == alone(found.rounds):
-        now = [found.after(device) for device in range(len(found.before))]
-        for memory, arrays in zip(found.memories, now, strict=True):
+    if state.number == alone(state.rounds):
+        now = state.after()
+        for memory, arrays in zip(state.memories, now, strict=True):
             memory.update(arrays)
         # They began the round apart, so it is they themselves that are averaged and not what the round changed.
         nothing = {name: np.zeros_like(array) for name, array in now[0].items()}
-        mean = [aggregate(nothing, zip(now, found.weights, strict=True))] * len(now)
+        mean = [aggregate(nothing, zip(now, state.weights, strict=True))] * len(now)
     else:
-        mean = average(found)
-    return mean if found.number < found.rounds else [_best(found, device, common) for device, common in enumerate(mean)]
+        mean = average(state)
+    return mean if state.number < state.rounds else [_best(state, device, common) for device, common in enumerate(mean)]
 
 
-def _best(found: Round, device: int, common: Arrays) -> Arrays:
-    personal = found.memories[device]
-    return fused(personal, common, lowest(lambda weights: found.loss(device, fused(personal, common, weights))))
+def _best(state: Round, device: int, common: Arrays) -> Arrays:
+    personal = state.memories[device]
+    return fuse(personal, common, lowest(lambda weights: state.loss(device, fuse(personal, common, weights))))
 
 
 METHODS = (

@@ -3,7 +3,7 @@
 Every device gets the best approximation of the mean product that its rank allows, as B = U sqrt(S), A = sqrt(S) V'. The
 released code of the CoMiGS paper does something else: its server keeps sums in tensors of A's and B's shape, into which no
 full-size product fits, so it starts anew for every device and only the last one's share is left; and it scales products by
-alpha / R where the forward pass has alpha / sqrt(R). Here the scale is the same on every device (`ranks.matched`), so it
+alpha / R where the forward pass has alpha / sqrt(R). Here the scale is the same on every device (`ranks.match_parameters`), so it
 drops out of the mean.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from comigs_edge.simulate.methods.method import Method, Round, all_experts
-from comigs_edge.simulate.methods.ranks import matched, pairs
+from comigs_edge.simulate.methods.ranks import match_parameters, pairs
 from coordinator.protocol.wire import Arrays
 
 
@@ -32,14 +32,14 @@ def mean_product_svd(parts: list[tuple[Any, Any]], weights: list[int]) -> tuple[
     return q_left @ u, s, vt @ q_right.T
 
 
-def exchange(found: Round) -> list[Arrays]:
+def exchange(state: Round) -> list[Arrays]:
     """The mean product of every matrix, cut to each device's rank."""
-    after = [found.after(device) for device in range(len(found.before))]
+    after = state.after()
     results: list[Arrays] = [{} for _ in after]
     for name_a, name_b in pairs(after[0]):
-        u, s, vt = mean_product_svd([(arrays[name_a], arrays[name_b]) for arrays in after], found.weights)
+        u, s, vt = mean_product_svd([(arrays[name_a], arrays[name_b]) for arrays in after], state.weights)
         root = np.sqrt(s)
-        for own, result in zip(found.before, results, strict=True):
+        for own, result in zip(state.before, results, strict=True):
             rank = min(len(own[name_a]), len(s))
             a, b = np.zeros_like(own[name_a]), np.zeros_like(own[name_b])
             a[:rank], b[:, :rank] = root[:rank, None] * vt[:rank], u[:, :rank] * root[:rank]
@@ -48,5 +48,7 @@ def exchange(found: Round) -> list[Arrays]:
 
 
 METHODS = (
-    Method("flexlora", "mean of full-size products, cut to each rank by SVD", matched, all_experts, exchange, lora_only=True),
+    Method(
+        "flexlora", "mean of full-size products, cut to each rank by SVD", match_parameters, all_experts, exchange, lora_only=True
+    ),
 )

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from comigs_edge.simulate.methods.method import Method, Round, all_experts
-from comigs_edge.simulate.methods.ranks import cut, matched, padded, pairs
+from comigs_edge.simulate.methods.ranks import cut, match_parameters, pad, pairs
 from coordinator.protocol.aggregate import Mean
 from coordinator.protocol.rounds import ONE
 from coordinator.protocol.wire import Arrays
@@ -23,21 +23,28 @@ def product_norm(a: Any, b: Any) -> float:
     return float(np.sqrt(max(0.0, ((b.T @ b).astype(np.float64) * (a @ a.T)).sum())))
 
 
-def exchange(found: Round) -> list[Arrays]:
+def exchange(state: Round) -> list[Arrays]:
     """The padded weighted mean, cut to each device's rank."""
-    after = [found.after(device) for device in range(len(found.before))]
+    after = state.after()
     mean: Arrays = {}
     for name_a, name_b in pairs(after[0]):
         rank = max(len(arrays[name_a]) for arrays in after)
         norms = [product_norm(arrays[name_a], arrays[name_b]) for arrays in after]
         total, running = sum(norms), Mean()
         for arrays, norm in zip(after, norms, strict=True):
-            a, b = padded(arrays[name_a], arrays[name_b], rank)
+            a, b = pad(arrays[name_a], arrays[name_b], rank)
             running.add({name_a: a, name_b: b}, max(1, round(ONE * (norm / total if total else 1 / len(after)))))
         mean |= running.apply({name_a: np.zeros_like(a), name_b: np.zeros_like(b)})
-    return [cut(mean, own) for own in found.before]
+    return [cut(mean, own) for own in state.before]
 
 
 METHODS = (
-    Method("hetlora", "FedAvg of unequal ranks: padded, weighted by norm, cut", matched, all_experts, exchange, lora_only=True),
+    Method(
+        "hetlora",
+        "FedAvg of unequal ranks: padded, weighted by norm, cut",
+        match_parameters,
+        all_experts,
+        exchange,
+        lora_only=True,
+    ),
 )

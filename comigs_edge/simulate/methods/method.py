@@ -18,7 +18,7 @@ Loss = Callable[[int, Arrays], float]  # of a device's validation text with thes
 
 @dataclass(frozen=True)
 class Round:
-    """What the coordinator has when every device has brought its update. Lists are in the order of the devices."""
+    """What the coordinator has when every device has sent its update. Lists are in the order of the devices."""
 
     before: list[Arrays]  # each device's shared tensors after the exchange before
     changes: list[Arrays]  # what each has learned since, as it came over the wire
@@ -29,21 +29,21 @@ class Round:
     # What the method keeps of each device until the next round; it may write into them.
     memories: list[Arrays] = field(default_factory=list)
 
-    def after(self, device: int) -> Arrays:
-        """The shared tensors of one device, as the coordinator knows them."""
-        return add(self.before[device], {k: v for k, v in self.changes[device].items() if k in self.before[device]})
+    def after(self) -> list[Arrays]:
+        """The shared tensors of every device, as the coordinator knows them."""
+        return [add(before, change) for before, change in zip(self.before, self.changes, strict=True)]
 
 
 Exchange = Callable[[Round], list[Arrays]]
 
 
-def average(found: Round) -> list[Arrays]:
+def average(state: Round) -> list[Arrays]:
     """The same generalist for every device: the weighted mean of the changes (FedAvg, arXiv:1602.05629)."""
-    mean = aggregate(found.before[0], zip(found.changes, found.weights, strict=True))
-    return [dict(mean) for _ in found.before]
+    mean = aggregate(state.before[0], zip(state.changes, state.weights, strict=True))
+    return [dict(mean) for _ in state.before]
 
 
-def nothing(name: str) -> bool:
+def shares_nothing(name: str) -> bool:
     """No tensor is shared."""
     return False
 
@@ -54,22 +54,22 @@ def all_experts(name: str) -> bool:
 
 
 def mixture(plain: ExpertsConfig, specialists: int) -> ExpertsConfig:
-    """A generalist and one specialist, whatever the device could carry."""
+    """A generalist and one specialist on every device."""
     return with_specialists(plain, 1)
 
 
 def with_specialists(plain: ExpertsConfig, specialists: int) -> ExpertsConfig:
-    """A generalist and so many specialists; two experts a token."""
+    """A generalist and `specialists` specialists; two experts a token."""
     return replace(plain, num_specialists=specialists, experts_per_token=min(2, 1 + specialists))
 
 
 def twice_as_large(plain: ExpertsConfig, specialists: int) -> ExpertsConfig:
     """One expert alone with as many weights as two: twice the rank, or twice the width."""
-    return widened(plain, 2)
+    return widen(plain, 2)
 
 
-def widened(plain: ExpertsConfig, factor: int) -> ExpertsConfig:
-    """One expert alone with so many times the weights; alpha stays, as in the paper's scripts."""
+def widen(plain: ExpertsConfig, factor: int) -> ExpertsConfig:
+    """One expert alone with `factor` times the weights; alpha stays, as in the paper's scripts."""
     alone = with_specialists(plain, 0)
     return replace(alone, rank=plain.rank * factor, expert_width=plain.expert_width * factor)
 
@@ -81,15 +81,15 @@ class Method:
     name: str
     about: str
     layout: Callable[[ExpertsConfig, int], ExpertsConfig] = twice_as_large  # of plain experts and the device's specialists
-    shares: Callable[[str], bool] = nothing  # tensors that pass, by name
+    shares: Callable[[str], bool] = shares_nothing  # tensors that pass, by name
     exchange: Exchange = average
     router: str = "validation"  # what it learns from: validation or training text, jointly with the experts; or `even`: never
     text: str = "training"  # what experts learn from: also `both` (and validation text) or `pooled` (of all devices)
     router_learning_rate: float | None = None  # None: the recipe's
-    router_offset_rate: float = 0.0  # of what the router prefers whatever the token; 0: none
+    router_offset_rate: float = 0.0  # learning rate of the per-expert logit offsets; 0 turns them off
     rates_by_weight: bool = False  # an expert learns in proportion to its mean weight on the validation text
     exchanges_first: bool = False  # a round's exchange comes before the router's turn, not after it
     averaging: str | None = None  # a `coordinator.protocol.rounds.Averaging`; None: the recipe's
     lora_only: bool = False
     downloads: Callable[[int], int] = lambda devices: 1  # models that a device downloads in a round
-    first_exchange: Callable[[int], int] = lambda rounds: 1  # the round that ends with the first one, of so many
+    first_exchange: Callable[[int], int] = lambda rounds: 1  # the round that ends with the first one, of `rounds`

@@ -1,7 +1,7 @@
 """PCL (Wagner, Fan, Jaggi 2024, arXiv:2404.09753), strategy 2: trust by validation.
 
 Every device takes the mean of all devices' experts, weighted by the softmax over the negative perplexities that those have on
-its own validation text (perplexities, not losses, as in the published code). Each device brings its update and downloads
+its own validation text (perplexities, not losses, as in the published code). Each device sends its update and downloads
 everybody else's experts to measure them, every round (the published code: every second one after the fourth).
 """
 
@@ -23,12 +23,12 @@ def trust(perplexities: list[float]) -> list[float]:
     return [share / sum(shares) for share in shares]
 
 
-def exchange(found: Round) -> list[Arrays]:
-    """A mean of its own for every device."""
-    after = [found.after(device) for device in range(len(found.before))]
+def exchange(state: Round) -> list[Arrays]:
+    """Every device gets its own mean."""
+    after = state.after()
     results = []
     for device in range(len(after)):
-        weights = trust([math.exp(min(700.0, found.loss(device, arrays))) for arrays in after])
+        weights = trust([math.exp(min(700.0, state.loss(device, arrays))) for arrays in after])
         results.append({name: _mean([arrays[name] for arrays in after], weights) for name in after[device]})
     return results
 

@@ -14,7 +14,7 @@ from comigs_edge.nn.experts import ExpertsConfig
 from coordinator.protocol.wire import Arrays
 
 
-def matched(plain: ExpertsConfig, specialists: int) -> ExpertsConfig:
+def match_parameters(plain: ExpertsConfig, specialists: int) -> ExpertsConfig:
     """One expert with the rank of all experts together: equal parameters.
 
     alpha grows with the square root of the rank, so that alpha / sqrt(rank) is the same on every device, that of `fedavg`:
@@ -27,11 +27,11 @@ def matched(plain: ExpertsConfig, specialists: int) -> ExpertsConfig:
 
 def pairs(arrays: Arrays) -> list[tuple[str, str]]:
     """Names of A and B of every low-rank update, in order."""
-    found = sorted(name for name in arrays if name.endswith(".lora_a"))
-    return [(name, name.removesuffix("a") + "b") for name in found]
+    names = sorted(name for name in arrays if name.endswith(".lora_a"))
+    return [(name, name.removesuffix("a") + "b") for name in names]
 
 
-def padded(a: Any, b: Any, rank: int) -> tuple[Any, Any]:
+def pad(a: Any, b: Any, rank: int) -> tuple[Any, Any]:
     """A (R, in) and B (out, R) with zeros up to `rank`."""
     more = rank - len(a)
     return np.pad(a, ((0, more), (0, 0))), np.pad(b, ((0, 0), (0, more)))
