@@ -55,7 +55,7 @@ def make_adapters(tiny_base):
     def make(specialists=1, k=None, attention=False, base=None, form="lora", blocks=0):
         k = min(2, 1 + specialists) if k is None else k
         layout = ExpertsConfig(specialists, 4, 8.0, k, attention, form, 32 if form == "parallel" else 0, blocks)
-        adapters = Adapters.initial(layout, (base or tiny_base).shape, 0)
+        adapters = Adapters.initial(layout, (base or tiny_base).hparams, 0)
         generator = torch.Generator().manual_seed(1)
         for tensor in adapters.named.values():
             tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.2)

@@ -193,5 +193,5 @@ def test_more_blocks_than_the_base_has_are_refused(tiny_base):
         return plan_experts(ModelConfig(specialists=1, blocks=number), tiny_base.hparams).blocks
 
     assert [blocks(number) for number in (None, 0, 2, 1)] == [0, 0, 0, 1]
-    with pytest.raises(ComigsError, match=r"blocks = 3 and the base has 2; use at most so many, or 0 for all"):
+    with pytest.raises(ComigsError, match=r"blocks = 3 and the base has 2; use at most 2, or 0 for all"):
         blocks(3)
