@@ -32,7 +32,7 @@ def keep_from_amx(library: Any) -> None:
         return
     defaults = library.llama_model_default_params
 
-    def without_repacking() -> Any:
+    def without_repacking() -> object:
         params = defaults()
         params.use_extra_bufts = False
         return params

@@ -11,25 +11,29 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
 import profiles
-from comigs_edge import files
+from comigs_edge import __version__, files
 from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
+from comigs_edge.base.hparams import check_tensors, read_hparams
+from comigs_edge.commands.console import bar, next_command, notes, out, print_json, warn
 from comigs_edge.errors import ComigsError
 from comigs_edge.home import folder as homes
 from comigs_edge.home.config import BaseConfig, Config
 from comigs_edge.nn.experts import Form
+from profiles.detect import Device, detect
+from quantize.formats import QuantizeError
+from quantize.gguf_file import GGUFFile
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from comigs_edge.inference.throughput import Measured, Plan, Work
     from comigs_edge.planning.doctor import Conditions
-    from profiles.detect import Device
-    from quantize.gguf_file import GGUFFile
 
 MODELS: dict[str, tuple[Form, str]] = {  # form and layout
     "parallel": ("parallel", "merged"), "lora": ("lora", "merged"), "hot": ("lora", "hot"),
@@ -53,15 +57,12 @@ def bench(
     output: Annotated[Optional[Path], typer.Option(metavar="FILE", help="Write the JSON to this file as well.")] = None,
 ) -> None:
     """Measure llama.cpp's tokens a second here: the base against each form of expert. No training needed."""
-    from comigs_edge.commands.console import next_command, notes, print_json, warn
-
     home = homes.locate()
     settings, base = _subject(home)
     counts, target = _thread_counts(threads, settings), _check_output(output)
     with notes.status("loading"):
         from comigs_edge.inference.throughput import FULL, QUICK
         from comigs_edge.planning.doctor import conditions
-        from profiles.detect import detect
 
         device, here = detect(), conditions(base.parent)
     if here.load > BUSY:
@@ -113,7 +114,7 @@ def _workplace(parent: Path) -> Iterator[Path]:
         if time.time() - path.stat().st_mtime > DEAD_SECONDS:
             shutil.rmtree(path, ignore_errors=True)
 
-    def end(number: int, _: Any) -> None:
+    def end(number: int, _: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
     before = signal.signal(signal.SIGTERM, end)
@@ -136,11 +137,8 @@ def _temporary(parent: Path) -> tempfile.TemporaryDirectory[str]:
 
 def _measure(settings: Config, base: Path, folder: Path, work: Work, counts: list[int]) -> tuple[list[Measured], dict[str, Any]]:
     """Writes the models, measures them, and says how that was done."""
-    from comigs_edge.commands.console import bar
     from comigs_edge.inference import throughput as speed
     from comigs_edge.inference.throughput import Candidate
-    from profiles.detect import detect
-    from quantize.gguf_file import GGUFFile
 
     plans, left_out = _plans(settings, GGUFFile(base))
     speed.check_space(plans, folder.parent, shutil.disk_usage(folder).free)
@@ -157,11 +155,9 @@ def _measure(settings: Config, base: Path, folder: Path, work: Work, counts: lis
 
 def _plans(settings: Config, base: GGUFFile) -> tuple[list[Plan], dict[str, str]]:
     """A model of each kind with 1 generalist + 1 specialist as the settings have them, and why others cannot be."""
-    from comigs_edge.base.hparams import check_tensors, read_hparams
     from comigs_edge.export import hot
     from comigs_edge.inference import throughput as speed
     from comigs_edge.planning.plan import plan_experts
-    from quantize.formats import QuantizeError
 
     hparams = read_hparams(base)
     check_tensors(base, hparams)
@@ -182,7 +178,6 @@ def _plans(settings: Config, base: GGUFFile) -> tuple[list[Plan], dict[str, str]
 def _record(
     settings: Config, base: Path, device: Device, here: Conditions, work: Work, results: list[Measured]
 ) -> dict[str, Any]:
-    from comigs_edge import __version__
     from comigs_edge.planning.doctor import versions
 
     return {
@@ -218,8 +213,6 @@ def _megabytes(count: int | None) -> float | None:
 
 
 def _show(results: list[Measured], left_out: dict[str, str], settings: Config) -> None:
-    from comigs_edge.commands.console import out
-
     counts = list(results[0].samples)
     for threads in counts:
         out.print(_table(results, threads))

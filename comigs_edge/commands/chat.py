@@ -6,15 +6,18 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from comigs_edge.commands.console import bar, notes, out
+from comigs_edge.errors import USER_ERRORS, ComigsError
 from comigs_edge.home import folder as homes
+from comigs_edge.home.config import Config
+from comigs_edge.home.folder import Home
+from profiles.chat import ChatPlan
+from profiles.detect import detect
 from profiles.watch import OtherLoad
 
 if TYPE_CHECKING:
     from comigs_edge.export.merged import Exported
-    from comigs_edge.home.config import Config
-    from comigs_edge.home.folder import Home
     from comigs_edge.inference.chat import Chat
-    from profiles.chat import ChatPlan
 
 HELP = "/exit ends, /clear forgets the conversation, /system TEXT sets the system prompt, Ctrl-C stops an answer"
 
@@ -33,7 +36,6 @@ def chat(
     ] = None,
 ) -> None:
     """Talk with your model. It is exported first if it has been trained since."""
-    from comigs_edge.commands.console import notes
     from comigs_edge.home.versions import versions
 
     home, load = homes.locate(), OtherLoad()
@@ -63,7 +65,6 @@ def chat(
 
 def _make_plan(home: Home, settings: Config, size: int, busy: float, lines: list[str]) -> ChatPlan:
     from comigs_edge.planning import plan as planning
-    from profiles.detect import detect
 
     return planning.chat_plan(
         settings, home.base_file, profile=settings.device(), device=detect(), size=size, busy=busy,
@@ -72,7 +73,6 @@ def _make_plan(home: Home, settings: Config, size: int, busy: float, lines: list
 
 
 def _personal(home: Home, settings: Config) -> Exported:
-    from comigs_edge.commands.console import bar
     from comigs_edge.export import folder as models
 
     storage = settings.storage()
@@ -85,8 +85,6 @@ def _personal(home: Home, settings: Config) -> Exported:
 
 def _swap_if_newer(session: Chat, home: Home, settings: Config, version: int) -> int:
     """Changes to the newest adapters if they are newer than `version`; returns their version."""
-    from comigs_edge.commands.console import out
-    from comigs_edge.errors import USER_ERRORS
     from comigs_edge.home.versions import versions
 
     newest = max(versions(home.adapters), default=version)
@@ -102,8 +100,6 @@ def _swap_if_newer(session: Chat, home: Home, settings: Config, version: int) ->
 
 def _converse(session: Chat, home: Home, settings: Config | None, version: int) -> None:
     """Talks until the person leaves; `settings` are None for the base, which nothing makes newer."""
-    from comigs_edge.commands.console import out
-
     out.print(f"[dim]{session.model}\n{HELP}[/]", soft_wrap=True)
     _enable_line_editing()
     while True:
@@ -133,8 +129,6 @@ def _converse(session: Chat, home: Home, settings: Config | None, version: int) 
 
 def _say(session: Chat, text: str) -> None:
     """Prints the answer as it comes; Ctrl-C ends the answer, not the program."""
-    from comigs_edge.errors import ComigsError
-
     try:
         for piece in session.answer(text):
             typer.echo(piece, nl=False)

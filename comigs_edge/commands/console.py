@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 out = Console(highlight=False)
 notes = Console(stderr=True, highlight=False)  # progress and warnings: not part of a command's result
@@ -18,6 +17,8 @@ notes = Console(stderr=True, highlight=False)  # progress and warnings: not part
 @contextmanager
 def bar(what: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar; call the result with what is done and what there is in all."""
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
     with Progress(*columns, TimeRemainingColumn(), console=notes, transient=True) as progress:
         task = progress.add_task(what, total=None)

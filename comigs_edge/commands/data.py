@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from comigs_edge.commands.console import next_command, notes, out, print_json, size, warn
+from comigs_edge.data import documents
+from comigs_edge.data.corpus import SPLITS, Corpus
+from comigs_edge.data.documents import Document
 from comigs_edge.home import folder as homes
-
-if TYPE_CHECKING:
-    from comigs_edge.data.documents import Document
 
 app = typer.Typer(no_args_is_help=True, help="The text that your model learns from; it never leaves this device.")
 
@@ -18,10 +19,6 @@ app = typer.Typer(no_args_is_help=True, help="The text that your model learns fr
 @app.command("add")
 def add(paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Folders, .txt, .md or .jsonl files.")]) -> None:
     """Add text: notes, pages, chats. A file that was added before is replaced."""
-    from comigs_edge.commands.console import next_command, notes, out, size, warn
-    from comigs_edge.data import documents
-    from comigs_edge.data.corpus import SPLITS
-
     home = homes.locate()
     corpus = homes.corpus(home, home.settings())
     with notes.status("reading"):
@@ -61,9 +58,6 @@ def list_(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = Fa
     """Show the files that were added, and how their documents are split."""
     from rich.table import Table
 
-    from comigs_edge.commands.console import next_command, out, print_json, size
-    from comigs_edge.data.corpus import SPLITS, Corpus
-
     home = homes.locate()
     home.settings()
     corpus = Corpus(home.documents_file)
@@ -82,8 +76,6 @@ def list_(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = Fa
 @app.command("remove")
 def remove(source: Annotated[int, typer.Argument(metavar="ID", help="Number of a file, from `data list`.")]) -> None:
     """Forget a file and its documents. What a model has learned from them stays until you train anew."""
-    from comigs_edge.commands.console import next_command, out
-
     home = homes.locate()
     path = homes.corpus(home, home.settings()).remove(source)
     out.print(f"{path} was removed", soft_wrap=True)

@@ -7,20 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from comigs_edge.commands.console import next_command, out, print_json
 from comigs_edge.home import folder as homes
+from profiles.detect import Device, detect
 
 if TYPE_CHECKING:
     from comigs_edge.planning.doctor import Finding
-    from profiles.detect import Device
 
 MARKS = {"good": "[green]good[/]", "note": "[blue]note[/]", "poor": "[yellow]poor[/]", "bad": "[red]bad [/]"}
 
 
 def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Look at this device and say what would hinder training and chat. Exit code 1 if something is bad."""
-    from comigs_edge.commands.console import next_command, print_json
     from comigs_edge.planning.doctor import conditions, findings, versions
-    from profiles.detect import detect
 
     home = homes.locate()
     folder = next(path for path in [home.root, *home.root.parents] if path.exists())
@@ -39,8 +38,6 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
 
 
 def _show(device: Device, verdicts: list[Finding]) -> None:
-    from comigs_edge.commands.console import out
-
     cores = ", ".join(f"{each.count} x {each.kind}{f' at {each.max_mhz} MHz' if each.max_mhz else ''}" for each in device.cores)
     rows: dict[str, Any] = {
         "device": device.model, "cores": cores, "features": ", ".join(device.features) or "none that matter here",

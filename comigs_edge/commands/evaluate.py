@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from comigs_edge.commands.console import bar, next_command, notes, out, print_json, size
 from comigs_edge.home import folder as homes
-from comigs_edge.home.folder import corpus
+from comigs_edge.home.config import Config
+from comigs_edge.home.folder import Home, corpus
 from comigs_edge.progress import count_up
+from profiles.detect import usable_memory
 
 if TYPE_CHECKING:
-    from comigs_edge.home.config import Config
-    from comigs_edge.home.folder import Home
     from comigs_edge.inference.evaluate import Score, TestText
 
 MODELS = ("base", "generalist", "specialists", "mixture")
@@ -35,8 +36,6 @@ def evaluate(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure test text, which nothing was trained on: bits per byte and perplexity; lower is better."""
-    from comigs_edge.commands.console import bar, notes
-
     home = homes.locate()
     settings = home.settings()
     with notes.status("loading"):
@@ -69,7 +68,6 @@ def _score(
     from comigs_edge.inference.evaluate import in_llama_cpp, in_torch
     from comigs_edge.nn.model import Model
     from comigs_edge.nn.weights import open_base
-    from profiles.detect import usable_memory
 
     storage, threads = settings.storage(), settings.threads("chat")
     if engine == Engine.llama_cpp and name == "base":
@@ -92,8 +90,6 @@ def _score(
 
 def _report(scores: dict[str, Score | None], text: TestText, engine: Engine, as_json: bool) -> None:
     from rich.table import Table
-
-    from comigs_edge.commands.console import next_command, out, print_json, size
 
     engines = {name: engine.value if name in ("base", "mixture") else "torch" for name in MODELS}
     if as_json:

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from comigs_edge.commands.console import bar, next_command, out, print_json, size, warn
 from comigs_edge.home import folder as homes
+from comigs_edge.home.config import FORMATS_TO_EXPORT, LAYOUTS, Config, Storage
+from comigs_edge.home.folder import Home
 from comigs_edge.nn.experts import FORMS
 
 if TYPE_CHECKING:
     from comigs_edge.export.merged import Exported
-    from comigs_edge.home.config import Config, Storage
-    from comigs_edge.home.folder import Home
 
 
 def export(
@@ -32,12 +33,9 @@ def export(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Write your model as one GGUF file for llama.cpp, Ollama and others."""
-    from comigs_edge.commands.console import bar, next_command, out, print_json, warn
-
     home = homes.locate()
     settings = home.settings()
     from comigs_edge.export import folder as models
-    from comigs_edge.home.config import FORMATS_TO_EXPORT, LAYOUTS
 
     storage = settings.storage(layout, format)
     for name, known in ((storage.format, FORMATS_TO_EXPORT), (storage.layout, LAYOUTS)):
@@ -82,8 +80,6 @@ def _cautions(home: Home, settings: Config, storage: Storage, exported: Exported
 
 
 def _show(exported: Exported, seconds: float) -> None:
-    from comigs_edge.commands.console import out, size
-
     digest = f", sha256 {exported.sha256}" if exported.sha256 else ""
     out.print(f"{exported.path}\n{size(exported.size)} in {seconds:.1f} s{digest}\n", soft_wrap=True)
     out.print("Use it elsewhere:", soft_wrap=True)

@@ -9,11 +9,15 @@ import typer
 
 import profiles
 from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
+from comigs_edge.base.hparams import ARCHITECTURES, check_tensors, read_hparams
+from comigs_edge.commands.console import bar, next_command, out, size
+from comigs_edge.commands.plan import show
 from comigs_edge.home import folder as homes
 from comigs_edge.home.config import Config
 from comigs_edge.home.folder import Home
-from comigs_edge.nn.experts import FORMS, Form
+from comigs_edge.nn.experts import FORMS, Form, expected_shapes
 from comigs_edge.progress import count_up
+from quantize.gguf_file import GGUFFile
 
 
 def init(
@@ -40,8 +44,6 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Write the settings and the base anew; text and models stay.")] = False,
 ) -> None:
     """Make the home of your model: its base, its settings, and a place for your text."""
-    from comigs_edge.commands.console import next_command, out
-
     home = homes.locate()
     if home.exists and not force:
         out.print(f"{home.root} is there already; nothing was changed (--force writes its settings anew).\n", soft_wrap=True)
@@ -60,8 +62,6 @@ def init(
 def _make_home(
     home: Home, name: str, source: Path, format_name: str, expert_form: str | None, profile: str, specialists: int | None
 ) -> Config:
-    from comigs_edge.commands.console import bar
-
     converted = _convert(home, source, format_name, expert_form) if source.is_dir() else None
     source = converted or source
     try:
@@ -78,7 +78,6 @@ def _make_home(
 def _convert(home: Home, folder: Path, format_name: str, expert_form: str | None) -> Path:
     """The base made from a Hugging Face folder, in the home but not in its place yet."""
     from comigs_edge.base.convert import architecture_of, convert
-    from comigs_edge.commands.console import bar
 
     _form(architecture_of(folder), expert_form)
     with bar("converting the base") as progress:
@@ -88,9 +87,6 @@ def _convert(home: Home, folder: Path, format_name: str, expert_form: str | None
 
 def _choose_form(path: Path, expert_form: str | None) -> Form:
     """The form of the experts; nothing is made for a base that could not be trained."""
-    from comigs_edge.base.hparams import check_tensors, read_hparams
-    from quantize.gguf_file import GGUFFile
-
     file = GGUFFile(path)
     hparams = read_hparams(file)
     check_tensors(file, hparams)
@@ -99,20 +95,13 @@ def _choose_form(path: Path, expert_form: str | None) -> Form:
 
 def _form(architecture: str, expert_form: str | None) -> Form:
     """What was asked for, or parallel where llama.cpp can run it; raises `ComigsError` where it was asked for and cannot."""
-    from comigs_edge.base.hparams import ARCHITECTURES
-
     form = cast(Form, expert_form) or ("parallel" if ARCHITECTURES[architecture].compact else "lora")
     FORMS[form].architecture(architecture, 2)
     return form
 
 
 def _print_plan(home: Home, settings: Config) -> None:
-    from comigs_edge.base.hparams import read_hparams
-    from comigs_edge.commands.console import out, size
-    from comigs_edge.commands.plan import show
-    from comigs_edge.nn.experts import expected_shapes
     from comigs_edge.planning.plan import plan_experts, resolve
-    from quantize.gguf_file import GGUFFile
 
     resolved = resolve(home, settings)
     hparams, train = read_hparams(GGUFFile(home.base_file)), settings.train

@@ -6,6 +6,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from comigs_edge.commands.console import next_command, notes, out, print_json
 from comigs_edge.home import folder as homes
 
 
@@ -15,7 +16,6 @@ def join(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Join a fleet: this device's generalist is averaged with the others'. Text, specialists and router never leave."""
-    from comigs_edge.commands.console import next_command, notes, out, print_json
     from comigs_edge.fleet import joining
     from comigs_edge.fleet.generalist import describe_generalist
 
@@ -43,7 +43,6 @@ def join(
 
 def leave() -> None:
     """Leave the fleet; your model, its generalist included, stays as it is."""
-    from comigs_edge.commands.console import next_command, out
     from comigs_edge.fleet.folder import FleetFolder
 
     home = homes.locate()

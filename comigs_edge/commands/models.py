@@ -7,6 +7,8 @@ from typing import Annotated, Optional
 import typer
 
 from comigs_edge.base.catalogue import CATALOGUE, DEFAULT_BASE, bases_folder, find_source
+from comigs_edge.commands.console import bar, next_command, out, print_json, size
+from quantize.gguf_file import GGUFFile
 
 app = typer.Typer(no_args_is_help=True, help="Bases: what can be had by name, and getting one.")
 
@@ -15,8 +17,6 @@ app = typer.Typer(no_args_is_help=True, help="Bases: what can be had by name, an
 def list_models(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Show the bases that can be had by name, and those that are here."""
     from rich.table import Table
-
-    from comigs_edge.commands.console import next_command, out, print_json, size
 
     folder = bases_folder()
     here = {path.stem: path for path in sorted(folder.glob("*.gguf"))}
@@ -47,8 +47,6 @@ def pull(
 ) -> None:
     """Get a base. After an interruption the same command continues the download."""
     from comigs_edge.base.download import fetch
-    from comigs_edge.commands.console import bar, next_command, out, print_json, size
-    from quantize.gguf_file import GGUFFile
 
     name, url, expected = find_source(model)
     target = bases_folder() / f"{name}.gguf"

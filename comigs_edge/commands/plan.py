@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import Annotated, Optional
 
 import typer
 
+from comigs_edge.commands.console import next_command, notes, out, print_json, size
 from comigs_edge.home import folder as homes
-
-if TYPE_CHECKING:
-    from comigs_edge.home.config import Config
-    from comigs_edge.home.folder import Home
-    from profiles.chat import ChatPlan
-    from profiles.cost import Plan
+from comigs_edge.home.config import Config
+from comigs_edge.home.folder import Home
+from profiles import ProfileError
+from profiles.chat import ChatPlan
+from profiles.cost import Plan
+from profiles.detect import detect
 
 LINES_HELP = "Fixes a line of the plan, as in --plan batch=4; may be given several times."
 
@@ -25,7 +26,6 @@ def plan(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show how this device would train: experts, batch, threads, memory, time, each with its reason."""
-    from comigs_edge.commands.console import next_command, notes, print_json
     from comigs_edge.planning.plan import resolve
     from profiles import plan as planner
 
@@ -52,8 +52,6 @@ def plan(
 def _plan_chat(home: Home, settings: Config, profile: str | None) -> ChatPlan | str:
     """How the personal model would be run, of which the base's size is a guess; or why it would not fit."""
     from comigs_edge.planning.plan import chat_plan
-    from profiles import ProfileError
-    from profiles.detect import detect
 
     kind, size = settings.device(profile), settings.base.size
     try:
@@ -63,8 +61,6 @@ def _plan_chat(home: Home, settings: Config, profile: str | None) -> ChatPlan | 
 
 
 def _show_chat(plan: ChatPlan | str) -> None:
-    from comigs_edge.commands.console import out, size
-
     if isinstance(plan, str):
         out.print(f"chat, in llama.cpp: {plan}", soft_wrap=True, markup=False)
         return
@@ -77,8 +73,6 @@ def _show_chat(plan: ChatPlan | str) -> None:
 
 def show(plan: Plan, settings: Config, neighbours: list[Plan]) -> None:
     """Prints a plan as lines with their reasons."""
-    from comigs_edge.commands.console import out, size
-
     storage, reasons = settings.storage(), plan.reasons
     _show_lines({
         "experts": f"1 generalist + {plan.specialists}", "blocks": f"the last {plan.blocks}" if plan.blocks else "all",
@@ -99,16 +93,12 @@ def show(plan: Plan, settings: Config, neighbours: list[Plan]) -> None:
 
 
 def _show_lines(values: dict[str, str], reasons: dict[str, str]) -> None:
-    from comigs_edge.commands.console import out
-
     for name, value in values.items():
         out.print(f"  [bold]{name:<11}[/]{value:<18} {reasons[name]}", soft_wrap=True)
 
 
 def summary(plan: Plan, settings: Config) -> str:
     """The plan in one line."""
-    from comigs_edge.commands.console import size
-
     minutes = _minutes(plan, settings)
     time = "" if minutes is None else f", {settings.train.steps} steps in about {minutes:.0f} minutes"
     where = "on the GPU" if plan.device == "cuda" else f"{plan.threads} threads"

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from comigs_edge.commands.console import next_command, out
 from comigs_edge.errors import ComigsError
 from comigs_edge.home import folder as homes
 
@@ -62,8 +63,6 @@ def install(
     show: Annotated[bool, typer.Option("--print", help="Print the units, and do nothing.")] = False,
 ) -> None:
     """Write the timer and its service, and start the timer."""
-    from comigs_edge.commands.console import out
-
     if not re.fullmatch(r"([01][0-9]|2[0-3]):[0-5][0-9]", at):
         raise typer.BadParameter(f"{at} is no time of day, as in 01:00", param_hint="--at")
     units = _units(at, system)
@@ -78,8 +77,6 @@ def install(
 @app.command()
 def uninstall(system: System = False) -> None:
     """Stop the timer and delete both units; what was trained stays."""
-    from comigs_edge.commands.console import out
-
     files, left = _with_systemd("uninstall", {SERVICE: "", TIMER: ""}, system)
     out.print("\n".join(f"deleted  {file}" for file in files), soft_wrap=True, markup=False)
     _end(left, "comigs-edge train")
@@ -112,8 +109,6 @@ def _with_systemd(action: str, units: dict[str, str], system: bool) -> tuple[lis
 
 
 def _end(left: list[str], then: str) -> None:
-    from comigs_edge.commands.console import next_command, out
-
     if left:
         out.print("\nsystemd did not do these; type them where it runs:", soft_wrap=True)
         out.print("\n".join(f"  {command}" for command in left), soft_wrap=True, markup=False)

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
+from rich.markup import escape
 
+import profiles
+from comigs_edge import files
 from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
+from comigs_edge.commands.console import bar, notes, out, print_json, warn
+from comigs_edge.errors import ComigsError
+from profiles import detect
 
 if TYPE_CHECKING:
     from comigs_edge.simulate.methods.method import Method
     from comigs_edge.simulate.recipe import Recipe, Size
+    from comigs_edge.simulate.report import Result, Scores
     from comigs_edge.simulate.run import Simulation
 
 
@@ -71,17 +78,12 @@ def _open(
     recipe: Recipe, size: Size, text: Path, folder: Path, base: str, threads: int | None, where: tuple[str, str], leaky: bool
 ) -> Simulation:
     """Reads text and base."""
-    from comigs_edge.commands.console import bar, notes
-    from comigs_edge.errors import ComigsError
-
     name, file = find_base(base)
     if not file.is_file():
         raise ComigsError(f"the base {name} is a folder; name a GGUF file, or get one with: comigs-edge models pull NAME")
     with notes.status("loading torch and the tokenizer"):
         import torch
 
-        import profiles
-        from comigs_edge import files
         from comigs_edge.data.tokenizer import Tokenizer
         from comigs_edge.nn.weights import open_base
         from comigs_edge.simulate import texts
@@ -105,17 +107,13 @@ def _open(
 def _hardware(device: str) -> str:
     import torch
 
-    from profiles import detect
-
     if device == "cuda":
         return torch.cuda.get_device_name()
     cores = " and ".join(f"{each.count} x {each.kind}" for each in detect.detect().cores)
     return f"{cores}, {torch.get_num_threads()} threads"
 
 
-def _run(simulation: Simulation, methods: list[Method], seeds: list[int]) -> tuple[list[Any], Any]:
-    from comigs_edge.commands.console import bar, notes
-
+def _run(simulation: Simulation, methods: list[Method], seeds: list[int]) -> tuple[list[Result], Scores]:
     results = []
     try:
         with simulation.lock():
@@ -131,11 +129,7 @@ def _run(simulation: Simulation, methods: list[Method], seeds: list[int]) -> tup
     return results, scores
 
 
-def _report(results: list[Any], scores: Any, sentences: list[str], folder: Path, as_json: bool) -> None:
-    from rich.markup import escape
-
-    from comigs_edge import files
-    from comigs_edge.commands.console import out, print_json, warn
+def _report(results: list[Result], scores: Scores, sentences: list[str], folder: Path, as_json: bool) -> None:
     from comigs_edge.simulate import costs, plots, report
 
     rows = report.summary(results, scores)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 
+from comigs_edge.commands.console import next_command, out, print_json, size
+from comigs_edge.data.corpus import Corpus
 from comigs_edge.home import folder as homes
 
 
 def status(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Show the home, its base, text, training and models, and what to do next."""
-    from comigs_edge.commands.console import next_command, out, print_json, size
-
     facts = _collect()
     if json:
         print_json(facts)
@@ -41,8 +42,6 @@ def status(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
 
 
 def _collect() -> dict[str, Any]:
-    from dataclasses import asdict
-
     home = homes.locate()
     facts: dict[str, Any] = {
         "home": str(home.root), "base": None, "data": {}, "training": {"state": "none", "expert_steps": 0, "steps": 0},
@@ -50,7 +49,6 @@ def _collect() -> dict[str, Any]:
     }  # fmt: skip
     if not home.exists:
         return facts
-    from comigs_edge.data.corpus import Corpus
     from comigs_edge.home.versions import read_manifest, versions
     from comigs_edge.training import checkpoint
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from comigs_edge.commands.console import bar, next_command, notes, out, print_json, size, warn
 from comigs_edge.commands.plan import LINES_HELP, summary
 from comigs_edge.home import folder as homes
 
@@ -38,8 +39,6 @@ def train(
     json: Annotated[bool, typer.Option("--json", help="Print JSON at the end; progress goes to standard error.")] = False,
 ) -> None:  # fmt: skip
     """Train your model. Ctrl-C stops after the current step and keeps everything."""
-    from comigs_edge.commands.console import bar, notes, warn
-
     if steps is not None and minutes is not None:
         raise typer.BadParameter("give --steps or --minutes, not both")
     home = homes.locate()
@@ -84,7 +83,6 @@ def train(
 
 def _report(trainer: Trainer, outcome: Outcome, paused: float, fleet: Rounds | None, as_json: bool) -> None:
     from comigs_edge.arrays import digest
-    from comigs_edge.commands.console import next_command, out, print_json
     from comigs_edge.training.pauses import duration
 
     result = {
@@ -124,8 +122,6 @@ def _report(trainer: Trainer, outcome: Outcome, paused: float, fleet: Rounds | N
 
 
 def _summary_of(totals: Totals) -> str:
-    from comigs_edge.commands.console import size
-
     newest = "" if totals.newest is None else f", the newest is {totals.newest}"
     waits = "; an update waits, it is brought by: comigs-edge sync" if totals.waits else ""
     return (

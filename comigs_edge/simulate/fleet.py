@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from comigs_edge.arrays import digest, select, subtract
+from comigs_edge.data.tokenizer import Encoded
 from comigs_edge.errors import ComigsError
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.experts import FORMS, ExpertsConfig
@@ -228,7 +229,9 @@ def _make_pooled(base: Base, plan: Plan, texts: dict[str, Text]) -> list[Device]
     return [Device(POOL, trainer, {name: text.test for name, text in texts.items()})]
 
 
-def _trainer(base: Base, plan: Plan, layout: ExpertsConfig, text: tuple[Any, Any], index: int, devices: int) -> Trainer:
+def _trainer(
+    base: Base, plan: Plan, layout: ExpertsConfig, text: tuple[list[Encoded], list[Encoded]], index: int, devices: int
+) -> Trainer:
     context, schedule = plan.size.context, plan.schedule(devices)
     # Devices draw other numbers for what is their own; seeds lie so far apart that no two runs share a device.
     seed = plan.seed * 1009 + index

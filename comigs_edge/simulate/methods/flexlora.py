@@ -9,16 +9,17 @@ drops out of the mean.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
+import numpy.typing as npt
 
 from comigs_edge.simulate.methods.method import Method, Round, all_experts
-from comigs_edge.simulate.methods.ranks import match_parameters, pairs
+from comigs_edge.simulate.methods.ranks import Floats, match_parameters, pairs
 from coordinator.protocol.wire import Arrays
 
+Doubles = npt.NDArray[np.float64]
 
-def mean_product_svd(parts: list[tuple[Any, Any]], weights: list[int]) -> tuple[Any, Any, Any]:
+
+def mean_product_svd(parts: list[tuple[Floats, Floats]], weights: list[int]) -> tuple[Doubles, Doubles, Doubles]:
     """U (out, K), S (K,), V' (K, in) of sum_i w_i B_i A_i / sum_i w_i; K = sum of ranks.
 
     The factors stand side by side and their QR decompositions make the problem K x K: nothing of full size is formed.

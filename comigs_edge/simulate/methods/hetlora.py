@@ -7,18 +7,16 @@ with gamma). The CoMiGS paper's code weighs A and B by their own norms instead.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from comigs_edge.simulate.methods.method import Method, Round, all_experts
-from comigs_edge.simulate.methods.ranks import cut, match_parameters, pad, pairs
+from comigs_edge.simulate.methods.ranks import Floats, cut, match_parameters, pad, pairs
 from coordinator.protocol.aggregate import Mean
 from coordinator.protocol.rounds import ONE
 from coordinator.protocol.wire import Arrays
 
 
-def product_norm(a: Any, b: Any) -> float:
+def product_norm(a: Floats, b: Floats) -> float:
     """Frobenius norm of BA without forming it: |BA|^2 = sum((B'B) * (AA'))."""
     return float(np.sqrt(max(0.0, ((b.T @ b).astype(np.float64) * (a @ a.T)).sum())))
 

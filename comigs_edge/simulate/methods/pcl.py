@@ -8,11 +8,11 @@ everybody else's experts to measure them, every round (the published code: every
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
 from comigs_edge.simulate.methods.method import Method, Round, all_experts
+from comigs_edge.simulate.methods.ranks import Floats
 from coordinator.protocol.wire import Arrays
 
 
@@ -33,7 +33,7 @@ def exchange(state: Round) -> list[Arrays]:
     return results
 
 
-def _mean(arrays: list[Any], weights: list[float]) -> Any:
+def _mean(arrays: list[Floats], weights: list[float]) -> Floats:
     return np.tensordot(np.array(weights), np.stack(arrays), 1).astype(np.float32)
 
 

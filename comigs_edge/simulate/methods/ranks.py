@@ -6,12 +6,14 @@ Shapes: R rank of a device, M largest rank, A is (R, in), B is (out, R).
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from comigs_edge.nn.experts import ExpertsConfig
 from coordinator.protocol.wire import Arrays
+
+Floats = npt.NDArray[np.float32]
 
 
 def match_parameters(plain: ExpertsConfig, specialists: int) -> ExpertsConfig:
@@ -31,7 +33,7 @@ def pairs(arrays: Arrays) -> list[tuple[str, str]]:
     return [(name, name.removesuffix("a") + "b") for name in names]
 
 
-def pad(a: Any, b: Any, rank: int) -> tuple[Any, Any]:
+def pad(a: Floats, b: Floats, rank: int) -> tuple[Floats, Floats]:
     """A (R, in) and B (out, R) with zeros up to `rank`."""
     more = rank - len(a)
     return np.pad(a, ((0, more), (0, 0))), np.pad(b, ((0, 0), (0, more)))
