@@ -18,7 +18,7 @@ else:
     import tomli as tomllib
 
 FOLDER = Path(__file__).parent
-NOT_PROFILES = {"rules"}  # rules.toml is plan.py's
+RULES: dict[str, dict[str, Any]] = tomllib.loads((FOLDER / "rules.toml").read_text())  # of plans; no profile
 
 
 class ProfileError(Exception):
@@ -46,7 +46,7 @@ class DeviceProfile:
 
 def names() -> list[str]:
     """The profiles that exist."""
-    return sorted({path.stem for path in FOLDER.glob("*.toml")} - NOT_PROFILES)
+    return sorted({path.stem for path in FOLDER.glob("*.toml")} - {"rules"})
 
 
 def load(name: str) -> DeviceProfile:

@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from profiles import ProfileError
-from profiles.cost import RULES
+from profiles import RULES, ProfileError
 
 Cache = Literal["F16", "Q8_0"]
 CACHES: dict[Cache, float] = {"F16": 2.0, "Q8_0": 34 / 32}  # bytes a number; Q8_0: 32 numbers with one scale of two bytes

@@ -5,17 +5,11 @@ docs/measurements.md has the errors of both on bases and settings. Figures that 
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from profiles import RULES
 
-RULES: dict[str, dict[str, Any]] = tomllib.loads((Path(__file__).parent / "rules.toml").read_text())
 BYTES = {"float32": 4, "bfloat16": 2}
 OPTIMISER = 5  # float32 numbers for every trained weight: itself, its gradient, two moments, the best state so far
 LOGITS = 1 << 22  # numbers of the logits that are there at once: 16 MB of float32

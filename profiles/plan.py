@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from profiles import DeviceProfile, ProfileError
-from profiles.cost import RULES, Checkpointing, Plan, Precision, Rates, Sizes, cache_bytes, peak_memory, step_seconds
+from profiles import RULES, DeviceProfile, ProfileError
+from profiles.cost import Checkpointing, Plan, Precision, Rates, Sizes, cache_bytes, peak_memory, step_seconds
 
 
 def make(

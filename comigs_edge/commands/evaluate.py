@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +12,7 @@ from comigs_edge.commands.console import bar, next_command, notes, out, print_js
 from comigs_edge.home import folder as homes
 from comigs_edge.home.config import Config
 from comigs_edge.home.folder import Home, corpus
-from comigs_edge.progress import count_up
+from comigs_edge.progress import Advance, count_up
 from profiles.detect import usable_memory
 
 if TYPE_CHECKING:
@@ -61,9 +60,7 @@ def evaluate(
     _report(scores, text, engine, json)
 
 
-def _score(
-    name: str, home: Home, settings: Config, text: TestText, engine: Engine, advance: Callable[[int], None]
-) -> Score | None:
+def _score(name: str, home: Home, settings: Config, text: TestText, engine: Engine, advance: Advance) -> Score | None:
     from comigs_edge.export import folder as models
     from comigs_edge.inference.evaluate import in_llama_cpp, in_torch
     from comigs_edge.nn.model import Model

@@ -7,7 +7,7 @@ every token but a document's first is predicted once. Of a chat only the assista
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -20,8 +20,7 @@ from comigs_edge.data.tokenizer import Encoded, Tokenizer
 from comigs_edge.errors import ComigsError
 from comigs_edge.nn.loss import next_token_loss
 from comigs_edge.nn.model import Model
-
-Advance = Callable[[int], None]  # receives the number of tokens just measured
+from comigs_edge.progress import Advance
 
 
 class Window(NamedTuple):

@@ -11,7 +11,7 @@ import contextlib
 import ctypes
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ from comigs_edge.export import hot
 from comigs_edge.export.merged import export, planned_size
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.experts import ExpertsConfig
-from comigs_edge.progress import SILENT, Progress, count_up
+from comigs_edge.progress import SILENT, Advance, Progress, count_up
 from quantize.gguf_file import GGUFFile
 
 CONTEXT_MEMORY = 150_000_000  # bytes beside its weights that a loaded model takes, at most
@@ -207,7 +207,7 @@ def _load(candidate: Candidate, work: Work, threads: int) -> Iterator[_Running]:
         llama.close()
 
 
-def _take_turns(running: list[_Running], work: Work, threads: Sequence[int], advance: Callable[[int], None]) -> None:
+def _take_turns(running: list[_Running], work: Work, threads: Sequence[int], advance: Advance) -> None:
     for number in range(work.rounds):
         first = number % max(1, len(running))  # no model always follows the same one
         for count in threads:

@@ -17,12 +17,12 @@ from comigs_edge.home.folder import Home, corpus
 from comigs_edge.home.versions import read_manifest, versions
 from comigs_edge.nn.experts import FORMS, ExpertsConfig, expected_shapes, experts_per_token
 from coordinator.protocol.settings import SettingsError, convert
-from profiles import DeviceProfile
+from profiles import RULES, DeviceProfile
 from profiles import chat as chat_planner
 from profiles import detect as detection
 from profiles import plan as planner
 from profiles.chat import ChatPlan, Subject
-from profiles.cost import RULES, Backend, Checkpointing, Plan, Precision, Processor, Rates, Sizes
+from profiles.cost import Backend, Checkpointing, Plan, Precision, Processor, Rates, Sizes
 from profiles.detect import Device
 from quantize.gguf_file import GGUFFile
 

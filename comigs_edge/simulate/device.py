@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,13 +13,12 @@ from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.model import Model
 from comigs_edge.nn.tensors import tensor_to_numpy
 from comigs_edge.nn.weights import Base
+from comigs_edge.progress import Advance
 from comigs_edge.training.activation_cache import ActivationCache
 from comigs_edge.training.adamw import AdamW
 from comigs_edge.training.batches import Batch
 from comigs_edge.training.trainer import Event, Trainer
 from coordinator.protocol.wire import Arrays
-
-Advance = Callable[[int], None]  # receives the number of steps just done
 
 
 class Leaky(Trainer):

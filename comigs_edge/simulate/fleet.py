@@ -8,7 +8,6 @@ it means the same for every method. What float16 takes away from an update is lo
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,6 +17,7 @@ from comigs_edge.errors import ComigsError
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.experts import FORMS, ExpertsConfig
 from comigs_edge.nn.weights import Base
+from comigs_edge.progress import Advance
 from comigs_edge.simulate.device import Device, Leaky, new_model
 from comigs_edge.simulate.methods.method import Method, Round
 from comigs_edge.simulate.recipe import Recipe, Size
@@ -29,7 +29,6 @@ from coordinator.protocol import compress, rounds, wire
 from coordinator.protocol.rounds import Rules
 from coordinator.protocol.wire import Arrays
 
-Advance = Callable[[int], None]
 POOL = "all"  # the name of the one device of `centralized`
 MEMORY = "memory."  # before names of arrays that a method keeps between rounds
 OTHER_ORDER = 1 << 20  # added to the seed of rows that a router learns from in place of validation rows

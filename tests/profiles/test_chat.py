@@ -4,9 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from profiles import ProfileError
+from profiles import RULES, ProfileError
 from profiles.chat import Subject, make, peak_memory
-from profiles.cost import RULES
 
 MB = 10**6
 # SmolLM2's blocks and heads; 2 * 30 * 192 * 8,192 numbers of keys and values.
