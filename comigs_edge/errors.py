@@ -9,7 +9,7 @@ from quantize.formats import QuantizeError
 
 
 class ComigsError(Exception):
-    """Anything the user can mend; the text is one sentence, shown without a traceback."""
+    """Anything the user can put right; the text is one sentence, shown without a traceback."""
 
 
 # What the command line turns into one line and exit code 1.

@@ -21,7 +21,7 @@ FEATURES = {
     "neon": "asimd", "dotprod": "asimddp", "i8mm": "i8mm", "bf16": "bf16", "fp16": "asimdhp", "sve": "sve", "avx2": "avx2",
     "avx512": "avx512f", "vnni": "avx512_vnni", "avx_vnni": "avx_vnni", "avx512_bf16": "avx512_bf16",
 }  # fmt: skip
-_NO_LIMIT = 1 << 60  # cgroup v1 writes a number of about this size where there is none
+_NO_LIMIT = 1 << 60  # cgroup v1 writes a number of about this size for no limit
 
 
 @dataclass(frozen=True)

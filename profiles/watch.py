@@ -77,7 +77,7 @@ def limits(temperature: float | None, battery: int, memory: int, load: float, ro
 
 
 def reasons(now: Readings, limits: Limits, paused_for: Collection[str] = ()) -> tuple[Reason, ...]:
-    """Why to pause, or to stay paused; empty: go on. `paused_for` names the kinds that a pause already has.
+    """Why to pause, or to stay paused; empty: continue. `paused_for` names the kinds that a pause already has.
 
     Only those are held against the second limit: a steady load that never was a reason does not become one because the
     device was hot.

@@ -77,7 +77,7 @@ def check_rows(name: str, width: int, fmt: BlockFormat) -> None:
 
 
 def fit_format(name: str, width: int, fmt: BlockFormat) -> BlockFormat:
-    """`fmt`, or its fallback where rows of `width` weights are not whole blocks; raises `QuantizeError` if there is none."""
+    """`fmt`, or its fallback where rows of `width` weights are not whole blocks; raises `QuantizeError` if that fails too."""
     if width % fmt.block and fmt.name in FALLBACKS:
         fmt = FORMATS[FALLBACKS[fmt.name]]
     check_rows(name, width, fmt)

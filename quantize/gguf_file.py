@@ -172,7 +172,7 @@ class GGUFFile:
         return out
 
     def let_go(self) -> None:
-        """Lets the system have the pages back that were read; they are mapped again when they are asked for."""
+        """Drops the pages read so far from memory (madvise); they are read again on demand."""
         self.data.madvise(mmap.MADV_DONTNEED)
 
 

@@ -25,10 +25,10 @@ SPARE = 50_000_000  # bytes that stay free on the disk
 
 
 def fetch(url: str, target: Path, sha256: str | None = None, progress: Progress = SILENT) -> str:
-    """Brings `url` to `target` and returns its SHA-256; what is there already and has that SHA-256 is kept.
+    """Downloads `url` to `target` and returns its SHA-256; what is there already and has that SHA-256 is kept.
 
     Without `sha256` the one that the server names is checked (`X-Linked-Etag`, as Hugging Face does), if it names one.
-    Raises `ComigsError` if the server refuses, the disk is too small, the network stays away or the content is wrong.
+    Raises `ComigsError` if the server refuses, the disk is too small, the network fails or the content is wrong.
     """
     if target.exists() and sha256 and files.sha256_file(target) == sha256:
         return sha256
@@ -53,7 +53,7 @@ def _fetch(part: _Part, progress: Progress) -> str:
             if failures >= ATTEMPTS:
                 raise ComigsError(
                     f"{url} could not be fetched ({_reason(error)}); {part.size / 1e6:,.0f} MB are kept, the same command "
-                    "goes on there"
+                    "resumes there"
                 ) from error
             time.sleep(min(2**failures, 20) * _PAUSE)
         if part.kept is not None:

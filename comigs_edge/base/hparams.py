@@ -67,12 +67,12 @@ def read_hparams(file: GGUFFile) -> HParams:
     if scaling not in ("none", "linear"):
         raise ComigsError(f"{file.path} scales RoPE by {scaling!r}; 'none' and 'linear' are supported")
     try:
-        return _shape(file, arch, scaling)
+        return _read(file, arch, scaling)
     except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError) as error:
         raise ComigsError(f"{file.path} is damaged ({error}); get the file again") from error
 
 
-def _shape(file: GGUFFile, arch: str, scaling: str) -> HParams:
+def _read(file: GGUFFile, arch: str, scaling: str) -> HParams:
     meta = {key.removeprefix(f"{arch}."): value for key, value in file.metadata.items()}
     width, num_heads = int(meta["embedding_length"]), int(meta["attention.head_count"])
     head_width = int(meta.get("attention.key_length", width // num_heads))

@@ -1,4 +1,4 @@
-"""`comigs-edge doctor`: what this device is, what stands in the way, and how to mend it."""
+"""`comigs-edge doctor`: what this device is, what hinders it, and what to do about that."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def train(
         for warning in run.warnings:
             warn(warning)
         if run.resumed:
-            notes.print(f"going on at expert step {trainer.expert_steps} of {trainer.schedule.steps}")
+            notes.print(f"resuming at expert step {trainer.expert_steps} of {trainer.schedule.steps}")
         fleet = None
         if sync and settings.fleet.sync:
             with notes.status("asking the coordinator"):

@@ -34,7 +34,7 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Finding:
-    """One verdict: good, note (nothing to mend), poor (it will work, badly) or bad (it will not)."""
+    """One verdict: good, note (nothing to do), poor (it will work, badly) or bad (it will not)."""
 
     subject: str
     verdict: str

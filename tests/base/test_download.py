@@ -111,7 +111,7 @@ def test_what_was_received_survives_the_end_of_the_program_and_the_next_command_
     server.cuts = [70_000] + [0] * 10
     message = run("models", "pull", url, code=1).stderr
     assert "could not be fetched" in message
-    assert "goes on there" in message.replace("\n", " ")
+    assert "resumes there" in message.replace("\n", " ")
     assert (tmp_path / "bases" / ".tiny.gguf.part").stat().st_size == 65_536
     server.cuts = []
     run("models", "pull", url)

@@ -1,4 +1,4 @@
-"""A simulation can be interrupted anywhere and goes on with the same bits; what it shows is counted right."""
+"""A simulation can be interrupted anywhere and resumes with the same bits; what it shows is counted right."""
 
 import json
 import subprocess

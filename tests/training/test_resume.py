@@ -1,4 +1,4 @@
-"""A training that is killed or stopped goes on and ends with the same bits."""
+"""A training that is killed or stopped resumes and ends with the same bits."""
 
 import json
 import random
