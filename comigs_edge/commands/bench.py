@@ -79,7 +79,7 @@ def bench(
     else:
         _show(results, facts["left_out"], settings)
     if target:
-        _save(record, target)
+        files.write_atomic(target, (json_text.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
     if not json:
         next_command("comigs-edge status" if home.exists else "comigs-edge init")
 
@@ -253,7 +253,3 @@ def _short(rate: float) -> str:
 
 def _count(threads: int) -> str:
     return f"{threads} thread{'s' * (threads != 1)}"
-
-
-def _save(record: dict[str, Any], path: Path) -> None:
-    files.write_atomic(path, (json_text.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())

@@ -11,7 +11,6 @@ from comigs_edge.errors import USER_ERRORS, ComigsError
 from comigs_edge.home import folder as homes
 from comigs_edge.home.config import Config
 from comigs_edge.home.folder import Home
-from profiles.chat import ChatPlan
 from profiles.detect import detect
 from profiles.watch import OtherLoad
 
@@ -45,10 +44,14 @@ def chat(
     with notes.status("loading"):
         from comigs_edge.data.tokenizer import Tokenizer
         from comigs_edge.inference.chat import Chat
+        from comigs_edge.planning import plan as planning
 
         options, tokenizer = settings.chat, Tokenizer(home.base_file)
         size = personal.size if personal else settings.base.size
-        plan = _make_plan(home, settings, size, load.read() or 0, lines or [])
+        plan = planning.chat_plan(
+            settings, home.base_file, profile=settings.device(), device=detect(), size=size, busy=load.read() or 0,
+            flags=planning.parse(lines or [], planning.CHAT_LINES),
+        )  # fmt: skip
         session = Chat(
             personal.path if personal else home.base_file, personal.adapters if personal else (),
             tokenizer, options.system if system is None else system, plan.context, plan.threads,
@@ -61,15 +64,6 @@ def chat(
         _say(session, prompt)
     else:
         _converse(session, home, settings if personal else None, version)
-
-
-def _make_plan(home: Home, settings: Config, size: int, busy: float, lines: list[str]) -> ChatPlan:
-    from comigs_edge.planning import plan as planning
-
-    return planning.chat_plan(
-        settings, home.base_file, profile=settings.device(), device=detect(), size=size, busy=busy,
-        flags=planning.parse(lines, planning.CHAT_LINES),
-    )  # fmt: skip
 
 
 def _personal(home: Home, settings: Config) -> Exported:

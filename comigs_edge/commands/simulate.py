@@ -64,14 +64,14 @@ def simulate(
     results, scores = _run(simulation, methods, seeds)
     made_on = report.hardware(results)
     tokens = ", ".join(f"{name} {each.num_training_tokens:,}" for name, each in simulation.texts.items())
-    notes = [
+    sentences = [
         f"Recipe {path.stem}, size {size}: {parsed.about}.",
         f"Rounds of {wanted.local_steps} expert steps: {wanted.rounds}; {wanted.batch} x {wanted.context} tokens a step.",
         f"Training tokens: {tokens}.",
         f"Base {base}, {parsed.experts.form} experts, {precision}, on {made_on}"
         + (", by the published code's leaky loop." if leaky else "."),
     ]
-    _report(results, scores, notes, folder, json)
+    _report(results, scores, sentences, folder, json)
 
 
 def _open(

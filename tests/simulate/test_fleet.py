@@ -288,7 +288,7 @@ def test_a_fleet_that_is_restored_between_rounds_ends_with_the_same_bits(fleet, 
 
 
 def test_the_load_balance_loss_changes_nothing_at_two_experts_and_something_at_three(fleet, recipe):
-    """The gradient is zero by `test_moe.py`; here by run: whatever its weight, the bits are the same."""
+    """The gradient is zero by `nn/test_routing.py`; here by run: whatever its weight, the bits are the same."""
     ends = {}
     for name in ("comigs-1g1s", "comigs-1g2s"):
         for weight in (0.0, 100.0):

@@ -64,14 +64,8 @@ def with_specialists(plain: ExpertsConfig, specialists: int) -> ExpertsConfig:
 
 
 def twice_as_large(plain: ExpertsConfig, specialists: int) -> ExpertsConfig:
-    """One expert alone with as many weights as two: twice the rank, or twice the width."""
-    return widen(plain, 2)
-
-
-def widen(plain: ExpertsConfig, factor: int) -> ExpertsConfig:
-    """One expert alone with `factor` times the weights; alpha stays, as in the paper's scripts."""
-    alone = with_specialists(plain, 0)
-    return replace(alone, rank=plain.rank * factor, expert_width=plain.expert_width * factor)
+    """One expert alone with as many weights as two: twice the rank or width; alpha stays, as in the paper's scripts."""
+    return replace(with_specialists(plain, 0), rank=2 * plain.rank, expert_width=2 * plain.expert_width)
 
 
 @dataclass(frozen=True)
