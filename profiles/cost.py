@@ -79,7 +79,7 @@ class Plan:
     device: Processor = "cpu"  # that computes
     blocks: int = 0  # number of final blocks that have experts; 0: all
     cache: bool = False  # the outputs of the blocks without experts stay on disk
-    cached: float = 0.0  # share of the tokens whose outputs lie there
+    cached: float = 0.0  # share of the tokens whose outputs are in that cache
     reasons: dict[str, str] = field(default_factory=dict)
 
 
@@ -112,7 +112,7 @@ def step_seconds(sizes: Sizes, plan: Plan, rates: Rates) -> float:
     """Seconds of an expert step, from the device's own rate of matrix products."""
     rules, tokens = RULES["time"], plan.batch * plan.context
     trained = plan.blocks or sizes.num_blocks
-    below = (sizes.num_blocks - trained) * (1 - plan.cached)  # blocks that are computed forward alone
+    below = (sizes.num_blocks - trained) * (1 - plan.cached)  # blocks that are only computed forward
     again = {"block": 2 * (sizes.block_weights - sizes.width * sizes.ff_width), "none": 0}
     again["attention"] = 2 * (sizes.block_weights - 3 * sizes.width * sizes.ff_width)
     needed = (4 * trained + 2 * below) * sizes.block_weights + 4 * sizes.vocab_size * sizes.width

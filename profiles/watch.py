@@ -21,7 +21,7 @@ PI_TEMPERATURE = 80.0
 # °C. A Jetson Orin slows down at 99 and goes off at 104.5 (Linux, tegra234-p3701-0000.dtsi, cpu-thermal); the processors of
 # laptops slow down at 95 to 105 (TjMax in their data sheets), and many a laptop works at 90 all day.
 OTHER_TEMPERATURE = 95.0
-# Percent. Ours: above the 20 at which desktops warn (UPower, PercentageLow), so that training never brings that about.
+# Percent. Ours: above the 20 at which desktops warn (UPower, PercentageLow), so that training never causes that.
 BATTERY = 30
 # Bytes. Ours: a training that just fits still runs, and it pauses before programs are killed (earlyoom: at 10 %, which is
 # 200 MB of 2 GB, once the swap is full too).

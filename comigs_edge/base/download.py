@@ -18,7 +18,7 @@ from comigs_edge import files
 from comigs_edge.errors import ComigsError
 from comigs_edge.progress import SILENT, Progress
 
-ATTEMPTS = 5  # connections in a row that bring nothing
+ATTEMPTS = 5  # failed connections in a row
 PIECE = 1 << 15  # bytes; one that a broken connection cuts is lost
 TIMEOUT = (10, 60)  # seconds to connect, and between two pieces
 SPARE = 50_000_000  # bytes that stay free on the disk

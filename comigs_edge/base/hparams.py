@@ -126,7 +126,7 @@ def linear_shapes(hparams: HParams) -> dict[str, tuple[int, int]]:
 
 
 def llama_order(hparams: HParams, name: str) -> list[int] | None:
-    """In which order the rows of a tensor of the attention must stand for RoPE as llama has it; None: as they do.
+    """The order of an attention tensor's rows for RoPE as llama has it; None: unchanged.
 
     `name` is GGUF's without the block, like `attn_q.weight`. Only rows that RoPE turns move, inside their head: row j and
     row j + rope_width / 2 become neighbours. Scores of queries and keys are the same in either order.

@@ -234,7 +234,7 @@ def pace(llama: Any, prompt: int, generated: int) -> Sample:
 
 
 def _forget_peak() -> int | None:
-    """Lets the peak of this process's memory start anew; returns what it holds now.
+    """Resets the peak of this process's memory; returns what it holds now.
 
     What it has freed goes back to the system first: a model that took it over would seem smaller than it is.
     """

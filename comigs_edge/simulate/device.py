@@ -85,7 +85,7 @@ class Device:
         return self.trainer.adapters
 
     def train(self, until: int, advance: Advance, ends_before_router: bool = False) -> Local:
-        """Trains up to `until` expert steps in all, and then, if nothing else is asked for, the router's steps due there."""
+        """Trains up to `until` expert steps in all, then the router's steps due there unless `ends_before_router`."""
         start, events = time.monotonic(), list[Event]()
         for event in self.trainer.run(until, ends_before_router):
             events.append(event)
@@ -116,5 +116,5 @@ class Device:
 
 def new_model(base: Base, adapters: Adapters, tokens: int) -> Model:
     """The model of a device that trains on `tokens` tokens a step."""
-    # Small batches are computed without doing anything twice; large ones keep the MLP's products alone.
+    # Small batches are computed without doing anything twice; large ones keep only the MLP's products.
     return Model(base, adapters.to(base.device), checkpointing="none" if tokens <= 1024 else "attention")
