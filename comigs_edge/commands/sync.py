@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
 from comigs_edge.home import folder as homes
 
 if TYPE_CHECKING:
-    from comigs_edge.fleet.sync import Preview, Sync
+    from comigs_edge.fleet.sync import Sync
 
 
 def sync(
@@ -25,7 +25,7 @@ def sync(
     settings = home.settings()
     with home.locked("sync"):
         if dry_run:
-            _show_preview(syncing.preview(home, settings), json)
+            _show_preview(*syncing.preview(home, settings), json)
             return
         with bar("exchanging generalists") as progress:
             result = syncing.sync(home, settings, progress)
@@ -49,34 +49,27 @@ def rollback(
     next_command("comigs-edge chat")
 
 
-def _show_preview(preview: Preview, json: bool) -> None:
+def _show_preview(preview: dict[str, Any], may_be_first: bool, json: bool) -> None:
     from comigs_edge.commands.console import next_command, out, print_json, size
 
-    stays = ["your text", "specialists", "router", "optimiser state", *([] if preview.has_loss else ["validation loss"])]
     if json:
-        print_json({
-            "to": preview.address, "fleet": preview.fleet, "device": preview.device, "bytes": preview.size,
-            "tensors": preview.tensors,
-            "also": ["number of tokens trained on", "number of the generalist it is a change of", "a random id"],
-            "stays": stays, "changes_nothing_yet": preview.changes_nothing,
-        })  # fmt: skip
+        print_json(preview)
         return
-    out.print(
-        f"to {preview.address}, as {preview.device}: {len(preview.tensors)} tensors, {size(preview.size)}, nothing was sent\n",
-        soft_wrap=True,
-    )
+    tensors = preview["tensors"]
+    what = f"{len(tensors)} tensors, {size(preview['bytes'])}, nothing was sent"
+    out.print(f"to {preview['to']}, as {preview['device']}: {what}\n", soft_wrap=True)
     kinds: dict[str, list[str]] = {}  # names by what they are in every block
-    for name in preview.tensors:
+    for name in tensors:
         kinds.setdefault(re.sub(r"\.blk\.\d+\.", ".blk.*.", name), []).append(name)
     for kind, names in kinds.items():
-        first = preview.tensors[names[0]]
+        first = tensors[names[0]]
         shape = " x ".join(map(str, first["shape"]))
         out.print(f"  {kind:<44} {len(names):>3} times {shape:<12} {first['type']}", soft_wrap=True)
     out.print("\nwith it: tokens trained on, number of the generalist it is a change of, a random id")
-    out.print(f"stays: {', '.join(stays)}")
-    if preview.changes_nothing:
+    out.print(f"stays: {', '.join(preview['stays'])}")
+    if preview["changes_nothing_yet"]:
         out.print("nothing was trained yet: these are the names that the first update will have")
-    if preview.may_be_first:
+    if may_be_first:
         out.print("before it, from a fleet's first device: the initial generalist, made from a seed, unrounded")
     next_command("comigs-edge sync")
 

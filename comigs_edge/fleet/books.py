@@ -15,16 +15,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from comigs_edge.arrays import add, digest, subtract, zeros
 from comigs_edge.errors import ComigsError
 from comigs_edge.fleet.chain import Check, Link, follow
 from comigs_edge.fleet.folder import FleetFolder, Sealed
-from comigs_edge.fleet.outbox import Outbox, Shapes
-from comigs_edge.fleet.outcome import Judgement, Outcome
+from comigs_edge.fleet.outbox import Shapes, pack, unpack
+from comigs_edge.fleet.outcome import Outcome
 from comigs_edge.fleet.transport import News
 from coordinator.protocol import compress, rounds, wire
 from coordinator.protocol.aggregate import aggregate
@@ -43,11 +45,10 @@ class Books:
         self, folder: FleetFolder, shapes: Shapes, initial: Callable[[], Arrays], base_sha256: str, gate: float,
         reports_loss: bool = False,
     ) -> None:  # fmt: skip
-        self._folder, self._gate, self._reports_loss = folder, gate, reports_loss
+        self._folder, self.gate, self._reports_loss = folder, gate, reports_loss
         self._shapes = {name: shape for name, shape in shapes.items() if may_leave(name)}
         self._initial, self._was_in_a_fleet, self._is_on_top = initial, False, False
         self.membership, self.standing = folder.membership(), folder.standing()
-        self.outbox = Outbox(folder, self._shapes)
         self._check = Check(self.membership.fleet, self.membership.signing_key, base_sha256)
         if not self.standing.reference:
             self.standing.reference = zeros(self._shapes)
@@ -55,9 +56,14 @@ class Books:
     # A training's begin -------------------------------------------------------------------------------------------
 
     @property
+    def waiting(self) -> Sealed | None:
+        """The update in the outbox. What is learned while it waits comes with the next one."""
+        return self._folder.outbox()
+
+    @property
     def mark(self) -> str:
         """Names what was exchanged and sealed so far; a checkpoint keeps it."""
-        update = self.outbox.update
+        update = self.waiting
         return f"{self.membership.joined}/{self.standing.number}/{update.id if update else ''}"
 
     def resume(self, generalist: Arrays, mark: str | None) -> Arrays:
@@ -69,8 +75,8 @@ class Books:
         self._was_in_a_fleet = mark is not None and not mark.startswith(f"{self.membership.joined}/0/")
         if self.standing.number == 0 or mark == self.mark:
             return generalist
-        update = self.outbox.update
-        return add(self.standing.reference, {} if update is None else self.outbox.unpack(update))
+        update = self.waiting
+        return add(self.standing.reference, {} if update is None else unpack(update, self._shapes))
 
     def frozen(self) -> set[str]:
         """The generalist's tensors that this round's averaging does not train."""
@@ -84,56 +90,66 @@ class Books:
         standing = self.standing
         change = subtract(zeros(self._shapes) if generalist is None else generalist, standing.reference)
         start, loss = max(0, standing.trained_from), loss if self._reports_loss else None
-        return self.outbox.pack(change, start, self.membership, standing.unsent_tokens, loss)
+        return pack(change, start, self.membership, standing.unsent_tokens, loss)
 
     def seal(self, generalist: Arrays, loss: float | None) -> None:
         """Puts what was not sent yet into the outbox; before the first take-over only its tokens are noted."""
         if self.standing.trained_from < 0:
             self._folder.save_standing(self.standing)
         else:
-            self.outbox.put(self.pack(generalist, loss))
+            self._put(self.pack(generalist, loss))
 
     def seal_initial(self) -> None:
         """Puts the generalist into the outbox with which a fleet begins."""
-        self.outbox.put(self.outbox.pack(self._initial(), -1, self.membership))
+        initial = self._initial()
+        self._put(pack({name: initial[name] for name in self._shapes}, -1, self.membership))
+
+    def _put(self, update: Sealed) -> None:
+        """Replaces what waits, unless that may have arrived: then it goes first, as it is."""
+        if not self._folder.was_tried:
+            self._folder.seal(update)
 
     def seal_rest(self, generalist: Arrays) -> bool:
         """At a training's end: what the open round did not take goes to the outbox. Returns whether something waits."""
-        if self.standing.unsent_tokens and self.outbox.update is None:
+        if self.standing.unsent_tokens and self.waiting is None:
             self.seal(generalist, None)
-        return self.outbox.update is not None
+        return self.waiting is not None
 
     def to_bring(self) -> Sealed | None:
         """What waits and does not count yet."""
-        update = self.outbox.update
+        update = self.waiting
         if update is not None and update.id == self.standing.acknowledged:  # it counted, and then the power went
-            self.outbox.clear()
+            self._folder.empty_outbox()
             return None
         return update
 
+    def mark_tried(self) -> None:
+        """What waits may have arrived from here on."""
+        self._folder.mark_tried()
+
     def enter(self, news: News, brought: Sealed | None, outcome: Outcome) -> State:
         """Enters what the fleet says: its settings, and what became of the update that was brought."""
-        self.membership = self.membership.with_settings(news.state.settings)
+        self.membership = replace(self.membership, **msgspec.structs.asdict(news.state.settings))
         self._folder.save_membership(self.membership)
         if brought is not None:
-            if news.receipt is not None:
-                outcome.receipts.append(news.receipt)
-            outcome.had_arrived |= news.receipt is None and brought.id in news.state.counted
-            if news.receipt is not None or brought.id in news.state.counted:
+            counts = brought.id in news.state.counted
+            outcome.receipts += [news.receipt] if news.receipt else []
+            outcome.had_arrived |= counts and news.receipt is None
+            if counts or news.receipt is not None:
                 self._acknowledge(brought)
             elif news.is_rejected:  # its progress stays in the generalist and comes with the next update
-                self.outbox.clear()
+                self._folder.empty_outbox()
         return news.state
 
     def _acknowledge(self, update: Sealed) -> None:
         """The reference moves by what was sent."""
         standing = self.standing
-        standing.reference = add(standing.reference, self.outbox.unpack(update))
+        standing.reference = add(standing.reference, unpack(update, self._shapes))
         standing.acknowledged = update.id
         standing.unsent_tokens = max(0, standing.unsent_tokens - update.tokens)
         standing.number += update.trained_from >= 0  # an initial generalist is nothing that this device has learned
         self._folder.save_standing(standing)
-        self.outbox.clear()
+        self._folder.empty_outbox()
 
     # Taking over --------------------------------------------------------------------------------------------------
 
@@ -186,10 +202,6 @@ class Books:
         is_kept = str(standing.trained_from) in standing.kept
         return add(self._read(standing.trained_from) if is_kept else standing.reference, unsent), after
 
-    def passes(self, judgement: Judgement) -> bool:
-        """Whether a generalist may be taken over."""
-        return judgement.after <= judgement.before + self._gate
-
     def take_over(self, link: Link, generalist: Arrays) -> None:
         """Trains from this generalist on, with what was not sent yet on top: `generalist`."""
         standing, reference = self.standing, self._read(link.manifest.round)
@@ -217,7 +229,7 @@ class Books:
             there = ", ".join(map(str, kept)) or "none"
             raise ComigsError(f"{wanted} is not kept on this device (kept: {there}); train on with: comigs-edge train")
         arrays = self._read(target)
-        self.outbox.clear()
+        self._folder.empty_outbox()
         standing.refused, standing.trained_from, standing.reference = standing.head, target, dict(arrays)
         self._save()
         return target, arrays

@@ -28,28 +28,14 @@ from comigs_edge import files
 from comigs_edge.errors import ComigsError
 from comigs_edge.fleet.transport import Offline
 from comigs_edge.progress import SILENT, Progress
-from coordinator.protocol import signatures
-from coordinator.protocol.messages import (
-    Commit,
-    Hello,
-    Join,
-    Joined,
-    Manifest,
-    Message,
-    Problem,
-    Receipt,
-    Refusal,
-    SignedManifest,
-    State,
-    decode,
-    encode,
-)
+from coordinator.protocol import messages, signatures
+from coordinator.protocol.messages import Commit, Join, Joined, Manifest, Problem, Receipt, Refusal, SignedManifest, State
 
 PIECE = 1 << 18  # bytes sent or received at once: what a broken connection can cost
 TIMEOUT = (10, 90)  # seconds to connect, and to wait for the next bytes
 MAX_WAIT = 300.0  # seconds between two attempts
 RENEW = ("stale_epoch", "bad_signature")  # refusals after which epoch and clock are learned anew, once
-T = TypeVar("T", bound=Message)
+T = TypeVar("T", bound=messages.Message)
 A = TypeVar("A")
 
 
@@ -89,7 +75,7 @@ class Remote:
 
     def join(self, wish: Join) -> Joined:
         """Becomes a member of the fleet."""
-        return self._ask(Joined, "POST", "/v1/join", encode(wish))
+        return self._ask(Joined, "POST", "/v1/join", messages.encode(wish))
 
     def state(self) -> State:
         """Where the fleet stands."""
@@ -102,15 +88,15 @@ class Remote:
 
     def commit(self, wish: Commit) -> Receipt:
         """Makes an upload an update."""
-        return self._ask(Receipt, "POST", "/v1/updates", encode(wish))
+        return self._ask(Receipt, "POST", "/v1/updates", messages.encode(wish))
 
     def refuse(self, refusal: Refusal) -> None:
         """Tells that this device keeps its generalist."""
-        self.call("POST", "/v1/refusals", encode(refusal))
+        self.call("POST", "/v1/refusals", messages.encode(refusal))
 
     def _ask(self, kind: type[T], method: str, path: str, body: bytes = b"") -> T:
         content = self.call(method, path, body).content
-        return _understood(lambda: decode(content, kind))
+        return _understood(lambda: messages.decode(content, kind))
 
     # Files --------------------------------------------------------------------------------------------------------
 
@@ -146,7 +132,7 @@ class Remote:
         files.sync_folder(target.parent)
 
     def _receive(self, manifest: Manifest, part: Path, here: int, progress: Progress) -> None:
-        headers = {"Range": f"bytes={here}-", "Accept-Encoding": "identity"} if here else {"Accept-Encoding": "identity"}
+        headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={here}-"} if here else {})
         answer = self._once("GET", f"/v1/generalists/{manifest.round}", b"", headers, stream=True)
         with answer, part.open("ab" if answer.status_code == 206 else "wb") as file:
             try:
@@ -175,12 +161,10 @@ class Remote:
 
         def wait(state: RetryCallState) -> float:
             error = state.outcome.exception() if state.outcome else None
-            asked = getattr(error, "retry_after", None)
-            return backoff(state) + (asked or 0.0)
+            return backoff(state) + (getattr(error, "retry_after", None) or 0.0)
 
-        return Retrying(retry=retry_if_exception_type(Offline), wait=wait, stop=stop_before_delay(self.patience), reraise=True)(
-            action
-        )
+        stop = stop_before_delay(self.patience)
+        return Retrying(retry=retry_if_exception_type(Offline), wait=wait, stop=stop, reraise=True)(action)
 
     def _once(self, method: str, path: str, body: bytes, headers: dict[str, str], stream: bool = False) -> requests.Response:
         try:
@@ -206,7 +190,8 @@ class Remote:
             return answer
         if answer.status_code in (408, 429, 500, 502, 503, 504):
             offline = Offline(f"the coordinator at {self.address} cannot answer now: {problem.message}")
-            offline.retry_after = _seconds(answer.headers.get("Retry-After"))
+            seconds = answer.headers.get("Retry-After", "")
+            offline.retry_after = float(seconds) if seconds.isdigit() else None
             raise offline
         raise RemoteRefused(problem.error, problem.message)
 
@@ -222,7 +207,7 @@ class Remote:
             answer = self._session.get(f"{self.address}/v1/hello", timeout=TIMEOUT)
         if answer.status_code != 200:
             raise requests.ConnectionError(f"HTTP {answer.status_code}")
-        self._epoch = _understood(lambda: decode(answer.content, Hello)).epoch
+        self._epoch = _understood(lambda: messages.decode(answer.content, messages.Hello)).epoch
         if date := answer.headers.get("Date"):
             self._offset = email.utils.parsedate_to_datetime(date).timestamp() - time.time()
 
@@ -240,12 +225,11 @@ def _without_clock() -> Iterator[None]:
 
 
 def _problem(answer: requests.Response) -> Problem | None:
-    if answer.status_code < 400:
+    if (code := answer.status_code) < 400:
         return None
     try:
-        return decode(answer.content, Problem)
+        return messages.decode(answer.content, Problem)
     except msgspec.DecodeError:
-        code = answer.status_code
         return Problem(error=f"http_{code}", message=f"the coordinator answers {code} {answer.reason}")
 
 
@@ -254,7 +238,3 @@ def _understood(read: Callable[[], A]) -> A:
         return read()
     except msgspec.DecodeError as error:
         raise ComigsError(f"the coordinator's answer is not understood ({error}); upgrade comigs-edge here and there") from error
-
-
-def _seconds(text: str | None) -> float | None:
-    return float(text) if text and text.isdigit() else None

@@ -56,7 +56,7 @@ class Exchange:
             self._not_before = self._clock() + random.uniform(0, min(MAX_PAUSE, PAUSE * 2**self._failures))
             if standing.unsent_tokens:
                 self.books.seal(generalist, loss)
-        outcome.waits = self.books.outbox.update is not None
+        outcome.waits = self.books.waiting is not None
         return outcome
 
     def _seal(self, state: State, generalist: Arrays, loss: float | None) -> bool:
@@ -76,7 +76,7 @@ class Exchange:
             self._bring(outcome, progress)
         except Offline as error:
             outcome.offline = str(error)
-        outcome.waits = self.books.outbox.update is not None
+        outcome.waits = self.books.waiting is not None
         return outcome
 
     def _bring(self, outcome: Outcome, progress: Progress) -> State:
@@ -85,7 +85,7 @@ class Exchange:
 
         def leaves(size: int) -> None:
             outcome.bytes_sent += size
-            self.books.outbox.mark_tried()
+            self.books.mark_tried()
 
         return self.books.enter(self.transport.exchange(update, leaves, progress), update, outcome)
 
@@ -102,11 +102,10 @@ class Exchange:
             books.keep(manifest)
         before, after = books.compare_with(link, generalist)
         if judge is not None and before is not None:
-            outcome.judgement = judge(before, after)
-            if not books.passes(outcome.judgement):
+            outcome.judgement = losses = judge(before, after)
+            if not losses.after <= losses.before + books.gate:
                 outcome.refused = manifest.round
                 books.refuse(link)
-                losses = outcome.judgement
                 self.transport.refuse(Refusal(round=manifest.round, loss_before=losses.before, loss_after=losses.after))
                 return
         books.take_over(link, after)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ from comigs_edge import files
 from comigs_edge.errors import ComigsError
 from comigs_edge.home.folder import Home
 from coordinator.protocol import keys
-from coordinator.protocol.messages import Settings
 from coordinator.protocol.wire import Arrays, pieces
 
 KEPT_GENERALISTS = 3
@@ -46,10 +45,6 @@ class Membership:
     local_steps: int  # this and the next two: as the coordinator said last
     update_format: str
     averaging: str
-
-    def with_settings(self, settings: Settings) -> Membership:
-        """With what the coordinator says now."""
-        return replace(self, local_steps=settings.local_steps, update_format=settings.update_format, averaging=settings.averaging)
 
 
 @dataclass
@@ -126,24 +121,20 @@ class FleetFolder:
 
     def standing(self) -> Standing:
         """Where the device stands; a fresh one where nothing was exchanged yet."""
-        content = _read(self._standing)
-        return Standing() if content is None else Standing(**content[1], reference=content[0])
+        return Standing(**_read(self._standing, "reference")) if self._standing.exists() else Standing()
 
     def save_standing(self, standing: Standing) -> None:
         """Writes it."""
-        facts = {name: value for name, value in vars(standing).items() if name != "reference"}
-        _write(self._standing, standing.reference, facts)
+        _write(self._standing, "reference", standing)
 
     def outbox(self) -> Sealed | None:
         """The update that waits."""
-        content = _read(self._outbox)
-        return None if content is None else Sealed(**content[1], packed=content[0])
+        return Sealed(**_read(self._outbox, "packed")) if self._outbox.exists() else None
 
     def seal(self, update: Sealed) -> None:
         """Puts an update into the outbox, in place of one that is there."""
-        facts = {name: value for name, value in vars(update).items() if name != "packed"}
         self._tried.unlink(missing_ok=True)
-        _write(self._outbox, update.packed, facts)
+        _write(self._outbox, "packed", update)
 
     @property
     def was_tried(self) -> bool:
@@ -174,18 +165,18 @@ class FleetFolder:
             self.generalist_path(int(old)).unlink(missing_ok=True)
 
 
-def _write(path: Path, arrays: dict[str, Any], facts: dict[str, Any]) -> None:
-    tensors = {**arrays, _FACTS: np.frombuffer(json.dumps(facts).encode(), np.uint8)}
+def _write(path: Path, arrays: str, record: Standing | Sealed) -> None:
+    """`arrays` is the field that holds the arrays; the others are the facts."""
+    facts = dict(vars(record))
+    tensors = {**facts.pop(arrays), _FACTS: np.frombuffer(json.dumps(facts).encode(), np.uint8)}
     with files.atomic_writer(path) as file:
         file.writelines(pieces(tensors))
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    if not path.exists():
-        return None
+def _read(path: Path, arrays: str) -> dict[str, Any]:
     try:
         tensors = parse(path.read_bytes())
-        facts = json.loads(tensors.pop(_FACTS).tobytes())
+        facts: dict[str, Any] = json.loads(tensors.pop(_FACTS).tobytes())
     except (SafetensorError, ValueError, KeyError) as error:
         raise ComigsError(f"{path} is damaged ({error}); delete it and run: comigs-edge sync") from error
-    return tensors, facts
+    return {**facts, arrays: tensors}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import secrets
 
+import msgspec
+
 from comigs_edge import __version__
 from comigs_edge.errors import ComigsError
 from comigs_edge.fleet.client import Remote
@@ -15,21 +17,15 @@ from coordinator.protocol.messages import Generalist, Join
 PATIENCE = 30.0  # seconds
 
 
-def _read_link(folder: FleetFolder, link: str) -> tuple[str, str, bytes]:
-    """Address, code and pin of an invitation; raises `ComigsError` for one that this device cannot accept."""
+def join(home: Home, link: str, name: str | None, generalist: Generalist) -> Membership:
+    """Accepts an invitation, with the generalist that this device trains. A membership from before ends."""
+    folder = FleetFolder(home)
     try:
         address, code, pin = keys.read_link(link)
     except ValueError as error:
         raise ComigsError(f"{link[:60]!r} is no invitation ({error}); ask for one: comigs-coordinator invite") from error
     if folder.is_member and folder.membership().address != address:
         raise ComigsError(f"this device is in the fleet of {folder.membership().address}; leave it first: comigs-edge leave")
-    return address, code, pin
-
-
-def join(home: Home, link: str, name: str | None, generalist: Generalist) -> Membership:
-    """Accepts an invitation, with the generalist that this device trains. A membership from before ends."""
-    folder = FleetFolder(home)
-    address, code, pin = _read_link(folder, link)
     key = folder.key()
     public = keys.public_text(key)
     remote = Remote(address, pin, key, keys.device_id(public), PATIENCE)
@@ -37,8 +33,7 @@ def join(home: Home, link: str, name: str | None, generalist: Generalist) -> Mem
     folder.leave()
     member = Membership(
         address=address, pin=pin.hex(), fleet=joined.fleet, device=joined.device, name=joined.name,
-        signing_key=joined.signing_key, joined=secrets.token_hex(4), local_steps=joined.settings.local_steps,
-        update_format=joined.settings.update_format, averaging=joined.settings.averaging,
+        signing_key=joined.signing_key, joined=secrets.token_hex(4), **msgspec.structs.asdict(joined.settings),
     )  # fmt: skip
     folder.save_membership(member)
     return member

@@ -35,10 +35,10 @@ class Sync:
 def sync(home: Home, settings: Config, progress: Progress) -> Sync:
     """Exchanges generalists. Only the outbox is brought where there are no adapters that could take something over."""
     exchange = _open(home, settings)
-    if interrupted_state(home) is not None:  # it takes over what is new when it is resumed
-        return Sync(outcome=exchange.bring_waiting(progress), next_command="comigs-edge train --resume")
-    if not versions(home.adapters):
-        return Sync(outcome=exchange.bring_waiting(progress), next_command="comigs-edge train")
+    is_interrupted = interrupted_state(home) is not None  # it takes over what is new when it is resumed
+    if is_interrupted or not versions(home.adapters):
+        command = "comigs-edge train --resume" if is_interrupted else "comigs-edge train"
+        return Sync(outcome=exchange.bring_waiting(progress), next_command=command)
     saved, books = _saved(home, settings), exchange.books
     generalist = books.resume(select_generalist(saved.arrays), saved.manifest.get("fleet_mark"))
     outcome = exchange.run(generalist, 0, _judge(home, settings, saved), None, progress)
@@ -57,33 +57,20 @@ def roll_back(home: Home, settings: Config, to: int | None) -> tuple[int, int]:
     return number, _publish(home, settings, saved, generalist, number, books.mark)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Preview:
-    """What the next update would hold."""
-
-    address: str
-    fleet: str
-    device: str
-    size: int  # bytes
-    tensors: dict[str, dict[str, Any]]  # name -> type, shape, bytes
-    has_loss: bool  # the validation loss leaves too
-    may_be_first: bool  # of its fleet: then the initial generalist leaves too
-    changes_nothing: bool  # nothing was trained yet
-
-
-def preview(home: Home, settings: Config) -> Preview:
-    """What would leave this device; nothing is sent."""
+def preview(home: Home, settings: Config) -> tuple[dict[str, Any], bool]:
+    """What would leave this device, as JSON; nothing is sent. And whether the initial generalist would leave before it."""
     books, generalist = _open(home, settings).books, read_generalist(home, settings)
-    update, member = books.outbox.update or books.pack(generalist), books.membership
-    return Preview(
-        address=member.address, fleet=member.fleet, device=member.name, size=len(wire.encode(update.packed)),
-        tensors={
+    update, member = books.waiting or books.pack(generalist), books.membership
+    loss = [] if update.validation_loss is not None else ["validation loss"]
+    return {
+        "to": member.address, "fleet": member.fleet, "device": member.name, "bytes": len(wire.encode(update.packed)),
+        "tensors": {
             name: {"type": str(array.dtype), "shape": list(array.shape), "bytes": array.nbytes}
             for name, array in sorted(update.packed.items())
         },
-        has_loss=update.validation_loss is not None, changes_nothing=generalist is None,
-        may_be_first=books.standing.trained_from < 0,
-    )  # fmt: skip
+        "also": ["number of tokens trained on", "number of the generalist it is a change of", "a random id"],
+        "stays": ["your text", "specialists", "router", "optimiser state", *loss], "changes_nothing_yet": generalist is None,
+    }, books.standing.trained_from < 0  # fmt: skip
 
 
 def _open(home: Home, settings: Config) -> Exchange:

@@ -40,16 +40,12 @@ class Transport(Protocol):
 
         `leaves` is called with the update's bytes before it may arrive: from then on it must not change.
         """
-        ...
 
     def manifests(self, after: int) -> list[SignedManifest]:
         """The chain of generalists behind number `after`, or its next links."""
-        ...
 
     def download(self, manifest: Manifest, target: Path, progress: Progress) -> None:
         """Brings the generalist of a manifest to `target`, with its SHA-256 checked."""
-        ...
 
     def refuse(self, refusal: Refusal) -> None:
         """Says that this device keeps its generalist; nothing happens where another one is the newest already."""
-        ...

@@ -191,7 +191,7 @@ class Server:
         async with self._locks[device.id]:
             receipt = self.fleet.receipt_if_counted(device, wish)
             if receipt is None:
-                table = self.fleet.table_of(wish)
+                table = self.fleet.table(wish.trained_from)
                 with self.fleet.payloads.hold(wish.sha256):
                     async with self._checks:
                         size = await asyncio.to_thread(self.fleet.check_upload, device, wish, table)
