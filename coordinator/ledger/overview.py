@@ -6,6 +6,7 @@ No text, no tensor and no key is in it.
 from __future__ import annotations
 
 import shutil
+from dataclasses import asdict
 from typing import Any
 
 from coordinator.ledger.fleet import Fleet
@@ -30,10 +31,7 @@ def overview(fleet: Fleet, started: float, version: str) -> Facts:
         "devices": sum(device.revoked is None for device in devices), "active": active,
         "bytes_in": sum(device.bytes_in for device in devices), "bytes_out": sum(device.bytes_out for device in devices),
         "disk_free": shutil.disk_usage(fleet.payloads.folder).free, "sqlite_journal": fleet.database.journal,
-        "settings": {
-            "local_steps": fleet.config.training.local_steps, "update_format": fleet.config.training.update_format,
-            "averaging": rules.averaging, "weights": rules.weights,
-        },
+        "settings": {**asdict(fleet.config.training), "averaging": rules.averaging, "weights": rules.weights},
     }  # fmt: skip
 
 

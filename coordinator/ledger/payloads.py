@@ -157,12 +157,8 @@ class Payloads:
         """Raises `Refused` (507) if the disk has no room for `size` bytes."""
         usage = shutil.disk_usage(self.folder)
         if usage.free - size < min(SPARE_BYTES, SPARE_SHARE * usage.total):
-            raise Refused(
-                507,
-                "disk_full",
-                f"the coordinator's disk is full ({usage.free / 1e6:,.0f} MB free); your update is kept on your device",
-                retry_after=600,
-            )
+            sentence = f"the coordinator's disk is full ({usage.free / 1e6:,.0f} MB free); your update is kept on your device"
+            raise Refused(507, "disk_full", sentence, retry_after=600)
 
 
 def sync_folder(path: Path) -> None:

@@ -175,15 +175,13 @@ def _table(name: str, heads: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -
     kinds = [' class="number"' if head.startswith("#") else "" for head in heads]
     names = [head.lstrip("#") for head in heads]
     top = "".join(f'<th scope="col"{kind}>{head}</th>' for head, kind in zip(names, kinds, strict=True))
-    body = "".join("<tr>" + _row(row, names, kinds) + "</tr>" for row in rows)
+    body = ""
+    for first, *rest in rows:
+        # On a phone a row becomes a card, whose lines are named by data-of.
+        cells = zip(rest, names[1:], kinds[1:], strict=True)
+        body += f'<tr><th scope="row"{kinds[0]}>{first}</th>'
+        body += "".join(f'<td{kind} data-of="{name}">{cell}</td>' for cell, name, kind in cells) + "</tr>"
     return f'<section class="table"><h2>{name}</h2><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></section>'
-
-
-def _row(row: tuple[str, ...], names: list[str], kinds: list[str]) -> str:
-    cells = [f'<th scope="row"{kinds[0]}>{row[0]}</th>']
-    # On a phone a row becomes a card, whose lines are named by data-of.
-    cells += [f'<td{kind} data-of="{name}">{cell}</td>' for cell, name, kind in zip(row[1:], names[1:], kinds[1:], strict=True)]
-    return "".join(cells)
 
 
 def _first_steps() -> str:

@@ -214,9 +214,8 @@ class Server:
 
     async def _page(self, request: web.Request) -> web.Response:
         self._check_shown(request)
-        return web.Response(
-            text=page.render(self.fleet, self.started, self.version), content_type="text/html", headers=page.HEADERS
-        )
+        text = page.render(self.fleet, self.started, self.version)
+        return web.Response(text=text, content_type="text/html", headers=page.HEADERS)
 
     async def _metrics(self, request: web.Request) -> web.Response:
         self._check_shown(request)
@@ -281,9 +280,8 @@ def _check_range(request: web.Request, size: int) -> None:
         if (request.http_range.start or 0) >= size:
             raise ValueError("it starts after the end")
     except ValueError as error:
-        raise Refused(
-            416, "bad_range", f"the range does not fit {size:,} bytes; write bytes=FIRST- or bytes=FIRST-LAST"
-        ) from error
+        sentence = f"the range does not fit {size:,} bytes; write bytes=FIRST- or bytes=FIRST-LAST"
+        raise Refused(416, "bad_range", sentence) from error
 
 
 def _sha256(request: web.Request) -> str:
