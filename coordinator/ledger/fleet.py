@@ -70,9 +70,13 @@ class Fleet:
     def state(self, device: Device) -> State:
         """Where the fleet stands, for this device."""
         number = self.open_round
+        counted = self.database.rows(
+            "SELECT update_id FROM updates WHERE device = ? AND update_id IS NOT NULL ORDER BY round DESC LIMIT ?",
+            device.id, COUNTED_IDS,
+        )  # fmt: skip
         return State(
             open_round=number, newest=self.chain.newest, settings=self.config.settings,
-            has_contributed=self._is_in(device, number), counted=self._counted_ids(device),
+            has_contributed=self._is_in(device, number), counted=[row["update_id"] for row in reversed(counted)],
             next_poll_seconds=rounds.next_poll_seconds(self.active),
         )  # fmt: skip
 
@@ -156,13 +160,6 @@ class Fleet:
     def _is_in(self, device: Device, number: int) -> bool:
         query = "SELECT 1 FROM updates WHERE device = ? AND round = ?"
         return self.database.value(query, device.id, number) is not None
-
-    def _counted_ids(self, device: Device) -> list[str]:
-        rows = self.database.rows(
-            "SELECT update_id FROM updates WHERE device = ? AND update_id IS NOT NULL ORDER BY round DESC LIMIT ?",
-            device.id, COUNTED_IDS,
-        )  # fmt: skip
-        return [row["update_id"] for row in reversed(rows)]
 
     def _format(self, trained_from: int) -> str:
         return compress.update_format(self.config.training.update_format, trained_from)
