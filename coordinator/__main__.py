@@ -128,16 +128,17 @@ def _serve(options: argparse.Namespace) -> None:
 def _call(options: argparse.Namespace, operation: str, **arguments: object) -> dict[str, Any]:
     from coordinator import admin
 
-    return _end_with_json(options, admin.call(options.data, VERSION, operation, **arguments))
-
-
-def _end_with_json(options: argparse.Namespace, result: dict[str, Any]) -> dict[str, Any]:
-    """Prints the result and ends, where JSON was asked for."""
-    if options.json:
-        json.dump(result, sys.stdout, indent=1, ensure_ascii=False)
-        print()
+    result = admin.call(options.data, VERSION, operation, **arguments)
+    if _print_json(options, result):
         sys.exit(0)
     return result
+
+
+def _print_json(options: argparse.Namespace, result: dict[str, Any]) -> bool:
+    """Prints the result if JSON was asked for; returns whether it was."""
+    if options.json:
+        print(json.dumps(result, indent=1, ensure_ascii=False))
+    return bool(options.json)
 
 
 def _invite(options: argparse.Namespace) -> None:
@@ -197,7 +198,9 @@ def _backup(options: argparse.Namespace) -> None:
     file = Path(options.file or f"comigs-coordinator-{time.strftime('%Y-%m-%d-%H%M%S')}.tar").absolute()
     from coordinator import admin
 
-    backup = _end_with_json(options, admin.backup(options.data, VERSION, file))
+    backup = admin.backup(options.data, VERSION, file)
+    if _print_json(options, backup):
+        return
     print(f"{backup['file']}, {_size(backup['bytes'])}: it holds the coordinator's keys, keep it safe")
     restore = "mkdir DIR && tar -xf FILE -C DIR && comigs-coordinator serve --data DIR"
     print(f"\nnext, to restore it where no coordinator is: {restore}")
@@ -225,7 +228,8 @@ def _service_uninstall(options: argparse.Namespace) -> None:
 
 def _show_outcome(options: argparse.Namespace, outcome: Outcome, then: str) -> None:
     files, left = [str(file) for file in outcome.files], outcome.left
-    _end_with_json(options, {"files": files, "left": left, "next": then})
+    if _print_json(options, {"files": files, "left": left, "next": then}):
+        return
     print("\n".join(f"unit       {file}" for file in files))
     if left:
         print("\nsystemd did not do these; type them where it runs:\n  " + "\n  ".join(left))
@@ -237,7 +241,8 @@ def _service_status(options: argparse.Namespace) -> None:
 
     file = systemd.folder(options.system) / service.UNIT
     state = {"file": str(file), "installed": file.exists(), "state": systemd.is_active(service.UNIT, options.system)}
-    _end_with_json(options, state)
+    if _print_json(options, state):
+        return
     print(f"unit       {file}{'' if state['installed'] else ', not installed'}\nstate      {state['state']}")
     user = " --user" if not options.system else ""
     then = f"journalctl{user} --unit {service.UNIT}" if state["installed"] else "comigs-coordinator service install"

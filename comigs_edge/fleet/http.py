@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from functools import partial
 
@@ -61,10 +62,8 @@ class HTTPTransport(Remote):
 
     def refuse(self, refusal: Refusal) -> None:
         """Of the newest generalist; another one may have been published meanwhile."""
-        try:
+        with contextlib.suppress(RemoteRefused):
             super().refuse(refusal)
-        except RemoteRefused:
-            pass
 
 
 def open_exchange(home: Home, settings: Config, layout: ExpertsConfig, hparams: HParams, patience: float) -> Exchange:
