@@ -81,7 +81,7 @@ class Server:
     @web.middleware
     async def _shell(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Every refusal and error becomes a `Problem`; a failing disk ends the process."""
-        start = time.perf_counter()
+        start, resource = time.perf_counter(), request.match_info.route.resource
         try:
             answer = await handler(request)
         except Refused as error:
@@ -93,10 +93,11 @@ class Server:
         except (ConnectionError, asyncio.CancelledError):
             raise
         except Exception:
-            log.exception("a request failed: %s %s", request.method, request.match_info.route.resource)
+            log.exception("a request failed: %s %s", request.method, resource)
             answer = problem(Refused(500, "bug", "the coordinator failed; its log says why"))
         method = request.method if request.method in hdrs.METH_ALL else "other"
-        self.metrics.count(method, _route(request), answer.status, time.perf_counter() - start)
+        route = "other" if resource is None else resource.canonical
+        self.metrics.count(method, route, answer.status, time.perf_counter() - start)
         if not answer.prepared:
             answer.headers[signatures.EPOCH_HEADER] = self.epoch
         return answer
@@ -262,11 +263,6 @@ def _http_sentence(error: web.HTTPException, request: web.Request) -> str:
 
 def _to_verify(request: web.Request) -> signatures.Request:
     return signatures.Request(request.method, f"https://{request.host}{request.raw_path}", request.headers)
-
-
-def _route(request: web.Request) -> str:
-    resource = request.match_info.route.resource
-    return "other" if resource is None else resource.canonical
 
 
 def _number(text: str) -> int:
