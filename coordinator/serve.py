@@ -75,7 +75,6 @@ async def _run(
     try:
         await runner.setup()
         await own.setup()
-        assert runner.server is not None
         listening = await _listen(runner, folder, host, port)
         address = address or _address(host, listening.sockets[0].getsockname()[1])
         if server.fleet.database.fact("address") != address:

@@ -25,14 +25,14 @@ from comigs_edge.arrays import add, digest, subtract, zeros
 from comigs_edge.errors import ComigsError
 from comigs_edge.fleet.chain import Check, Link, follow
 from comigs_edge.fleet.folder import FleetFolder, Sealed
-from comigs_edge.fleet.outbox import Shapes, pack, unpack
+from comigs_edge.fleet.outbox import pack, unpack
 from comigs_edge.fleet.outcome import Outcome
 from comigs_edge.fleet.transport import News
 from coordinator.protocol import compress, rounds, wire
 from coordinator.protocol.aggregate import aggregate
 from coordinator.protocol.generalist import may_leave
 from coordinator.protocol.messages import Manifest, SignedManifest, State
-from coordinator.protocol.wire import Arrays
+from coordinator.protocol.wire import Arrays, Shapes
 
 
 class Books:
