@@ -14,7 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coordinator.ledger.config import Config, Training
+from coordinator.ledger.config import Training
 from coordinator.protocol import VERSION
 from coordinator.protocol.errors import CoordinatorError
 from coordinator.protocol.rounds import Rules
@@ -114,9 +114,6 @@ def _serve(options: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s")
     values = {field.name: getattr(options, field.name) for field in (*fields(Rules), *fields(Training))}
 
-    def settings(config: Config) -> Config:
-        return config.with_values(values)
-
     def ready(address: str, pin: bytes, folder: Folder) -> None:
         data = "" if options.data == _default_folder() else f" --data {options.data}"
         print(f"coordinator  {address}")
@@ -124,7 +121,7 @@ def _serve(options: argparse.Namespace) -> None:
         print(f"data         {folder.root}")
         print(f"\nnext, in another terminal: comigs-coordinator invite{data}", flush=True)
 
-    serve(options.data, settings, VERSION, ready,
+    serve(options.data, values, VERSION, ready,
           host=options.host, port=options.port, address=options.address, is_open=options.open)  # fmt: skip
 
 
@@ -132,15 +129,16 @@ def _call(options: argparse.Namespace, operation: str, **arguments: object) -> d
     from coordinator import admin
 
     result = admin.call(options.data, VERSION, operation, **arguments)
-    if options.json:
-        _print_json(result)
+    if _print_json(options, result):
         sys.exit(0)
     return result
 
 
-def _print_json(result: object) -> None:
-    json.dump(result, sys.stdout, indent=1, ensure_ascii=False)
-    print()
+def _print_json(options: argparse.Namespace, result: dict[str, Any]) -> bool:
+    """Prints the result if JSON was asked for; returns whether it was."""
+    if options.json:
+        print(json.dumps(result, indent=1, ensure_ascii=False))
+    return bool(options.json)
 
 
 def _invite(options: argparse.Namespace) -> None:
@@ -201,13 +199,11 @@ def _backup(options: argparse.Namespace) -> None:
     from coordinator import admin
 
     backup = admin.backup(options.data, VERSION, file)
-    if options.json:
-        _print_json(backup)
+    if _print_json(options, backup):
         return
     print(f"{backup['file']}, {_size(backup['bytes'])}: it holds the coordinator's keys, keep it safe")
-    print(
-        "\nnext, to restore it where no coordinator is: mkdir DIR && tar -xf FILE -C DIR && comigs-coordinator serve --data DIR"
-    )
+    restore = "mkdir DIR && tar -xf FILE -C DIR && comigs-coordinator serve --data DIR"
+    print(f"\nnext, to restore it where no coordinator is: {restore}")
 
 
 def _service_install(options: argparse.Namespace) -> None:
@@ -232,8 +228,7 @@ def _service_uninstall(options: argparse.Namespace) -> None:
 
 def _show_outcome(options: argparse.Namespace, outcome: Outcome, then: str) -> None:
     files, left = [str(file) for file in outcome.files], outcome.left
-    if options.json:
-        _print_json({"files": files, "left": left, "next": then})
+    if _print_json(options, {"files": files, "left": left, "next": then}):
         return
     print("\n".join(f"unit       {file}" for file in files))
     if left:
@@ -246,8 +241,7 @@ def _service_status(options: argparse.Namespace) -> None:
 
     file = systemd.folder(options.system) / service.UNIT
     state = {"file": str(file), "installed": file.exists(), "state": systemd.is_active(service.UNIT, options.system)}
-    if options.json:
-        _print_json(state)
+    if _print_json(options, state):
         return
     print(f"unit       {file}{'' if state['installed'] else ', not installed'}\nstate      {state['state']}")
     user = " --user" if not options.system else ""

@@ -66,36 +66,39 @@ def _backup(context: Context) -> Result:
     return {"file": str(target)}
 
 
-def _status(context: Context) -> Result:
-    return overview.overview(context.fleet, context.started, context.version)
-
-
 OPERATIONS: dict[str, Callable[..., Result]] = {
     "invite": _invite,
     "backup": _backup,
-    "status": _status,
+    "status": lambda context: overview.overview(context.fleet, context.started, context.version),
     "devices": lambda context: {"devices": overview.devices(context.fleet)},
     "rounds": lambda context, last=200: {"rounds": overview.rounds_table(context.fleet, last)},
     "revoke": lambda context, name: context.fleet.revoke(name),
 }
 
 
+def _perform(context: Context, operation: str, arguments: dict[str, Any]) -> Result:
+    try:
+        return OPERATIONS[operation](context, **arguments)
+    except Refused as error:
+        raise CoordinatorError(error.message) from error
+    except OSError as error:
+        raise CoordinatorError(f"the system refused: {error}") from error
+
+
 def application(context: Context) -> web.Application:
     """The operations for the socket: POST /NAME with a JSON object of arguments."""
 
     async def run(request: web.Request) -> web.Response:
+        operation = request.match_info["name"]
         try:
-            operation = OPERATIONS.get(request.match_info["name"])
-            if operation is None:
+            if operation not in OPERATIONS:
                 raise CoordinatorError("the running coordinator does not know this; restart it, it may be an older version")
-            result = operation(context, **await request.json())
+            return web.json_response(_perform(context, operation, await request.json()))
         except (TypeError, ValueError, OverflowError) as error:
-            return web.json_response({"error": f"the running coordinator does not understand: {error}"}, status=400)
-        except (CoordinatorError, Refused) as error:
-            return web.json_response({"error": str(error)}, status=400)
-        except OSError as error:
-            return web.json_response({"error": f"the system refused: {error}"}, status=400)
-        return web.json_response(result)
+            sentence = f"the running coordinator does not understand: {error}"
+        except CoordinatorError as error:
+            sentence = str(error)
+        return web.json_response({"error": sentence}, status=400)
 
     app = web.Application()
     app.router.add_post("/{name}", run)
@@ -110,12 +113,7 @@ def call(root: Path, version: str, operation: str, **arguments: Any) -> Result:
     if answered is not None:
         return answered
     with Folder.open(root) as folder, folder.fleet(time.time) as fleet:
-        try:
-            return OPERATIONS[operation](Context(fleet, folder, time.time(), version), **arguments)
-        except Refused as error:
-            raise CoordinatorError(error.message) from error
-        except OSError as error:
-            raise CoordinatorError(f"the system refused: {error}") from error
+        return _perform(Context(fleet, folder, time.time(), version), operation, arguments)
 
 
 def backup(root: Path, version: str, target: Path) -> Result:

@@ -15,11 +15,11 @@ import time
 from asyncio import sslproto
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from aiohttp import web
 
 from coordinator import admin
-from coordinator.ledger.config import Config
 from coordinator.ledger.folder import Folder
 from coordinator.ledger.payloads import DiskFailure
 from coordinator.protocol.errors import CoordinatorError
@@ -34,13 +34,16 @@ M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # malloc.h: setting the first keeps glib
 
 
 def serve(
-    root: Path, settings: Callable[[Config], Config], version: str, ready: Callable[[str, bytes, Folder], None], *,
+    root: Path, values: dict[str, Any], version: str, ready: Callable[[str, bytes, Folder], None], *,
     host: str, port: int, address: str | None, is_open: bool,
 ) -> None:  # fmt: skip
-    """Serves until SIGTERM or Ctrl-C; calls `ready` with address, pin and folder when devices can connect."""
+    """Serves until SIGTERM or Ctrl-C; calls `ready` with address, pin and folder when devices can connect.
+
+    `values` are settings in place of config.toml's; None changes nothing.
+    """
     _keep_memory_small()
     try:
-        with Folder.open(root) as folder, folder.fleet(time.time, settings(folder.config)) as fleet:
+        with Folder.open(root) as folder, folder.fleet(time.time, folder.config.with_values(values)) as fleet:
             server = Server(fleet, version, is_open)
             asyncio.run(_run(server, folder, ready, host=host, port=port, address=address))
     except (sqlite3.OperationalError, DiskFailure) as error:
@@ -72,7 +75,6 @@ async def _run(
     try:
         await runner.setup()
         await own.setup()
-        assert runner.server is not None
         listening = await _listen(runner, folder, host, port)
         address = address or _address(host, listening.sockets[0].getsockname()[1])
         if server.fleet.database.fact("address") != address:

@@ -77,7 +77,10 @@ def install(data: Path, arguments: list[str], system: bool) -> systemd.Outcome:
     if data == SYSTEM_DATA:
         systemd.check_readable()
     else:
-        _make(data)
+        try:
+            data.mkdir(mode=0o700, parents=True, exist_ok=True)  # ReadWritePaths needs it
+        except OSError as error:
+            raise CoordinatorError(f"{data} cannot be made ({error.strerror}); name another folder with --data") from error
     done = systemd.install({UNIT: text}, UNIT, system)
     return done if system else systemd.Outcome(done.files, done.left + systemd.linger())
 
@@ -86,11 +89,3 @@ def uninstall(system: bool) -> systemd.Outcome:
     """Stops it and deletes the unit; the data stay."""
     systemd.check_rights(system, "comigs-coordinator service uninstall --system")
     return systemd.uninstall([UNIT], UNIT, system)
-
-
-def _make(data: Path) -> None:
-    """Makes the folder: ReadWritePaths needs it."""
-    try:
-        data.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise CoordinatorError(f"{data} cannot be made ({error.strerror}); name another folder with --data") from error

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -72,7 +71,11 @@ def uninstall(names: list[str], enabled: str, system: bool) -> Outcome:
 
 def is_active(name: str, system: bool) -> str:
     """systemd's word for a unit: active, inactive, failed ...; unknown where systemd cannot be reached."""
-    return _ask_systemctl(["is-active", name], system).strip() or "unknown"
+    words = [*_systemctl(system), "is-active", name]
+    try:
+        return subprocess.run(words, capture_output=True, text=True, timeout=SECONDS).stdout.strip() or "unknown"
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
 
 
 def linger() -> list[str]:
@@ -117,22 +120,16 @@ def check_readable() -> None:
             )
 
 
+def _systemctl(system: bool) -> list[str]:
+    return ["systemctl"] if system else ["systemctl", "--user"]
+
+
 def _run_systemctl(commands: list[list[str]], system: bool) -> list[str]:
     """Runs the commands; returns those that are left, from the first one that failed."""
-    start = ["systemctl"] if system else ["systemctl", "--user"]
+    start = _systemctl(system)
     for index, words in enumerate(commands):
         try:
             subprocess.run([*start, *words], check=True, capture_output=True, timeout=SECONDS)
         except (OSError, subprocess.SubprocessError):
             return [" ".join([*start, *rest]) for rest in commands[index:]]
     return []
-
-
-def _ask_systemctl(words: list[str], system: bool) -> str:
-    if shutil.which("systemctl") is None:
-        return ""
-    start = ["systemctl"] if system else ["systemctl", "--user"]
-    try:
-        return subprocess.run([*start, *words], capture_output=True, text=True, timeout=SECONDS).stdout
-    except subprocess.SubprocessError:
-        return ""

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from comigs_edge.commands.console import bar, next_command, out, print_json, size
-from comigs_edge.errors import ComigsError
 from comigs_edge.home import folder as homes
 
 if TYPE_CHECKING:
@@ -20,6 +18,7 @@ def sync(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Exchange generalists with the fleet now. `train` does it by itself."""
+    from comigs_edge.commands.console import bar
     from comigs_edge.fleet import sync as syncing
 
     home = homes.locate()
@@ -37,6 +36,7 @@ def rollback(
     to: Annotated[Optional[int], typer.Option(help="Number of a generalist that is kept; default: the one before.")] = None,
 ) -> None:
     """Return to an older generalist of the fleet; the three newest are kept."""
+    from comigs_edge.commands.console import next_command, out
     from comigs_edge.fleet.sync import roll_back
 
     home = homes.locate()
@@ -50,6 +50,8 @@ def rollback(
 
 
 def _show_preview(preview: dict[str, Any], may_be_first: bool, json: bool) -> None:
+    from comigs_edge.commands.console import next_command, out, print_json, size
+
     if json:
         print_json(preview)
         return
@@ -73,6 +75,9 @@ def _show_preview(preview: dict[str, Any], may_be_first: bool, json: bool) -> No
 
 
 def _report(result: Sync, json: bool) -> None:
+    from comigs_edge.commands.console import next_command, out, print_json, size
+    from comigs_edge.errors import ComigsError
+
     outcome = result.outcome
     if json:
         print_json({

@@ -25,14 +25,14 @@ from comigs_edge.arrays import add, digest, subtract, zeros
 from comigs_edge.errors import ComigsError
 from comigs_edge.fleet.chain import Check, Link, follow
 from comigs_edge.fleet.folder import FleetFolder, Sealed
-from comigs_edge.fleet.outbox import Shapes, pack, unpack
+from comigs_edge.fleet.outbox import pack, unpack
 from comigs_edge.fleet.outcome import Outcome
 from comigs_edge.fleet.transport import News
 from coordinator.protocol import compress, rounds, wire
 from coordinator.protocol.aggregate import aggregate
 from coordinator.protocol.generalist import may_leave
 from coordinator.protocol.messages import Manifest, SignedManifest, State
-from coordinator.protocol.wire import Arrays
+from coordinator.protocol.wire import Arrays, Shapes
 
 
 class Books:
@@ -45,7 +45,7 @@ class Books:
         self, folder: FleetFolder, shapes: Shapes, initial: Callable[[], Arrays], base_sha256: str, gate: float,
         reports_loss: bool = False,
     ) -> None:  # fmt: skip
-        self._folder, self.gate, self._reports_loss = folder, gate, reports_loss
+        self.folder, self.gate, self._reports_loss = folder, gate, reports_loss
         self._shapes = {name: shape for name, shape in shapes.items() if may_leave(name)}
         self._initial, self._was_in_a_fleet, self._is_on_top = initial, False, False
         self.membership, self.standing = folder.membership(), folder.standing()
@@ -56,14 +56,9 @@ class Books:
     # A training's begin -------------------------------------------------------------------------------------------
 
     @property
-    def waiting(self) -> Sealed | None:
-        """The update in the outbox. What is learned while it waits comes with the next one."""
-        return self._folder.outbox()
-
-    @property
     def mark(self) -> str:
         """Names what was exchanged and sealed so far; a checkpoint keeps it."""
-        update = self.waiting
+        update = self.folder.outbox()
         return f"{self.membership.joined}/{self.standing.number}/{update.id if update else ''}"
 
     def resume(self, generalist: Arrays, mark: str | None) -> Arrays:
@@ -75,7 +70,7 @@ class Books:
         self._was_in_a_fleet = mark is not None and not mark.startswith(f"{self.membership.joined}/0/")
         if self.standing.number == 0 or mark == self.mark:
             return generalist
-        update = self.waiting
+        update = self.folder.outbox()
         return add(self.standing.reference, {} if update is None else unpack(update, self._shapes))
 
     def frozen(self) -> set[str]:
@@ -95,41 +90,38 @@ class Books:
     def seal(self, generalist: Arrays, loss: float | None) -> None:
         """Puts what was not sent yet into the outbox; before the first take-over only its tokens are noted."""
         if self.standing.trained_from < 0:
-            self._folder.save_standing(self.standing)
+            self.folder.save_standing(self.standing)
         else:
             self._put(self.pack(generalist, loss))
 
     def seal_initial(self) -> None:
         """Puts the generalist into the outbox with which a fleet begins."""
-        self._put(pack(self._initial(), -1, self.membership))
+        initial = self._initial()
+        self._put(pack({name: initial[name] for name in self._shapes}, -1, self.membership))
 
     def _put(self, update: Sealed) -> None:
         """Replaces what waits, unless that may have arrived: then it goes first, as it is."""
-        if not self._folder.was_tried:
-            self._folder.seal(update)
+        if not self.folder.was_tried:
+            self.folder.seal(update)
 
     def seal_rest(self, generalist: Arrays) -> bool:
         """At a training's end: what the open round did not take goes to the outbox. Returns whether something waits."""
-        if self.standing.unsent_tokens and self.waiting is None:
+        if self.standing.unsent_tokens and self.folder.outbox() is None:
             self.seal(generalist, None)
-        return self.waiting is not None
+        return self.folder.outbox() is not None
 
     def to_bring(self) -> Sealed | None:
         """What waits and does not count yet."""
-        update = self.waiting
+        update = self.folder.outbox()
         if update is not None and update.id == self.standing.acknowledged:  # it counted, and then the power went
-            self._folder.empty_outbox()
+            self.folder.empty_outbox()
             return None
         return update
-
-    def mark_tried(self) -> None:
-        """What waits may have arrived from here on."""
-        self._folder.mark_tried()
 
     def enter(self, news: News, brought: Sealed | None, outcome: Outcome) -> State:
         """Enters what the fleet says: its settings, and what became of the update that was brought."""
         self.membership = replace(self.membership, **msgspec.structs.asdict(news.state.settings))
-        self._folder.save_membership(self.membership)
+        self.folder.save_membership(self.membership)
         if brought is not None:
             counts = brought.id in news.state.counted
             outcome.receipts += [news.receipt] if news.receipt else []
@@ -137,7 +129,7 @@ class Books:
             if counts or news.receipt is not None:
                 self._acknowledge(brought)
             elif news.is_rejected:  # its progress stays in the generalist and comes with the next update
-                self._folder.empty_outbox()
+                self.folder.empty_outbox()
         return news.state
 
     def _acknowledge(self, update: Sealed) -> None:
@@ -147,8 +139,8 @@ class Books:
         standing.acknowledged = update.id
         standing.unsent_tokens = max(0, standing.unsent_tokens - update.tokens)
         standing.number += update.trained_from >= 0  # an initial generalist is nothing that this device has learned
-        self._folder.save_standing(standing)
-        self._folder.empty_outbox()
+        self.folder.save_standing(standing)
+        self.folder.empty_outbox()
 
     # Taking over --------------------------------------------------------------------------------------------------
 
@@ -173,18 +165,14 @@ class Books:
         if (first.round, first.sha256) == (0, hashlib.sha256(published).hexdigest()):
             self._is_on_top, standing.reference = True, initial
 
-    def keeps(self, manifest: Manifest) -> bool:
-        """Whether the generalist is in the folder already."""
-        kept = self.standing.kept.get(str(manifest.round))
-        return kept == manifest.sha256 and self.path(manifest.round).exists()
-
-    def path(self, number: int) -> Path:
-        """Where a generalist is kept."""
-        return self._folder.generalist_path(number)
-
-    def keep(self, manifest: Manifest) -> None:
-        """Notes a generalist that was brought to its place in the folder."""
-        self._folder.keep(self.standing, manifest.round, manifest.sha256)
+    def bring(self, manifest: Manifest, download: Callable[[Path], None]) -> int:
+        """Brings a generalist to its place, unless it is there; returns the bytes that came."""
+        number, path = manifest.round, self.folder.generalist_path(manifest.round)
+        if self.standing.kept.get(str(number)) == manifest.sha256 and path.exists():
+            return 0
+        download(path)
+        self.folder.keep(self.standing, number, manifest.sha256)
+        return manifest.size
 
     def compare_with(self, link: Link, generalist: Arrays) -> tuple[Arrays | None, Arrays]:
         """The generalists to compare, before and after; before is None where the new one is taken over unseen.
@@ -228,7 +216,7 @@ class Books:
             there = ", ".join(map(str, kept)) or "none"
             raise ComigsError(f"{wanted} is not kept on this device (kept: {there}); train on with: comigs-edge train")
         arrays = self._read(target)
-        self._folder.empty_outbox()
+        self.folder.empty_outbox()
         standing.refused, standing.trained_from, standing.reference = standing.head, target, dict(arrays)
         self._save()
         return target, arrays
@@ -239,10 +227,10 @@ class Books:
 
     def _read(self, number: int) -> Arrays:
         table = compress.table(self._shapes, "float32")
-        path = self.path(number)
+        path = self.folder.generalist_path(number)
         arrays = wire.decode_expected(path.read_bytes(), table, str(path))
         return {name: np.array(array) for name, array in arrays.items()}
 
     def _save(self) -> None:
         self.standing.number += 1
-        self._folder.save_standing(self.standing)
+        self.folder.save_standing(self.standing)

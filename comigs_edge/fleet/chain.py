@@ -52,10 +52,7 @@ def follow(newest: SignedManifest, head: int, head_hash: str, fetch: Callable[[i
     if head < 0:
         return Link(last, keys.chain_hash(newest))
     known, links = head - 1, {}
-    while known < last.round:
-        fetched = fetch(known)
-        if not fetched:
-            break
+    while known < last.round and (fetched := fetch(known)):
         for signed in fetched:
             links[check(signed).round] = signed
         if max(links) <= known:  # the same links again

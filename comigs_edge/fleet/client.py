@@ -35,8 +35,7 @@ PIECE = 1 << 18  # bytes sent or received at once: what a broken connection can 
 TIMEOUT = (10, 90)  # seconds to connect, and to wait for the next bytes
 MAX_WAIT = 300.0  # seconds between two attempts
 RENEW = ("stale_epoch", "bad_signature")  # refusals after which epoch and clock are learned anew, once
-T = TypeVar("T", bound=messages.Message)
-A = TypeVar("A")
+T = TypeVar("T")
 
 
 class RemoteRefused(ComigsError):
@@ -83,8 +82,7 @@ class Remote:
 
     def manifests(self, after: int) -> list[SignedManifest]:
         """The chain from the generalist behind this number on; a thousand links at most."""
-        body = self.call("GET", f"/v1/manifests?after={after}").content
-        return _understood(lambda: msgspec.json.decode(body, type=list[SignedManifest]))
+        return self._ask(list[SignedManifest], "GET", f"/v1/manifests?after={after}")
 
     def commit(self, wish: Commit) -> Receipt:
         """Makes an upload an update."""
@@ -95,8 +93,7 @@ class Remote:
         self.call("POST", "/v1/refusals", messages.encode(refusal))
 
     def _ask(self, kind: type[T], method: str, path: str, body: bytes = b"") -> T:
-        content = self.call(method, path, body).content
-        return _understood(lambda: messages.decode(content, kind))
+        return _understood(self.call(method, path, body), kind)
 
     # Files --------------------------------------------------------------------------------------------------------
 
@@ -207,7 +204,7 @@ class Remote:
             answer = self._session.get(f"{self.address}/v1/hello", timeout=TIMEOUT)
         if answer.status_code != 200:
             raise requests.ConnectionError(f"HTTP {answer.status_code}")
-        self._epoch = _understood(lambda: messages.decode(answer.content, messages.Hello)).epoch
+        self._epoch = _understood(answer, messages.Hello).epoch
         if date := answer.headers.get("Date"):
             self._offset = email.utils.parsedate_to_datetime(date).timestamp() - time.time()
 
@@ -233,8 +230,8 @@ def _problem(answer: requests.Response) -> Problem | None:
         return Problem(error=f"http_{code}", message=f"the coordinator answers {code} {answer.reason}")
 
 
-def _understood(read: Callable[[], A]) -> A:
+def _understood(answer: requests.Response, kind: type[T]) -> T:
     try:
-        return read()
+        return messages.decode(answer.content, kind)
     except msgspec.DecodeError as error:
         raise ComigsError(f"the coordinator's answer is not understood ({error}); upgrade comigs-edge here and there") from error

@@ -56,7 +56,7 @@ class Exchange:
             self._not_before = self._clock() + random.uniform(0, min(MAX_PAUSE, PAUSE * 2**self._failures))
             if standing.unsent_tokens:
                 self.books.seal(generalist, loss)
-        outcome.waits = self.books.waiting is not None
+        outcome.waits = self.books.folder.outbox() is not None
         return outcome
 
     def _seal(self, state: State, generalist: Arrays, loss: float | None) -> bool:
@@ -76,7 +76,7 @@ class Exchange:
             self._bring(outcome, progress)
         except Offline as error:
             outcome.offline = str(error)
-        outcome.waits = self.books.waiting is not None
+        outcome.waits = self.books.folder.outbox() is not None
         return outcome
 
     def _bring(self, outcome: Outcome, progress: Progress) -> State:
@@ -85,7 +85,7 @@ class Exchange:
 
         def leaves(size: int) -> None:
             outcome.bytes_sent += size
-            self.books.mark_tried()
+            self.books.folder.mark_tried()
 
         return self.books.enter(self.transport.exchange(update, leaves, progress), update, outcome)
 
@@ -96,10 +96,7 @@ class Exchange:
             return
         manifest = link.manifest
         books.begin_with(generalist, self.transport.manifests)
-        if not books.keeps(manifest):
-            self.transport.download(manifest, books.path(manifest.round), progress)
-            outcome.bytes_received += manifest.size
-            books.keep(manifest)
+        outcome.bytes_received += books.bring(manifest, lambda path: self.transport.download(manifest, path, progress))
         before, after = books.compare_with(link, generalist)
         if judge is not None and before is not None:
             outcome.judgement = losses = judge(before, after)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from functools import partial
 
@@ -11,7 +12,6 @@ from comigs_edge.fleet.client import Remote, RemoteRefused
 from comigs_edge.fleet.exchange import Exchange
 from comigs_edge.fleet.folder import FleetFolder, Sealed
 from comigs_edge.fleet.generalist import initial_generalist
-from comigs_edge.fleet.outbox import Shapes
 from comigs_edge.fleet.transport import News
 from comigs_edge.home.config import Config
 from comigs_edge.home.folder import Home
@@ -61,10 +61,8 @@ class HTTPTransport(Remote):
 
     def refuse(self, refusal: Refusal) -> None:
         """Of the newest generalist; another one may have been published meanwhile."""
-        try:
+        with contextlib.suppress(RemoteRefused):
             super().refuse(refusal)
-        except RemoteRefused:
-            pass
 
 
 def open_exchange(home: Home, settings: Config, layout: ExpertsConfig, hparams: HParams, patience: float) -> Exchange:
@@ -72,7 +70,7 @@ def open_exchange(home: Home, settings: Config, layout: ExpertsConfig, hparams: 
     folder = FleetFolder(home)
     member = folder.membership()
     transport = HTTPTransport(member.address, bytes.fromhex(member.pin), folder.key(), member.device, patience)
-    shapes: Shapes = dict(generalist_shapes(layout, hparams))
+    shapes = generalist_shapes(layout, hparams)
     initial = partial(initial_generalist, layout, hparams, settings.train.seed)
     books = Books(folder, shapes, initial, settings.base.sha256, settings.fleet.gate, settings.fleet.report_loss)
     return Exchange(books, transport)

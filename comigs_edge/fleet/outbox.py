@@ -6,9 +6,7 @@ import secrets
 
 from comigs_edge.fleet.folder import Membership, Sealed
 from coordinator.protocol import compress, counting, rounds
-from coordinator.protocol.wire import Arrays
-
-Shapes = dict[str, tuple[int, ...]]  # of the generalist's tensors, by name
+from coordinator.protocol.wire import Arrays, Shapes
 
 
 def pack(change: Arrays, trained_from: int, membership: Membership, tokens: int = 0, loss: float | None = None) -> Sealed:

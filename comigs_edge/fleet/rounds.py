@@ -58,7 +58,8 @@ class Rounds:
             self._training.best_mark = self._training.fleet_mark
         if event.phase == "expert":
             self._tokens += event.tokens
-            self._guard(partial(self._exchange_if_due, event.expert_steps))
+            if event.expert_steps % self._exchange.books.membership.local_steps == 0 and self._exchange.is_due():
+                self._guard(self.exchange)
 
     def end(self) -> None:
         """After the last step: what was not brought yet is brought, or sealed for later."""
@@ -80,10 +81,6 @@ class Rounds:
         self.exchange()
         if trainer.first_loss is None:  # this is what is to be beaten
             trainer.best = trainer.adapters.arrays()
-
-    def _exchange_if_due(self, expert_steps: int) -> None:
-        if expert_steps % self._exchange.books.membership.local_steps == 0 and self._exchange.is_due():
-            self.exchange()
 
     def _bring_rest(self) -> None:
         self.exchange()

@@ -60,7 +60,7 @@ def roll_back(home: Home, settings: Config, to: int | None) -> tuple[int, int]:
 def preview(home: Home, settings: Config) -> tuple[dict[str, Any], bool]:
     """What would leave this device, as JSON; nothing is sent. And whether the initial generalist would leave before it."""
     books, generalist = _open(home, settings).books, read_generalist(home, settings)
-    update, member = books.waiting or books.pack(generalist), books.membership
+    update, member = books.folder.outbox() or books.pack(generalist), books.membership
     loss = [] if update.validation_loss is not None else ["validation loss"]
     return {
         "to": member.address, "fleet": member.fleet, "device": member.name, "bytes": len(wire.encode(update.packed)),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -19,7 +19,7 @@ from coordinator.ledger.payloads import Payloads
 from coordinator.protocol import compress, counting, keys, rounds, wire
 from coordinator.protocol.counting import Array
 from coordinator.protocol.errors import Refused
-from coordinator.protocol.messages import Generalist, Refusal, SignedManifest
+from coordinator.protocol.messages import Generalist, Manifest, Refusal, SignedManifest
 from coordinator.protocol.wire import Shapes
 
 KEPT_GENERALISTS = 10  # payloads; all manifests are kept
@@ -95,21 +95,19 @@ class Chain:
     def publish(self, job: Job, sha256: str, size: int) -> None:
         """Enters a generalist that `make_generalist` has written: the next link of the chain."""
         with self._database.transaction():
-            self._enter(job.generalist, number=job.round, sha256=sha256, size=size, devices=len(job.updates))
+            self._enter(job.generalist, round=job.round, sha256=sha256, size=size, devices=len(job.updates))
         self.collect()
 
-    def _enter(
-        self, generalist: Generalist, *, number: int, sha256: str, size: int, devices: int, rolled_back_to: int | None = None
-    ) -> None:
-        manifest = keys.next_manifest(
-            self.newest, fleet=self._fleet, number=number, sha256=sha256, size=size, base_sha256=generalist.base_sha256,
-            devices=devices, rolled_back_to=rolled_back_to,
-        )  # fmt: skip
+    def _enter(self, generalist: Generalist, **fields: Any) -> None:
+        """Signs a manifest with these fields, and those that say where it belongs."""
+        previous = "" if (newest := self.newest) is None else keys.chain_hash(newest)
+        manifest = Manifest(fleet=self._fleet, base_sha256=generalist.base_sha256, previous=previous, **fields)
         signed = keys.sign_manifest(self._signing_key, manifest)
         self._database.run(
             "UPDATE rounds SET published = ?, sha256 = ?, size = ?, devices = ?, manifest = ?, signature = ?, "
             "rolled_back_to = ? WHERE number = ?",
-            self._clock(), sha256, size, devices, signed.manifest, signed.signature, rolled_back_to, number,
+            self._clock(), manifest.sha256, manifest.size, manifest.devices, signed.manifest, signed.signature,
+            manifest.rolled_back_to, manifest.round,
         )  # fmt: skip
 
     def collect(self) -> None:
@@ -135,8 +133,7 @@ class Chain:
                     "INSERT INTO refusals VALUES (?, ?, ?, ?)", device.id, refusal.round, refusal.loss_before, refusal.loss_after
                 )
         # Sent again, too: the answer was lost, perhaps in a crash before the roll-back.
-        count = self._refusals(refusal.round, active)["refusals"]
-        enough = count >= rounds.refusal_quorum(active)
+        enough = self._refusals(refusal.round, active)["refusals"] >= rounds.refusal_quorum(active)
         if generalist is not None and refusal.round == newest and enough and self.next_job(generalist) is None:
             self._roll_back(newest, generalist)
         return self._refusals(refusal.round, active)
@@ -157,7 +154,7 @@ class Chain:
             self._database.run("INSERT INTO rounds (number, opened) VALUES (?, ?)", open_round + 1, now)
             self._database.run("UPDATE updates SET round = ? WHERE round = ?", open_round + 1, open_round)
             self._database.run("UPDATE rounds SET closed = ? WHERE number = ?", now, open_round)
-            self._enter(generalist, number=open_round, sha256=good["sha256"], size=good["size"], devices=0, rolled_back_to=target)
+            self._enter(generalist, round=open_round, sha256=good["sha256"], size=good["size"], devices=0, rolled_back_to=target)
         self.collect()
 
 
@@ -193,7 +190,10 @@ def make_generalist(job: Job, payloads: Payloads) -> tuple[str, int]:
     shapes = {name: tuple(shape) for name, shape in job.generalist.tensors.items()}
     table = compress.table(shapes, "float32")
     before = None if job.before is None else _Tensors(payloads.path(job.before), shapes, "float32")
-    updates = [(_read_update(update, shapes, payloads), update.weight) for update in job.updates]
+    updates = []
+    for update in job.updates:
+        sent = counting.update_shapes(shapes, update.averaging, update.trained_from)
+        updates.append((_Tensors(payloads.path(update.sha256), sent, update.format), update.weight))
 
     def pieces() -> Iterator[bytes | memoryview]:
         yield wire.header(table)
@@ -202,8 +202,3 @@ def make_generalist(job: Job, payloads: Payloads) -> tuple[str, int]:
 
     size = wire.encoded_size(table)
     return payloads.write(pieces(), size), size
-
-
-def _read_update(update: Counted, shapes: Shapes, payloads: Payloads) -> _Tensors:
-    sent = counting.update_shapes(shapes, update.averaging, update.trained_from)
-    return _Tensors(payloads.path(update.sha256), sent, update.format)

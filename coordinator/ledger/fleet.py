@@ -48,6 +48,12 @@ class Fleet:
         """Number of devices with a recent contact."""
         return self.members.active(self.config.rounds.active_seconds)
 
+    def updates_in(self) -> tuple[int, float | None]:
+        """How many updates the open round has, and when the first one came."""
+        query = "SELECT count(*) AS updates, min(received) AS first FROM updates WHERE round = ?"
+        row = self.database.row(query, self.open_round) or {}
+        return row["updates"], row["first"]
+
     def join(self, wish: Join) -> Joined:
         """Makes a device a member."""
         device = self.members.join(wish)
@@ -64,9 +70,13 @@ class Fleet:
     def state(self, device: Device) -> State:
         """Where the fleet stands, for this device."""
         number = self.open_round
+        counted = self.database.rows(
+            "SELECT update_id FROM updates WHERE device = ? AND update_id IS NOT NULL ORDER BY round DESC LIMIT ?",
+            device.id, COUNTED_IDS,
+        )  # fmt: skip
         return State(
             open_round=number, newest=self.chain.newest, settings=self.config.settings,
-            has_contributed=self._is_in(device, number), counted=self._counted_ids(device),
+            has_contributed=self._is_in(device, number), counted=[row["update_id"] for row in reversed(counted)],
             next_poll_seconds=rounds.next_poll_seconds(self.active),
         )  # fmt: skip
 
@@ -80,7 +90,7 @@ class Fleet:
 
     def upload_limit(self) -> int:
         """Bytes of the largest update in the present format; 0 before the fleet has a generalist."""
-        return 0 if self.members.generalist is None else wire.encoded_size(self._table(-1))
+        return 0 if self.members.generalist is None else wire.encoded_size(self.table(-1))
 
     def receipt_if_counted(self, device: Device, wish: Commit) -> Receipt | None:
         """The receipt of an update that is counted already; raises `Refused` for one that cannot be counted now."""
@@ -99,6 +109,14 @@ class Fleet:
         counting.check_commit(wish, standing, self.config.rounds, device.name)
         return None
 
+    def table(self, trained_from: int) -> wire.Table:
+        """What an update that was trained from this generalist must look like."""
+        generalist = self.members.generalist
+        if generalist is None:
+            raise Refused(409, "no_generalist", "the fleet trains nothing yet; join it first")
+        shapes = counting.update_shapes(generalist.tensors, self.config.rounds.averaging, trained_from)
+        return compress.table(shapes, self._format(trained_from))
+
     def check_upload(self, device: Device, wish: Commit, table: wire.Table) -> int:
         """Checks an upload's every byte and makes it durable; returns its size. No ledger: may run in another thread."""
         size = wire.encoded_size(table)
@@ -110,10 +128,6 @@ class Fleet:
             raise Refused(422, "bad_update", str(error)) from error
         self.payloads.keep(part, wish.sha256)
         return size
-
-    def table_of(self, wish: Commit) -> wire.Table:
-        """What the update must look like."""
-        return self._table(wish.trained_from)
 
     def record(self, device: Device, wish: Commit, size: int) -> Receipt:
         """Counts a checked upload: from here on it is neither lost nor counted twice."""
@@ -135,12 +149,8 @@ class Fleet:
 
     def close_if_complete(self) -> bool:
         """Closes the open round if it is complete, and opens the next."""
-        number, now = self.open_round, self.clock()
-        query = "SELECT count(*) AS updates, min(received) AS first FROM updates WHERE round = ?"
-        row = self.database.row(query, number)
-        if not row or not row["updates"]:
-            return False
-        if not rounds.is_complete(self.config.rounds, number, row["updates"], self.active, now - row["first"]):
+        number, now, (updates, first) = self.open_round, self.clock(), self.updates_in()
+        if first is None or not rounds.is_complete(self.config.rounds, number, updates, self.active, now - first):
             return False
         with self.database.transaction():
             self.database.run("UPDATE rounds SET closed = ? WHERE number = ?", now, number)
@@ -151,20 +161,5 @@ class Fleet:
         query = "SELECT 1 FROM updates WHERE device = ? AND round = ?"
         return self.database.value(query, device.id, number) is not None
 
-    def _counted_ids(self, device: Device) -> list[str]:
-        rows = self.database.rows(
-            "SELECT update_id FROM updates WHERE device = ? AND update_id IS NOT NULL ORDER BY round DESC LIMIT ?",
-            device.id,
-            COUNTED_IDS,
-        )
-        return [row["update_id"] for row in reversed(rows)]
-
     def _format(self, trained_from: int) -> str:
         return compress.update_format(self.config.training.update_format, trained_from)
-
-    def _table(self, trained_from: int) -> wire.Table:
-        generalist = self.members.generalist
-        if generalist is None:
-            raise Refused(409, "no_generalist", "the fleet trains nothing yet; join it first")
-        shapes = counting.update_shapes(generalist.tensors, self.config.rounds.averaging, trained_from)
-        return compress.table(shapes, self._format(trained_from))

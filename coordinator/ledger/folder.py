@@ -42,11 +42,8 @@ class Folder:
         key, certificate = keys.new_certificate()
         sync_folder(self.root)
         # The signing key is written last: if it exists, so do the others.
-        for path, data in (
-            (self.tls_key, key),
-            (self.certificate, certificate),
-            (self._signing, keys.key_to_pem(keys.new_key())),
-        ):
+        signing = keys.key_to_pem(keys.new_key())
+        for path, data in ((self.tls_key, key), (self.certificate, certificate), (self._signing, signing)):
             temporary = path.with_suffix(".new")
             with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
                 file.write(data)

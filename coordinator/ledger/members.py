@@ -128,7 +128,8 @@ class Members:
 
     def _admit(self, wish: Join, invitation: dict[str, Any], identity: str, public_key: Ed25519PublicKey) -> None:
         known, wanted = self.generalist, wish.name or invitation["name"]
-        _check_generalist(wish.generalist)
+        if flaw := _flaw(wish.generalist):
+            raise Refused(422, "bad_generalist", flaw)
         if known is not None and (difference := _difference(known, wish.generalist)):
             raise Refused(409, "other_generalist", difference)
         if wanted is not None:
@@ -174,24 +175,21 @@ class Members:
         return device
 
 
-def _check_generalist(generalist: Generalist) -> None:
+def _flaw(generalist: Generalist) -> str | None:
+    """Why a fleet cannot train this; None if it can."""
     if generalist.form not in FORMS or not 1 <= len(generalist.base_name) <= MAX_BASE_NAME or not 0 < generalist.scale < math.inf:
-        raise Refused(
-            422,
-            "bad_generalist",
-            f"a generalist is of the form {' or '.join(FORMS)}, its scale is above 0 and its base has a name",
-        )
+        return f"a generalist is of the form {' or '.join(FORMS)}, its scale is above 0 and its base has a name"
     if not 1 <= len(generalist.tensors) <= MAX_TENSORS:
-        raise Refused(422, "bad_generalist", f"a generalist has 1 to {MAX_TENSORS} tensors and not {len(generalist.tensors)}")
+        return f"a generalist has 1 to {MAX_TENSORS} tensors and not {len(generalist.tensors)}"
     if not re.fullmatch(SHA256_PATTERN, generalist.base_sha256):
-        raise Refused(422, "bad_generalist", "the base's SHA-256 is not one")
+        return "the base's SHA-256 is not one"
     for name, shape in generalist.tensors.items():
         if not may_leave(name):
-            raise Refused(422, "bad_generalist", f"{name[:80]!r} is not a tensor of a generalist")
+            return f"{name[:80]!r} is not a tensor of a generalist"
         if not 1 <= len(shape) <= 4 or not all(1 <= size <= 1 << 24 for size in shape):
-            raise Refused(422, "bad_generalist", f"the shape of {name[:80]} is not one")
-    if (weights := _weights(generalist)) > MAX_WEIGHTS:
-        raise Refused(422, "bad_generalist", f"a generalist of {weights:,} numbers is too large")
+            return f"the shape of {name[:80]} is not one"
+    weights = _weights(generalist)
+    return f"a generalist of {weights:,} numbers is too large" if weights > MAX_WEIGHTS else None
 
 
 def _difference(known: Generalist, wanted: Generalist) -> str | None:

@@ -6,6 +6,7 @@ No text, no tensor and no key is in it.
 from __future__ import annotations
 
 import shutil
+from dataclasses import asdict
 from typing import Any
 
 from coordinator.ledger.fleet import Fleet
@@ -18,25 +19,19 @@ def overview(fleet: Fleet, started: float, version: str) -> Facts:
     """The fleet in general, its open round, and sums. Times are seconds since 1970, sizes bytes."""
     generalist, number = fleet.members.generalist, fleet.open_round
     rules, active = fleet.config.rounds, fleet.active
-    query = "SELECT count(*) AS updates, min(received) AS first FROM updates WHERE round = ?"
-    opened = fleet.database.row(query, number)
-    assert opened is not None
-    first = opened["first"]
+    updates, first = fleet.updates_in()
     devices = fleet.members.devices.values()
     return {
         "fleet": fleet.id, "version": version, "started": started, "now": fleet.clock(),
         "base": None if generalist is None else {"name": generalist.base_name, "sha256": generalist.base_sha256},
         "generalist": None if generalist is None else {"form": generalist.form, "tensors": len(generalist.tensors)},
-        "newest_round": fleet.chain.newest_number, "open_round": number, "updates": opened["updates"],
+        "newest_round": fleet.chain.newest_number, "open_round": number, "updates": updates,
         "goal": rounds.goal(rules, number, active), "quorum": rounds.quorum(rules, active),
         "deadline": None if first is None else first + rules.deadline_seconds,
         "devices": sum(device.revoked is None for device in devices), "active": active,
         "bytes_in": sum(device.bytes_in for device in devices), "bytes_out": sum(device.bytes_out for device in devices),
         "disk_free": shutil.disk_usage(fleet.payloads.folder).free, "sqlite_journal": fleet.database.journal,
-        "settings": {
-            "local_steps": fleet.config.training.local_steps, "update_format": fleet.config.training.update_format,
-            "averaging": rules.averaging, "weights": rules.weights,
-        },
+        "settings": {**asdict(fleet.config.training), "averaging": rules.averaging, "weights": rules.weights},
     }  # fmt: skip
 
 

@@ -66,11 +66,9 @@ class Payloads:
         self.check_space(len(data))
         if not here:
             self._drop_oldest(device)
-        try:
-            with self._part(device, sha256).open("ab", buffering=0) as file:  # no buffer: closing writes nothing more
-                _write_all(file, data, here)
-        except OSError as error:
-            raise disk_error(error) from error
+        # No buffer: closing writes nothing more.
+        with _writing(), self._part(device, sha256).open("ab", buffering=0) as file:
+            _write_all(file, data, here)
         return here + len(data)
 
     def finish(self, device: str, sha256: str, size: int) -> Path:
@@ -81,25 +79,20 @@ class Payloads:
         here = self.offset(device, sha256)
         if here != size:
             raise Refused(409, "incomplete", f"{here:,} of {size:,} bytes are here; upload the rest first")
-        try:
+        with _writing(part):
             if _sha256(part) != sha256:
                 part.unlink()
                 raise Refused(422, "wrong_digest", "what arrived does not have the SHA-256 that was announced; upload it again")
             with part.open("rb") as file:
                 _sync(file.fileno())
-        except OSError as error:
-            part.unlink(missing_ok=True)
-            raise disk_error(error) from error
         return part
 
     def keep(self, part: Path, sha256: str) -> None:
         """Puts a finished upload into its place, durably."""
-        try:
+        with _writing():
             if part != self.path(sha256):
                 part.replace(self.path(sha256))
             sync_folder(self.folder)  # also if it is there: its sync may still be missing
-        except OSError as error:
-            raise disk_error(error) from error
 
     @contextlib.contextmanager
     def hold(self, sha256: str) -> Iterator[None]:
@@ -130,16 +123,12 @@ class Payloads:
         """Keeps a payload that the coordinator made; returns its SHA-256. `collect` leaves it until the next one is made."""
         self.check_space(size)
         temporary, digest = self.uploads / "generalist", hashlib.sha256()
-        try:
-            with temporary.open("wb") as file:
-                for piece in pieces:
-                    digest.update(piece)
-                    file.write(piece)
-                file.flush()
-                _sync(file.fileno())
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise disk_error(error) from error
+        with _writing(temporary), temporary.open("wb") as file:
+            for piece in pieces:
+                digest.update(piece)
+                file.write(piece)
+            file.flush()
+            _sync(file.fileno())
         self._made = digest.hexdigest()
         self.keep(temporary, self._made)
         return self._made
@@ -157,12 +146,8 @@ class Payloads:
         """Raises `Refused` (507) if the disk has no room for `size` bytes."""
         usage = shutil.disk_usage(self.folder)
         if usage.free - size < min(SPARE_BYTES, SPARE_SHARE * usage.total):
-            raise Refused(
-                507,
-                "disk_full",
-                f"the coordinator's disk is full ({usage.free / 1e6:,.0f} MB free); your update is kept on your device",
-                retry_after=600,
-            )
+            sentence = f"the coordinator's disk is full ({usage.free / 1e6:,.0f} MB free); your update is kept on your device"
+            raise Refused(507, "disk_full", sentence, retry_after=600)
 
 
 def sync_folder(path: Path) -> None:
@@ -174,11 +159,18 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def disk_error(error: OSError) -> Exception:
-    """`Refused` (507) for a disk that has become full; anything else is the disk's failure."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return Refused(507, "disk_full", "the coordinator's disk is full; your update is kept on your device", 600)
-    raise DiskFailure(f"the disk refused to write: {error}") from error
+@contextlib.contextmanager
+def _writing(temporary: Path | None = None) -> Iterator[None]:
+    """Raises `Refused` (507) if the disk becomes full, `DiskFailure` if it fails; `temporary` is deleted then."""
+    try:
+        yield
+    except OSError as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            sentence = "the coordinator's disk is full; your update is kept on your device"
+            raise Refused(507, "disk_full", sentence, 600) from error
+        raise DiskFailure(f"the disk refused to write: {error}") from error
 
 
 def _sync(descriptor: int) -> None:

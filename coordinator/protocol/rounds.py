@@ -20,6 +20,7 @@ Weights = Literal["uniform", "tokens"]  # the paper's mean over devices; or by t
 Averaging = Literal["separate", "freeze-a", "alternate"]  # the paper's; or exact ones, see `trained_names`
 ONE = 1 << 16  # the fixed-point weight of a fresh update
 MAX_UPDATES = 1024  # of one round: what `aggregate` sums exactly
+INNER = (".lora_a", ".ffn_gate.weight", ".ffn_up.weight")  # of tensors that read an expert's input
 TOKEN_CAP = 1 << 20  # tokens beyond which an update's weight does not grow: bounds what one device can claim
 
 
@@ -89,12 +90,7 @@ def trained_names(names: Iterable[str], averaging: str, round_number: int) -> li
     if round_number == 0 or averaging == "separate":
         return ordered
     inner = averaging == "alternate" and round_number % 2 == 0
-    return [name for name in ordered if is_inner(name) == inner]
-
-
-def is_inner(name: str) -> bool:
-    """Whether a tensor reads an expert's input: A of a low-rank update, gate and up of a parallel expert."""
-    return name.endswith((".lora_a", ".ffn_gate.weight", ".ffn_up.weight"))
+    return [name for name in ordered if name.endswith(INNER) == inner]
 
 
 def refusal_quorum(active: int) -> int:

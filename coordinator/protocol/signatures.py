@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import secrets
 from collections.abc import Callable
+from itertools import islice
 from typing import Any, NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -32,20 +33,17 @@ class Request(NamedTuple):
     headers: Any
 
 
-class _OneKey(HTTPSignatureKeyResolver):
-    def __init__(self, key: Ed25519PrivateKey) -> None:
-        self._key = key
+class Lookup(HTTPSignatureKeyResolver):
+    """Finds the keys of ids, as the library asks for them."""
 
-    def resolve_private_key(self, key_id: str) -> Ed25519PrivateKey:
-        return self._key
-
-
-class _Lookup(HTTPSignatureKeyResolver):
-    def __init__(self, find: Callable[[str], Ed25519PublicKey]) -> None:
+    def __init__(self, find: Callable[[str], Any]) -> None:
         self._find = find
 
-    def resolve_public_key(self, key_id: str) -> Ed25519PublicKey:
+    def resolve_private_key(self, key_id: str) -> Any:
+        """Whose request is signed."""
         return self._find(key_id)
+
+    resolve_public_key = resolve_private_key
 
 
 def sign(request: Any, key: Ed25519PrivateKey, key_id: str, epoch: str, body: bytes, clock_offset: float = 0.0) -> None:
@@ -55,7 +53,7 @@ def sign(request: Any, key: Ed25519PrivateKey, key_id: str, epoch: str, body: by
     """
     request.headers[EPOCH_HEADER] = epoch
     now = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=clock_offset)
-    HTTPMessageSigner(signature_algorithm=algorithms.ED25519, key_resolver=_OneKey(key)).sign(
+    HTTPMessageSigner(signature_algorithm=algorithms.ED25519, key_resolver=Lookup(lambda _: key)).sign(
         request, key_id=key_id, created=now, nonce=secrets.token_urlsafe(16), tag=TAG, label="comigs",
         covered_component_ids=COVERED, body=body,
     )  # fmt: skip
@@ -81,7 +79,7 @@ def verify(request: Request, find: Callable[[str], Ed25519PublicKey], epoch: str
             refusals.append(error)
             raise ValueError(error.message) from error
 
-    verifier = HTTPMessageVerifier(signature_algorithm=algorithms.ED25519, key_resolver=_Lookup(lookup))
+    verifier = HTTPMessageVerifier(signature_algorithm=algorithms.ED25519, key_resolver=Lookup(lookup))
     try:
         window = datetime.timedelta(seconds=WINDOW_SECONDS)
         results = verifier.verify(request, max_age=window, expect_tag=TAG, require_components=COVERED)
@@ -123,7 +121,7 @@ class Nonces:
 
     def use(self, key_id: str, nonce: str, now: float) -> None:
         """Raises `Refused` if it was used before."""
-        for old, at in list(self._first_items(64)):
+        for old, at in list(islice(self._seen.items(), 64)):
             if now - at < self._keep:
                 break
             del self._seen[old]
@@ -132,10 +130,6 @@ class Nonces:
         if len(self._seen) >= MAX_NONCES:
             raise Refused(429, "busy", "too many requests at once; try again in a minute", retry_after=60)
         self._seen[key_id, nonce] = now
-
-    def _first_items(self, count: int) -> list[tuple[tuple[str, str], float]]:
-        items = iter(self._seen.items())
-        return [item for _, item in zip(range(count), items, strict=False)]
 
 
 def _sentence(error: Exception) -> str:

@@ -92,11 +92,10 @@ def decode_expected(data: Data, table: Table, source: str) -> Packed:
         raise WireError(f"{source}: {_difference(data, table, source)}")
     if len(data) != (size := encoded_size(table)):
         raise WireError(f"{source} has {len(data):,} bytes and not {size:,}")
-    arrays, start = {}, len(wanted)
-    for name in sorted(table):
+    arrays = {}
+    for name, start in starts(table).items():
         dtype, shape = table[name]
         flat = np.frombuffer(data, _TYPES[dtype], math.prod(shape), start)
-        start += flat.nbytes
         if flat.dtype.kind == "f":
             _check_finite(name, flat, source)
         arrays[name] = flat.reshape(shape)

@@ -11,7 +11,8 @@ from html import escape
 from typing import NamedTuple
 
 WIDTH, HEIGHT = 360, 180  # the drawing's own units; about pixels
-LEFT, RIGHT, TOP, BOTTOM = 52, 8, 12, 24  # margins
+LEFT, RIGHT, TOP = 52, 8, 12  # margins
+BASELINE = HEIGHT - 24
 MAX_BAR = 26.0
 Number = Callable[[float], str]
 
@@ -31,8 +32,8 @@ def bars(name: str, title: str, points: Sequence[Point], say: Number, is_count: 
     width = min(MAX_BAR, step * 0.78)
     drawn = []
     for index, point in enumerate(points):
-        height = max(1.0 if point.value else 0.0, _baseline() - _y(point.value or 0.0, scale))
-        x, y = LEFT + (index + 0.5) * step - width / 2, _baseline() - height
+        height = max(1.0 if point.value else 0.0, BASELINE - _y(point.value or 0.0, scale))
+        x, y = LEFT + (index + 0.5) * step - width / 2, BASELINE - height
         kind, note = ("bar open", ", still open") if point.is_marked else ("bar", "")
         box = f'x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" rx="{min(2, width / 3):.1f}"'
         drawn.append(
@@ -50,7 +51,7 @@ def line(name: str, title: str, points: Sequence[Point], say: Number) -> str:
     step = (WIDTH - LEFT - RIGHT) / max(1, len(points))
     places = [(LEFT + (index + 0.5) * step, point) for index, point in enumerate(points)]
     uprights = "".join(
-        f'<line class="turn" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{_baseline()}">'
+        f'<line class="turn" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{BASELINE}">'
         f"<title>round {point.round}: an older generalist again</title></line>"
         for x, point in places
         if point.is_marked
@@ -114,9 +115,5 @@ def _ticks(low: float, high: float, is_count: bool = False) -> list[float]:
     return [index * step for index in range(first, max(last, first + 1) + 1)]
 
 
-def _baseline() -> float:
-    return HEIGHT - BOTTOM
-
-
 def _y(value: float, scale: Sequence[float]) -> float:
-    return _baseline() - (value - scale[0]) / (scale[-1] - scale[0]) * (_baseline() - TOP)
+    return BASELINE - (value - scale[0]) / (scale[-1] - scale[0]) * (BASELINE - TOP)

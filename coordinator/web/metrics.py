@@ -14,6 +14,7 @@ from coordinator.ledger import overview
 from coordinator.ledger.fleet import Fleet
 
 BUCKETS = (0.005, 0.025, 0.1, 0.5, 2.5, 10.0)  # seconds
+ESCAPED = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n"})
 Labels = dict[str, str]
 Samples = Iterable[tuple[str, Labels, float]]  # what follows the family's name, labels, value
 
@@ -80,9 +81,5 @@ def _family(name: str, kind: str, text: str, samples: Samples) -> str:
 
 
 def _labels(labels: Labels) -> str:
-    inside = ",".join(f'{name}="{_escape(value)}"' for name, value in labels.items())
+    inside = ",".join(f'{name}="{value.translate(ESCAPED)}"' for name, value in labels.items())
     return f"{{{inside}}}" if inside else ""
-
-
-def _escape(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

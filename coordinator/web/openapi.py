@@ -10,30 +10,18 @@ from typing import Any
 
 import msgspec
 
-from coordinator.protocol import signatures
-from coordinator.protocol.messages import (
-    SHA256_PATTERN,
-    Commit,
-    Hello,
-    Join,
-    Joined,
-    Manifest,
-    Problem,
-    Receipt,
-    Refusal,
-    SignedManifest,
-    State,
-)
+from coordinator.protocol import messages, signatures
+from coordinator.protocol.messages import Commit, Hello, Join, Joined, Problem, Receipt, Refusal, SignedManifest, State
 
 JSON, TEXT, OCTETS, PIECE = ("application/json", "text/plain", "application/octet-stream", "application/offset+octet-stream")
-MESSAGES = (Commit, Hello, Join, Joined, Manifest, Problem, Receipt, Refusal, SignedManifest, State)
+MESSAGES = (Commit, Hello, Join, Joined, messages.Manifest, Problem, Receipt, Refusal, SignedManifest, State)
 Table = dict[str, Any]
 
 REFUSALS = {
     400: "Something in the request is not what it must be: a number, a SHA-256, a body that can be read.",
     401: "Unsigned, signed for another start of the coordinator, seen before, or not by a member: `error` is one of unsigned, "
-    "stale_epoch, bad_signature, bad_digest, replayed, unknown_device,"
-    " wrong_key_id. After stale_epoch ask /v1/hello and sign anew.",
+    "stale_epoch, bad_signature, bad_digest, replayed, unknown_device, wrong_key_id. "
+    "After stale_epoch ask /v1/hello and sign anew.",
     403: "Not for this asker: removed from the fleet, an invitation that is not good (any more), or shown on the "
     "coordinator's own machine only.",
     404: "Not here (any more).",
@@ -61,23 +49,25 @@ A device first asks `/v1/hello` for the epoch, joins once, and signs every other
 @cache
 def document(version: str) -> bytes:
     """The description as JSON."""
+    _, schemas = msgspec.json.schema_components(MESSAGES, ref_template="#/components/schemas/{name}")
     return msgspec.json.encode({
         "openapi": "3.1.0",
         "info": {"title": "comigs-coordinator", "version": version, "description": ABOUT,
                  "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"}},
         "servers": [{"url": "/"}],
         "paths": {path: _with_head(item) for path, item in _paths().items()},
-        "components": {"schemas": _schemas(), "securitySchemes": _security_schemes(), "headers": _headers()},
+        "components": {"schemas": schemas, "securitySchemes": _security_schemes(), "headers": _headers()},
     })  # fmt: skip
 
 
 def _paths() -> Table:
-    number = {"name": "number", "in": "path", "required": True, "schema": {"type": "integer"},
-              "description": "The round that made the generalist."}  # fmt: skip
-    sha256 = {"name": "sha256", "in": "path", "required": True, "schema": {"type": "string", "pattern": SHA256_PATTERN},
-              "description": "Of the whole upload."}  # fmt: skip
-    after = {"name": "after", "in": "query", "schema": {"type": "integer", "default": -1},
-             "description": "Number of the generalist behind which the answer begins."}  # fmt: skip
+    number = _parameter("number", "path", {"type": "integer"}, "The round that made the generalist.", True)
+    sha256 = _parameter("sha256", "path", {"type": "string", "pattern": messages.SHA256_PATTERN}, "Of the whole upload.", True)
+    before = _parameter("Upload-Offset", "header", {"type": "integer"}, "Bytes before this piece.", True)
+    after = _parameter(
+        "after", "query", {"type": "integer", "default": -1}, "Number of the generalist behind which the answer begins."
+    )
+    counts = ["refusals", "active", "newest"]
     return {
         "/": {"get": _operation("page", "The status page.", _content("text/html", {"type": "string"}), (403,))},
         "/metrics": {"get": _operation("metrics", "Prometheus' text format.", _content(TEXT, {"type": "string"}), (403,))},
@@ -96,16 +86,14 @@ def _paths() -> Table:
             "head": _operation("uploaded", "How much of an upload is here.", _offset(), _signed=True),
             "patch": _operation(
                 "upload", "Adds the next piece of an upload.", _offset(), (409, 507), _signed=True, _success=204,
-                parameters=[{"name": "Upload-Offset", "in": "header", "required": True, "schema": {"type": "integer"},
-                             "description": "Bytes before this piece."}],
-                requestBody={"required": True, **_content(PIECE, {"type": "string"})})},
+                parameters=[before], requestBody={"required": True, **_content(PIECE, {"type": "string"})})},
         "/v1/updates": {"post": _operation(
             "commit", "Makes a complete upload an update of the open round. Asked again, it gives the same receipt.",
             _message(Receipt), (409, 422, 507), _signed=True, requestBody=_body(Commit))},
         "/v1/refusals": {"post": _operation(
             "refuse", "This device keeps its generalist; where a third of the fleet does, the one before is published again.",
-            _content(JSON, _counts("refusals", "active", "newest")), (409, 422, 507), _signed=True,
-            requestBody=_body(Refusal))},
+            _content(JSON, {"type": "object", "properties": {name: {"type": "integer"} for name in counts}, "required": counts}),
+            (409, 422, 507), _signed=True, requestBody=_body(Refusal))},
     }  # fmt: skip
 
 
@@ -128,8 +116,8 @@ def _operation(
 def _generalist() -> Table:
     """The one answer that is a file, with HTTP's ranges and conditions."""
     parameters = [
-        {"name": "Range", "in": "header", "schema": {"type": "string"}, "description": "As in bytes=1000-, to resume."},
-        {"name": "If-None-Match", "in": "header", "schema": {"type": "string"}, "description": "An ETag that is here."},
+        _parameter("Range", "header", {"type": "string"}, "As in bytes=1000-, to resume."),
+        _parameter("If-None-Match", "header", {"type": "string"}, "An ETag that is here."),
     ]
     file = _content(OCTETS, {"type": "string", "description": "safetensors"})
     operation = _operation(
@@ -161,6 +149,11 @@ def _ref(kind: type) -> Table:
     return {"$ref": f"#/components/schemas/{kind.__name__}"}
 
 
+def _parameter(name: str, place: str, schema: Table, text: str, is_required: bool = False) -> Table:
+    required = {"required": True} if is_required else {}
+    return {"name": name, "in": place, **required, "schema": schema, "description": text}
+
+
 def _content(kind: str, schema: Table) -> Table:
     return {"content": {kind: {"schema": schema}}}
 
@@ -182,15 +175,6 @@ def _refusal(code: int) -> Table:
     if code in (429, 507):
         answer["headers"] = {"Retry-After": {"$ref": "#/components/headers/Retry-After"}}
     return answer
-
-
-def _counts(*names: str) -> Table:
-    return {"type": "object", "properties": {name: {"type": "integer"} for name in names}, "required": list(names)}
-
-
-def _schemas() -> Table:
-    _, schemas = msgspec.json.schema_components(MESSAGES, ref_template="#/components/schemas/{name}")
-    return schemas
 
 
 def _headers() -> Table:

@@ -65,12 +65,13 @@ def _head(facts: Facts) -> str:
 def _tiles(facts: Facts, rounds: list[Facts]) -> str:
     turned = [row["number"] for row in rounds if row["rolled_back_to"] is not None]
     seen = f"round {turned[-1]} was the last" if turned else "none of the rounds shown"
-    free = facts["disk_free"]
-    newest = facts["newest_round"]
+    free, newest = facts["disk_free"], facts["newest_round"]
+    published = [row["published"] for row in rounds if row["published"] is not None]
+    age = f"published {_ago(published[-1], facts['now'])}" if published else "the first device brings it"
     return "".join((
         '<section class="tiles" aria-label="Health">', _open_round(facts),
         _tile("Devices", f"{facts['active']}", f"active, of {_count(facts['devices'], 'device')}"),
-        _tile("Generalist", "none" if newest < 0 else str(newest), _age_of_newest(rounds, facts["now"])),
+        _tile("Generalist", "none" if newest < 0 else str(newest), age),
         _tile("Received", _size(facts["bytes_in"]), f"{_size(facts['bytes_out'])} sent"),
         _tile("Turned back", str(len(turned)), seen),
         _tile("Disk free", _size(free), "little is left: make room" if free < LOW_DISK else "enough", free < LOW_DISK),
@@ -96,11 +97,6 @@ def _tile(name: str, figure: str, note: str, is_bad: bool = False) -> str:
     """`figure` and `note` are HTML."""
     kind = "tile bad" if is_bad else "tile"
     return f'<div class="{kind}"><h2>{name}</h2><p class="figure">{figure}</p><p class="note">{note}</p></div>'
-
-
-def _age_of_newest(rounds: list[Facts], now: float) -> str:
-    published = [row["published"] for row in rounds if row["published"] is not None]
-    return f"published {_ago(published[-1], now)}" if published else "the first device brings it"
 
 
 # Charts -------------------------------------------------------------------------------------------------------------
@@ -175,15 +171,13 @@ def _table(name: str, heads: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -
     kinds = [' class="number"' if head.startswith("#") else "" for head in heads]
     names = [head.lstrip("#") for head in heads]
     top = "".join(f'<th scope="col"{kind}>{head}</th>' for head, kind in zip(names, kinds, strict=True))
-    body = "".join("<tr>" + _row(row, names, kinds) + "</tr>" for row in rows)
+    body = ""
+    for first, *rest in rows:
+        # On a phone a row becomes a card, whose lines are named by data-of.
+        cells = zip(rest, names[1:], kinds[1:], strict=True)
+        body += f'<tr><th scope="row"{kinds[0]}>{first}</th>'
+        body += "".join(f'<td{kind} data-of="{name}">{cell}</td>' for cell, name, kind in cells) + "</tr>"
     return f'<section class="table"><h2>{name}</h2><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></section>'
-
-
-def _row(row: tuple[str, ...], names: list[str], kinds: list[str]) -> str:
-    cells = [f'<th scope="row"{kinds[0]}>{row[0]}</th>']
-    # On a phone a row becomes a card, whose lines are named by data-of.
-    cells += [f'<td{kind} data-of="{name}">{cell}</td>' for cell, name, kind in zip(row[1:], names[1:], kinds[1:], strict=True)]
-    return "".join(cells)
 
 
 def _first_steps() -> str:

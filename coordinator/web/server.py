@@ -81,7 +81,7 @@ class Server:
     @web.middleware
     async def _shell(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Every refusal and error becomes a `Problem`; a failing disk ends the process."""
-        start = time.perf_counter()
+        start, resource = time.perf_counter(), request.match_info.route.resource
         try:
             answer = await handler(request)
         except Refused as error:
@@ -93,10 +93,11 @@ class Server:
         except (ConnectionError, asyncio.CancelledError):
             raise
         except Exception:
-            log.exception("a request failed: %s %s", request.method, request.match_info.route.resource)
+            log.exception("a request failed: %s %s", request.method, resource)
             answer = problem(Refused(500, "bug", "the coordinator failed; its log says why"))
         method = request.method if request.method in hdrs.METH_ALL else "other"
-        self.metrics.count(method, _route(request), answer.status, time.perf_counter() - start)
+        route = "other" if resource is None else resource.canonical
+        self.metrics.count(method, route, answer.status, time.perf_counter() - start)
         if not answer.prepared:
             answer.headers[signatures.EPOCH_HEADER] = self.epoch
         return answer
@@ -191,7 +192,7 @@ class Server:
         async with self._locks[device.id]:
             receipt = self.fleet.receipt_if_counted(device, wish)
             if receipt is None:
-                table = self.fleet.table_of(wish)
+                table = self.fleet.table(wish.trained_from)
                 with self.fleet.payloads.hold(wish.sha256):
                     async with self._checks:
                         size = await asyncio.to_thread(self.fleet.check_upload, device, wish, table)
@@ -214,9 +215,8 @@ class Server:
 
     async def _page(self, request: web.Request) -> web.Response:
         self._check_shown(request)
-        return web.Response(
-            text=page.render(self.fleet, self.started, self.version), content_type="text/html", headers=page.HEADERS
-        )
+        text = page.render(self.fleet, self.started, self.version)
+        return web.Response(text=text, content_type="text/html", headers=page.HEADERS)
 
     async def _metrics(self, request: web.Request) -> web.Response:
         self._check_shown(request)
@@ -265,11 +265,6 @@ def _to_verify(request: web.Request) -> signatures.Request:
     return signatures.Request(request.method, f"https://{request.host}{request.raw_path}", request.headers)
 
 
-def _route(request: web.Request) -> str:
-    resource = request.match_info.route.resource
-    return "other" if resource is None else resource.canonical
-
-
 def _number(text: str) -> int:
     if not re.fullmatch(r"-?[0-9]{1,15}", text):
         raise Refused(400, "bad_number", f"{text[:20]!r} is not a number")
@@ -281,9 +276,8 @@ def _check_range(request: web.Request, size: int) -> None:
         if (request.http_range.start or 0) >= size:
             raise ValueError("it starts after the end")
     except ValueError as error:
-        raise Refused(
-            416, "bad_range", f"the range does not fit {size:,} bytes; write bytes=FIRST- or bytes=FIRST-LAST"
-        ) from error
+        sentence = f"the range does not fit {size:,} bytes; write bytes=FIRST- or bytes=FIRST-LAST"
+        raise Refused(416, "bad_range", sentence) from error
 
 
 def _sha256(request: web.Request) -> str:

@@ -147,7 +147,7 @@ class Place:
     def sign(self, request, key, key_id, body, covered=COVERED, **options):
         request.headers[EPOCH_HEADER] = options.pop("epoch", self.epoch)
         given = {"key_id": key_id, "nonce": f"{time.monotonic_ns()}", "tag": TAG, "label": "comigs", "body": body, **options}
-        signer = HTTPMessageSigner(signature_algorithm=algorithms.ED25519, key_resolver=signatures._OneKey(key))
+        signer = HTTPMessageSigner(signature_algorithm=algorithms.ED25519, key_resolver=signatures.Lookup(lambda _: key))
         signer.sign(request, covered_component_ids=covered, **given)
 
     def ask(self, method, path, body=b"", headers=(), send=None, **options):

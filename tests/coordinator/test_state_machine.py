@@ -198,7 +198,7 @@ class FleetMachine(RuleBasedStateMachine):
         receipt = room.fleet.receipt_if_counted(handle, wish)
         if receipt is None:
             with room.fleet.payloads.hold(wish.sha256):
-                size = room.fleet.check_upload(handle, wish, room.fleet.table_of(wish))
+                size = room.fleet.check_upload(handle, wish, room.fleet.table(wish.trained_from))
                 if stops == "after the check":
                     return None
                 receipt = room.fleet.record(handle, wish, size)

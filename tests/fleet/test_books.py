@@ -121,7 +121,7 @@ def test_a_power_cut_behind_the_acknowledgement_moves_nothing_twice(make, tmp_pa
     device.exchange(tokens=0)
     device.folder = FleetFolder(Home(tmp_path / "home-0"))
     device.open()
-    assert device.books.waiting is not None
+    assert device.folder.outbox() is not None
     for _ in range(2):
         device.exchange(tokens=0)
     assert device.value == pytest.approx(2.0)

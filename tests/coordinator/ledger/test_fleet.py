@@ -86,7 +86,7 @@ class Room:
         receipt = self.fleet.receipt_if_counted(device, wish)
         if receipt is None:
             with self.fleet.payloads.hold(wish.sha256):
-                size = self.fleet.check_upload(device, wish, self.fleet.table_of(wish))
+                size = self.fleet.check_upload(device, wish, self.fleet.table(wish.trained_from))
                 receipt = self.fleet.record(device, wish, size)
         return receipt
 
@@ -330,7 +330,7 @@ def test_a_device_that_is_revoked_while_its_upload_is_checked_does_not_count(roo
     data = wire.encode(arrays(9.0))
     room.fleet.payloads.append(lost.id, sha(data), 0, data)
     wish = Commit(sha256=sha(data), trained_from=0, tokens=1, expected_round=1)
-    size = room.fleet.check_upload(lost, wish, room.fleet.table_of(wish))
+    size = room.fleet.check_upload(lost, wish, room.fleet.table(wish.trained_from))
     room.fleet.revoke("lost")
     before = room.ledger()
     refused("revoked", room.fleet.record, lost, wish, size)
@@ -343,7 +343,7 @@ def test_what_closed_meanwhile_is_refused_after_the_check_too(room):
     data = wire.encode(arrays(9.0))
     room.fleet.payloads.append(second.id, sha(data), 0, data)
     wish = Commit(sha256=sha(data), trained_from=0, tokens=1, expected_round=1)
-    size = room.fleet.check_upload(second, wish, room.fleet.table_of(wish))
+    size = room.fleet.check_upload(second, wish, room.fleet.table(wish.trained_from))
     room.commit(first, arrays(1.0))
     room.now += 1800
     room.fleet.close_if_complete()
@@ -385,7 +385,7 @@ def test_exact_averaging_takes_one_side_at_a_time_and_leaves_the_other(tmp_path,
 def test_nothing_is_trained_before_somebody_joined(room):
     assert room.fleet.upload_limit() == 0
     with pytest.raises(Refused, match="trains nothing yet"):
-        room.fleet.table_of(Commit(sha256="ab" * 32, trained_from=-1, tokens=1, expected_round=0))
+        room.fleet.table(-1)
 
 
 def test_the_state_says_what_a_device_has_to_know(room):

@@ -139,7 +139,7 @@ def signed_over(covered, **options):
     """As `signed`, with the choices that `sign` does not leave to its caller."""
     request = Request("POST", URL, {signatures.EPOCH_HEADER: EPOCH})
     options = {"key_id": ID, "nonce": "n", "tag": TAG, "label": "comigs", **options}
-    signer = HTTPMessageSigner(signature_algorithm=algorithms.ED25519, key_resolver=signatures._OneKey(KEY))
+    signer = HTTPMessageSigner(signature_algorithm=algorithms.ED25519, key_resolver=signatures.Lookup(lambda _: KEY))
     signer.sign(request, covered_component_ids=covered, **options)
     return request
 
