@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +14,7 @@ from comigs_edge import files
 from comigs_edge.base.hparams import HParams, read_hparams
 from comigs_edge.export.planner import PLANNERS, Metadata, copy_tensor
 from comigs_edge.nn.adapters import Adapters
+from comigs_edge.progress import SILENT, Progress
 from quantize.formats import FILE_TYPES, block_format
 from quantize.gguf_file import GGUFFile
 from quantize.gguf_writer import TensorPlan, metadata_with, total_size, write
@@ -42,7 +43,7 @@ class Exported:
 
 def export(
     base: GGUFFile, adapters: Adapters | None, format_name: str, output: Path, origin: Origin = Origin(),
-    progress: Callable[[int, int], None] = lambda done, total: None, threads: int = 1,
+    progress: Progress = SILENT, threads: int = 1,
 ) -> Exported:  # fmt: skip
     """Writes the personal model to `output` (whole or not at all); `progress` gets bytes written and bytes in all.
 
@@ -70,7 +71,7 @@ def tensor_plans(
         changes["general.file_type"] = FILE_TYPES[fmt.name]
     if adapters is None:
         return [copy_tensor(base, name, fmt) for name in base.tensors], changes
-    architecture = target_architecture(hparams, adapters)
+    architecture = adapters.form.architecture(hparams.architecture, adapters.layout.num_experts)
     planner = PLANNERS[adapters.form.planner](base, hparams, adapters, fmt, architecture, threads)
     changes |= {
         "general.architecture": architecture, "general.name": f"{base.metadata.get('general.name', 'model')}, personal",
@@ -79,15 +80,9 @@ def tensor_plans(
     return list(planner.plans()), changes | planner.metadata()
 
 
-def target_architecture(hparams: HParams, adapters: Adapters) -> str:
-    """The architecture of the file; raises `ComigsError` if llama.cpp has none that is exact."""
-    return adapters.form.architecture(hparams.architecture, adapters.layout.num_experts)
-
-
 def write_model(
-    base: GGUFFile, hparams: HParams, plans: list[TensorPlan], changes: Metadata, output: Path,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Exported:  # fmt: skip
+    base: GGUFFile, hparams: HParams, plans: list[TensorPlan], changes: Metadata, output: Path, progress: Progress = SILENT
+) -> Exported:
     """Writes a file of the base's metadata with `changes` (the architecture among them) and these tensors."""
     done, total = 0, total_size(plans)
 
@@ -108,8 +103,6 @@ def entries(base: GGUFFile, hparams: HParams, changes: Metadata) -> list[bytes]:
 
 def summarise(path: Path, plans: list[TensorPlan]) -> Exported:
     """What `path` holds, written by these plans."""
-    formats: dict[str, int] = {}
-    for plan in plans:
-        if not plan.is_fixed and not plan.name.endswith("ffn_gate_inp.weight"):
-            formats[plan.format.name] = formats.get(plan.format.name, 0) + 1
+    trained = (plan for plan in plans if not plan.is_fixed and not plan.name.endswith("ffn_gate_inp.weight"))
+    formats = dict(Counter(plan.format.name for plan in trained))
     return Exported(path, path.stat().st_size, files.sha256_file(path), formats)

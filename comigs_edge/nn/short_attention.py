@@ -1,6 +1,6 @@
 """Attention of short rows by batched products and a softmax, in float32.
 
-torch's own kernel divides the work for long rows: at rows of 128 tokens it takes three times as long (README, decisions). Heads
+torch's own kernel divides the work for long rows: at rows of 128 tokens it takes three times as long (docs/decisions.md). Heads
 that share keys and values are rows of one product, so nothing is repeated.
 
 Shapes: B batch, T time, H heads, KV heads of keys and values, G = H / KV.
