@@ -26,6 +26,7 @@ class AdamW:
         self.state: dict[Tensor, dict[str, Tensor]] = {}
         self.factors: dict[Tensor, float] = {}  # on the learning rate, of tensors whose factor is not 1
 
+    @torch.no_grad()
     def step(self) -> None:
         """One step for every tensor that has a gradient."""
         groups: dict[float, list[Tensor]] = {}
@@ -33,14 +34,11 @@ class AdamW:
             if tensor.grad is not None:
                 groups.setdefault(self.factors.get(tensor, 1.0), []).append(tensor)
         for factor, tensors in groups.items():
-            self._step(tensors, self.learning_rate * factor)
-
-    @torch.no_grad()
-    def _step(self, tensors: list[Tensor], learning_rate: float) -> None:
-        states = [self.state.setdefault(tensor, _initial(tensor)) for tensor in tensors]
-        gradients = [tensor.grad for tensor in tensors if tensor.grad is not None]
-        steps, averages, squares = ([state[key] for state in states] for key in STATE)
-        _adamw(tensors, gradients, averages, squares, [], steps, lr=learning_rate, weight_decay=self.weight_decay)
+            states = [self.state.setdefault(tensor, _initial(tensor)) for tensor in tensors]
+            gradients = [tensor.grad for tensor in tensors if tensor.grad is not None]
+            steps, averages, squares = ([state[key] for state in states] for key in STATE)
+            rate = self.learning_rate * factor
+            _adamw(tensors, gradients, averages, squares, [], steps, lr=rate, weight_decay=self.weight_decay)
 
 
 def _initial(tensor: Tensor) -> dict[str, Tensor]:

@@ -32,20 +32,18 @@ class RouterAdamW(AdamW):
         self.of_offsets = AdamW([self.offsets], offset_rate, 0.0) if offset_rate else None
         self.inputs = MeanInputs() if offset_rate else None
 
+    @torch.no_grad()
     def step(self) -> None:
         """One step for the routers, and one for the offsets."""
         super().step()
         if self.of_offsets is None or self.inputs is None:
             return
         means, self.inputs = self.inputs.means(), MeanInputs()
-        if means:
-            self._step_offsets(self.of_offsets, [mean / mean.dot(mean) for mean in means])
-
-    @torch.no_grad()
-    def _step_offsets(self, optimiser: AdamW, directions: list[Tensor]) -> None:
-        pairs = list(zip(self.tensors, directions, strict=True))
+        if not means:
+            return
+        pairs = [(router, mean / mean.dot(mean)) for router, mean in zip(self.tensors, means, strict=True)]
         slopes = [router.grad @ direction for router, direction in pairs]  # type: ignore[operator]
         self.offsets.zero_().grad = torch.stack(slopes).sum(0)
-        optimiser.step()
+        self.of_offsets.step()
         for router, direction in pairs:
             router.addr_(self.offsets, direction)
