@@ -103,11 +103,8 @@ def _report(trainer: Trainer, outcome: Outcome, paused: float, fleet: Rounds | N
     if as_json:
         print_json(result)
         return
-    state = (
-        "trained"
-        if trainer.is_done
-        else f"stopped at expert step {trainer.expert_steps} of {trainer.schedule.steps}, everything is saved"
-    )
+    stopped = f"stopped at expert step {trainer.expert_steps} of {trainer.schedule.steps}, everything is saved"
+    state = "trained" if trainer.is_done else stopped
     pauses = f", paused for {duration(paused)}" if paused else ""
     out.print(
         f"{state}: validation loss {trainer.first_loss:.4f} before, {trainer.best_loss:.4f} at its best "

@@ -9,6 +9,7 @@ personal-0003-hot-F16-specialists.gguf
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +54,11 @@ def export_newest(
     if target is None:
         target = home.models / f"personal-{manifest['version']:04d}-{storage.format}.gguf"
         _remove_old(home, manifest["version"] - KEPT_VERSIONS)
-        if not adapters.form.is_low_rank and (before := _newest(home, storage.format)):
-            replaced = _replace(before, base, adapters, storage.format, target, origin)
-            if replaced is not None:
-                return replaced
+        newest = max((path for path, name in _exports(home) if name["format"] == storage.format), default=None)
+        if newest is not None and not adapters.form.is_low_rank:
+            with suppress(QuantizeError):  # the file is damaged: it is made anew
+                if replaced := replace_experts(newest, base, adapters, storage.format, target, origin):
+                    return replaced
     return export(base, adapters, storage.format, target, origin, progress, settings.threads("train"))
 
 
@@ -65,18 +67,18 @@ def find_current(home: Home, settings: Config, storage: Storage) -> Exported | N
     numbers = versions(home.adapters)
     if not numbers:
         return None
-    manifest, name = read_manifest(home.adapters, numbers[-1]), f"personal-{numbers[-1]:04d}-"
+    manifest = read_manifest(home.adapters, numbers[-1])
     sha256 = manifest["sha256"]
     if manifest["base_sha256"] != settings.base.sha256:
         return None
     if storage.layout == "hot":
         adapters, _ = newest_adapters(home, settings)
         base = _hot_base(home.models, adapters, storage.format)
-        parts = tuple(home.models / f"{name}hot-{storage.format}-{part}.gguf" for part in _parts(adapters))
+        parts = tuple(_hot_parts(home.models, numbers[-1], adapters, storage.format).values())
         if _holds(base, BASE_KEY, settings.base.sha256) and all(_holds(part, SOURCE_KEY, sha256) for part in parts):
             return Exported(base, sum(path.stat().st_size for path in (base, *parts)), "", {}, parts)
         return None
-    path = home.models / f"{name}{storage.format}.gguf"
+    path = home.models / f"personal-{numbers[-1]:04d}-{storage.format}.gguf"
     return Exported(path, path.stat().st_size, "") if _holds(path, SOURCE_KEY, sha256) else None
 
 
@@ -92,14 +94,13 @@ def _export_hot(
     sha256 = ""  # of a base that was there already: reading it all would take longer than the swap
     if not _holds(target, BASE_KEY, settings.base.sha256):
         sha256 = hot.write_base(base, adapters, format_name, target, settings.base.sha256).sha256
-    paths = []
-    for part in _parts(adapters):
-        paths.append(folder / f"personal-{manifest['version']:04d}-hot-{format_name}-{part}.gguf")
-        hot.write_adapter(base, adapters, part, format_name, paths[-1], manifest["sha256"])
+    parts = _hot_parts(folder, manifest["version"], adapters, format_name)
+    for part, path in parts.items():
+        hot.write_adapter(base, adapters, part, format_name, path, manifest["sha256"])
     if folder == home.models:
         _remove_old(home, manifest["version"] - KEPT_VERSIONS)
-    total = sum(path.stat().st_size for path in (target, *paths))
-    return Exported(target, total, sha256, {}, tuple(paths))
+    total = sum(path.stat().st_size for path in (target, *parts.values()))
+    return Exported(target, total, sha256, {}, tuple(parts.values()))
 
 
 def _hot_base(folder: Path, adapters: Adapters, format_name: str) -> Path:
@@ -107,15 +108,9 @@ def _hot_base(folder: Path, adapters: Adapters, format_name: str) -> Path:
     return folder / f"hot-base-{layout.num_experts}-{layout.experts_per_token}-{format_name}.gguf"
 
 
-def _parts(adapters: Adapters) -> tuple[str, ...]:
-    return hot.PARTS if adapters.layout.num_specialists else hot.PARTS[:1]
-
-
-def _replace(before: Path, base: GGUFFile, adapters: Adapters, format_name: str, target: Path, origin: Origin) -> Exported | None:
-    try:
-        return replace_experts(before, base, adapters, format_name, target, origin)
-    except QuantizeError:  # the file is damaged: it is made anew
-        return None
+def _hot_parts(folder: Path, version: int, adapters: Adapters, format_name: str) -> dict[str, Path]:
+    parts = hot.PARTS if adapters.layout.num_specialists else hot.PARTS[:1]
+    return {part: folder / f"personal-{version:04d}-hot-{format_name}-{part}.gguf" for part in parts}
 
 
 def _holds(path: Path, key: str, sha256: str) -> bool:
@@ -123,11 +118,6 @@ def _holds(path: Path, key: str, sha256: str) -> bool:
         return path.exists() and GGUFFile(path).metadata.get(key) == sha256
     except QuantizeError:
         return False
-
-
-def _newest(home: Home, format_name: str) -> Path | None:
-    """The merged export of the highest version in this format."""
-    return max((path for path, name in _exports(home) if name["format"] == format_name), default=None)
 
 
 def _remove_old(home: Home, oldest: int) -> None:

@@ -7,7 +7,7 @@ with zeros in the places of the other. A new generalist is one file of a few meg
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from comigs_edge import files
 from comigs_edge.base.hparams import ATTENTION, FFN, HParams, llama_order, read_hparams
 from comigs_edge.errors import ComigsError
-from comigs_edge.export.merged import BASE_KEY, SOURCE_KEY, Exported, target_architecture, write_model
+from comigs_edge.export.merged import BASE_KEY, SOURCE_KEY, Exported, write_model
 from comigs_edge.export.planner import (
     Metadata,
     copy_tensor,
@@ -29,9 +29,10 @@ from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.experts import ExpertsConfig
 from comigs_edge.nn.lora import LoRA
 from comigs_edge.nn.tensors import tensor_to_numpy
+from comigs_edge.progress import SILENT, Progress
 from quantize import ggml
 from quantize.formats import BlockFormat, block_format
-from quantize.ggml import Bytes, Floats
+from quantize.ggml import Floats
 from quantize.gguf_file import GGUFFile
 from quantize.gguf_writer import TensorPlan, entry, total_size, write
 
@@ -40,9 +41,8 @@ PARTS = ("generalist", "specialists")
 
 
 def write_base(
-    base: GGUFFile, adapters: Adapters, format_name: str, output: Path, base_sha256: str = "",
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Exported:  # fmt: skip
+    base: GGUFFile, adapters: Adapters, format_name: str, output: Path, base_sha256: str = "", progress: Progress = SILENT
+) -> Exported:
     """Writes the base for these adapters' number of experts; it fits every adapter of the same layout."""
     hparams, layout = read_hparams(base), adapters.layout
     architecture = _architecture(hparams, adapters)
@@ -56,32 +56,29 @@ def write_base(
 def write_adapter(base: GGUFFile, adapters: Adapters, part: str, format_name: str, output: Path, sha256: str) -> int:
     """Writes the LoRA file of `part`, one of PARTS; returns its bytes."""
     hparams = read_hparams(base)
-    architecture = _architecture(hparams, adapters)
-    plans = list(_adapter_plans(adapters, hparams, part, block_format(format_name), needs_llama_order(hparams, architecture)))
-    metadata = [
-        entry("general.type", "adapter"), entry("general.architecture", architecture), entry("adapter.type", "lora"),
-        entry("adapter.lora.alpha", 0.0),  # llama.cpp then scales by 1: the scale is in B
-        entry(SOURCE_KEY, sha256),
-    ]  # fmt: skip
+    metadata: Metadata = {"general.type": "adapter", "general.architecture": _architecture(hparams, adapters)}
+    # With an alpha of 0 llama.cpp scales by 1: the scale is in B.
+    metadata |= {"adapter.type": "lora", "adapter.lora.alpha": 0.0, SOURCE_KEY: sha256}
+    plans = _adapter_plans(adapters, hparams, part, block_format(format_name))
     with files.atomic_writer(output) as file:
-        write(file, metadata, plans)
+        write(file, [entry(key, value) for key, value in metadata.items()], plans)
     return output.stat().st_size
 
 
 def planned_size(base: GGUFFile, adapters: Adapters, format_name: str) -> int:
     """Bytes of the tensors that `write_base` and `write_adapter` would write; raises as they do."""
     hparams, fmt = read_hparams(base), block_format(format_name)
-    order = needs_llama_order(hparams, _architecture(hparams, adapters))
-    parts = [_adapter_plans(adapters, hparams, part, fmt, order) for part in PARTS]
+    parts = [_adapter_plans(adapters, hparams, part, fmt) for part in PARTS]
     return total_size(_base_plans(base, hparams, adapters, format_name)) + sum(map(total_size, parts))
 
 
 def _base_plans(base: GGUFFile, hparams: HParams, adapters: Adapters, format_name: str) -> list[TensorPlan]:
-    layout, fmt, architecture = adapters.layout, block_format(format_name), _architecture(hparams, adapters)
+    layout, fmt = adapters.layout, block_format(format_name)
+    in_llama_order = needs_llama_order(hparams, _architecture(hparams, adapters))
     plans: list[TensorPlan] = []
     for name in base.tensors:
         part = name.split(".")[-2]
-        order = llama_order(hparams, name.split(".", 2)[-1]) if needs_llama_order(hparams, architecture) else None
+        order = llama_order(hparams, name.split(".", 2)[-1]) if in_llama_order else None
         plan = copy_tensor(base, name, fmt, order=order)
         plans.append(repeat_experts(plan, layout.num_experts) if part in FFN else plan)
         if part == FFN[-1] and layout.num_experts > 1:
@@ -95,11 +92,11 @@ def _architecture(hparams: HParams, adapters: Adapters) -> str:
             "the layout hot is for LoRA experts; parallel experts are swapped by rewriting their small tensors: "
             "comigs-edge export --layout merged"
         )
-    return target_architecture(hparams, adapters)
+    return adapters.form.architecture(hparams.architecture, adapters.layout.num_experts)
 
 
-def _adapter_plans(adapters: Adapters, hparams: HParams, part: str, fmt: BlockFormat, in_llama_order: bool) -> list[TensorPlan]:
-    layout = adapters.layout
+def _adapter_plans(adapters: Adapters, hparams: HParams, part: str, fmt: BlockFormat) -> list[TensorPlan]:
+    layout, in_llama_order = adapters.layout, needs_llama_order(hparams, _architecture(hparams, adapters))
     experts = range(1) if part == PARTS[0] else range(1, layout.num_experts)
     plans: list[TensorPlan] = []
     for block in range(adapters.first_block, hparams.num_blocks):
@@ -133,10 +130,7 @@ def _slots(updates: list[LoRA], layout: ExpertsConfig, experts: range) -> tuple[
 
 
 def _pair(name: str, a: Floats, b: Floats, fmt: BlockFormat) -> list[TensorPlan]:
-    def plan(suffix: str, values: Floats) -> TensorPlan:
-        def make() -> Bytes:
-            return ggml.quantize(name, values, fmt)
-
-        return TensorPlan(f"{name}.{suffix}", values.shape, fmt, make)
-
-    return [plan("lora_a", a), plan("lora_b", b)]
+    return [
+        TensorPlan(f"{name}.{suffix}", values.shape, fmt, partial(ggml.quantize, name, values, fmt))
+        for suffix, values in (("lora_a", a), ("lora_b", b))
+    ]

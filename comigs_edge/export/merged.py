@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -70,7 +71,7 @@ def tensor_plans(
         changes["general.file_type"] = FILE_TYPES[fmt.name]
     if adapters is None:
         return [copy_tensor(base, name, fmt) for name in base.tensors], changes
-    architecture = target_architecture(hparams, adapters)
+    architecture = adapters.form.architecture(hparams.architecture, adapters.layout.num_experts)
     planner = PLANNERS[adapters.form.planner](base, hparams, adapters, fmt, architecture, threads)
     changes |= {
         "general.architecture": architecture, "general.name": f"{base.metadata.get('general.name', 'model')}, personal",
@@ -79,15 +80,9 @@ def tensor_plans(
     return list(planner.plans()), changes | planner.metadata()
 
 
-def target_architecture(hparams: HParams, adapters: Adapters) -> str:
-    """The architecture of the file; raises `ComigsError` if llama.cpp has none that is exact."""
-    return adapters.form.architecture(hparams.architecture, adapters.layout.num_experts)
-
-
 def write_model(
-    base: GGUFFile, hparams: HParams, plans: list[TensorPlan], changes: Metadata, output: Path,
-    progress: Progress = SILENT,
-) -> Exported:  # fmt: skip
+    base: GGUFFile, hparams: HParams, plans: list[TensorPlan], changes: Metadata, output: Path, progress: Progress = SILENT
+) -> Exported:
     """Writes a file of the base's metadata with `changes` (the architecture among them) and these tensors."""
     with files.atomic_writer(output) as file:
         write(file, entries(base, hparams, changes), plans, base.alignment, count_up(progress, total_size(plans)))
@@ -101,8 +96,6 @@ def entries(base: GGUFFile, hparams: HParams, changes: Metadata) -> list[bytes]:
 
 def summarise(path: Path, plans: list[TensorPlan]) -> Exported:
     """What `path` holds, written by these plans."""
-    formats: dict[str, int] = {}
-    for plan in plans:
-        if not plan.is_fixed and not plan.name.endswith("ffn_gate_inp.weight"):
-            formats[plan.format.name] = formats.get(plan.format.name, 0) + 1
+    trained = (plan for plan in plans if not plan.is_fixed and not plan.name.endswith("ffn_gate_inp.weight"))
+    formats = dict(Counter(plan.format.name for plan in trained))
     return Exported(path, path.stat().st_size, files.sha256_file(path), formats)

@@ -76,7 +76,7 @@ class Planner(ABC):
         """Whether adapters were trained in this block."""
         return block >= self.adapters.first_block
 
-    def _trained(self, name: str, shape: tuple[int, ...], make: Callable[[], Iterator[Floats]]) -> TensorPlan:
+    def _plan_trained(self, name: str, shape: tuple[int, ...], make: Callable[[], Iterator[Floats]]) -> TensorPlan:
         """A tensor that training changes, quantised matrix by matrix."""
         fmt = fit_format(name, shape[-1], self.fmt)
         return TensorPlan(name, shape, fmt, lambda: np.concatenate([ggml.quantize(name, w, fmt, self.threads) for w in make()]))
@@ -88,9 +88,9 @@ class Planner(ABC):
             weight = torch.from_numpy(self.base.dequantize(name))
             weight = weight if order is None else weight[order]  # updates are trained in llama's order
             weight = lora.merge(weight, update, self.layout.scale)
-            yield _numpy(weight if order is None or self.in_llama_order else weight[np.argsort(order)])
+            yield tensor_to_numpy(weight if order is None or self.in_llama_order else weight[np.argsort(order)])
 
-        return self._trained(name, self.base.tensors[name].shape, merge)
+        return self._plan_trained(name, self.base.tensors[name].shape, merge)
 
     def _plan_router(self, block: int) -> Iterator[TensorPlan]:
         router = self.adapters.routers[block]
@@ -113,12 +113,12 @@ class CopiesPlanner(Planner):
 
         def merge() -> Iterator[Floats]:
             weight = torch.from_numpy(self.base.dequantize(name))
-            return (_numpy(lora.merge(weight, update, self.layout.expert_scale)) for update in updates)
+            return (tensor_to_numpy(lora.merge(weight, update, self.layout.expert_scale)) for update in updates)
 
         if len(updates) == 1:
-            yield self._trained(name, size, merge)
+            yield self._plan_trained(name, size, merge)
         else:
-            yield self._trained(stacked_name(name), (len(updates), *size), merge)
+            yield self._plan_trained(stacked_name(name), (len(updates), *size), merge)
 
 
 class BesidePlanner(Planner):
@@ -138,7 +138,7 @@ class BesidePlanner(Planner):
         yield copy_tensor(self.base, name, self.fmt, name.replace(".weight", "_shexp.weight"))
         factor = np.float32(self.layout.expert_scale if part == FFN[-1] else 1.0)
         small = self._matrices(block, FFN.index(part))
-        yield self._trained(stacked_name(name), (len(small), *small[0].shape), lambda: (weight * factor for weight in small))
+        yield self._plan_trained(stacked_name(name), (len(small), *small[0].shape), lambda: (weight * factor for weight in small))
 
     def _matrices(self, block: int, index: int) -> list[Floats]:
         """One matrix of every expert."""
@@ -198,7 +198,3 @@ def plan_router(block: int, weights: Floats) -> TensorPlan:
     """The router of a block, (E, D)."""
     fmt, name = FORMATS["F32"], f"blk.{block}.ffn_gate_inp.weight"
     return TensorPlan(name, weights.shape, fmt, lambda: ggml.quantize(name, weights, fmt))
-
-
-def _numpy(tensor: torch.Tensor) -> Floats:
-    return np.ascontiguousarray(tensor_to_numpy(tensor))

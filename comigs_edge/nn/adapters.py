@@ -50,10 +50,10 @@ class Adapters:
             [self.form.view(tensors) for tensors in self.by_expert(block)] for block in range(hparams.num_blocks)
         ]
         self.routers = [named.get(f"router.blk.{block}") for block in range(hparams.num_blocks)]
+        blocks = range(hparams.num_blocks) if layout.attention else ()
         self.attention = [
-            {name: self._update(block, name) for name in ATTENTION if block >= self.first_block}
-            for block in range(hparams.num_blocks)
-        ] if layout.attention else []  # fmt: skip
+            {name: self._update(block, name) for name in ATTENTION if block >= self.first_block} for block in blocks
+        ]
 
     @classmethod
     def initial(cls, layout: ExpertsConfig, hparams: HParams, seed: int) -> Adapters:
@@ -62,7 +62,8 @@ class Adapters:
         named: dict[str, Tensor] = {}
         for name, (size, spread) in starts(layout, hparams).items():
             # Each tensor has its own stream, so that adding a specialist leaves the others' start as it was.
-            generator = torch.Generator().manual_seed(_stream(seed, name))
+            stream = hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8]
+            generator = torch.Generator().manual_seed(int.from_bytes(stream, "little") >> 1)
             if is_router(name):
                 named[name] = torch.randn(size, generator=generator) * ROUTER_STD
             elif spread == 0:
@@ -105,29 +106,21 @@ class Adapters:
         """Every tensor as a float32 array, copied."""
         return {name: tensor_to_numpy(tensor).copy() for name, tensor in self.named.items()}
 
+    @torch.no_grad()
     def load_arrays(self, arrays: Arrays) -> None:
         """Takes over the values of `arrays`, in place; raises `ComigsError` for other names or shapes."""
         check_arrays(arrays, self.layout, self.hparams)
-        self._copy(arrays)
+        for name, array in arrays.items():
+            self.named[name].copy_(torch.from_numpy(array))
 
     def generalist(self) -> Arrays:
         """What may leave the device, as float32 arrays, copied."""
-        return {name: tensor_to_numpy(tensor).copy() for name, tensor in self.named.items() if may_leave(name)}
+        return {name: array for name, array in self.arrays().items() if may_leave(name)}
 
     def load_generalist(self, arrays: Arrays) -> None:
         """Takes over the generalist's values, in place; the rest stays as it is."""
-        check_arrays({**self.named, **arrays}, self.layout, self.hparams)
-        self._copy(arrays)
-
-    @torch.no_grad()
-    def _copy(self, arrays: Arrays) -> None:
-        for name, array in arrays.items():
-            self.named[name].copy_(torch.from_numpy(array))
+        self.load_arrays({**self.arrays(), **arrays})
 
     def _update(self, block: int, name: str) -> LoRA:
         prefix = f"generalist.blk.{block}.{name}"
         return LoRA(self.named[f"{prefix}.lora_a"], self.named[f"{prefix}.lora_b"])
-
-
-def _stream(seed: int, name: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "little") >> 1

@@ -63,8 +63,7 @@ def window(tokens: Tensor, documents: Tensor | None, turns: Tensor) -> Window:
     time = tokens.shape[1]
     mask = None
     if documents is not None and bool((documents != documents[:, :1]).any()):
-        causal = torch.ones(time, time, dtype=torch.bool, device=documents.device).tril()
-        allowed = ((documents[:, :, None] == documents[:, None, :]) & causal)[:, None]  # (B, 1, T, T)
+        allowed = (documents[:, :, None] == documents[:, None, :]).tril_()[:, None]  # (B, 1, T, T)
         mask = torch.zeros(allowed.shape, device=documents.device).masked_fill_(~allowed, float("-inf"))
         mask = to_device(mask, tokens.device)
     return Window((tokens.shape[0], time), mask, turns[:time])
@@ -76,8 +75,8 @@ def attention(
     """What the tokens of `where` give each other; `normed` is the normed residual stream."""
     batch, time = where.size
     queries, keys = hparams.num_heads * hparams.head_width, hparams.num_kv_heads * hparams.head_width
-    names = ("attn_q", "attn_k", "attn_v")
-    qkv = _linear(normed, block.attn_qkv, block.attn_qkv_bias, update, names, (queries, keys, keys))  # (N, Q + 2 KV)
+    widths = {"attn_q": queries, "attn_k": keys, "attn_v": keys}
+    qkv = _linear(normed, block.attn_qkv, block.attn_qkv_bias, update, widths)  # (N, Q + 2 KV)
     qk, v = torch.split(
         qkv.view(batch, time, -1, hparams.head_width), [hparams.num_heads + hparams.num_kv_heads, hparams.num_kv_heads], 2
     )
@@ -94,31 +93,29 @@ def attention(
         mask = None if where.mask is None else where.mask.to(kind)
         out = _long_rows(qk.to(kind), v.to(kind), hparams.num_heads, mask)
     out = out.reshape(batch * time, queries).to(qkv.dtype)
-    return _linear(out, block.attn_output, block.attn_output_bias, update, ("attn_output",), (hparams.width,))
+    return _linear(out, block.attn_output, block.attn_output_bias, update, {"attn_output": hparams.width})
 
 
 def _long_rows(qk: Tensor, v: Tensor, heads: int, mask: Tensor | None) -> Tensor:
     """(B, T, H + KV, head), (B, T, KV, head) -> (B, T, H, head), by torch's fused kernel."""
     q, k = torch.split(qk.transpose(1, 2), [heads, v.shape[2]], 1)  # (B, H, T, head), (B, KV, T, head)
     group = heads // v.shape[2]
-    k, v = _repeat_heads(k, group), _repeat_heads(v.transpose(1, 2), group)
+    k, v = (x[:, :, None].expand(-1, -1, group, -1, -1).flatten(1, 2) for x in (k, v.transpose(1, 2)))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None).transpose(1, 2)
 
 
-def _linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, update: Update | None, names: tuple[str, ...], widths: tuple[int, ...]
-) -> Tensor:
-    """x times a matrix whose rows are those of `names`, `widths` of each, with their low-rank updates."""
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, update: Update | None, widths: dict[str, int]) -> Tensor:
+    """x times a matrix of several, one below the other with `widths` rows each, with their low-rank updates."""
     bias = None if bias is None else bias.to(x.dtype)
     if update is None:
         return F.linear(x, weight, bias)
     if update.block_format is None:
-        pairs = [(update.parts[name].a.to(x.dtype), update.parts[name].b.to(x.dtype)) for name in names]
+        pairs = [(update.parts[name].a.to(x.dtype), update.parts[name].b.to(x.dtype)) for name in widths]
         low = torch.cat([F.linear(F.linear(x, a), b) for a, b in pairs], dim=-1)
         return F.linear(x, weight, bias) + low * update.scale
     merged = [
         straight_through(merge(part.float(), update.parts[name], update.scale), update.block_format)
-        for part, name in zip(torch.split(weight, list(widths)), names, strict=True)
+        for part, name in zip(torch.split(weight, list(widths.values())), widths, strict=True)
     ]
     return F.linear(x, torch.cat(merged).to(x.dtype), bias)
 
@@ -128,13 +125,6 @@ def _rotate(x: Tensor, turns: Tensor, width: int) -> Tensor:  # (B, T, heads, he
     pairs = torch.view_as_complex(x[..., :width].view(*x.shape[:-1], -1, 2))
     turned = torch.view_as_real(pairs * turns).flatten(-2)
     return turned if width == x.shape[-1] else torch.cat((turned, x[..., width:]), dim=-1)
-
-
-def _repeat_heads(x: Tensor, group: int) -> Tensor:  # (B, KV, T, head) -> (B, H, T, head)
-    if group == 1:
-        return x
-    batch, heads, time, width = x.shape
-    return x[:, :, None].expand(batch, heads, group, time, width).reshape(batch, heads * group, time, width)
 
 
 def rope_tables(hparams: HParams, factors: Tensor | None, length: int) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,6 @@ Shapes: N tokens, M tokens of a chunk, D width, F hidden width, E experts, R ran
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -134,16 +133,17 @@ class _Chunk:
                 grad_weights[rows, index] = torch.linalg.vecdot(grad_hidden, hidden)
             if grads:
                 down = grads[index].down
-                accumulate(down.a, _weighted(small, weight).T, hidden)
-                accumulate(down.b, grad[rows].T, _weighted(hidden @ expert.down.a.T, weight), self.factor)
+                accumulate(down.a, _weigh(small, weight).T, hidden)
+                accumulate(down.b, grad[rows].T, _weigh(hidden @ expert.down.a.T, weight), self.factor)
             grad_both = swiglu_backward(gate, up, grad_hidden, self.buffers)
             add(grad_base, rows, grad_both, weight)
             self._backward_low(index, rows, weight, low, grad_both, grad_low, grads)
         if grads:
             grad_a = grad_low.T @ x  # (E 2R, D)
-            for index, (gate_a, up_a) in enumerate(_pairs(torch.split(grad_a, self.rank))):
-                grads[index].gate.a.add_(gate_a)
-                grads[index].up.a.add_(up_a)
+            for update, part in zip(
+                (each for expert in grads for each in expert[:2]), torch.split(grad_a, self.rank), strict=True
+            ):
+                update.a.add_(part)
         if grad_x is not None:
             torch.mm(grad_base, self.gate_up, out=grad_x)
             grad_x.addmm_(grad_low, self.gate_up_a)
@@ -156,9 +156,9 @@ class _Chunk:
         expert = self.experts[index]
         for offset, update, grad in zip((0, 1), expert[:2], grad_both.chunk(2, dim=1), strict=True):
             ranks = self._ranks(2 * index + offset)
-            grad_low[rows, ranks] = _weighted((grad @ update.b).mul_(self.factor), weight)
+            grad_low[rows, ranks] = _weigh((grad @ update.b).mul_(self.factor), weight)
             if grads:
-                accumulate(grads[index][offset].b, grad.T, _weighted(low[rows, ranks], weight), self.factor)
+                accumulate(grads[index][offset].b, grad.T, _weigh(low[rows, ranks], weight), self.factor)
 
     def _gate_up(self, base: Tensor, low: Tensor, index: int, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
         """Gate and up of one expert before the activation, (M', F) each: its M' tokens."""
@@ -181,9 +181,5 @@ class _Chunk:
         return rows, weights[rows, index, None]
 
 
-def _weighted(values: Tensor, weight: Tensor | None) -> Tensor:
+def _weigh(values: Tensor, weight: Tensor | None) -> Tensor:
     return values if weight is None else values * weight
-
-
-def _pairs(items: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    return list(zip(items[::2], items[1::2], strict=True))

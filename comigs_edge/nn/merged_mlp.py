@@ -11,7 +11,6 @@ Shapes: N tokens, M tokens of a chunk, D width, F hidden width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -63,7 +62,7 @@ class _MergedMLP(torch.autograd.Function):
         ctx.kept = None if purpose.kept is None else buffers.rows(purpose.kept, x, len(mlp.gate_up))
         if purpose.graph_only:
             return out
-        gate_up, down = _merged(mlp, _expert(updates), factor, purpose)
+        gate_up, down = _merge_expert(mlp, (group(updates)[0] if updates else None), factor, purpose)
         for part in chunks(len(x), rows):
             both = _gate_up(ctx.kept, x, part, len(gate_up), buffers)
             gate, up = torch.mm(x[part], gate_up.T, out=both).chunk(2, dim=1)
@@ -79,8 +78,8 @@ class _MergedMLP(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weights, rows, *updates = ctx.saved_tensors
-        factor, expert, buffers = ctx.factor, _expert(updates), ctx.purpose.buffers
-        gate_up, down = _merged(ctx.mlp, expert, factor, ctx.purpose)
+        factor, expert, buffers = ctx.factor, (group(updates)[0] if updates else None), ctx.purpose.buffers
+        gate_up, down = _merge_expert(ctx.mlp, expert, factor, ctx.purpose)
         grad_x = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
         grad_weights = torch.zeros_like(weights) if ctx.needs_input_grad[1] else None
         grads = [torch.zeros_like(update) for update in updates] if ctx.learns else []
@@ -106,16 +105,12 @@ class _MergedMLP(torch.autograd.Function):
         return grad_x, grad_weights, *others, *grads
 
 
-def _expert(updates: Sequence[Tensor]) -> LoRAExpert | None:
-    return group(updates)[0] if updates else None
-
-
 def _gate_up(kept: Tensor | None, x: Tensor, part: Tensor | slice, width: int, buffers: Buffers) -> Tensor:
     """Where gate and up of a chunk of tokens are: kept, or in reused memory."""
     return buffers.rows("gate_up", x[part], width) if kept is None else kept[part]
 
 
-def _merged(mlp: Frozen, expert: LoRAExpert | None, factor: float, purpose: Pass) -> tuple[Tensor, Tensor]:
+def _merge_expert(mlp: Frozen, expert: LoRAExpert | None, factor: float, purpose: Pass) -> tuple[Tensor, Tensor]:
     """Gate and up (2F, D) and down (D, F) with the updates, in reused memory."""
     if expert is None or purpose.block_format is None:
         return mlp.gate_up, mlp.down

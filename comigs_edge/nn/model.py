@@ -124,9 +124,8 @@ class Model:
 
     def _attention_update(self, index: int) -> Update | None:
         # The shared attention update belongs to the generalist: it is off where the generalist is.
-        if self.adapters is None or not self.adapters.attention or (self.only is not None and 0 not in self.only):
-            return None
-        if index < self.first_block:
+        is_off = index < self.first_block or (self.only is not None and 0 not in self.only)
+        if self.adapters is None or not self.adapters.attention or is_off:
             return None
         return Update(self.adapters.attention[index], self.adapters.layout.scale, self.block_format)
 

@@ -8,18 +8,13 @@ import torch
 from torch import Tensor
 
 
-def _inverse_rms(x: Tensor, eps: float) -> Tensor:  # (N, D) -> (N, 1)
-    """1 / sqrt(mean(x^2) + eps)."""
-    norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-
-
 class _RMSNorm(torch.autograd.Function):
     """Keeps the input and one number a token; torch's own keeps three tensors of the input's size."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-        inverse = _inverse_rms(x, eps)
+        norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        inverse = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()  # (N, 1): 1 / sqrt(mean(x^2) + eps)
         ctx.save_for_backward(x, weight, inverse)
         return (x * inverse).mul_(weight).to(dtype)
 

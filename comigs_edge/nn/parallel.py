@@ -34,13 +34,9 @@ def small_experts(
     Their matrices are fake quantised if a format is named; `weights` is None for one expert alone. All experts are
     computed for every token: they are small, and one that was not chosen has a weight of zero.
     """
-    gate_up, down = (
-        torch.cat([quantise_weight(matrix, factor, format_name) for matrix, factor in parts], dim=dim).to(normed.dtype)
-        for parts, dim in (
-            ([(each.gate, 1.0) for each in experts] + [(each.up, 1.0) for each in experts], 0),
-            ([(each.down, factor) for each in experts], 1),
-        )
-    )  # (2 E W, D), (D, E W)
+    wide = [each.gate for each in experts] + [each.up for each in experts]
+    gate_up = torch.cat([quantise_weight(matrix, 1.0, format_name) for matrix in wide]).to(normed.dtype)  # (2 E W, D)
+    down = torch.cat([quantise_weight(each.down, factor, format_name) for each in experts], dim=1).to(normed.dtype)  # (D, E W)
     gate, up = F.linear(normed, gate_up).chunk(2, dim=1)
     hidden = F.silu(gate) * up  # (N, E W)
     if weights is not None:  # (N, E)

@@ -22,7 +22,7 @@ def mix_lora(
     out, (gate, up) = torch.zeros_like(x), mlp.gate_up.chunk(2)
     for number, expert in enumerate(experts):
         pairs = ((gate, expert.gate), (up, expert.up), (mlp.down, expert.down))
-        merged = [_rounded(matrix + scale * update.b @ update.a, block_format) for matrix, update in pairs]
+        merged = [_round(matrix + scale * update.b @ update.a, block_format) for matrix, update in pairs]
         out = out + weights[:, number, None] * _mlp(x, merged)
     return out
 
@@ -33,7 +33,7 @@ def mix_parallel(
     """MLP(x) + sum_e w_e P_e(x): every expert is a small MLP beside the base's; `scale` is a factor on its down."""
     out = _mlp(x, [*mlp.gate_up.chunk(2), mlp.down])
     for number, (gate, up, down) in enumerate(experts):
-        small = [_rounded(matrix, block_format) for matrix in (gate, up, scale * down)]
+        small = [_round(matrix, block_format) for matrix in (gate, up, scale * down)]
         out = out + weights[:, number, None] * _mlp(x, small)
     return out
 
@@ -43,6 +43,6 @@ def _mlp(x: Tensor, matrices: list[Tensor]) -> Tensor:
     return (F.silu(x @ gate.T) * (x @ up.T)) @ down.T
 
 
-def _rounded(weight: Tensor, block_format: str | None) -> Tensor:
+def _round(weight: Tensor, block_format: str | None) -> Tensor:
     """As an exported file holds it; the gradient is that of the weight before."""
     return weight if block_format is None else weight + (fake_quantize(weight, block_format) - weight).detach()

@@ -57,8 +57,7 @@ class Base:
         self._file, self._pool = file, ThreadPoolExecutor(max(1, threads))
         self._output_name = "output.weight" if "output.weight" in file.tensors else "token_embd.weight"
         # A vector is float32 and small: always kept.
-        self._vectors = {name: torch.from_numpy(file.dequantize(name)) for name in file.tensors if self._is_vector(name)}
-        self._order_vectors()
+        self._vectors = {name: self._read_vector(name) for name in file.tensors if self._is_vector(name)}
         file.metadata.clear()  # the vocabulary takes tens of megabytes, and as many of mapped pages
         file.let_go()
         self.output_norm = self._vectors["output_norm.weight"].to(device)
@@ -78,7 +77,6 @@ class Base:
             jobs: list[Callable[[], None]] = []
             block = self._make_block(index, jobs)
             self._run(jobs)
-            self._file.let_go()
             self._current = index, self._to_device(block)
         return self._current[1]
 
@@ -107,18 +105,18 @@ class Base:
             jobs: list[Callable[[], None]] = []
             self._add_jobs(self._output_name, chunk, rows, jobs)
             self._run(jobs)
-            self._file.let_go()
             yield chunk.to(self.device)
 
     @staticmethod
     def _is_vector(name: str) -> bool:
         return "norm" in name or name.endswith(".bias") or name == "rope_freqs.weight"
 
-    def _order_vectors(self) -> None:
-        for name, vector in self._vectors.items():
-            order = llama_order(self.hparams, name.split(".", 2)[-1]) if name.startswith("blk.") else None
-            if order is not None:
-                vector.copy_(vector[order])
+    def _read_vector(self, name: str) -> Tensor:
+        vector, order = torch.from_numpy(self._file.dequantize(name)), self._order(name)
+        return vector if order is None else vector[order]
+
+    def _order(self, name: str) -> list[int] | None:
+        return llama_order(self.hparams, name.split(".", 2)[-1]) if name.startswith("blk.") else None
 
     def _keep_all(self) -> None:
         jobs: list[Callable[[], None]] = []
@@ -127,7 +125,6 @@ class Base:
             self._matrices[name] = torch.empty(self._file.tensors[name].shape, dtype=self.dtype)
             self._add_jobs(name, self._matrices[name], slice(0, self.hparams.vocab_size), jobs)
         self._run(jobs)
-        self._file.let_go()
         self._blocks = [self._to_device(block) for block in blocks]
         self._matrices = {name: matrix.to(self.device) for name, matrix in self._matrices.items()}
 
@@ -173,7 +170,7 @@ class Base:
 
     def _add_jobs(self, name: str, target: Tensor, rows: slice, jobs: list[Callable[[], None]]) -> None:
         """Adds the jobs that write these rows of a matrix to `target`."""
-        order = llama_order(self.hparams, name.split(".", 2)[-1]) if name.startswith("blk.") else None
+        order = self._order(name)
         places = None if order is None else torch.argsort(torch.tensor(order))
         step = max(1, JOB // target.shape[1])
         for start in range(rows.start, rows.stop, step):
@@ -189,6 +186,7 @@ class Base:
 
     def _run(self, jobs: list[Callable[[], None]]) -> None:
         list(self._pool.map(lambda job: job(), jobs))  # ggml releases Python's lock
+        self._file.let_go()
 
     def _gather(self, name: str, ids: Tensor) -> Tensor:
         if self.keep:

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from comigs_edge.errors import ComigsError
-from comigs_edge.nn.tensors import to_device
 from comigs_edge.training.batches import Batch, Rows
 
 Key = tuple[str | int, ...]
@@ -76,11 +75,6 @@ class ActivationCache:
             factors = row.abs().amax(-1, keepdim=True).clamp_(min=1e-30)
             data = factors.numpy().tobytes() + (row / factors).half().numpy().tobytes()
             os.pwrite(self._file, (zlib.crc32(data) + 1).to_bytes(_CHECK, "little") + data, place * self._bytes)
-
-
-def read_cached(cache: ActivationCache | None, batch: Batch, device: torch.device) -> Tensor | None:  # (N, D)
-    """The activations for a batch on a device; None without a cache: the model then computes them."""
-    return None if cache is None else to_device(cache(batch), device)
 
 
 def clear(folder: Path, keep: tuple[Path, ...] = ()) -> None:

@@ -5,6 +5,8 @@ torch's own class and its checkpoint function import the compiler on first use: 
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
@@ -12,6 +14,8 @@ from torch.optim.adamw import adamw
 BETAS = (0.9, 0.95)  # the paper's
 EPS = 1e-8
 STATE = ("step", "exp_avg", "exp_avg_sq")
+
+_adamw = partial(adamw, fused=True, amsgrad=False, beta1=BETAS[0], beta2=BETAS[1], eps=EPS, maximize=False)
 
 
 class AdamW:
@@ -22,6 +26,7 @@ class AdamW:
         self.state: dict[Tensor, dict[str, Tensor]] = {}
         self.factors: dict[Tensor, float] = {}  # on the learning rate, of tensors whose factor is not 1
 
+    @torch.no_grad()
     def step(self) -> None:
         """One step for every tensor that has a gradient."""
         groups: dict[float, list[Tensor]] = {}
@@ -29,22 +34,13 @@ class AdamW:
             if tensor.grad is not None:
                 groups.setdefault(self.factors.get(tensor, 1.0), []).append(tensor)
         for factor, tensors in groups.items():
-            self._step(tensors, self.learning_rate * factor)
-
-    @torch.no_grad()
-    def _step(self, tensors: list[Tensor], learning_rate: float) -> None:
-        states = [self.state.setdefault(tensor, _initial(tensor)) for tensor in tensors]
-        adamw(
-            tensors, [tensor.grad for tensor in tensors if tensor.grad is not None],
-            [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states], [],
-            [state["step"] for state in states], fused=True, amsgrad=False, beta1=BETAS[0], beta2=BETAS[1],
-            lr=learning_rate, weight_decay=self.weight_decay, eps=EPS, maximize=False,
-        )  # fmt: skip
+            states = [self.state.setdefault(tensor, _initial(tensor)) for tensor in tensors]
+            gradients = [tensor.grad for tensor in tensors if tensor.grad is not None]
+            steps, averages, squares = ([state[key] for state in states] for key in STATE)
+            rate = self.learning_rate * factor
+            _adamw(tensors, gradients, averages, squares, [], steps, lr=rate, weight_decay=self.weight_decay)
 
 
 def _initial(tensor: Tensor) -> dict[str, Tensor]:
-    return {
-        "step": torch.zeros((), device=tensor.device),
-        "exp_avg": torch.zeros_like(tensor),
-        "exp_avg_sq": torch.zeros_like(tensor),
-    }
+    step = torch.zeros((), device=tensor.device)
+    return {"step": step, "exp_avg": torch.zeros_like(tensor), "exp_avg_sq": torch.zeros_like(tensor)}

@@ -85,8 +85,7 @@ class Rows:
 
     def group(self, number: int, size: int) -> Batch:
         """The batch with this number of the first epoch; the last one may be short."""
-        last = min((number + 1) * size, len(self))
-        return self._make([int(row) for row in np.argsort(self._places)[number * size : last]])
+        return self._make([int(row) for row in np.argsort(self._places)[number * size : (number + 1) * size]])
 
     def digest(self) -> str:
         """SHA-256 of everything that the model reads, in the order of the first epoch."""

@@ -45,17 +45,16 @@ def save(folder: Path, arrays: Arrays, progress: Progress) -> None:
     name = f"checkpoint-{number:08d}-{digest.hexdigest()}.safetensors"
     with files.atomic_writer(folder / name) as file:
         file.writelines(data)
-    for _, path in _generations(folder)[:-GENERATIONS]:
+    for *_, path in _generations(folder)[:-GENERATIONS]:
         path.unlink()
 
 
 def load(folder: Path) -> Checkpoint | None:
     """The newest sound generation; None if nothing was saved."""
     warnings: list[str] = []
-    for _, path in reversed(_generations(folder)):
+    for _, sha256, path in reversed(_generations(folder)):
         data = path.read_bytes()
-        match = _NAME.fullmatch(path.name)
-        if match and hashlib.sha256(data).hexdigest() == match[2]:
+        if hashlib.sha256(data).hexdigest() == sha256:
             tensors = parse(data)
             progress = json.loads(tensors.pop(_PROGRESS).tobytes())
             return Checkpoint(tensors, progress, warnings)
@@ -65,10 +64,11 @@ def load(folder: Path) -> Checkpoint | None:
 
 def clear(folder: Path) -> None:
     """Deletes all generations."""
-    for _, path in _generations(folder):
+    for *_, path in _generations(folder):
         path.unlink()
 
 
-def _generations(folder: Path) -> list[tuple[int, Path]]:
+def _generations(folder: Path) -> list[tuple[int, str, Path]]:
+    """Number, SHA-256 and file of each, the oldest first."""
     matches = ((_NAME.fullmatch(path.name), path) for path in folder.glob("checkpoint-*"))
-    return sorted((int(match[1]), path) for match, path in matches if match)
+    return sorted((int(match[1]), match[2], path) for match, path in matches if match)

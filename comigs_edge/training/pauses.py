@@ -84,7 +84,9 @@ class Pauses:
                 prepare()
             known |= kinds
             short_since = self._remind("memory" in kinds, short_since)
-            self._nap(stop)
+            end = self._clock() + INTERVAL
+            while not stop and (left := end - self._clock()) > 0:
+                self._sleep(min(PIECE, left))
             now = self._read()
             reasons = watch.reasons(now, limits, kinds)
         if not stop:
@@ -94,17 +96,11 @@ class Pauses:
         """Says once what can be done about memory that stays short; returns since when it is."""
         if not is_short:
             return None
-        if since is None:
-            return self._clock()
+        since = self._clock() if since is None else since
         if self._clock() - since < PATIENCE:
             return since
         self._say("still too little memory: end other programs, or lower memory_mb under [pause] in config.toml")
         return float("inf")
-
-    def _nap(self, stop: Sequence[int]) -> None:
-        end = self._clock() + INTERVAL
-        while not stop and (left := end - self._clock()) > 0:
-            self._sleep(min(PIECE, left))
 
 
 def open_pauses(settings: PauseConfig, is_wanted: bool, lean: bool, say: Callable[[str], None]) -> Pauses:

@@ -29,33 +29,21 @@ class RouterAdamW(AdamW):
         super().__init__(tensors, learning_rate, weight_decay)
         # Zero before every step: the routers hold what was learned.
         self.offsets = torch.zeros(len(tensors[0]), device=tensors[0].device)  # (E,)
-        self._of_offsets = AdamW([self.offsets], offset_rate, 0.0) if offset_rate else None
+        self.of_offsets = AdamW([self.offsets], offset_rate, 0.0) if offset_rate else None
         self.inputs = MeanInputs() if offset_rate else None
 
+    @torch.no_grad()
     def step(self) -> None:
         """One step for the routers, and one for the offsets."""
         super().step()
-        if self._of_offsets is None or self.inputs is None:
+        if self.of_offsets is None or self.inputs is None:
             return
         means, self.inputs = self.inputs.means(), MeanInputs()
-        if means:
-            self._step_offsets(self._of_offsets, [mean / mean.dot(mean) for mean in means])
-
-    @torch.no_grad()
-    def _step_offsets(self, optimiser: AdamW, directions: list[Tensor]) -> None:
-        pairs = list(zip(self.tensors, directions, strict=True))
+        if not means:
+            return
+        pairs = [(router, mean / mean.dot(mean)) for router, mean in zip(self.tensors, means, strict=True)]
         slopes = [router.grad @ direction for router, direction in pairs]  # type: ignore[operator]
         self.offsets.zero_().grad = torch.stack(slopes).sum(0)
-        optimiser.step()
+        self.of_offsets.step()
         for router, direction in pairs:
             router.addr_(self.offsets, direction)
-
-    @property
-    def offset_state(self) -> dict[str, Tensor]:
-        """The offsets' moments; empty before the first step."""
-        return {} if self._of_offsets is None else self._of_offsets.state.get(self.offsets, {})
-
-    @offset_state.setter
-    def offset_state(self, state: dict[str, Tensor]) -> None:
-        if self._of_offsets is not None and state:
-            self._of_offsets.state[self.offsets] = state

@@ -60,14 +60,7 @@ class TrainingRun:
         self.resumed = False
         self.fleet_mark: str | None = None  # of the generalist that is trained, and of the best one; `Books.mark`
         self.best_mark: str | None = None
-        self._trainer: Trainer | None = None
-
-    @property
-    def trainer(self) -> Trainer:
-        """What trains."""
-        if self._trainer is None:
-            raise ValueError("the training has not begun")
-        return self._trainer
+        self.trainer: Trainer  # from `begin` on
 
     # Start --------------------------------------------------------------------------------------------------------
 
@@ -83,13 +76,13 @@ class TrainingRun:
             if not state.progress:
                 raise ComigsError(f"no sound checkpoint is left in {self.home.state}; start anew with: comigs-edge train --fresh")
         if state is not None and not state.progress["finished"]:
-            self._trainer = self._resume(state.arrays, state.progress, steps)
+            self.trainer = self._resume(state.arrays, state.progress, steps)
         elif resume:
             raise ComigsError("there is no interrupted training to resume; start one with: comigs-edge train")
         else:
-            self._trainer = self._cached_trainer(self._start(resume), make_schedule(self.settings, self.plan.batch, steps))
+            self.trainer = self._cached_trainer(self._start(resume), make_schedule(self.settings, self.plan.batch, steps))
         remember(self.home, self.plan)
-        return self._trainer
+        return self.trainer
 
     def make_trainer(self, adapters: Adapters) -> Trainer:
         """A trainer of these adapters, beside the home's training: to measure or to time, without state and cache."""
@@ -111,19 +104,18 @@ class TrainingRun:
     def _resume(self, arrays: Arrays, progress: checkpoint.Progress, steps: int | None) -> Trainer:
         if progress["base_sha256"] != self.settings.base.sha256:
             raise ComigsError("the interrupted training belongs to another base; start anew with: comigs-edge train --fresh")
-        wanted = asdict(make_schedule(self.settings, self.plan.batch, steps or progress["schedule"]["steps"]))
+        schedule, layout = Schedule(**progress["schedule"]), ExpertsConfig(**progress["layout"])
+        wanted = asdict(make_schedule(self.settings, self.plan.batch, steps or schedule.steps))
         wanted |= asdict(plan_experts(self.settings.model, self.base.hparams))
-        saved = asdict(Schedule(**progress["schedule"])) | asdict(ExpertsConfig(**progress["layout"]))
+        saved = asdict(schedule) | asdict(layout)
         if wanted != saved:
             raise ComigsError(
                 f"the settings ask for {_differences(wanted, saved)} in the interrupted training; run it with its own "
                 "settings, or start anew with: comigs-edge train --fresh"
             )
-        adapters = Adapters.initial(ExpertsConfig(**progress["layout"]), self.base.hparams, self.settings.train.seed)
-        trainer = self._cached_trainer(adapters, Schedule(**progress["schedule"]))
+        trainer = self._cached_trainer(Adapters.initial(layout, self.base.hparams, self.settings.train.seed), schedule)
         trainer.restore(arrays, progress)
-        self.resumed, self.fleet_mark = True, progress.get("fleet_mark")
-        self.best_mark = progress.get("best_mark")
+        self.resumed, self.fleet_mark, self.best_mark = True, progress.get("fleet_mark"), progress.get("best_mark")
         return trainer
 
     def _model(self, adapters: Adapters) -> Model:
@@ -160,11 +152,9 @@ class TrainingRun:
         trainer = self.trainer
         version = self.publish() if trainer.is_done else None
         arrays, progress = trainer.state()
-        extra = {
-            "finished": trainer.is_done, "base_sha256": self.settings.base.sha256, "fleet_mark": self.fleet_mark,
-            "best_mark": self.best_mark,
-        }  # fmt: skip
-        checkpoint.save(self.home.state, arrays, progress | extra)
+        progress |= {"finished": trainer.is_done, "base_sha256": self.settings.base.sha256}
+        progress |= {"fleet_mark": self.fleet_mark, "best_mark": self.best_mark}
+        checkpoint.save(self.home.state, arrays, progress)
         return version
 
     def end(self) -> int | None:

@@ -23,17 +23,16 @@ from torch import Tensor
 from comigs_edge.arrays import select
 from comigs_edge.errors import ComigsError
 from comigs_edge.nn.experts import is_router
-from comigs_edge.nn.loss import next_token_loss
 from comigs_edge.nn.model import Model, Watch
 from comigs_edge.nn.routing_stats import MeanWeights
 from comigs_edge.nn.tensors import tensor_to_numpy
-from comigs_edge.training.activation_cache import ActivationCache, read_cached
+from comigs_edge.training.activation_cache import ActivationCache
 from comigs_edge.training.adamw import STATE, AdamW
 from comigs_edge.training.batches import Batch, Rows
 from comigs_edge.training.checkpoint import Progress
 from comigs_edge.training.router_adamw import RouterAdamW
 from comigs_edge.training.schedule import Schedule
-from comigs_edge.training.validation import Validation
+from comigs_edge.training.validation import Validation, batch_loss
 from coordinator.protocol.wire import Arrays
 
 OFFSETS = "router.offsets"  # name of their moments in a state
@@ -85,6 +84,13 @@ class Trainer:
         self.experts = AdamW(self.adapters.group(router=False), rate, decay)
         routers = self.adapters.group(router=True)
         self.router = RouterAdamW(routers, schedule.router_learning_rate, decay, schedule.router_offset_rate) if routers else None
+        # Every tensor that learns, with its optimiser.
+        self._learners: dict[str, tuple[AdamW, Tensor]] = {
+            name: (self.router if self.router is not None and is_router(name) else self.experts, tensor)
+            for name, tensor in self.adapters.named.items()
+        }
+        if self.router is not None and self.router.of_offsets is not None:
+            self._learners[OFFSETS] = self.router.of_offsets, self.router.offsets
         learns = bool(routers) and router_rows is None and not schedule.jointly
         self.validation = Validation(model, validation, schedule, None if caches is None else caches[1], learns)
         self.router_rows = self.validation.router_rows if router_rows is None else router_rows
@@ -127,12 +133,13 @@ class Trainer:
         else:
             phase, batch = "expert", self.training.batch(self.expert_steps, self.schedule.batch)
             loss = self._expert_step(batch)
-        validation = self._validate_period()
-        is_best = validation is not None and validation < self.best_loss
-        if validation is not None:
-            self.last_loss = validation
-        if is_best and validation is not None:
-            self.best_loss, self.best = validation, self.adapters.arrays()
+        validation, is_best = None, False
+        period_ends = self.expert_steps % self.schedule.router_period == 0 or self.expert_steps == self.schedule.steps
+        if period_ends and not self._router_is_due:
+            validation = self.last_loss = self.validate(record_scores=True)
+            is_best = validation < self.best_loss
+        if is_best:
+            self.best_loss, self.best = self.last_loss, self.adapters.arrays()
         return Event(
             phase=phase, expert_steps=self.expert_steps, router_steps=self.router_steps, loss=loss,
             tokens=batch.tokens.numel(), validation_loss=validation, is_best=is_best,
@@ -167,7 +174,7 @@ class Trainer:
         """Clears all gradients; only tensors of these optimisers get new ones."""
         for name, tensor in self.adapters.named.items():
             tensor.grad = None
-            tensor.requires_grad_(self._optimiser_of(name) in learning and name not in self.frozen)
+            tensor.requires_grad_(self._learners[name][0] in learning and name not in self.frozen)
 
     def _read_loss(self, loss: Tensor) -> float:
         """The loss of this step; on a GPU that of the previous step, so that the CPU does not wait.
@@ -185,12 +192,10 @@ class Trainer:
 
     def _loss(self, batch: Batch, cache: ActivationCache | None) -> tuple[Tensor, Tensor | None]:
         """Mean loss in nats a token, and the balance loss if it counts."""
-        base, layout = self.model.base, self.adapters.layout
-        lower, count, batch = read_cached(cache, batch, base.device), batch.num_scored, batch.to(base.device)
         # With two experts for every token the balance loss is a constant: nothing to compute.
-        balanced = layout.num_experts > 2 and self.schedule.balance_weight > 0
-        out = self.model(batch.tokens, batch.documents, balanced, lower)
-        return next_token_loss(base, out.hidden, batch.targets, batch.scored) / count, out.balance
+        balanced = self.adapters.layout.num_experts > 2 and self.schedule.balance_weight > 0
+        loss, balance = batch_loss(self.model, batch, cache, balanced)
+        return loss / batch.num_scored, balance
 
     # Validation ---------------------------------------------------------------------------------------------------
 
@@ -199,18 +204,12 @@ class Trainer:
 
         `as_stored`: in the weights of the exported file. With `record_scores` the router's mean weights there become `scores`.
         """
-        if not record_scores:
-            return self.validation.measure(as_stored, rows)
         weights = MeanWeights()
-        with self._watch(weights):
+        with self._watch(weights if record_scores else None):
             loss = self.validation.measure(as_stored, rows)
-        self.scores = weights.by_block()
+        if record_scores:
+            self.scores = weights.by_block()
         return loss
-
-    def _validate_period(self) -> float | None:
-        """The validation loss if a period has just ended."""
-        period_ends = self.expert_steps % self.schedule.router_period == 0 or self.expert_steps == self.schedule.steps
-        return self.validate(record_scores=True) if period_ends and not self._router_is_due else None
 
     @contextlib.contextmanager
     def _watch(self, watch: Watch | None) -> Iterator[None]:
@@ -238,11 +237,9 @@ class Trainer:
             self._read_loss(self._pending)
         arrays: Arrays = {f"current.{name}": tensor_to_numpy(tensor) for name, tensor in self.adapters.named.items()}
         arrays |= {f"best.{name}": array for name, array in self.best.items()}
-        for name, tensor in self.adapters.named.items():
-            for key, value in self._moments(name, tensor).items():
-                arrays[f"{key}.{name}"] = tensor_to_numpy(value)
-        if self.router is not None:
-            arrays |= {f"{key}.{OFFSETS}": tensor_to_numpy(value) for key, value in self.router.offset_state.items()}
+        for name, (optimiser, tensor) in self._learners.items():
+            moments = optimiser.state.get(tensor, {})
+            arrays |= {f"{key}.{name}": tensor_to_numpy(value) for key, value in moments.items()}
         progress = {
             "expert_steps": self.expert_steps, "router_steps": self.router_steps, "first_loss": self.first_loss,
             "best_loss": self.best_loss, "schedule": asdict(self.schedule), "layout": asdict(self.adapters.layout),
@@ -254,26 +251,10 @@ class Trainer:
         """The reverse of `state`; the schedule and the layout must be those of the state."""
         self.adapters.load_arrays(select(arrays, "current."))
         self.best = select(arrays, "best.")
-        for name, tensor in self.adapters.named.items():
+        for name, (optimiser, tensor) in self._learners.items():
             if f"exp_avg.{name}" in arrays:
-                self._optimiser_of(name).state[tensor] = _moments(arrays, name, tensor.device)
-        if self.router is not None and f"exp_avg.{OFFSETS}" in arrays:
-            self.router.offset_state = _moments(arrays, OFFSETS, self.router.offsets.device)
+                moments = {key: torch.from_numpy(arrays[f"{key}.{name}"].copy()) for key in STATE}
+                optimiser.state[tensor] = {key: value.to(tensor.device) for key, value in moments.items()}
         self.expert_steps, self.router_steps = progress["expert_steps"], progress["router_steps"]
         self.first_loss, self.best_loss = progress["first_loss"], progress["best_loss"]
         self.last_loss, self.scores = progress["last_loss"], progress.get("scores")
-
-    def _moments(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
-        state: dict[str, Tensor] = self._optimiser_of(name).state.get(tensor, {})
-        return dict(state)
-
-    def _optimiser_of(self, name: str) -> AdamW:
-        if is_router(name):
-            assert self.router is not None
-            return self.router
-        return self.experts
-
-
-def _moments(arrays: Arrays, name: str, device: torch.device) -> dict[str, Tensor]:
-    """An optimiser's state of one tensor."""
-    return {key: torch.from_numpy(arrays[f"{key}.{name}"].copy()).to(device) for key in STATE}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from comigs_edge.nn.loss import next_token_loss
 from comigs_edge.nn.model import Model
-from comigs_edge.training.activation_cache import ActivationCache, read_cached
+from comigs_edge.nn.tensors import to_device
+from comigs_edge.training.activation_cache import ActivationCache
 from comigs_edge.training.batches import Batch, Rows
 from comigs_edge.training.schedule import Schedule
 
@@ -35,12 +37,21 @@ class Validation:
 
         Leaves the model in that format.
         """
-        total, count, base = 0.0, 0, self._model.base
+        total, count = 0.0, 0
         self._model.block_format = self._block_format if as_stored else None
         with torch.no_grad():
             for batch in batches:
-                lower, batch = read_cached(self.cache, batch, base.device), batch.to(base.device)
-                hidden = self._model(batch.tokens, batch.documents, below=lower).hidden
-                total += float(next_token_loss(base, hidden, batch.targets, batch.scored))
+                total += float(batch_loss(self._model, batch, self.cache)[0])
                 count += batch.num_scored
         return total / count
+
+
+def batch_loss(
+    model: Model, batch: Batch, cache: ActivationCache | None, with_balance: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Summed loss in nats of a batch, and its balance loss; without `cache` the model computes the lower blocks."""
+    device = model.base.device
+    below = None if cache is None else to_device(cache(batch), device)
+    batch = batch.to(device)
+    out = model(batch.tokens, batch.documents, with_balance, below)
+    return next_token_loss(model.base, out.hidden, batch.targets, batch.scored), out.balance
