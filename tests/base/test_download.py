@@ -107,7 +107,7 @@ def test_a_download_goes_on_after_cut_connections_and_busy_servers(server, url, 
     assert [path.name for path in (tmp_path / "b").iterdir()] == ["x.gguf"]
 
 
-def test_what_was_received_survives_the_end_of_the_program_and_the_next_command_goes_on(run, server, url, tmp_path):
+def test_a_part_survives_the_end_of_the_program_and_the_next_command_resumes(run, server, url, tmp_path):
     server.cuts = [70_000] + [0] * 10
     message = run("models", "pull", url, code=1).stderr
     assert "could not be fetched" in message

@@ -41,7 +41,7 @@ def test_parallel_experts_by_hand():
     torch.testing.assert_close(out, torch.tensor([[first + 5 * second, 10 * first]]))
 
 
-def test_parallel_experts_compute_in_the_weights_that_the_file_holds_and_learn_as_without_rounding():
+def test_parallel_experts_compute_in_the_files_weights_and_learn_as_without_rounding():
     generator = torch.Generator().manual_seed(0)
     each = [
         ParallelExpert(*(torch.randn(size, generator=generator) for size in ((32, 64), (32, 64), (64, 32)))) for _ in range(2)

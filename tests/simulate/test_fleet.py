@@ -34,7 +34,7 @@ def test_devices_share_one_base(fleet):
     )
 
 
-def test_devices_start_from_one_generalist_and_from_specialists_and_routers_of_their_own(fleet):
+def test_devices_start_from_one_generalist_and_their_own_specialists_and_routers(fleet):
     first, second, third = arrays(fleet("comigs-1g1s"))
     for name, array in first.items():
         if name.startswith("generalist."):
@@ -144,7 +144,7 @@ def test_bytes_are_those_of_the_wire_format(fleet, recipe, format_name, attentio
     assert up > sum(np.prod(shape) for shape in shapes.values()) * (4 if format_name == "float32" else 2)
 
 
-def test_a_fedavg_of_equal_parameters_moves_twice_the_numbers_and_frozen_a_sends_less(fleet):
+def test_fedavg_of_equal_parameters_moves_twice_the_numbers_and_frozen_a_less(fleet):
     sent = {name: fleet(name).round(nothing)[0]["bytes_sent"] for name in ("comigs-1g1s", "fedavg", "ffa-lora")}
     assert sent["fedavg"] == pytest.approx(2 * sent["comigs-1g1s"], rel=0.05)
     assert sent["ffa-lora"] < 0.6 * sent["fedavg"]

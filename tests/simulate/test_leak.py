@@ -35,7 +35,7 @@ def still(fleet):
     return trainer
 
 
-def test_the_routers_first_step_descends_on_the_training_gradients_of_all_expert_steps_before(still, monkeypatch):
+def test_the_leaky_routers_first_step_descends_on_all_training_gradients_before(still, monkeypatch):
     monkeypatch.setattr(type(still.schedule), "learning_rate", lambda self, step: 0.0)
     training = [still.training.batch(number, 2) for number in range(3)]
     validation = still.router_rows.batch(0, 2)
@@ -55,7 +55,7 @@ def test_the_routers_first_step_descends_on_the_training_gradients_of_all_expert
         assert wanted[name].abs().max() > 1e-3
 
 
-def test_after_the_routers_turn_experts_hold_the_validation_gradients_of_all_its_steps(still, monkeypatch):
+def test_after_the_leaky_routers_turn_experts_hold_its_validation_gradients(still, monkeypatch):
     monkeypatch.setattr(type(still.schedule), "learning_rate", lambda self, step: 0.0)
     for _ in range(5):  # three of the experts, two of the router
         still.step()

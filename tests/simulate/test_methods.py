@@ -47,7 +47,7 @@ def test_the_mean_of_fedavg_is_that_of_the_changes_by_weight():
         assert (result[A], result[B]) == (3.5, 2.0)
 
 
-def test_the_mean_of_products_is_exact_where_a_is_frozen_and_is_not_where_it_is_averaged():
+def test_the_mean_of_products_is_exact_with_a_frozen_and_not_with_a_averaged():
     separate = find_method("fedavg").exchange(made_of([([[2.0]], [[1.0]]), ([[4.0]], [[3.0]])]))[0]
     # mean(A) mean(B) = 3 * 2 = 6, and the mean of the products is (2 + 12) / 2 = 7
     assert separate[A] * separate[B] == 6
@@ -84,7 +84,7 @@ def test_flexlora_cuts_the_mean_product_to_the_rank_of_each_device():
     np.testing.assert_allclose(two[B] @ two[A], [[2, 0], [0, 1]], atol=1e-6)
 
 
-def test_flexlora_equals_the_dense_decomposition_of_the_weighted_mean_and_every_device_counts():
+def test_flexlora_equals_the_dense_decomposition_of_the_weighted_mean():
     rng = np.random.default_rng(0)
     devices = [(rng.standard_normal((rank, 7)), rng.standard_normal((5, rank))) for rank in (1, 3, 2)]
     weights = [1, 2, 5]
@@ -118,7 +118,7 @@ def shared_by(name, specialists=2):
     return [each for each in names if method.shares(each)]
 
 
-def test_fdlora_trains_alone_then_averages_and_fuses_with_the_weights_that_validation_prefers():
+def test_fdlora_trains_alone_then_averages_then_fuses_as_validation_prefers():
     method, memories = find_method("fdlora"), [{}, {}]
     assert method.first_exchange(5) == 2  # of five rounds, the first is alone and the second ends with a mean
     alone = made_of([([[1.0]], [[2.0]]), ([[3.0]], [[4.0]])])
@@ -138,7 +138,7 @@ def test_fdlora_trains_alone_then_averages_and_fuses_with_the_weights_that_valid
         assert loss(device, result) < min(ends)
 
 
-def test_the_search_for_two_weights_finds_the_lowest_point_of_a_bowl_by_steps_of_an_eighth():
+def test_the_search_for_two_weights_finds_the_lowest_point_of_a_bowl():
     # From (1, 0): down to p = 0.75, where g = 0.25 is the lowest of all.
     asked = []
 

@@ -198,7 +198,7 @@ def test_costs_add_up_over_rounds_and_devices_and_are_means_over_seeds():
     assert (only.tokens, only.bytes, only.seconds, only.loss) == (20, 6, 2.0, 3.0)
 
 
-def test_quality_under_a_budget_and_the_cost_of_a_quality_are_read_off_straight_lines_by_hand():
+def test_quality_under_a_budget_and_cost_of_a_quality_are_read_off_straight_lines():
     curves = costs.points([spending("slow", [5.0, 4.5, 4.0]), spending("fast", [4.0, 2.0, 3.0])])
     assert costs.target(curves) == 4.0
     assert costs.loss_at(curves["slow"], 250) == 4.25

@@ -351,7 +351,7 @@ def test_an_expert_learns_in_proportion_to_its_weight_on_the_validation_text(tin
         assert step == pytest.approx(1e-2 * factor, rel=0.02)
 
 
-def test_scores_are_measured_on_validation_rows_and_survive_a_restart_with_the_offsets(trainer):
+def test_scores_are_of_validation_rows_and_survive_a_restart_with_the_offsets(trainer):
     one = trainer(rates_by_weight=True, router_offset_rate=0.1)
     assert one.scores is None
     for _ in range(5):

@@ -53,7 +53,7 @@ def test_zeros_and_numbers_below_float16_arrive_as_zeros():
 
 @pytest.mark.parametrize("format_name", FORMATS)
 @pytest.mark.parametrize("size", [1.0, 1e-3, 1e-5])
-def test_what_was_received_stays_one_rounding_away_from_the_truth_over_a_hundred_rounds(format_name, size):
+def test_what_is_received_stays_one_rounding_from_the_truth_over_a_hundred_rounds(format_name, size):
     """Error feedback: each round sends the truth less what was received so far, so errors do not add up."""
     truth = {name: np.zeros(shape) for name, shape in SHAPES.items()}  # float64: the sum of true increments
     received = {name: np.zeros(shape, np.float32) for name, shape in SHAPES.items()}
