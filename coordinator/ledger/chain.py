@@ -19,7 +19,7 @@ from coordinator.ledger.payloads import Payloads
 from coordinator.protocol import compress, counting, keys, rounds, wire
 from coordinator.protocol.counting import Array
 from coordinator.protocol.errors import Refused
-from coordinator.protocol.messages import Generalist, Manifest, Refusal, SignedManifest
+from coordinator.protocol.messages import Generalist, Refusal, SignedManifest
 from coordinator.protocol.wire import Shapes
 
 KEPT_GENERALISTS = 10  # payloads; all manifests are kept
@@ -95,13 +95,12 @@ class Chain:
     def publish(self, job: Job, sha256: str, size: int) -> None:
         """Enters a generalist that `make_generalist` has written: the next link of the chain."""
         with self._database.transaction():
-            self._enter(job.generalist, round=job.round, sha256=sha256, size=size, devices=len(job.updates))
+            self._enter(job.generalist, number=job.round, sha256=sha256, size=size, devices=len(job.updates))
         self.collect()
 
-    def _enter(self, generalist: Generalist, **fields: Any) -> None:
-        """Signs a manifest with these fields, and those that say where it belongs."""
-        previous = "" if (newest := self.newest) is None else keys.chain_hash(newest)
-        manifest = Manifest(fleet=self._fleet, base_sha256=generalist.base_sha256, previous=previous, **fields)
+    def _enter(self, generalist: Generalist, **link: Any) -> None:
+        """Signs the chain's next link: its `number`, `sha256`, `size`, `devices` and, of a way back, `rolled_back_to`."""
+        manifest = keys.next_manifest(self.newest, fleet=self._fleet, base_sha256=generalist.base_sha256, **link)
         signed = keys.sign_manifest(self._signing_key, manifest)
         self._database.run(
             "UPDATE rounds SET published = ?, sha256 = ?, size = ?, devices = ?, manifest = ?, signature = ?, "
@@ -154,7 +153,7 @@ class Chain:
             self._database.run("INSERT INTO rounds (number, opened) VALUES (?, ?)", open_round + 1, now)
             self._database.run("UPDATE updates SET round = ? WHERE round = ?", open_round + 1, open_round)
             self._database.run("UPDATE rounds SET closed = ? WHERE number = ?", now, open_round)
-            self._enter(generalist, round=open_round, sha256=good["sha256"], size=good["size"], devices=0, rolled_back_to=target)
+            self._enter(generalist, number=open_round, sha256=good["sha256"], size=good["size"], devices=0, rolled_back_to=target)
         self.collect()
 
 

@@ -139,6 +139,17 @@ def read_link(text: str) -> tuple[str, str, bytes]:
 # The chain of manifests ---------------------------------------------------------------------------------------------
 
 
+def next_manifest(
+    previous: SignedManifest | None, *, fleet: str, number: int, sha256: str, size: int, base_sha256: str, devices: int,
+    rolled_back_to: int | None = None,
+) -> Manifest:  # fmt: skip
+    """The chain's next link; `previous` is None for the first one."""
+    return Manifest(
+        fleet=fleet, round=number, sha256=sha256, size=size, previous="" if previous is None else chain_hash(previous),
+        base_sha256=base_sha256, devices=devices, rolled_back_to=rolled_back_to,
+    )  # fmt: skip
+
+
 def sign_manifest(key: Ed25519PrivateKey, manifest: Manifest) -> SignedManifest:
     """The manifest's bytes and their signature."""
     data = encode(manifest)

@@ -154,3 +154,13 @@ def test_manifests_that_are_no_base64_are_refused(change):
 def test_a_link_of_the_chain_is_the_hash_of_the_signed_bytes():
     signed = keys.sign_manifest(keys.new_key(), MANIFEST)
     assert keys.chain_hash(signed) == hashlib.sha256(keys.to_bytes(signed.manifest)).hexdigest()
+
+
+def test_the_next_link_names_the_hash_of_the_signed_bytes_before():
+    first = keys.next_manifest(None, fleet="f", number=0, sha256="a" * 64, size=1, base_sha256="b" * 64, devices=1)
+    assert first.previous == ""
+    signed = keys.sign_manifest(keys.new_key(), first)
+    padded = signed.manifest + "=" * (-len(signed.manifest) % 4)
+    second = keys.next_manifest(signed, fleet="f", number=1, sha256="c" * 64, size=2, base_sha256="b" * 64, devices=3)
+    assert second.previous == hashlib.sha256(base64.urlsafe_b64decode(padded)).hexdigest()
+    assert (second.round, second.devices, second.rolled_back_to) == (1, 3, None)
