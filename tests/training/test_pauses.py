@@ -144,7 +144,7 @@ def slow(world, step):
 
 
 def train(run, *arguments):
-    result = run("train", "--fresh", "--steps", "6", "--json", *arguments)
+    result = run("train", "--fresh", "--steps", "6", "--json", "--plan", "backend=blas", *arguments)
     return json.loads(result.stdout), result.stderr
 
 
