@@ -55,16 +55,12 @@ def modules():
     return every
 
 
-def is_annotation_only(node):
-    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-
-
 def runs(tree):
     """The nodes of a tree that a program can come to: imports for annotations are left out."""
-    for child in ast.iter_child_nodes(tree):
-        if not is_annotation_only(child):
-            yield child
-            yield from runs(child)
+    is_annotations = isinstance(tree, ast.If) and ast.unparse(tree.test) == "TYPE_CHECKING"
+    for child in tree.orelse if is_annotations else ast.iter_child_nodes(tree):
+        yield child
+        yield from runs(child)
 
 
 def imports(tree, known):
@@ -110,6 +106,23 @@ def test_packages_import_what_the_table_says():
 
 def test_packages_stand_on_each_other_without_a_circle():
     TopologicalSorter(arrows()).prepare()
+
+
+def test_every_import_is_written_out():
+    for name, (_, tree) in modules().items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom):
+                assert node.level == 0, name
+            if isinstance(node, ast.Name | ast.Attribute):
+                assert ast.unparse(node).split(".")[-1] not in ("import_module", "__import__"), name
+
+
+def test_the_rooms_import_neither_tests_nor_benchmarks():
+    for name, (_, tree) in modules().items():
+        for node in ast.walk(tree):
+            named = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            named += [node.module] if isinstance(node, ast.ImportFrom) else []
+            assert not {each.split(".")[0] for each in named} & {"tests", "benchmarks"}, name
 
 
 def test_no_room_imports_another_but_the_application():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Annotated, Optional
 
 import typer
@@ -97,8 +97,9 @@ def _show_lines(values: dict[str, str], reasons: dict[str, str]) -> None:
         out.print(f"  [bold]{name:<11}[/]{value:<18} {reasons[name]}", soft_wrap=True)
 
 
-def summary(plan: Plan, settings: Config) -> str:
-    """The plan in one line."""
+def summary(plan: Plan, settings: Config, steps: int | None = None) -> str:
+    """The plan in one line; `steps` replaces the settings'."""
+    settings = replace(settings, train=replace(settings.train, steps=steps or settings.train.steps))
     minutes = _minutes(plan, settings)
     time = "" if minutes is None else f", {settings.train.steps} steps in about {minutes:.0f} minutes"
     where = "on the GPU" if plan.device == "cuda" else f"{plan.threads} threads"

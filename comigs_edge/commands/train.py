@@ -29,7 +29,7 @@ def train(
     pause: Annotated[
         bool,
         typer.Option("--pause/--no-pause", help="Wait while the device is hot, low on battery, short of memory or busy with "
-                     "other programs; config.toml, [pause], says when."),
+                     "other programs; config.toml, \\[pause], says when."),
     ] = True,
     sync: Annotated[
         bool, typer.Option("--sync/--no-sync", help="Exchange generalists with the fleet, if this device has joined one.")
@@ -56,7 +56,7 @@ def train(
         with notes.status("measuring the processor"):
             resolved = planning.resolve(home, settings, profile, lines or (), resume=resume, measure=True)
         plan = resolved.plan
-        notes.print(summary(plan, settings), soft_wrap=True)
+        notes.print(summary(plan, settings, steps), soft_wrap=True)
         planning.check_disk(home, plan, resolved.base)
         with bar("reading your text") as progress:
             run = open_training(home, resolved, progress)

@@ -48,8 +48,8 @@ class ModelConfig:
     blocks: Annotated[int, setting("number of final blocks that have experts, 0: all; default: planned", 0, 1024, 0)] | None = (
         None
     )
-    alpha: Annotated[float, setting("updates are scaled by alpha / sqrt(rank)")] = 16.0
-    experts_per_token: Annotated[int, setting("default: 2, or 1 for one expert alone", example=2)] | None = None
+    alpha: Annotated[float, setting("updates are scaled by alpha / sqrt(rank)", 1e-3, 1e4)] = 16.0
+    experts_per_token: Annotated[int, setting("default: 2, or 1 for one expert alone", 1, 64, 2)] | None = None
     attention: Annotated[bool, setting("also one shared low-rank update of the attention; it is part of the generalist")] = False
 
 
@@ -102,17 +102,17 @@ class TrainConfig:
     rates_by_weight: Annotated[  # ours
         bool, setting("an expert learns in proportion to the weight that the router gives it on validation text")
     ] = True
-    warmup_steps: int = 0
+    warmup_steps: Annotated[int, setting("", 0, 10**9)] = 0
     router_period: Annotated[int, setting("expert steps on training text, then ...", 1, 10**9)] = 30
     router_steps: Annotated[int, setting("... router steps on validation text", 0, 10**9)] = 10
-    balance_weight: Annotated[float, setting("of the load-balance loss, where it is not constant")] = 0.01
-    weight_decay: float = 0.01
+    balance_weight: Annotated[float, setting("of the load-balance loss, where it is not constant", 0, 1e3)] = 0.01
+    weight_decay: Annotated[float, setting("", 0, 1)] = 0.01
     validation_rows: Annotated[  # ours
         int,
         setting("rows of validation text that choose the state, half of it at most; the router learns from the rest", 1, 10**6),
     ] = 32
-    checkpoint_minutes: float = 15.0  # ours: at 50 MB each, 4.6 GB a day on an SD card
-    seed: int = 42
+    checkpoint_minutes: Annotated[float, setting("", 0, 1e6)] = 15.0  # ours: at 50 MB each, 4.6 GB a day on an SD card
+    seed: Annotated[int, setting("", 0, 2**63 - 1)] = 42
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +142,7 @@ class EvaluateConfig:
     """How the test text is measured."""
 
     context: Annotated[int, setting("tokens", 8, 1 << 20)] = 512
-    max_tokens: Annotated[int, setting("of test text that are measured")] = 16384
+    max_tokens: Annotated[int, setting("of test text that are measured", 1, 10**9)] = 16384
 
 
 @dataclass(frozen=True)
@@ -191,10 +191,10 @@ class ChatConfig:
     """How answers are drawn."""
 
     system: Annotated[str, setting("system prompt; empty: the model's own")] = ""
-    temperature: float = 0.7
-    top_p: float = 0.9
+    temperature: Annotated[float, setting("", 0, 10)] = 0.7
+    top_p: Annotated[float, setting("", 0, 1)] = 0.9
     context: Annotated[int, setting("tokens", 64, 1 << 20)] = 2048
-    max_tokens: Annotated[int, setting("of one answer")] = 512
+    max_tokens: Annotated[int, setting("of one answer", 1, 1 << 20)] = 512
     threads: Annotated[int, setting("this and the next three are planned, see: comigs-edge plan", 1, 1024, 2)] | None = None
     mmap: Annotated[bool, setting("the model's file is mapped and not read into memory", example=True)] | None = None
     cache: (
