@@ -12,7 +12,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from comigs_edge import llamacpp as engine
+from comigs_edge import llamacpp
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.experts import ExpertsConfig
 from comigs_edge.nn.weights import open_base
@@ -96,9 +96,9 @@ def ready(run, home, tiny_path, tmp_path, request):
 
 def llama_logits(path, ids, adapters=()):
     """llama.cpp's logits (T, V) for the token ids, with a float32 cache, and with these LoRA files."""
-    llama = engine.load(path, n_ctx=512, n_batch=512, logits_all=True, n_threads=1, type_k=0, type_v=0, flash_attn=False)
+    llama = llamacpp.load(path, n_ctx=512, n_batch=512, logits_all=True, n_threads=1, type_k=0, type_v=0, flash_attn=False)
     if adapters:
-        engine.LoadedAdapters(llama).use(tuple(adapters))
+        llamacpp.LoadedAdapters(llama).use(tuple(adapters))
     llama.eval(ids)
     logits = torch.from_numpy(llama.scores[: len(ids)].copy()).double()
     llama.close()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from comigs_edge import llamacpp as engine
+from comigs_edge import llamacpp
 from comigs_edge.home.folder import Home
 from comigs_edge.training import checkpoint
 from quantize.gguf_file import GGUFFile
@@ -356,7 +356,7 @@ def test_minutes_become_steps(run, ready):
 
 
 def test_llama_cpp_stays_quiet(capfd, tiny_path):
-    engine.load(tiny_path, n_ctx=64).eval([3, 4])
+    llamacpp.load(tiny_path, n_ctx=64).eval([3, 4])
     assert capfd.readouterr() == ("", "")
 
 

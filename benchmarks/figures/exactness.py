@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from comigs_edge import llamacpp as engine
+from comigs_edge import llamacpp
 from comigs_edge.data.tokenizer import Tokenizer
 from comigs_edge.export import folder as models
 from comigs_edge.export.merged import export
@@ -34,7 +34,7 @@ def compare(base: Base, adapters: Adapters | None, path: Path, ids: list[int]) -
     model = Model(base, adapters)
     with torch.no_grad():
         ours = model.logits(model(torch.tensor([ids])).hidden).double()
-    llama = engine.load(path, n_ctx=len(ids), n_batch=len(ids), logits_all=True, type_k=0, type_v=0, flash_attn=False)
+    llama = llamacpp.load(path, n_ctx=len(ids), n_batch=len(ids), logits_all=True, type_k=0, type_v=0, flash_attn=False)
     llama.eval(ids)
     theirs = torch.from_numpy(llama.scores[: len(ids)]).double()
     a, b = theirs.log_softmax(-1), ours.log_softmax(-1)

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 from benchmarks.common import result_file, write_json
-from comigs_edge import llamacpp as engine
+from comigs_edge import llamacpp
 from comigs_edge.data.tokenizer import Tokenizer, encode
 from comigs_edge.export import folder as models
 from comigs_edge.export import hot
@@ -41,8 +41,8 @@ from comigs_edge.inference.evaluate import TestText, in_llama_cpp, prepare
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.model import Model
 from comigs_edge.nn.weights import open_base
-from comigs_edge.training import run as session
 from comigs_edge.training.memory import tune_allocator
+from comigs_edge.training.run import read_rows
 from comigs_edge.training.schedule import make_schedule
 from comigs_edge.training.trainer import Trainer
 from quantize.formats import FILE_TYPES
@@ -79,9 +79,9 @@ def requantised(source: Path, format_name: str, target: Path) -> Path:
 def logits(path: Path, text: TestText, adapters: tuple[Path, ...] = (), batch: int = WINDOW, exact: bool = False) -> Any:
     """llama.cpp's logits of every window, one after the other, as float32 (N, V)."""
     options: dict[str, Any] = {"type_k": 0, "type_v": 0, "flash_attn": False} if exact else {}
-    llama = engine.load(path, n_ctx=WINDOW + 8, n_batch=batch, n_ubatch=batch, logits_all=True, n_threads=THREADS, **options)
+    llama = llamacpp.load(path, n_ctx=WINDOW + 8, n_batch=batch, n_ubatch=batch, logits_all=True, n_threads=THREADS, **options)
     if adapters:
-        engine.LoadedAdapters(llama).use(adapters)
+        llamacpp.LoadedAdapters(llama).use(adapters)
     found = []
     for window in text.windows:
         llama.reset()
@@ -159,9 +159,9 @@ def table(homes: Path, work: Path) -> dict[str, Any]:
 
     def measure(name: str, path: Path, adapters: tuple[Path, ...] = (), seconds: float = 0.0, formats: Any = None) -> None:
         score = in_llama_cpp(path, text, THREADS, adapters=adapters)
-        llama = engine.load(path, n_ctx=512, n_threads=THREADS, n_threads_batch=THREADS)
+        llama = llamacpp.load(path, n_ctx=512, n_threads=THREADS, n_threads_batch=THREADS)
         if adapters:
-            engine.LoadedAdapters(llama).use(adapters)
+            llamacpp.LoadedAdapters(llama).use(adapters)
         speeds = [pace(llama, text.windows[0].ids[:256]) for _ in range(3)]
         llama.reset()
         answer, prompt = b"", llama.tokenize(b"Das Programm", add_bos=True)
@@ -231,9 +231,9 @@ def _in_turn(candidates: dict[str, Any], threads: int, prompt: list[int]) -> dic
     """Tokens a second of each, round after round, and the medians of the rounds' ratios to the base."""
     loaded = {}
     for name, (file, adapters) in candidates.items():
-        loaded[name] = engine.load(file, n_ctx=512, n_threads=threads, n_threads_batch=threads)
+        loaded[name] = llamacpp.load(file, n_ctx=512, n_threads=threads, n_threads_batch=threads)
         if adapters:
-            engine.LoadedAdapters(loaded[name]).use(adapters)
+            llamacpp.LoadedAdapters(loaded[name]).use(adapters)
     rounds = [{name: pace(llama, prompt) for name, llama in loaded.items()} for _ in range(ROUNDS)]
     for llama in loaded.values():
         llama.close()
@@ -254,7 +254,7 @@ def training(homes: Path, work: Path) -> dict[str, Any]:
     for name in ("de-lora", "de-parallel"):
         personal = Personal(homes / name)
         device, tokenizer = personal.settings.device(), Tokenizer(personal.home.base_file)
-        rows = session.read_rows(personal.home, personal.settings, device.context, tokenizer, [], lambda *_: None)
+        rows = read_rows(personal.home, personal.settings, device.context, tokenizer, [], lambda *_: None)
         tune_allocator()
         plan = make_schedule(personal.settings, device.batch, 10**6)
         plan = replace(plan, batch=8, router_period=10**6, block_format="Q4_0")
@@ -291,14 +291,14 @@ def seconds(homes: Path, work: Path) -> dict[str, Any]:
         )
         (work / "f.gguf").rename(work / "e.gguf")
         times.append(time.perf_counter() - start)
-        engine.load(work / "e.gguf", n_ctx=512).close()
+        llamacpp.load(work / "e.gguf", n_ctx=512).close()
         reload.append(time.perf_counter() - start)
     found["swap parallel, writing"], found["swap parallel, until loaded"] = (statistics.median(times), statistics.median(reload))
     hot.write_base(lora.base, lora.adapters, "F16", work / "hot.gguf")
     paths = tuple(work / f"{part}.gguf" for part in hot.PARTS)
     hot.write_adapter(lora.base, lora.adapters, hot.PARTS[1], "F16", paths[1], "")
-    llama = engine.load(work / "hot.gguf", n_ctx=512)
-    loaded, times, live = engine.LoadedAdapters(llama), [], []
+    llama = llamacpp.load(work / "hot.gguf", n_ctx=512)
+    loaded, times, live = llamacpp.LoadedAdapters(llama), [], []
     for _ in range(5):
         start = time.perf_counter()
         hot.write_adapter(lora.base, lora.adapters, hot.PARTS[0], "F16", paths[0], "")

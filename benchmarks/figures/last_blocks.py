@@ -36,10 +36,10 @@ from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.model import Model
 from comigs_edge.nn.weights import Base, open_base
 from comigs_edge.planning.plan import plan_experts
-from comigs_edge.training import run as session
 from comigs_edge.training.batches import Rows
 from comigs_edge.training.memory import tune_allocator
 from comigs_edge.training.pace import Pace, steps_that_fit
+from comigs_edge.training.run import read_rows
 from comigs_edge.training.schedule import Schedule
 from comigs_edge.training.trainer import Trainer
 from profiles import available_cores, load
@@ -132,9 +132,7 @@ def prepare(home: Path, text: Path, most: int | None, variant: Variant) -> float
 def rows_of(home: Path) -> int:
     """Rows of the training text."""
     here = Home(home)
-    found = session.read_rows(
-        here, here.settings(), load("auto").context, Tokenizer(here.base_file), [], lambda done, total: None
-    )
+    found = read_rows(here, here.settings(), load("auto").context, Tokenizer(here.base_file), [], lambda done, total: None)
     return len(found[0])
 
 

@@ -123,9 +123,9 @@ def write_tokens(options: SimpleNamespace) -> dict[str, Any]:
         vocabulary = read_hparams(GGUFFile(Path(options.base_path))).vocab_size
         ids = np.random.default_rng(SEED).integers(0, vocabulary, shape)
     else:
-        from comigs_edge import llamacpp as engine
+        from comigs_edge import llamacpp
 
-        llama = engine.load(Path(options.base_path), vocab_only=True)
+        llama = llamacpp.load(Path(options.base_path), vocab_only=True)
         ids = np.resize(llama.tokenize(Path(options.text).read_bytes(), add_bos=False), shape)
     np.save(options.ids, ids.astype(np.int64))
     return {"tokens": ids.size}

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jinja2
 import jinja2.sandbox
 
-from comigs_edge import llamacpp as engine
+from comigs_edge import llamacpp
 from comigs_edge.data.corpus import Corpus
 from comigs_edge.data.documents import Document, Message
 from comigs_edge.errors import ComigsError
@@ -38,12 +38,12 @@ class Tokenizer:
     """The tokenizer and chat template inside the GGUF file at `path`."""
 
     def __init__(self, path: Path) -> None:
-        self._llama = engine.load(path, vocab_only=True)
+        self._llama = llamacpp.load(path, vocab_only=True)
         metadata = self._llama.metadata
         self.bos, self.eos = self._llama.token_bos(), self._llama.token_eos()
         self.starts_with_bos = self._llama.tokenize(b"", add_bos=True) == [self.bos]
         self._pieces: dict[int, bytes] = {}
-        self._specials = engine.special_tokens(self._llama)
+        self._specials = llamacpp.special_tokens(self._llama)
         longest_first = sorted(self._specials, key=len, reverse=True)
         self._split_specials = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
         environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
@@ -133,7 +133,7 @@ class Tokenizer:
 
     def is_end(self, token: int) -> bool:
         """Whether the model ends its answer with this token."""
-        return engine.is_end(self._llama, token)
+        return llamacpp.is_end(self._llama, token)
 
 
 def _scored_spans(fragment: list[tuple[bytes, bool]]) -> list[tuple[int, int]]:

@@ -17,7 +17,7 @@ from quantize.gguf_file import GGUFFile
 
 
 def read_layout(home: Home, settings: Config) -> tuple[ExpertsConfig, HParams]:
-    """Of the newest adapters, or of those that are planned; and the base's shape."""
+    """What the newest adapters look like, or those that are planned; and the base's hyper-parameters."""
     hparams, made = read_hparams(GGUFFile(home.base_file)), versions(home.adapters)
     if made:
         return ExpertsConfig(**read_manifest(home.adapters, made[-1])["layout"]), hparams
@@ -26,10 +26,10 @@ def read_layout(home: Home, settings: Config) -> tuple[ExpertsConfig, HParams]:
 
 def describe_generalist(home: Home, settings: Config) -> Generalist:
     """What this home's device would train with a fleet."""
-    layout, shape = read_layout(home, settings)
+    layout, hparams = read_layout(home, settings)
     return Generalist(
         base_name=settings.base.name, base_sha256=settings.base.sha256, form=layout.form, scale=layout.expert_scale,
-        tensors=dict(generalist_shapes(layout, shape)),
+        tensors=dict(generalist_shapes(layout, hparams)),
     )  # fmt: skip
 
 
@@ -43,7 +43,7 @@ def initial_generalist(layout: ExpertsConfig, hparams: HParams, seed: int) -> Ar
 def interrupted_state(home: Home) -> Arrays | None:
     """The state of an interrupted training; None if there is no such training."""
     state = checkpoint.load(home.state)
-    return state[0] if state and state[1] and not state[1]["finished"] else None
+    return state.arrays if state and state.progress and not state.progress["finished"] else None
 
 
 def read_generalist(home: Home, settings: Config) -> Arrays | None:

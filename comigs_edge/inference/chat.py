@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from comigs_edge import llamacpp as engine
+from comigs_edge import llamacpp
 from comigs_edge.data.documents import Message
 from comigs_edge.data.tokenizer import Tokenizer
 from comigs_edge.errors import ComigsError
@@ -27,7 +27,7 @@ class Chat:
     ) -> None:  # fmt: skip
         self._options: dict[str, Any] = {
             "n_ctx": context, "n_threads": threads, "n_threads_batch": threads, "n_batch": batch, "n_ubatch": batch,
-            "use_mmap": mmap, **engine.CACHES[cache],
+            "use_mmap": mmap, **llamacpp.CACHES[cache],
         }  # fmt: skip
         if seed is not None:
             self._options["seed"] = seed
@@ -39,8 +39,8 @@ class Chat:
 
     def _load(self, model: Path, adapters: tuple[Path, ...]) -> None:
         self.model = model
-        self.llama = engine.load(model, **self._options)
-        self.adapters = engine.LoadedAdapters(self.llama)
+        self.llama = llamacpp.load(model, **self._options)
+        self.adapters = llamacpp.LoadedAdapters(self.llama)
         if adapters:
             self.adapters.use(adapters)
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from comigs_edge import llamacpp as engine
+from comigs_edge import llamacpp
 from comigs_edge.data.tokenizer import Encoded, Tokenizer
 from comigs_edge.errors import ComigsError
 from comigs_edge.nn.loss import next_token_loss
@@ -99,12 +99,12 @@ def in_llama_cpp(
 ) -> Score:
     """Measures the GGUF file at `path`, with these LoRA files, in llama.cpp."""
     longest = max(len(window.ids) for window in text.windows)
-    llama = engine.load(
+    llama = llamacpp.load(
         path, n_ctx=longest, n_batch=longest, n_ubatch=min(longest, 512), logits_all=True, n_threads=threads,
         n_threads_batch=threads,
     )  # fmt: skip
     if adapters:
-        engine.LoadedAdapters(llama).use(adapters)
+        llamacpp.LoadedAdapters(llama).use(adapters)
     nats = 0.0
     for window in text.windows:
         llama.reset()

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from comigs_edge import llamacpp as engine
+from comigs_edge import llamacpp
 from comigs_edge.base.hparams import read_hparams
 from comigs_edge.errors import ComigsError
 from comigs_edge.export import hot
@@ -59,7 +59,7 @@ class Candidate:
     kind: str
     path: Path
     adapters: tuple[Path, ...] = ()
-    cache: str = "F16"  # one of `engine.CACHES`
+    cache: str = "F16"  # one of `llamacpp.CACHES`
     may_be_refused: bool = False  # by llama.cpp; it is then left out
 
     @property
@@ -194,13 +194,13 @@ class _Running(NamedTuple):
 def _load(candidate: Candidate, work: Work, threads: int) -> Iterator[_Running]:
     """The model in llama.cpp, warm."""
     before = _forget_peak()
-    llama = engine.load(
+    llama = llamacpp.load(
         candidate.path, n_ctx=work.prompt + work.generated, n_threads=threads, n_threads_batch=threads,
-        **engine.CACHES[candidate.cache],
+        **llamacpp.CACHES[candidate.cache],
     )  # fmt: skip
     try:
         if candidate.adapters:
-            engine.LoadedAdapters(llama).use(candidate.adapters)
+            llamacpp.LoadedAdapters(llama).use(candidate.adapters)
         pace(llama, work.prompt, 1)
         yield _Running(llama, Measured(candidate.kind, candidate.size, _grown("RSS", before), _grown("HWM", before)))
     finally:
@@ -212,7 +212,7 @@ def _take_turns(running: list[_Running], work: Work, threads: Sequence[int], adv
         first = number % max(1, len(running))  # no model always follows the same one
         for count in threads:
             for llama, measured in [*running[first:], *running[:first]]:
-                engine.use_threads(llama, count)
+                llamacpp.use_threads(llama, count)
                 measured.samples.setdefault(count, []).append(pace(llama, work.prompt, work.generated))
                 advance(1)
 
@@ -221,16 +221,16 @@ def pace(llama: Any, prompt: int, generated: int) -> Sample:
     """Reads `prompt` tokens together and then `generated` one by one, as many as the prompt at most."""
     tokens = [(31 * index + 7) % llama.n_vocab() for index in range(prompt)]
     llama.reset()
-    engine.reset_counts(llama)
+    llamacpp.reset_counts(llama)
     start = time.perf_counter()
     llama.eval(tokens)
-    engine.wait(llama)
+    llamacpp.wait(llama)
     read = time.perf_counter()
     for token in tokens[:generated]:
         llama.eval([token])
-        engine.wait(llama)
+        llamacpp.wait(llama)
     end = time.perf_counter()
-    return Sample(engine.counts(llama), (read - start, end - read))
+    return Sample(llamacpp.counts(llama), (read - start, end - read))
 
 
 def _forget_peak() -> int | None:

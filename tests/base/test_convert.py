@@ -13,7 +13,7 @@ import torch
 import transformers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from comigs_edge import llamacpp as engine
+from comigs_edge import llamacpp
 from comigs_edge.base.convert import convert
 from comigs_edge.base.convert_tokenizer import _RULES
 from comigs_edge.data.tokenizer import Tokenizer
@@ -125,7 +125,7 @@ def test_token_ids_of_a_byte_level_tokenizer_are_the_same(tmp_path, rule):
     save_model(tmp_path, MODELS["llama"])
     tokenizer = byte_level(tmp_path, rule)
     convert(tmp_path, tmp_path / "base.gguf", "F16")
-    llama = engine.load(tmp_path / "base.gguf", vocab_only=True)
+    llama = llamacpp.load(tmp_path / "base.gguf", vocab_only=True)
     for text in (TEXT, "We'll see, it's 123456 o'clock.", " \n \n  x", "…—“quoted”"):
         assert llama.tokenize(text.encode(), add_bos=True, special=False) == tokenizer.encode(text).ids
     ids = llama.tokenize(b"<|im_start|>user\nhi<|im_end|>", add_bos=False, special=True)
@@ -138,7 +138,7 @@ def test_token_ids_of_a_sentencepiece_tokenizer_are_the_same(tmp_path):
     save_model(tmp_path, MODELS["llama"])
     model = pieces(tmp_path)
     convert(tmp_path, tmp_path / "base.gguf", "F16")
-    llama = engine.load(tmp_path / "base.gguf", vocab_only=True)
+    llama = llamacpp.load(tmp_path / "base.gguf", vocab_only=True)
     for text in (TEXT, "We'll see, it's 123456 o'clock.", "…—“quoted”"):
         assert llama.tokenize(text.encode(), add_bos=False, special=False) == model.encode(text)
     assert llama.tokenize(b"a", add_bos=True)[0] == model.bos_id()
@@ -255,5 +255,5 @@ def test_a_null_in_the_settings_means_the_tokenizers_default(tmp_path):
     model = pieces(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text('{"add_prefix_space": null}')
     convert(tmp_path, tmp_path / "base.gguf", "F16")
-    llama = engine.load(tmp_path / "base.gguf", vocab_only=True)
+    llama = llamacpp.load(tmp_path / "base.gguf", vocab_only=True)
     assert llama.tokenize(TEXT.encode(), add_bos=False, special=False) == model.encode(TEXT)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from comigs_edge import llamacpp as engine
+from comigs_edge import llamacpp
 from comigs_edge.data.documents import Document, Message
 from comigs_edge.data.tokenizer import Tokenizer
 from tests.tiny import write_llama
@@ -20,7 +20,7 @@ def tokenizer(tiny_path):
 
 
 def llama_ids(path, text, **options):
-    return engine.load(path, vocab_only=True).tokenize(text.encode(), **options)
+    return llamacpp.load(path, vocab_only=True).tokenize(text.encode(), **options)
 
 
 def test_a_chat_equals_llama_cpps_tokens_of_the_rendered_template(tokenizer, tiny_path):

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from comigs_edge import files
-from comigs_edge import llamacpp as engine
+from comigs_edge import files, llamacpp
 from comigs_edge.errors import ComigsError
 from comigs_edge.export import hot
 from comigs_edge.export.merged import SOURCE_KEY, Origin, export
@@ -249,8 +248,8 @@ def test_swapping_adapters_while_a_model_is_loaded_gives_what_a_new_start_gives(
         hot.write_adapter(file, adapters, "generalist", "F16", tmp_path / f"{name}.gguf", "")
         adapters.experts[0][0].gate.a.mul_(-1)
     hot.write_adapter(file, adapters, "specialists", "F16", tmp_path / "s.gguf", "")
-    llama = engine.load(tmp_path / "hot.gguf", n_ctx=512, n_batch=512, logits_all=True, n_threads=1)
-    loaded, logits = engine.LoadedAdapters(llama), []
+    llama = llamacpp.load(tmp_path / "hot.gguf", n_ctx=512, n_batch=512, logits_all=True, n_threads=1)
+    loaded, logits = llamacpp.LoadedAdapters(llama), []
     for name in ("one", "two", "one"):
         loaded.use((tmp_path / f"{name}.gguf", tmp_path / "s.gguf"))
         llama.eval(IDS)

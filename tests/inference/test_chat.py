@@ -2,7 +2,7 @@
 
 import pytest
 
-from comigs_edge import llamacpp as engine
+from comigs_edge import llamacpp
 from comigs_edge.data.documents import Message
 from comigs_edge.data.tokenizer import Tokenizer
 from comigs_edge.errors import ComigsError
@@ -54,8 +54,8 @@ def test_a_smaller_cache_and_batch_answer_too(tmp_path):
 
 
 def test_the_plans_lines_reach_llama_cpp(ready, run, monkeypatch):
-    seen, real = [], engine.load
-    monkeypatch.setattr(engine, "load", lambda path, **options: seen.append(options) or real(path, **options))
+    seen, real = [], llamacpp.load
+    monkeypatch.setattr(llamacpp, "load", lambda path, **options: seen.append(options) or real(path, **options))
     run("chat", "--base", "--prompt", "hen", "--plan", "batch=64", "--plan", "threads=1", "--plan", "mmap=false")
     assert {"n_batch": 64, "n_ubatch": 64, "n_threads": 1, "use_mmap": False}.items() <= seen[-1].items()
     result = run("chat", "--base", "--plan", "cache=Q2_K", code=1)

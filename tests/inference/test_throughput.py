@@ -10,7 +10,7 @@ import time
 import llama_cpp
 import pytest
 
-from comigs_edge import llamacpp as engine
+from comigs_edge import llamacpp
 from comigs_edge.commands import bench as command
 from comigs_edge.errors import ComigsError
 from comigs_edge.inference import throughput as speed
@@ -158,8 +158,8 @@ def test_memory_is_what_the_process_grew_by(tiny_path, tmp_path):
 
 
 def test_threads_are_those_that_llama_cpp_uses(tiny_path):
-    llama = engine.load(tiny_path, n_ctx=64, n_threads=1, n_threads_batch=1)
-    engine.use_threads(llama, 3)
+    llama = llamacpp.load(tiny_path, n_ctx=64, n_threads=1, n_threads_batch=1)
+    llamacpp.use_threads(llama, 3)
     assert (llama_cpp.llama_n_threads(llama.ctx), llama_cpp.llama_n_threads_batch(llama.ctx)) == (3, 3)
     llama.close()
 
