@@ -18,6 +18,7 @@ from comigs_edge.nn.experts import ExpertsConfig
 from comigs_edge.nn.weights import open_base
 from profiles import watch
 from quantize.formats import FILE_TYPES
+from tests.coordinator.rig import Coordinator
 from tests.tiny import some_text, write_llama
 
 torch.set_num_threads(1)
@@ -92,6 +93,15 @@ def ready(run, home, tiny_path, tmp_path, request):
     (tmp_path / "text" / "notes.txt").write_text(some_text())
     run("data", "add", tmp_path / "text")
     return home
+
+
+@pytest.fixture
+def coordinator(tmp_path):
+    """A coordinator in a process, whose updates are not rounded."""
+    running = Coordinator(tmp_path / "data", update_format="float32")
+    yield running
+    if running.process.poll() is None:
+        running.stop()
 
 
 def llama_logits(path, ids, adapters=()):

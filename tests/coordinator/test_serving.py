@@ -5,15 +5,7 @@ import pytest
 
 from comigs_edge.fleet.client import RemoteRefused
 from coordinator.protocol import keys
-from tests.coordinator.rig import Coordinator, Member, arrays, random_arrays
-
-
-@pytest.fixture
-def coordinator(tmp_path):
-    running = Coordinator(tmp_path / "data", update_format="float32")
-    yield running
-    if running.process.poll() is None:
-        running.stop()
+from tests.coordinator.rig import Member, arrays, random_arrays
 
 
 def test_two_devices_get_the_mean_of_their_changes(coordinator, tmp_path):

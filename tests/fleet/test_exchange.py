@@ -20,14 +20,6 @@ def settled(coordinator):
     return coordinator.until(lambda status: status["newest_round"] == status["open_round"] - 1)
 
 
-@pytest.fixture
-def coordinator(tmp_path):
-    running = Coordinator(tmp_path / "data", update_format="float32")
-    yield running
-    if running.process.poll() is None:
-        running.stop()
-
-
 def make(coordinator, tmp_path, count):
     return [Device(tmp_path / f"home-{index}").join_coordinator(coordinator.invite()) for index in range(count)]
 

@@ -36,6 +36,19 @@ def interrupt(run):
     run.save()
 
 
+def power_cut(*_):
+    raise OSError("the power went")
+
+
+def resume_to_the_last_step(opened):
+    """An interrupted training, resumed and run to its last step, which is not saved."""
+    interrupt(opened())
+    run = opened()
+    for _ in run.begin(None, True).run():
+        pass
+    return run
+
+
 def finish(run):
     for _ in run.begin(STEPS, False).run():
         pass
@@ -84,15 +97,9 @@ def test_a_resumed_training_refuses_other_settings_than_its_own(opened):
 
 @pytest.mark.parametrize("write", ["save", "end"])
 def test_no_training_is_marked_as_finished_before_its_adapters_are_on_disk(opened, monkeypatch, write):
-    def fail(*_):
-        raise OSError("the power went")
-
-    interrupt(opened())
-    run = opened()
-    for _ in run.begin(None, True).run():
-        pass
+    run = resume_to_the_last_step(opened)
     with monkeypatch.context() as patch:
-        patch.setattr(training, "save", fail)  # of the adapters
+        patch.setattr(training, "save", power_cut)  # of the adapters
         with pytest.raises(OSError, match="the power went"):
             getattr(run, write)()
     assert not checkpoint.load(run.home.state)[1]["finished"]
@@ -105,15 +112,9 @@ def test_no_training_is_marked_as_finished_before_its_adapters_are_on_disk(opene
 
 
 def test_a_kill_between_the_adapters_and_the_mark_makes_no_second_version(opened, monkeypatch):
-    def fail(*_):
-        raise OSError("the power went")
-
-    interrupt(opened())
-    run = opened()
-    for _ in run.begin(None, True).run():
-        pass
+    run = resume_to_the_last_step(opened)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", fail)
+        patch.setattr(checkpoint, "save", power_cut)
         with pytest.raises(OSError, match="the power went"):
             run.end()
     assert versions(run.home.adapters) == [1]
