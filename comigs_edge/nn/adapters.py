@@ -106,20 +106,24 @@ class Adapters:
         """Every tensor as a float32 array, copied."""
         return {name: tensor_to_numpy(tensor).copy() for name, tensor in self.named.items()}
 
-    @torch.no_grad()
     def load_arrays(self, arrays: Arrays) -> None:
         """Takes over the values of `arrays`, in place; raises `ComigsError` for other names or shapes."""
         check_arrays(arrays, self.layout, self.hparams)
-        for name, array in arrays.items():
-            self.named[name].copy_(torch.from_numpy(array))
+        self._copy(arrays)
 
     def generalist(self) -> Arrays:
         """What may leave the device, as float32 arrays, copied."""
-        return {name: array for name, array in self.arrays().items() if may_leave(name)}
+        return {name: tensor_to_numpy(tensor).copy() for name, tensor in self.named.items() if may_leave(name)}
 
     def load_generalist(self, arrays: Arrays) -> None:
-        """Takes over the generalist's values, in place; the rest stays as it is."""
-        self.load_arrays({**self.arrays(), **arrays})
+        """Takes over the generalist's values, in place; the rest stays as it is, and is not copied either."""
+        check_arrays({**self.named, **arrays}, self.layout, self.hparams)
+        self._copy(arrays)
+
+    @torch.no_grad()
+    def _copy(self, arrays: Arrays) -> None:
+        for name, array in arrays.items():
+            self.named[name].copy_(torch.from_numpy(array))
 
     def _update(self, block: int, name: str) -> LoRA:
         prefix = f"generalist.blk.{block}.{name}"
