@@ -57,6 +57,24 @@ MIGRATIONS = (
     CREATE INDEX updates_by_round ON updates (round);
     CREATE INDEX updates_by_payload ON updates (device, sha256, trained_from);
     """,
+    # Norms of updates, how far they are from the others, what was lost; changes between generalists; refusals without losses.
+    """
+    ALTER TABLE updates ADD COLUMN norm REAL;
+    ALTER TABLE updates ADD COLUMN counted_weight INTEGER;
+    ALTER TABLE updates ADD COLUMN distance REAL;
+    ALTER TABLE updates ADD COLUMN lost TEXT;
+    ALTER TABLE rounds ADD COLUMN change_sha256 TEXT;
+    ALTER TABLE rounds ADD COLUMN change_size INTEGER;
+    ALTER TABLE rounds ADD COLUMN lost TEXT;
+    ALTER TABLE devices ADD COLUMN joined_at INTEGER NOT NULL DEFAULT -1;
+    UPDATE devices SET joined_at = coalesce((SELECT max(number) FROM rounds WHERE published <= devices.joined), -1);
+    ALTER TABLE refusals RENAME TO refusals_2;
+    CREATE TABLE refusals (
+        device TEXT NOT NULL, round INTEGER NOT NULL, loss_before REAL, loss_after REAL, PRIMARY KEY (device, round)
+    ) STRICT;
+    INSERT INTO refusals SELECT * FROM refusals_2;
+    DROP TABLE refusals_2;
+    """,
 )
 
 

@@ -82,7 +82,7 @@ class Fleet:
 
     def refuse(self, device: Device, refusal: Refusal) -> dict[str, int]:
         """Records that a device keeps its old generalist; returns the counts of such devices."""
-        if not (math.isfinite(refusal.loss_before) and math.isfinite(refusal.loss_after)):
+        if not all(math.isfinite(loss) for loss in (refusal.loss_before, refusal.loss_after) if loss is not None):
             raise Refused(422, "bad_refusal", "the losses must be numbers")
         return self.chain.refuse(device, refusal, self.active, self.members.generalist)
 
@@ -138,7 +138,8 @@ class Fleet:
         weight = counting.weigh(wish, self.chain.newest_number, rules)
         with self.database.transaction():
             self.database.run(
-                "INSERT INTO updates VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO updates (device, round, sha256, trained_from, weight, tokens, size, format, averaging, "
+                "validation_loss, received, update_id) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 device.id, wish.expected_round, wish.sha256, wish.trained_from, weight, wish.tokens, size,
                 self._format(wish.trained_from), rules.averaging, wish.validation_loss, self.clock(), wish.update_id,
             )  # fmt: skip

@@ -15,6 +15,7 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 SHA256_PATTERN = r"^[0-9a-f]{64}$"
 UPDATE_ID_PATTERN = r"^[0-9a-f]{1,64}(?!\n)$"  # $ alone lets a line break follow
 COUNTED_IDS = 8  # of a device's last updates, in every `State`
+PROTOCOL = 1  # grows where a side that ignores what it does not know would do harm
 MAX_TENSORS = 4096
 MAX_WEIGHTS = 1 << 28  # numbers in a generalist
 
@@ -24,6 +25,9 @@ Sha256 = Annotated[str, msgspec.Meta(pattern=SHA256_PATTERN, max_length=64)]
 UpdateId = Annotated[str, msgspec.Meta(pattern=UPDATE_ID_PATTERN, max_length=64)]
 Number = Annotated[int, msgspec.Meta(ge=-1, le=MAX_INTEGER)]  # of a round or its generalist
 Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_INTEGER)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=31e7)]
+Steps = Annotated[int, msgspec.Meta(ge=1, le=10**6)]
+Short = Annotated[str, msgspec.Meta(max_length=255)]
 T = TypeVar("T")
 
 
@@ -54,32 +58,50 @@ class Join(Message):
 class Settings(Message):
     """How a fleet's rounds work; part of every answer that a device acts on."""
 
-    local_steps: int  # expert steps between two updates
-    update_format: str  # a `compress.UpdateFormat`
-    averaging: str  # a `rounds.Averaging`
+    local_steps: Steps  # expert steps between two updates
+    update_format: Short  # a `compress.UpdateFormat`
+    averaging: Short  # a `rounds.Averaging`
 
 
 class Joined(Message):
     """The answer to `Join`."""
 
-    fleet: str
-    device: str  # the id that signs
-    name: str
-    signing_key: str  # the coordinator's Ed25519 key that signs manifests, base64url
+    fleet: Short
+    device: Short  # the id that signs
+    name: Short
+    signing_key: Short  # the coordinator's Ed25519 key that signs manifests, base64url
     settings: Settings
 
 
 class Manifest(Message):
     """A published generalist. Manifests form a chain: each names the SHA-256 of the one before."""
 
-    fleet: str
-    round: int
-    sha256: str  # of the payload
-    size: int
-    previous: str  # SHA-256 of the previous manifest's bytes; empty for the first
-    base_sha256: str
-    devices: int  # whose updates are in it
-    rolled_back_to: int | None = None  # the round whose generalist this is again
+    fleet: Short
+    round: Number
+    sha256: Sha256  # of the payload
+    size: Count
+    previous: Short  # SHA-256 of the previous manifest's bytes; empty for the first
+    base_sha256: Sha256
+    devices: Count  # whose updates are in it
+    rolled_back_to: Number | None = None  # the round whose generalist this is again
+    change_sha256: Sha256 | None = None  # of the change from the generalist before, as float16: half the bytes
+    change_size: Count | None = None
+
+
+class Restoration(Message):
+    """The coordinator was restored from a backup: what it published after generalist `round` is no part of its chain any more."""
+
+    fleet: Short
+    number: Count  # the first restoration is 1; an older note is not followed
+    round: Number  # the newest generalist that the backup held; -1: none
+    manifest_hash: Short  # `keys.chain_hash` of that generalist's manifest; empty without one
+
+
+class SignedRestoration(Message):
+    """The very bytes that were signed, and the signature (Ed25519), both base64url."""
+
+    restoration: str
+    signature: str
 
 
 class SignedManifest(Message):
@@ -92,12 +114,14 @@ class SignedManifest(Message):
 class State(Message, omit_defaults=True):
     """Where a fleet stands, for one device."""
 
-    open_round: int  # the next generalist's number
+    open_round: Number  # the next generalist's number
     newest: SignedManifest | None  # None: there is no generalist yet
     has_contributed: bool  # this device, to the open round
     settings: Settings
-    next_poll_seconds: float  # a device with nothing to send waits this long before it asks again
+    next_poll_seconds: Seconds  # a device with nothing to send waits this long before it asks again
     counted: list[str] = []  # ids of this device's updates that count, the last of them, newest last
+    norm_limit: float | None = None  # L2 norm up to which an update counts in full; a device brings the rest the next time
+    restored: SignedRestoration | None = None  # the last restoration
 
 
 class Commit(Message, omit_defaults=True):
@@ -111,34 +135,36 @@ class Commit(Message, omit_defaults=True):
     update_id: UpdateId | None = None  # made by the device, another for each update; None: known by payload and origin
 
 
-class Receipt(Message):
+class Receipt(Message, omit_defaults=True):
     """The update is on the coordinator's disk and counts once, even after a crash."""
 
-    round: int
+    round: Number
     weight: float  # 1 for an update that was trained from the newest generalist
+    state: State | None = None  # where the fleet stands now: spares the device another question
 
 
-class Refusal(Message):
+class Refusal(Message, omit_defaults=True):
     """A device keeps its old generalist because the new one is worse on its validation text."""
 
     round: Number
-    loss_before: float  # nats a token
-    loss_after: float
+    loss_before: float | None = None  # nats a token, from devices that opted in
+    loss_after: float | None = None
 
 
 class Hello(Message):
     """What a coordinator tells everybody."""
 
-    fleet: str
-    epoch: str  # changes with every start of the coordinator; requests are signed for one epoch
-    version: str
+    fleet: Short
+    epoch: Short  # changes with every start of the coordinator; requests are signed for one epoch
+    version: Short
+    protocol: Count = 1  # `PROTOCOL` of the coordinator
 
 
 class Problem(Message):
     """The body of every refusal."""
 
-    error: str  # for programs
-    message: str  # for people
+    error: Short  # for programs
+    message: Annotated[str, msgspec.Meta(max_length=2000)]  # for people
 
 
 def encode(message: Message) -> bytes:

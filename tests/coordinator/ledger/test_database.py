@@ -8,6 +8,7 @@ import pytest
 from coordinator.ledger import database
 from coordinator.ledger.database import Database
 from coordinator.protocol.errors import CoordinatorError
+from coordinator.protocol.messages import Refusal
 from tests.coordinator.ledger.test_fleet import Room, arrays, refused
 
 OLD = "device, round, sha256, trained_from, weight, tokens, size, format, averaging, validation_loss, received"
@@ -18,18 +19,19 @@ def schema(path):
         return sorted(connection.execute("SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL"))
 
 
-def make_old(room):
-    """Gives the ledger the form that it had before updates had ids."""
-    db = room.fleet.database
+def make_old(room, version=1):
+    """Gives the ledger the form that it had at a schema version."""
+    db, path = room.fleet.database, room.root / "old.db"
     rows = db.rows(f"SELECT {OLD} FROM updates")
-    db.run("DROP TABLE updates")
-    statements = database.MIGRATIONS[0].split(";")
-    for statement in statements:
-        if "CREATE TABLE updates" in statement or "INDEX updates_by_round" in statement:
-            db.run(statement)
-    for row in rows:
-        db.run(f"INSERT INTO updates VALUES ({', '.join('?' * 11)})", *row.values())
-    db.run("PRAGMA user_version=1")
+    with sqlite3.connect(path) as old:
+        old.executescript("".join(database.MIGRATIONS[:version]))
+        old.execute("ATTACH ? AS new", (str(db.path),))
+        for (table,) in old.execute("SELECT name FROM main.sqlite_master WHERE type = 'table'").fetchall():
+            names = ", ".join(row[1] for row in old.execute(f"PRAGMA main.table_info({table})"))
+            old.execute(f"INSERT INTO main.{table} ({names}) SELECT {names} FROM new.{table}")
+        old.execute(f"PRAGMA user_version={version}")
+    db.close()
+    path.replace(db.path)
     return rows
 
 
@@ -48,13 +50,32 @@ def test_a_ledger_from_before_update_ids_is_taken_over_whole(room, tmp_path):
     Database(tmp_path / "fresh.db").close()
     room.crash()
     assert schema(room.root / "coordinator.db") == schema(tmp_path / "fresh.db")
-    assert room.fleet.database.rows("SELECT * FROM updates") == [{**row, "update_id": None} for row in rows]
+    assert room.fleet.database.rows(f"SELECT {OLD} FROM updates WHERE update_id IS NULL") == rows
     assert room.fleet.state(first).counted == []
     assert room.commit(first, arrays(1.0)) == receipt
     refused("already_counted", room.commit, first, arrays(2.0), update_id="0a")
     room.step((second, arrays(3.0)), update_id="0b")
     assert room.value() == np.float32(2.0)
     assert room.fleet.state(second).counted == ["0b"]
+
+
+def test_a_ledger_from_before_norms_keeps_refusals_and_learns_who_joined_when(room, tmp_path):
+    first = room.join()
+    room.now += 1
+    room.step((first, arrays(0.0)))
+    room.step((first, arrays(1.0)))
+    room.now += 1
+    second = room.join()
+    room.now += 1
+    room.step((first, arrays(2.0)), (second, arrays(2.0)))
+    room.fleet.refuse(first, Refusal(round=2, loss_before=2.0, loss_after=3.0))
+    make_old(room, version=2)
+    Database(tmp_path / "fresh.db").close()
+    room.crash()
+    db = room.fleet.database
+    assert schema(room.root / "coordinator.db") == schema(tmp_path / "fresh.db")
+    assert db.rows("SELECT * FROM refusals") == [{"device": first.id, "round": 2, "loss_before": 2.0, "loss_after": 3.0}]
+    assert {row["id"]: row["joined_at"] for row in db.rows("SELECT id, joined_at FROM devices")} == {first.id: -1, second.id: 1}
 
 
 def test_before_a_ledger_is_taken_over_a_copy_of_it_is_kept(room):
