@@ -97,8 +97,9 @@ def test_kills_under_load_lose_nothing(fleet):
 
 @pytest.mark.parametrize(("statement", "problem"), [
     ("DELETE FROM updates WHERE rowid = (SELECT max(rowid) FROM updates)", "lost"),
-    ("INSERT INTO updates SELECT device, (SELECT max(number) FROM rounds), sha256, trained_from + 1, weight, tokens, size, "
-     "format, averaging, validation_loss, received, update_id FROM updates LIMIT 1", "doubled"),
+    ("INSERT INTO updates (device, round, sha256, trained_from, weight, tokens, size, format, averaging, received, update_id) "
+     "SELECT device, (SELECT max(number) FROM rounds), sha256, trained_from + 1, weight, tokens, size, format, averaging, "
+     "received, update_id FROM updates LIMIT 1", "doubled"),
     ("UPDATE updates SET weight = weight - 1 WHERE round = 1", "weight"),
     ("UPDATE rounds SET sha256 = (SELECT sha256 FROM rounds WHERE number = 0) WHERE number = 1", "chain"),
     ("UPDATE updates SET weight = weight / 2 WHERE device = (SELECT max(id) FROM devices) AND round = 1", "mean"),
