@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from coordinator.protocol import keys
 from coordinator.protocol.errors import CoordinatorError
-from coordinator.protocol.messages import Manifest, SignedManifest
+from coordinator.protocol.messages import Manifest, Restoration, SignedManifest, SignedRestoration
 
 # RFC 8032, 7.1, test 1
 SECRET = bytes.fromhex("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60")
@@ -164,3 +164,15 @@ def test_the_next_link_names_the_hash_of_the_signed_bytes_before():
     second = keys.next_manifest(signed, fleet="f", number=1, sha256="c" * 64, size=2, base_sha256="b" * 64, devices=3)
     assert second.previous == hashlib.sha256(base64.urlsafe_b64decode(padded)).hexdigest()
     assert (second.round, second.devices, second.rolled_back_to) == (1, 3, None)
+
+
+def test_a_restoration_is_believed_only_with_the_coordinators_signature():
+    key, other = keys.new_key(), keys.new_key()
+    note = Restoration(fleet="f", number=1, round=7, manifest_hash="ab")
+    signed = keys.sign_restoration(key, note)
+    assert keys.open_restoration(signed, keys.public_text(key)) == note
+    with pytest.raises(ValueError, match="not the coordinator's"):
+        keys.open_restoration(signed, keys.public_text(other))
+    link = keys.sign_manifest(key, MANIFEST)
+    with pytest.raises(ValueError, match="number"):  # what was signed as something else is no note
+        keys.open_restoration(SignedRestoration(restoration=link.manifest, signature=link.signature), keys.public_text(key))
