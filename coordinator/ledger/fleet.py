@@ -80,6 +80,14 @@ class Fleet:
             next_poll_seconds=rounds.next_poll_seconds(self.active),
         )  # fmt: skip
 
+    def may_read(self, device: Device, number: int) -> bool:
+        """Whether a generalist is for this device: the newest, and those since it joined.
+
+        Two that follow each other differ by the mean of a round, which is one device's update where that was alone: what is
+        made of two (a change) is for who may read both.
+        """
+        return number >= device.joined_at or number == self.chain.newest_number
+
     def refuse(self, device: Device, refusal: Refusal) -> dict[str, int]:
         """Records that a device keeps its old generalist; returns the counts of such devices."""
         if not all(math.isfinite(loss) for loss in (refusal.loss_before, refusal.loss_after) if loss is not None):

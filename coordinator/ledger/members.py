@@ -34,6 +34,7 @@ class Device:
     public_key: Ed25519PublicKey
     revoked: float | None
     last_contact: float
+    joined_at: int  # number of the generalist that was the newest then; -1: none
     bytes_in: int = 0
     bytes_out: int = 0
 
@@ -46,7 +47,8 @@ class Members:
         self.devices = {
             row["id"]: Device(
                 id=row["id"], name=row["name"], public_key=keys.public_key(row["public_key"]), revoked=row["revoked"],
-                last_contact=row["last_contact"], bytes_in=row["bytes_in"], bytes_out=row["bytes_out"],
+                last_contact=row["last_contact"], joined_at=row["joined_at"],
+                bytes_in=row["bytes_in"], bytes_out=row["bytes_out"],
             ) for row in database.rows("SELECT * FROM devices")
         }  # fmt: skip
         self._changed: set[str] = set()
@@ -136,17 +138,20 @@ class Members:
             self._check_name(wanted, identity)
         before = self.devices.get(identity)  # a member before, perhaps revoked: it keeps its name
         name, now = wanted or (before.name if before else self._free_name()), self._clock()
+        newest = self._database.value("SELECT coalesce(max(number), -1) FROM rounds WHERE published IS NOT NULL")
+        joined_at = before.joined_at if before and before.revoked is None else newest  # who was removed begins anew
         with self._database.transaction():
             if known is None:
                 self._database.set_fact("generalist", encode(wish.generalist).decode())
             self._database.run("UPDATE invitations SET device = ? WHERE code = ?", identity, invitation["code"])
             self._database.run(
-                "INSERT INTO devices (id, name, public_key, joined, last_contact, version) VALUES (?, ?, ?, ?, ?, ?)"
-                " ON CONFLICT (id) DO UPDATE SET name = excluded.name, revoked = NULL",
-                identity, name, wish.public_key, now, now, wish.version[:32],
+                "INSERT INTO devices (id, name, public_key, joined, last_contact, version, joined_at) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?)"
+                " ON CONFLICT (id) DO UPDATE SET name = excluded.name, revoked = NULL, joined_at = excluded.joined_at",
+                identity, name, wish.public_key, now, now, wish.version[:32], joined_at,
             )  # fmt: skip
         self.devices[identity] = Device(
-            id=identity, name=name, public_key=public_key, revoked=None, last_contact=now,
+            id=identity, name=name, public_key=public_key, revoked=None, last_contact=now, joined_at=joined_at,
             bytes_in=before.bytes_in if before else 0, bytes_out=before.bytes_out if before else 0,
         )  # fmt: skip
 

@@ -33,6 +33,12 @@ class Rules:
         1800.0
     )
     min_fraction: Annotated[float, setting("... if they are this share of the active devices", 0.01, 1)] = 0.5
+    min_devices: Annotated[
+        int,
+        setting(
+            "updates without which no round closes, whatever the deadline; from 3 on no mean shows a member one update", 1, 1024
+        ),
+    ] = 1
     active_seconds: Annotated[float, setting("a device that was not heard of for this long is not waited for", 1, 31e7)] = (
         172800.0
     )
@@ -49,12 +55,12 @@ def goal(rules: Rules, round_number: int, active: int) -> int:
     """Updates that close the round at once."""
     if round_number == 0:
         return 1
-    return max(1, min(rules.goal or active, active, MAX_UPDATES))
+    return max(rules.min_devices, min(rules.goal or active, active, MAX_UPDATES))
 
 
 def quorum(rules: Rules, active: int) -> int:
     """Updates that close the round at its deadline."""
-    return max(1, math.ceil(rules.min_fraction * active - 1e-9))  # 0.07 x 100 is a little more than 7
+    return max(rules.min_devices, math.ceil(rules.min_fraction * active - 1e-9))  # 0.07 x 100 is a little more than 7
 
 
 def is_complete(rules: Rules, round_number: int, updates: int, active: int, seconds: float) -> bool:

@@ -164,7 +164,7 @@ class Server:
     async def _generalist(self, request: web.Request, device: Device, body: bytes) -> web.StreamResponse:
         number = _number(request.match_info["number"])
         sha256 = self.fleet.database.value("SELECT sha256 FROM rounds WHERE number = ?", number)
-        path = None if sha256 is None else self.fleet.payloads.path(sha256)
+        path = self.fleet.payloads.path(sha256) if sha256 and self.fleet.may_read(device, number) else None
         if path is None or not path.exists():
             raise Refused(404, "no_generalist", f"generalist {number} is not here; ask for the newest")
         _check_range(request, path.stat().st_size)

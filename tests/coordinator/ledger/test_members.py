@@ -7,7 +7,7 @@ import pytest
 
 from coordinator.protocol import keys
 from coordinator.protocol.messages import MAX_TENSORS
-from tests.coordinator.ledger.test_fleet import PIN, SHAPES, Room, generalist, refused
+from tests.coordinator.ledger.test_fleet import PIN, SHAPES, Room, arrays, generalist, refused
 
 
 @pytest.fixture
@@ -79,6 +79,25 @@ def test_coming_back_does_not_forget_bytes(room):
     room.members.record_contact(device, 100, 10)
     again = room.join(key=key)
     assert (again.bytes_in, again.bytes_out) == (100, 10)
+
+
+def test_a_device_reads_the_newest_generalist_and_those_since_it_joined(room):
+    def readable(device):
+        return [number for number in range(room.chain.newest_number + 1) if room.fleet.may_read(device, number)]
+
+    key, first = keys.new_key(), room.join()
+    for _ in range(3):
+        room.step((first, arrays(0.5)))
+    late = room.join(key=key)
+    room.step((first, arrays(0.5)), (late, arrays(0.5)))
+    assert (readable(first), readable(late)) == ([0, 1, 2, 3], [2, 3])
+    assert readable(room.join(key=key)) == [2, 3]  # again, with a new invitation
+    room.fleet.revoke(late.name)
+    room.step((first, arrays(0.5)))
+    again = room.join(key=key)  # was removed: what came meanwhile is not for it
+    assert readable(again) == [4]
+    room.crash()
+    assert readable(room.members.member(again.id)) == [4]
 
 
 @pytest.mark.parametrize("text", ["", "*", keys.to_text(bytes(31)), keys.to_text(bytes(33)), "ä"])

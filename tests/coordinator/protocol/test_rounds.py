@@ -34,6 +34,16 @@ def test_a_round_closes_at_its_goal_or_at_its_deadline_with_a_quorum(number, upd
     assert is_complete(RULES, number, updates, active, seconds) is closes
 
 
+@pytest.mark.parametrize(("number", "updates", "active", "closes"), [
+    (0, 1, 1, True),  # the first generalist says nothing of any text
+    (1, 2, 2, False), (1, 2, 8, False), (1, 2, 0, False), (1, 3, 3, True), (1, 3, 2, True), (1, 3, 8, False), (1, 4, 8, True),
+])  # fmt: skip
+def test_no_round_but_the_first_closes_with_fewer_than_the_least_number_asked_for(number, updates, active, closes):
+    rules = Rules(min_devices=3, deadline_seconds=100, min_fraction=0.5)
+    assert is_complete(rules, number, updates, active, 1e6) is closes
+    assert is_complete(Rules(min_devices=3, goal=2), number, 2, 5, 1e6) is (number == 0)
+
+
 def test_a_goal_beyond_the_active_devices_is_what_there_are():
     assert goal(Rules(goal=3), 1, 50) == 3
     assert goal(Rules(goal=30), 1, 4) == 4
