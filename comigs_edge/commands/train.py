@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from comigs_edge.commands.console import bar, next_command, notes, out, print_json, size, warn
+from comigs_edge.commands.console import bar, next_command, notes, out, print_json, size, unbroken_output, warn
 from comigs_edge.commands.plan import LINES_HELP, summary
 from comigs_edge.home import folder as homes
 
@@ -41,6 +41,14 @@ def train(
     """Train your model. Ctrl-C stops after the current step and keeps everything."""
     if steps is not None and minutes is not None:
         raise typer.BadParameter("give --steps or --minutes, not both")
+    with unbroken_output():
+        _train(steps, minutes, resume, pause=pause, sync=sync, profile=profile, lines=lines, json=json)
+
+
+def _train(
+    steps: int | None, minutes: float | None, resume: bool | None, *,
+    pause: bool, sync: bool, profile: str | None, lines: list[str] | None, json: bool,
+) -> None:  # fmt: skip
     home = homes.locate()
     settings = home.settings()
     with home.lock("train"):

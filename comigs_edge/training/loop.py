@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Literal, NamedTuple, Protocol
 
@@ -45,7 +45,7 @@ class Outcome(NamedTuple):
 
 
 def run_training(run: TrainingRun, pauses: Pauses, fleet: Fleet | None, screen: Screen) -> Outcome:
-    """Runs a training that has begun to its end or to Ctrl-C or SIGTERM, and saves it."""
+    """Runs a training that has begun to its end, to Ctrl-C, SIGTERM or the end of its terminal, and saves it."""
     trainer, tokens = run.trainer, 0
     started = saved = pauses.working_time()
 
@@ -79,15 +79,22 @@ def run_training(run: TrainingRun, pauses: Pauses, fleet: Fleet | None, screen: 
 
 @contextmanager
 def stop_on_signal() -> Iterator[list[int]]:
-    """A list that is empty until Ctrl-C or SIGTERM comes; a second signal ends the process at once."""
+    """A list that is empty until Ctrl-C, SIGTERM or SIGHUP comes; a second Ctrl-C or SIGTERM ends the process at once.
+
+    SIGHUP says that the terminal is gone, often more than once; where it is ignored (nohup), it stays so.
+    """
     received: list[int] = []
 
     def receive(number: int, _: FrameType | None) -> None:
         received.append(number)
-        os.write(2, b"\nstopping after this step; everything will be saved\n")
-        signal.signal(number, signal.SIG_DFL)
+        with suppress(OSError):  # who was to read it may be gone: what is only said never stops the saving
+            os.write(2, b"\nstopping after this step; everything will be saved\n")
+        signal.signal(number, signal.SIG_IGN if number == signal.SIGHUP else signal.SIG_DFL)
 
-    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, receive) for number in numbers}
     try:
         yield received
     finally:

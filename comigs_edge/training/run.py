@@ -56,6 +56,7 @@ class TrainingRun:
     def __init__(self, home: Home, resolved: Resolved, base: Base, rows: tuple[Rows, Rows]) -> None:
         self.home, self.settings, self.plan = home, resolved.settings, resolved.plan
         self.base, self.rows = base, rows  # rows: of training and of validation text
+        self.text = " ".join(each.digest() for each in rows)  # losses are of this text
         self.warnings: list[str] = []
         self.resumed = False
         self.fleet_mark: str | None = None  # of the generalist that is trained, and of the best one; `Books.mark`
@@ -115,6 +116,12 @@ class TrainingRun:
             )
         trainer = self._cached_trainer(Adapters.initial(layout, self.base.hparams, self.settings.train.seed), schedule)
         trainer.restore(arrays, progress)
+        if progress.get("text", self.text) != self.text:
+            trainer.measure_anew()
+            self.warnings.append(
+                "your text has changed since this training began: it continues from what it learned, and is measured anew; "
+                "to start without that: comigs-edge train --fresh"
+            )
         self.resumed, self.fleet_mark, self.best_mark = True, progress.get("fleet_mark"), progress.get("best_mark")
         return trainer
 
@@ -152,7 +159,7 @@ class TrainingRun:
         trainer = self.trainer
         version = self.publish() if trainer.is_done else None
         arrays, progress = trainer.state()
-        progress |= {"finished": trainer.is_done, "base_sha256": self.settings.base.sha256}
+        progress |= {"finished": trainer.is_done, "base_sha256": self.settings.base.sha256, "text": self.text}
         progress |= {"fleet_mark": self.fleet_mark, "best_mark": self.best_mark}
         checkpoint.save(self.home.state, arrays, progress)
         return version

@@ -258,3 +258,8 @@ class Trainer:
         self.expert_steps, self.router_steps = progress["expert_steps"], progress["router_steps"]
         self.first_loss, self.best_loss = progress["first_loss"], progress["best_loss"]
         self.last_loss, self.scores = progress["last_loss"], progress.get("scores")
+
+    def measure_anew(self) -> None:
+        """Forgets losses and best state, which are those of another text: the present state is what is to be beaten."""
+        self.first_loss, self.best_loss, self.last_loss = None, math.inf, math.nan
+        self.best, self.scores = self.adapters.arrays(), None

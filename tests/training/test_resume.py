@@ -1,11 +1,18 @@
 """A training that is killed or stopped resumes and ends with the same bits."""
 
 import json
+import os
+import pty
 import random
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
+
+from comigs_edge.training import checkpoint
+from tests.tiny import some_text
 
 STEPS = 20
 
@@ -70,3 +77,53 @@ def test_ctrl_c_and_sigterm_save_and_exit_0_with_the_command_that_resumes(ready)
         result = json.loads(out)
         assert not result["finished"]
         assert result["next"] == "comigs-edge train --resume"
+
+
+def test_a_lost_terminal_ends_a_training_like_ctrl_c(ready):
+    slow_steps(ready)
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execvp(sys.executable, command("--steps", "500"))
+    while not generations(ready):
+        with suppress(BlockingIOError):
+            os.set_blocking(terminal, False)
+            os.read(terminal, 65536)
+        time.sleep(0.01)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert not checkpoint.load(ready / "state").progress["finished"]
+
+
+def test_ctrl_c_on_a_pipeline_saves_though_nobody_reads_any_more(ready):
+    slow_steps(ready)
+    line = f"{shlex.join(command('--steps', '500'))} 2>&1 | cat; echo ${{PIPESTATUS[0]}}"
+    process = subprocess.Popen(["bash", "-c", f"trap : INT; {line}"], start_new_session=True, stdout=subprocess.PIPE, text=True)
+    while not generations(ready):
+        time.sleep(0.01)
+    seen = generations(ready)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.communicate(timeout=60)[0].splitlines()[-1] == "0"
+    assert generations(ready) != seen
+
+
+def test_a_training_resumed_on_another_text_compares_no_losses_of_two_texts(ready, run, tmp_path):
+    slow_steps(ready)
+    process = subprocess.Popen(command("--steps", "500"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not generations(ready):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    process.wait(timeout=60)
+    before = checkpoint.load(ready / "state").progress
+    (tmp_path / "text" / "more.txt").write_text("Another text that nobody has read here yet.\n\n" * 3 + some_text()[::-1])
+    run("data", "add", tmp_path / "text")
+    process = subprocess.Popen(command("--steps", "500"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    seen = generations(ready)
+    while generations(ready) == seen:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 0
+    assert "your text has changed since this training began" in errors
+    after = checkpoint.load(ready / "state").progress
+    assert after["expert_steps"] > before["expert_steps"]
+    assert after["first_loss"] != before["first_loss"]
