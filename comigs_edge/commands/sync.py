@@ -98,7 +98,7 @@ def _report(result: Sync, json: bool) -> None:
         received = size(outcome.bytes_received)
         out.print(f"took over generalist {outcome.taken_over} ({received}), as version {result.version} of your model")
     if outcome.refused is not None and outcome.judgement is not None:
-        before, after = outcome.judgement
+        before, after, _ = outcome.judgement
         out.print(
             f"generalist {outcome.refused} is worse for your text ({before:.3f} to {after:.3f} nats a token): kept the old one"
         )

@@ -4,16 +4,20 @@ An update is the device's generalist less its reference: what the fleet has rece
 the reference moves by exactly what was sent, so that
 
   - nothing is counted twice: a retry is the same update, and what counted is in the reference;
-  - nothing is lost: what rounding took away, and what was learned meanwhile, is in the next update (error feedback);
+  - nothing is lost: what rounding took away, what is beyond the fleet's bound on norms, and what was learned meanwhile, is
+    in the next update (error feedback);
   - a new generalist is taken over with what was not sent yet on top of it.
 
 Generalist 0 is an initial one, made from a seed and sent by the first device: it says nothing of any text. What a device
-learned before it joined stays on top of it, and comes as the device's first update.
+learned before it joined is its generalist less the one that its own training began with: it stays on top of what the fleet
+has, and comes as the device's first update.
+
+Updates that counted are kept for a while: where the fleet goes back behind them, they are on top again.
 """
 
 from __future__ import annotations
 
-import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,16 +26,15 @@ import msgspec
 import numpy as np
 
 from comigs_edge.arrays import add, digest, subtract, zeros
-from comigs_edge.errors import ComigsError
-from comigs_edge.fleet.chain import Check, Link, follow
+from comigs_edge.fleet.back import Fetch, restoration
+from comigs_edge.fleet.chain import Check, Link, follow, set_back
 from comigs_edge.fleet.folder import FleetFolder, Sealed
-from comigs_edge.fleet.outbox import pack, unpack
-from comigs_edge.fleet.outcome import Outcome
+from comigs_edge.fleet.outbox import check_settings, pack, unpack
+from comigs_edge.fleet.outcome import Judgement, Outcome
 from comigs_edge.fleet.transport import News
 from coordinator.protocol import compress, rounds, wire
-from coordinator.protocol.aggregate import aggregate
 from coordinator.protocol.generalist import may_leave
-from coordinator.protocol.messages import Manifest, SignedManifest, State
+from coordinator.protocol.messages import Manifest, State
 from coordinator.protocol.wire import Arrays, Shapes
 
 
@@ -47,11 +50,36 @@ class Books:
     ) -> None:  # fmt: skip
         self.folder, self.gate, self._reports_loss = folder, gate, reports_loss
         self._shapes = {name: shape for name, shape in shapes.items() if may_leave(name)}
-        self._initial, self._was_in_a_fleet, self._is_on_top = initial, False, False
+        self.initial, self._was_in_a_fleet, self._norm_limit = initial, False, math.inf
         self.membership, self.standing = folder.membership(), folder.standing()
-        self._check = Check(self.membership.fleet, self.membership.signing_key, base_sha256)
+        self.check = Check(self.membership.fleet, self.membership.signing_key, base_sha256)
+        self._has_reference = bool(self.standing.reference) or self.standing.number == 0 or self._recover()
         if not self.standing.reference:
             self.standing.reference = zeros(self._shapes)
+        if self.standing.on_top is None:
+            update = folder.outbox()
+            self.standing.on_top = zeros(self._shapes) if update is None else self._unpack(update)
+
+    def _recover(self) -> bool:
+        """Makes a lost reference anew, of the generalist that training started from and what was brought; returns success."""
+        standing = self.standing
+        try:
+            standing.reference = self.read(standing.trained_from)
+        except (OSError, wire.WireError):
+            return False
+        standing.reference = add(standing.reference, self.brought(lambda number, _: number > standing.trained_from))
+        return True
+
+    def brought(self, chosen: Callable[[int, str], bool]) -> Arrays:
+        """The sum of the updates that counted and are chosen by round and id."""
+        total = zeros(self._shapes)
+        for update_id, number in self.standing.brought.items():
+            if chosen(number, update_id) and (update := self.folder.brought(update_id)):
+                total = add(total, self._unpack(update))
+        return total
+
+    def _unpack(self, update: Sealed) -> Arrays:
+        return zeros(self._shapes) | unpack(update, self._shapes)
 
     # A training's begin -------------------------------------------------------------------------------------------
 
@@ -68,10 +96,9 @@ class Books:
         no step is sent twice.
         """
         self._was_in_a_fleet = mark is not None and not mark.startswith(f"{self.membership.joined}/0/")
-        if self.standing.number == 0 or mark == self.mark:
+        if self.standing.number == 0 or mark == self.mark or not self._has_reference:
             return generalist
-        update = self.folder.outbox()
-        return add(self.standing.reference, {} if update is None else unpack(update, self._shapes))
+        return add(self.standing.reference, self.standing.on_top or {})
 
     def frozen(self) -> set[str]:
         """The generalist's tensors that this round's averaging does not train."""
@@ -80,23 +107,39 @@ class Books:
 
     # Sending ------------------------------------------------------------------------------------------------------
 
-    def pack(self, generalist: Arrays | None, loss: float | None = None) -> Sealed:
-        """The update as it would be sent now; without a generalist: what its tensors would look like."""
+    def note(self, generalist: Arrays, tokens: int = 0) -> None:
+        """What the device has learned now; it is written with the next change of the books."""
         standing = self.standing
+        if not self._has_reference:  # nobody knows which part of it is not sent yet
+            standing.reference, self._has_reference = dict(generalist), True
+        standing.on_top = subtract(generalist, standing.reference)
+        standing.unsent_tokens += tokens
+
+    def pack(self, generalist: Arrays | None, loss: float | None = None) -> Sealed:
+        """The update as it would be sent now; without a generalist: what its tensors would look like.
+
+        One that is larger than the fleet's bound is scaled down to it; the rest comes with the next ones.
+        """
+        standing, tokens = self.standing, self.standing.unsent_tokens
         change = subtract(zeros(self._shapes) if generalist is None else generalist, standing.reference)
+        norm = math.sqrt(sum(float(np.square(array, dtype=np.float64).sum()) for array in change.values()))
+        if norm > self._norm_limit:
+            share = np.float32(self._norm_limit / norm * (1 - 2**-10))  # rounding must not lift it over the bound
+            change = {name: array * share for name, array in change.items()}
+            tokens = int(tokens * share)
         start, loss = max(0, standing.trained_from), loss if self._reports_loss else None
-        return pack(change, start, self.membership, standing.unsent_tokens, loss)
+        return pack(change, start, self.membership, tokens, loss)
 
     def seal(self, generalist: Arrays, loss: float | None) -> None:
-        """Puts what was not sent yet into the outbox; before the first take-over only its tokens are noted."""
-        if self.standing.trained_from < 0:
-            self.folder.save_standing(self.standing)
-        else:
+        """Puts what was not sent yet into the outbox; before the first take-over it is only noted."""
+        self.note(generalist)
+        self.folder.save_standing(self.standing, self.membership.fleet)
+        if self.standing.trained_from >= 0:
             self._put(self.pack(generalist, loss))
 
     def seal_initial(self) -> None:
         """Puts the generalist into the outbox with which a fleet begins."""
-        initial = self._initial()
+        initial = self.initial()
         self._put(pack({name: initial[name] for name in self._shapes}, -1, self.membership))
 
     def _put(self, update: Sealed) -> None:
@@ -106,7 +149,7 @@ class Books:
 
     def seal_rest(self, generalist: Arrays) -> bool:
         """At a training's end: what the open round did not take goes to the outbox. Returns whether something waits."""
-        if self.standing.unsent_tokens and self.folder.outbox() is None:
+        if self.standing.unsent_tokens and (self.folder.outbox() is None or self.folder.was_rejected):
             self.seal(generalist, None)
         return self.folder.outbox() is not None
 
@@ -114,56 +157,70 @@ class Books:
         """What waits and does not count yet."""
         update = self.folder.outbox()
         if update is not None and update.id == self.standing.acknowledged:  # it counted, and then the power went
-            self.folder.empty_outbox()
+            self.folder.move_to_brought(self.standing, update.id)
             return None
-        return update
+        return None if self.folder.was_rejected else update
 
     def enter(self, news: News, brought: Sealed | None, outcome: Outcome) -> State:
         """Enters what the fleet says: its settings, and what became of the update that was brought."""
-        self.membership = replace(self.membership, **msgspec.structs.asdict(news.state.settings))
+        state = news.state
+        check_settings(state.settings)
+        self.membership = replace(self.membership, **msgspec.structs.asdict(state.settings))
         self.folder.save_membership(self.membership)
+        self._norm_limit = math.inf if state.norm_limit is None else max(0.0, state.norm_limit)
         if brought is not None:
-            counts = brought.id in news.state.counted
+            counts = brought.id in state.counted
             outcome.receipts += [news.receipt] if news.receipt else []
             outcome.had_arrived |= counts and news.receipt is None
             if counts or news.receipt is not None:
-                self._acknowledge(brought)
+                closed = state.open_round - (not state.has_contributed)
+                self._acknowledge(brought, news.receipt.round if news.receipt else closed)
             elif news.is_rejected:  # its progress stays in the generalist and comes with the next update
-                self.folder.empty_outbox()
-        return news.state
+                self.folder.mark_rejected()
+        return state
 
-    def _acknowledge(self, update: Sealed) -> None:
+    def _acknowledge(self, update: Sealed, number: int) -> None:
         """The reference moves by what was sent."""
-        standing = self.standing
-        standing.reference = add(standing.reference, unpack(update, self._shapes))
+        standing, sent = self.standing, self._unpack(update)
+        if update.trained_from < 0:  # an initial generalist is nothing that this device has learned
+            generalist = add(standing.reference, standing.on_top or {})
+            standing.reference, standing.on_top = sent, subtract(generalist, sent)
+        else:
+            standing.reference = add(standing.reference, sent)
+            standing.on_top = subtract(standing.on_top or {}, sent)
+            standing.brought[update.id] = number
+            standing.number += 1
         standing.acknowledged = update.id
         standing.unsent_tokens = max(0, standing.unsent_tokens - update.tokens)
-        standing.number += update.trained_from >= 0  # an initial generalist is nothing that this device has learned
-        self.folder.save_standing(standing)
-        self.folder.empty_outbox()
+        self.folder.save_standing(standing, self.membership.fleet)
+        self.folder.move_to_brought(standing, update.id)
 
     # Taking over --------------------------------------------------------------------------------------------------
 
-    def follow(self, newest: SignedManifest, fetch: Callable[[int], list[SignedManifest]]) -> Link | None:
+    def follow(self, state: State, fetch: Fetch) -> Link | None:
         """The newest generalist's place in the chain; None where it was taken over or refused. Raises `ForkedChain`."""
-        link = follow(newest, self.standing.head, self.standing.head_hash, fetch, self._check)
-        return None if link.manifest.round in (self.standing.trained_from, self.standing.refused) else link
+        standing = self.standing
+        if state.newest is None:
+            if standing.head >= 0:
+                raise set_back(-1, standing.head)
+            return None
+        link = follow(state.newest, standing.head, standing.head_hash, fetch, self.check)
+        if (
+            note := restoration(self.membership, self.standing, state)
+        ) is not None:  # of a time before this device's last generalist
+            standing.restored = note.number
+        return None if link.manifest.round in (standing.trained_from, standing.refused) else link
 
-    def begin_with(self, generalist: Arrays, fetch: Callable[[int], list[SignedManifest]]) -> None:
-        """Before the first take-over: keeps what was learned before joining, if the fleet began where this device did.
+    def begin_with(self, generalist: Arrays) -> None:
+        """Before the first take-over: the reference is what this device's training began with.
 
-        Of a generalist that was in a fleet before, nobody knows which part of it is this device's own.
+        Of a generalist that was in another fleet before, nobody knows which part of it is this device's own.
         """
         standing = self.standing
-        if standing.number or standing.acknowledged or self._was_in_a_fleet:
-            return
-        initial = self._initial()
-        if digest(initial) == digest(generalist):
-            return
-        published = wire.encode(aggregate(zeros(self._shapes), [(initial, rounds.ONE)]))
-        first = self._check(fetch(-1)[0])
-        if (first.round, first.sha256) == (0, hashlib.sha256(published).hexdigest()):
-            self._is_on_top, standing.reference = True, initial
+        if standing.head < 0 and not standing.acknowledged:
+            begun = generalist if self._was_in_a_fleet else self.initial()
+            standing.reference = {name: begun[name] for name in self._shapes}
+            self.note(generalist)
 
     def bring(self, manifest: Manifest, download: Callable[[Path], None]) -> int:
         """Brings a generalist to its place, unless it is there; returns the bytes that came."""
@@ -174,63 +231,70 @@ class Books:
         self.folder.keep(self.standing, number, manifest.sha256)
         return manifest.size
 
-    def compare_with(self, link: Link, generalist: Arrays) -> tuple[Arrays | None, Arrays]:
-        """The generalists to compare, before and after; before is None where the new one is taken over unseen.
+    def compare_with(self, link: Link, generalist: Arrays) -> tuple[list[Arrays], Arrays]:
+        """The generalists to compare: the present one and the best that is kept, and the new one.
 
-        Both have what was not sent yet on top: nothing of a device that began elsewhere, see `begin_with`.
+        All have what was not sent yet on top.
         """
         standing = self.standing
-        is_known = standing.number or standing.acknowledged or self._is_on_top
-        unsent = subtract(generalist, standing.reference) if is_known else {}
-        after = add(self._read(link.manifest.round), unsent)
+        unsent = subtract(generalist, standing.reference)
+        after = add(self.read(link.manifest.round), unsent)
         if standing.trained_from < 0:
-            return None, after
+            return [generalist], after
         # Where the one that training started from is not kept any more: what the fleet has of this device's.
         is_kept = str(standing.trained_from) in standing.kept
-        return add(self._read(standing.trained_from) if is_kept else standing.reference, unsent), after
+        before = [add(self.read(standing.trained_from) if is_kept else standing.reference, unsent)]
+        if standing.best not in (-1, standing.trained_from) and str(standing.best) in standing.kept:
+            before.append(add(self.read(standing.best), unsent))
+        return before, after
 
-    def take_over(self, link: Link, generalist: Arrays) -> None:
-        """Trains from this generalist on, with what was not sent yet on top: `generalist`."""
-        standing, reference = self.standing, self._read(link.manifest.round)
-        if standing.trained_from < 0 and digest(generalist) != digest(reference):
-            standing.unsent_tokens = max(1, standing.unsent_tokens)  # nobody counted those from before it joined
-        standing.trained_from, standing.reference = link.manifest.round, reference
-        self._move_to(link)
-
-    def refuse(self, link: Link) -> None:
-        """Keeps the old generalist."""
-        self.standing.refused = link.manifest.round
-        self._move_to(link)
-
-    def roll_back(self, number: int | None) -> tuple[int, Arrays]:
-        """Returns to a kept generalist, the one before by default; raises `ComigsError` if it is not kept.
-
-        What the coordinator publishes next is taken over again; the present one is not.
-        """
+    def judged(self, link: Link, losses: Judgement) -> None:
+        """Remembers which of the generalists that were compared is the best."""
         standing = self.standing
-        kept = sorted(map(int, standing.kept))
-        older = [each for each in kept if each < standing.trained_from]
-        target = number if number is not None else (older[-1] if older else None)
-        if target is None or target not in kept:
-            wanted = "an older generalist" if number is None else f"generalist {number}"
-            there = ", ".join(map(str, kept)) or "none"
-            raise ComigsError(f"{wanted} is not kept on this device (kept: {there}); train on with: comigs-edge train")
-        arrays = self._read(target)
-        self.folder.empty_outbox()
-        standing.refused, standing.trained_from, standing.reference = standing.head, target, dict(arrays)
-        self._save()
-        return target, arrays
+        if losses.after <= losses.before:
+            standing.best = link.manifest.round
+        elif losses.before_is_present:
+            standing.best = standing.trained_from
 
-    def _move_to(self, link: Link) -> None:
-        self.standing.head, self.standing.head_hash = link.manifest.round, link.hash
-        self._save()
+    def take_over(self, link: Link, generalist: Arrays) -> Arrays:
+        """Trains from this generalist on, with what was not sent yet on top: `generalist`.
 
-    def _read(self, number: int) -> Arrays:
+        What this device brought in rounds that the fleet went back behind is on top again, in the generalist that is returned.
+        """
+        standing, reference = self.standing, self.read(link.manifest.round)
+        if link.turned_back:
+            generalist = add(generalist, self.brought(lambda number, _: number in link.turned_back))
+        if (standing.trained_from < 0 or link.turned_back) and digest(generalist) != digest(reference):
+            standing.unsent_tokens = max(1, standing.unsent_tokens)  # nobody counted those that come again
+        standing.trained_from, standing.reference = link.manifest.round, reference
+        self._move_to(link, generalist)
+        return generalist
+
+    def refuse(self, link: Link, generalist: Arrays) -> None:
+        """Keeps the old generalist, and what this device brought in rounds that were turned back."""
+        standing = self.standing
+        standing.refused = link.manifest.round
+        again = self.brought(lambda number, _: number in link.turned_back)
+        standing.reference = subtract(standing.reference, again)
+        standing.unsent_tokens = max(standing.unsent_tokens, len(link.turned_back) and 1)
+        self._move_to(link, generalist)
+
+    def _move_to(self, link: Link, generalist: Arrays) -> None:
+        standing = self.standing
+        standing.head, standing.head_hash = link.manifest.round, link.hash
+        # An open round's updates count in the next one where the fleet went back meanwhile.
+        standing.brought = {each: at + (at in link.moved) for each, at in standing.brought.items() if at not in link.turned_back}
+        self.note(generalist)
+        self.save()
+
+    def read(self, number: int) -> Arrays:
+        """A generalist that is kept."""
         table = compress.table(self._shapes, "float32")
         path = self.folder.generalist_path(number)
         arrays = wire.decode_expected(path.read_bytes(), table, str(path))
         return {name: np.array(array) for name, array in arrays.items()}
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Writes the standing, under the next number."""
         self.standing.number += 1
-        self.folder.save_standing(self.standing)
+        self.folder.save_standing(self.standing, self.membership.fleet)

@@ -15,10 +15,12 @@ class ForkedChain(ComigsError):
 
 
 class Link(NamedTuple):
-    """A verified manifest and its hash, which the next one names."""
+    """A verified manifest and its hash, which the next one names; and what happened since the head that a device knew."""
 
     manifest: Manifest
     hash: str
+    turned_back: frozenset[int] = frozenset()  # rounds that the fleet went back behind
+    moved: frozenset[int] = frozenset()  # rounds whose updates count in the next one, because the fleet went back meanwhile
 
 
 class Check:
@@ -45,10 +47,7 @@ def follow(newest: SignedManifest, head: int, head_hash: str, fetch: Callable[[i
     """
     last = check(newest)
     if last.round < head:
-        raise ForkedChain(
-            f"the coordinator shows generalist {last.round} as its newest and this device knows {head}: it was set back, or "
-            "restored from an old backup; nothing was taken over. If that is meant: comigs-edge join LINK"
-        )
+        raise set_back(last.round, head)
     if head < 0:
         return Link(last, keys.chain_hash(newest))
     known, links = head - 1, {}
@@ -70,11 +69,22 @@ def follow(newest: SignedManifest, head: int, head_hash: str, fetch: Callable[[i
         before, number = keys.chain_hash(link), number + 1
     if before != keys.chain_hash(newest):
         raise _forked(last.round, "there are two of it")
-    return Link(last, before)
+    backs = [each for each in (check(links[at]) for at in range(head + 1, last.round + 1)) if each.rolled_back_to is not None]
+    turned_back = frozenset(at for each in backs for at in range((each.rolled_back_to or 0) + 1, each.round))
+    return Link(last, before, turned_back, frozenset(each.round for each in backs))
+
+
+def set_back(newest: int, head: int) -> ForkedChain:
+    """The error for a coordinator whose newest generalist is older than the one that this device knows."""
+    shows = "no generalist" if newest < 0 else f"generalist {newest} as its newest"
+    return ForkedChain(
+        f"the coordinator shows {shows} and this device knows {head}: it was set back, or restored from an old backup; nothing "
+        "was taken over and nothing is lost. If it was restored, its owner runs: comigs-coordinator restored"
+    )
 
 
 def _forked(number: int, reason: str) -> ForkedChain:
     return ForkedChain(
         f"the coordinator's generalist {number} breaks the chain ({reason}): it may have been tampered with; nothing was taken "
-        "over, tell whoever runs it"
+        "over and nothing is lost, tell whoever runs it. If it was restored from a backup, they run: comigs-coordinator restored"
     )

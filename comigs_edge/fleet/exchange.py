@@ -12,7 +12,9 @@ import random
 import time
 from collections.abc import Callable
 
+from comigs_edge.fleet.back import go_back, restoration
 from comigs_edge.fleet.books import Books
+from comigs_edge.fleet.chain import ForkedChain, Link
 from comigs_edge.fleet.outcome import Judge, Outcome
 from comigs_edge.fleet.transport import Offline, Transport
 from comigs_edge.progress import SILENT, Progress
@@ -42,7 +44,7 @@ class Exchange:
         opted in. Without `judge` a new generalist is taken over unseen.
         """
         outcome, standing = Outcome(), self.books.standing
-        standing.unsent_tokens += tokens
+        self.books.note(generalist, tokens)
         try:
             state = self._bring(outcome, progress)
             self._take_over(state, generalist, judge, outcome, progress)
@@ -63,15 +65,17 @@ class Exchange:
         """Puts what the open round can count into the outbox; returns whether there is something."""
         if state.open_round == 0:
             self.books.seal_initial()
-        elif state.newest is None or not self.books.standing.unsent_tokens:
+        elif state.newest is None or self.books.standing.trained_from < 0 or not self.books.standing.unsent_tokens:
             return False
         else:
             self.books.seal(generalist, loss)
         return True
 
-    def bring_waiting(self, progress: Progress = SILENT) -> Outcome:
-        """Brings the outbox, and takes over nothing."""
+    def bring_waiting(self, interrupted: tuple[Arrays, str | None] | None, progress: Progress = SILENT) -> Outcome:
+        """Brings the outbox, and takes over nothing; `interrupted` is the generalist of an interrupted training and its mark."""
         outcome = Outcome()
+        if interrupted is not None:
+            self.books.note(self.books.resume(*interrupted))
         try:
             self._bring(outcome, progress)
         except Offline as error:
@@ -91,19 +95,33 @@ class Exchange:
 
     def _take_over(self, state: State, generalist: Arrays, judge: Judge | None, outcome: Outcome, progress: Progress) -> None:
         books = self.books
-        link = None if state.newest is None else books.follow(state.newest, self.transport.manifests)
+        link = self._follow(state, generalist, outcome, progress)
         if link is None:
             return
         manifest = link.manifest
-        books.begin_with(generalist, self.transport.manifests)
+        books.begin_with(generalist)
         outcome.bytes_received += books.bring(manifest, lambda path: self.transport.download(manifest, path, progress))
         before, after = books.compare_with(link, generalist)
-        if judge is not None and before is not None:
+        if judge is not None:
             outcome.judgement = losses = judge(before, after)
+            books.judged(link, losses)
             if not losses.after <= losses.before + books.gate:
-                outcome.refused = manifest.round
-                books.refuse(link)
+                outcome.refused, is_first = manifest.round, books.standing.trained_from < 0
+                books.refuse(link, generalist)
+                if is_first:  # nobody else's business: this device has not trained with the fleet yet
+                    return
                 self.transport.refuse(Refusal(round=manifest.round, loss_before=losses.before, loss_after=losses.after))
                 return
-        books.take_over(link, after)
-        outcome.generalist, outcome.taken_over = after, manifest.round
+        outcome.generalist, outcome.taken_over = books.take_over(link, after), manifest.round
+
+    def _follow(self, state: State, generalist: Arrays, outcome: Outcome, progress: Progress) -> Link | None:
+        """The link to take over; goes back first where the coordinator was restored from a backup and says so."""
+        books, fetch = self.books, self.transport.manifests
+        try:
+            return books.follow(state, fetch)
+        except ForkedChain:
+            if (note := restoration(books.membership, books.standing, state)) is None:
+                raise
+        go_back(books, note, state, generalist, fetch, lambda manifest, path: self.transport.download(manifest, path, progress))
+        outcome.restored_to = note.round
+        return books.follow(state, fetch)

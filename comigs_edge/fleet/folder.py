@@ -1,34 +1,40 @@
 """What a device keeps of the fleet it belongs to, in `fleet/` of its home; without torch.
 
     membership.json          the coordinator's address and pin, this device's id
-    standing.safetensors     this device's generalist as far as the coordinator has received it, and what it started from
-    outbox.safetensors       an update that the coordinator has not acknowledged; outbox.tried: it may have it all the same
-    generalists/000012       the last three generalists that were accepted
+    standing.safetensors     this device's generalist as far as the coordinator has received it, and what it started from;
+                             standing.json: its facts once more, so that a damaged one does not lose the chain's head
+    outbox.safetensors       an update that the coordinator has not acknowledged; outbox.tried: it may have it all the same;
+                             outbox.rejected: it never counts as it is
+    brought/ID               updates that counted, as long as the fleet may go back behind them
+    generalists/000012       the last three generalists that were accepted, and the best of them all
 
-The device's key is `device.key` beside them. Each file is replaced as a whole.
+The device's key is `device.key` beside them. Each file is replaced as a whole; a damaged one is set aside as *.damaged. A
+fleet that was left lies in `left/` of the home until its device joins it again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from safetensors import SafetensorError
-from safetensors.numpy import load as parse
 
 from comigs_edge import files
+from comigs_edge.arrays import select
 from comigs_edge.errors import ComigsError
+from comigs_edge.fleet.records import known, read_record, write_record
 from comigs_edge.home.folder import Home
 from coordinator.protocol import keys
-from coordinator.protocol.wire import Arrays, pieces
+from coordinator.protocol.errors import CoordinatorError
+from coordinator.protocol.messages import COUNTED_IDS
+from coordinator.protocol.wire import Arrays
 
 KEPT_GENERALISTS = 3
-_FACTS = "facts"  # JSON, as bytes in a tensor
+_ON_TOP = "on_top."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +65,12 @@ class Standing:
     kept: dict[str, str] = field(default_factory=dict)  # number -> SHA-256 of the generalists in the folder
     acknowledged: str = ""  # id of the last update that moved the reference
     unsent_tokens: int = 0  # trained on since the last update that arrived
+    brought: dict[str, int] = field(default_factory=dict)  # id -> round of the last updates that counted
+    best: int = -1  # the generalist that was best for this device's text; -1: none was judged yet
+    restored: int = 0  # number of the coordinator's last restoration that is known
     # What the coordinator has received of this device's generalist, on top of the one that training started from.
     reference: Arrays = field(default_factory=dict)
+    on_top: Arrays | None = None  # what it had learned beyond that at the last exchange; None: an earlier version wrote no such
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +90,13 @@ class FleetFolder:
     """The files."""
 
     def __init__(self, home: Home) -> None:
-        self.root = home.root / "fleet"
+        self.root, self._left = home.root / "fleet", home.root / "left"
+        self.notes: list[str] = []  # sentences for the user: what was found damaged
         self.key_file = home.root / "device.key"
         self._membership, self._standing = self.root / "membership.json", self.root / "standing.safetensors"
+        self._facts = self.root / "standing.json"
         self._outbox, self._tried = self.root / "outbox.safetensors", self.root / "outbox.tried"
+        self._rejected, self._brought = self.root / "outbox.rejected", self.root / "brought"
         self._generalists = self.root / "generalists"
 
     # Membership ---------------------------------------------------------------------------------------------------
@@ -98,43 +111,112 @@ class FleetFolder:
         if not self.is_member:
             raise ComigsError("this device belongs to no fleet; get a link from its coordinator and run: comigs-edge join LINK")
         try:
-            return Membership(**json.loads(self._membership.read_bytes()))
-        except (OSError, ValueError, TypeError) as error:
-            raise ComigsError(f"{self._membership} cannot be read ({error}); join again: comigs-edge join LINK") from error
+            return Membership(**known(json.loads(self._membership.read_bytes()), Membership))
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise ComigsError(
+                f"{self._membership} cannot be read ({error}); what was learned is kept, join again: comigs-edge join LINK"
+            ) from error
 
     def save_membership(self, membership: Membership) -> None:
         """Writes it, if it changed."""
-        if not self.is_member or self.membership() != membership:
-            files.write_atomic(self._membership, json.dumps(asdict(membership), indent=1).encode())
+        data = json.dumps(asdict(membership), indent=1).encode()
+        if not self.is_member or self._membership.read_bytes() != data:
+            files.write_atomic(self._membership, data)
 
     def leave(self) -> None:
-        """Deletes all but the device's key."""
-        shutil.rmtree(self.root, ignore_errors=True)
+        """Sets the folder aside, for the day when this device joins the same fleet again."""
+        aside = self._aside(self._fleet() or "unknown")
+        files.make_folder(self._left)
+        shutil.rmtree(aside, ignore_errors=True)
+        self.root.replace(aside)
+        files.sync_folder(self._left)
+
+    def take_up(self, fleet: str) -> Membership | None:
+        """The membership of this fleet that there was, with standing and outbox in their place again; None without one.
+
+        What is there of another fleet is set aside.
+        """
+        if self.root.exists() and self._fleet() != fleet:
+            self.leave()
+        if not self.root.exists() and self._aside(fleet).exists():
+            self._aside(fleet).replace(self.root)
+        try:
+            return self.membership() if self.is_member else None
+        except ComigsError:
+            return None
+
+    def _fleet(self) -> str | None:
+        """To which fleet the folder belongs: by its membership, or by its standing where that is damaged."""
+        for path in (self._membership, self._facts):
+            try:
+                return str(json.loads(path.read_bytes())["fleet"])
+            except (OSError, ValueError, TypeError, KeyError):
+                continue
+        return None
+
+    def _aside(self, fleet: str) -> Path:
+        return self._left / hashlib.sha256(fleet.encode()).hexdigest()[:16]
 
     def key(self) -> Ed25519PrivateKey:
         """This device's key; made when it is first asked for."""
         if not self.key_file.exists():
             files.write_atomic(self.key_file, keys.key_to_pem(keys.new_key()))
-        return keys.key_from_pem(self.key_file.read_bytes(), self.key_file)
+        try:
+            return keys.key_from_pem(self.key_file.read_bytes(), self.key_file)
+        except CoordinatorError as error:
+            raise ComigsError(f"{error}, or move it away and join again: comigs-edge join LINK") from error
 
     # Standing and outbox ------------------------------------------------------------------------------------------
 
     def standing(self) -> Standing:
-        """Where the device stands; a fresh one where nothing was exchanged yet."""
-        return Standing(**_read(self._standing, "reference")) if self._standing.exists() else Standing()
+        """Where the device stands; a fresh one where nothing was exchanged yet.
 
-    def save_standing(self, standing: Standing) -> None:
+        A damaged one is set aside; what is known without it, the facts, comes without a reference.
+        """
+        if not self._standing.exists() and not self._facts.exists():
+            return Standing()
+        try:
+            arrays, facts = read_record(self._standing, Standing)
+            reference = {name: array for name, array in arrays.items() if not name.startswith(_ON_TOP)}
+            return Standing(**facts, reference=reference, on_top=select(arrays, _ON_TOP) or None)
+        except (ComigsError, TypeError) as error:
+            self._set_aside(self._standing, str(error))
+        try:
+            return Standing(**known(json.loads(self._facts.read_bytes()), Standing))
+        except (OSError, ValueError, TypeError, AttributeError):
+            return Standing()
+
+    def save_standing(self, standing: Standing, fleet: str) -> None:
         """Writes it."""
-        _write(self._standing, "reference", standing)
+        facts = dict(vars(standing))
+        reference, on_top = facts.pop("reference"), facts.pop("on_top") or {}
+        tensors = reference | {_ON_TOP + name: array for name, array in on_top.items()}
+        write_record(self._standing, tensors, facts)
+        files.write_atomic(self._facts, json.dumps(facts | {"fleet": fleet}).encode())
 
     def outbox(self) -> Sealed | None:
-        """The update that waits."""
-        return Sealed(**_read(self._outbox, "packed")) if self._outbox.exists() else None
+        """The update that waits; a damaged one is set aside: the standing has what is in it."""
+        return self._sealed(self._outbox) if self._outbox.exists() else None
 
     def seal(self, update: Sealed) -> None:
         """Puts an update into the outbox, in place of one that is there."""
         self._tried.unlink(missing_ok=True)
-        _write(self._outbox, "packed", update)
+        facts = dict(vars(update))
+        write_record(self._outbox, facts.pop("packed"), facts)
+        self._rejected.unlink(missing_ok=True)
+
+    def _sealed(self, path: Path) -> Sealed | None:
+        try:
+            arrays, facts = read_record(path, Sealed)
+            return Sealed(**facts, packed=arrays)
+        except (ComigsError, TypeError) as error:
+            self._set_aside(path, str(error))
+            return None
+
+    def _set_aside(self, path: Path, why: str) -> None:
+        if path.exists():
+            path.replace(path.with_name(f"{path.name}.damaged"))
+        self.notes.append(f"{path} is damaged ({why[:200]}); it was set aside, and what the model has learned is kept")
 
     @property
     def was_tried(self) -> bool:
@@ -146,10 +228,37 @@ class FleetFolder:
         if not self.was_tried:
             files.write_atomic(self._tried, b"")
 
-    def empty_outbox(self) -> None:
-        """The update has arrived, or will not be brought."""
-        self._outbox.unlink(missing_ok=True)
+    @property
+    def was_rejected(self) -> bool:
+        """Whether the update in the outbox never counts as it is; it stays until another one holds what it holds."""
+        return self._rejected.exists() and self._outbox.exists()
+
+    def mark_rejected(self) -> None:
+        """The next update takes its place."""
+        files.write_atomic(self._rejected, b"")
         self._tried.unlink(missing_ok=True)
+
+    def empty_outbox(self) -> None:
+        """What is in it is somewhere else."""
+        for path in (self._outbox, self._tried, self._rejected):
+            path.unlink(missing_ok=True)
+
+    # What counted -------------------------------------------------------------------------------------------------
+
+    def move_to_brought(self, standing: Standing, update_id: str) -> None:
+        """The outbox has arrived; and deletes what no way back of the fleet can reach."""
+        files.make_folder(self._brought)
+        if self._outbox.exists():
+            self._outbox.replace(self._brought / update_id)
+        self.empty_outbox()
+        for path in self._brought.iterdir():
+            if path.name not in standing.brought:
+                path.unlink()
+
+    def brought(self, update_id: str) -> Sealed | None:
+        """An update that counted; None where it is gone."""
+        path = self._brought / update_id
+        return self._sealed(path) if path.exists() else None
 
     # Generalists --------------------------------------------------------------------------------------------------
 
@@ -158,25 +267,12 @@ class FleetFolder:
         return self._generalists / f"{number:06d}.safetensors"
 
     def keep(self, standing: Standing, number: int, sha256: str) -> None:
-        """Notes a generalist that was brought, and deletes all but the last three."""
+        """Notes a generalist that was brought, and deletes all but the last three and the best."""
         standing.kept[str(number)] = sha256
-        for old in sorted(standing.kept, key=int)[:-KEPT_GENERALISTS]:
+        wanted = {*sorted(map(int, standing.kept))[-KEPT_GENERALISTS:], standing.best, standing.trained_from}
+        for old in [each for each in standing.kept if int(each) not in wanted]:
             del standing.kept[old]
             self.generalist_path(int(old)).unlink(missing_ok=True)
-
-
-def _write(path: Path, arrays: str, record: Standing | Sealed) -> None:
-    """`arrays` is the field that holds the arrays; the others are the facts."""
-    facts = dict(vars(record))
-    tensors = {**facts.pop(arrays), _FACTS: np.frombuffer(json.dumps(facts).encode(), np.uint8)}
-    with files.atomic_writer(path) as file:
-        file.writelines(pieces(tensors))
-
-
-def _read(path: Path, arrays: str) -> dict[str, Any]:
-    try:
-        tensors = parse(path.read_bytes())
-        facts: dict[str, Any] = json.loads(tensors.pop(_FACTS).tobytes())
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise ComigsError(f"{path} is damaged ({error}); delete it and run: comigs-edge sync") from error
-    return {**facts, arrays: tensors}
+        oldest = min(map(int, standing.kept))
+        reachable = {each: at for each, at in standing.brought.items() if at > oldest}
+        standing.brought = dict(list(reachable.items())[-COUNTED_IDS:])

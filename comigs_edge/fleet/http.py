@@ -34,8 +34,8 @@ class HTTPTransport(Remote):
             return News(state=state)
         try:
             data = wire.encode(update.packed)
+            leaves(len(data))  # the coordinator may have a part from here on: the same bytes must follow
             sha256 = self.upload(data, progress)
-            leaves(len(data))
             receipt = self._commit(update, sha256, state.open_round)
         except RemoteRefused as error:
             if error.code not in REJECTED + WAITS:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import secrets
+from typing import get_args
 
+from comigs_edge.errors import ComigsError
 from comigs_edge.fleet.folder import Membership, Sealed
 from coordinator.protocol import compress, counting, rounds
+from coordinator.protocol.messages import Settings
 from coordinator.protocol.wire import Arrays, Shapes
 
 
@@ -23,3 +26,12 @@ def unpack(update: Sealed, shapes: Shapes) -> Arrays:
     """The change as the coordinator reads it; `shapes` are the generalist's."""
     sent = counting.update_shapes(shapes, update.averaging, update.trained_from)
     return compress.unpack(update.packed, sent, update.update_format)
+
+
+def check_settings(settings: Settings) -> None:
+    """Raises `ComigsError` for updates that this version cannot make."""
+    if settings.update_format not in compress.FORMATS or settings.averaging not in get_args(rounds.Averaging):
+        raise ComigsError(
+            f"the fleet asks for updates as {settings.update_format[:20]!r}, averaged {settings.averaging[:20]!r}, which this "
+            "version does not know; nothing is lost, upgrade comigs-edge"
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -11,13 +11,14 @@ from coordinator.protocol.wire import Arrays
 
 
 class Judgement(NamedTuple):
-    """Validation loss in nats a token with the generalist before, and with the new one."""
+    """Validation loss in nats a token with the best of the generalists before, and with the new one."""
 
     before: float
     after: float
+    before_is_present: bool = True  # that best one is the present one
 
 
-Judge = Callable[[Arrays, Arrays], Judgement]  # generalist before, generalist after
+Judge = Callable[[Sequence[Arrays], Arrays], Judgement]  # generalists before, the present one first; generalist after
 
 
 @dataclass
@@ -30,6 +31,7 @@ class Outcome:
     taken_over: int | None = None  # number of the generalist that was taken over
     refused: int | None = None  # number of the one that was worse
     judgement: Judgement | None = None
+    restored_to: int | None = None  # the generalist that the coordinator was restored to
     offline: str | None = None  # why the fleet was not reached
     waits: bool = False  # an update waits in the outbox
     bytes_sent: int = 0

@@ -117,7 +117,7 @@ class Rounds:
         if outcome.taken_over is not None:
             self._say(f"took over generalist {outcome.taken_over} of the fleet")
         if outcome.refused is not None and outcome.judgement is not None:
-            before, after = outcome.judgement
+            before, after, _ = outcome.judgement
             self._say(
                 f"kept the old generalist: {outcome.refused} would raise the validation loss from {before:.3f} to {after:.3f}"
             )

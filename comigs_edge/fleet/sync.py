@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from comigs_edge.arrays import select
 from comigs_edge.base.hparams import read_hparams
 from comigs_edge.errors import ComigsError
+from comigs_edge.fleet import back
 from comigs_edge.fleet.exchange import Exchange
 from comigs_edge.fleet.generalist import interrupted_state, read_generalist, read_layout, select_generalist
 from comigs_edge.fleet.http import open_exchange
@@ -16,6 +19,7 @@ from comigs_edge.home.folder import Home
 from comigs_edge.home.versions import Saved, load, save, versions
 from comigs_edge.planning.plan import resolve
 from comigs_edge.progress import Progress
+from comigs_edge.training import checkpoint
 from coordinator.protocol import wire
 from coordinator.protocol.wire import Arrays
 from quantize.gguf_file import GGUFFile
@@ -38,7 +42,7 @@ def sync(home: Home, settings: Config, progress: Progress) -> Sync:
     is_interrupted = interrupted_state(home) is not None  # it takes over what is new when it is resumed
     if is_interrupted or not versions(home.adapters):
         command = "comigs-edge train --resume" if is_interrupted else "comigs-edge train"
-        return Sync(outcome=exchange.bring_waiting(progress), next_command=command)
+        return Sync(outcome=exchange.bring_waiting(_interrupted(home), progress), next_command=command)
     saved, books = _saved(home, settings), exchange.books
     generalist = books.resume(select_generalist(saved.arrays), saved.manifest.get("fleet_mark"))
     outcome = exchange.run(generalist, 0, _judge(home, settings, saved), None, progress)
@@ -53,7 +57,9 @@ def roll_back(home: Home, settings: Config, to: int | None) -> tuple[int, int]:
     if interrupted_state(home) is not None:
         raise ComigsError("a training is interrupted and holds the generalist; end it first with: comigs-edge train --resume")
     saved, books = _saved(home, settings), _open(home, settings).books
-    number, generalist = books.roll_back(to)
+    number, generalist = back.roll_back(
+        books, to, books.resume(select_generalist(saved.arrays), saved.manifest.get("fleet_mark"))
+    )
     return number, _publish(home, settings, saved, generalist, number, books.mark)
 
 
@@ -71,6 +77,14 @@ def preview(home: Home, settings: Config) -> tuple[dict[str, Any], bool]:
         "also": ["number of tokens trained on", "number of the generalist it is a change of", "a random id"],
         "stays": ["your text", "specialists", "router", "optimiser state", *loss], "changes_nothing_yet": generalist is None,
     }, books.standing.trained_from < 0  # fmt: skip
+
+
+def _interrupted(home: Home) -> tuple[Arrays, str | None] | None:
+    """The generalist of an interrupted training, and its mark."""
+    state = checkpoint.load(home.state)
+    if state is None or not state.progress or state.progress["finished"]:
+        return None
+    return select_generalist(select(state.arrays, "current.")), state.progress.get("fleet_mark")
 
 
 def _open(home: Home, settings: Config) -> Exchange:
@@ -92,7 +106,7 @@ def _publish(home: Home, settings: Config, saved: Saved, generalist: Arrays, num
 def _judge(home: Home, settings: Config, saved: Saved) -> Judge:
     """Compares generalists on the validation text; base and text are loaded only if there is something to compare."""
 
-    def judge(before: Arrays, after: Arrays) -> Judgement:
+    def judge(before: Sequence[Arrays], after: Arrays) -> Judgement:
         from comigs_edge.fleet.gate import compare
         from comigs_edge.nn.adapters import Adapters
         from comigs_edge.training.run import open_training

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 
+from comigs_edge.fleet.back import roll_back
 from comigs_edge.fleet.folder import FleetFolder
 from comigs_edge.fleet.outcome import Judgement
 from comigs_edge.fleet.transport import Offline
@@ -117,7 +118,7 @@ def test_a_power_cut_behind_the_acknowledgement_moves_nothing_twice(make, tmp_pa
     device.learn(2.0)
     device.exchange()
     fleet.close()
-    device.folder.empty_outbox = lambda: None  # the power goes before the outbox is emptied
+    device.folder.move_to_brought = lambda *_: None  # the power goes before the outbox is emptied
     device.exchange(tokens=0)
     device.folder = FleetFolder(Home(tmp_path / "home-0"))
     device.open()
@@ -179,7 +180,7 @@ def test_a_generalist_that_makes_the_text_worse_is_refused_once(make):
     fleet.close()
 
     def worse(before, after):
-        return Judgement(1.0 + float(before[NAME][0, 0]), 1.0 + float(after[NAME][0, 0]))
+        return Judgement(1.0 + float(before[0][NAME][0, 0]), 1.0 + float(after[NAME][0, 0]))
 
     outcome = first.exchange(tokens=0, judge=worse)
     assert (outcome.refused, outcome.taken_over, outcome.judgement) == (1, None, Judgement(1.0, 2.0))
@@ -196,7 +197,7 @@ def test_a_device_goes_back_to_a_kept_generalist_and_takes_over_the_next_one(mak
         fleet.close()
         device.exchange(tokens=0)
     assert sorted(device.books.standing.kept) == ["2", "3", "4"]
-    number, device.local = device.books.roll_back(None)
+    number, device.local = roll_back(device.books, None, device.local)
     assert (number, device.value) == (3, 3.0)
     assert device.exchange(tokens=0).taken_over is None
     device.learn(0.5)

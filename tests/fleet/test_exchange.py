@@ -184,7 +184,7 @@ def test_a_third_of_refusals_turns_a_generalist_back(coordinator, tmp_path):
     settled(coordinator)
 
     def worse(before, after):
-        return Judgement(1.0 + float(before[NAME][0, 0]), 1.0 + float(after[NAME][0, 0]))
+        return Judgement(1.0 + float(before[0][NAME][0, 0]), 1.0 + float(after[NAME][0, 0]))
 
     for device in devices[:2]:
         outcome = device.exchange(tokens=0, judge=worse)
@@ -193,9 +193,10 @@ def test_a_third_of_refusals_turns_a_generalist_back(coordinator, tmp_path):
     row = coordinator.rounds()[2]
     assert (row["rolled_back_to"], row["refusals"]) == (0, 0)
     assert coordinator.rounds()[1]["refusals"] == 2
-    assert devices[0].exchange(tokens=0, judge=worse).taken_over == 2
-    assert devices[2].exchange(tokens=0).taken_over == 2
-    assert devices[2].value == 0.0
+    for device in (devices[0], devices[2]):
+        assert device.exchange(tokens=0, judge=worse).taken_over == 2
+        assert device.value == 1.0  # what each of them had brought itself is on top again
+        assert device.reference == 1.0  # and was brought once more
 
 
 def test_a_coordinator_restored_from_an_old_backup_is_not_followed(coordinator, tmp_path):
