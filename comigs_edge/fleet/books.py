@@ -26,12 +26,12 @@ from comigs_edge.errors import ComigsError
 from comigs_edge.fleet.chain import Check, Link, follow
 from comigs_edge.fleet.folder import FleetFolder, Sealed
 from comigs_edge.fleet.outbox import pack, unpack
-from comigs_edge.fleet.outcome import Outcome
+from comigs_edge.fleet.outcome import Judgement, Outcome
 from comigs_edge.fleet.transport import News
 from coordinator.protocol import compress, rounds, wire
 from coordinator.protocol.aggregate import aggregate
 from coordinator.protocol.generalist import may_leave
-from coordinator.protocol.messages import Manifest, SignedManifest, State
+from coordinator.protocol.messages import Manifest, Refusal, SignedManifest, State
 from coordinator.protocol.wire import Arrays, Shapes
 
 
@@ -201,6 +201,12 @@ class Books:
         """Keeps the old generalist."""
         self.standing.refused = link.manifest.round
         self._move_to(link)
+
+    def refusal(self, number: int, losses: Judgement) -> Refusal:
+        """What the coordinator is told of a refused generalist: its number, and losses only if the owner opted in."""
+        if not self._reports_loss:
+            return Refusal(round=number)
+        return Refusal(round=number, loss_before=losses.before, loss_after=losses.after)
 
     def roll_back(self, number: int | None) -> tuple[int, Arrays]:
         """Returns to a kept generalist, the one before by default; raises `ComigsError` if it is not kept.

@@ -16,7 +16,7 @@ from comigs_edge.fleet.books import Books
 from comigs_edge.fleet.outcome import Judge, Outcome
 from comigs_edge.fleet.transport import Offline, Transport
 from comigs_edge.progress import SILENT, Progress
-from coordinator.protocol.messages import Refusal, State
+from coordinator.protocol.messages import State
 from coordinator.protocol.wire import Arrays
 
 PAUSE, MAX_PAUSE = 5.0, 1800.0  # seconds before a fleet that is away is tried again: twice as long each time
@@ -103,7 +103,7 @@ class Exchange:
             if not losses.after <= losses.before + books.gate:
                 outcome.refused = manifest.round
                 books.refuse(link)
-                self.transport.refuse(Refusal(round=manifest.round, loss_before=losses.before, loss_after=losses.after))
+                self.transport.refuse(books.refusal(manifest.round, losses))
                 return
         books.take_over(link, after)
         outcome.generalist, outcome.taken_over = after, manifest.round
