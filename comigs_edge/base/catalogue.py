@@ -1,4 +1,4 @@
-"""Bases that can be had by name: where they are, under which licence, how large, with which SHA-256 where that is known."""
+"""Bases that can be had by name: where they are, under which licence, how large, with which SHA-256."""
 
 from __future__ import annotations
 
@@ -18,31 +18,39 @@ class Entry:
     """One base on a server that is laid out like Hugging Face's."""
 
     repository: str
-    revision: str
+    revision: str  # a commit, so that a name is the same file for ever
     file: str
     licence: str
     megabytes: int  # about; the server says it exactly
-    sha256: str | None = None  # None: what the server says is checked
+    sha256: str
 
 
 CATALOGUE = {
     "smollm2-135m-instruct-q8_0": Entry(
-        "bartowski/SmolLM2-135M-Instruct-GGUF", "main", "SmolLM2-135M-Instruct-Q8_0.gguf", "Apache-2.0", 145
+        "bartowski/SmolLM2-135M-Instruct-GGUF", "09816acd5d99df7be770d85ea30822623dab342c", "SmolLM2-135M-Instruct-Q8_0.gguf",
+        "Apache-2.0", 145, "5a1395716f7913741cc51d98581b9b1228d80987a9f7d3664106742eb06bba83",
     ),
     "smollm2-360m-instruct": Entry(
-        "HuggingFaceTB/SmolLM2-360M-Instruct-GGUF", "main", "smollm2-360m-instruct-q8_0.gguf", "Apache-2.0", 386
+        "HuggingFaceTB/SmolLM2-360M-Instruct-GGUF", "593b5a2e04c8f3e4ee880263f93e0bd2901ad47f",
+        "smollm2-360m-instruct-q8_0.gguf", "Apache-2.0", 386,
+        "48ab3034d0dd401fbc721eb1df3217902fee7dab9078992d66431f09b7750201",
     ),
     "qwen2.5-0.5b-instruct": Entry(
-        "Qwen/Qwen2.5-0.5B-Instruct-GGUF", "main", "qwen2.5-0.5b-instruct-q4_0.gguf", "Apache-2.0", 429
+        "Qwen/Qwen2.5-0.5B-Instruct-GGUF", "9217f5db79a29953eb74d5343926648285ec7e67", "qwen2.5-0.5b-instruct-q4_0.gguf",
+        "Apache-2.0", 429, "7671c0c304e6ce5a7fc577bcb12aba01e2c155cc2efd29b2213c95b18edaf6ed",
     ),
-    "qwen3-0.6b": Entry("Qwen/Qwen3-0.6B-GGUF", "main", "Qwen3-0.6B-Q8_0.gguf", "Apache-2.0", 639),
+    "qwen3-0.6b": Entry(
+        "Qwen/Qwen3-0.6B-GGUF", "23749fefcc72300e3a2ad315e1317431b06b590a", "Qwen3-0.6B-Q8_0.gguf", "Apache-2.0", 639,
+        "9465e63a22add5354d9bb4b99e90117043c7124007664907259bd16d043bb031",
+    ),
     "tinyllama-1.1b-chat": Entry(
         "TheBloke/TinyLlama-1.1B-Chat-v1.0-GGUF", "52e7645ba7c309695bec7ac98f4f005b139cf465",
         "tinyllama-1.1b-chat-v1.0.Q4_0.gguf", "Apache-2.0", 638,
         "da3087fb14aede55fde6eb81a0e55e886810e43509ec82ecdc7aa5d62a03b556",
     ),
     "llama-3.2-1b-instruct": Entry(
-        "bartowski/Llama-3.2-1B-Instruct-GGUF", "main", "Llama-3.2-1B-Instruct-Q8_0.gguf", "Llama 3.2 Community", 1322
+        "bartowski/Llama-3.2-1B-Instruct-GGUF", "067b946cf014b7c697f3654f621d577a3e3afd1c", "Llama-3.2-1B-Instruct-Q8_0.gguf",
+        "Llama 3.2 Community", 1321, "432f310a77f4650a88d0fd59ecdd7cebed8d684bafea53cbff0473542964f0c3",
     ),
 }  # fmt: skip
 DEFAULT_BASE = "smollm2-135m-instruct"
@@ -78,7 +86,7 @@ def bases_folder() -> Path:
 
 
 def find_source(model: str) -> tuple[str, str, str | None]:
-    """Name, address and SHA-256 of what was asked for."""
+    """Name, address and, from the catalogue, SHA-256 of what was asked for."""
     if "://" in model:
         parts = urlsplit(model)
         if parts.scheme not in ("http", "https") or not parts.path.endswith(".gguf"):

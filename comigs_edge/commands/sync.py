@@ -65,7 +65,12 @@ def _show_preview(preview: dict[str, Any], may_be_first: bool, json: bool) -> No
         first = tensors[names[0]]
         shape = " x ".join(map(str, first["shape"]))
         out.print(f"  {kind:<44} {len(names):>3} times {shape:<12} {first['type']}", soft_wrap=True)
-    out.print("\nwith it: tokens trained on, number of the generalist it is a change of, a random id")
+    out.print("\neverything that ever leaves this device, by occasion:")
+    occasions: dict[str, list[str]] = {}
+    for each in preview["leaves"]:
+        occasions.setdefault(each["occasion"], []).append(each["what"])
+    for occasion, things in occasions.items():
+        out.print(f"  {occasion + ':':<15} {'; '.join(things)}", soft_wrap=True)
     out.print(f"stays: {', '.join(preview['stays'])}")
     if preview["changes_nothing_yet"]:
         out.print("nothing was trained yet: these are the names that the first update will have")

@@ -34,7 +34,7 @@ from comigs_edge.fleet.outcome import Judgement, Outcome
 from comigs_edge.fleet.transport import News
 from coordinator.protocol import compress, rounds, wire
 from coordinator.protocol.generalist import may_leave
-from coordinator.protocol.messages import Manifest, State
+from coordinator.protocol.messages import Manifest, Refusal, State
 from coordinator.protocol.wire import Arrays, Shapes
 
 
@@ -247,6 +247,12 @@ class Books:
         if standing.best not in (-1, standing.trained_from) and str(standing.best) in standing.kept:
             before.append(add(self.read(standing.best), unsent))
         return before, after
+
+    def refusal(self, number: int, losses: Judgement) -> Refusal:
+        """What the coordinator is told of a refused generalist: its number, and losses only if the owner opted in."""
+        if not self._reports_loss:
+            return Refusal(round=number)
+        return Refusal(round=number, loss_before=losses.before, loss_after=losses.after)
 
     def judged(self, link: Link, losses: Judgement) -> None:
         """Remembers which of the generalists that were compared is the best."""

@@ -21,6 +21,7 @@ import msgspec
 import requests
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from requests.adapters import HTTPAdapter
+from requests.structures import CaseInsensitiveDict
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_before_delay, wait_random_exponential
 from urllib3.exceptions import SystemTimeWarning
 
@@ -33,6 +34,8 @@ from coordinator.protocol.messages import Commit, Join, Joined, Manifest, Proble
 
 PIECE = 1 << 18  # bytes sent or received at once: what a broken connection can cost
 TIMEOUT = (10, 90)  # seconds to connect, and to wait for the next bytes
+# The same on every device: the libraries would name themselves and their versions.
+HEADERS = {"User-Agent": "comigs-edge", "Accept-Encoding": "identity"}
 MAX_WAIT = 300.0  # seconds between two attempts
 RENEW = ("stale_epoch", "bad_signature")  # refusals after which epoch and clock are learned anew, once
 T = TypeVar("T")
@@ -65,6 +68,7 @@ class Remote:
         self._key, self._device = key, device
         self._session = requests.Session()
         self._session.trust_env = False  # no proxy stands between a device and its pinned coordinator
+        self._session.headers = CaseInsensitiveDict(HEADERS)
         self._session.verify = False  # the pin is checked in place of a chain of authorities
         self._session.mount("https://", _Pinned(pin))
         self._epoch: str | None = None
@@ -129,7 +133,7 @@ class Remote:
         files.sync_folder(target.parent)
 
     def _receive(self, manifest: Manifest, part: Path, here: int, progress: Progress) -> None:
-        headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={here}-"} if here else {})
+        headers = {"Range": f"bytes={here}-"} if here else {}
         answer = self._once("GET", f"/v1/generalists/{manifest.round}", b"", headers, stream=True)
         with answer, part.open("ab" if answer.status_code == 206 else "wb") as file:
             try:
@@ -193,7 +197,7 @@ class Remote:
         raise RemoteRefused(problem.error, problem.message)
 
     def _send(self, method: str, path: str, body: bytes, headers: dict[str, str], stream: bool) -> requests.Response:
-        request = requests.Request(method, self.address + path, data=body or None, headers=headers).prepare()
+        request = requests.Request(method, self.address + path, data=body or None, headers=HEADERS | headers).prepare()
         signatures.sign(request, self._key, self._device, self._epoch or "", body, self._offset)
         with _without_clock():
             return self._session.send(request, timeout=TIMEOUT, stream=stream)

@@ -18,7 +18,7 @@ from comigs_edge.fleet.chain import ForkedChain, Link
 from comigs_edge.fleet.outcome import Judge, Outcome
 from comigs_edge.fleet.transport import Offline, Transport
 from comigs_edge.progress import SILENT, Progress
-from coordinator.protocol.messages import Refusal, State
+from coordinator.protocol.messages import State
 from coordinator.protocol.wire import Arrays
 
 PAUSE, MAX_PAUSE = 5.0, 1800.0  # seconds before a fleet that is away is tried again: twice as long each time
@@ -110,7 +110,7 @@ class Exchange:
                 books.refuse(link, generalist)
                 if is_first:  # nobody else's business: this device has not trained with the fleet yet
                     return
-                self.transport.refuse(Refusal(round=manifest.round, loss_before=losses.before, loss_after=losses.after))
+                self.transport.refuse(books.refusal(manifest.round, losses))
                 return
         outcome.generalist, outcome.taken_over = books.take_over(link, after), manifest.round
 

@@ -211,7 +211,9 @@ class FleetConfig:
     gate: Annotated[
         float, setting("a new generalist that makes the validation text worse by more nats a token is not taken over", 0, 100)
     ] = 0.1
-    report_loss: Annotated[bool, setting("tell the coordinator the validation loss: it is shown on its status page")] = False
+    report_loss: Annotated[
+        bool, setting("tell the coordinator the validation losses, also of refusals: shown on its status page")
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)

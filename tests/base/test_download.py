@@ -3,6 +3,7 @@
 import hashlib
 import http.server
 import json
+import re
 import threading
 
 import pytest
@@ -97,6 +98,13 @@ def test_a_base_is_pulled_by_name_and_becomes_a_home(run, server, tmp_path, monk
     assert json.loads(run("status", "--json").stdout)["base"]["sha256"] == sha256(server)
     run("models", "pull", "tiny-base")  # it is there and right: no second request
     assert len(server.seen) == 1
+
+
+@pytest.mark.parametrize("name", catalogue.CATALOGUE)
+def test_every_base_of_the_catalogue_is_one_file_for_ever(name):
+    entry = catalogue.CATALOGUE[name]
+    assert re.fullmatch("[0-9a-f]{40}", entry.revision)
+    assert re.fullmatch("[0-9a-f]{64}", entry.sha256)
 
 
 def test_a_download_goes_on_after_cut_connections_and_busy_servers(server, url, tmp_path):

@@ -1,0 +1,66 @@
+"""Everything that ever leaves a device in a fleet, by occasion: what `sync --dry-run` prints and docs/privacy.md tells.
+
+`wire` names where a thing is on the wire: a field of a message as /v1/PATH:FIELD, a header, a part of a path or query, or
+"address" and "time", which every server sees. A test compares these with every byte that a real device sends.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+Occasion = Literal["joining", "every request", "an update", "a generalist", "a refusal"]
+
+
+@dataclass(frozen=True)
+class Leaves:
+    """One thing that leaves: on which occasion, in words, where it is on the wire, and whether only `report_loss` sends it."""
+
+    occasion: Occasion
+    what: str
+    wire: tuple[str, ...]
+    only_with_report_loss: bool = False
+
+
+_JOIN, _UPDATE, _REFUSAL = "/v1/join:", "/v1/updates:", "/v1/refusals:"
+
+LEAVES = (
+    Leaves("joining", "the invitation's code", (_JOIN + "code",)),
+    Leaves("joining", "the device's name", (_JOIN + "name",)),
+    Leaves("joining", "the device's public key", (_JOIN + "public_key",)),
+    Leaves("joining", "the version of comigs-edge", (_JOIN + "version",)),
+    Leaves("joining", "the base's name and SHA-256", (_JOIN + "generalist.base_name", _JOIN + "generalist.base_sha256")),
+    Leaves("joining", "form and scale of the experts", (_JOIN + "generalist.form", _JOIN + "generalist.scale")),
+    Leaves("joining", "names and shapes of the generalist's tensors", (_JOIN + "generalist.tensors",)),
+    Leaves("every request", "the device's id, a time, a nonce and their signature", ("Signature-Input", "Signature")),
+    Leaves("every request", "the coordinator's epoch, as it said it", ("Comigs-Epoch",)),
+    Leaves("every request", "size, type and SHA-256 of its body", ("Content-Length", "Content-Type", "Content-Digest")),
+    Leaves("every request", "the coordinator's own address", ("Host",)),
+    Leaves(
+        "every request", "what an HTTP client says of itself, the same on every device",
+        ("User-Agent", "Accept-Encoding"),
+    ),
+    Leaves("every request", "by the nature of a network: when it came, and from which address", ("time", "address")),
+    Leaves("an update", "changes of the generalist's tensors, their names and shapes", ("/v1/uploads/{sha256}:tensors",)),
+    Leaves("an update", "its SHA-256", ("/v1/uploads/{sha256}", _UPDATE + "sha256")),
+    Leaves("an update", "how much of it the coordinator has", ("Upload-Offset",)),
+    Leaves("an update", "the number of tokens that it was trained on", (_UPDATE + "tokens",)),
+    Leaves("an update", "the number of the generalist that it is a change of", (_UPDATE + "trained_from",)),
+    Leaves("an update", "the number of the round that is open", (_UPDATE + "expected_round",)),
+    Leaves("an update", "a random id", (_UPDATE + "update_id",)),
+    Leaves("an update", "the validation loss", (_UPDATE + "validation_loss",), only_with_report_loss=True),
+    Leaves("a generalist", "the number of the one that is wanted", ("/v1/generalists/{number}",)),
+    Leaves("a generalist", "from which byte on", ("Range",)),
+    Leaves("a generalist", "the number of the last one that is known", ("/v1/manifests?after",)),
+    Leaves("a refusal", "the number of the generalist that made the text worse", (_REFUSAL + "round",)),
+    Leaves(
+        "a refusal", "the validation losses before and after", (_REFUSAL + "loss_before", _REFUSAL + "loss_after"),
+        only_with_report_loss=True,
+    ),
+)  # fmt: skip
+STAYS = ("your text", "specialists", "router", "optimiser state")
+
+
+def leaving(reports_loss: bool) -> list[dict[str, object]]:
+    """The list for a device that reports its validation losses, or does not; as JSON."""
+    return [asdict(each) for each in LEAVES if reports_loss or not each.only_with_report_loss]
