@@ -3,7 +3,8 @@
 # make test    everything that must hold before a change is kept
 # make bench   the list of benchmarks; one of them: make bench WHAT=formats TEXT=FOLDER
 #              figures go to benchmark-work/results, with RECORD=1 over the shipped ones in benchmarks/results
-# make torture   kills, power cuts, full disks, load, fuzzing: about an hour, as root, on a quiet machine
+# make torture   kills, power cuts, load, forged requests, fuzzing, in one table beside the shipped figures: about an hour, as root,
+#                on a quiet machine; TIME=quick takes minutes, ONLY=kills,tests some parts
 # make clean   removes the environment and what was built
 
 PYTHON ?= python3
@@ -38,11 +39,7 @@ bench: $(READY)
 
 torture: $(READY)
 	@command -v strace > /dev/null && command -v xfs_io > /dev/null || { echo "needed: apt-get install strace xfsprogs"; exit 1; }
-	$(BIN)/python benchmarks/torture/kills.py
-	$(BIN)/python benchmarks/torture/power_cuts.py
-	$(BIN)/python benchmarks/torture/load.py
-	$(BIN)/python benchmarks/torture/herd.py
-	$(BIN)/pytest -m torture -s
+	$(BIN)/python benchmarks/torture/everything.py $(if $(filter quick,$(TIME)),--quick) $(if $(ONLY),--only $(ONLY))
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -104,6 +104,7 @@ BENCHMARKS = {
     "kills": Benchmark("the coordinator is killed at 1,000 points; wants strace", _torture("kills")),
     "power-cuts": Benchmark("its disk loses power 200 times; wants root and xfs_io", _torture("power_cuts")),
     "load": Benchmark("200 devices and a memory cgroup of 1 GB; wants root", _torture("load")),
+    "forgeries": Benchmark("forged, doubled and smuggled requests, races for an invitation", _torture("forgeries")),
     "herd": Benchmark("requests a second when a coordinator comes back, simulated", _torture("herd")),
     "same-bits": Benchmark("whether this checkout computes the bits of another one: BEFORE=CHECKOUT", _same_bits),
 }

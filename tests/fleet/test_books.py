@@ -184,7 +184,7 @@ def test_a_generalist_that_makes_the_text_worse_is_refused_once(make):
 
     outcome = first.exchange(tokens=0, judge=worse)
     assert (outcome.refused, outcome.taken_over, outcome.judgement) == (1, None, Judgement(1.0, 2.0))
-    assert [(each.round, each.loss_before, each.loss_after) for each in fleet.refusals] == [(1, 1.0, 2.0)]
+    assert [(each.round, each.loss_before, each.loss_after) for each in fleet.refusals] == [(1, None, None)]
     assert first.exchange(tokens=0, judge=worse).refused is None
     assert first.value == 0.0
 
