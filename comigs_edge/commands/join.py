@@ -42,7 +42,7 @@ def join(
 
 
 def leave() -> None:
-    """Leave the fleet; your model, its generalist included, stays as it is."""
+    """Leave the fleet; your model stays as it is, and what the fleet has not received yet waits for the day you join it again."""
     from comigs_edge.fleet.folder import FleetFolder
 
     home = homes.locate()

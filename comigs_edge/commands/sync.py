@@ -15,15 +15,21 @@ if TYPE_CHECKING:
 
 def sync(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would leave this device, and send nothing.")] = False,
+    address: Annotated[
+        Optional[str], typer.Option(metavar="URL", help="The coordinator moved: its new address, https://host:port.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Exchange generalists with the fleet now. `train` does it by itself."""
     from comigs_edge.commands.console import bar
+    from comigs_edge.fleet import joining
     from comigs_edge.fleet import sync as syncing
 
     home = homes.locate()
     settings = home.settings()
     with home.lock("sync"):
+        if address is not None:
+            joining.move(home, address)
         if dry_run:
             _show_preview(*syncing.preview(home, settings), json)
             return
@@ -80,21 +86,26 @@ def _show_preview(preview: dict[str, Any], may_be_first: bool, json: bool) -> No
 
 
 def _report(result: Sync, json: bool) -> None:
-    from comigs_edge.commands.console import next_command, out, print_json, size
+    from comigs_edge.commands.console import next_command, out, print_json, size, warn
     from comigs_edge.errors import ComigsError
 
     outcome = result.outcome
     if json:
         print_json({
             "updates": [{"round": each.round, "weight": each.weight} for each in outcome.receipts],
-            "taken_over": outcome.taken_over, "refused": outcome.refused, "waits": outcome.waits,
+            "taken_over": outcome.taken_over, 
+            "restored_to": outcome.restored_to, "refused": outcome.refused, "waits": outcome.waits,
             "offline": outcome.offline, "bytes_sent": outcome.bytes_sent, "bytes_received": outcome.bytes_received,
             "adapters_version": result.version, "next": result.next_command,
         })  # fmt: skip
+    for note in result.notes:
+        warn(note)
     if outcome.offline:
         raise ComigsError(outcome.offline)
     if json:
         return
+    if outcome.restored_to is not None:
+        out.print(outcome.restoration, soft_wrap=True)
     for receipt in outcome.receipts:
         out.print(f"brought an update to round {receipt.round}, it counts {receipt.weight:.2f} ({size(outcome.bytes_sent)})")
     if outcome.had_arrived:

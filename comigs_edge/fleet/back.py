@@ -63,11 +63,11 @@ def go_back(
     lost = books.brought(lambda at, update_id: at > number and update_id not in state.counted)
     start = links.get(standing.trained_from)
     is_common = start is not None and books.check(start).sha256 == standing.kept.get(str(standing.trained_from))
+    standing.kept = {at: sha256 for at, sha256 in standing.kept.items() if int(at) <= number}
     if standing.trained_from > number or not is_common:
         standing.reference = _common(books, note, state, links, lost, download)
     else:
         standing.reference = subtract(standing.reference, lost)
-    standing.kept = {at: sha256 for at, sha256 in standing.kept.items() if int(at) <= number}
     standing.head, standing.head_hash, standing.restored = number, note.manifest_hash, note.number
     standing.refused, standing.best = min(standing.refused, number), min(standing.best, number)
     standing.brought = {each: at for each, at in standing.brought.items() if at <= number or each in state.counted}

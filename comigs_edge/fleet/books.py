@@ -133,7 +133,7 @@ class Books:
     def seal(self, generalist: Arrays, loss: float | None) -> None:
         """Puts what was not sent yet into the outbox; before the first take-over it is only noted."""
         self.note(generalist)
-        self.folder.save_standing(self.standing, self.membership.fleet)
+        self.folder.save_standing(self.standing, self.membership)
         if self.standing.trained_from >= 0:
             self._put(self.pack(generalist, loss))
 
@@ -192,7 +192,7 @@ class Books:
             standing.number += 1
         standing.acknowledged = update.id
         standing.unsent_tokens = max(0, standing.unsent_tokens - update.tokens)
-        self.folder.save_standing(standing, self.membership.fleet)
+        self.folder.save_standing(standing, self.membership)
         self.folder.move_to_brought(standing, update.id)
 
     # Taking over --------------------------------------------------------------------------------------------------
@@ -303,4 +303,4 @@ class Books:
     def save(self) -> None:
         """Writes the standing, under the next number."""
         self.standing.number += 1
-        self.folder.save_standing(self.standing, self.membership.fleet)
+        self.folder.save_standing(self.standing, self.membership)

@@ -35,6 +35,7 @@ from coordinator.protocol.wire import Arrays
 
 KEPT_GENERALISTS = 3
 _ON_TOP = "on_top."
+_WORDS = ("fleet", "signing_key", "joined")  # of the membership, which its standing knows too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,31 +126,30 @@ class FleetFolder:
 
     def leave(self) -> None:
         """Sets the folder aside, for the day when this device joins the same fleet again."""
-        aside = self._aside(self._fleet() or "unknown")
+        aside = self._aside(self._fact("fleet") or "unknown")
         files.make_folder(self._left)
         shutil.rmtree(aside, ignore_errors=True)
         self.root.replace(aside)
         files.sync_folder(self._left)
 
-    def take_up(self, fleet: str) -> Membership | None:
-        """The membership of this fleet that there was, with standing and outbox in their place again; None without one.
+    def take_up(self, fleet: str, signing_key: str) -> str | None:
+        """Puts what there was of this fleet in its place again; returns the word of that membership, None without one.
 
         What is there of another fleet is set aside.
         """
-        if self.root.exists() and self._fleet() != fleet:
+        if self.root.exists() and self._fact("fleet") != fleet:
             self.leave()
         if not self.root.exists() and self._aside(fleet).exists():
             self._aside(fleet).replace(self.root)
-        try:
-            return self.membership() if self.is_member else None
-        except ComigsError:
-            return None
+        if self.root.exists() and self._fact("signing_key") != signing_key:
+            self.leave()
+        return self._fact("joined")
 
-    def _fleet(self) -> str | None:
-        """To which fleet the folder belongs: by its membership, or by its standing where that is damaged."""
+    def _fact(self, name: str) -> str | None:
+        """Of the membership; its standing knows some of them too, where that is damaged."""
         for path in (self._membership, self._facts):
             try:
-                return str(json.loads(path.read_bytes())["fleet"])
+                return str(json.loads(path.read_bytes())[name])
             except (OSError, ValueError, TypeError, KeyError):
                 continue
         return None
@@ -186,13 +186,13 @@ class FleetFolder:
         except (OSError, ValueError, TypeError, AttributeError):
             return Standing()
 
-    def save_standing(self, standing: Standing, fleet: str) -> None:
-        """Writes it."""
+    def save_standing(self, standing: Standing, member: Membership) -> None:
+        """Writes it, and beside it what is needed where it or the membership is damaged."""
         facts = dict(vars(standing))
         reference, on_top = facts.pop("reference"), facts.pop("on_top") or {}
         tensors = reference | {_ON_TOP + name: array for name, array in on_top.items()}
         write_record(self._standing, tensors, facts)
-        files.write_atomic(self._facts, json.dumps(facts | {"fleet": fleet}).encode())
+        files.write_atomic(self._facts, json.dumps(facts | {name: getattr(member, name) for name in _WORDS}).encode())
 
     def outbox(self) -> Sealed | None:
         """The update that waits; a damaged one is set aside: the standing has what is in it."""

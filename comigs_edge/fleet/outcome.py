@@ -36,3 +36,9 @@ class Outcome:
     waits: bool = False  # an update waits in the outbox
     bytes_sent: int = 0
     bytes_received: int = 0
+
+    @property
+    def restoration(self) -> str:
+        """What to tell the user of the coordinator's restoration."""
+        shown = "before its first generalist" if self.restored_to == -1 else f"to generalist {self.restored_to}"
+        return f"the coordinator was restored {shown}; your progress since then goes on top"

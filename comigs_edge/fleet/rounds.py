@@ -5,11 +5,13 @@ The generalist is the only thing that passes, through `may_leave`. Specialists, 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
 from comigs_edge.errors import USER_ERRORS
+from comigs_edge.fleet.exchange import Exchange
 from comigs_edge.fleet.folder import FleetFolder
 from comigs_edge.fleet.gate import compare
 from comigs_edge.fleet.http import open_exchange
@@ -44,10 +46,9 @@ class Rounds:
     def __init__(
         self, home: Home, training: TrainingRun, trainer: Trainer, say: Callable[[str], None], warn: Callable[[str], None]
     ) -> None:
-        """Takes over the newest generalist. Raises `ComigsError` where the home belongs to no fleet."""
-        self._training, self._trainer, self._say, self._warn = training, trainer, say, warn
-        layout, hparams = trainer.adapters.layout, trainer.adapters.hparams
-        self._exchange = open_exchange(home, training.settings, layout, hparams, PATIENCE)
+        """Takes over the newest generalist."""
+        self._home, self._training, self._trainer, self._say, self._warn = home, training, trainer, say, warn
+        self._opened: Exchange | None = None
         self._tokens, self._was_offline, self._is_alone = 0, False, False
         self.totals = Totals()
         self._guard(self._begin)
@@ -56,7 +57,7 @@ class Rounds:
         """After a step: exchanges if a round's steps are done."""
         if event.is_best:
             self._training.best_mark = self._training.fleet_mark
-        if event.phase == "expert":
+        if event.phase == "expert" and not self._is_alone:
             self._tokens += event.tokens
             if event.expert_steps % self._exchange.books.membership.local_steps == 0 and self._exchange.is_due():
                 self._guard(self.exchange)
@@ -70,13 +71,32 @@ class Rounds:
             return
         try:
             action()
-        except USER_ERRORS as error:
+            self._training.fleet_mark = self._exchange.books.mark
+        except Exception as error:
             self._is_alone = True
-            self._warn(f"{error}; the training goes on alone")
-        self._training.fleet_mark = self._exchange.books.mark
+            reason = str(error) if isinstance(error, USER_ERRORS) else f"{type(error).__name__}: {error}"
+            self._warn(f"{reason}; the training goes on alone")
+            with contextlib.suppress(Exception):
+                self._settle()
+
+    def _settle(self) -> None:
+        """After an error in the middle: the generalist becomes the one that the books on the disk are about."""
+        adapters, self._opened = self._trainer.adapters, None
+        books = self._exchange.books
+        adapters.load_generalist(books.resume(adapters.generalist(), self._training.fleet_mark))
+        self._training.fleet_mark = books.mark
+
+    @property
+    def _exchange(self) -> Exchange:
+        if self._opened is None:
+            adapters = self._trainer.adapters
+            self._opened = open_exchange(self._home, self._training.settings, adapters.layout, adapters.hparams, PATIENCE)
+        return self._opened
 
     def _begin(self) -> None:
         trainer, books = self._trainer, self._exchange.books
+        for note in books.folder.notes:
+            self._warn(note)
         trainer.adapters.load_generalist(books.resume(trainer.adapters.generalist(), self._training.fleet_mark))
         self.exchange()
         if trainer.first_loss is None:  # this is what is to be beaten
@@ -111,6 +131,8 @@ class Rounds:
             totals.generalists, totals.newest = totals.generalists + 1, outcome.taken_over
 
     def _report(self, outcome: Outcome) -> None:
+        if outcome.restored_to is not None:
+            self._say(outcome.restoration)
         for receipt in outcome.receipts:
             late = "" if receipt.weight == 1 else f", late: it counts {receipt.weight:.2f}"
             self._say(f"update in round {receipt.round}{late}")
@@ -119,7 +141,8 @@ class Rounds:
         if outcome.refused is not None and outcome.judgement is not None:
             before, after, _ = outcome.judgement
             self._say(
-                f"kept the old generalist: {outcome.refused} would raise the validation loss from {before:.3f} to {after:.3f}"
+                f"kept the old generalist: generalist {outcome.refused} would change the validation loss from {before:.3f} to "
+                f"{after:.3f}"
             )
         if outcome.offline and not self._was_offline:
             self._say(f"{outcome.offline.split(';')[0]}; training goes on, the update waits")

@@ -35,6 +35,7 @@ class Sync:
     outcome: Outcome
     next_command: str
     version: int | None = None  # of the adapters that hold the generalist that was taken over
+    notes: tuple[str, ...] = ()  # what was found damaged
 
 
 def sync(home: Home, settings: Config, progress: Progress) -> Sync:
@@ -43,14 +44,15 @@ def sync(home: Home, settings: Config, progress: Progress) -> Sync:
     is_interrupted = interrupted_state(home) is not None  # it takes over what is new when it is resumed
     if is_interrupted or not versions(home.adapters):
         command = "comigs-edge train --resume" if is_interrupted else "comigs-edge train"
-        return Sync(outcome=exchange.bring_waiting(_interrupted(home), progress), next_command=command)
+        outcome = exchange.bring_waiting(_interrupted(home), progress)
+        return Sync(outcome=outcome, next_command=command, notes=tuple(exchange.books.folder.notes))
     saved, books = _saved(home, settings), exchange.books
     generalist = books.resume(select_generalist(saved.arrays), saved.manifest.get("fleet_mark"))
     outcome = exchange.run(generalist, 0, _judge(home, settings, saved), None, progress)
     version = None
     if outcome.generalist is not None:
         version = _publish(home, settings, saved, outcome.generalist, outcome.taken_over, books.mark)
-    return Sync(outcome=outcome, version=version, next_command="comigs-edge chat")
+    return Sync(outcome=outcome, version=version, next_command="comigs-edge chat", notes=tuple(books.folder.notes))
 
 
 def roll_back(home: Home, settings: Config, to: int | None) -> tuple[int, int]:

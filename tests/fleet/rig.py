@@ -15,7 +15,7 @@ from comigs_edge.fleet.transport import News
 from comigs_edge.home.folder import Home
 from coordinator.protocol import compress, keys, rounds, wire
 from coordinator.protocol.aggregate import aggregate
-from coordinator.protocol.messages import Join, Manifest, Settings, State
+from coordinator.protocol.messages import Join, Manifest, Restoration, Settings, State
 from tests.coordinator.rig import SHAPES, arrays, generalist
 
 BASE = "ab" * 32
@@ -28,13 +28,29 @@ class FolderFleet:
     def __init__(self, root, update_format="float32", averaging="separate"):
         self.root, self.key = root, keys.new_key()
         self.settings = Settings(local_steps=2, update_format=update_format, averaging=averaging)
-        self.links, self.updates, self.refusals, self.counted = [], {}, [], defaultdict(list)
+        self.links, self.updates, self.refusals, self.counted, self.rounds = [], {}, [], defaultdict(list), {}
+        self.norm_limit, self.note = None, None
         root.mkdir()
+
+    def turn_back(self, to):
+        """Publishes generalist `to` again, as refusals make a coordinator do."""
+        self._publish(len(self.links), (self.root / str(to)).read_bytes(), 0, to)
+
+    def restore(self, to, says_so=True):
+        """As from a backup that was made when `to` was the newest generalist."""
+        self.links, self.updates = self.links[: to + 1], {}
+        for device, ids in self.counted.items():
+            self.counted[device] = [each for each in ids if self.rounds[each] <= to]
+        if says_so:
+            last = keys.chain_hash(self.links[-1]) if self.links else ""
+            note = Restoration(fleet="fleet", number=1, round=to, manifest_hash=last)
+            self.note = keys.sign_restoration(self.key, note)
 
     def state(self, device):
         return State(
             open_round=len(self.links), newest=self.links[-1] if self.links else None, settings=self.settings,
             has_contributed=device in self.updates, next_poll_seconds=5.0, counted=self.counted[device][-8:],
+            norm_limit=self.norm_limit, restored=self.note,
         )  # fmt: skip
 
     def arrays(self, number):
@@ -49,14 +65,18 @@ class FolderFleet:
             stale = rounds.staleness(number - 1, update.trained_from)
             changes.append((change, rounds.weight(rounds.Rules(), stale, update.tokens)))
             self.counted[device].append(update.id)
+            self.rounds[update.id] = number
         data = wire.encode(aggregate(self.arrays(number - 1) if number else arrays(0.0), changes))
+        self._publish(number, data, len(changes), None)
+        self.updates = {}
+
+    def _publish(self, number, data, devices, again):
         (self.root / str(number)).write_bytes(data)
         manifest = Manifest(
             fleet="fleet", round=number, sha256=hashlib.sha256(data).hexdigest(), size=len(data), base_sha256=BASE,
-            previous=keys.chain_hash(self.links[-1]) if self.links else "", devices=len(changes),
+            previous=keys.chain_hash(self.links[-1]) if self.links else "", devices=devices, rolled_back_to=again,
         )  # fmt: skip
         self.links.append(keys.sign_manifest(self.key, manifest))
-        self.updates = {}
 
 
 class FolderTransport:
