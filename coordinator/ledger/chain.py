@@ -32,6 +32,7 @@ class Counted:
     sha256: str
     trained_from: int
     weight: int
+    counted_weight: int
     format: str
     averaging: str
 
@@ -88,7 +89,9 @@ class Chain:
             return None
         before = self._database.value("SELECT sha256 FROM rounds WHERE number = ?", row["number"] - 1)
         updates = self._database.rows(
-            "SELECT sha256, trained_from, weight, format, averaging FROM updates WHERE round = ? ORDER BY device", row["number"]
+            "SELECT sha256, trained_from, weight, coalesce(counted_weight, weight) AS counted_weight, format, averaging "
+            "FROM updates WHERE round = ? ORDER BY device",
+            row["number"],
         )
         return Job(row["number"], generalist, before, [Counted(**update) for update in updates])
 
@@ -192,7 +195,7 @@ def make_generalist(job: Job, payloads: Payloads) -> tuple[str, int]:
     updates = []
     for update in job.updates:
         sent = counting.update_shapes(shapes, update.averaging, update.trained_from)
-        updates.append((_Tensors(payloads.path(update.sha256), sent, update.format), update.weight))
+        updates.append((_Tensors(payloads.path(update.sha256), sent, update.format), update.counted_weight, update.weight))
 
     def pieces() -> Iterator[bytes | memoryview]:
         yield wire.header(table)

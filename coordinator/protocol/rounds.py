@@ -10,7 +10,8 @@ waits: it trains from the newest generalist there is, and its progress is sent t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -22,6 +23,7 @@ ONE = 1 << 16  # the fixed-point weight of a fresh update
 MAX_UPDATES = 1024  # of one round: what `aggregate` sums exactly
 INNER = (".lora_a", ".ffn_gate.weight", ".ffn_up.weight")  # of tensors that read an expert's input
 TOKEN_CAP = 1 << 20  # tokens beyond which an update's weight does not grow: bounds what one device can claim
+TOKEN_FACTOR = 4  # ... and times the median of its round's claims
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +84,17 @@ def weight(rules: Rules, stale: int, tokens: int) -> int:
     """
     share = min(max(tokens, 1), TOKEN_CAP) / TOKEN_CAP if rules.weights == "tokens" else 1.0
     return max(1, round(ONE * share / math.sqrt(1 + stale)))
+
+
+def token_cap(tokens: Sequence[int]) -> int:
+    """Tokens of one update that are believed in a round with these claims: `TOKEN_FACTOR` times the (lower) median."""
+    return TOKEN_FACTOR * max(1, statistics.median_low(tokens))
+
+
+def capped(weight: int, tokens: int, cap: int) -> int:
+    """The `weight` by these tokens as if they were `cap` at most."""
+    believed = min(max(tokens, 1), TOKEN_CAP)
+    return max(1, weight * min(believed, cap) // believed)
 
 
 def trained_names(names: Iterable[str], averaging: str, round_number: int) -> list[str]:

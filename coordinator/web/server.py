@@ -195,8 +195,8 @@ class Server:
                 table = self.fleet.table(wish.trained_from)
                 with self.fleet.payloads.hold(wish.sha256):
                     async with self._checks:
-                        size = await asyncio.to_thread(self.fleet.check_upload, device, wish, table)
-                    receipt = self.fleet.record(device, wish, size)
+                        checked = await asyncio.to_thread(self.fleet.check_upload, device, wish, table)
+                    receipt = self.fleet.record(device, wish, checked)
                 log.info("round %d: %s, weight %.2f", receipt.round, device.name, receipt.weight)
                 self._wake.set()
         return answer(receipt)
