@@ -141,8 +141,20 @@ class Chain:
         return self._refusals(refusal.round, active)
 
     def _refusals(self, number: int, active: int) -> dict[str, int]:
-        count = int(self._database.value("SELECT count(*) FROM refusals WHERE round = ?", number))
-        return {"refusals": count, "active": active, "newest": self.newest_number}
+        rows = self._database.rows(
+            "SELECT device FROM refusals JOIN devices ON id = device WHERE round = ? AND revoked IS NULL", number
+        )
+        counted = rounds.believed({row["device"] for row in rows}, self.habitual(), active)
+        return {"refusals": len(counted), "active": active, "newest": self.newest_number}
+
+    def habitual(self) -> set[str]:
+        """Ids of devices that refused most of the last generalists that the fleet made."""
+        rows = self._database.rows(
+            "SELECT device FROM refusals WHERE round IN (SELECT number FROM rounds WHERE published IS NOT NULL "
+            "AND rolled_back_to IS NULL ORDER BY number DESC LIMIT ?) GROUP BY device HAVING count(*) >= ?",
+            rounds.OF, rounds.REFUSED,
+        )  # fmt: skip
+        return {row["device"] for row in rows}
 
     def _roll_back(self, newest: int, generalist: Generalist) -> None:
         """Publishes the generalist before `newest` under the open round's number, which grows by one."""

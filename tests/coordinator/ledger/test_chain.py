@@ -178,13 +178,51 @@ def test_the_first_generalist_cannot_be_refused(room):
     refused("stale_round", refuse, room, devices[0], 0)
 
 
-def test_one_device_of_two_does_not_turn_the_fleet_back_alone(tmp_path):
+def test_one_device_of_two_turns_the_fleet_back(tmp_path):
     room = Room(tmp_path / "room", goal=1)
     first, second = room.join(), room.join()
     for value in (1.0, 1.0):
         room.step((first, arrays(value)))
-    assert refuse(room, second)["newest"] == 1
-    assert refuse(room, first)["newest"] == 2
+    assert refuse(room, second) == {"refusals": 1, "active": 2, "newest": 2}
+    assert room.value() == 1.0
+
+
+def play(room, honest, refusing, rounds_played, refuses=lambda number: True):
+    """Rounds in which the honest bring 1.0 each and the others refuse; returns the rounds that were turned back."""
+    room.step((honest[0], arrays(0.0)))
+    for number in range(rounds_played):
+        room.step(*((device, arrays(1.0)) for device in honest))
+        for device in refusing:
+            if refuses(number):
+                refuse(room, device)
+    return [row["number"] for row in room.fleet.database.rows("SELECT number FROM rounds WHERE rolled_back_to IS NOT NULL")]
+
+
+@pytest.mark.parametrize(
+    ("honest", "refusing", "refuses", "turned_back"),
+    [
+        (3, 1, lambda number: True, 0),  # one of four
+        (2, 2, lambda number: True, 2),
+        (4, 2, lambda number: True, 2),  # then they are not believed any more
+        (6, 2, lambda number: True, 0),
+        (4, 2, lambda number: number % 5 < 2, 8),  # as often as they are believed
+        (1, 1, lambda number: True, 2),
+        (1, 2, lambda number: True, 20),  # more than half: their fleet
+    ],
+)
+def test_who_refuses_nearly_everything_freezes_nothing(tmp_path, honest, refusing, refuses, turned_back):
+    room = Room(tmp_path / "room", goal=honest)
+    devices = [room.join() for _ in range(honest + refusing)]
+    assert len(play(room, devices[:honest], devices[honest:], 20, refuses)) == turned_back
+    assert room.value() == 20 - turned_back
+
+
+def test_a_refusal_of_one_that_was_removed_does_not_count(tmp_path):
+    room = Room(tmp_path / "room", goal=1)
+    devices = grown(room, 1.0, 2.0, 50.0) + [room.join() for _ in range(3)]
+    refuse(room, devices[5])
+    room.fleet.revoke(devices[5].name)
+    assert refuse(room, devices[4]) == {"refusals": 1, "active": 5, "newest": 2}
 
 
 def test_payloads_of_ten_generalists_are_kept_and_of_the_open_round(room):

@@ -102,8 +102,8 @@ def test_an_update_is_checked_to_its_last_number(value, is_good):
             counting.check_update(data, table, "float16")
 
 
-@pytest.mark.parametrize(("active", "needed"), [(0, 0), (1, 1), (2, 2), (3, 2), (6, 2), (7, 3), (50, 17)])
-def test_a_third_of_the_fleet_and_at_least_two_turn_back(active, needed):
+@pytest.mark.parametrize(("active", "needed"), [(0, 0), (1, 1), (2, 1), (3, 2), (6, 2), (7, 3), (50, 17)])
+def test_a_third_of_the_fleet_and_at_least_two_of_three_turn_back(active, needed):
     assert refusal_quorum(active) == needed
 
 
