@@ -32,6 +32,7 @@ class Counted:
     sha256: str
     trained_from: int
     weight: int
+    counted_weight: int
     format: str
     averaging: str
 
@@ -88,7 +89,9 @@ class Chain:
             return None
         before = self._database.value("SELECT sha256 FROM rounds WHERE number = ?", row["number"] - 1)
         updates = self._database.rows(
-            "SELECT sha256, trained_from, weight, format, averaging FROM updates WHERE round = ? ORDER BY device", row["number"]
+            "SELECT sha256, trained_from, weight, coalesce(counted_weight, weight) AS counted_weight, format, averaging "
+            "FROM updates WHERE round = ? ORDER BY device",
+            row["number"],
         )
         return Job(row["number"], generalist, before, [Counted(**update) for update in updates])
 
@@ -138,8 +141,20 @@ class Chain:
         return self._refusals(refusal.round, active)
 
     def _refusals(self, number: int, active: int) -> dict[str, int]:
-        count = int(self._database.value("SELECT count(*) FROM refusals WHERE round = ?", number))
-        return {"refusals": count, "active": active, "newest": self.newest_number}
+        rows = self._database.rows(
+            "SELECT device FROM refusals JOIN devices ON id = device WHERE round = ? AND revoked IS NULL", number
+        )
+        counted = rounds.believed({row["device"] for row in rows}, self.habitual(), active)
+        return {"refusals": len(counted), "active": active, "newest": self.newest_number}
+
+    def habitual(self) -> set[str]:
+        """Ids of devices that refused most of the last generalists that the fleet made."""
+        rows = self._database.rows(
+            "SELECT device FROM refusals WHERE round IN (SELECT number FROM rounds WHERE published IS NOT NULL "
+            "AND rolled_back_to IS NULL ORDER BY number DESC LIMIT ?) GROUP BY device HAVING count(*) >= ?",
+            rounds.OF, rounds.REFUSED,
+        )  # fmt: skip
+        return {row["device"] for row in rows}
 
     def _roll_back(self, newest: int, generalist: Generalist) -> None:
         """Publishes the generalist before `newest` under the open round's number, which grows by one."""
@@ -192,7 +207,7 @@ def make_generalist(job: Job, payloads: Payloads) -> tuple[str, int]:
     updates = []
     for update in job.updates:
         sent = counting.update_shapes(shapes, update.averaging, update.trained_from)
-        updates.append((_Tensors(payloads.path(update.sha256), sent, update.format), update.weight))
+        updates.append((_Tensors(payloads.path(update.sha256), sent, update.format), update.counted_weight, update.weight))
 
     def pieces() -> Iterator[bytes | memoryview]:
         yield wire.header(table)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Callable
+from typing import NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -17,10 +18,17 @@ from coordinator.ledger.config import Config
 from coordinator.ledger.database import Database
 from coordinator.ledger.members import Device, Members
 from coordinator.ledger.payloads import Payloads
-from coordinator.protocol import compress, counting, rounds, wire
-from coordinator.protocol.counting import Standing
+from coordinator.protocol import compress, counting, norms, rounds, wire
+from coordinator.protocol.counting import Claim, Standing
 from coordinator.protocol.errors import Refused
 from coordinator.protocol.messages import COUNTED_IDS, Commit, Join, Joined, Receipt, Refusal, State
+
+
+class Checked(NamedTuple):
+    """An upload that is acceptable and durable."""
+
+    size: int  # bytes
+    norm: float  # L2
 
 
 class Fleet:
@@ -77,7 +85,7 @@ class Fleet:
         return State(
             open_round=number, newest=self.chain.newest, settings=self.config.settings,
             has_contributed=self._is_in(device, number), counted=[row["update_id"] for row in reversed(counted)],
-            next_poll_seconds=rounds.next_poll_seconds(self.active),
+            next_poll_seconds=rounds.next_poll_seconds(self.active), norm_limit=norms.limit((), self._norms()),
         )  # fmt: skip
 
     def may_read(self, device: Device, number: int) -> bool:
@@ -125,19 +133,19 @@ class Fleet:
         shapes = counting.update_shapes(generalist.tensors, self.config.rounds.averaging, trained_from)
         return compress.table(shapes, self._format(trained_from))
 
-    def check_upload(self, device: Device, wish: Commit, table: wire.Table) -> int:
-        """Checks an upload's every byte and makes it durable; returns its size. No ledger: may run in another thread."""
+    def check_upload(self, device: Device, wish: Commit, table: wire.Table) -> Checked:
+        """Checks an upload's every byte and makes it durable. No ledger: may run in another thread."""
         size = wire.encoded_size(table)
         part = self.payloads.finish(device.id, wish.sha256, size)
         try:
-            counting.check_update(part.read_bytes(), table, self._format(wish.trained_from))
+            norm = counting.check_update(part.read_bytes(), table, self._format(wish.trained_from))
         except wire.WireError as error:
             self.payloads.forget(device.id, wish.sha256)
             raise Refused(422, "bad_update", str(error)) from error
         self.payloads.keep(part, wish.sha256)
-        return size
+        return Checked(size, norm)
 
-    def record(self, device: Device, wish: Commit, size: int) -> Receipt:
+    def record(self, device: Device, wish: Commit, checked: Checked) -> Receipt:
         """Counts a checked upload: from here on it is neither lost nor counted twice."""
         known = self.receipt_if_counted(device, wish)  # the round may have closed meanwhile
         if known is not None:
@@ -147,9 +155,10 @@ class Fleet:
         with self.database.transaction():
             self.database.run(
                 "INSERT INTO updates (device, round, sha256, trained_from, weight, tokens, size, format, averaging, "
-                "validation_loss, received, update_id) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                device.id, wish.expected_round, wish.sha256, wish.trained_from, weight, wish.tokens, size,
+                "validation_loss, received, update_id, norm) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                device.id, wish.expected_round, wish.sha256, wish.trained_from, weight, wish.tokens, checked.size,
                 self._format(wish.trained_from), rules.averaging, wish.validation_loss, self.clock(), wish.update_id,
+                checked.norm,
             )  # fmt: skip
             if wish.validation_loss is not None:
                 self.database.run("UPDATE devices SET validation_loss = ? WHERE id = ?", wish.validation_loss, device.id)
@@ -162,9 +171,27 @@ class Fleet:
         if first is None or not rounds.is_complete(self.config.rounds, number, updates, self.active, now - first):
             return False
         with self.database.transaction():
+            self._weigh(number)
             self.database.run("UPDATE rounds SET closed = ? WHERE number = ?", now, number)
             self.database.run("INSERT INTO rounds (number, opened) VALUES (?, ?)", number + 1, now)
         return True
+
+    def _weigh(self, number: int) -> None:
+        """Enters what each update of a round that closes counts; that of round 0 is a generalist, no change."""
+        rows = self.database.rows("SELECT rowid AS id, weight, tokens, norm FROM updates WHERE round = ?", number)
+        claims = [Claim(row["weight"], row["tokens"], row["norm"] if number else None) for row in rows]
+        for row, weights in zip(rows, counting.weigh_round(claims, self._norms(), self.config.rounds), strict=True):
+            self.database.run("UPDATE updates SET weight = ?, counted_weight = ? WHERE rowid = ?", *weights, row["id"])
+
+    def _norms(self) -> list[float]:
+        """The norms with which the updates of the last closed rounds counted."""
+        rows = self.database.rows(
+            "SELECT norm, norm * counted_weight / weight AS counted, counted_weight = weight AS whole FROM updates "
+            "WHERE norm IS NOT NULL AND counted_weight IS NOT NULL AND round IN (SELECT DISTINCT round FROM updates "
+            "WHERE round > 0 AND norm IS NOT NULL AND counted_weight IS NOT NULL ORDER BY round DESC LIMIT ?)",
+            norms.ROUNDS,
+        )
+        return [row["norm"] if row["whole"] else row["counted"] for row in rows]
 
     def _is_in(self, device: Device, number: int) -> bool:
         query = "SELECT 1 FROM updates WHERE device = ? AND round = ?"

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from coordinator.protocol.wire import Arrays
 
 SCALE = 1 << 28
-MAX_ABSOLUTE = 64.0  # of a number in an update
+MAX_ABSOLUTE = 64.0  # of a number in an update, and in a generalist
 PIECE = 1 << 18  # numbers that are converted at once: temporaries stay small
 
 
@@ -25,10 +25,14 @@ class Mean:
         self._sums: dict[str, npt.NDArray[np.int64]] = {}
         self._weights: dict[str, int] = {}
 
-    def add(self, update: Arrays, weight: int) -> None:
-        """Counts one device's update; raises `ValueError` for a number or a weight that could overflow."""
-        if not 1 <= weight <= 1 << 16:
-            raise ValueError(f"a weight of {weight} is not between 1 and {1 << 16}")
+    def add(self, update: Arrays, weight: int, counted: int | None = None) -> None:
+        """Counts one device's update; raises `ValueError` for a number or a weight that could overflow.
+
+        `counted`, at most `weight`, is what it has above the fraction bar where its norm is bounded.
+        """
+        counted = weight if counted is None else counted
+        if not 1 <= weight <= 1 << 16 or not 0 <= counted <= weight:
+            raise ValueError(f"a weight of {weight} is not between 1 and {1 << 16}, or {counted} of it are counted")
         for name, array in update.items():
             flat = array.reshape(-1)
             total = self._sums.setdefault(name, np.zeros(flat.size, np.int64))
@@ -36,17 +40,18 @@ class Mean:
                 piece = flat[start : start + PIECE].astype(np.float64)
                 if not (np.abs(piece) <= MAX_ABSOLUTE).all():
                     raise ValueError(f"{name} holds numbers beyond {MAX_ABSOLUTE}")
-                total[start : start + PIECE] += np.rint(piece * SCALE).astype(np.int64) * weight
+                total[start : start + PIECE] += np.rint(piece * SCALE).astype(np.int64) * counted
             self._weights[name] = self._weights.get(name, 0) + weight
 
     def apply(self, before: Arrays) -> Arrays:
-        """`before` plus the mean change of each tensor; tensors that no update holds stay as they are. float32."""
-        return {
-            name: (array + self._mean(name).reshape(array.shape)).astype(np.float32)
-            if name in self._sums
-            else array.astype(np.float32)
-            for name, array in before.items()
+        """`before` plus the mean change of each tensor, float32; no number is beyond `MAX_ABSOLUTE`.
+
+        Tensors that no update holds stay as they are.
+        """
+        after = {
+            name: array + self._mean(name).reshape(array.shape) if name in self._sums else array for name, array in before.items()
         }
+        return {name: np.clip(array, -MAX_ABSOLUTE, MAX_ABSOLUTE).astype(np.float32) for name, array in after.items()}
 
     def _mean(self, name: str) -> npt.NDArray[np.float64]:
         return self._sums[name] / (float(SCALE) * self._weights[name])

@@ -7,6 +7,7 @@ the device's generalist minus what the coordinator has received so far.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Literal, get_args
 
 import numpy as np
@@ -45,6 +46,14 @@ def unpack(packed: Packed, shapes: Shapes, format_name: str) -> Arrays:
         blocks = packed[name].astype(np.float32) * packed[name + SCALES].astype(np.float32)[:, None]
         arrays[name] = blocks.reshape(-1)[: math.prod(shape)].reshape(shape)
     return arrays
+
+
+def unpack_flat(packed: Packed, format_name: str) -> Iterator[npt.NDArray[np.float32]]:
+    """The arrays of `unpack`, one after the other, flat; int8's may end with zeros more."""
+    if format_name != "int8":
+        return (array.reshape(-1).astype(np.float32) for array in packed.values())
+    names = packed.keys() - {name + SCALES for name in packed}
+    return (unpack(packed, {name: (packed[name].size,)}, format_name)[name] for name in names)
 
 
 def largest(packed: Packed, format_name: str) -> dict[str, float]:

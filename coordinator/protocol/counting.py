@@ -1,7 +1,7 @@
 """What counts, and what the next generalist is, as functions of values: no ledger, no files, no clock.
 
-commit ──► check_commit ──► check_update ──► weigh ──► next_generalist
-           does it fit?     are the bytes    how much  the generalist before plus the weighted mean
+commit ──► check_commit ──► check_update ──► weigh, weigh_round ──► next_generalist
+           does it fit?     are the bytes    how much              the generalist before plus the weighted mean
                             acceptable?
 """
 
@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from coordinator.protocol import compress, rounds, wire
-from coordinator.protocol.aggregate import MAX_ABSOLUTE, aggregate
+from coordinator.protocol import compress, norms, rounds, wire
+from coordinator.protocol.aggregate import MAX_ABSOLUTE, Mean
 from coordinator.protocol.errors import Refused
 from coordinator.protocol.messages import MAX_INTEGER, Commit
 from coordinator.protocol.rounds import Rules
@@ -31,6 +32,14 @@ class Standing:
     open_round: int
     newest: int  # number of the newest generalist; -1: none yet
     has_contributed: bool  # this device, to the open round
+
+
+class Claim(NamedTuple):
+    """What is known of an update when its round closes."""
+
+    weight: int
+    tokens: int
+    norm: float | None  # None: it came to a coordinator that did not look at norms
 
 
 def check_commit(wish: Commit, standing: Standing, rules: Rules, device_name: str) -> None:
@@ -58,12 +67,13 @@ def update_shapes(shapes: Shapes, averaging: str, trained_from: int) -> dict[str
     return {name: tuple(shapes[name]) for name in names}
 
 
-def check_update(data: bytes, table: wire.Table, format_name: str) -> None:
-    """Raises `WireError` unless these bytes are an update with this table, every number of which can be summed."""
+def check_update(data: bytes, table: wire.Table, format_name: str) -> float:
+    """The L2 norm of an update; raises `WireError` unless these bytes are one, every number of which can be summed."""
     arrays = wire.decode_expected(data, table, "the update")
     for name, value in compress.largest(arrays, format_name).items():
         if value > MAX_ABSOLUTE:
             raise wire.WireError(f"the update: tensor {name} holds numbers beyond {MAX_ABSOLUTE:g}")
+    return norms.l2_norm(compress.unpack_flat(arrays, format_name))
 
 
 def weigh(wish: Commit, newest: int, rules: Rules) -> int:
@@ -71,15 +81,26 @@ def weigh(wish: Commit, newest: int, rules: Rules) -> int:
     return rounds.weight(rules, rounds.staleness(newest, wish.trained_from), wish.tokens)
 
 
+def weigh_round(updates: Sequence[Claim], before: Sequence[float], rules: Rules) -> list[tuple[int, int]]:
+    """(weight, counted weight) of each update of a round that closes; `before`: norms that counted in the rounds before."""
+    cap = rounds.token_cap([update.tokens for update in updates]) if rules.weights == "tokens" else None
+    largest = norms.limit([update.norm for update in updates if update.norm is not None], before)
+    weights = [update.weight if cap is None else rounds.capped(update.weight, update.tokens, cap) for update in updates]
+    return [(weight, norms.bounded(weight, update.norm, largest)) for weight, update in zip(weights, updates, strict=True)]
+
+
 def next_generalist(
-    shapes: Shapes, before: Mapping[str, Array] | None, updates: Sequence[tuple[Mapping[str, Array], int]]
+    shapes: Shapes, before: Mapping[str, Array] | None, updates: Sequence[tuple[Mapping[str, Array], int, int]]
 ) -> Iterator[dict[str, Array]]:
-    """The next generalist, one tensor at a time in the order of the names; `updates` are (change, weight).
+    """The next generalist, one tensor at a time in the order of the names; `updates` are (change, counted weight, weight).
 
     None is the generalist before the first one: zeros, to which the first update adds itself. Mappings may read from disk:
     each tensor is taken once and not kept.
     """
     for name in sorted(shapes):
         start = np.zeros(shapes[name], np.float32) if before is None else before[name]
-        changes = (({name: update[name]}, weight) for update, weight in updates if name in update)
-        yield aggregate({name: start}, changes)
+        mean = Mean()
+        for update, counted, weight in updates:
+            if name in update:
+                mean.add({name: update[name]}, weight, counted)
+        yield mean.apply({name: start})

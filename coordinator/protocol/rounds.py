@@ -10,7 +10,8 @@ waits: it trains from the newest generalist there is, and its progress is sent t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+import statistics
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -22,6 +23,8 @@ ONE = 1 << 16  # the fixed-point weight of a fresh update
 MAX_UPDATES = 1024  # of one round: what `aggregate` sums exactly
 INNER = (".lora_a", ".ffn_gate.weight", ".ffn_up.weight")  # of tensors that read an expert's input
 TOKEN_CAP = 1 << 20  # tokens beyond which an update's weight does not grow: bounds what one device can claim
+REFUSED, OF = 3, 5  # one that refused so many of the fleet's last generalists is not believed
+TOKEN_FACTOR = 4  # ... and times the median of its round's claims
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +87,17 @@ def weight(rules: Rules, stale: int, tokens: int) -> int:
     return max(1, round(ONE * share / math.sqrt(1 + stale)))
 
 
+def token_cap(tokens: Sequence[int]) -> int:
+    """Tokens of one update that are believed in a round with these claims: `TOKEN_FACTOR` times the (lower) median."""
+    return TOKEN_FACTOR * max(1, statistics.median_low(tokens))
+
+
+def capped(weight: int, tokens: int, cap: int) -> int:
+    """The `weight` by these tokens as if they were `cap` at most."""
+    believed = min(max(tokens, 1), TOKEN_CAP)
+    return max(1, weight * min(believed, cap) // believed)
+
+
 def trained_names(names: Iterable[str], averaging: str, round_number: int) -> list[str]:
     """The tensors that devices train, and send, for this round, sorted.
 
@@ -100,8 +114,16 @@ def trained_names(names: Iterable[str], averaging: str, round_number: int) -> li
 
 
 def refusal_quorum(active: int) -> int:
-    """Devices that must refuse the newest generalist before the one before it is published again: a third, at least two."""
-    return max(math.ceil(active / 3), min(2, active))
+    """Devices that must refuse the newest generalist before the one before it is published again.
+
+    A third, at least two; one of one or two.
+    """
+    return max(math.ceil(active / 3), min(2, active - 1))
+
+
+def believed(refusing: Set[str], habitual: Set[str], active: int) -> Set[str]:
+    """Those of the `refusing` devices that count: not the `habitual` ones, unless more than half of the fleet refuses."""
+    return refusing if 2 * len(refusing) > active else refusing - habitual
 
 
 def generalist_before(number: int, again: Mapping[int, int]) -> int:

@@ -195,8 +195,8 @@ class Server:
                 table = self.fleet.table(wish.trained_from)
                 with self.fleet.payloads.hold(wish.sha256):
                     async with self._checks:
-                        size = await asyncio.to_thread(self.fleet.check_upload, device, wish, table)
-                    receipt = self.fleet.record(device, wish, size)
+                        checked = await asyncio.to_thread(self.fleet.check_upload, device, wish, table)
+                    receipt = self.fleet.record(device, wish, checked)
                 log.info("round %d: %s, weight %.2f", receipt.round, device.name, receipt.weight)
                 self._wake.set()
         return answer(receipt)
@@ -204,7 +204,8 @@ class Server:
     async def _refuse(self, request: web.Request, device: Device, body: bytes) -> web.Response:
         refusal = parse(body, Refusal)
         counts = self.fleet.refuse(device, refusal)
-        log.info("%s keeps its generalist and not %d", device.name, refusal.round)
+        note = "; it refuses most of them and is not counted" if device.id in self.fleet.chain.habitual() else ""
+        log.info("%s keeps its generalist and not %d%s", device.name, refusal.round, note)
         return web.json_response(counts)
 
     # For people and programs on this machine ----------------------------------------------------------------------

@@ -16,13 +16,13 @@ def test_two_devices_get_the_mean_of_their_changes(coordinator, tmp_path):
     np.testing.assert_allclose(
         start["generalist.blk.0.ffn_gate.lora_a"], random_arrays(0)["generalist.blk.0.ffn_gate.lora_a"], atol=2e-9
     )
-    first.push(arrays(1.0))
-    second.push(arrays(4.0))
+    first.push(arrays(2.0))
+    second.push(arrays(3.0))
     for member in (first, second):
         number, found = member.pull(tmp_path, at_least=1)
         assert number == 1
         for name, array in found.items():
-            np.testing.assert_allclose(array, start[name] + 2.5, rtol=1e-6)  # (1 + 4) / 2
+            np.testing.assert_allclose(array, start[name] + 2.5, rtol=1e-6)  # (2 + 3) / 2
 
 
 def test_an_invitation_is_good_for_one_device(coordinator):

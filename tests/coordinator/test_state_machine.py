@@ -7,6 +7,7 @@ and means worked out in fractions. Updates are arrays full of one number, so tha
 import contextlib
 import math
 import tempfile
+from collections import defaultdict
 from fractions import Fraction
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from tests.coordinator.ledger.test_fleet import Room, arrays, sha
 
 ONE = 65536
 DEADLINE = 100.0
+NUMBERS = st.sampled_from([sign * n / 8 for n in (8, 9, 10, 11) for sign in (1, -1)])  # no norm is 1.5 times another's
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # what fsync promises is for other tests
 
 
@@ -37,7 +39,7 @@ class Model:
         self.first = None  # when the open round's first update came
         self.values = []  # of the generalists, as float32; len(values) - 1 is the newest
         self.content = []  # the number under which each one's content was published first
-        self.refusals = set()  # of the newest
+        self.refusals = defaultdict(set)  # by generalist
         self.acknowledged = {}  # (device, value, trained_from) -> round
 
     @property
@@ -69,8 +71,14 @@ class Model:
             change = sum(round(Fraction(value) * SCALE) * weight for value, weight in rows)
             change = Fraction(change, SCALE * sum(weight for _, weight in rows))
             self.content.append(len(self.values))
-            self.values.append(np.float32(float(before) + float(change)))
-            self.refusals = set()
+            self.values.append(np.float32(min(64.0, max(-64.0, float(before) + float(change)))))
+
+    def believed(self, number):
+        """Who refuses this generalist, without those that refused three of the last five that were made."""
+        refusing = self.refusals[number] - self.revoked
+        made = [other for other, content in enumerate(self.content) if content == other][-5:]
+        often = {device for device in refusing if sum(device in self.refusals[other] for other in made) >= 3}
+        return refusing if 2 * len(refusing) > len(self.active) else refusing - often
 
 
 class FleetMachine(RuleBasedStateMachine):
@@ -133,7 +141,7 @@ class FleetMachine(RuleBasedStateMachine):
 
     @rule(
         data=st.data(),
-        value=st.integers(-64, 64).map(lambda n: n / 8),
+        value=NUMBERS,
         behind=st.sampled_from([0] * 6 + [1, 1, 2, 3, 5]),
         ahead=st.sampled_from([0] * 10 + [-1, 1]),
         stops=st.sampled_from(["", "", "", "after half", "after all", "after the check", "after the answer"]),
@@ -147,7 +155,7 @@ class FleetMachine(RuleBasedStateMachine):
         if stops:
             self.send(device, value, trained_from, number, "")
 
-    @rule(data=st.data(), values=st.lists(st.integers(-64, 64).map(lambda n: n / 8), min_size=6, max_size=6))
+    @rule(data=st.data(), values=st.lists(NUMBERS, min_size=6, max_size=6))
     def a_whole_round(self, data, values):
         """All devices bring what they have, some of it late; so that the fleet gets somewhere."""
         for device, value in zip(self.model.active, values, strict=False):
@@ -245,10 +253,10 @@ class FleetMachine(RuleBasedStateMachine):
             assert self.room.ledger() == before
             return
         self.room.fleet.refuse(self.handle(device), refusal)
-        model.refusals.add(device)
+        model.refusals[number].add(device)
         # A refusal that is told again counts once, and is looked at again: fewer may be enough where devices were revoked since.
         active = len(model.active)
-        if waits or len(model.refusals) < max(math.ceil(Fraction(active, 3)), min(2, active)):
+        if waits or len(model.believed(number)) < max(math.ceil(Fraction(active, 3)), min(2, active - 1)):
             return
         good = model.content[model.content[model.newest] - 1] if model.content[model.newest] else -1
         if good < 0 or model.newest + 1 - good > 9:  # not kept any more, or there is none
@@ -258,7 +266,6 @@ class FleetMachine(RuleBasedStateMachine):
         model.rounds += [{}, moved]
         model.values.append(model.values[good])
         model.content.append(good)
-        model.refusals = set()
 
     # What holds ---------------------------------------------------------------------------------------------------
 

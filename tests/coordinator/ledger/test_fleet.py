@@ -144,9 +144,9 @@ def test_one_device_alone_is_a_working_fleet(room):
 def test_a_round_waits_for_all_active_devices_and_not_for_those_that_are_away(room):
     first, second, away = (room.join() for _ in range(3))
     room.step((first, arrays(0.0)))
-    room.step((first, arrays(1.0)), (second, arrays(3.0)))
+    room.step((first, arrays(2.5)), (second, arrays(3.0)))
     assert room.chain.newest_number == 0
-    room.step((away, arrays(5.0)))
+    room.step((away, arrays(3.5)))
     assert room.value() == 3.0
     room.now += room.config.rounds.active_seconds + 1
     for device in (first, second):
@@ -159,10 +159,10 @@ def test_the_deadline_runs_from_the_first_update_and_asks_for_half_of_the_fleet(
     devices = [room.join() for _ in range(4)]
     room.step((devices[0], arrays(0.0)))
     room.now += 5000
-    room.step((devices[0], arrays(2.0)))
+    room.step((devices[0], arrays(2.5)))
     room.now += 1800
     assert not room.fleet.close_if_complete()  # one of four
-    room.commit(devices[1], arrays(4.0))
+    room.commit(devices[1], arrays(3.5))
     room.publish()
     assert (room.chain.newest_number, room.value()) == (1, 3.0)
     room.commit(devices[0], arrays(2.0))
@@ -180,8 +180,8 @@ def test_a_device_counts_once_in_a_round_whatever_it_sends(room):
     for _ in range(3):
         assert room.commit(first, arrays(1.0)) == receipt  # the answer was lost
     refused("already_counted", room.commit, first, arrays(9.0))
-    room.step((second, arrays(3.0)))
-    assert room.value() == 2.0
+    room.step((second, arrays(1.25)))
+    assert room.value() == 1.125
     assert room.commit(first, arrays(1.0), trained_from=0, expected_round=1) == receipt  # long after
     assert room.commit(first, arrays(1.0), trained_from=0, expected_round=2) == receipt
     assert room.fleet.database.value("SELECT count(*) FROM updates") == 3
@@ -207,23 +207,23 @@ def test_a_mean_of_late_and_fresh_is_that_worked_by_hand(tmp_path):
     room.step((first, arrays(0.0)))
     for _ in range(3):
         room.step((first, arrays(0.0)), (second, arrays(0.0)))
-    room.step((first, arrays(3.0)), (late, arrays(6.0)), trained_from=None)
+    room.step((first, arrays(3.0)), (late, arrays(4.0)), trained_from=None)
     base = room.value()
-    assert base == 4.5
+    assert base == 3.5
     room.commit(first, arrays(3.0))
-    room.commit(late, arrays(6.0), trained_from=1)  # three behind: half
+    room.commit(late, arrays(4.0), trained_from=1)  # three behind: half
     room.publish()
-    assert room.value() == np.float32(4.5 + (3.0 + 0.5 * 6.0) / 1.5)
+    assert room.value() == np.float32(3.5 + (3.0 + 0.5 * 4.0) / 1.5)
 
 
 def test_by_tokens_a_device_counts_as_it_trained(tmp_path):
     room = Room(tmp_path / "room", weights="tokens")
     first, second = room.join(), room.join()
     room.step((first, arrays(0.0)))
-    room.commit(first, arrays(1.0), tokens=100 * 1024)
+    room.commit(first, arrays(4.0), tokens=100 * 1024)
     room.commit(second, arrays(5.0), tokens=300 * 1024)
     room.publish()
-    assert room.value() == 4.0
+    assert room.value() == 4.75
 
 
 @pytest.mark.parametrize(
@@ -309,8 +309,8 @@ def test_a_revoked_device_does_not_count_in_the_open_round_and_is_not_waited_for
     room.step((lost, arrays(9.0)), (first, arrays(1.0)))
     room.fleet.revoke("lost")
     assert room.fleet.open_round == 1
-    room.step((second, arrays(3.0)))
-    assert room.value() == 2.0
+    room.step((second, arrays(1.25)))
+    assert room.value() == 1.125
     assert room.fleet.database.value("SELECT count(*) FROM updates WHERE device = ?", lost.id) == 0
 
 
@@ -404,8 +404,8 @@ def test_an_update_id_counts_once_whatever_comes_with_it(room):
     first, second = room.join(), room.join()
     room.step((first, arrays(0.0)))
     receipt = room.commit(first, arrays(1.0), update_id="0a")
-    room.step((second, arrays(3.0)), update_id="0a")  # another device's ids are its own
-    assert room.value() == 2.0
+    room.step((second, arrays(1.25)), update_id="0a")  # another device's ids are its own
+    assert room.value() == 1.125
     before = room.ledger()
     assert room.commit(first, arrays(1.0), update_id="0a") == receipt
     assert room.commit(first, arrays(9.0), update_id="0a") == receipt
