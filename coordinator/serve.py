@@ -7,8 +7,8 @@ import contextlib
 import ctypes
 import logging
 import os
+import resource
 import signal
-import socket
 import sqlite3
 import ssl
 import time
@@ -19,16 +19,16 @@ from typing import Any
 
 from aiohttp import web
 
-from coordinator import admin
+from coordinator import addresses, admin
 from coordinator.ledger.folder import Folder
 from coordinator.ledger.payloads import DiskFailure
 from coordinator.protocol.errors import CoordinatorError
+from coordinator.web.door import STRANGERS, Door
 from coordinator.web.server import Server
 
 IDLE_SECONDS = 10.0  # for a request's head to come, and between two requests
-HANDSHAKE_SECONDS = 10.0
 STOP_SECONDS = 5.0  # for requests in progress
-BACKLOG = 512
+DESCRIPTORS = 65_536  # wanted; where the system gives fewer, strangers may have a quarter
 TLS_BUFFER = 1 << 15  # bytes of each connection; asyncio's own is 256 KiB
 M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # malloc.h: setting the first keeps glibc from raising it
 
@@ -75,8 +75,8 @@ async def _run(
     try:
         await runner.setup()
         await own.setup()
-        listening = await _listen(runner, folder, host, port)
-        address = address or _address(host, listening.sockets[0].getsockname()[1])
+        door, port = await _open_door(runner, folder, host, port)
+        address = address or str(await asyncio.to_thread(addresses.invited, host, port))
         if server.fleet.database.fact("address") != address:
             server.fleet.database.set_fact("address", address)
         with admin.socket_path(folder.root) as path:
@@ -85,7 +85,7 @@ async def _run(
             os.chmod(path, 0o600)
             ready(address, folder.pin, folder)
             await stop.wait()
-        listening.close()
+        await door.close()
     finally:
         clock.cancel()
         await own.cleanup()
@@ -97,28 +97,28 @@ async def _run(
     logging.getLogger("comigs-coordinator").info("stopped")
 
 
-async def _listen(runner: web.AppRunner, folder: Folder, host: str, port: int) -> asyncio.Server:
+async def _open_door(runner: web.AppRunner, folder: Folder, host: str, port: int) -> tuple[Door, int]:
+    """The door, open, and its port."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.load_cert_chain(folder.certificate, folder.tls_key)
     assert runner.server is not None
+    door = Door(runner.server, context, min(STRANGERS, _raise_limit_of_descriptors() // 4))
     try:
-        return await asyncio.get_running_loop().create_server(
-            runner.server, host, port, ssl=context, ssl_handshake_timeout=HANDSHAKE_SECONDS, backlog=BACKLOG
-        )
+        listening = await asyncio.to_thread(addresses.listen, host, port)
     except OSError as error:
         raise CoordinatorError(
             f"port {port} of {host} cannot be used ({error.strerror or error}); choose another with --port"
         ) from error
+    door.open(listening)
+    return door, listening[0].getsockname()[1]
 
 
-def _address(host: str, port: int) -> str:
-    """The address for invitations; a host that means every address becomes this machine's own on its network."""
-    if host in ("0.0.0.0", "::", ""):
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            try:
-                probe.connect(("192.0.2.1", 9))  # sends nothing: it selects the local address
-                host = probe.getsockname()[0]
-            except OSError:
-                host = socket.gethostname()
-    return f"https://{f'[{host}]' if ':' in host else host}:{port}"
+def _raise_limit_of_descriptors() -> int:
+    """As many open files and connections as the system lets this process have, up to `DESCRIPTORS`; returns how many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return DESCRIPTORS if soft == resource.RLIM_INFINITY else soft
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return wanted

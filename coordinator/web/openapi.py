@@ -34,6 +34,7 @@ REFUSALS = {
     422: "The message or the upload cannot be used; nothing was changed.",
     429: "Too many requests.",
     500: "A bug of the coordinator; its log says more.",
+    503: "The coordinator is busy; the same request again is served.",
     507: "The coordinator's disk is full; what a device has, it keeps.",
 }
 BODY, SIGNED = (400, 408, 411, 413, 415), (401, 403, 429)
@@ -102,7 +103,7 @@ def _operation(
     **more: Any,
 ) -> Table:  # fmt: skip
     """Signed operations read a body (an empty one has its digest signed too), so they refuse bad ones."""
-    codes = {*refusals, 500, *((*BODY, *SIGNED) if _signed else ())}
+    codes = {*refusals, 500, 503, *((*BODY, *SIGNED) if _signed else ())}
     answers: Table = {str(_success): {"description": "As asked.", **success}}
     answers |= {str(code): _refusal(code) for code in codes}
     answers["417"] = {"description": "An Expect header other than 100-continue.", **_content(TEXT, {"type": "string"})}
@@ -172,7 +173,7 @@ def _offset() -> Table:
 
 def _refusal(code: int) -> Table:
     answer = {"description": REFUSALS[code], **_message(Problem)}
-    if code in (429, 507):
+    if code in (429, 503, 507):
         answer["headers"] = {"Retry-After": {"$ref": "#/components/headers/Retry-After"}}
     return answer
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import re
 import sqlite3
 import time
 from collections import defaultdict
@@ -27,13 +26,28 @@ from coordinator.ledger.members import Device
 from coordinator.ledger.payloads import DiskFailure
 from coordinator.protocol import keys, signatures
 from coordinator.protocol.errors import Refused
-from coordinator.protocol.messages import SHA256_PATTERN, Commit, Hello, Join, Refusal
+from coordinator.protocol.messages import Commit, Hello, Join, Refusal
 from coordinator.web import openapi, page
-from coordinator.web.answers import SentFile, answer, disk_trouble, parse, problem, read_body
+from coordinator.web.answers import (
+    SentFile,
+    answer,
+    check_range,
+    disk_trouble,
+    is_local,
+    number,
+    parse,
+    passing_trouble,
+    problem,
+    read_body,
+    sha256_of,
+)  # fmt: skip
+from coordinator.web.door import origin, show_signature
 from coordinator.web.metrics import Metrics
 from coordinator.web.rates import Buckets
 
 MAX_JSON = 512 * 1024  # bytes of a JSON body: a generalist of 4,096 tensors
+SMALL_JSON = 64 * 1024  # ... of a thousand, more than most bases have
+LARGE_AT_ONCE = 8
 MAX_CHUNK = 1 << 20
 CHECKS_AT_ONCE = 2  # uploads that are in memory
 log = logging.getLogger("comigs-coordinator")
@@ -57,6 +71,7 @@ class Server:
         self.requests = Buckets(rate=10.0, burst=100.0)  # of one device, uploads apart
         self.failures = Buckets(rate=0.2, burst=20.0)  # of one address whose requests are refused
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._large = asyncio.Semaphore(LARGE_AT_ONCE)
         self._checks = asyncio.Semaphore(CHECKS_AT_ONCE)
         self._wake = asyncio.Event()
 
@@ -92,9 +107,8 @@ class Server:
             answer = problem(disk_trouble(error))
         except (ConnectionError, asyncio.CancelledError):
             raise
-        except Exception:
-            log.exception("a request failed: %s %s", request.method, resource)
-            answer = problem(Refused(500, "bug", "the coordinator failed; its log says why"))
+        except Exception as error:
+            answer = problem(passing_trouble(error) or self._bug(request))
         method = request.method if request.method in hdrs.METH_ALL else "other"
         route = "other" if resource is None else resource.canonical
         self.metrics.count(method, route, answer.status, time.perf_counter() - start)
@@ -102,12 +116,18 @@ class Server:
             answer.headers[signatures.EPOCH_HEADER] = self.epoch
         return answer
 
+    @staticmethod
+    def _bug(request: web.Request) -> Refused:
+        log.exception("a request failed: %s %s", request.method, request.match_info.route.resource)
+        return Refused(500, "bug", "the coordinator failed; its log says why")
+
     def _require_signature(self, handler: SignedHandler, limit: int = MAX_JSON) -> Handler:
         """Admits members only, each request once; a body is read after its head was verified."""
 
         async def run(request: web.Request) -> web.StreamResponse:
             checked = self._verify(request)
             device = self.fleet.members.member(checked.key_id)
+            show_signature(request, device.id)
             if not request.path.startswith("/v1/uploads/"):
                 self.requests.take(device.id, time.monotonic())
             body = await read_body(request, limit)
@@ -124,7 +144,7 @@ class Server:
             return signatures.verify(_to_verify(request), find, self.epoch, self.nonces, time.monotonic())
         except Refused as error:
             if error.code not in ("stale_epoch", "revoked"):
-                self.failures.take(request.remote or "", time.monotonic())
+                self.failures.take(origin(request.remote or ""), time.monotonic())
             raise
 
     # Answers ------------------------------------------------------------------------------------------------------
@@ -133,8 +153,26 @@ class Server:
         return answer(Hello(fleet=self.fleet.id, epoch=self.epoch, version=self.version))
 
     async def _join(self, request: web.Request) -> web.Response:
-        self.failures.check(request.remote or "", time.monotonic())  # guesses of strangers cost no more than reading their head
-        body = await read_body(request, MAX_JSON)
+        try:
+            wish = await self._read_wish(request)
+            joined = self.fleet.join(wish)
+        except Refused as error:
+            if error.status != 503:  # guesses are answered slowly; an invitation that is good is never turned away for others'
+                self.failures.take(origin(request.remote or ""), time.monotonic())
+            raise
+        show_signature(request, keys.device_id(wish.public_key))
+        log.info("%s joined", joined.name)
+        return answer(joined)
+
+    async def _read_wish(self, request: web.Request) -> Join:
+        """A signed wish to join; whoever sends it is a stranger, so a body that is not small wants one of few places."""
+        if (request.content_length or 0) <= SMALL_JSON:
+            body = await read_body(request, SMALL_JSON)
+        elif self._large.locked():
+            raise Refused(503, "busy", "too many large messages at once; try again", 5)
+        else:
+            async with self._large:
+                body = await read_body(request, MAX_JSON)
         wish = parse(body, Join)
 
         def find(key_id: str) -> Ed25519PublicKey:
@@ -144,41 +182,36 @@ class Server:
 
         try:
             keys.public_key(wish.public_key)
-            signatures.verify(_to_verify(request), find, self.epoch, self.nonces, time.monotonic()).check_body(body)
-            joined = self.fleet.join(wish)
         except ValueError as error:
             raise Refused(422, "bad_key", "the public key is not an Ed25519 key") from error
-        except Refused:
-            self.failures.take(request.remote or "", time.monotonic())
-            raise
-        log.info("%s joined", joined.name)
-        return answer(joined)
+        signatures.verify(_to_verify(request), find, self.epoch, self.nonces, time.monotonic()).check_body(body)
+        return wish
 
     async def _state(self, request: web.Request, device: Device, body: bytes) -> web.Response:
         return answer(self.fleet.state(device))
 
     async def _manifests(self, request: web.Request, device: Device, body: bytes) -> web.Response:
-        after = _number(request.query.get("after", "-1"))
+        after = number(request.query.get("after", "-1"))
         return web.Response(body=msgspec.json.encode(self.fleet.chain.manifests(after)), content_type="application/json")
 
     async def _generalist(self, request: web.Request, device: Device, body: bytes) -> web.StreamResponse:
-        number = _number(request.match_info["number"])
-        sha256 = self.fleet.database.value("SELECT sha256 FROM rounds WHERE number = ?", number)
-        path = self.fleet.payloads.path(sha256) if sha256 and self.fleet.may_read(device, number) else None
+        wanted = number(request.match_info["number"])
+        sha256 = self.fleet.database.value("SELECT sha256 FROM rounds WHERE number = ?", wanted)
+        path = self.fleet.payloads.path(sha256) if sha256 and self.fleet.may_read(device, wanted) else None
         if path is None or not path.exists():
-            raise Refused(404, "no_generalist", f"generalist {number} is not here; ask for the newest")
-        _check_range(request, path.stat().st_size)
+            raise Refused(404, "no_generalist", f"generalist {wanted} is not here; ask for the newest")
+        check_range(request, path.stat().st_size)
         sent = SentFile(path, headers={signatures.EPOCH_HEADER: self.epoch, "Content-Type": "application/octet-stream"})
         await sent.prepare(request)  # sends it
         self.fleet.members.record_contact(device, 0, sent.content_length or 0)
         return sent
 
     async def _offset(self, request: web.Request, device: Device, body: bytes) -> web.Response:
-        offset = self.fleet.payloads.offset(device.id, _sha256(request))
+        offset = self.fleet.payloads.offset(device.id, sha256_of(request))
         return web.Response(headers={"Upload-Offset": str(offset), "Cache-Control": "no-store"})
 
     async def _append(self, request: web.Request, device: Device, body: bytes) -> web.Response:
-        sha256, offset = _sha256(request), _number(request.headers.get("Upload-Offset", ""))
+        sha256, offset = sha256_of(request), number(request.headers.get("Upload-Offset", ""))
         if request.content_type != "application/offset+octet-stream":
             raise Refused(415, "wrong_type", "a piece of an upload has the type application/offset+octet-stream")
         if offset + len(body) > (limit := self.fleet.upload_limit()):
@@ -211,7 +244,7 @@ class Server:
     # For people and programs on this machine ----------------------------------------------------------------------
 
     def _check_shown(self, request: web.Request) -> None:
-        if not self.is_open and request.remote not in ("127.0.0.1", "::1"):
+        if not self.is_open and not is_local(request):
             raise Refused(403, "local_only", "this is shown on the coordinator's own machine; `serve --open` shows it to all")
 
     async def _page(self, request: web.Request) -> web.Response:
@@ -237,7 +270,7 @@ class Server:
                 self.fleet.members.flush()
             except Refused as error:  # the disk is full: tried again
                 log.warning("%s", error.message)
-            except (DiskFailure, sqlite3.OperationalError) as error:
+            except (DiskFailure, sqlite3.OperationalError, OSError) as error:
                 log.warning("%s", disk_trouble(error).message)
             self._wake.clear()
             try:
@@ -264,25 +297,3 @@ def _http_sentence(error: web.HTTPException, request: web.Request) -> str:
 
 def _to_verify(request: web.Request) -> signatures.Request:
     return signatures.Request(request.method, f"https://{request.host}{request.raw_path}", request.headers)
-
-
-def _number(text: str) -> int:
-    if not re.fullmatch(r"-?[0-9]{1,15}", text):
-        raise Refused(400, "bad_number", f"{text[:20]!r} is not a number")
-    return int(text)
-
-
-def _check_range(request: web.Request, size: int) -> None:
-    try:
-        if (request.http_range.start or 0) >= size:
-            raise ValueError("it starts after the end")
-    except ValueError as error:
-        sentence = f"the range does not fit {size:,} bytes; write bytes=FIRST- or bytes=FIRST-LAST"
-        raise Refused(416, "bad_range", sentence) from error
-
-
-def _sha256(request: web.Request) -> str:
-    sha256 = request.match_info["sha256"]
-    if not re.fullmatch(SHA256_PATTERN, sha256):
-        raise Refused(400, "bad_sha256", "the address does not end with a SHA-256 in hexadecimal")
-    return sha256
