@@ -16,18 +16,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import msgspec
 import numpy as np
 
 from comigs_edge.arrays import add, digest, subtract, zeros
 from comigs_edge.errors import ComigsError
+from comigs_edge.fleet.arrival import bring
 from comigs_edge.fleet.chain import Check, Link, follow
 from comigs_edge.fleet.folder import FleetFolder, Sealed
 from comigs_edge.fleet.outbox import pack, unpack
 from comigs_edge.fleet.outcome import Outcome
-from comigs_edge.fleet.transport import News
+from comigs_edge.fleet.transport import News, Transport
+from comigs_edge.progress import SILENT, Progress
 from coordinator.protocol import compress, rounds, wire
 from coordinator.protocol.aggregate import aggregate
 from coordinator.protocol.generalist import may_leave
@@ -165,14 +166,17 @@ class Books:
         if (first.round, first.sha256) == (0, hashlib.sha256(published).hexdigest()):
             self._is_on_top, standing.reference = True, initial
 
-    def bring(self, manifest: Manifest, download: Callable[[Path], None]) -> int:
+    def bring(self, manifest: Manifest, transport: Transport, progress: Progress = SILENT) -> int:
         """Brings a generalist to its place, unless it is there; returns the bytes that came."""
         number, path = manifest.round, self.folder.generalist_path(manifest.round)
         if self.standing.kept.get(str(number)) == manifest.sha256 and path.exists():
             return 0
-        download(path)
+        if manifest.size != (size := wire.encoded_size(compress.table(self._shapes, "float32"))):
+            raise ComigsError(f"generalist {number} has {manifest.size:,} bytes and not {size:,}; nothing was taken over")
+        kept = {int(number): sha256 for number, sha256 in self.standing.kept.items()}
+        came = bring(manifest, path, self._shapes, kept, self._read, transport, progress)
         self.folder.keep(self.standing, number, manifest.sha256)
-        return manifest.size
+        return came
 
     def compare_with(self, link: Link, generalist: Arrays) -> tuple[Arrays | None, Arrays]:
         """The generalists to compare, before and after; before is None where the new one is taken over unseen.

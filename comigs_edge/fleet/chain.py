@@ -49,28 +49,25 @@ def follow(newest: SignedManifest, head: int, head_hash: str, fetch: Callable[[i
             f"the coordinator shows generalist {last.round} as its newest and this device knows {head}: it was set back, or "
             "restored from an old backup; nothing was taken over. If that is meant: comigs-edge join LINK"
         )
-    if head < 0:
-        return Link(last, keys.chain_hash(newest))
-    known, links = head - 1, {}
-    while known < last.round and (fetched := fetch(known)):
-        for signed in fetched:
-            links[check(signed).round] = signed
-        if max(links) <= known:  # the same links again
-            break
-        known = max(links)
-    number, before = head, None
-    while number <= last.round:
-        link = links.get(number)
-        if link is None:
-            raise _forked(number, "it is missing")
-        if number == head and keys.chain_hash(link) != head_hash:
-            raise _forked(number, "it is not the one that this device has")
-        if before is not None and check(link).previous != before:
-            raise _forked(number, "it does not continue the one before")
-        before, number = keys.chain_hash(link), number + 1
-    if before != keys.chain_hash(newest):
+    end = keys.chain_hash(newest)
+    if head < 0 or (last.round == head + 1 and last.previous == head_hash) or (last.round == head and end == head_hash):
+        return Link(last, end)
+    number, before, is_new = head, None, True  # of the link that is wanted, and its predecessor's hash
+    while number <= last.round and is_new:
+        is_new = False
+        for signed in fetch(number - 1):
+            if check(signed).round != number:
+                continue
+            if number == head and keys.chain_hash(signed) != head_hash:
+                raise _forked(number, "it is not the one that this device has")
+            if before is not None and check(signed).previous != before:
+                raise _forked(number, "it does not continue the one before")
+            before, number, is_new = keys.chain_hash(signed), number + 1, True
+    if number <= last.round:
+        raise _forked(number, "it is missing")
+    if before != end:
         raise _forked(last.round, "there are two of it")
-    return Link(last, before)
+    return Link(last, end)
 
 
 def _forked(number: int, reason: str) -> ForkedChain:

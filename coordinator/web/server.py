@@ -71,6 +71,7 @@ class Server:
             web.get("/v1/state", self._require_signature(self._state)),
             web.get("/v1/manifests", self._require_signature(self._manifests)),
             web.get("/v1/generalists/{number}", self._require_signature(self._generalist)),
+            web.get("/v1/changes/{number}", self._require_signature(self._change)),
             web.head("/v1/uploads/{sha256}", self._require_signature(self._offset)),
             web.patch("/v1/uploads/{sha256}", self._require_signature(self._append, MAX_CHUNK)),
             web.post("/v1/updates", self._require_signature(self._commit)),
@@ -164,9 +165,18 @@ class Server:
     async def _generalist(self, request: web.Request, device: Device, body: bytes) -> web.StreamResponse:
         number = _number(request.match_info["number"])
         sha256 = self.fleet.database.value("SELECT sha256 FROM rounds WHERE number = ?", number)
+        return await self._send(request, device, sha256, f"generalist {number} is not here; ask for the newest")
+
+    async def _change(self, request: web.Request, device: Device, body: bytes) -> web.StreamResponse:
+        number = _number(request.match_info["number"])  # it says what two generalists differ in: for who may read both
+        query = "SELECT change_sha256 FROM rounds, devices WHERE number = ? AND id = ? AND joined_at < number"
+        sha256 = self.fleet.database.value(query, number, device.id)
+        return await self._send(request, device, sha256, f"the change to generalist {number} is not here; ask for the generalist")
+
+    async def _send(self, request: web.Request, device: Device, sha256: str | None, missing: str) -> web.StreamResponse:
         path = None if sha256 is None else self.fleet.payloads.path(sha256)
         if path is None or not path.exists():
-            raise Refused(404, "no_generalist", f"generalist {number} is not here; ask for the newest")
+            raise Refused(404, "no_generalist", missing)
         _check_range(request, path.stat().st_size)
         sent = SentFile(path, headers={signatures.EPOCH_HEADER: self.epoch, "Content-Type": "application/octet-stream"})
         await sent.prepare(request)  # sends it
@@ -199,6 +209,7 @@ class Server:
                     receipt = self.fleet.record(device, wish, size)
                 log.info("round %d: %s, weight %.2f", receipt.round, device.name, receipt.weight)
                 self._wake.set()
+        receipt.state = self.fleet.state(device)
         return answer(receipt)
 
     async def _refuse(self, request: web.Request, device: Device, body: bytes) -> web.Response:
@@ -248,8 +259,8 @@ class Server:
         """Makes the generalists of all closed rounds."""
         self.fleet.close_if_complete()
         while (job := self.fleet.chain.next_job(self.fleet.members.generalist)) is not None:
-            sha256, size = await asyncio.to_thread(make_generalist, job, self.fleet.payloads)
-            self.fleet.chain.publish(job, sha256, size)
+            made = await asyncio.to_thread(make_generalist, job, self.fleet.payloads)
+            self.fleet.chain.publish(job, made)
             log.info("generalist %d, of %d devices", job.round, len(job.updates))
 
 

@@ -69,7 +69,8 @@ class Model:
             change = sum(round(Fraction(value) * SCALE) * weight for value, weight in rows)
             change = Fraction(change, SCALE * sum(weight for _, weight in rows))
             self.content.append(len(self.values))
-            self.values.append(np.float32(float(before) + float(change)))
+            change = np.float16(float(change)) if self.values else float(change)
+            self.values.append(np.float32(before) + np.float32(change))
             self.refusals = set()
 
 

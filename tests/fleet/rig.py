@@ -14,7 +14,7 @@ from comigs_edge.fleet.http import HTTPTransport
 from comigs_edge.fleet.transport import News
 from comigs_edge.home.folder import Home
 from coordinator.protocol import compress, keys, rounds, wire
-from coordinator.protocol.aggregate import aggregate
+from coordinator.protocol.aggregate import add_change, aggregate, mean_change
 from coordinator.protocol.messages import Join, Manifest, Settings, State
 from tests.coordinator.rig import SHAPES, arrays, generalist
 
@@ -49,7 +49,8 @@ class FolderFleet:
             stale = rounds.staleness(number - 1, update.trained_from)
             changes.append((change, rounds.weight(rounds.Rules(), stale, update.tokens)))
             self.counted[device].append(update.id)
-        data = wire.encode(aggregate(self.arrays(number - 1) if number else arrays(0.0), changes))
+        before = self.arrays(number - 1) if number else arrays(0.0)
+        data = wire.encode(add_change(before, mean_change(before, changes)) if number else aggregate(before, changes))
         (self.root / str(number)).write_bytes(data)
         manifest = Manifest(
             fleet="fleet", round=number, sha256=hashlib.sha256(data).hexdigest(), size=len(data), base_sha256=BASE,
