@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from comigs_edge.arrays import add, subtract
 from comigs_edge.errors import ComigsError
 from comigs_edge.fleet.chain import ForkedChain
 from comigs_edge.fleet.folder import Membership, Standing
-from comigs_edge.fleet.transport import Offline
+from comigs_edge.fleet.transport import Offline, Transport
 from coordinator.protocol import keys
-from coordinator.protocol.messages import Manifest, Restoration, SignedManifest, State
+from coordinator.protocol.messages import Restoration, SignedManifest, State
 from coordinator.protocol.wire import Arrays
 
 if TYPE_CHECKING:
@@ -50,12 +49,13 @@ def restoration(member: Membership, standing: Standing, state: State) -> Restora
     return note if note and note.fleet == member.fleet and note.number > standing.restored else None
 
 
-def go_back(
-    books: Books, note: Restoration, state: State, generalist: Arrays, fetch: Fetch, download: Callable[[Manifest, Path], None]
-) -> None:
+def go_back(books: Books, note: Restoration, state: State, generalist: Arrays, transport: Transport) -> None:
     """Begins again from the last generalist that the coordinator still has: what came since is on top of it."""
     standing, number = books.standing, note.round
-    links = {books.check(each).round: each for each in fetch(-1 if number < 0 else min(number, standing.trained_from) - 1)}
+    links = {
+        books.check(each).round: each
+        for each in transport.manifests(-1 if number < 0 else min(number, standing.trained_from) - 1)
+    }
     if number >= 0 and (number not in links or keys.chain_hash(links[number]) != note.manifest_hash):
         raise ForkedChain(
             f"the coordinator does not show the generalist {number} that it was restored to; nothing was taken over"
@@ -65,7 +65,7 @@ def go_back(
     is_common = start is not None and books.check(start).sha256 == standing.kept.get(str(standing.trained_from))
     standing.kept = {at: sha256 for at, sha256 in standing.kept.items() if int(at) <= number}
     if standing.trained_from > number or not is_common:
-        standing.reference = _common(books, note, state, links, lost, download)
+        standing.reference = _common(books, note, state, links, lost, transport)
     else:
         standing.reference = subtract(standing.reference, lost)
     standing.head, standing.head_hash, standing.restored = number, note.manifest_hash, note.number
@@ -81,7 +81,7 @@ def go_back(
 
 def _common(
     books: Books, note: Restoration, state: State, links: dict[int, SignedManifest], lost: Arrays,
-    download: Callable[[Manifest, Path], None],
+    transport: Transport,
 ) -> Arrays:  # fmt: skip
     """What the coordinator has of this device's generalist, from the last common one on."""
     standing = books.standing
@@ -91,7 +91,7 @@ def _common(
         return books.initial()
     try:
         manifest = books.check(links[note.round])
-        books.bring(manifest, lambda path: download(manifest, path))
+        books.bring(manifest, transport)
         standing.trained_from = note.round
         return add(books.read(note.round), still)
     except Offline:

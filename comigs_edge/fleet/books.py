@@ -20,18 +20,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import msgspec
 import numpy as np
 
 from comigs_edge.arrays import add, digest, subtract, zeros
+from comigs_edge.errors import ComigsError
+from comigs_edge.fleet.arrival import bring
 from comigs_edge.fleet.back import Fetch, restoration
 from comigs_edge.fleet.chain import Check, Link, follow, set_back
 from comigs_edge.fleet.folder import FleetFolder, Sealed
 from comigs_edge.fleet.outbox import check_settings, pack, unpack
 from comigs_edge.fleet.outcome import Judgement, Outcome
-from comigs_edge.fleet.transport import News
+from comigs_edge.fleet.transport import News, Transport
+from comigs_edge.progress import SILENT, Progress
 from coordinator.protocol import compress, rounds, wire
 from coordinator.protocol.generalist import may_leave
 from coordinator.protocol.messages import Manifest, Refusal, State
@@ -222,14 +224,17 @@ class Books:
             standing.reference = {name: begun[name] for name in self._shapes}
             self.note(generalist)
 
-    def bring(self, manifest: Manifest, download: Callable[[Path], None]) -> int:
+    def bring(self, manifest: Manifest, transport: Transport, progress: Progress = SILENT) -> int:
         """Brings a generalist to its place, unless it is there; returns the bytes that came."""
         number, path = manifest.round, self.folder.generalist_path(manifest.round)
         if self.standing.kept.get(str(number)) == manifest.sha256 and path.exists():
             return 0
-        download(path)
+        if manifest.size != (size := wire.encoded_size(compress.table(self._shapes, "float32"))):
+            raise ComigsError(f"generalist {number} has {manifest.size:,} bytes and not {size:,}; nothing was taken over")
+        kept = {int(number): sha256 for number, sha256 in self.standing.kept.items()}
+        came = bring(manifest, path, self._shapes, kept, self.read, transport, progress)
         self.folder.keep(self.standing, number, manifest.sha256)
-        return manifest.size
+        return came
 
     def compare_with(self, link: Link, generalist: Arrays) -> tuple[list[Arrays], Arrays]:
         """The generalists to compare: the present one and the best that is kept, and the new one.

@@ -48,30 +48,35 @@ def follow(newest: SignedManifest, head: int, head_hash: str, fetch: Callable[[i
     last = check(newest)
     if last.round < head:
         raise set_back(last.round, head)
-    if head < 0:
-        return Link(last, keys.chain_hash(newest))
-    known, links = head - 1, {}
-    while known < last.round and (fetched := fetch(known)):
-        for signed in fetched:
-            links[check(signed).round] = signed
-        if max(links) <= known:  # the same links again
-            break
-        known = max(links)
-    number, before = head, None
-    while number <= last.round:
-        link = links.get(number)
-        if link is None:
-            raise _forked(number, "it is missing")
-        if number == head and keys.chain_hash(link) != head_hash:
-            raise _forked(number, "it is not the one that this device has")
-        if before is not None and check(link).previous != before:
-            raise _forked(number, "it does not continue the one before")
-        before, number = keys.chain_hash(link), number + 1
-    if before != keys.chain_hash(newest):
+    end = keys.chain_hash(newest)
+    if head < 0 or (last.round == head and end == head_hash):
+        return Link(last, end)
+    if last.round == head + 1 and last.previous == head_hash:
+        return _link([last], end)
+    number, before, links, is_new = head, None, [], True  # of the link that is wanted, its predecessor's hash; those behind head
+    while number <= last.round and is_new:
+        is_new = False
+        for signed in fetch(number - 1):
+            if check(signed).round != number:
+                continue
+            if number == head and keys.chain_hash(signed) != head_hash:
+                raise _forked(number, "it is not the one that this device has")
+            if before is not None and check(signed).previous != before:
+                raise _forked(number, "it does not continue the one before")
+            links += [check(signed)] * (number > head)
+            before, number, is_new = keys.chain_hash(signed), number + 1, True
+    if number <= last.round:
+        raise _forked(number, "it is missing")
+    if before != end:
         raise _forked(last.round, "there are two of it")
-    backs = [each for each in (check(links[at]) for at in range(head + 1, last.round + 1)) if each.rolled_back_to is not None]
+    return _link(links, end)
+
+
+def _link(links: list[Manifest], end: str) -> Link:
+    """The last of these new links, with what they turn back."""
+    backs = [each for each in links if each.rolled_back_to is not None]
     turned_back = frozenset(at for each in backs for at in range((each.rolled_back_to or 0) + 1, each.round))
-    return Link(last, before, turned_back, frozenset(each.round for each in backs))
+    return Link(links[-1], end, turned_back, frozenset(each.round for each in backs))
 
 
 def set_back(newest: int, head: int) -> ForkedChain:

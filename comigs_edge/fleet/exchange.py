@@ -21,6 +21,7 @@ from comigs_edge.progress import SILENT, Progress
 from coordinator.protocol.messages import State
 from coordinator.protocol.wire import Arrays
 
+MAX_POLL = 3600.0  # seconds that a fleet may ask for before it is asked again
 PAUSE, MAX_PAUSE = 5.0, 1800.0  # seconds before a fleet that is away is tried again: twice as long each time
 
 
@@ -52,7 +53,7 @@ class Exchange:
             if not state.has_contributed and self._seal(state, generalist, loss):
                 state = self._bring(outcome, progress)
             self._failures = 0
-            self._not_before = self._clock() + (state.next_poll_seconds if state.has_contributed else 0.0)
+            self._not_before = self._clock() + (min(state.next_poll_seconds, MAX_POLL) if state.has_contributed else 0.0)
         except Offline as error:
             outcome.offline, self._failures = str(error), self._failures + 1
             self._not_before = self._clock() + random.uniform(0, min(MAX_PAUSE, PAUSE * 2**self._failures))
@@ -87,9 +88,11 @@ class Exchange:
         """Brings what waits, if the open round takes it; returns where the fleet stands then."""
         update = self.books.to_bring()
 
-        def leaves(size: int) -> None:
+        def leaves(size: int) -> bool:
             outcome.bytes_sent += size
+            was_tried = self.books.folder.was_tried
             self.books.folder.mark_tried()
+            return was_tried
 
         return self.books.enter(self.transport.exchange(update, leaves, progress), update, outcome)
 
@@ -100,7 +103,7 @@ class Exchange:
             return
         manifest = link.manifest
         books.begin_with(generalist)
-        outcome.bytes_received += books.bring(manifest, lambda path: self.transport.download(manifest, path, progress))
+        outcome.bytes_received += books.bring(manifest, self.transport, progress)
         before, after = books.compare_with(link, generalist)
         if judge is not None:
             outcome.judgement = losses = judge(before, after)
@@ -122,6 +125,6 @@ class Exchange:
         except ForkedChain:
             if (note := restoration(books.membership, books.standing, state)) is None:
                 raise
-        go_back(books, note, state, generalist, fetch, lambda manifest, path: self.transport.download(manifest, path, progress))
+        go_back(books, note, state, generalist, self.transport)
         outcome.restored_to = note.round
         return books.follow(state, fetch)

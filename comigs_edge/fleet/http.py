@@ -27,21 +27,21 @@ WAITS = ("stale_round", "already_counted", "disk_full", "incomplete")  # another
 class HTTPTransport(Remote):
     """One coordinator, as a `Transport`."""
 
-    def exchange(self, update: Sealed | None, leaves: Callable[[int], None], progress: Progress = SILENT) -> News:
+    def exchange(self, update: Sealed | None, leaves: Callable[[int], bool], progress: Progress = SILENT) -> News:
         """Uploads the update and makes it count."""
         state = self.state()
         if update is None or state.has_contributed or update.id in state.counted:
             return News(state=state)
         try:
             data = wire.encode(update.packed)
-            leaves(len(data))  # the coordinator may have a part from here on: the same bytes must follow
-            sha256 = self.upload(data, progress)
+            was_tried = leaves(len(data))
+            sha256 = self.upload(data, progress, is_new=not was_tried)
             receipt = self._commit(update, sha256, state.open_round)
         except RemoteRefused as error:
             if error.code not in REJECTED + WAITS:
                 raise
             return News(state=self.state(), is_rejected=error.code in REJECTED)
-        return News(state=self.state(), receipt=receipt)
+        return News(state=receipt.state or self.state(), receipt=receipt)
 
     def _commit(self, update: Sealed, sha256: str, open_round: int) -> Receipt:
         wish = Commit(

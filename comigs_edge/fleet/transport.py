@@ -35,10 +35,11 @@ class News:
 class Transport(Protocol):
     """Every call may raise `Offline`, or `ComigsError` where the fleet has nothing to do with this device."""
 
-    def exchange(self, update: Sealed | None, leaves: Callable[[int], None], progress: Progress) -> News:
+    def exchange(self, update: Sealed | None, leaves: Callable[[int], bool], progress: Progress) -> News:
         """Brings `update`, unless it counts already or the open round has one of this device.
 
-        `leaves` is called with the update's bytes before it may arrive: from then on it must not change.
+        `leaves` is called with the update's bytes before any of it may arrive: from then on it must not change. It returns
+        whether some of it may have arrived before.
         """
 
     def manifests(self, after: int) -> list[SignedManifest]:
@@ -46,6 +47,9 @@ class Transport(Protocol):
 
     def download(self, manifest: Manifest, target: Path, progress: Progress) -> None:
         """Brings the generalist of a manifest to `target`, with its SHA-256 checked."""
+
+    def download_change(self, manifest: Manifest, target: Path, progress: Progress) -> None:
+        """Brings what the generalist of a manifest adds to the one before, likewise; the manifest names it."""
 
     def refuse(self, refusal: Refusal) -> None:
         """Says that this device keeps its generalist; nothing happens where another one is the newest already."""

@@ -6,8 +6,9 @@ do not change, so after a crash it is simply done again, with the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from coordinator.ledger.database import Database
 from coordinator.ledger.members import Device
 from coordinator.ledger.payloads import Payloads
 from coordinator.protocol import compress, counting, keys, rounds, wire
+from coordinator.protocol.aggregate import add_change
 from coordinator.protocol.counting import Array
 from coordinator.protocol.errors import Refused
 from coordinator.protocol.messages import Generalist, Refusal, SignedManifest
@@ -44,6 +46,15 @@ class Job(NamedTuple):
     generalist: Generalist
     before: str | None  # SHA-256 of the generalist before
     updates: list[Counted]
+
+
+class Made(NamedTuple):
+    """What `make_generalist` has written: two payloads, the change from the generalist before only where there is one."""
+
+    sha256: str
+    size: int  # bytes
+    change_sha256: str | None = None
+    change_size: int | None = None
 
 
 class Chain:
@@ -95,31 +106,32 @@ class Chain:
         )
         return Job(row["number"], generalist, before, [Counted(**update) for update in updates])
 
-    def publish(self, job: Job, sha256: str, size: int) -> None:
+    def publish(self, job: Job, made: Made) -> None:
         """Enters a generalist that `make_generalist` has written: the next link of the chain."""
         with self._database.transaction():
-            self._enter(job.generalist, number=job.round, sha256=sha256, size=size, devices=len(job.updates))
+            self._enter(job.generalist, number=job.round, devices=len(job.updates), **made._asdict())
         self.collect()
 
     def _enter(self, generalist: Generalist, **link: Any) -> None:
-        """Signs the chain's next link: its `number`, `sha256`, `size`, `devices` and, of a way back, `rolled_back_to`."""
+        """Signs the chain's next link: its `number`, `devices` and what `Made` has; of a way back, `rolled_back_to`."""
         manifest = keys.next_manifest(self.newest, fleet=self._fleet, base_sha256=generalist.base_sha256, **link)
         signed = keys.sign_manifest(self._signing_key, manifest)
         self._database.run(
             "UPDATE rounds SET published = ?, sha256 = ?, size = ?, devices = ?, manifest = ?, signature = ?, "
-            "rolled_back_to = ? WHERE number = ?",
+            "rolled_back_to = ?, change_sha256 = ?, change_size = ? WHERE number = ?",
             self._clock(), manifest.sha256, manifest.size, manifest.devices, signed.manifest, signed.signature,
-            manifest.rolled_back_to, manifest.round,
+            manifest.rolled_back_to, manifest.change_sha256, manifest.change_size, manifest.round,
         )  # fmt: skip
 
     def collect(self) -> None:
         """Deletes payloads that nothing refers to any more: updates of published rounds, old generalists."""
+        kept = "SELECT {} FROM (SELECT * FROM rounds WHERE published IS NOT NULL ORDER BY number DESC LIMIT ?)"
         wanted = self._database.rows(
-            "SELECT sha256 FROM (SELECT sha256 FROM rounds WHERE published IS NOT NULL ORDER BY number DESC LIMIT ?) UNION "
+            f"{kept.format('sha256')} UNION {kept.format('change_sha256')} UNION "
             "SELECT updates.sha256 FROM updates JOIN rounds ON number = round WHERE published IS NULL",
-            KEPT_GENERALISTS,
-        )
-        self._payloads.collect({row["sha256"] for row in wanted}, self._clock())
+            KEPT_GENERALISTS, KEPT_GENERALISTS,
+        )  # fmt: skip
+        self._payloads.collect({str(row["sha256"]) for row in wanted}, self._clock())
 
     # Roll-back ----------------------------------------------------------------------------------------------------
 
@@ -196,8 +208,8 @@ class _Tensors(Mapping[str, Array]):
         return len(self._shapes)
 
 
-def make_generalist(job: Job, payloads: Payloads) -> tuple[str, int]:
-    """Averages a round's updates into the next generalist and writes it; returns its SHA-256 and size in bytes.
+def make_generalist(job: Job, payloads: Payloads) -> Made:
+    """Averages a round's updates into the next generalist and writes it, and what it changes.
 
     It takes memory for one tensor, for any number of devices and any size of the generalist.
     """
@@ -209,10 +221,14 @@ def make_generalist(job: Job, payloads: Payloads) -> tuple[str, int]:
         sent = counting.update_shapes(shapes, update.averaging, update.trained_from)
         updates.append((_Tensors(payloads.path(update.sha256), sent, update.format), update.counted_weight, update.weight))
 
-    def pieces() -> Iterator[bytes | memoryview]:
-        yield wire.header(table)
-        for tensor in counting.next_generalist(shapes, before, updates):
-            yield wire.pieces(tensor)[1]
+    def write(table: wire.Table, tensors: Iterable[wire.Packed]) -> tuple[str, int]:
+        pieces = (wire.pieces(tensor)[1] for tensor in tensors)
+        size = wire.encoded_size(table)
+        return payloads.write(chain([wire.header(table)], pieces), size), size
 
-    size = wire.encoded_size(table)
-    return payloads.write(pieces(), size), size
+    if before is None:
+        return Made(*write(table, counting.next_generalist(shapes, before, updates)))
+    change = write(compress.table(shapes, "float16"), counting.changes(shapes, updates))
+    rounded = _Tensors(payloads.path(change[0]), shapes, "float16")
+    sums = (add_change({name: before[name]}, {name: rounded[name]}) for name in sorted(shapes))
+    return Made(*write(table, sums), *change)

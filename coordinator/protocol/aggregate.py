@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
-from coordinator.protocol.wire import Arrays
+from coordinator.protocol.wire import Arrays, Packed
 
 SCALE = 1 << 28
 MAX_ABSOLUTE = 64.0  # of a number in an update, and in a generalist
@@ -53,13 +53,34 @@ class Mean:
         }
         return {name: np.clip(array, -MAX_ABSOLUTE, MAX_ABSOLUTE).astype(np.float32) for name, array in after.items()}
 
+    def changes(self, before: Arrays) -> Packed:
+        """The mean change of each tensor of `before`, rounded to float16; zero where no update holds it."""
+        return {
+            name: (self._mean(name) if name in self._sums else np.zeros(array.size)).astype(np.float16).reshape(array.shape)
+            for name, array in before.items()
+        }
+
     def _mean(self, name: str) -> npt.NDArray[np.float64]:
         return self._sums[name] / (float(SCALE) * self._weights[name])
 
 
 def aggregate(before: Arrays, updates: Iterable[tuple[Arrays, int]]) -> Arrays:
-    """The next generalist: `before` plus the weighted mean of the devices' changes (FedAvg, arXiv:1602.05629)."""
+    """`before` plus the weighted mean of the devices' changes, not rounded: the first generalist, for one."""
     mean = Mean()
     for update, weight in updates:
         mean.add(update, weight)
     return mean.apply(before)
+
+
+def mean_change(before: Arrays, updates: Iterable[tuple[Arrays, int]]) -> Packed:
+    """What a round changes, as it is published: the weighted mean of the changes as float16, half the bytes of a generalist."""
+    mean = Mean()
+    for update, weight in updates:
+        mean.add(update, weight)
+    return mean.changes(before)
+
+
+def add_change(before: Arrays, change: Packed) -> Arrays:
+    """The next generalist, float32: the same bits wherever it is computed; no number is beyond `MAX_ABSOLUTE`."""
+    after = {name: array + change[name].astype(np.float32) for name, array in before.items()}
+    return {name: np.clip(array, np.float32(-MAX_ABSOLUTE), np.float32(MAX_ABSOLUTE)) for name, array in after.items()}

@@ -1,8 +1,9 @@
 """What counts, and what the next generalist is, as functions of values: no ledger, no files, no clock.
 
 commit ──► check_commit ──► check_update ──► weigh, weigh_round ──► next_generalist
-           does it fit?     are the bytes    how much              the generalist before plus the weighted mean
-                            acceptable?
+           does it fit?     are the bytes    how much              the generalist before plus the weighted mean,
+                            acceptable?                            rounded to float16: devices that have the one
+                                                                   before download half
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from coordinator.protocol import compress, norms, rounds, wire
-from coordinator.protocol.aggregate import MAX_ABSOLUTE, Mean
+from coordinator.protocol.aggregate import MAX_ABSOLUTE, Mean, add_change, aggregate
 from coordinator.protocol.errors import Refused
 from coordinator.protocol.messages import MAX_INTEGER, Commit
 from coordinator.protocol.rounds import Rules
-from coordinator.protocol.wire import Shapes
+from coordinator.protocol.wire import Packed, Shapes
 
 Array = npt.NDArray[np.float32]
 
@@ -97,10 +98,20 @@ def next_generalist(
     None is the generalist before the first one: zeros, to which the first update adds itself. Mappings may read from disk:
     each tensor is taken once and not kept.
     """
+    if before is None:
+        for name in sorted(shapes):
+            whole = (({name: update[name]}, weight) for update, _, weight in updates if name in update)
+            yield aggregate({name: np.zeros(shapes[name], np.float32)}, whole)
+    else:
+        for change in changes(shapes, updates):
+            yield from (add_change({name: before[name]}, change) for name in change)
+
+
+def changes(shapes: Shapes, updates: Sequence[tuple[Mapping[str, Array], int, int]]) -> Iterator[Packed]:
+    """What a round adds to the generalist before, float16, one tensor at a time in the order of the names."""
     for name in sorted(shapes):
-        start = np.zeros(shapes[name], np.float32) if before is None else before[name]
         mean = Mean()
         for update, counted, weight in updates:
             if name in update:
                 mean.add({name: update[name]}, weight, counted)
-        yield mean.apply({name: start})
+        yield mean.changes({name: np.broadcast_to(np.float32(0), shapes[name])})

@@ -141,12 +141,13 @@ def read_link(text: str) -> tuple[str, str, bytes]:
 
 def next_manifest(
     previous: SignedManifest | None, *, fleet: str, number: int, sha256: str, size: int, base_sha256: str, devices: int,
-    rolled_back_to: int | None = None,
+    rolled_back_to: int | None = None, change_sha256: str | None = None, change_size: int | None = None,
 ) -> Manifest:  # fmt: skip
     """The chain's next link; `previous` is None for the first one."""
     return Manifest(
         fleet=fleet, round=number, sha256=sha256, size=size, previous="" if previous is None else chain_hash(previous),
         base_sha256=base_sha256, devices=devices, rolled_back_to=rolled_back_to,
+        change_sha256=change_sha256, change_size=change_size,
     )  # fmt: skip
 
 

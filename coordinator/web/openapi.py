@@ -81,7 +81,9 @@ def _paths() -> Table:
         "/v1/manifests": {"get": _operation(
             "manifests", "The chain of published generalists, oldest first, a thousand at most.",
             _content(JSON, {"type": "array", "items": _ref(SignedManifest)}), _signed=True, parameters=[after])},
-        "/v1/generalists/{number}": {"parameters": [number], "get": _generalist()},
+        "/v1/generalists/{number}": {"parameters": [number], "get": _file("generalist", "A published generalist,")},
+        "/v1/changes/{number}": {"parameters": [number], "get": _file(
+            "change", "What a generalist adds to the one before, as float16,")},
         "/v1/uploads/{sha256}": {
             "parameters": [sha256],
             "head": _operation("uploaded", "How much of an upload is here.", _offset(), _signed=True),
@@ -114,16 +116,14 @@ def _operation(
     return {"operationId": name, "summary": summary, "security": security, **more, "responses": dict(sorted(answers.items()))}
 
 
-def _generalist() -> Table:
-    """The one answer that is a file, with HTTP's ranges and conditions."""
+def _file(name: str, what: str) -> Table:
+    """An answer that is a file, with HTTP's ranges and conditions."""
     parameters = [
         _parameter("Range", "header", {"type": "string"}, "As in bytes=1000-, to resume."),
         _parameter("If-None-Match", "header", {"type": "string"}, "An ETag that is here."),
     ]
     file = _content(OCTETS, {"type": "string", "description": "safetensors"})
-    operation = _operation(
-        "generalist", "A published generalist, whole or in part.", file, (404, 416), _signed=True, parameters=parameters
-    )
+    operation = _operation(name, f"{what} whole or in part.", file, (404, 416), _signed=True, parameters=parameters)
     operation["responses"]["200"] = {"description": "All of it.", **file}
     operation["responses"] |= {
         "206": {"description": "The range that was asked for.", **file},

@@ -86,6 +86,7 @@ class Server:
             web.get("/v1/state", self._require_signature(self._state)),
             web.get("/v1/manifests", self._require_signature(self._manifests)),
             web.get("/v1/generalists/{number}", self._require_signature(self._generalist)),
+            web.get("/v1/changes/{number}", self._require_signature(self._change)),
             web.head("/v1/uploads/{sha256}", self._require_signature(self._offset)),
             web.patch("/v1/uploads/{sha256}", self._require_signature(self._append, MAX_CHUNK)),
             web.post("/v1/updates", self._require_signature(self._commit)),
@@ -196,10 +197,21 @@ class Server:
 
     async def _generalist(self, request: web.Request, device: Device, body: bytes) -> web.StreamResponse:
         wanted = number(request.match_info["number"])
-        sha256 = self.fleet.database.value("SELECT sha256 FROM rounds WHERE number = ?", wanted)
-        path = self.fleet.payloads.path(sha256) if sha256 and self.fleet.may_read(device, wanted) else None
+        query = "SELECT sha256 FROM rounds WHERE number = ?"
+        sha256 = self.fleet.database.value(query, wanted) if self.fleet.may_read(device, wanted) else None
+        return await self._send(request, device, sha256, f"generalist {wanted} is not here; ask for the newest")
+
+    async def _change(self, request: web.Request, device: Device, body: bytes) -> web.StreamResponse:
+        wanted = number(request.match_info["number"])  # it says what two generalists differ in: for who may read both
+        query = "SELECT change_sha256 FROM rounds WHERE number = ?"
+        may_read = all(self.fleet.may_read(device, each) for each in (wanted - 1, wanted))
+        sha256 = self.fleet.database.value(query, wanted) if may_read else None
+        return await self._send(request, device, sha256, f"the change to generalist {wanted} is not here; ask for the generalist")
+
+    async def _send(self, request: web.Request, device: Device, sha256: str | None, missing: str) -> web.StreamResponse:
+        path = None if sha256 is None else self.fleet.payloads.path(sha256)
         if path is None or not path.exists():
-            raise Refused(404, "no_generalist", f"generalist {wanted} is not here; ask for the newest")
+            raise Refused(404, "no_generalist", missing)
         check_range(request, path.stat().st_size)
         sent = SentFile(path, headers={signatures.EPOCH_HEADER: self.epoch, "Content-Type": "application/octet-stream"})
         await sent.prepare(request)  # sends it
@@ -232,6 +244,7 @@ class Server:
                     receipt = self.fleet.record(device, wish, checked)
                 log.info("round %d: %s, weight %.2f", receipt.round, device.name, receipt.weight)
                 self._wake.set()
+        receipt.state = self.fleet.state(device)
         return answer(receipt)
 
     async def _refuse(self, request: web.Request, device: Device, body: bytes) -> web.Response:
@@ -282,8 +295,8 @@ class Server:
         """Makes the generalists of all closed rounds."""
         self.fleet.close_if_complete()
         while (job := self.fleet.chain.next_job(self.fleet.members.generalist)) is not None:
-            sha256, size = await asyncio.to_thread(make_generalist, job, self.fleet.payloads)
-            self.fleet.chain.publish(job, sha256, size)
+            made = await asyncio.to_thread(make_generalist, job, self.fleet.payloads)
+            self.fleet.chain.publish(job, made)
             log.info("generalist %d, of %d devices", job.round, len(job.updates))
 
 

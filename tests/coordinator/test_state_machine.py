@@ -71,7 +71,8 @@ class Model:
             change = sum(round(Fraction(value) * SCALE) * weight for value, weight in rows)
             change = Fraction(change, SCALE * sum(weight for _, weight in rows))
             self.content.append(len(self.values))
-            self.values.append(np.float32(min(64.0, max(-64.0, float(before) + float(change)))))
+            change = np.float16(float(change)) if self.values else float(change)
+            self.values.append(np.float32(min(64.0, max(-64.0, float(np.float32(before) + np.float32(change))))))
 
     def believed(self, number):
         """Who refuses this generalist, without those that refused three of the last five that were made."""

@@ -14,7 +14,7 @@ from comigs_edge.fleet.http import HTTPTransport
 from comigs_edge.fleet.transport import News
 from comigs_edge.home.folder import Home
 from coordinator.protocol import compress, keys, rounds, wire
-from coordinator.protocol.aggregate import aggregate
+from coordinator.protocol.aggregate import add_change, aggregate, mean_change
 from coordinator.protocol.messages import Join, Manifest, Restoration, Settings, State
 from tests.coordinator.rig import SHAPES, arrays, generalist
 
@@ -66,7 +66,8 @@ class FolderFleet:
             changes.append((change, rounds.weight(rounds.Rules(), stale, update.tokens)))
             self.counted[device].append(update.id)
             self.rounds[update.id] = number
-        data = wire.encode(aggregate(self.arrays(number - 1) if number else arrays(0.0), changes))
+        before = self.arrays(number - 1) if number else arrays(0.0)
+        data = wire.encode(add_change(before, mean_change(before, changes)) if number else aggregate(before, changes))
         self._publish(number, data, len(changes), None)
         self.updates = {}
 

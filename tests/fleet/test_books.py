@@ -79,7 +79,7 @@ def test_an_update_that_waited_counts_less(make):
     there.exchange()
     fleet.close()
     weight = 1 / math.sqrt(1 + 3)
-    assert fleet.arrays(4)[NAME][0, 0] == pytest.approx(3 + (1.5 * weight + 1) / (weight + 1), abs=1e-4)
+    assert fleet.arrays(4)[NAME][0, 0] == pytest.approx(3 + (1.5 * weight + 1) / (weight + 1), abs=1e-3)
 
 
 def offline(*arguments):
@@ -168,7 +168,7 @@ def test_what_int8_rounds_away_comes_with_later_updates(make):
         fleet.close()
         device.exchange(tokens=0)
     for name, array in truth.items():
-        np.testing.assert_allclose(device.local[name], array, atol=1e-6)  # nothing is lost on the device
+        np.testing.assert_allclose(device.local[name], array, atol=6 * 2**-12 * 0.05)  # less than six roundings to float16
         published = device.books.standing.reference[name]
         assert np.abs(published - array).max() < 0.05 / 127  # the fleet lacks one rounding, not six
 

@@ -46,11 +46,18 @@ def test_a_coordinator_that_repeats_old_links_is_not_listened_to_for_ever():
     links, previous = [], ""
     for number in range(6):
         manifest = Manifest(
-            fleet="f", round=number, sha256="0" * 64, size=1, previous=previous, base_sha256="b", devices=1, rolled_back_to=None
+            fleet="f",
+            round=number,
+            sha256="0" * 64,
+            size=1,
+            previous=previous,
+            base_sha256="b" * 64,
+            devices=1,
+            rolled_back_to=None,
         )
         links.append(keys.sign_manifest(key, manifest))
         previous = keys.chain_hash(links[-1])
-    check = Check("f", keys.public_text(key), "b")
+    check = Check("f", keys.public_text(key), "b" * 64)
     assert follow(links[5], 1, keys.chain_hash(links[1]), lambda after: links[after + 1 :], check)[0].round == 5
     with pytest.raises(ForkedChain, match="missing"):
         follow(links[5], 1, keys.chain_hash(links[1]), lambda after: links[1:3], check)

@@ -1,7 +1,9 @@
 """Exchanges with a real coordinator: as with a folder, offline, late, with lost receipts, against a history set back."""
 
+import contextlib
 import math
 import shutil
+import ssl
 
 import pytest
 import requests
@@ -9,6 +11,7 @@ import requests
 from comigs_edge.fleet.chain import ForkedChain
 from comigs_edge.fleet.client import RemoteRefused
 from comigs_edge.fleet.outcome import Judgement
+from comigs_edge.fleet.session import Deadline
 from comigs_edge.fleet.transport import Offline
 from coordinator.protocol import wire
 from tests.coordinator.rig import Coordinator, random_arrays
@@ -230,6 +233,12 @@ def test_a_coordinator_restored_from_an_old_backup_is_not_followed(coordinator, 
 
 class Broken:
     """A network that is not there."""
+
+    def __init__(self):
+        self.deadline = Deadline(ssl.PROTOCOL_TLS_CLIENT)
+
+    def within(self, seconds):
+        return contextlib.nullcontext()
 
     def __getattr__(self, name):
         def fail(*arguments, **options):

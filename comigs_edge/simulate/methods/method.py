@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from comigs_edge.arrays import add
 from comigs_edge.nn.experts import ExpertsConfig
-from coordinator.protocol.aggregate import aggregate
+from coordinator.protocol.aggregate import add_change, mean_change
 from coordinator.protocol.wire import Arrays
 
 Loss = Callable[[int, Arrays], float]  # of a device's validation text with these shared tensors, nats a token
@@ -39,8 +39,9 @@ Exchange = Callable[[Round], list[Arrays]]
 
 def average(state: Round) -> list[Arrays]:
     """The same generalist for every device: the weighted mean of the changes (FedAvg, arXiv:1602.05629)."""
-    mean = aggregate(state.before[0], zip(state.changes, state.weights, strict=True))
-    return [dict(mean) for _ in state.before]
+    before = state.before[0]
+    after = add_change(before, mean_change(before, zip(state.changes, state.weights, strict=True)))
+    return [dict(after) for _ in state.before]
 
 
 def shares_nothing(name: str) -> bool:

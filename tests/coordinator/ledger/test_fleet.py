@@ -62,7 +62,7 @@ class Room:
 
     def publish(self):
         while (job := self.chain.next_job(self.members.generalist)) is not None:
-            self.chain.publish(job, *make_generalist(job, self.fleet.payloads))
+            self.chain.publish(job, make_generalist(job, self.fleet.payloads))
 
     def commit(self, device, update, trained_from=None, expected_round=None, tokens=1000, loss=None, update_id=None):
         """Uploads in two pieces and commits, as the server does; `update` is arrays or bytes."""

@@ -1,0 +1,58 @@
+"""How a generalist comes to a device: kept already, by what it adds to the one before (half the bytes), or whole."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+from comigs_edge import files
+from comigs_edge.errors import ComigsError
+from comigs_edge.fleet.transport import Offline, Transport
+from comigs_edge.progress import Progress
+from coordinator.protocol import compress, wire
+from coordinator.protocol.aggregate import add_change
+from coordinator.protocol.messages import Manifest
+from coordinator.protocol.wire import Arrays, Shapes, Table
+
+
+def bring(
+    manifest: Manifest, target: Path, shapes: Shapes, kept: dict[int, str], read: Callable[[int], Arrays],
+    transport: Transport, progress: Progress,
+) -> int:  # fmt: skip
+    """Brings a generalist to `target`; returns the bytes that came. `kept`: number -> SHA-256 of those that `read` reads.
+
+    Whichever way, the SHA-256 is the manifest's. Raises what the transport raises for the whole generalist.
+    """
+    table = compress.table(shapes, "float16")
+    try:
+        for number, sha256 in kept.items():  # one that is published again
+            if sha256 == manifest.sha256 and _write(read(number), manifest, target):
+                return 0
+        if manifest.change_sha256 and manifest.change_size == wire.encoded_size(table) and manifest.round - 1 in kept:
+            change = _change(manifest, target, table, transport, progress)
+            if _write(add_change(read(manifest.round - 1), change), manifest, target):
+                return manifest.change_size
+    except Offline:
+        raise
+    except (ComigsError, wire.WireError, OSError):
+        pass  # the whole one needs nothing that is here
+    transport.download(manifest, target, progress)
+    return manifest.size
+
+
+def _change(manifest: Manifest, target: Path, table: Table, transport: Transport, progress: Progress) -> wire.Packed:
+    part = target.with_name(f".{target.name}.change")
+    transport.download_change(manifest, part, progress)
+    data = part.read_bytes()
+    part.unlink()
+    return wire.decode_expected(data, table, "the change")
+
+
+def _write(arrays: Arrays, manifest: Manifest, target: Path) -> bool:
+    """Whether these are the manifest's, and at `target` now."""
+    data = wire.encode(arrays)
+    is_right = hashlib.sha256(data).hexdigest() == manifest.sha256
+    if is_right:
+        files.write_atomic(target, data)
+    return is_right
