@@ -173,7 +173,8 @@ class Books:
             outcome.receipts += [news.receipt] if news.receipt else []
             outcome.had_arrived |= counts and news.receipt is None
             if counts or news.receipt is not None:
-                closed = state.open_round - (not state.has_contributed)
+                # Without a receipt: the round that is open still, or the one that was when the device last heard of it.
+                closed = state.open_round if state.has_contributed else self.standing.head + 1
                 self._acknowledge(brought, news.receipt.round if news.receipt else closed)
             elif news.is_rejected:  # its progress stays in the generalist and comes with the next update
                 self.folder.mark_rejected()
