@@ -129,8 +129,8 @@ class Books:
             share = np.float32(self._norm_limit / norm * (1 - 2**-10))  # rounding must not lift it over the bound
             change = {name: array * share for name, array in change.items()}
             tokens = int(tokens * share)
-        start, loss = max(0, standing.trained_from), loss if self._reports_loss else None
-        return pack(change, start, self.membership, tokens, loss)
+        loss = loss if self._reports_loss else None
+        return pack(change, max(0, standing.trained_from), self.membership, tokens, loss)
 
     def seal(self, generalist: Arrays, loss: float | None) -> None:
         """Puts what was not sent yet into the outbox; before the first take-over it is only noted."""
@@ -169,14 +169,15 @@ class Books:
         check_settings(state.settings)
         self.membership = replace(self.membership, **msgspec.structs.asdict(state.settings))
         self.folder.save_membership(self.membership)
-        self._norm_limit = math.inf if state.norm_limit is None else max(0.0, state.norm_limit)
+        self._norm_limit = math.inf if state.norm_limit is None else state.norm_limit
         if brought is not None:
             counts = brought.id in state.counted
             outcome.receipts += [news.receipt] if news.receipt else []
             outcome.had_arrived |= counts and news.receipt is None
             if counts or news.receipt is not None:
-                closed = state.open_round - (not state.has_contributed)
-                self._acknowledge(brought, news.receipt.round if news.receipt else closed)
+                # Without a receipt: the round that is open still, or that was when the device last heard of it
+                known = state.open_round if state.has_contributed else self.standing.head + 1
+                self._acknowledge(brought, news.receipt.round if news.receipt else known)
             elif news.is_rejected:  # its progress stays in the generalist and comes with the next update
                 self.folder.mark_rejected()
         return state
@@ -283,10 +284,8 @@ class Books:
 
     def refuse(self, link: Link, generalist: Arrays) -> None:
         """Keeps the old generalist, and what this device brought in rounds that were turned back."""
-        standing = self.standing
-        standing.refused = link.manifest.round
-        again = self.brought(lambda number, _: number in link.turned_back)
-        standing.reference = subtract(standing.reference, again)
+        standing, again = self.standing, self.brought(lambda number, _: number in link.turned_back)
+        standing.refused, standing.reference = link.manifest.round, subtract(standing.reference, again)
         standing.unsent_tokens = max(standing.unsent_tokens, len(link.turned_back) and 1)
         self._move_to(link, generalist)
 

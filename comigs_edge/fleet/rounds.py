@@ -111,7 +111,9 @@ class Rounds:
         trainer, tokens = self._trainer, self._tokens
         self._tokens = 0
         loss = trainer.last_loss if trainer.last_loss == trainer.last_loss else None
-        outcome = self._exchange.run(trainer.adapters.generalist(), tokens, partial(compare, trainer), loss)
+        outcome = self._exchange.run(
+            trainer.adapters.generalist(), tokens, partial(compare, trainer, self._exchange.books.gate), loss
+        )
         if outcome.generalist is not None:
             trainer.adapters.load_generalist(outcome.generalist)
         trainer.frozen = self._exchange.books.frozen()

@@ -115,6 +115,6 @@ def _judge(home: Home, settings: Config, saved: Saved) -> Judge:
 
         run = open_training(home, resolve(home, settings, measure=True))  # as a training would have it
         adapters = Adapters.from_arrays(saved.layout, run.base.hparams, saved.arrays)
-        return compare(run.make_trainer(adapters), before, after)
+        return compare(run.make_trainer(adapters), settings.fleet.gate, before, after)
 
     return judge

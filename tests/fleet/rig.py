@@ -36,14 +36,14 @@ class FolderFleet:
         """Publishes generalist `to` again, as refusals make a coordinator do."""
         self._publish(len(self.links), (self.root / str(to)).read_bytes(), 0, to)
 
-    def restore(self, to, says_so=True):
+    def restore(self, to, says_so=True, number=1):
         """As from a backup that was made when `to` was the newest generalist."""
         self.links, self.updates = self.links[: to + 1], {}
         for device, ids in self.counted.items():
             self.counted[device] = [each for each in ids if self.rounds[each] <= to]
         if says_so:
             last = keys.chain_hash(self.links[-1]) if self.links else ""
-            note = Restoration(fleet="fleet", number=1, round=to, manifest_hash=last)
+            note = Restoration(fleet="fleet", number=number, round=to, manifest_hash=last)
             self.note = keys.sign_restoration(self.key, note)
 
     def state(self, device):

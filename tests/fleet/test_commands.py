@@ -194,3 +194,15 @@ def test_a_revoked_device_trains_on_alone(run, ready, coordinator):
     result = run("train", "--steps", 2, "--json")
     assert json.loads(result.stdout)["finished"]
     assert "lost was removed from the fleet" in result.stderr.replace("\n", " ")
+
+
+@pytest.mark.parametrize("name", ["membership.json", "standing.safetensors", "../device.key"])
+def test_a_training_goes_on_with_damaged_files_of_its_fleet(run, ready, coordinator, name):
+    run("join", coordinator.invite())
+    run("train", "--steps", 2)
+    path = ready / "fleet" / name
+    path.write_bytes(path.read_bytes()[:40])
+    result = run("train", "--steps", 2, "--json")
+    assert json.loads(result.stdout)["finished"]
+    said = result.stderr.replace("\n", " ")
+    assert ("it was set aside" if name.startswith("standing") else "the training goes on alone") in said
