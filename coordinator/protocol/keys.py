@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
 from coordinator.protocol.errors import CoordinatorError
-from coordinator.protocol.messages import Manifest, SignedManifest, decode, encode
+from coordinator.protocol.messages import Manifest, Message, Restoration, SignedManifest, SignedRestoration, T, decode, encode
 
 CODE_BYTES = 32
 PIN_BYTES = 32
@@ -59,7 +59,7 @@ def key_from_pem(data: bytes, source: Path) -> Ed25519PrivateKey:
     """The key in a PEM; raises `CoordinatorError`."""
     try:
         key = load_pem_private_key(data, None)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise CoordinatorError(f"{source} holds no private key ({error}); restore it from a backup") from error
     if not isinstance(key, Ed25519PrivateKey):
         raise CoordinatorError(f"{source} holds no Ed25519 key; restore it from a backup")
@@ -152,19 +152,39 @@ def next_manifest(
 
 def sign_manifest(key: Ed25519PrivateKey, manifest: Manifest) -> SignedManifest:
     """The manifest's bytes and their signature."""
-    data = encode(manifest)
-    return SignedManifest(manifest=to_text(data), signature=to_text(key.sign(data)))
+    data, signature = _sign(key, manifest)
+    return SignedManifest(manifest=data, signature=signature)
 
 
 def open_manifest(signed: SignedManifest, signing_key: str) -> Manifest:
     """The manifest, if the coordinator with this key signed it; raises `ValueError` otherwise."""
-    data = to_bytes(signed.manifest)
+    return _open(signed.manifest, signed.signature, signing_key, Manifest)
+
+
+def sign_restoration(key: Ed25519PrivateKey, restoration: Restoration) -> SignedRestoration:
+    """The note's bytes and their signature."""
+    data, signature = _sign(key, restoration)
+    return SignedRestoration(restoration=data, signature=signature)
+
+
+def open_restoration(signed: SignedRestoration, signing_key: str) -> Restoration:
+    """The note, if the coordinator with this key signed it; raises `ValueError` otherwise."""
+    return _open(signed.restoration, signed.signature, signing_key, Restoration)
+
+
+def _sign(key: Ed25519PrivateKey, message: Message) -> tuple[str, str]:
+    data = encode(message)
+    return to_text(data), to_text(key.sign(data))
+
+
+def _open(data_text: str, signature: str, signing_key: str, kind: type[T]) -> T:
+    data = to_bytes(data_text)
     try:
-        public_key(signing_key).verify(to_bytes(signed.signature), data)
+        public_key(signing_key).verify(to_bytes(signature), data)
     except InvalidSignature as error:
         raise ValueError("its signature is not the coordinator's") from error
     try:
-        return decode(data, Manifest)
+        return decode(data, kind)
     except msgspec.DecodeError as error:
         raise ValueError(str(error)) from error
 

@@ -82,7 +82,7 @@ def test_a_crash_between_the_last_refusal_and_the_roll_back_is_made_up_for(tmp_p
     devices = grown(room, 1.0, 2.0)
     refuse(room, devices[0])
     with monkeypatch.context() as patch:
-        patch.setattr(room.chain, "_roll_back", lambda *unused: None)  # the power goes here
+        patch.setattr(room.chain, "roll_back", lambda *unused: None)  # the power goes here
         refuse(room, devices[1])
     assert room.chain.newest_number == 1
     assert refuse(room, devices[1], 1)["newest"] == 2  # the device had no answer and tells again
@@ -97,7 +97,8 @@ def test_kills_under_load_lose_nothing(fleet):
 
 @pytest.mark.parametrize(("statement", "problem"), [
     ("DELETE FROM updates WHERE rowid = (SELECT max(rowid) FROM updates)", "lost"),
-    ("INSERT INTO updates SELECT device, (SELECT max(number) FROM rounds), sha256, trained_from + 1, weight, tokens, size, "
+    ("INSERT INTO updates (device, round, sha256, trained_from, weight, tokens, size, format, averaging, validation_loss, "
+     "received, update_id) SELECT device, (SELECT max(number) FROM rounds), sha256, trained_from + 1, weight, tokens, size, "
      "format, averaging, validation_loss, received, update_id FROM updates LIMIT 1", "doubled"),
     ("UPDATE updates SET weight = weight - 1 WHERE round = 1", "weight"),
     ("UPDATE rounds SET sha256 = (SELECT sha256 FROM rounds WHERE number = 0) WHERE number = 1", "chain"),
