@@ -81,7 +81,8 @@ def join(fleet, name, version="0.1.0"):
 
 def update(fleet, device, number, loss, size=1000):
     fleet.database.run(
-        "INSERT INTO updates VALUES (?, ?, ?, 0, 65536, 500, ?, 'float16', 'separate', ?, ?, NULL)",
+        "INSERT INTO updates (device, round, sha256, trained_from, weight, tokens, size, format, averaging, "
+        "validation_loss, received, update_id) VALUES (?, ?, ?, 0, 65536, 500, ?, 'float16', 'separate', ?, ?, NULL)",
         device, number, f"{device}{number}", size, loss, fleet.clock(),
     )  # fmt: skip
 
