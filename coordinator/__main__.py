@@ -69,6 +69,11 @@ def _parser() -> argparse.ArgumentParser:
     revoke.add_argument("name")
     backup = _add_command(commands, "backup", "Write ledger, keys, settings and generalists into one tar file.", _backup)
     backup.add_argument("file", nargs="?", help="default: comigs-coordinator-DATE.tar")
+    text = "Read everything that is kept, and say what is sound, damaged and lost; exits with 1 if something is damaged."
+    check = _add_command(commands, "check", text, _check)
+    check.add_argument("--repair", action="store_true", help="leave out what is damaged, and recover a damaged ledger")
+    text = "Tell the devices that the coordinator goes on from an older copy of its folder; a restored backup says so by itself."
+    _add_command(commands, "restored", text, _restored)
     _add_service(commands)
     return parser
 
@@ -159,6 +164,8 @@ def _status(options: argparse.Namespace) -> None:
     print(f"round      {status['open_round']}: {status['updates']} updates, {closes}")
     print(f"moved      {_size(status['bytes_in'])} in, {_size(status['bytes_out'])} out")
     print(f"disk       {_size(status['disk_free'])} free")
+    for sentence in status["lost"]:
+        print(f"lost       {sentence}")
     print("\nnext: comigs-coordinator " + ("rounds" if status["devices"] else "invite"))
 
 
@@ -204,6 +211,26 @@ def _backup(options: argparse.Namespace) -> None:
     print(f"{backup['file']}, {_size(backup['bytes'])}: it holds the coordinator's keys, keep it safe")
     restore = "mkdir DIR && tar -xf FILE -C DIR && comigs-coordinator serve --data DIR"
     print(f"\nnext, to restore it where no coordinator is: {restore}")
+
+
+def _check(options: argparse.Namespace) -> None:
+    from coordinator import admin
+
+    found = admin.examine(options.data, options.repair)
+    if not _print_json(options, found):
+        for kind in ("repaired", "lost", "damaged"):
+            for sentence in found[kind]:
+                print(f"{kind:<10} {sentence}")
+        print("" if found["damaged"] else "everything that is kept is sound")
+        print("next: comigs-coordinator " + ("check --repair, or restore a backup" if found["damaged"] else "status"))
+    sys.exit(1 if found["damaged"] else 0)
+
+
+def _restored(options: argparse.Namespace) -> None:
+    note = _call(options, "restored")
+    print(f"the devices are told that the fleet goes on from generalist {note['round']}")
+    print("devices that were removed since the copy was made are members again; those that joined since are not")
+    print("\nnext, look for such devices: comigs-coordinator devices")
 
 
 def _service_install(options: argparse.Namespace) -> None:

@@ -13,17 +13,20 @@ import os
 import secrets
 import shutil
 import socket
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from aiohttp import web
 
-from coordinator.ledger import overview
+from coordinator.ledger import check, overview
 from coordinator.ledger.fleet import Fleet
 from coordinator.ledger.folder import Folder
+from coordinator.ledger.restoration import BACKUP
 from coordinator.protocol.errors import CoordinatorError, Refused
 
 SOCKET = "admin.sock"
@@ -59,6 +62,8 @@ def _backup(context: Context) -> Result:
     with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
         copy = Path(temporary) / "coordinator.db"
         context.fleet.database.backup(copy)
+        with contextlib.closing(sqlite3.connect(copy)) as ledger, ledger:
+            ledger.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (BACKUP, str(context.fleet.clock())))
         with tarfile.open(target, "w") as tar:
             tar.add(copy, "coordinator.db")
             for name in ("keys", "config.toml", "payloads"):
@@ -69,6 +74,8 @@ def _backup(context: Context) -> Result:
 OPERATIONS: dict[str, Callable[..., Result]] = {
     "invite": _invite,
     "backup": _backup,
+    "check": lambda context: check.check(context.fleet.database, context.fleet.payloads, context.fleet.chain.signing_key),
+    "restored": lambda context: msgspec.to_builtins(context.fleet.restore()),
     "status": lambda context: overview.overview(context.fleet, context.started, context.version),
     "devices": lambda context: {"devices": overview.devices(context.fleet)},
     "rounds": lambda context, last=200: {"rounds": overview.rounds_table(context.fleet, last)},
@@ -114,6 +121,16 @@ def call(root: Path, version: str, operation: str, **arguments: Any) -> Result:
         return answered
     with Folder.open(root) as folder, folder.fleet(time.time) as fleet:
         return _perform(Context(fleet, folder, time.time(), version), operation, arguments)
+
+
+def examine(root: Path, repair: bool) -> Result:
+    """What is sound, damaged and lost in the folder; a coordinator that runs has mended what it could when it started."""
+    if not (root / "keys").exists():
+        raise CoordinatorError(f"there is no coordinator in {root}; name its folder with --data")
+    answered = _ask(root, "check", {})
+    if answered is not None and repair:
+        raise CoordinatorError("a coordinator runs in this folder; stop it, and type the command again")
+    return answered if answered is not None else check.check_folder(root, repair)
 
 
 def backup(root: Path, version: str, target: Path) -> Result:

@@ -11,7 +11,6 @@ import resource
 import signal
 import sqlite3
 import ssl
-import time
 from asyncio import sslproto
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 from aiohttp import web
 
 from coordinator import addresses, admin
+from coordinator.ledger.clock import Clock
 from coordinator.ledger.folder import Folder
 from coordinator.ledger.payloads import DiskFailure
 from coordinator.protocol.errors import CoordinatorError
@@ -43,7 +43,7 @@ def serve(
     """
     _keep_memory_small()
     try:
-        with Folder.open(root) as folder, folder.fleet(time.time, folder.config.with_values(values)) as fleet:
+        with Folder.open(root) as folder, folder.fleet(Clock(), folder.config.with_values(values)) as fleet:
             server = Server(fleet, version, is_open)
             asyncio.run(_run(server, folder, ready, host=host, port=port, address=address))
     except (sqlite3.OperationalError, DiskFailure) as error:

@@ -27,6 +27,14 @@ from coordinator.protocol.wire import Shapes
 KEPT_GENERALISTS = 10  # payloads; all manifests are kept
 
 
+class Damaged(Exception):
+    """Payloads that are gone, or not what was written."""
+
+    def __init__(self, payloads: set[str]) -> None:
+        super().__init__(f"{len(payloads)} payloads are damaged or gone")
+        self.payloads = payloads
+
+
 @dataclass(frozen=True, kw_only=True)
 class Counted:
     """An update that counts in a closed round; the fields are columns of the ledger."""
@@ -65,7 +73,6 @@ class Chain:
     ) -> None:
         self._database, self._payloads, self._clock, self._fleet = database, payloads, clock, fleet
         self._signing_key = signing_key
-        self.collect()
 
     @property
     def signing_key(self) -> str:
@@ -98,13 +105,18 @@ class Chain:
         row = self._database.row("SELECT * FROM rounds WHERE closed IS NOT NULL AND published IS NULL ORDER BY number")
         if row is None or generalist is None:
             return None
-        before = self._database.value("SELECT sha256 FROM rounds WHERE number = ?", row["number"] - 1)
+        before = self._database.row("SELECT * FROM rounds WHERE number = ?", row["number"] - 1)
+        if before is not None and before["lost"] is not None:
+            before = self.sound_before(before["number"])
+        if before is None and row["number"] > 0:
+            return None  # no generalist is left to add to: it waits for its payload
         updates = self._database.rows(
             "SELECT sha256, trained_from, weight, coalesce(counted_weight, weight) AS counted_weight, format, averaging "
-            "FROM updates WHERE round = ? ORDER BY device",
+            "FROM updates WHERE round = ? AND lost IS NULL ORDER BY device",
             row["number"],
         )
-        return Job(row["number"], generalist, before, [Counted(**update) for update in updates])
+        sha256 = None if before is None else before["sha256"]
+        return Job(row["number"], generalist, sha256, [Counted(**update) for update in updates])
 
     def publish(self, job: Job, made: Made) -> None:
         """Enters a generalist that `make_generalist` has written: the next link of the chain."""
@@ -149,7 +161,7 @@ class Chain:
         # Sent again, too: the answer was lost, perhaps in a crash before the roll-back.
         enough = self._refusals(refusal.round, active)["refusals"] >= rounds.refusal_quorum(active)
         if generalist is not None and refusal.round == newest and enough and self.next_job(generalist) is None:
-            self._roll_back(newest, generalist)
+            self.roll_back(newest, generalist)
         return self._refusals(refusal.round, active)
 
     def _refusals(self, number: int, active: int) -> dict[str, int]:
@@ -168,20 +180,28 @@ class Chain:
         )  # fmt: skip
         return {row["device"] for row in rows}
 
-    def _roll_back(self, newest: int, generalist: Generalist) -> None:
+    def roll_back(self, newest: int, generalist: Generalist) -> None:
         """Publishes the generalist before `newest` under the open round's number, which grows by one."""
-        open_round, now = newest + 1, self._clock()
-        rows = self._database.rows("SELECT number, rolled_back_to FROM rounds WHERE rolled_back_to IS NOT NULL")
-        target = rounds.generalist_before(newest, {row["number"]: row["rolled_back_to"] for row in rows})
-        good = self._database.row("SELECT * FROM rounds WHERE number = ?", target)
-        if good is None or not self._payloads.path(good["sha256"]).exists():
-            return  # its payload is deleted
+        open_round, now, good = newest + 1, self._clock(), self.sound_before(newest)
+        if good is None:
+            return
         with self._database.transaction():
             self._database.run("INSERT INTO rounds (number, opened) VALUES (?, ?)", open_round + 1, now)
             self._database.run("UPDATE updates SET round = ? WHERE round = ?", open_round + 1, open_round)
             self._database.run("UPDATE rounds SET closed = ? WHERE number = ?", now, open_round)
-            self._enter(generalist, number=open_round, sha256=good["sha256"], size=good["size"], devices=0, rolled_back_to=target)
+            self._enter(generalist, number=open_round, sha256=good["sha256"], size=good["size"], devices=0,
+                rolled_back_to=good["number"])  # fmt: skip
         self.collect()
+
+    def sound_before(self, number: int) -> dict[str, Any] | None:
+        """The round whose generalist came before that of `number` and is still sound; None without one."""
+        rows = self._database.rows("SELECT number, rolled_back_to FROM rounds WHERE rolled_back_to IS NOT NULL")
+        again, oldest = {row["number"]: row["rolled_back_to"] for row in rows}, self.newest_number - KEPT_GENERALISTS
+        while (number := rounds.generalist_before(number, again)) >= max(0, oldest):
+            row = self._database.row("SELECT * FROM rounds WHERE number = ?", number)
+            if row is not None and self._payloads.is_sound(row["sha256"]):
+                return row
+        return None
 
 
 class _Tensors(Mapping[str, Array]):
@@ -211,8 +231,11 @@ class _Tensors(Mapping[str, Array]):
 def make_generalist(job: Job, payloads: Payloads) -> Made:
     """Averages a round's updates into the next generalist and writes it, and what it changes.
 
-    It takes memory for one tensor, for any number of devices and any size of the generalist.
+    It takes memory for one tensor, for any number of devices and any size of the generalist. Raises `Damaged`.
     """
+    wanted = {update.sha256 for update in job.updates} | ({job.before} if job.before is not None else set())
+    if damaged := {sha256 for sha256 in wanted if not payloads.is_sound(sha256)}:
+        raise Damaged(damaged)
     shapes = {name: tuple(shape) for name, shape in job.generalist.tensors.items()}
     table = compress.table(shapes, "float32")
     before = None if job.before is None else _Tensors(payloads.path(job.before), shapes, "float32")

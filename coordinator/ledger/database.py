@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from coordinator.protocol.errors import CoordinatorError
 
+BUSY_SECONDS = 2.0  # to wait for another program that has the ledger open
 FIXED = ((3, 51, 3), (3, 50, 7), (3, 44, 6))  # releases with the repair, newest first; each in its own series
 MIGRATIONS = (
     """
@@ -84,16 +85,28 @@ class Database:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            self._db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
             self._db.row_factory = sqlite3.Row
             self.journal = journal_mode(sqlite3.sqlite_version_info)
+            # From the first write on no other program reads it either: a reader would hold up every later write.
+            self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
             self._db.execute(f"PRAGMA journal_mode={self.journal}")
             # EXTRA also syncs the folder after the rollback journal is gone.
             self._db.execute(f"PRAGMA synchronous={'FULL' if self.journal == 'WAL' else 'EXTRA'}")
             self._db.execute("PRAGMA foreign_keys=ON")
             self._migrate()
+            self.run("BEGIN EXCLUSIVE")
+            self.run("COMMIT")
+            if (flaw := self.value("PRAGMA quick_check(1)")) != "ok":
+                raise sqlite3.DatabaseError(str(flaw).splitlines()[-1])
+        except sqlite3.OperationalError as error:
+            self._db.close()
+            if "locked" in str(error):
+                raise CoordinatorError(f"another program has {path} open; end it, and start again") from error
+            raise CoordinatorError(f"{path} cannot be opened ({error}); make room on its disk or check it") from error
         except sqlite3.DatabaseError as error:
-            raise CoordinatorError(f"{path} cannot be opened ({error}); restore it from a backup") from error
+            self._db.close()
+            raise CoordinatorError(f"{path} is damaged ({error}); mend it with: comigs-coordinator check --repair") from error
 
     def close(self) -> None:
         """Closes the file."""
@@ -140,10 +153,8 @@ class Database:
 
     def backup(self, target: Path) -> None:
         """A consistent copy, while the coordinator works."""
-        copy = sqlite3.connect(target)
-        with copy:
+        with closing(sqlite3.connect(target)) as copy, copy:
             self._db.backup(copy)
-        copy.close()
 
     def _migrate(self) -> None:
         version = self.value("PRAGMA user_version")

@@ -6,6 +6,7 @@ ledger (`receipt_if_counted`), work on files that may run in another thread (`ch
 
 from __future__ import annotations
 
+import logging
 import math
 import secrets
 from collections.abc import Callable
@@ -13,15 +14,20 @@ from typing import NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from coordinator.ledger import damage
 from coordinator.ledger.chain import Chain
+from coordinator.ledger.clock import Clock
 from coordinator.ledger.config import Config
 from coordinator.ledger.database import Database
 from coordinator.ledger.members import Device, Members
 from coordinator.ledger.payloads import Payloads
-from coordinator.protocol import compress, counting, norms, rounds, wire
+from coordinator.ledger.restoration import BACKUP, last_restoration, restore
+from coordinator.protocol import compress, counting, keys, norms, rounds, wire
 from coordinator.protocol.counting import Claim, Standing
-from coordinator.protocol.errors import Refused
-from coordinator.protocol.messages import COUNTED_IDS, Commit, Join, Joined, Receipt, Refusal, State
+from coordinator.protocol.errors import CoordinatorError, Refused
+from coordinator.protocol.messages import COUNTED_IDS, Commit, Join, Joined, Receipt, Refusal, Restoration, State
+
+log = logging.getLogger("comigs-coordinator")
 
 
 class Checked(NamedTuple):
@@ -38,6 +44,7 @@ class Fleet:
         self, database: Database, payloads: Payloads, signing_key: Ed25519PrivateKey, config: Config, clock: Callable[[], float]
     ) -> None:
         self.database, self.payloads, self.config, self.clock = database, payloads, config, clock
+        self._signing_key = signing_key
         if database.fact("fleet") is None:
             with database.transaction():
                 database.set_fact("fleet", secrets.token_hex(8))
@@ -45,6 +52,55 @@ class Fleet:
         self.id = str(database.fact("fleet"))
         self.members = Members(database, clock)
         self.chain = Chain(database, payloads, signing_key, self.id, clock)
+        self._check_key()
+        self._clamp_times()
+        damage.mend(database, payloads, self.chain, self.members.generalist)
+        self.chain.collect()
+        if database.fact(BACKUP) is not None:
+            self.restore()
+
+    def lose(self, damaged: set[str]) -> None:
+        """Goes on without payloads that are damaged or gone."""
+        damage.lose(self.database, self.payloads, damaged)
+
+    def restore(self) -> Restoration:
+        """Tells the devices that the coordinator goes on from an older copy of its folder."""
+        return restore(self.database, self.chain, self._signing_key, self.id, self.clock)
+
+    def _check_key(self) -> None:
+        newest = self.chain.newest
+        try:
+            if newest is not None:
+                keys.open_manifest(newest, self.chain.signing_key)
+        except ValueError as error:
+            raise CoordinatorError(
+                f"keys/signing.key did not sign the newest generalist in {self.database.path} ({error}); "
+                "restore both from one backup"
+            ) from error
+
+    # Time ---------------------------------------------------------------------------------------------------------
+
+    def follow_clock(self) -> None:
+        """Where the system's clock was set, what the fleet waits for moves with it."""
+        step = self.clock.step() if isinstance(self.clock, Clock) else 0.0
+        if step:
+            with self.database.transaction():
+                self.database.run("UPDATE updates SET received = received + ? WHERE round = ?", step, self.open_round)
+                self.database.run(
+                    "UPDATE invitations SET made = made + ?, expires = expires + ? WHERE device IS NULL", step, step
+                )
+                self.database.run("UPDATE rounds SET opened = opened + ? WHERE closed IS NULL", step)
+            self.members.move_contacts(lambda contact: contact + step)
+            log.warning("this machine's clock was set by %+.0f seconds", step)
+
+    def _clamp_times(self) -> None:
+        """Times that lie in the future were written by a clock that was ahead: they become now."""
+        now = self.clock()
+        with self.database.transaction():
+            self.database.run("UPDATE updates SET received = ? WHERE received > ?", now, now)
+            self.database.run("UPDATE invitations SET expires = ? + expires - made, made = ? WHERE made > ?", now, now, now)
+            self.database.run("UPDATE rounds SET opened = min(opened, ?1), closed = min(closed, ?1) WHERE opened > ?1", now)
+        self.members.move_contacts(lambda contact: min(contact, now))
 
     @property
     def open_round(self) -> int:
@@ -58,7 +114,7 @@ class Fleet:
 
     def updates_in(self) -> tuple[int, float | None]:
         """How many updates the open round has, and when the first one came."""
-        query = "SELECT count(*) AS updates, min(received) AS first FROM updates WHERE round = ?"
+        query = "SELECT count(*) AS updates, min(received) AS first FROM updates WHERE round = ? AND lost IS NULL"
         row = self.database.row(query, self.open_round) or {}
         return row["updates"], row["first"]
 
@@ -86,6 +142,7 @@ class Fleet:
             open_round=number, newest=self.chain.newest, settings=self.config.settings,
             has_contributed=self._is_in(device, number), counted=[row["update_id"] for row in reversed(counted)],
             next_poll_seconds=rounds.next_poll_seconds(self.active), norm_limit=norms.limit((), self._norms()),
+            restored=last_restoration(self.database),
         )  # fmt: skip
 
     def may_read(self, device: Device, number: int) -> bool:
@@ -114,7 +171,7 @@ class Fleet:
         known = self.database.row(
             "SELECT round, weight FROM updates WHERE device = ? AND update_id = ? UNION ALL "
             "SELECT round, weight FROM updates WHERE device = ? AND sha256 = ? AND trained_from = ? "
-            "AND (update_id IS NULL OR ? IS NULL)",
+            "AND (update_id IS NULL OR ? IS NULL) AND lost IS NULL",
             device.id, wish.update_id, device.id, wish.sha256, wish.trained_from, wish.update_id,
         )  # fmt: skip
         if known is not None:
@@ -153,6 +210,8 @@ class Fleet:
         rules = self.config.rounds
         weight = counting.weigh(wish, self.chain.newest_number, rules)
         with self.database.transaction():
+            lost = "DELETE FROM updates WHERE device = ? AND round = ? AND lost IS NOT NULL"  # it comes again
+            self.database.run(lost, device.id, wish.expected_round)
             self.database.run(
                 "INSERT INTO updates (device, round, sha256, trained_from, weight, tokens, size, format, averaging, "
                 "validation_loss, received, update_id, norm) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -178,7 +237,9 @@ class Fleet:
 
     def _weigh(self, number: int) -> None:
         """Enters what each update of a round that closes counts; that of round 0 is a generalist, no change."""
-        rows = self.database.rows("SELECT rowid AS id, weight, tokens, norm FROM updates WHERE round = ?", number)
+        rows = self.database.rows(
+            "SELECT rowid AS id, weight, tokens, norm FROM updates WHERE round = ? AND lost IS NULL", number
+        )
         claims = [Claim(row["weight"], row["tokens"], row["norm"] if number else None) for row in rows]
         for row, weights in zip(rows, counting.weigh_round(claims, self._norms(), self.config.rounds), strict=True):
             self.database.run("UPDATE updates SET weight = ?, counted_weight = ? WHERE rowid = ?", *weights, row["id"])
@@ -194,7 +255,7 @@ class Fleet:
         return [row["norm"] if row["whole"] else row["counted"] for row in rows]
 
     def _is_in(self, device: Device, number: int) -> bool:
-        query = "SELECT 1 FROM updates WHERE device = ? AND round = ?"
+        query = "SELECT 1 FROM updates WHERE device = ? AND round = ? AND lost IS NULL"
         return self.database.value(query, device.id, number) is not None
 
     def _format(self, trained_from: int) -> str:

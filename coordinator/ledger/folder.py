@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
 import sqlite3
+import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -27,30 +29,56 @@ class Folder:
         self.root = root
         self.config = config.read(root / "config.toml")
         self.certificate, self.tls_key = root / "keys" / "tls.pem", root / "keys" / "tls.key"
+        self.ledger = root / "coordinator.db"
         self._signing = root / "keys" / "signing.key"
+        self._check_owner()
+        self._check_whole()
         if not self._signing.exists():
             self._make_keys()
-        self.signing_key = keys.key_from_pem(self._signing.read_bytes(), self._signing)
+        self.signing_key = keys.key_from_pem(_read(self._signing), self._signing)
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.certificate, self.tls_key)
+        except (OSError, ValueError) as error:
+            raise CoordinatorError(f"{self.certificate} and tls.key do not fit ({error}); restore keys/ from a backup") from error
 
     @property
     def pin(self) -> bytes:
         """SHA-256 of the TLS certificate."""
         return keys.fingerprint(self.certificate.read_bytes())
 
+    def _check_owner(self) -> None:
+        """Raises `CoordinatorError` where another user may write: who can rename keys/ is the coordinator."""
+        for path in (self.root, self._signing.parent, self.root / "config.toml", self.root / "coordinator.db"):
+            if path.exists() and path.stat().st_mode & 0o022:
+                raise CoordinatorError(
+                    f"other users may write {path}; type chmod go-w {path}, or name another folder with --data"
+                )
+
+    def _check_whole(self) -> None:
+        """Raises `CoordinatorError` where keys or ledger are gone: new ones would shut every device out."""
+        ledger, payloads = self.root / "coordinator.db", self.root / "payloads"
+        parts = (self.certificate, self.tls_key, self._signing)
+        gone = [path for path in parts if not path.exists()]
+        if gone and (len(gone) < len(parts) or ledger.exists()):
+            raise CoordinatorError(f"{gone[0]} is gone; restore keys/ from a backup: new keys would shut every device out")
+        if not (ledger.exists() and ledger.stat().st_size) and payloads.exists() and any(payloads.iterdir()):
+            raise CoordinatorError(f"{ledger} is gone or empty while {payloads} is not; restore it from a backup")
+
     def _make_keys(self) -> None:
-        self._signing.parent.mkdir(mode=0o700, exist_ok=True)
+        """All keys come into their place together."""
+        temporary = self.root / "keys.new"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(mode=0o700)
         key, certificate = keys.new_certificate()
-        sync_folder(self.root)
-        # The signing key is written last: if it exists, so do the others.
         signing = keys.key_to_pem(keys.new_key())
         for path, data in ((self.tls_key, key), (self.certificate, certificate), (self._signing, signing)):
-            temporary = path.with_suffix(".new")
-            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            with open(os.open(temporary / path.name, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.replace(path)
-            sync_folder(path.parent)
+        sync_folder(temporary)
+        temporary.replace(self._signing.parent)
+        sync_folder(self.root)
 
     @classmethod
     @contextlib.contextmanager
@@ -74,7 +102,7 @@ class Folder:
     @contextlib.contextmanager
     def fleet(self, clock: Callable[[], float], settings: config.Config | None = None) -> Iterator[Fleet]:
         """The fleet of this folder; contacts that are only in memory are written at the end."""
-        database = Database(self.root / "coordinator.db")
+        database = Database(self.ledger)
         try:
             fleet = Fleet(database, Payloads(self.root), self.signing_key, settings or self.config, clock)
             yield fleet
@@ -82,3 +110,10 @@ class Folder:
                 fleet.members.flush(now_at_all_costs=True)
         finally:
             database.close()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CoordinatorError(f"{path} cannot be read ({error.strerror}); restore keys/ from a backup") from error

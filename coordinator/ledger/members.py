@@ -95,6 +95,14 @@ class Members:
             self._changed.clear()
             self._flushed = self._clock()
 
+    def move_contacts(self, moved: Callable[[float], float]) -> None:
+        """Changes the time of every last contact, as where the clock was set, and writes what changed."""
+        for device in self.devices.values():
+            if (contact := moved(device.last_contact)) != device.last_contact:
+                device.last_contact = contact
+                self._changed.add(device.id)
+        self.flush(now_at_all_costs=True)
+
     # Joining ------------------------------------------------------------------------------------------------------
 
     def invite(self, name: str | None, address: str, pin: bytes) -> dict[str, object]:

@@ -9,6 +9,7 @@ import shutil
 from dataclasses import asdict
 from typing import Any
 
+from coordinator.ledger import damage
 from coordinator.ledger.fleet import Fleet
 from coordinator.protocol import rounds
 
@@ -31,6 +32,7 @@ def overview(fleet: Fleet, started: float, version: str) -> Facts:
         "devices": sum(device.revoked is None for device in devices), "active": active,
         "bytes_in": sum(device.bytes_in for device in devices), "bytes_out": sum(device.bytes_out for device in devices),
         "disk_free": shutil.disk_usage(fleet.payloads.folder).free, "sqlite_journal": fleet.database.journal,
+        "lost": damage.lost(fleet.database),
         "settings": {**asdict(fleet.config.training), "averaging": rules.averaging, "weights": rules.weights},
     }  # fmt: skip
 

@@ -63,6 +63,8 @@ class Payloads:
         here = self.offset(device, sha256)
         if offset != here:
             raise Refused(409, "wrong_offset", f"the upload has {here:,} bytes and not {offset:,}; continue there")
+        if self.path(sha256).exists():
+            raise Refused(409, "wrong_offset", f"the upload is complete, with {here:,} bytes; commit it")
         self.check_space(len(data))
         if not here:
             self._drop_oldest(device)
@@ -80,11 +82,10 @@ class Payloads:
         if here != size:
             raise Refused(409, "incomplete", f"{here:,} of {size:,} bytes are here; upload the rest first")
         with _writing(part):
+            _sync_and_drop(part)  # read back from the disk: what that has not kept is not acknowledged
             if _sha256(part) != sha256:
                 part.unlink()
                 raise Refused(422, "wrong_digest", "what arrived does not have the SHA-256 that was announced; upload it again")
-            with part.open("rb") as file:
-                _sync(file.fileno())
         return part
 
     def keep(self, part: Path, sha256: str) -> None:
@@ -128,10 +129,24 @@ class Payloads:
                 digest.update(piece)
                 file.write(piece)
             file.flush()
-            _sync(file.fileno())
+            _sync_and_drop(temporary)
+            if _sha256(temporary) != digest.hexdigest():
+                raise DiskFailure("the disk does not keep what it is given")
         self._made = digest.hexdigest()
         self.keep(temporary, self._made)
         return self._made
+
+    def is_sound(self, sha256: str) -> bool:
+        """Whether a payload is here, readable, and has this SHA-256."""
+        try:
+            return _sha256(self.path(sha256)) == sha256
+        except OSError:  # it is gone, or the disk cannot read it
+            return False
+
+    def drop(self, sha256: str) -> None:
+        """Deletes a payload that is damaged: nobody gets it any more, and it can come again."""
+        with contextlib.suppress(OSError):
+            self.path(sha256).unlink()
 
     def collect(self, wanted: set[str], now: float, upload_seconds: float = 7 * 86400) -> int:
         """Deletes payloads that are not wanted and uploads that were abandoned; returns the number of both."""
@@ -180,6 +195,14 @@ def _sync(descriptor: int) -> None:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise DiskFailure(f"the disk refused to sync: {error}") from error
+
+
+def _sync_and_drop(path: Path) -> None:
+    """Waits until the file is on the disk, and makes the next reader read it from there."""
+    with path.open("rb") as file:
+        _sync(file.fileno())
+        with contextlib.suppress(OSError):  # a file system that has no use for it
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _write_all(file: io.RawIOBase, data: bytes, end: int) -> None:

@@ -59,7 +59,7 @@ def key_from_pem(data: bytes, source: Path) -> Ed25519PrivateKey:
     """The key in a PEM; raises `CoordinatorError`."""
     try:
         key = load_pem_private_key(data, None)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise CoordinatorError(f"{source} holds no private key ({error}); restore it from a backup") from error
     if not isinstance(key, Ed25519PrivateKey):
         raise CoordinatorError(f"{source} holds no Ed25519 key; restore it from a backup")

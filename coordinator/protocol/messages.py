@@ -92,7 +92,7 @@ class Restoration(Message):
     """The coordinator was restored from a backup: what it published after generalist `round` is no part of its chain any more."""
 
     fleet: Short
-    number: Count  # the first restoration is 1; an older note is not followed
+    number: Count  # grows with every restoration; an older note is not followed
     round: Number  # the newest generalist that the backup held; -1: none
     manifest_hash: Short  # `keys.chain_hash` of that generalist's manifest; empty without one
 

@@ -20,7 +20,7 @@ from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from coordinator.ledger.chain import make_generalist
+from coordinator.ledger.chain import Damaged, make_generalist
 from coordinator.ledger.fleet import Fleet
 from coordinator.ledger.members import Device
 from coordinator.ledger.payloads import DiskFailure
@@ -278,6 +278,7 @@ class Server:
         """Closes rounds at their deadlines and publishes generalists, until it is cancelled."""
         while True:
             try:
+                self.fleet.follow_clock()
                 await self.publish()
                 self.fleet.close_if_complete()
                 self.fleet.members.flush()
@@ -295,7 +296,11 @@ class Server:
         """Makes the generalists of all closed rounds."""
         self.fleet.close_if_complete()
         while (job := self.fleet.chain.next_job(self.fleet.members.generalist)) is not None:
-            made = await asyncio.to_thread(make_generalist, job, self.fleet.payloads)
+            try:
+                made = await asyncio.to_thread(make_generalist, job, self.fleet.payloads)
+            except Damaged as error:
+                self.fleet.lose(error.payloads)
+                continue
             self.fleet.chain.publish(job, made)
             log.info("generalist %d, of %d devices", job.round, len(job.updates))
 

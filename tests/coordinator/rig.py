@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -56,7 +57,8 @@ class Coordinator:
         found = re.search(r"https://\S+:(\d+)", line)
         if not found:
             self.process.wait()
-            raise RuntimeError(f"the coordinator did not start: {open(self.log.name).read()[-2000:]}")  # noqa: SIM115
+            self._close()
+            raise RuntimeError(f"the coordinator did not start: {Path(self.log.name).read_text()[-2000:]}")
         self.address, self.port = found[0], int(found[1])
         self.pin = bytes.fromhex(self.process.stdout.readline().split()[1])
 

@@ -82,7 +82,7 @@ def test_a_crash_between_the_last_refusal_and_the_roll_back_is_made_up_for(tmp_p
     devices = grown(room, 1.0, 2.0)
     refuse(room, devices[0])
     with monkeypatch.context() as patch:
-        patch.setattr(room.chain, "_roll_back", lambda *unused: None)  # the power goes here
+        patch.setattr(room.chain, "roll_back", lambda *unused: None)  # the power goes here
         refuse(room, devices[1])
     assert room.chain.newest_number == 1
     assert refuse(room, devices[1], 1)["newest"] == 2  # the device had no answer and tells again

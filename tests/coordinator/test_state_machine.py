@@ -21,6 +21,7 @@ from coordinator.protocol import keys, wire
 from coordinator.protocol.aggregate import SCALE
 from coordinator.protocol.errors import Refused
 from coordinator.protocol.messages import Commit, Refusal
+from tests.coordinator.ledger.test_damage import changed, gone, short
 from tests.coordinator.ledger.test_fleet import Room, arrays, sha
 
 ONE = 65536
@@ -222,6 +223,50 @@ class FleetMachine(RuleBasedStateMachine):
     def crash_and_start(self):
         self.room.crash()
 
+    @precondition(lambda self: self.model.rounds[-1])
+    @rule(data=st.data(), damage=st.sampled_from([gone, short, changed]))
+    def a_waiting_update_is_damaged_before_a_start(self, data, damage):
+        """It is left out and may come again; everything else stays as it is."""
+        room, model = self.room, self.model
+        self.publish()
+        if not model.rounds[-1]:
+            return
+        device = data.draw(st.sampled_from(sorted(model.rounds[-1])))
+        query = "SELECT sha256 FROM updates WHERE round = ? AND device = ?"
+        sha256 = room.fleet.database.value(query, model.open, device)
+        rows = room.fleet.database.rows("SELECT device FROM updates WHERE round = ? AND sha256 = ?", model.open, sha256)
+        damage(room.fleet.payloads.path(sha256))
+        room.crash()
+        for row in rows:  # devices that learned the same
+            del model.rounds[-1][row["device"]]
+            model.acknowledged = {k: n for k, n in model.acknowledged.items() if k[0] != row["device"] or n != model.open}
+        model.first = room.fleet.updates_in()[1]
+
+    @precondition(lambda self: self.model.newest >= 1)
+    @rule(damage=st.sampled_from([gone, short, changed]))
+    def the_newest_generalist_is_damaged_before_a_start(self, damage):
+        """The one before comes again, where it is another and is kept; the waiting updates move on."""
+        self.publish()
+        room, model = self.room, self.model
+        query = "SELECT sha256 FROM rounds WHERE number = ?"
+        newest = room.fleet.database.value(query, model.newest)
+        target, kept = model.content[model.newest], {path.name for path in room.fleet.payloads.folder.iterdir()}
+        while target > 0:
+            target = model.content[target - 1]
+            before = room.fleet.database.value(query, target)
+            if before != newest and before in kept and target >= model.newest - 10:
+                break
+        else:
+            return
+        damage(room.fleet.payloads.path(newest))
+        room.crash()
+        moved = model.rounds.pop()
+        model.acknowledged = {k: n + (n == len(model.rounds)) for k, n in model.acknowledged.items()}
+        model.rounds += [{}, moved]
+        model.values.append(model.values[target])
+        model.content.append(target)
+        model.refusals = set()
+
     @rule(seconds=st.sampled_from([1.0, DEADLINE / 2, DEADLINE]))
     def time_passes(self, seconds):
         self.room.now += seconds
@@ -274,7 +319,9 @@ class FleetMachine(RuleBasedStateMachine):
     def every_acknowledged_update_counts_once_and_nothing_else_does(self):
         if not hasattr(self, "room"):
             return
-        rows = self.room.fleet.database.rows("SELECT device, round, weight FROM updates ORDER BY round, device")
+        rows = self.room.fleet.database.rows(
+            "SELECT device, round, weight FROM updates WHERE lost IS NULL ORDER BY round, device"
+        )
         found = [(row["round"], row["device"], row["weight"]) for row in rows]
         model = self.model
         assert found == sorted((n, d, w) for n, updates in enumerate(model.rounds) for d, (_, w) in updates.items())
@@ -304,7 +351,7 @@ class FleetMachine(RuleBasedStateMachine):
         if not hasattr(self, "room"):
             return
         rows = self.room.fleet.database.rows(
-            "SELECT updates.sha256 FROM updates JOIN rounds ON number = round WHERE published IS NULL"
+            "SELECT updates.sha256 FROM updates JOIN rounds ON number = round WHERE published IS NULL AND updates.lost IS NULL"
         )
         assert all(self.room.fleet.payloads.path(row["sha256"]).exists() for row in rows)
 

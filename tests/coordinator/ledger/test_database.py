@@ -14,15 +14,16 @@ from tests.coordinator.ledger.test_fleet import Room, arrays, refused
 OLD = "device, round, sha256, trained_from, weight, tokens, size, format, averaging, validation_loss, received"
 
 
-def schema(path):
-    with sqlite3.connect(path) as connection:
-        return sorted(connection.execute("SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL"))
+def schema(database):
+    rows = database.rows("SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL")
+    return sorted(tuple(row.values()) for row in rows)
 
 
 def make_old(room, version=1):
     """Gives the ledger the form that it had at a schema version."""
     db, path = room.fleet.database, room.root / "old.db"
     rows = db.rows(f"SELECT {OLD} FROM updates")
+    db.close()
     with sqlite3.connect(path) as old:
         old.executescript("".join(database.MIGRATIONS[:version]))
         old.execute("ATTACH ? AS new", (str(db.path),))
@@ -30,7 +31,6 @@ def make_old(room, version=1):
             names = ", ".join(row[1] for row in old.execute(f"PRAGMA main.table_info({table})"))
             old.execute(f"INSERT INTO main.{table} ({names}) SELECT {names} FROM new.{table}")
         old.execute(f"PRAGMA user_version={version}")
-    db.close()
     path.replace(db.path)
     return rows
 
@@ -47,9 +47,9 @@ def test_a_ledger_from_before_update_ids_is_taken_over_whole(room, tmp_path):
     room.step((first, arrays(0.0)))
     receipt = room.commit(first, arrays(1.0), loss=2.5)
     rows = make_old(room)
-    Database(tmp_path / "fresh.db").close()
+    fresh = Database(tmp_path / "fresh.db")
     room.crash()
-    assert schema(room.root / "coordinator.db") == schema(tmp_path / "fresh.db")
+    assert schema(room.fleet.database) == schema(fresh)
     assert room.fleet.database.rows(f"SELECT {OLD} FROM updates WHERE update_id IS NULL") == rows
     assert room.fleet.state(first).counted == []
     assert room.commit(first, arrays(1.0)) == receipt
@@ -70,10 +70,10 @@ def test_a_ledger_from_before_norms_keeps_refusals_and_learns_who_joined_when(ro
     room.step((first, arrays(2.0)), (second, arrays(2.0)))
     room.fleet.refuse(first, Refusal(round=2, loss_before=2.0, loss_after=3.0))
     make_old(room, version=2)
-    Database(tmp_path / "fresh.db").close()
+    fresh = Database(tmp_path / "fresh.db")
     room.crash()
     db = room.fleet.database
-    assert schema(room.root / "coordinator.db") == schema(tmp_path / "fresh.db")
+    assert schema(room.fleet.database) == schema(fresh)
     assert db.rows("SELECT * FROM refusals") == [{"device": first.id, "round": 2, "loss_before": 2.0, "loss_after": 3.0}]
     assert {row["id"]: row["joined_at"] for row in db.rows("SELECT id, joined_at FROM devices")} == {first.id: -1, second.id: 1}
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from coordinator.ledger.chain import make_generalist
+from coordinator.ledger.chain import Damaged, make_generalist
 from coordinator.ledger.config import Config, Training
 from coordinator.ledger.database import Database
 from coordinator.ledger.fleet import Fleet
@@ -34,15 +34,15 @@ def generalist(**changes):
 class Room:
     """A fleet without sockets; `now` is its clock."""
 
-    def __init__(self, root, update_format="float32", **rules):
-        self.root, self.now = root, 1e9
+    def __init__(self, root, update_format="float32", now=1e9, **rules):
+        self.root, self.now = root, now
         self.config = Config(Rules(**rules), Training(update_format=update_format))
         root.mkdir(exist_ok=True)
         self.start()
 
-    def start(self):
-        self.key = Folder(self.root).signing_key
-        self.fleet = Fleet(Database(self.root / "coordinator.db"), Payloads(self.root), self.key, self.config, lambda: self.now)
+    def start(self, clock=None):
+        self.key, clock = Folder(self.root).signing_key, clock or (lambda: self.now)
+        self.fleet = Fleet(Database(self.root / "coordinator.db"), Payloads(self.root), self.key, self.config, clock)
         self.members, self.chain = self.fleet.members, self.fleet.chain
 
     def crash(self):
@@ -62,7 +62,12 @@ class Room:
 
     def publish(self):
         while (job := self.chain.next_job(self.members.generalist)) is not None:
-            self.chain.publish(job, make_generalist(job, self.fleet.payloads))
+            try:
+                made = make_generalist(job, self.fleet.payloads)
+            except Damaged as error:
+                self.fleet.lose(error.payloads)
+            else:
+                self.chain.publish(job, made)
 
     def commit(self, device, update, trained_from=None, expected_round=None, tokens=1000, loss=None, update_id=None):
         """Uploads in two pieces and commits, as the server does; `update` is arrays or bytes."""

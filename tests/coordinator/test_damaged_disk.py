@@ -1,0 +1,176 @@
+"""A coordinator in a process of its own whose files are damaged while it runs and while it does not."""
+
+import os
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from comigs_edge.fleet.client import RemoteRefused
+from coordinator.protocol import keys
+from tests.coordinator.ledger.test_damage import changed, damages, gone
+from tests.coordinator.rig import Coordinator, Member, random_arrays
+
+
+@pytest.fixture
+def fleet(tmp_path):
+    """A coordinator and two devices, one of which has an update in the open round."""
+    coordinator = Coordinator(tmp_path / "data")
+    first, second = (Member(coordinator.invite(name)) for name in ("kitchen-pi", "attic-pi"))
+    first.push(random_arrays(1))
+    coordinator.until(lambda status: status["newest_round"] == 0)
+    first.push(random_arrays(2))
+    yield coordinator, first, second
+    if coordinator.process.poll() is None:
+        coordinator.kill()
+
+
+def newest(member):
+    return keys.open_manifest(member.remote.state().newest, member.joined.signing_key)
+
+
+def log(coordinator):
+    return Path(coordinator.log.name).read_text()
+
+
+@damages
+def test_a_running_coordinator_names_a_damaged_update_and_goes_on(fleet, damage, tmp_path):
+    coordinator, first, second = fleet
+    (update,) = [path for path in (coordinator.data / "payloads").iterdir() if path.name != newest(first).sha256]
+    damage(update)
+    second.push(random_arrays(3))
+    status = coordinator.until(lambda status: status["newest_round"] == 1)
+    assert status["lost"] == ["the update of kitchen-pi in round 1"]
+    assert "the update of kitchen-pi in round 1 is damaged or gone" in log(coordinator)
+    first.push(random_arrays(4))
+    second.push(random_arrays(5))
+    coordinator.until(lambda status: status["newest_round"] == 2)
+    second.pull(tmp_path, at_least=2)
+    assert coordinator.stop() == 0
+
+
+@damages
+def test_a_running_coordinator_goes_on_without_its_newest_generalist(fleet, damage, tmp_path):
+    coordinator, first, second = fleet
+    second.push(random_arrays(3))
+    coordinator.until(lambda status: status["newest_round"] == 1)
+    damage(coordinator.data / "payloads" / newest(first).sha256)
+    first.push(random_arrays(4))
+    second.push(random_arrays(5))
+    status = coordinator.until(lambda status: status["newest_round"] == 2)
+    assert status["lost"] == ["generalist 1"]
+    assert second.pull(tmp_path, at_least=2)[0] == 2
+    coordinator.kill()
+    coordinator.restart()
+    assert newest(first).round == 2
+
+
+def test_a_key_that_is_gone_stops_a_start_with_one_sentence(fleet):
+    coordinator, first, _ = fleet
+    assert coordinator.stop() == 0
+    key = coordinator.data / "keys" / "signing.key"
+    kept = key.read_bytes()
+    gone(key)
+    with pytest.raises(RuntimeError, match="restore keys/ from a backup"):
+        coordinator.restart()
+    assert not key.exists()
+    key.write_bytes(kept)
+    key.chmod(0o600)
+    coordinator.restart()
+    assert newest(first).round == 0
+
+
+def test_a_reader_of_the_ledger_is_kept_out_and_ends_nothing(fleet):
+    coordinator, _, second = fleet
+    with closing(sqlite3.connect(coordinator.data / "coordinator.db", timeout=0)) as other:
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            other.execute("SELECT count(*) FROM devices")
+        second.push(random_arrays(3))
+    coordinator.until(lambda status: status["newest_round"] == 1)
+
+
+def test_a_member_cannot_write_behind_its_complete_update(fleet):
+    coordinator, first, _ = fleet
+    payload = first.encoded(random_arrays(2), 0)
+    sha256 = first.remote.upload(payload)
+    headers = {"Upload-Offset": str(len(payload)), "Content-Type": "application/offset+octet-stream"}
+    for _ in range(3):
+        with pytest.raises(RemoteRefused, match="complete"):
+            first.remote.call("PATCH", f"/v1/uploads/{sha256}", b"more", headers)
+    assert list((coordinator.data / "uploads").iterdir()) == []
+
+
+def test_a_restored_backup_tells_its_devices(fleet, tmp_path):
+    coordinator, first, second = fleet
+    coordinator.command("backup", str(tmp_path / "x.tar"))
+    link = coordinator.invite("late-pi")
+    second.push(random_arrays(3))
+    coordinator.until(lambda status: status["newest_round"] == 1)
+    coordinator.kill()
+    (tmp_path / "copy").mkdir()
+    subprocess.run(["tar", "-xf", tmp_path / "x.tar", "-C", tmp_path / "copy"], check=True)
+    copy = Coordinator(tmp_path / "copy", port=coordinator.port)
+    try:
+        note = keys.open_restoration(first.remote.state().restored, first.joined.signing_key)
+        assert (note.round, note.manifest_hash) == (0, keys.chain_hash(first.remote.state().newest))
+        with pytest.raises(RemoteRefused, match="not known"):
+            Member(link)
+        again = copy.command("restored")
+        assert again["number"] > note.number
+        assert keys.open_restoration(second.remote.state().restored, second.joined.signing_key).number == again["number"]
+    finally:
+        copy.kill()
+
+
+def check(data, *options):
+    words = [sys.executable, "-m", "coordinator", "check", "--data", data, *options]
+    return subprocess.run(words, capture_output=True, text=True, check=False, env=dict(os.environ))
+
+
+def test_check_says_what_is_damaged_and_repair_mends_it(fleet):
+    coordinator, _, _ = fleet
+    running = check(coordinator.data)
+    assert running.returncode == 0, running
+    assert coordinator.stop() == 0
+    assert check(coordinator.data).returncode == 0
+    (update,) = [path for path in (coordinator.data / "payloads").iterdir() if path.name != newest_of(coordinator)]
+    changed(update)
+    before = (coordinator.data / "coordinator.db").read_bytes()
+    found = check(coordinator.data)
+    assert (found.returncode, "kitchen-pi" in found.stdout) == (1, True), found
+    assert (coordinator.data / "coordinator.db").read_bytes() == before
+    assert check(coordinator.data, "--repair").returncode == 0
+    after = check(coordinator.data)
+    assert (after.returncode, "lost" in after.stdout) == (0, True), after
+
+
+def newest_of(coordinator):
+    with closing(sqlite3.connect(coordinator.data / "coordinator.db")) as ledger:
+        return ledger.execute("SELECT sha256 FROM rounds WHERE published IS NOT NULL ORDER BY number DESC").fetchone()[0]
+
+
+def test_repair_recovers_what_can_be_read_of_a_damaged_ledger(fleet):
+    coordinator, first, second = fleet
+    for seed in range(3, 40, 2):
+        second.push(random_arrays(seed))
+        coordinator.until(lambda status: status["updates"] == 0)
+        first.push(random_arrays(seed + 1))
+    assert coordinator.stop() == 0
+    ledger = coordinator.data / "coordinator.db"
+    with closing(sqlite3.connect(ledger)) as database:
+        root = database.execute("SELECT rootpage FROM sqlite_master WHERE name = 'updates_by_payload'").fetchone()[0]
+    data = bytearray(ledger.read_bytes())
+    data[(root - 1) * 4096 : root * 4096] = b"\xff" * 4096
+    ledger.write_bytes(data)
+    with pytest.raises(RuntimeError, match="check --repair"):
+        coordinator.restart()
+    assert check(coordinator.data).returncode == 1
+    found = check(coordinator.data, "--repair")
+    assert found.returncode == 0, found
+    assert (coordinator.data / "coordinator.damaged.db").exists()
+    coordinator.restart()
+    assert {row["name"] for row in coordinator.command("devices")["devices"]} == {"kitchen-pi", "attic-pi"}
+    second.push(random_arrays(100))
