@@ -31,6 +31,7 @@ from comigs_edge.commands import (
     train,
 )
 from comigs_edge.errors import USER_ERRORS
+from coordinator.protocol.text import printable
 
 BUSY = 0.5  # processes that want to run, mean of the last minute, before this one
 
@@ -43,7 +44,7 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except USER_ERRORS as error:
-            typer.secho(f"error: {error}", fg="red", err=True)
+            typer.secho(f"error: {chr(10).join(map(printable, str(error).splitlines()))}", fg="red", err=True)
             raise typer.Exit(1) from error
         except BrokenPipeError:
             raise typer.Exit(1) from None

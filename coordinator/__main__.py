@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import shlex
 import sys
@@ -18,6 +17,7 @@ from coordinator.ledger.config import Training
 from coordinator.protocol import VERSION
 from coordinator.protocol.errors import CoordinatorError
 from coordinator.protocol.rounds import Rules
+from coordinator.protocol.text import printable
 
 if TYPE_CHECKING:
     from coordinator.ledger.folder import Folder
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
-HOST, PORT = "0.0.0.0", 8443
+HOST, PORT = "::", 8443
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         options.run(options)
     except CoordinatorError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(1)
     except BrokenPipeError:
         sys.exit(1)
@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_address_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--host", default=HOST, help="address to listen on; default: all of this machine's")
+    parser.add_argument("--host", default=HOST, help="address to listen on; default: all of this machine's, IPv4 and IPv6")
     parser.add_argument("--port", type=int, default=PORT, help=f"default: {PORT}; 0 takes a free one")
     parser.add_argument("--address", metavar="URL", help="what invitations say, as in https://pi.local:8443")
     parser.add_argument("--open", action="store_true", help="show the status page and /metrics to everybody")
@@ -114,9 +114,10 @@ def _default_folder() -> Path:
 
 
 def _serve(options: argparse.Namespace) -> None:
+    from coordinator.log import start_log
     from coordinator.serve import serve
 
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s")
+    start_log(sys.stderr)
     values = {field.name: getattr(options, field.name) for field in (*fields(Rules), *fields(Training))}
 
     def ready(address: str, pin: bytes, folder: Folder) -> None:
@@ -154,7 +155,7 @@ def _invite(options: argparse.Namespace) -> None:
 
 def _status(options: argparse.Namespace) -> None:
     status = _call(options, "status")
-    base = status["base"]["name"] if status["base"] else "none yet: the first device brings it"
+    base = printable(status["base"]["name"]) if status["base"] else "none yet: the first device brings it"
     print(f"fleet      {status['fleet']}, {status['devices']} devices, {status['active']} of them active")
     print(f"base       {base}")
     print(f"generalist {status['newest_round'] if status['newest_round'] >= 0 else 'none yet'}")
@@ -197,7 +198,7 @@ def _rounds(options: argparse.Namespace) -> None:
 
 def _revoke(options: argparse.Namespace) -> None:
     device = _call(options, "revoke", name=options.name)
-    print(f"{device['name']} is not in the fleet any more; its next request is refused")
+    print(f"{printable(device['name'])} is not in the fleet any more; its next request is refused")
     print("\nnext: comigs-coordinator devices")
 
 
@@ -277,9 +278,10 @@ def _service_status(options: argparse.Namespace) -> None:
 
 
 def _print_table(table: Sequence[tuple[object, ...]]) -> None:
-    widths = [max(len(str(row[column])) for row in table) for column in range(len(table[0]))]
-    for row in table:
-        print("  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    rows = [[printable(str(cell)) for cell in row] for row in table]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def _time(seconds: float) -> str:

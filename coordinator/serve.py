@@ -32,6 +32,8 @@ DESCRIPTORS = 65_536  # wanted; where the system gives fewer, strangers may have
 TLS_BUFFER = 1 << 15  # bytes of each connection; asyncio's own is 256 KiB
 M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # malloc.h: setting the first keeps glibc from raising it
 
+log = logging.getLogger("comigs-coordinator")
+
 
 def serve(
     root: Path, values: dict[str, Any], version: str, ready: Callable[[str, bytes, Folder], None], *,
@@ -42,6 +44,7 @@ def serve(
     `values` are settings in place of config.toml's; None changes nothing.
     """
     _keep_memory_small()
+    _close_to_others(root)
     try:
         with Folder.open(root) as folder, folder.fleet(Clock(), folder.config.with_values(values)) as fleet:
             server = Server(fleet, version, is_open)
@@ -50,6 +53,20 @@ def serve(
         raise CoordinatorError(
             f"{root} cannot be written ({error}); make room on its disk or check it, and start again"
         ) from error
+
+
+def _close_to_others(root: Path) -> None:
+    """Nobody else may put files in place of the coordinator's; raises `CoordinatorError` where that cannot be had."""
+    mode = root.stat().st_mode if root.exists() else 0
+    if not mode & 0o022:
+        return
+    try:
+        root.chmod(mode & 0o7755)
+    except OSError as error:
+        raise CoordinatorError(
+            f"others may write in {root} ({error.strerror}); its owner should type: chmod go-w {root}"
+        ) from error
+    log.warning("others could write in %s; now only its owner can", root)
 
 
 def _keep_memory_small() -> None:
@@ -94,7 +111,7 @@ async def _run(
             (folder.root / admin.SOCKET).unlink()
         with contextlib.suppress(asyncio.CancelledError):
             await clock  # an error there ends the process: without the clock no round closes
-    logging.getLogger("comigs-coordinator").info("stopped")
+    log.info("stopped")
 
 
 async def _open_door(runner: web.AppRunner, folder: Folder, host: str, port: int) -> tuple[Door, int]:

@@ -28,6 +28,8 @@ Restart=on-failure
 RestartSec=15
 TimeoutStopSec=30
 MemoryMax=1G
+TasksMax=512
+LimitNOFILE=65536
 UMask=0077
 {user}\
 NoNewPrivileges=yes
@@ -41,6 +43,8 @@ RestrictRealtime=yes
 RestrictSUIDSGID=yes
 LockPersonality=yes
 SystemCallArchitectures=native
+SystemCallFilter=@system-service
+SystemCallErrorNumber=EPERM
 
 [Install]
 WantedBy={target}
@@ -62,9 +66,12 @@ def _user(data: Path, system: bool) -> str:
     if not system:
         return writable
     # These take away capabilities, which a user's own systemd cannot: there the service would not start (218/CAPABILITIES).
-    only_system = "CapabilityBoundingSet=\nPrivateDevices=yes\nProtectClock=yes\nProtectKernelModules=yes\n"
+    only_system = (
+        "CapabilityBoundingSet=\nPrivateDevices=yes\nProtectClock=yes\nProtectKernelModules=yes\nProtectKernelLogs=yes\n"
+        "ProtectHostname=yes\nProtectProc=invisible\nRemoveIPC=yes\n"
+    )
     if data.exists() and data != SYSTEM_DATA:
-        return f"User={data.stat().st_uid}\n{writable}{only_system}"
+        return f"User={systemd.owner(data)}\n{writable}{only_system}"
     if data == SYSTEM_DATA:
         return f"DynamicUser=yes\nStateDirectory={data.name}\nStateDirectoryMode=0700\n{only_system}"
     raise CoordinatorError(f"there is no folder {data}; make it, owned by whom the coordinator shall run as")

@@ -109,6 +109,17 @@ def program(name: str, module: str) -> list[str]:
     return [str(script)] if script.exists() else [sys.executable, "-m", module]
 
 
+def owner(folder: Path) -> int:
+    """The user id as which a system service works in this folder; raises `CoordinatorError` if that is root's."""
+    user = folder.stat().st_uid
+    if user == 0:
+        raise CoordinatorError(
+            f"{folder} is root's, and a service that the network reaches does not run as root; give it to the user "
+            f"it shall run as: sudo chown -R USER {folder}"
+        )
+    return user
+
+
 def check_readable() -> None:
     """Raises `CoordinatorError` if a service without a user account (DynamicUser) could not read this program."""
     for path in (Path(sys.executable), Path(sys.executable).resolve(), Path(__file__).resolve()):

@@ -3,7 +3,7 @@
 import pytest
 
 from comigs_edge.commands import service
-from tests.units import parsed, stand_in, verify
+from tests.units import exposure, parsed, stand_in, verify
 
 
 @pytest.fixture
@@ -66,6 +66,13 @@ def test_uninstall_deletes_both(units, run, tmp_path, monkeypatch):
 def test_the_systems_unit_runs_as_the_homes_owner(units, run, home):
     shown = run("service", "install", "--print", "--system").output
     assert f"User={home.stat().st_uid}\n" in shown
+
+
+def test_systemd_scores_the_systems_unit_as_little_exposed_and_it_keeps_its_gpu(units, run, tmp_path):
+    shown = run("service", "install", "--print", "--system").output.partition(f"# {service.TIMER}")[0]
+    assert exposure(tmp_path, service.SERVICE, shown) <= 4.0
+    # each of these takes away devices that systemd does not know
+    assert not {"PrivateDevices", "DevicePolicy", "DeviceAllow", "ProtectClock"} & set(parsed(shown)["Service"])
 
 
 def test_a_wrong_time_and_a_missing_home_are_refused(units, run, home):

@@ -2,6 +2,7 @@
 
 import configparser
 import os
+import re
 import shutil
 import subprocess
 
@@ -40,3 +41,17 @@ def stand_in(folder, monkeypatch, code=0):
         file.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
     return lambda: log.read_text().splitlines() if log.exists() else []
+
+
+def exposure(folder, name, text):
+    """systemd's own score of a system unit: 0 is the best, 10 the worst."""
+    if ANALYZE is None:
+        pytest.skip("systemd-analyze is not installed")
+    (folder / name).write_text(text)
+    found = subprocess.run(
+        [ANALYZE, "security", "--offline=yes", "--no-pager", str(folder / name)], capture_output=True, text=True, timeout=60
+    )
+    score = re.search(r"exposure level for \S+: ([0-9.]+)", found.stdout)
+    if score is None:
+        pytest.skip(f"this systemd-analyze cannot tell: {found.stderr}")
+    return float(score[1])

@@ -10,6 +10,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
+
+from coordinator.protocol.text import printable
 
 out = Console(highlight=False)
 notes = Console(stderr=True, highlight=False)  # progress and warnings: not part of a command's result
@@ -73,8 +76,8 @@ def print_json(value: Any) -> None:
 
 
 def warn(text: str) -> None:
-    """A warning, on standard error."""
-    notes.print(f"[yellow]warning:[/] {text}", soft_wrap=True)
+    """A warning, on standard error; the text may be somebody else's."""
+    notes.print(Text.assemble(("warning:", "yellow"), f" {printable(text)}"), soft_wrap=True)
 
 
 def next_command(command: str) -> None:

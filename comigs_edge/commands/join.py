@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated, Optional
 
 import typer
 
 from comigs_edge.commands.console import next_command, notes, out, print_json
 from comigs_edge.home import folder as homes
+from coordinator.protocol.text import printable
+
+MAX_LINK = 4096
 
 
 def join(
-    link: Annotated[str, typer.Argument(metavar="LINK", help="What `comigs-coordinator invite` printed: https://host:port#CODE")],
+    link: Annotated[
+        str,
+        typer.Argument(
+            metavar="LINK",
+            help="What `comigs-coordinator invite` printed: https://host:port#CODE; - reads it from standard input, for "
+            "other users of this device can read a command line.",
+        ),
+    ],
     name: Annotated[Optional[str], typer.Option(help="This device's name in the fleet; default: the invitation's.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -21,6 +32,8 @@ def join(
 
     home = homes.locate()
     settings = home.settings()
+    if link == "-":
+        link = sys.stdin.readline(MAX_LINK).strip()
     with home.lock("join"), notes.status("asking the coordinator"):
         generalist = describe_generalist(home, settings)
         member = joining.join(home, link, name, generalist)
@@ -31,7 +44,7 @@ def join(
         })  # fmt: skip
         return
     weights = sum(rows * columns for rows, columns in generalist.tensors.values())
-    out.print(f"joined the fleet at {member.address} as [bold]{member.name}[/]", soft_wrap=True)
+    out.print(f"joined the fleet at {member.address} as {printable(member.name)}", soft_wrap=True, markup=False)
     out.print(
         f"what leaves: changes of the generalist's {weights / 1e6:.2f} million weights, every {member.local_steps} "
         f"expert steps, as {member.update_format}; `comigs-edge sync --dry-run` lists them",
@@ -51,7 +64,7 @@ def leave() -> None:
         folder = FleetFolder(home)
         member = folder.membership()
         folder.leave()
-    out.print(
-        f"{member.name} trains alone again; to have it forgotten there: comigs-coordinator revoke {member.name}", soft_wrap=True
-    )
+    name = printable(member.name)
+    text = f"{name} trains alone again; to have it forgotten there: comigs-coordinator revoke {name}"
+    out.print(text, soft_wrap=True, markup=False)
     next_command("comigs-edge train")

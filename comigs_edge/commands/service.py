@@ -35,10 +35,32 @@ Nice=19
 CPUSchedulingPolicy=idle
 IOSchedulingClass=idle
 UMask=0077
+LimitNOFILE=65536
 NoNewPrivileges=yes
 PrivateTmp=yes
 ProtectSystem=strict
+ProtectControlGroups=yes
+ProtectKernelTunables=yes
 ReadWritePaths={home}
+RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+LockPersonality=yes
+SystemCallArchitectures=native
+SystemCallFilter=@system-service
+SystemCallErrorNumber=EPERM
+"""
+
+# What only the system's systemd can take away. No device is: GPUs have others on every board. ProtectClock= would hide them, too.
+SYSTEM_TEXT = """\
+User={user}
+CapabilityBoundingSet=
+ProtectHostname=yes
+ProtectKernelLogs=yes
+ProtectKernelModules=yes
+ProtectProc=invisible
+RemoveIPC=yes
 """
 
 TIMER_TEXT = """\
@@ -89,7 +111,7 @@ def _units(at: str, system: bool) -> dict[str, str]:
     if not home.exists:
         raise ComigsError(f"there is no home at {home.root}; make one with: comigs-edge init, or name it: COMIGS_EDGE_HOME")
     # The home is one person's: a system's unit runs as its owner, too.
-    user = f"User={home.root.stat().st_uid}\n" if system else ""
+    user = SYSTEM_TEXT.format(user=home.root.stat().st_uid) if system else ""
     service = SERVICE_TEXT.format(
         environment=systemd.quote(f"COMIGS_EDGE_HOME={home.root}"), home=systemd.quote(home.root), user=user,
         command=systemd.command([*systemd.program("comigs-edge", "comigs_edge"), "train"]),

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
-from rich.markup import escape
 
 import profiles
 from comigs_edge import files
@@ -138,7 +137,7 @@ def _report(results: list[Result], scores: Scores, sentences: list[str], folder:
     if plots.is_possible():
         plots.draw(results, folder)
     else:
-        warn(escape(plots.MISSING))
+        warn(plots.MISSING)
     if as_json:
         print_json({
             "folder": str(folder), "notes": sentences, "methods": rows,

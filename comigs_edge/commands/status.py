@@ -6,10 +6,12 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from comigs_edge.commands.console import next_command, out, print_json, size
 from comigs_edge.data.corpus import Corpus
 from comigs_edge.home import folder as homes
+from coordinator.protocol.text import printable
 
 
 def status(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
@@ -35,7 +37,8 @@ def status(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
         if fleet := facts["fleet"]:
             newest = "no generalist yet" if fleet["generalist"] is None else f"generalist {fleet['generalist']}"
             waits = ", an update waits" if fleet["waits"] else ""
-            out.print(f"[bold]fleet     [/]{fleet['address']}, as {fleet['name']}, {newest}{waits}", soft_wrap=True)
+            name = escape(printable(fleet["name"]))
+            out.print(f"[bold]fleet     [/]{fleet['address']}, as {name}, {newest}{waits}", soft_wrap=True)
         for model in facts["models"]:
             out.print(f"[bold]model     [/]{model['path']}, {size(model['bytes'])}", soft_wrap=True)
     next_command(facts["next"])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from comigs_edge.home import folder as homes
+from coordinator.protocol.text import printable
 
 if TYPE_CHECKING:
     from comigs_edge.fleet.sync import Sync
@@ -63,7 +64,7 @@ def _show_preview(preview: dict[str, Any], may_be_first: bool, json: bool) -> No
         return
     tensors = preview["tensors"]
     what = f"{len(tensors)} tensors, {size(preview['bytes'])}, nothing was sent"
-    out.print(f"to {preview['to']}, as {preview['device']}: {what}\n", soft_wrap=True)
+    out.print(f"to {preview['to']}, as {printable(preview['device'])}: {what}\n", soft_wrap=True, markup=False)
     kinds: dict[str, list[str]] = {}  # names by what they are in every block
     for name in tensors:
         kinds.setdefault(re.sub(r"\.blk\.\d+\.", ".blk.*.", name), []).append(name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import ipaddress
 import logging
 import socket
@@ -28,6 +29,7 @@ STAY_SECONDS = 0.5  # that a connection has to show who it is before another tak
 STRANGER_SECONDS = 90.0  # of a stranger's connection, whatever it does
 WRITE_SECONDS = 30.0  # in which a full buffer must get emptier
 HANDSHAKE_SECONDS = 10.0
+COLLECT_EVERY = 64  # dropped connections
 log = logging.getLogger("comigs-coordinator")
 
 
@@ -42,11 +44,13 @@ class Door:
         self._members: defaultdict[str, list[Connection]] = defaultdict(list)  # device -> oldest first
         self._known: dict[str, None] = {}  # addresses, the one seen last at the end
         self._listening: list[socket.socket] = []
+        self._dropped = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
     def open(self, listening: list[socket.socket]) -> None:
         """Begins to take connections."""
         self._listening = listening
+        gc.freeze()  # what was imported is not looked through again
         for each in listening:
             each.setblocking(False)
             self._start(self._accept(each))
@@ -95,6 +99,9 @@ class Door:
         if not connections or asyncio.get_running_loop().time() - connections[0].since < age:
             return False
         connections[0].drop()
+        self._dropped += 1
+        if self._dropped % COLLECT_EVERY == 0:  # TLS and its transport refer to each other, with buffers of 100 kB
+            gc.collect()
         return True
 
     async def _shake_hands(self, connection: Connection, taken: socket.socket) -> None:

@@ -10,7 +10,18 @@ import pytest
 from coordinator import __main__ as program
 from coordinator import service, systemd
 from coordinator.protocol.errors import CoordinatorError
-from tests.units import parsed, stand_in, verify
+from tests.units import exposure, parsed, stand_in, verify
+
+SOMEBODY = os.getuid() or 1000
+
+
+@pytest.fixture
+def owned(tmp_path):
+    """A folder of a person's, also where root runs the tests."""
+    folder = tmp_path / "my data"
+    folder.mkdir()
+    os.chown(folder, SOMEBODY, -1)
+    return folder
 
 
 @pytest.fixture
@@ -21,16 +32,29 @@ def units(tmp_path, monkeypatch):
     return tmp_path / "config" / "systemd" / "user"
 
 
-def test_systemd_finds_nothing_wrong_with_the_units(tmp_path):
-    (tmp_path / "my data").mkdir()
+def test_systemd_finds_nothing_wrong_with_the_units(tmp_path, owned):
     for system in (False, True):
-        for data in (tmp_path / "my data", service.SYSTEM_DATA):
+        for data in (owned, service.SYSTEM_DATA):
             (tmp_path / service.UNIT).write_text(service.unit(data, ["--port", "9000"], system))
             verify(tmp_path, [service.UNIT], *([] if system else ["--user"]))
 
 
+def test_systemd_scores_the_systems_units_as_little_exposed(tmp_path, owned):
+    for data in (owned, service.SYSTEM_DATA):
+        assert exposure(tmp_path, service.UNIT, service.unit(data, [], True)) <= 4.0
+
+
+def test_a_systems_unit_does_not_run_as_root_because_root_made_the_folder(owned, monkeypatch):
+    stat = os.stat_result((0o40700, 0, 0, 1, 0, 0, 0, 0, 0, 0))
+    monkeypatch.setattr(type(owned), "stat", lambda self, **options: stat)
+    with pytest.raises(CoordinatorError, match="sudo chown -R USER"):
+        service.unit(owned, [], True)
+
+
 def test_systemds_check_would_find_a_wrong_word(tmp_path):
-    (tmp_path / service.UNIT).write_text(service.unit(tmp_path, [], True).replace("Restart=on-failure", "Restart=sometimes"))
+    (tmp_path / service.UNIT).write_text(
+        service.unit(service.SYSTEM_DATA, [], True).replace("Restart=on-failure", "Restart=sometimes")
+    )
     with pytest.raises(AssertionError, match="sometimes"):
         verify(tmp_path, [service.UNIT])
 
@@ -46,11 +70,12 @@ def test_the_unit_says_what_the_service_may_do(tmp_path):
     assert not {"User", "DynamicUser", "CapabilityBoundingSet", "PrivateDevices"} & set(found)
 
 
-def test_the_systems_unit_runs_as_nobody_in_particular_or_as_the_folders_owner(tmp_path):
+def test_the_systems_unit_runs_as_nobody_in_particular_or_as_the_folders_owner(tmp_path, owned):
     alone = parsed(service.unit(service.SYSTEM_DATA, [], True))["Service"]
     assert (alone["DynamicUser"], alone["StateDirectory"]) == ("yes", "comigs-coordinator")
-    owned = parsed(service.unit(tmp_path, [], True))["Service"]
-    assert (owned["User"], owned["ReadWritePaths"]) == (str(os.getuid()), str(tmp_path))
+    found = parsed(service.unit(owned, [], True))["Service"]
+    assert (found["User"], found["ReadWritePaths"]) == (str(SOMEBODY), f'"{owned}"')
+    assert alone["LimitNOFILE"] == found["LimitNOFILE"] == "65536"
     with pytest.raises(CoordinatorError, match="there is no folder"):
         service.unit(tmp_path / "nowhere", [], True)
 
