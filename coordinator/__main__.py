@@ -159,6 +159,8 @@ def _status(options: argparse.Namespace) -> None:
     print(f"round      {status['open_round']}: {status['updates']} updates, {closes}")
     print(f"moved      {_size(status['bytes_in'])} in, {_size(status['bytes_out'])} out")
     print(f"disk       {_size(status['disk_free'])} free")
+    for name, reason in status.get("alarms", {}).items():
+        print(f"look at    {name}: {reason}")
     print("\nnext: comigs-coordinator " + ("rounds" if status["devices"] else "invite"))
 
 
@@ -167,7 +169,7 @@ def _devices(options: argparse.Namespace) -> None:
     table = [("name", "last contact", "updates", "last round", "in", "out", "")]
     table += [
         (row["name"], _time(row["last_contact"]), row["updates"], "-" if row["last_round"] is None else row["last_round"],
-         _size(row["bytes_in"]), _size(row["bytes_out"]), "revoked" if row["revoked"] else "")
+         _size(row["bytes_in"]), _size(row["bytes_out"]), "revoked" if row["revoked"] else row.get("alarm") or "")
         for row in rows
     ]  # fmt: skip
     _print_table(table)

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from coordinator.ledger.database import Database
 from coordinator.ledger.members import Device
 from coordinator.ledger.payloads import Payloads
-from coordinator.protocol import compress, counting, keys, rounds, wire
+from coordinator.protocol import compress, counting, distances, keys, rounds, wire
 from coordinator.protocol.counting import Array
 from coordinator.protocol.errors import Refused
 from coordinator.protocol.messages import Generalist, Refusal, SignedManifest
@@ -100,6 +100,12 @@ class Chain:
         with self._database.transaction():
             self._enter(job.generalist, number=job.round, sha256=sha256, size=size, devices=len(job.updates))
         self.collect()
+
+    def record_distances(self, number: int, scores: Mapping[str, float]) -> None:
+        """Keeps what `measure_distances` found."""
+        with self._database.transaction():
+            for sha256, score in scores.items():
+                self._database.run("UPDATE updates SET distance = ? WHERE round = ? AND sha256 = ?", score, number, sha256)
 
     def _enter(self, generalist: Generalist, **link: Any) -> None:
         """Signs the chain's next link: its `number`, `sha256`, `size`, `devices` and, of a way back, `rolled_back_to`."""
@@ -216,3 +222,23 @@ def make_generalist(job: Job, payloads: Payloads) -> tuple[str, int]:
 
     size = wire.encoded_size(table)
     return payloads.write(pieces(), size), size
+
+
+def measure_distances(job: Job, payloads: Payloads) -> dict[str, float]:
+    """How far each update of a round is from the others, by its SHA-256; empty where they are too few or too many.
+
+    It takes memory for one tensor of each.
+    """
+    if not distances.LEAST <= len(job.updates) <= distances.MOST:
+        return {}
+    shapes = {name: tuple(shape) for name, shape in job.generalist.tensors.items()}
+    updates = []
+    for update in job.updates:
+        sent = counting.update_shapes(shapes, update.averaging, update.trained_from)
+        updates.append(_Tensors(payloads.path(update.sha256), sent, update.format))
+    tensors = ([update.get(name) for update in updates] for name in shapes)
+    try:
+        found = distances.scores(tensors)
+    except (OSError, wire.WireError):
+        return {}  # a damaged payload: making the generalist says so
+    return {update.sha256: score for update, score in zip(job.updates, found, strict=True)}

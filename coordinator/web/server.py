@@ -21,7 +21,8 @@ from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from coordinator.ledger.chain import make_generalist
+from coordinator.ledger import overview
+from coordinator.ledger.chain import make_generalist, measure_distances
 from coordinator.ledger.fleet import Fleet
 from coordinator.ledger.members import Device
 from coordinator.ledger.payloads import DiskFailure
@@ -249,9 +250,13 @@ class Server:
         """Makes the generalists of all closed rounds."""
         self.fleet.close_if_complete()
         while (job := self.fleet.chain.next_job(self.fleet.members.generalist)) is not None:
+            scores = await asyncio.to_thread(measure_distances, job, self.fleet.payloads)
+            self.fleet.chain.record_distances(job.round, scores)
             sha256, size = await asyncio.to_thread(make_generalist, job, self.fleet.payloads)
             self.fleet.chain.publish(job, sha256, size)
             log.info("generalist %d, of %d devices", job.round, len(job.updates))
+            for name, reason in overview.alarms(self.fleet, job.round).items():
+                log.warning("%s: %s", name, reason)
 
 
 def _http_sentence(error: web.HTTPException, request: web.Request) -> str:
