@@ -167,6 +167,8 @@ def _status(options: argparse.Namespace) -> None:
     print(f"disk       {_size(status['disk_free'])} free")
     for sentence in status["lost"]:
         print(f"lost       {sentence}")
+    for name, reason in status.get("alarms", {}).items():
+        print(f"look at    {name}: {reason}")
     print("\nnext: comigs-coordinator " + ("rounds" if status["devices"] else "invite"))
 
 
@@ -175,7 +177,7 @@ def _devices(options: argparse.Namespace) -> None:
     table = [("name", "last contact", "updates", "last round", "in", "out", "")]
     table += [
         (row["name"], _time(row["last_contact"]), row["updates"], "-" if row["last_round"] is None else row["last_round"],
-         _size(row["bytes_in"]), _size(row["bytes_out"]), "revoked" if row["revoked"] else "")
+         _size(row["bytes_in"]), _size(row["bytes_out"]), "revoked" if row["revoked"] else row.get("alarm") or "")
         for row in rows
     ]  # fmt: skip
     _print_table(table)

@@ -25,6 +25,7 @@ from coordinator.ledger.payloads import DiskFailure
 from coordinator.protocol.errors import CoordinatorError
 from coordinator.web.door import STRANGERS, Door
 from coordinator.web.server import Server
+from coordinator.web.timekeeper import keep_time
 
 IDLE_SECONDS = 10.0  # for a request's head to come, and between two requests
 STOP_SECONDS = 5.0  # for requests in progress
@@ -87,7 +88,9 @@ async def _run(
     runner = web.AppRunner(server.application(), keepalive_timeout=IDLE_SECONDS, access_log=None, shutdown_timeout=STOP_SECONDS,
                            auto_decompress=False, max_line_size=4096, max_field_size=8190, max_headers=64)  # fmt: skip
     own = web.AppRunner(admin.application(admin.Context(server.fleet, folder, server.started, server.version)), access_log=None)
-    clock = asyncio.create_task(server.keep_time())  # it begins with rounds that a crash left closed and unpublished
+    clock = asyncio.create_task(
+        keep_time(server.fleet, server.wake)
+    )  # it begins with rounds that a crash left closed and unpublished
     clock.add_done_callback(lambda task: stop.set())
     try:
         await runner.setup()

@@ -36,7 +36,7 @@ from comigs_edge.fleet.transport import News, Transport
 from comigs_edge.progress import SILENT, Progress
 from coordinator.protocol import compress, rounds, wire
 from coordinator.protocol.generalist import may_leave
-from coordinator.protocol.messages import Manifest, Refusal, State
+from coordinator.protocol.messages import Manifest, State
 from coordinator.protocol.wire import Arrays, Shapes
 
 
@@ -50,7 +50,7 @@ class Books:
         self, folder: FleetFolder, shapes: Shapes, initial: Callable[[], Arrays], base_sha256: str, gate: float,
         reports_loss: bool = False,
     ) -> None:  # fmt: skip
-        self.folder, self.gate, self._reports_loss = folder, gate, reports_loss
+        self.folder, self.gate, self.reports_loss = folder, gate, reports_loss
         self._shapes = {name: shape for name, shape in shapes.items() if may_leave(name)}
         self.initial, self._was_in_a_fleet, self._norm_limit = initial, False, math.inf
         self.membership, self.standing = folder.membership(), folder.standing()
@@ -129,7 +129,7 @@ class Books:
             share = np.float32(self._norm_limit / norm * (1 - 2**-10))  # rounding must not lift it over the bound
             change = {name: array * share for name, array in change.items()}
             tokens = int(tokens * share)
-        loss = loss if self._reports_loss else None
+        loss = loss if self.reports_loss else None
         return pack(change, max(0, standing.trained_from), self.membership, tokens, loss)
 
     def seal(self, generalist: Arrays, loss: float | None) -> None:
@@ -203,14 +203,13 @@ class Books:
     def follow(self, state: State, fetch: Fetch) -> Link | None:
         """The newest generalist's place in the chain; None where it was taken over or refused. Raises `ForkedChain`."""
         standing = self.standing
+        if state.newest is None and standing.head >= 0:
+            raise set_back(-1, standing.head)
         if state.newest is None:
-            if standing.head >= 0:
-                raise set_back(-1, standing.head)
             return None
         link = follow(state.newest, standing.head, standing.head_hash, fetch, self.check)
-        if (
-            note := restoration(self.membership, self.standing, state)
-        ) is not None:  # of a time before this device's last generalist
+        note = restoration(self.membership, standing, state)
+        if note is not None:  # of a time before this device's last generalist
             standing.restored = note.number
         return None if link.manifest.round in (standing.trained_from, standing.refused) else link
 
@@ -253,12 +252,6 @@ class Books:
         if standing.best not in (-1, standing.trained_from) and str(standing.best) in standing.kept:
             before.append(add(self.read(standing.best), unsent))
         return before, after
-
-    def refusal(self, number: int, losses: Judgement) -> Refusal:
-        """What the coordinator is told of a refused generalist: its number, and losses only if the owner opted in."""
-        if not self._reports_loss:
-            return Refusal(round=number)
-        return Refusal(round=number, loss_before=losses.before, loss_after=losses.after)
 
     def judged(self, link: Link, losses: Judgement) -> None:
         """Remembers which of the generalists that were compared is the best."""

@@ -15,10 +15,10 @@ from collections.abc import Callable
 from comigs_edge.fleet.back import go_back, restoration
 from comigs_edge.fleet.books import Books
 from comigs_edge.fleet.chain import ForkedChain, Link
-from comigs_edge.fleet.outcome import Judge, Outcome
+from comigs_edge.fleet.outcome import Judge, Judgement, Outcome
 from comigs_edge.fleet.transport import Offline, Transport
 from comigs_edge.progress import SILENT, Progress
-from coordinator.protocol.messages import State
+from coordinator.protocol.messages import Refusal, State
 from coordinator.protocol.wire import Arrays
 
 MAX_POLL = 3600.0  # seconds that a fleet may ask for before it is asked again
@@ -113,7 +113,7 @@ class Exchange:
                 books.refuse(link, generalist)
                 if is_first:  # nobody else's business: this device has not trained with the fleet yet
                     return
-                self.transport.refuse(books.refusal(manifest.round, losses))
+                self.transport.refuse(self._refusal(manifest.round, losses))
                 return
         outcome.generalist, outcome.taken_over = books.take_over(link, after), manifest.round
 
@@ -128,3 +128,9 @@ class Exchange:
         go_back(books, note, state, generalist, self.transport)
         outcome.restored_to = note.round
         return books.follow(state, fetch)
+
+    def _refusal(self, number: int, losses: Judgement) -> Refusal:
+        """What the fleet is told of a refused generalist: its number, and losses only if the owner opted in."""
+        if not self.books.reports_loss:
+            return Refusal(round=number)
+        return Refusal(round=number, loss_before=losses.before, loss_after=losses.after)

@@ -49,7 +49,7 @@ LEAVES = (
     Leaves("an update", "the number of the round that is open", (_UPDATE + "expected_round",)),
     Leaves("an update", "a random id", (_UPDATE + "update_id",)),
     Leaves("an update", "the validation loss", (_UPDATE + "validation_loss",), only_with_report_loss=True),
-    Leaves("a generalist", "the number of the one that is wanted", ("/v1/generalists/{number}",)),
+    Leaves("a generalist", "the number of the one that is wanted", ("/v1/generalists/{number}", "/v1/changes/{number}")),
     Leaves("a generalist", "from which byte on", ("Range",)),
     Leaves("a generalist", "the number of the last one that is known", ("/v1/manifests?after",)),
     Leaves("a refusal", "the number of the generalist that made the text worse", (_REFUSAL + "round",)),

@@ -1,68 +1,21 @@
-"""The published generalists: a signed chain of manifests, made from closed rounds, rolled back where devices refuse.
-
-Making one takes a second and no ledger, so `make_generalist` may run in another thread; it is a pure function of files that
-do not change, so after a crash it is simply done again, with the same bits.
-"""
+"""The published generalists: a signed chain of manifests, made from closed rounds, rolled back where devices refuse."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from itertools import chain
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from coordinator.ledger.database import Database
+from coordinator.ledger.making import Counted, Job, Made
 from coordinator.ledger.members import Device
 from coordinator.ledger.payloads import Payloads
-from coordinator.protocol import compress, counting, keys, rounds, wire
-from coordinator.protocol.aggregate import add_change
-from coordinator.protocol.counting import Array
+from coordinator.protocol import keys, rounds
 from coordinator.protocol.errors import Refused
 from coordinator.protocol.messages import Generalist, Refusal, SignedManifest
-from coordinator.protocol.wire import Shapes
 
 KEPT_GENERALISTS = 10  # payloads; all manifests are kept
-
-
-class Damaged(Exception):
-    """Payloads that are gone, or not what was written."""
-
-    def __init__(self, payloads: set[str]) -> None:
-        super().__init__(f"{len(payloads)} payloads are damaged or gone")
-        self.payloads = payloads
-
-
-@dataclass(frozen=True, kw_only=True)
-class Counted:
-    """An update that counts in a closed round; the fields are columns of the ledger."""
-
-    sha256: str
-    trained_from: int
-    weight: int
-    counted_weight: int
-    format: str
-    averaging: str
-
-
-class Job(NamedTuple):
-    """A closed round whose generalist is to be made."""
-
-    round: int
-    generalist: Generalist
-    before: str | None  # SHA-256 of the generalist before
-    updates: list[Counted]
-
-
-class Made(NamedTuple):
-    """What `make_generalist` has written: two payloads, the change from the generalist before only where there is one."""
-
-    sha256: str
-    size: int  # bytes
-    change_sha256: str | None = None
-    change_size: int | None = None
 
 
 class Chain:
@@ -123,6 +76,12 @@ class Chain:
         with self._database.transaction():
             self._enter(job.generalist, number=job.round, devices=len(job.updates), **made._asdict())
         self.collect()
+
+    def record_distances(self, number: int, scores: Mapping[str, float]) -> None:
+        """Keeps what `measure_distances` found."""
+        with self._database.transaction():
+            for sha256, score in scores.items():
+                self._database.run("UPDATE updates SET distance = ? WHERE round = ? AND sha256 = ?", score, number, sha256)
 
     def _enter(self, generalist: Generalist, **link: Any) -> None:
         """Signs the chain's next link: its `number`, `devices` and what `Made` has; of a way back, `rolled_back_to`."""
@@ -202,56 +161,3 @@ class Chain:
             if row is not None and self._payloads.is_sound(row["sha256"]):
                 return row
         return None
-
-
-class _Tensors(Mapping[str, Array]):
-    """The tensors of a payload that was checked when it came, as float32; each is read from the file when it is wanted."""
-
-    def __init__(self, path: Path, shapes: Shapes, format_name: str) -> None:
-        self._path, self._shapes, self._format = path, shapes, format_name
-        self._table = compress.table(shapes, format_name)
-        self._starts = wire.starts(self._table)
-
-    def __getitem__(self, name: str) -> Array:
-        parts = [part for part in (name, name + compress.SCALES) if part in self._table]
-        with self._path.open("rb") as file:
-            packed = {part: wire.read_tensor(file, self._table, self._starts, part) for part in parts}
-        return compress.unpack(packed, {name: self._shapes[name]}, self._format)[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._shapes  # without reading it
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._shapes)
-
-    def __len__(self) -> int:
-        return len(self._shapes)
-
-
-def make_generalist(job: Job, payloads: Payloads) -> Made:
-    """Averages a round's updates into the next generalist and writes it, and what it changes.
-
-    It takes memory for one tensor, for any number of devices and any size of the generalist. Raises `Damaged`.
-    """
-    wanted = {update.sha256 for update in job.updates} | ({job.before} if job.before is not None else set())
-    if damaged := {sha256 for sha256 in wanted if not payloads.is_sound(sha256)}:
-        raise Damaged(damaged)
-    shapes = {name: tuple(shape) for name, shape in job.generalist.tensors.items()}
-    table = compress.table(shapes, "float32")
-    before = None if job.before is None else _Tensors(payloads.path(job.before), shapes, "float32")
-    updates = []
-    for update in job.updates:
-        sent = counting.update_shapes(shapes, update.averaging, update.trained_from)
-        updates.append((_Tensors(payloads.path(update.sha256), sent, update.format), update.counted_weight, update.weight))
-
-    def write(table: wire.Table, tensors: Iterable[wire.Packed]) -> tuple[str, int]:
-        pieces = (wire.pieces(tensor)[1] for tensor in tensors)
-        size = wire.encoded_size(table)
-        return payloads.write(chain([wire.header(table)], pieces), size), size
-
-    if before is None:
-        return Made(*write(table, counting.next_generalist(shapes, before, updates)))
-    change = write(compress.table(shapes, "float16"), counting.changes(shapes, updates))
-    rounded = _Tensors(payloads.path(change[0]), shapes, "float16")
-    sums = (add_change({name: before[name]}, {name: rounded[name]}) for name in sorted(shapes))
-    return Made(*write(table, sums), *change)

@@ -11,9 +11,10 @@ from typing import Any
 
 from coordinator.ledger import damage
 from coordinator.ledger.fleet import Fleet
-from coordinator.protocol import rounds
+from coordinator.protocol import distances, rounds
 
 Facts = dict[str, Any]  # as JSON
+ALARM_ROUNDS = 5
 
 
 def overview(fleet: Fleet, started: float, version: str) -> Facts:
@@ -33,8 +34,34 @@ def overview(fleet: Fleet, started: float, version: str) -> Facts:
         "bytes_in": sum(device.bytes_in for device in devices), "bytes_out": sum(device.bytes_out for device in devices),
         "disk_free": shutil.disk_usage(fleet.payloads.folder).free, "sqlite_journal": fleet.database.journal,
         "lost": damage.lost(fleet.database),
+        "alarms": alarms(fleet),
         "settings": {**asdict(fleet.config.training), "averaging": rules.averaging, "weights": rules.weights},
     }  # fmt: skip
+
+
+def alarms(fleet: Fleet, since: int | None = None) -> dict[str, str]:
+    """Devices that the owner should look at, and why, in the last rounds or since one; nothing is left out for it."""
+    since = fleet.open_round - ALARM_ROUNDS if since is None else since
+    rows = fleet.database.rows(
+        "SELECT name, round, distance, 2 * counted_weight < weight AS is_long FROM updates JOIN devices ON id = device "
+        "WHERE round >= ? AND revoked IS NULL ORDER BY round", since
+    )  # fmt: skip
+    found = {row["name"]: reason for row in rows if (reason := _alarm(row))}
+    habitual = (fleet.members.devices[identity] for identity in fleet.chain.habitual())
+    return found | {
+        device.name: f"it refused {rounds.REFUSED} or more of the last {rounds.OF} generalists; its refusals do not count"
+        for device in habitual if device.revoked is None
+    }  # fmt: skip
+
+
+def _alarm(row: Facts) -> str | None:
+    if row["distance"] is not None and row["distance"] > distances.FAR:
+        return f"its update of round {row['round']} is {row['distance']:.1f} times as far from the others as is usual"
+    if row["distance"] is not None and row["distance"] < distances.NEAR:
+        return f"its update of round {row['round']} is nearly that of another device"
+    if row["is_long"]:
+        return f"its update of round {row['round']} is more than 3 times as large as is usual; it counts less for that"
+    return None
 
 
 def devices(fleet: Fleet) -> list[Facts]:
@@ -44,9 +71,15 @@ def devices(fleet: Fleet) -> list[Facts]:
         "(SELECT count(*) FROM updates WHERE device = id) AS updates, "
         "(SELECT max(round) FROM updates WHERE device = id) AS last_round FROM devices ORDER BY joined, name"
     )
+    named = alarms(fleet)
     for row in rows:
         device = fleet.members.devices[row["id"]]
-        row |= {"last_contact": device.last_contact, "bytes_in": device.bytes_in, "bytes_out": device.bytes_out}
+        row |= {
+            "alarm": named.get(row["name"]),
+            "last_contact": device.last_contact,
+            "bytes_in": device.bytes_in,
+            "bytes_out": device.bytes_out,
+        }
     return rows
 
 

@@ -66,6 +66,7 @@ def _fleet(fleet: Fleet, started: float, version: str) -> str:
         ("comigs_refusals", "Generalists that devices refused.", value("SELECT count(*) FROM refusals")),
         ("comigs_rollbacks", "Rounds that published an older generalist again.",
          value("SELECT count(rolled_back_to) FROM rounds")),
+        ("comigs_alarms", "Devices that the owner should look at.", len(facts["alarms"])),
         ("comigs_received_bytes", "Bytes of bodies received from devices.", facts["bytes_in"]),
         ("comigs_sent_bytes", "Bytes of generalists sent to devices.", facts["bytes_out"]),
         ("comigs_disk_free_bytes", "Bytes free where the coordinator keeps its files.", facts["disk_free"]),

@@ -144,6 +144,8 @@ def _state(row: Facts, silent_since: float) -> str:
         return '<span class="state gone">revoked</span>'
     if row["last_contact"] < silent_since:
         return '<span class="state silent">silent</span>'
+    if row["alarm"] is not None:
+        return f'<span class="state silent">{escape(row["alarm"])}</span>'
     return '<span class="state">active</span>'
 
 

@@ -20,7 +20,6 @@ from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from coordinator.ledger.chain import Damaged, make_generalist
 from coordinator.ledger.fleet import Fleet
 from coordinator.ledger.members import Device
 from coordinator.ledger.payloads import DiskFailure
@@ -73,7 +72,7 @@ class Server:
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._large = asyncio.Semaphore(LARGE_AT_ONCE)
         self._checks = asyncio.Semaphore(CHECKS_AT_ONCE)
-        self._wake = asyncio.Event()
+        self.wake = asyncio.Event()
 
     # Requests -----------------------------------------------------------------------------------------------------
 
@@ -243,7 +242,7 @@ class Server:
                         checked = await asyncio.to_thread(self.fleet.check_upload, device, wish, table)
                     receipt = self.fleet.record(device, wish, checked)
                 log.info("round %d: %s, weight %.2f", receipt.round, device.name, receipt.weight)
-                self._wake.set()
+                self.wake.set()
         receipt.state = self.fleet.state(device)
         return answer(receipt)
 
@@ -271,38 +270,6 @@ class Server:
 
     async def _openapi(self, request: web.Request) -> web.Response:
         return web.Response(body=openapi.document(self.version), content_type="application/json")
-
-    # Time ---------------------------------------------------------------------------------------------------------
-
-    async def keep_time(self) -> None:
-        """Closes rounds at their deadlines and publishes generalists, until it is cancelled."""
-        while True:
-            try:
-                self.fleet.follow_clock()
-                await self.publish()
-                self.fleet.close_if_complete()
-                self.fleet.members.flush()
-            except Refused as error:  # the disk is full: tried again
-                log.warning("%s", error.message)
-            except (DiskFailure, sqlite3.OperationalError, OSError) as error:
-                log.warning("%s", disk_trouble(error).message)
-            self._wake.clear()
-            try:
-                await asyncio.wait_for(self._wake.wait(), 1.0)
-            except asyncio.TimeoutError:
-                continue
-
-    async def publish(self) -> None:
-        """Makes the generalists of all closed rounds."""
-        self.fleet.close_if_complete()
-        while (job := self.fleet.chain.next_job(self.fleet.members.generalist)) is not None:
-            try:
-                made = await asyncio.to_thread(make_generalist, job, self.fleet.payloads)
-            except Damaged as error:
-                self.fleet.lose(error.payloads)
-                continue
-            self.fleet.chain.publish(job, made)
-            log.info("generalist %d, of %d devices", job.round, len(job.updates))
 
 
 def _http_sentence(error: web.HTTPException, request: web.Request) -> str:

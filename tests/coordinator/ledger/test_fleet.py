@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from coordinator.ledger.chain import Damaged, make_generalist
+from coordinator.ledger.making import Damaged, make_generalist
 from coordinator.ledger.config import Config, Training
 from coordinator.ledger.database import Database
 from coordinator.ledger.fleet import Fleet
