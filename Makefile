@@ -42,6 +42,7 @@ torture: $(READY)
 	$(BIN)/python benchmarks/torture/power_cuts.py
 	$(BIN)/python benchmarks/torture/load.py
 	$(BIN)/python benchmarks/torture/herd.py
+	$(BIN)/python benchmarks/torture/exchanges.py
 	$(BIN)/pytest -m torture -s
 
 clean:
