@@ -52,6 +52,12 @@ PARTS = (
         ("signatures/tried", "signatures/let_in", "at_once/counted", "invitations/joined", "http/tried", "http/server_errors"),
         ("--quick",),
     ),
+    Part(
+        "strangers.py", "strangers.json",
+        tuple(f"{attack}/{figure}" for attack in ("hoard", "silent", "joins", "deaf") for figure in ("p99_ms", "peak_rss_mb", "server_errors")),
+        ("--seconds", "12"),
+    ),
+    Part("exchanges.py", "exchanges.json", ("requests", "bytes_down", "bytes_up", "coordinator_seconds")),
 )  # fmt: skip
 SHORT_TESTS = "slow"  # of the tests marked torture, in a quick run
 

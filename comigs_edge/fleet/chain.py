@@ -57,7 +57,7 @@ def follow(newest: SignedManifest, head: int, head_hash: str, fetch: Callable[[i
     while number <= last.round and is_new:
         is_new = False
         for signed in fetch(number - 1):
-            if check(signed).round != number:
+            if number > last.round or check(signed).round != number:  # what was published since comes next time
                 continue
             if number == head and keys.chain_hash(signed) != head_hash:
                 raise _forked(number, "it is not the one that this device has")

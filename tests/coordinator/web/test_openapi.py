@@ -1,10 +1,12 @@
 """The description of the API: valid by the specification's own schema, complete, and true of a running coordinator."""
 
+import io
 import json
 import warnings
 
 import pytest
 import requests
+import urllib3
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
@@ -74,6 +76,8 @@ class Recorded:
 
         def checked(request, **options):
             answer = send(request, **options)
+            answer._content = answer.raw.read()
+            answer.raw = urllib3.HTTPResponse(io.BytesIO(answer._content), preload_content=False)
             self.hold(request.method, request.path_url.split("?")[0], answer)
             return answer
 
