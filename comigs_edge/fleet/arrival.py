@@ -17,7 +17,7 @@ from coordinator.protocol.wire import Arrays, Shapes, Table
 
 
 def bring(
-    manifest: Manifest, target: Path, shapes: Shapes, kept: dict[int, str], read: Callable[[int], Arrays],
+    manifest: Manifest, target: Path, shapes: Shapes, kept: dict[str, str], read: Callable[[int], Arrays],
     transport: Transport, progress: Progress,
 ) -> int:  # fmt: skip
     """Brings a generalist to `target`; returns the bytes that came. `kept`: number -> SHA-256 of those that `read` reads.
@@ -27,9 +27,9 @@ def bring(
     table = compress.table(shapes, "float16")
     try:
         for number, sha256 in kept.items():  # one that is published again
-            if sha256 == manifest.sha256 and _write(read(number), manifest, target):
+            if sha256 == manifest.sha256 and _write(read(int(number)), manifest, target):
                 return 0
-        if manifest.change_sha256 and manifest.change_size == wire.encoded_size(table) and manifest.round - 1 in kept:
+        if manifest.change_sha256 and manifest.change_size == wire.encoded_size(table) and str(manifest.round - 1) in kept:
             change = _change(manifest, target, table, transport, progress)
             if _write(add_change(read(manifest.round - 1), change), manifest, target):
                 return manifest.change_size

@@ -6,13 +6,12 @@ the reference moves by exactly what was sent, so that
   - nothing is counted twice: a retry is the same update, and what counted is in the reference;
   - nothing is lost: what rounding took away, what is beyond the fleet's bound on norms, and what was learned meanwhile, is
     in the next update (error feedback);
-  - a new generalist is taken over with what was not sent yet on top of it.
+  - a new generalist is taken over with what was not sent yet on top of it, and what counted in rounds that the fleet went
+    back behind; such updates are kept for a while.
 
 Generalist 0 is an initial one, made from a seed and sent by the first device: it says nothing of any text. What a device
 learned before it joined is its generalist less the one that its own training began with: it stays on top of what the fleet
 has, and comes as the device's first update.
-
-Updates that counted are kept for a while: where the fleet goes back behind them, they are on top again.
 """
 
 from __future__ import annotations
@@ -231,8 +230,7 @@ class Books:
             return 0
         if manifest.size != (size := wire.encoded_size(compress.table(self._shapes, "float32"))):
             raise ComigsError(f"generalist {number} has {manifest.size:,} bytes and not {size:,}; nothing was taken over")
-        kept = {int(number): sha256 for number, sha256 in self.standing.kept.items()}
-        came = bring(manifest, path, self._shapes, kept, self.read, transport, progress)
+        came = bring(manifest, path, self._shapes, self.standing.kept, self.read, transport, progress)
         self.folder.keep(self.standing, number, manifest.sha256)
         return came
 
@@ -255,11 +253,10 @@ class Books:
 
     def judged(self, link: Link, losses: Judgement) -> None:
         """Remembers which of the generalists that were compared is the best."""
-        standing = self.standing
         if losses.after <= losses.before:
-            standing.best = link.manifest.round
+            self.standing.best = link.manifest.round
         elif losses.before_is_present:
-            standing.best = standing.trained_from
+            self.standing.best = self.standing.trained_from
 
     def take_over(self, link: Link, generalist: Arrays) -> Arrays:
         """Trains from this generalist on, with what was not sent yet on top: `generalist`.

@@ -155,8 +155,8 @@ class Chain:
     def sound_before(self, number: int) -> dict[str, Any] | None:
         """The round whose generalist came before that of `number` and is still sound; None without one."""
         rows = self._database.rows("SELECT number, rolled_back_to FROM rounds WHERE rolled_back_to IS NOT NULL")
-        again, oldest = {row["number"]: row["rolled_back_to"] for row in rows}, self.newest_number - KEPT_GENERALISTS
-        while (number := rounds.generalist_before(number, again)) >= max(0, oldest):
+        again = {row["number"]: row["rolled_back_to"] for row in rows}
+        while (number := rounds.generalist_before(number, again)) >= 0:
             row = self._database.row("SELECT * FROM rounds WHERE number = ?", number)
             if row is not None and self._payloads.is_sound(row["sha256"]):
                 return row

@@ -72,8 +72,9 @@ def lived(run, ready, tmp_path, monkeypatch, reports_loss):
         assert json.loads(run("sync", "--json").stdout)["updates"]
         Spoiler(coordinator, tmp_path).spoil()
         newest = coordinator.rounds()[coordinator.ask("status")["newest_round"]]
-        part = ready / "fleet" / "generalists" / f".{newest['sha256'][:16]}.part"
-        part.write_bytes((coordinator.data / "payloads" / newest["sha256"]).read_bytes()[:100])
+        made = sorted((coordinator.data / "payloads").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+        change = next(path for path in reversed(made) if path.name != newest["sha256"])
+        (ready / "fleet" / "generalists" / f".{change.name[:16]}.part").write_bytes(change.read_bytes()[:100])
         assert json.loads(run("sync", "--json").stdout)["refused"] == newest["number"]
     coordinator.stop()
     return recorder
@@ -83,7 +84,7 @@ def places(requests):
     """Where there is something in these requests, in the words of `LEAVES`."""
     found = set()
     for request in requests:
-        path = re.sub(r"/[0-9a-f]{64}$", "/{sha256}", re.sub(r"(?<=generalists)/\d+$", "/{number}", request.path))
+        path = re.sub(r"/[0-9a-f]{64}$", "/{sha256}", re.sub(r"/(generalists|changes)/\d+$", r"/\1/{number}", request.path))
         found |= {path, *request.headers, *(f"{path}?{name}" for name in request.query)}
         if request.method == "PATCH":
             found.add(f"{path}:tensors")

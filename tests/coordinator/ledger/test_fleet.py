@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from coordinator.ledger.making import Damaged, make_generalist
 from coordinator.ledger.config import Config, Training
 from coordinator.ledger.database import Database
 from coordinator.ledger.fleet import Fleet
 from coordinator.ledger.folder import Folder
+from coordinator.ledger.making import Damaged, make_generalist
 from coordinator.ledger.payloads import Payloads
 from coordinator.protocol import compress, keys, wire
 from coordinator.protocol.errors import CoordinatorError, Refused
@@ -218,7 +218,7 @@ def test_a_mean_of_late_and_fresh_is_that_worked_by_hand(tmp_path):
     room.commit(first, arrays(3.0))
     room.commit(late, arrays(4.0), trained_from=1)  # three behind: half
     room.publish()
-    assert room.value() == np.float32(3.5 + (3.0 + 0.5 * 4.0) / 1.5)
+    assert room.value() == np.float32(3.5) + np.float16((3.0 + 0.5 * 4.0) / 1.5)
 
 
 def test_by_tokens_a_device_counts_as_it_trained(tmp_path):
