@@ -54,7 +54,7 @@ PARTS = (
     ),
     Part(
         "strangers.py", "strangers.json",
-        tuple(f"{way}/{name}" for way in ("hoard", "silent", "joins", "deaf") for name in ("p99_ms", "peak_rss_mb", "server_errors")),
+        tuple(f"{way}/{name}" for way in ("hoard", "silent", "joins", "deaf") for name in ("p99_ms", "peak_rss_mb")),
         ("--seconds", "12"),
     ),
     Part("exchanges.py", "exchanges.json", ("requests", "bytes_down", "bytes_up", "coordinator_seconds")),

@@ -72,9 +72,8 @@ def lived(run, ready, tmp_path, monkeypatch, reports_loss):
         assert json.loads(run("sync", "--json").stdout)["updates"]
         Spoiler(coordinator, tmp_path).spoil()
         newest = coordinator.rounds()[coordinator.ask("status")["newest_round"]]
-        made = sorted((coordinator.data / "payloads").iterdir(), key=lambda path: path.stat().st_mtime_ns)
-        change = next(path for path in reversed(made) if path.name != newest["sha256"])
-        (ready / "fleet" / "generalists" / f".{change.name[:16]}.part").write_bytes(change.read_bytes()[:100])
+        part = ready / "fleet" / "generalists" / f".{newest['sha256'][:16]}.part"
+        part.write_bytes((coordinator.data / "payloads" / newest["sha256"]).read_bytes()[:100])
         assert json.loads(run("sync", "--json").stdout)["refused"] == newest["number"]
     coordinator.stop()
     return recorder
