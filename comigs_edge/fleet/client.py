@@ -254,7 +254,7 @@ class Remote:
 
     def _greet(self) -> None:
         """Learns the coordinator's epoch and clock."""
-        request = requests.Request("GET", f"{self.address}/v1/hello", headers={"Accept-Encoding": "identity"}).prepare()
+        request = requests.Request("GET", f"{self.address}/v1/hello", headers=HEADERS).prepare()
         answer = self._session.send(request, timeout=TIMEOUT)
         read(answer)
         if answer.status_code != 200:
