@@ -105,6 +105,11 @@ BENCHMARKS = {
     "power-cuts": Benchmark("its disk loses power 200 times; wants root and xfs_io", _torture("power_cuts")),
     "load": Benchmark("200 devices and a memory cgroup of 1 GB; wants root", _torture("load")),
     "forgeries": Benchmark("forged, doubled and smuggled requests, races for an invitation", _torture("forgeries")),
+    "bad-member": Benchmark(
+        "what one of four members can do to the others' models, norm bound off and on; TEXT has user03, user04, user05 and "
+        "user07.jsonl, or chitchat-dataset is installed; a quarter of an hour",
+        _torture("bad_member"),
+    ),
     "herd": Benchmark("requests a second when a coordinator comes back, simulated", _torture("herd")),
     "same-bits": Benchmark("whether this checkout computes the bits of another one: BEFORE=CHECKOUT", _same_bits),
 }
