@@ -39,6 +39,7 @@ SLOWEST = 8_000  # bytes a second: a file that comes or goes more slowly is left
 TIMEOUT = (10, 90)  # seconds to connect, and to wait for the next bytes
 # The same on every device: the libraries would name themselves and their versions.
 HEADERS = {"User-Agent": "comigs-edge", "Accept-Encoding": "identity"}
+ATTEMPT = 30.0  # seconds that one request may take, whatever the patience: a board checks a large update for a while
 MAX_WAIT = 300.0  # seconds between two attempts
 RENEW = ("stale_epoch", "bad_signature")  # refusals after which epoch and clock are learned anew, once
 T = TypeVar("T")
@@ -56,7 +57,7 @@ class Remote:
     """One coordinator, as one device sees it. `patience` is how long (seconds) a call is retried."""
 
     def __init__(self, address: str, pin: bytes, key: Ed25519PrivateKey, device: str, patience: float = 60.0) -> None:
-        self.address, self.patience = address, patience
+        self.address, self.patience, self.attempt = address, patience, max(patience, ATTEMPT)
         self._key, self._device = key, device
         self._session = Session(pin)
         self._piece, self._largest = PIECE, MAX_PIECE
@@ -214,7 +215,7 @@ class Remote:
 
     def _once(self, method: str, path: str, body: bytes, headers: dict[str, str], is_file: bool = False) -> requests.Response:
         """The answer, read unless it `is_file`; raises `Offline` where asking again may help, else `RemoteRefused`."""
-        with self._session.within(self.patience + len(body) / SLOWEST):
+        with self._session.within(self.attempt + len(body) / SLOWEST):
             try:
                 if self._epoch is None:
                     self._greet()
