@@ -17,19 +17,22 @@ from coordinator.protocol.wire import Arrays, Shapes, Table
 
 
 def bring(
-    manifest: Manifest, target: Path, shapes: Shapes, kept: dict[int, str], read: Callable[[int], Arrays],
+    manifest: Manifest, target: Path, shapes: Shapes, kept: dict[str, str], read: Callable[[int], Arrays],
     transport: Transport, progress: Progress,
 ) -> int:  # fmt: skip
     """Brings a generalist to `target`; returns the bytes that came. `kept`: number -> SHA-256 of those that `read` reads.
 
-    Whichever way, the SHA-256 is the manifest's. Raises what the transport raises for the whole generalist.
+    Whichever way, the SHA-256 is the manifest's, and the tensors are those of `shapes`. Raises what the transport raises for the
+    whole generalist, and `ComigsError` where that is none.
     """
-    table = compress.table(shapes, "float16")
+    table, whole = compress.table(shapes, "float16"), compress.table(shapes, "float32")
+    if manifest.size != (size := wire.encoded_size(whole)):
+        raise ComigsError(f"generalist {manifest.round} has {manifest.size:,} bytes and not {size:,}; nothing was taken over")
     try:
         for number, sha256 in kept.items():  # one that is published again
-            if sha256 == manifest.sha256 and _write(read(number), manifest, target):
+            if sha256 == manifest.sha256 and _write(read(int(number)), manifest, target):
                 return 0
-        if manifest.change_sha256 and manifest.change_size == wire.encoded_size(table) and manifest.round - 1 in kept:
+        if manifest.change_sha256 and manifest.change_size == wire.encoded_size(table) and str(manifest.round - 1) in kept:
             change = _change(manifest, target, table, transport, progress)
             if _write(add_change(read(manifest.round - 1), change), manifest, target):
                 return manifest.change_size
@@ -38,6 +41,11 @@ def bring(
     except (ComigsError, wire.WireError, OSError):
         pass  # the whole one needs nothing that is here
     transport.download(manifest, target, progress)
+    try:
+        wire.decode_expected(target.read_bytes(), whole, f"generalist {manifest.round}")
+    except wire.WireError as error:
+        target.unlink()
+        raise ComigsError(f"{error}; nothing was taken over, tell whoever runs the coordinator") from error
     return manifest.size
 
 
