@@ -22,9 +22,12 @@ def bring(
 ) -> int:  # fmt: skip
     """Brings a generalist to `target`; returns the bytes that came. `kept`: number -> SHA-256 of those that `read` reads.
 
-    Whichever way, the SHA-256 is the manifest's. Raises what the transport raises for the whole generalist.
+    Whichever way, the SHA-256 is the manifest's, and the tensors are those of `shapes`. Raises what the transport raises for the
+    whole generalist, and `ComigsError` where that is none.
     """
-    table = compress.table(shapes, "float16")
+    table, whole = compress.table(shapes, "float16"), compress.table(shapes, "float32")
+    if manifest.size != (size := wire.encoded_size(whole)):
+        raise ComigsError(f"generalist {manifest.round} has {manifest.size:,} bytes and not {size:,}; nothing was taken over")
     try:
         for number, sha256 in kept.items():  # one that is published again
             if sha256 == manifest.sha256 and _write(read(int(number)), manifest, target):
@@ -38,6 +41,11 @@ def bring(
     except (ComigsError, wire.WireError, OSError):
         pass  # the whole one needs nothing that is here
     transport.download(manifest, target, progress)
+    try:
+        wire.decode_expected(target.read_bytes(), whole, f"generalist {manifest.round}")
+    except wire.WireError as error:
+        target.unlink()
+        raise ComigsError(f"{error}; nothing was taken over, tell whoever runs the coordinator") from error
     return manifest.size
 
 

@@ -24,7 +24,6 @@ import msgspec
 import numpy as np
 
 from comigs_edge.arrays import add, digest, subtract, zeros
-from comigs_edge.errors import ComigsError
 from comigs_edge.fleet.arrival import bring
 from comigs_edge.fleet.back import Fetch, restoration
 from comigs_edge.fleet.chain import Check, Link, follow, set_back
@@ -33,7 +32,7 @@ from comigs_edge.fleet.outbox import check_settings, pack, unpack
 from comigs_edge.fleet.outcome import Judgement, Outcome
 from comigs_edge.fleet.transport import News, Transport
 from comigs_edge.progress import SILENT, Progress
-from coordinator.protocol import compress, rounds, wire
+from coordinator.protocol import rounds, wire
 from coordinator.protocol.generalist import may_leave
 from coordinator.protocol.messages import Manifest, State
 from coordinator.protocol.wire import Arrays, Shapes
@@ -226,29 +225,23 @@ class Books:
     def bring(self, manifest: Manifest, transport: Transport, progress: Progress = SILENT) -> int:
         """Brings a generalist to its place, unless it is there; returns the bytes that came."""
         number, path = manifest.round, self.folder.generalist_path(manifest.round)
-        if self.standing.kept.get(str(number)) == manifest.sha256 and path.exists():
+        if self.standing.kept.get(str(number)) == manifest.sha256 and self._kept(number):
             return 0
-        if manifest.size != (size := wire.encoded_size(compress.table(self._shapes, "float32"))):
-            raise ComigsError(f"generalist {number} has {manifest.size:,} bytes and not {size:,}; nothing was taken over")
         came = bring(manifest, path, self._shapes, self.standing.kept, self.read, transport, progress)
         self.folder.keep(self.standing, number, manifest.sha256)
         return came
 
     def compare_with(self, link: Link, generalist: Arrays) -> tuple[list[Arrays], Arrays]:
-        """The generalists to compare: the present one and the best that is kept, and the new one.
-
-        All have what was not sent yet on top.
-        """
+        """Those to compare, each with what was not sent yet on top: the present one and the best that is kept; the new one."""
         standing = self.standing
         unsent = subtract(generalist, standing.reference)
         after = add(self.read(link.manifest.round), unsent)
         if standing.trained_from < 0:
             return [generalist], after
         # Where the one that training started from is not kept any more: what the fleet has of this device's.
-        is_kept = str(standing.trained_from) in standing.kept
-        before = [add(self.read(standing.trained_from) if is_kept else standing.reference, unsent)]
-        if standing.best not in (-1, standing.trained_from) and str(standing.best) in standing.kept:
-            before.append(add(self.read(standing.best), unsent))
+        before = [add(self._kept(standing.trained_from) or standing.reference, unsent)]
+        if standing.best not in (-1, standing.trained_from) and (best := self._kept(standing.best)):
+            before.append(add(best, unsent))
         return before, after
 
     def judged(self, link: Link, losses: Judgement) -> None:
@@ -276,7 +269,7 @@ class Books:
         """Keeps the old generalist, and what this device brought in rounds that were turned back."""
         standing, again = self.standing, self.brought(lambda number, _: number in link.turned_back)
         standing.refused, standing.reference = link.manifest.round, subtract(standing.reference, again)
-        standing.unsent_tokens = max(standing.unsent_tokens, len(link.turned_back) and 1)
+        standing.unsent_tokens = max(standing.unsent_tokens, int(bool(link.turned_back)))
         self._move_to(link, generalist)
 
     def _move_to(self, link: Link, generalist: Arrays) -> None:
@@ -287,12 +280,16 @@ class Books:
         self.note(generalist)
         self.save()
 
+    def _kept(self, number: int) -> Arrays:
+        """A generalist that is kept and whole; else nothing."""
+        try:
+            return self.read(number) if str(number) in self.standing.kept else {}
+        except (OSError, wire.WireError):
+            return {}
+
     def read(self, number: int) -> Arrays:
         """A generalist that is kept."""
-        table = compress.table(self._shapes, "float32")
-        path = self.folder.generalist_path(number)
-        arrays = wire.decode_expected(path.read_bytes(), table, str(path))
-        return {name: np.array(array) for name, array in arrays.items()}
+        return self.folder.generalist(number, self._shapes)
 
     def save(self) -> None:
         """Writes the standing, under the next number."""

@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from comigs_edge.errors import ComigsError
 from coordinator.protocol import keys
 from coordinator.protocol.messages import Manifest, SignedManifest
 
+MAX_ANSWERS = 200  # of links that one exchange asks for: of a thousand each
+
 
 class ForkedChain(ComigsError):
     """The coordinator's history is not the one that this device knows."""
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """Numbers of rounds, as ranges that may be long."""
+
+    ranges: tuple[range, ...] = ()
+
+    def __contains__(self, number: int) -> bool:
+        return any(number in each for each in self.ranges)
+
+    def __bool__(self) -> bool:
+        return any(self.ranges)
 
 
 class Link(NamedTuple):
@@ -19,7 +35,7 @@ class Link(NamedTuple):
 
     manifest: Manifest
     hash: str
-    turned_back: frozenset[int] = frozenset()  # rounds that the fleet went back behind
+    turned_back: Rounds = Rounds()  # rounds that the fleet went back behind
     moved: frozenset[int] = frozenset()  # rounds whose updates count in the next one, because the fleet went back meanwhile
 
 
@@ -54,8 +70,9 @@ def follow(newest: SignedManifest, head: int, head_hash: str, fetch: Callable[[i
     if last.round == head + 1 and last.previous == head_hash:
         return _link([last], end)
     number, before, links, is_new = head, None, [], True  # of the link that is wanted, its predecessor's hash; those behind head
-    while number <= last.round and is_new:
-        is_new = False
+    answers = 0
+    while number <= last.round and is_new and answers < MAX_ANSWERS:
+        is_new, answers = False, answers + 1
         for signed in fetch(number - 1):
             if number > last.round or check(signed).round != number:  # what was published since comes next time
                 continue
@@ -75,7 +92,7 @@ def follow(newest: SignedManifest, head: int, head_hash: str, fetch: Callable[[i
 def _link(links: list[Manifest], end: str) -> Link:
     """The last of these new links, with what they turn back."""
     backs = [each for each in links if each.rolled_back_to is not None]
-    turned_back = frozenset(at for each in backs for at in range((each.rolled_back_to or 0) + 1, each.round))
+    turned_back = Rounds(tuple(range((each.rolled_back_to or 0) + 1, each.round) for each in backs))
     return Link(links[-1], end, turned_back, frozenset(each.round for each in backs))
 
 

@@ -40,6 +40,7 @@ TIMEOUT = (10, 90)  # seconds to connect, and to wait for the next bytes
 # The same on every device: the libraries would name themselves and their versions.
 HEADERS = {"User-Agent": "comigs-edge", "Accept-Encoding": "identity"}
 ATTEMPT = 30.0  # seconds that one request may take, whatever the patience: a board checks a large update for a while
+KEPT_PARTS = 2  # files that came in part and may be continued
 MAX_WAIT = 300.0  # seconds between two attempts
 RENEW = ("stale_epoch", "bad_signature")  # refusals after which epoch and clock are learned anew, once
 T = TypeVar("T")
@@ -156,6 +157,7 @@ class Remote:
         part = target.parent / f".{sha256[:16]}.part"
         try:
             files.make_folder(target.parent)
+            _forget_parts(target.parent)
             with self._session.within(self.patience + size / SLOWEST):
                 while (here := part.stat().st_size if part.exists() else 0) < size:
                     self._retrying(lambda here=here: self._receive(address, part, here, size, progress))  # type: ignore[misc]
@@ -269,3 +271,9 @@ class Remote:
             else "no connection"
         )
         return f"the coordinator at {self.address} cannot be reached ({reason}); everything is kept, try: comigs-edge sync"
+
+
+def _forget_parts(folder: Path) -> None:
+    """Deletes what came in part, but for the newest."""
+    for path in sorted(folder.glob(".*.part"), key=lambda path: path.stat().st_mtime)[:-KEPT_PARTS]:
+        path.unlink()

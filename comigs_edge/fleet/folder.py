@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from comigs_edge import files
@@ -28,10 +29,10 @@ from comigs_edge.arrays import select
 from comigs_edge.errors import ComigsError
 from comigs_edge.fleet.records import known, read_record, write_record
 from comigs_edge.home.folder import Home
-from coordinator.protocol import keys
+from coordinator.protocol import compress, keys, wire
 from coordinator.protocol.errors import CoordinatorError
 from coordinator.protocol.messages import COUNTED_IDS
-from coordinator.protocol.wire import Arrays
+from coordinator.protocol.wire import Arrays, Shapes
 
 KEPT_GENERALISTS = 3
 _ON_TOP = "on_top."
@@ -265,6 +266,12 @@ class FleetFolder:
     def generalist_path(self, number: int) -> Path:
         """Where a generalist is kept."""
         return self._generalists / f"{number:06d}.safetensors"
+
+    def generalist(self, number: int, shapes: Shapes) -> Arrays:
+        """A generalist that is kept; raises `WireError`, or `OSError` where it is gone."""
+        path = self.generalist_path(number)
+        arrays = wire.decode_expected(path.read_bytes(), compress.table(shapes, "float32"), str(path))
+        return {name: np.array(array) for name, array in arrays.items()}
 
     def keep(self, standing: Standing, number: int, sha256: str) -> None:
         """Notes a generalist that was brought, and deletes all but the last three and the best."""

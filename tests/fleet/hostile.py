@@ -6,12 +6,22 @@ import contextlib
 import socketserver
 import ssl
 import threading
+from typing import NamedTuple
 
 from comigs_edge.fleet.http import HTTPTransport
 from coordinator.protocol import keys
 from coordinator.protocol.messages import Hello, encode
 
 HELLO = encode(Hello(fleet="f" * 16, epoch="0" * 16, version="x"))
+
+
+class Request(NamedTuple):
+    """`fields` have names in small letters."""
+
+    method: str
+    path: str
+    fields: dict[str, str]
+    body: bytes
 
 
 def http(body=b"", status=200, headers=(), length=True):
@@ -21,13 +31,14 @@ def http(body=b"", status=200, headers=(), length=True):
 
 
 class Hostile:
-    """`answer(method, path)` gives the bytes, or an iterator of them; `hello` those of the greeting."""
+    """`answer(request)` gives the bytes, or an iterator of them; `hello` those of the greeting."""
 
     def __init__(self, folder, answer=None):
         key, certificate = keys.new_certificate()
         (folder / "key").write_bytes(key)
         (folder / "certificate").write_bytes(certificate)
-        self.pin, self.answer, self.hello, self.requests = keys.fingerprint(certificate), answer, http(HELLO), 0
+        self.pin = keys.fingerprint(certificate)
+        self.begin(answer)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(folder / "certificate", folder / "key")
         outer = self
@@ -41,18 +52,23 @@ class Hostile:
                         outer.one(self.request, stream, line)
 
         self.server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
+        self.server.daemon_threads, self.server.block_on_close = True, False
         self.address = f"https://127.0.0.1:{self.server.server_address[1]}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
+    def begin(self, answer=None):
+        """Answers this from now on."""
+        self.answer, self.hello, self.requests = answer, http(HELLO), []
+
     def one(self, connection, stream, line):
-        self.requests += 1
         method, path, _ = line.decode().split()
-        length = 0
-        while (field := stream.readline().decode().lower()).strip():
-            length = int(field.split(":")[1]) if field.startswith("content-length") else length
-        stream.read(length)
-        found = self.hello if path == "/v1/hello" else self.answer(method, path)
+        fields = {}
+        while (field := stream.readline().decode()).strip():
+            name, _, value = field.partition(":")
+            fields[name.lower()] = value.strip()
+        request = Request(method, path, fields, stream.read(int(fields.get("content-length", 0))))
+        self.requests.append(request)
+        found = self.hello if path == "/v1/hello" else self.answer(request)
         for piece in [found] if isinstance(found, bytes) else found:
             connection.sendall(piece)
         if found != self.hello:
@@ -60,7 +76,9 @@ class Hostile:
 
     def device(self, patience=1.0):
         """A device's client."""
-        return HTTPTransport(self.address, self.pin, keys.new_key(), "d" * 32, patience)
+        transport = HTTPTransport(self.address, self.pin, keys.new_key(), "d" * 32, patience)
+        transport.attempt = patience
+        return transport
 
     def close(self):
         self.server.shutdown()

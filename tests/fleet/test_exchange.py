@@ -231,6 +231,42 @@ def test_a_coordinator_restored_from_an_old_backup_is_not_followed(coordinator, 
         device.exchange(tokens=0)
 
 
+def test_devices_with_different_histories_hold_the_same_bits(coordinator, tmp_path):
+    coordinator.stop()
+    coordinator.flags["goal"] = 1
+    coordinator.restart()
+    steady, seldom = make(coordinator, tmp_path, 2)
+    begin(coordinator, (steady, seldom))
+    for number in range(3):
+        steady.learn(scaled(random_arrays(number), 0.1))
+        steady.exchange()
+        settled(coordinator)
+        steady.exchange(tokens=0)
+    late = Device(tmp_path / "late").join_coordinator(coordinator.invite())
+    outcomes = [device.exchange(tokens=0) for device in (seldom, late)]
+    assert [outcome.taken_over for outcome in outcomes] == [3, 3]
+    theirs = (coordinator.data / "payloads" / coordinator.rounds()[3]["sha256"]).read_bytes()
+    for device in (steady, seldom, late):
+        assert device.folder.generalist_path(3).read_bytes() == theirs
+        assert wire.encode(device.local) == theirs
+
+
+def test_a_generalist_that_is_published_again_needs_no_download(coordinator, tmp_path):
+    devices = make(coordinator, tmp_path, 3)
+    begin(coordinator, devices)
+    for device in devices:
+        device.learn(1.0)
+        device.exchange()
+    settled(coordinator)
+    for device in devices[:2]:
+        assert device.exchange(tokens=0, judge=lambda before, after: Judgement(1.0, 2.0)).refused == 1
+    assert coordinator.rounds()[2]["rolled_back_to"] == 0
+    for device in devices:
+        outcome = device.exchange(tokens=0)
+        assert (outcome.taken_over, outcome.bytes_received) == (2, 0)
+        assert device.folder.generalist_path(2).read_bytes() == device.folder.generalist_path(0).read_bytes()
+
+
 class Broken:
     """A network that is not there."""
 
