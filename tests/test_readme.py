@@ -52,6 +52,7 @@ MEASUREMENTS_FIGURES = (
     ("200 power cuts", "power-cuts.json", "{:,}", 1, ("synced/cuts", "synced/acknowledged", "fsync_does_nothing/lost")),
     ("memory over ten", "load.json", "{}", 1, ("mixed/rss_slope_mb_per_hour",)),
     ("signed requests", "load.json", "{:.0f}", 1, ("polls/requests_per_second", "polls/p99_ms", "flood/p99_ms")),
+    ("... or after a second", "bad-member.json", "{}", 1, ("planted/bound_on/after_a_second_update/probability",)),
     ("PEFT LoRA of rank 16", "rivals.json", "{:.2f}", 1, ("cases/peft/seconds",)),
     ("parallel experts, nothing", "rivals.json", "{:.2f}", 1,
      ("cases/ours-parallel-none/seconds", "cases/ours-parallel-none/speed_to_peft")),
