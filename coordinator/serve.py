@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import errno
 import logging
 import os
 import resource
 import signal
+import socket
 import sqlite3
 import ssl
 from asyncio import sslproto
@@ -126,10 +128,12 @@ async def _open_door(runner: web.AppRunner, folder: Folder, host: str, port: int
     door = Door(runner.server, context, min(STRANGERS, _raise_limit_of_descriptors() // 4))
     try:
         listening = await asyncio.to_thread(addresses.listen, host, port)
+    except socket.gaierror as error:
+        raise CoordinatorError(f"{host} is no address of this machine ({error.strerror}); name one with --host") from error
     except OSError as error:
-        raise CoordinatorError(
-            f"port {port} of {host} cannot be used ({error.strerror or error}); choose another with --port"
-        ) from error
+        option = "--host" if error.errno == errno.EADDRNOTAVAIL else "--port"
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise CoordinatorError(f"port {port} of {host} cannot be used ({reason}); choose another with {option}") from error
     door.open(listening)
     return door, listening[0].getsockname()[1]
 

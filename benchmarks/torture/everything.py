@@ -54,10 +54,18 @@ PARTS = (
     ),
     Part(
         "strangers.py", "strangers.json",
-        tuple(f"{way}/{name}" for way in ("hoard", "silent", "joins", "deaf") for name in ("p99_ms", "peak_rss_mb")),
+        tuple(f"{way}/{name}" for way in ("many", "silent", "joins", "deaf") for name in ("p99_ms", "peak_mb", "5xx", "exit")),
         ("--seconds", "12"),
     ),
-    Part("exchanges.py", "exchanges.json", ("requests", "bytes_down", "bytes_up", "coordinator_seconds")),
+    Part(
+        "exchanges.py", "exchanges.json",
+        ("median/requests", "median/up", "median/down", "median/coordinator_cpu", "median/device_cpu"),
+    ),
+    Part(
+        "answers.py", "answers.json",
+        ("answers", "ends/other_exceptions", "longest_beyond_patience_seconds", "memory_mb/end", "largest_home_bytes"),
+        ("--seconds", "30"),
+    ),
 )  # fmt: skip
 SHORT_TESTS = "slow"  # of the tests marked torture, in a quick run
 

@@ -128,7 +128,7 @@ def _report(trainer: Trainer, outcome: Outcome, paused: float, fleet: Rounds | N
 
 def _summary_of(totals: Totals) -> str:
     newest = "" if totals.newest is None else f", the newest is {totals.newest}"
-    waits = "; an update waits, it is brought by: comigs-edge sync" if totals.waits else ""
+    waits = "; an update waits for the next round or for the network, it is brought by: comigs-edge sync" if totals.waits else ""
     return (
         f"fleet: {totals.updates} updates brought ({size(totals.bytes_sent)}), {totals.generalists} generalists taken over "
         f"({size(totals.bytes_received)}){newest}{waits}"

@@ -25,7 +25,7 @@ from coordinator.protocol import wire
 from coordinator.protocol.wire import Arrays
 from quantize.gguf_file import GGUFFile
 
-PATIENCE = 300.0  # seconds
+PATIENCE = 30.0  # seconds
 
 
 @dataclass(frozen=True, kw_only=True)

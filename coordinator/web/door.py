@@ -20,14 +20,20 @@ from typing import cast
 
 from aiohttp import web
 
+from coordinator.protocol.errors import Refused
+from coordinator.web.rates import Buckets
+
 STRANGERS = 200  # connections
 STRANGERS_OF_ADDRESS = 8
 STRANGERS_OF_KNOWN_ADDRESS = 64  # ... from which a member came: others may be behind the same router or tunnel
 MEMBER_CONNECTIONS = 8  # of one device
 KNOWN_ADDRESSES = 1000
 STAY_SECONDS = 0.5  # that a connection has to show who it is before another takes its place
+HANDSHAKES = 30.0  # of one address at once, and then one a second: each costs as much as a hundred answers
+HANDSHAKES_OF_KNOWN_ADDRESS = 300.0  # ... and then ten a second
 STRANGER_SECONDS = 90.0  # of a stranger's connection, whatever it does
 WRITE_SECONDS = 30.0  # in which a full buffer must get emptier
+HANDSHAKE_PAUSE = 0.005  # seconds between two that come from addresses which are not known
 HANDSHAKE_SECONDS = 10.0
 COLLECT_EVERY = 64  # dropped connections
 log = logging.getLogger("comigs-coordinator")
@@ -45,6 +51,9 @@ class Door:
         self._known: dict[str, None] = {}  # addresses, the one seen last at the end
         self._listening: list[socket.socket] = []
         self._dropped = 0
+        self._turn = asyncio.Lock()
+        self._handshakes = Buckets(rate=1.0, burst=HANDSHAKES)
+        self._known_handshakes = Buckets(rate=10.0, burst=HANDSHAKES_OF_KNOWN_ADDRESS)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def open(self, listening: list[socket.socket]) -> None:
@@ -84,13 +93,15 @@ class Door:
 
     def _take(self, taken: socket.socket, address: str) -> None:
         """Lets a connection in if there is room for it."""
+        is_known = address in self._known
         here = [each for each in self._strangers if each.address == address]
-        room = STRANGERS_OF_KNOWN_ADDRESS if address in self._known else STRANGERS_OF_ADDRESS
+        room = STRANGERS_OF_KNOWN_ADDRESS if is_known else STRANGERS_OF_ADDRESS
         full = here if len(here) >= room else list(self._strangers) if len(self._strangers) >= self._room else None
-        if full is not None and not self._drop_oldest(full, STAY_SECONDS):
+        age = 0.0 if is_known and full is not here else STAY_SECONDS
+        if full is not None and not self._drop_oldest(full, age):
             _reset(taken)
             return
-        connection = Connection(self, address, self._make_protocol())
+        connection = Connection(self, address, self._make_protocol)
         self._strangers[connection] = None
         connection.handshake = self._start(self._shake_hands(connection, taken))
 
@@ -105,12 +116,23 @@ class Door:
         return True
 
     async def _shake_hands(self, connection: Connection, taken: socket.socket) -> None:
+        loop, may_begin = asyncio.get_running_loop(), False
+        buckets = self._known_handshakes if connection.address in self._known else self._handshakes
         try:
-            await asyncio.get_running_loop().connect_accepted_socket(
+            await asyncio.wait_for(_readable(taken), HANDSHAKE_SECONDS)  # who says nothing costs nothing
+            buckets.take(connection.address, loop.time())
+            if buckets is self._handshakes:
+                async with self._turn:  # between two of them members go on
+                    await asyncio.sleep(HANDSHAKE_PAUSE)
+            may_begin = True
+            await loop.connect_accepted_socket(
                 lambda: connection, taken, ssl=self._context, ssl_handshake_timeout=HANDSHAKE_SECONDS
             )
-        except OSError:  # not TLS, too slow, or gone
+        except (OSError, asyncio.TimeoutError, Refused):  # not TLS, too slow, too often, or gone
             connection.end()
+        finally:
+            if not may_begin:
+                _reset(taken)
 
     def admit(self, connection: Connection, device: str) -> None:
         """This connection is a member's: a request on it was signed by the device."""
@@ -141,10 +163,10 @@ class Connection(asyncio.Protocol):
 
     handshake: asyncio.Task[None]
 
-    def __init__(self, door: Door, address: str, inner: asyncio.Protocol) -> None:
+    def __init__(self, door: Door, address: str, make_protocol: Callable[[], asyncio.Protocol]) -> None:
         loop = asyncio.get_running_loop()
         self.door, self.address, self.since, self.device = door, address, loop.time(), ""
-        self._inner, self._transport = inner, cast("asyncio.Transport | None", None)
+        self._make_protocol, self._transport = make_protocol, cast("asyncio.Transport | None", None)
         self._stay = loop.call_later(STRANGER_SECONDS, self.drop)
         self._deaf: asyncio.TimerHandle | None = None
 
@@ -170,7 +192,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """TLS is there."""
-        self._transport = cast(asyncio.Transport, transport)
+        self._transport, self._inner = cast(asyncio.Transport, transport), self._make_protocol()
         self._inner.connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
@@ -212,6 +234,16 @@ def origin(address: str) -> str:
         if found.version == 6 and not found.is_link_local and not found.is_loopback:
             return str(ipaddress.ip_network((found, 64), strict=False))
     return address
+
+
+async def _readable(connection: socket.socket) -> None:
+    """Returns when there is something to read."""
+    loop, came = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(connection, came.set)
+    try:
+        await came.wait()
+    finally:
+        loop.remove_reader(connection)
 
 
 def _reset(connection: socket.socket) -> None:

@@ -196,7 +196,7 @@ def _receipts(books, rows):
 def _payloads(data, rows, rounds, devices):
     needed = {row["sha256"] for row in rows if rounds[row["round"]]["published"] is None}
     published = sorted(number for number, row in rounds.items() if row["published"] is not None)
-    needed |= {rounds[number]["sha256"] for number in published[-KEPT_GENERALISTS:]}
+    needed |= {rounds[number][name] for number in published[-KEPT_GENERALISTS:] for name in ("sha256", "change_sha256")} - {None}
     end = time.monotonic() + 3
     while (here := {path.name: path for path in (data / "payloads").iterdir()}).keys() - needed and time.monotonic() < end:
         time.sleep(0.02)  # what a round that was published just now needed is deleted behind that

@@ -121,7 +121,10 @@ def test_strangers_of_many_addresses_together_hold_a_quarter_of_the_descriptors(
 def test_the_process_does_without_descriptors_for_a_while(tmp_path):
     running = Coordinator(tmp_path / "data", prefix=["prlimit", "--nofile=24:24"])
     members = [Member(running.invite(), patience=1.0) for _ in range(3)]
-    lines = [socket.create_connection(("127.0.0.1", running.port), 5, source_address=("127.0.0.66", 0)) for _ in range(30)]
+    lines = []
+    for _ in range(30):
+        with contextlib.suppress(OSError):  # turned away at once
+            lines.append(connect(running.port, STRANGER, tls=False))
     for _ in range(5):
         with contextlib.suppress(Exception):
             members[0].push(random_arrays(1))
@@ -176,3 +179,13 @@ def test_an_address_is_a_household():
     assert door.origin("192.0.2.7") == "192.0.2.7"
     assert door.origin("2001:db8:1:2::7") == door.origin("2001:db8:1:2:ffff::1") != door.origin("2001:db8:1:3::7")
     assert door.origin("fe80::1%eth0") != door.origin("fe80::2%eth0")
+
+
+def test_handshakes_of_one_unknown_address_are_paced_and_members_come_in(coordinator, member):
+    came_in = 0
+    for _ in range(int(door.HANDSHAKES) + 20):
+        with contextlib.suppress(OSError):
+            connect(coordinator.port, "127.0.0.77").close()
+            came_in += 1
+    assert 1 <= came_in <= door.HANDSHAKES + 10
+    assert member.remote.state()
