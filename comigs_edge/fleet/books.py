@@ -24,7 +24,7 @@ from dataclasses import replace
 import msgspec
 import numpy as np
 
-from comigs_edge.arrays import add, digest, subtract, zeros
+from comigs_edge.arrays import add, digest, norm, subtract, zeros
 from comigs_edge.errors import ComigsError
 from comigs_edge.fleet.arrival import bring
 from comigs_edge.fleet.back import Fetch
@@ -124,9 +124,8 @@ class Books:
         """
         standing, tokens = self.standing, self.standing.unsent_tokens
         change = subtract(zeros(self._shapes) if generalist is None else generalist, standing.reference)
-        norm = _norm(change)
-        if norm > self._norm_limit:
-            share = np.float32(self._norm_limit / norm * (1 - 2**-10))  # rounding must not lift it over the bound
+        if (length := norm(change)) > self._norm_limit:
+            share = np.float32(self._norm_limit / length * (1 - 2**-10))  # rounding must not lift it over the bound
             change = {name: array * share for name, array in change.items()}
             tokens = int(tokens * share)
         loss = loss if self.reports_loss else None
@@ -166,7 +165,7 @@ class Books:
     def shorten(self, update: Sealed) -> Sealed:
         """The update that waits and was not tried; one that is beyond the fleet's bound by now is sealed again, within it."""
         standing = self.standing
-        if update.trained_from >= 0 and _norm(self._unpack(update)) > self._norm_limit:
+        if update.trained_from >= 0 and norm(self._unpack(update)) > self._norm_limit:
             update = self.pack(add(standing.reference, standing.on_top or {}), update.validation_loss)
             self._put(update)
         return update
@@ -307,8 +306,3 @@ class Books:
         """Writes the standing, under the next number."""
         self.standing.number += 1
         self.folder.save_standing(self.standing, self.membership)
-
-
-def _norm(arrays: Arrays) -> float:
-    """L2."""
-    return math.sqrt(sum(float(np.square(array, dtype=np.float64).sum()) for array in arrays.values()))

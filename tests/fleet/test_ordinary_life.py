@@ -3,20 +3,23 @@
 A round is one update, so the newest generalist is the sum of all that was learned and counted.
 """
 
+import json
 import shutil
 import subprocess
 
 import pytest
 
-from comigs_edge.fleet import joining
+from comigs_edge.fleet import joining, rounds
 from comigs_edge.fleet.chain import ForkedChain
 from comigs_edge.fleet.folder import FleetFolder
 from comigs_edge.fleet.http import HTTPTransport
+from comigs_edge.fleet.outcome import Judgement
 from comigs_edge.home.folder import Home
 from coordinator.protocol import wire
 from tests.coordinator.proxy import Faults, Proxy
-from tests.coordinator.rig import Coordinator, generalist
-from tests.fleet.rig import BASE, NAME, Device
+from tests.coordinator.rig import Coordinator, arrays, generalist
+from tests.fleet import rig
+from tests.fleet.rig import BASE, NAME
 from tests.fleet.test_exchange import Broken, begin, make, settled
 
 
@@ -211,3 +214,121 @@ def test_what_was_learned_away_beyond_the_fleets_bound_comes_in_parts(coordinato
     for _ in range(2):
         exchange_until_quiet(coordinator, *devices)
     assert newest(coordinator) == pytest.approx(12, abs=0.01)
+
+
+def test_an_upload_goes_on_with_the_same_bytes_over_any_number_of_outages(coordinator, tmp_path, monkeypatch):
+    big = {f"generalist.blk.{block}.ffn_gate.lora_a": (64, 1024) for block in range(4)}
+    monkeypatch.setattr(rig, "SHAPES", big)
+    monkeypatch.setattr(rig, "arrays", lambda value: arrays(value, big))
+    monkeypatch.setattr(rig, "generalist", lambda base: generalist(big, base))
+    (device,) = make(coordinator, tmp_path, 1)
+    begin(coordinator, [device])
+    size = 4 * 4 * 64 * 1024
+    with Proxy(coordinator.port, Faults(rate=350_000, flap=(0.8, 0.5))) as proxy:
+        device.transport.address, device.transport.patience = f"https://127.0.0.1:{proxy.port}", 1.0
+        receipts, exchanges = [], 0
+        while not receipts and exchanges < 60:
+            device.learn(1.0)
+            receipts, exchanges = device.exchange().receipts, exchanges + 1
+            assert len(list((coordinator.data / "uploads").iterdir())) <= 1
+            if exchanges % 3 == 0:
+                transport = device.transport
+                device.open()  # the device is started anew
+                device.transport = transport
+        assert len(receipts) == 1
+        assert exchanges > 2
+        assert proxy.up < 2.5 * size
+    device.transport.address = coordinator.address
+    exchange_until_quiet(coordinator, device)
+    assert newest(coordinator) == pytest.approx(exchanges, abs=0.05)
+
+
+def test_one_that_trained_alone_from_another_seed_brings_what_it_learned(coordinator, tmp_path):
+    first, late = devices = make(coordinator, tmp_path, 2)
+    late.initial = late.local = arrays(7.0)  # of another seed
+    learn_alone = late.transport._session
+    late.transport._session = Broken()
+    for _ in range(2):
+        late.learn(1.0)
+        late.exchange()
+    begin(coordinator, [first])
+    each(coordinator, first, value=2.0)
+    reopened(late).transport._session = learn_alone
+    judged = []
+    late.exchange(judge=lambda before, after: judged.append(1) or Judgement(1.0, 1.0))
+    assert judged
+    exchange_until_quiet(coordinator, *devices)
+    assert (newest(coordinator), first.value, late.value) == (pytest.approx(4, abs=0.01),) * 3
+
+
+def test_a_device_that_was_in_another_fleet_meanwhile_goes_on_where_it_was(coordinator, tmp_path):
+    device, _ = devices = make(coordinator, tmp_path, 2)
+    home = Home(device.folder.root.parent)
+    begin(coordinator, devices)
+    each(coordinator, *devices)
+    learn_away(device, 1.0)
+    here = dict(device.local), device.books.mark
+    device.folder.leave()
+    other = Coordinator(tmp_path / "other", update_format="float32", goal=1)
+    try:
+        joining.join(home, other.invite(), None, generalist(base=BASE))
+        device.folder = FleetFolder(home)
+        reopened(device)
+        assert device.books.standing.head == -1
+        device.local = device.books.resume(*here)
+        begin(other, [device])
+        each(other, device)
+        device.folder.leave()
+        joining.join(home, coordinator.invite(), None, generalist(base=BASE))
+    finally:
+        other.stop()
+    device.folder = FleetFolder(home)
+    reopened(device)
+    assert device.folder.outbox() is not None
+    device.local = device.books.resume(*here)
+    exchange_until_quiet(coordinator, *devices)
+    assert (newest(coordinator), *(each.value for each in devices)) == (pytest.approx(3, abs=0.01),) * 3
+
+
+def test_where_a_fleet_goes_back_what_each_of_three_brought_stays(tmp_path):
+    coordinator = Coordinator(tmp_path / "data", update_format="float32")
+    try:
+        devices = make(coordinator, tmp_path, 3)
+        begin(coordinator, devices)
+
+        def worse(before, after):
+            return Judgement(1.0, 9.0)
+
+        for number in (1, 3):
+            for device in devices:
+                device.learn(1.0)
+                assert device.exchange().offline is None
+            settled(coordinator)
+            if number == 1:
+                for device in devices[:2]:
+                    assert device.exchange(tokens=0, judge=worse).refused == 1
+        exchange_until_quiet(coordinator, *devices)
+        assert coordinator.rounds()[2]["rolled_back_to"] == 0
+        assert (newest(coordinator), *(device.value for device in devices)) == (pytest.approx(2, abs=0.01),) * 4
+    finally:
+        coordinator.stop()
+
+
+def test_a_training_goes_on_with_a_damaged_outbox_and_brings_what_was_in_it(run, ready, tmp_path, monkeypatch):
+    monkeypatch.setattr(rounds, "PATIENCE", 0.5)
+    coordinator = Coordinator(tmp_path / "coordinator", local_steps=2)
+    try:
+        run("join", coordinator.invite())
+        run("train", "--steps", 2)
+        settled(coordinator)
+        coordinator.stop()
+        run("train", "--steps", 2)
+        outbox = ready / "fleet" / "outbox.safetensors"
+        outbox.write_bytes(outbox.read_bytes()[:-7])
+        coordinator.restart()
+        result = run("train", "--steps", 2, "--json")
+        assert json.loads(result.stdout)["finished"]
+        assert "what the model has learned is kept" in result.stderr.replace("\n", " ")
+        assert json.loads(result.stdout)["fleet"]["updates"] >= 1
+    finally:
+        coordinator.stop()
