@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 
 import numpy as np
 
@@ -27,6 +28,11 @@ def select(arrays: Arrays, prefix: str) -> Arrays:
 def zeros(shapes: dict[str, tuple[int, ...]]) -> Arrays:
     """Zeros of these shapes, float32."""
     return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+
+
+def norm(arrays: Arrays) -> float:
+    """L2 norm of all numbers together."""
+    return math.sqrt(sum(float(np.square(array, dtype=np.float64).sum()) for array in arrays.values()))
 
 
 def digest(arrays: Arrays) -> str:

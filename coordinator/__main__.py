@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import shlex
 import sys
 import time
@@ -14,6 +13,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from coordinator import addresses
 from coordinator.ledger.config import Training
 from coordinator.protocol import VERSION
 from coordinator.protocol.errors import CoordinatorError
@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
 
     invite = _add_command(commands, "invite", "Print a one-time link for a device; it is good for 24 hours.", _invite)
     invite.add_argument("--name", help="the device's name, as in kitchen-pi")
-    invite.add_argument("--address", type=_address, metavar="URL", help="in place of the one that serve found")
+    invite.add_argument("--address", type=addresses.check_address, metavar="URL", help="in place of the one that serve found")
     _add_command(commands, "status", "Show the fleet and its open round.", _status)
     _add_command(commands, "devices", "Show the devices.", _devices)
     rounds = _add_command(commands, "rounds", "Show the rounds.", _rounds)
@@ -81,22 +81,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_address_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default=HOST, help="address to listen on; default: all of this machine's, IPv4 and IPv6")
-    parser.add_argument("--port", type=_port, default=PORT, help=f"default: {PORT}; 0 takes a free one")
-    parser.add_argument("--address", type=_address, metavar="URL", help="what invitations say, as in https://pi.local:8443")
+    parser.add_argument("--port", type=addresses.check_port, default=PORT, help=f"default: {PORT}; 0 takes a free one")
+    parser.add_argument(
+        "--address", type=addresses.check_address, metavar="URL", help="what invitations say, as in https://pi.local:8443"
+    )
     parser.add_argument("--open", action="store_true", help="show the status page and /metrics to everybody")
-
-
-def _port(text: str) -> int:
-    if not text.isdecimal() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is no port: 0 to 65535")
-    return int(text)
-
-
-def _address(text: str) -> str:
-    """As devices accept it: https, a host, perhaps a port, and nothing else."""
-    if not re.fullmatch(r"https://(\[[0-9A-Fa-f:.]+\]|[^\s/:@?#\[\]]+)(:[0-9]{1,5})?", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no address: write https://HOST:PORT")
-    return text
 
 
 def _add_service(commands: Commands) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import errno
 import ipaddress
+import re
 import socket
 import threading
 
@@ -40,9 +42,10 @@ def _resolve(host: str) -> list[tuple[socket.AddressFamily, str]]:
 
 
 def invited(host: str, port: int) -> str:
-    """The address for invitations. Where the coordinator listens everywhere it is a name that mDNS answers for, which stays when
+    """The address for invitations.
 
-    the router gives the machine another address, or else its address on its network today.
+    Where the coordinator listens everywhere it is a name that mDNS answers for, which stays when the router gives the machine
+    another address, or else its address on its network today.
     """
     if host in (*EVERYWHERE, "0.0.0.0"):
         host = _mdns_name() or _address(socket.AF_INET, "192.0.2.1") or _address(socket.AF_INET6, "2001:db8::1") or (
@@ -84,3 +87,17 @@ def _is_reached_here(address: str) -> bool:
         probe.bind((address, 0))
         return True
     return False
+
+
+def check_port(text: str) -> int:
+    """The port that a person typed; raises `ArgumentTypeError`."""
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port: 0 to 65535")
+    return int(text)
+
+
+def check_address(text: str) -> str:
+    """As devices accept it: https, a host, perhaps a port, and nothing else."""
+    if not re.fullmatch(r"https://(\[[0-9A-Fa-f:.]+\]|[^\s/:@?#\[\]]+)(:[0-9]{1,5})?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no address: write https://HOST:PORT")
+    return text

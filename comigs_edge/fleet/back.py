@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from comigs_edge.arrays import add, subtract
 from comigs_edge.errors import ComigsError
 from comigs_edge.fleet.chain import ForkedChain
-from comigs_edge.fleet.folder import Membership, Standing
+from comigs_edge.fleet.folder import KEPT_UPDATES, Membership, Standing
 from comigs_edge.fleet.transport import Offline, Transport
 from coordinator.protocol import keys
 from coordinator.protocol.messages import Restoration, SignedManifest, State
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from comigs_edge.fleet.books import Books
 
 Fetch = Callable[[int], list[SignedManifest]]
+MAX_LINKS = 1000  # that a coordinator shows at once
 
 
 def roll_back(books: Books, number: int | None, generalist: Arrays) -> tuple[int, Arrays]:
@@ -49,53 +50,83 @@ def restoration(member: Membership, standing: Standing, state: State) -> Restora
     return note if note and note.fleet == member.fleet and note.number > standing.restored else None
 
 
-def go_back(books: Books, note: Restoration, state: State, generalist: Arrays, transport: Transport) -> None:
-    """Begins again from the last generalist that the coordinator still has: what came since is on top of it."""
-    standing, number = books.standing, note.round
-    links = {
-        books.check(each).round: each
-        for each in transport.manifests(-1 if number < 0 else min(number, standing.trained_from) - 1)
-    }
-    if number >= 0 and (number not in links or keys.chain_hash(links[number]) != note.manifest_hash):
-        raise ForkedChain(
-            f"the coordinator does not show the generalist {number} that it was restored to; nothing was taken over"
-        )
-    lost = books.brought(lambda at, update_id: at > number and update_id not in state.counted)
-    start = links.get(standing.trained_from)
-    is_common = start is not None and books.check(start).sha256 == standing.kept.get(str(standing.trained_from))
-    standing.kept = {at: sha256 for at, sha256 in standing.kept.items() if int(at) <= number}
-    if standing.trained_from > number or not is_common:
-        standing.reference = _common(books, note, state, links, lost, transport)
-    else:
-        standing.reference = subtract(standing.reference, lost)
-    standing.head, standing.head_hash, standing.restored = number, note.manifest_hash, note.number
-    standing.refused, standing.best = min(standing.refused, number), min(standing.best, number)
-    standing.brought = {each: at for each, at in standing.brought.items() if at <= number or each in state.counted}
-    standing.unsent_tokens = max(1, standing.unsent_tokens)
+def go_back(books: Books, note: Restoration, state: State, generalist: Arrays, transport: Transport, is_ahead: bool) -> Arrays:
+    """Goes on with a restored coordinator: what this device brought and it does not have is on top again; returns the generalist.
+
+    A device that `is_ahead` begins again from the last generalist that both have. What the others brought since is theirs to
+    bring again: otherwise it would count once for each device. Only where this device does not know any more what it brought
+    itself, because that is too long ago, all that came since is on top.
+    """
+    standing, links = books.standing, _links(books, note, transport) if note.round >= 0 else {}
+    hashes = {at: keys.chain_hash(each) for at, each in links.items()}
+    common = max((int(at) for at, known in standing.heads.items() if hashes.get(int(at)) == known), default=-1)
+    reaches = len(standing.brought) < KEPT_UPDATES or min(standing.brought.values()) <= common
+    is_known = is_ahead and common >= 0 and reaches
+    begin = common if is_known else note.round
+    lost = _forget_lost(books, begin, set(state.counted))
+    unsent = subtract(generalist, standing.reference)
+    standing.reference = subtract(standing.reference, lost)
+    if is_ahead:
+        _move_back(books, begin, hashes.get(begin, ""))
+        if standing.trained_from > begin and _begin_again(books, begin, note, links, transport):
+            if is_known:
+                generalist = add(add(standing.reference, unsent), lost)
+            else:
+                standing.unsent_tokens = max(1, standing.unsent_tokens)
+    standing.restored = note.number
     books.note(generalist)
     books.save()
-    update = books.folder.outbox()
-    if update is not None and update.trained_from > number:  # what is in it is on top
+    return generalist
+
+
+def _move_back(books: Books, begin: int, manifest_hash: str) -> None:
+    """The chain ends with this manifest again; what is known of later ones is of another one."""
+    standing, update = books.standing, books.folder.outbox()
+    standing.head, standing.head_hash = begin, manifest_hash
+    standing.kept = {at: sha256 for at, sha256 in standing.kept.items() if int(at) <= begin}
+    standing.heads = {at: known for at, known in standing.heads.items() if int(at) <= begin}
+    standing.refused, standing.best = min(standing.refused, begin), min(standing.best, begin)
+    if update is not None and update.trained_from > begin and not books.folder.was_tried:  # what is in it is on top
         books.folder.empty_outbox()
 
 
-def _common(
-    books: Books, note: Restoration, state: State, links: dict[int, SignedManifest], lost: Arrays,
-    transport: Transport,
-) -> Arrays:  # fmt: skip
-    """What the coordinator has of this device's generalist, from the last common one on."""
+def _links(books: Books, note: Restoration, transport: Transport) -> dict[int, SignedManifest]:
+    """The coordinator's chain up to the note's generalist and on; raises `ForkedChain` if the note is not of it."""
+    oldest = min([note.round, *map(int, books.standing.heads)])
+    links = {books.check(each).round: each for each in transport.manifests(max(oldest, note.round - MAX_LINKS + 1) - 1)}
+    if note.round not in links or keys.chain_hash(links[note.round]) != note.manifest_hash:
+        raise ForkedChain(
+            f"the coordinator does not show the generalist {note.round} that it was restored to; nothing was taken over"
+        )
+    return links
+
+
+def _forget_lost(books: Books, begin: int, counted: set[str]) -> Arrays:
+    """What counted behind `begin` and does not any more: it is not sent."""
     standing = books.standing
-    still = books.brought(lambda at, update_id: at > note.round and update_id in state.counted)
+    lost = {each for each, at in standing.brought.items() if at > begin and each not in counted}
+    changes = books.brought(lambda _, update_id: update_id in lost)
+    standing.brought = {each: at for each, at in standing.brought.items() if each not in lost}
+    if lost:
+        standing.unsent_tokens = max(1, standing.unsent_tokens)
+    return changes
+
+
+def _begin_again(books: Books, begin: int, note: Restoration, links: dict[int, SignedManifest], transport: Transport) -> bool:
+    """Makes the reference a generalist of the coordinator's, with what it has of this device's since; returns success."""
+    standing = books.standing
     if note.round < 0:
-        standing.trained_from, standing.acknowledged = -1, ""
-        return books.initial()
-    try:
-        manifest = books.check(links[note.round])
-        books.bring(manifest, transport)
-        standing.trained_from = note.round
-        return add(books.read(note.round), still)
-    except Offline:
-        raise
-    except ComigsError:  # it is not served any more: what this device brought since goes on top of the next one
-        standing.trained_from = -1
-        return subtract(standing.reference, lost)
+        standing.trained_from, standing.acknowledged, standing.reference = -1, "", books.initial()
+        return True
+    for number in (begin, note.round):
+        try:
+            books.bring(books.check(links[number]), transport)
+            standing.trained_from = number
+            standing.reference = add(books.read(number), books.brought(lambda at, _: at > number))  # noqa: B023
+            return True
+        except Offline:
+            raise
+        except ComigsError:
+            continue
+    standing.trained_from = -1  # neither is served any more: what this device brought goes on top of the next one
+    return False

@@ -23,11 +23,11 @@ from dataclasses import replace
 import msgspec
 import numpy as np
 
-from comigs_edge.arrays import add, digest, subtract, zeros
+from comigs_edge.arrays import add, digest, norm, subtract, zeros
 from comigs_edge.fleet.arrival import bring
-from comigs_edge.fleet.back import Fetch, restoration
+from comigs_edge.fleet.back import Fetch
 from comigs_edge.fleet.chain import Check, Link, follow, set_back
-from comigs_edge.fleet.folder import FleetFolder, Sealed
+from comigs_edge.fleet.folder import KEPT_HEADS, FleetFolder, Sealed
 from comigs_edge.fleet.outbox import check_settings, pack, unpack
 from comigs_edge.fleet.outcome import Judgement, Outcome
 from comigs_edge.fleet.transport import News, Transport
@@ -122,9 +122,8 @@ class Books:
         """
         standing, tokens = self.standing, self.standing.unsent_tokens
         change = subtract(zeros(self._shapes) if generalist is None else generalist, standing.reference)
-        norm = math.sqrt(sum(float(np.square(array, dtype=np.float64).sum()) for array in change.values()))
-        if norm > self._norm_limit:
-            share = np.float32(self._norm_limit / norm * (1 - 2**-10))  # rounding must not lift it over the bound
+        if (length := norm(change)) > self._norm_limit:
+            share = np.float32(self._norm_limit / length * (1 - 2**-10))  # rounding must not lift it over the bound
             change = {name: array * share for name, array in change.items()}
             tokens = int(tokens * share)
         loss = loss if self.reports_loss else None
@@ -160,6 +159,14 @@ class Books:
             self.folder.move_to_brought(self.standing, update.id)
             return None
         return None if self.folder.was_rejected else update
+
+    def shorten(self, update: Sealed) -> Sealed:
+        """The update that waits and was not tried; one that is beyond the fleet's bound by now is sealed again, within it."""
+        standing = self.standing
+        if update.trained_from >= 0 and norm(self._unpack(update)) > self._norm_limit:
+            update = self.pack(add(standing.reference, standing.on_top or {}), update.validation_loss)
+            self._put(update)
+        return update
 
     def enter(self, news: News, brought: Sealed | None, outcome: Outcome) -> State:
         """Enters what the fleet says: its settings, and what became of the update that was brought."""
@@ -206,9 +213,6 @@ class Books:
         if state.newest is None:
             return None
         link = follow(state.newest, standing.head, standing.head_hash, fetch, self.check)
-        note = restoration(self.membership, standing, state)
-        if note is not None:  # of a time before this device's last generalist
-            standing.restored = note.number
         return None if link.manifest.round in (standing.trained_from, standing.refused) else link
 
     def begin_with(self, generalist: Arrays) -> None:
@@ -252,10 +256,7 @@ class Books:
             self.standing.best = self.standing.trained_from
 
     def take_over(self, link: Link, generalist: Arrays) -> Arrays:
-        """Trains from this generalist on, with what was not sent yet on top: `generalist`.
-
-        What this device brought in rounds that the fleet went back behind is on top again, in the generalist that is returned.
-        """
+        """Trains from this one on, with what was not sent yet on top: `generalist`; and returns it with what was turned back, too."""
         standing, reference = self.standing, self.read(link.manifest.round)
         if link.turned_back:
             generalist = add(generalist, self.brought(lambda number, _: number in link.turned_back))
@@ -275,6 +276,7 @@ class Books:
     def _move_to(self, link: Link, generalist: Arrays) -> None:
         standing = self.standing
         standing.head, standing.head_hash = link.manifest.round, link.hash
+        standing.heads = dict(list((standing.heads | link.hashes).items())[-KEPT_HEADS:])
         # An open round's updates count in the next one where the fleet went back meanwhile.
         standing.brought = {each: at + (at in link.moved) for each, at in standing.brought.items() if at not in link.turned_back}
         self.note(generalist)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 from comigs_edge.errors import ComigsError
@@ -35,6 +36,7 @@ class Link(NamedTuple):
 
     manifest: Manifest
     hash: str
+    hashes: dict[str, str]  # of all that are new: number -> hash
     turned_back: Rounds = Rounds()  # rounds that the fleet went back behind
     moved: frozenset[int] = frozenset()  # rounds whose updates count in the next one, because the fleet went back meanwhile
 
@@ -66,7 +68,7 @@ def follow(newest: SignedManifest, head: int, head_hash: str, fetch: Callable[[i
         raise set_back(last.round, head)
     end = keys.chain_hash(newest)
     if head < 0 or (last.round == head and end == head_hash):
-        return Link(last, end)
+        return Link(last, end, {str(last.round): end})
     if last.round == head + 1 and last.previous == head_hash:
         return _link([last], end)
     number, before, links, is_new = head, None, [], True  # of the link that is wanted, its predecessor's hash; those behind head
@@ -93,7 +95,8 @@ def _link(links: list[Manifest], end: str) -> Link:
     """The last of these new links, with what they turn back."""
     backs = [each for each in links if each.rolled_back_to is not None]
     turned_back = Rounds(tuple(range((each.rolled_back_to or 0) + 1, each.round) for each in backs))
-    return Link(links[-1], end, turned_back, frozenset(each.round for each in backs))
+    hashes = {str(each.round): after.previous for each, after in pairwise(links)} | {str(links[-1].round): end}
+    return Link(links[-1], end, hashes, turned_back, frozenset(each.round for each in backs))
 
 
 def set_back(newest: int, head: int) -> ForkedChain:

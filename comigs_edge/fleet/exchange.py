@@ -87,6 +87,9 @@ class Exchange:
     def _bring(self, outcome: Outcome, progress: Progress) -> State:
         """Brings what waits, if the open round takes it; returns where the fleet stands then."""
         update = self.books.to_bring()
+        if update is not None and not self.books.folder.was_tried:  # it may be of a time with another bound
+            self.books.enter(self.transport.exchange(None, lambda _: False, progress), None, outcome)
+            update = self.books.shorten(update)
 
         def leaves(size: int) -> bool:
             outcome.bytes_sent += size
@@ -98,7 +101,7 @@ class Exchange:
 
     def _take_over(self, state: State, generalist: Arrays, judge: Judge | None, outcome: Outcome, progress: Progress) -> None:
         books = self.books
-        link = self._follow(state, generalist, outcome, progress)
+        link, generalist = self._follow(state, generalist, outcome)
         if link is None:
             return
         manifest = link.manifest
@@ -117,17 +120,23 @@ class Exchange:
                 return
         outcome.generalist, outcome.taken_over = books.take_over(link, after), manifest.round
 
-    def _follow(self, state: State, generalist: Arrays, outcome: Outcome, progress: Progress) -> Link | None:
-        """The link to take over; goes back first where the coordinator was restored from a backup and says so."""
+    def _follow(self, state: State, generalist: Arrays, outcome: Outcome) -> tuple[Link | None, Arrays]:
+        """The link to take over, and the generalist, which goes back first where the coordinator was restored and says so."""
         books, fetch = self.books, self.transport.manifests
+        note, is_ahead = restoration(books.membership, books.standing, state), False
         try:
-            return books.follow(state, fetch)
+            link = books.follow(state, fetch)
         except ForkedChain:
-            if (note := restoration(books.membership, books.standing, state)) is None:
+            if note is None:
                 raise
-        go_back(books, note, state, generalist, self.transport)
-        outcome.restored_to = note.round
-        return books.follow(state, fetch)
+            is_ahead = True
+        if note is None:
+            return link, generalist
+        again = len(books.standing.brought)
+        generalist = go_back(books, note, state, generalist, self.transport, is_ahead)
+        if is_ahead or len(books.standing.brought) < again:
+            outcome.restored_to, outcome.generalist = note.round, generalist
+        return books.follow(state, fetch), generalist
 
     def _refusal(self, number: int, losses: Judgement) -> Refusal:
         """What the fleet is told of a refused generalist: its number, and losses only if the owner opted in."""

@@ -5,7 +5,7 @@
                              standing.json: its facts once more, so that a damaged one does not lose the chain's head
     outbox.safetensors       an update that the coordinator has not acknowledged; outbox.tried: it may have it all the same;
                              outbox.rejected: it never counts as it is
-    brought/ID               updates that counted, as long as the fleet may go back behind them
+    brought/ID               the last updates that counted: the fleet may go back behind them
     generalists/000012       the last three generalists that were accepted, and the best of them all
 
 The device's key is `device.key` beside them. Each file is replaced as a whole; a damaged one is set aside as *.damaged. A
@@ -31,10 +31,9 @@ from comigs_edge.fleet.records import known, read_record, write_record
 from comigs_edge.home.folder import Home
 from coordinator.protocol import compress, keys, wire
 from coordinator.protocol.errors import CoordinatorError
-from coordinator.protocol.messages import COUNTED_IDS
 from coordinator.protocol.wire import Arrays, Shapes
 
-KEPT_GENERALISTS = 3
+KEPT_GENERALISTS, KEPT_UPDATES, KEPT_HEADS = 3, 32, 256
 _ON_TOP = "on_top."
 _WORDS = ("fleet", "signing_key", "joined")  # of the membership, which its standing knows too
 
@@ -69,6 +68,7 @@ class Standing:
     unsent_tokens: int = 0  # trained on since the last update that arrived
     brought: dict[str, int] = field(default_factory=dict)  # id -> round of the last updates that counted
     best: int = -1  # the generalist that was best for this device's text; -1: none was judged yet
+    heads: dict[str, str] = field(default_factory=dict)  # number -> hash of the last manifests that were verified
     restored: int = 0  # number of the coordinator's last restoration that is known
     # What the coordinator has received of this device's generalist, on top of the one that training started from.
     reference: Arrays = field(default_factory=dict)
@@ -280,6 +280,4 @@ class FleetFolder:
         for old in [each for each in standing.kept if int(each) not in wanted]:
             del standing.kept[old]
             self.generalist_path(int(old)).unlink(missing_ok=True)
-        oldest = min(map(int, standing.kept))
-        reachable = {each: at for each, at in standing.brought.items() if at > oldest}
-        standing.brought = dict(list(reachable.items())[-COUNTED_IDS:])
+        standing.brought = dict(list(standing.brought.items())[-KEPT_UPDATES:])

@@ -95,8 +95,6 @@ class Rounds:
 
     def _begin(self) -> None:
         trainer, books = self._trainer, self._exchange.books
-        for note in books.folder.notes:
-            self._warn(note)
         trainer.adapters.load_generalist(books.resume(trainer.adapters.generalist(), self._training.fleet_mark))
         self.exchange()
         if trainer.first_loss is None:  # this is what is to be beaten
@@ -120,6 +118,9 @@ class Rounds:
         self._count(outcome)
         self._report(outcome)
         self._was_offline = outcome.offline is not None
+        notes = self._exchange.books.folder.notes
+        while notes:
+            self._warn(notes.pop(0))
 
     def _count(self, outcome: Outcome) -> None:
         totals = self.totals

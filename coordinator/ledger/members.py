@@ -167,11 +167,8 @@ class Members:
         if not re.fullmatch(NAME_PATTERN, name):
             raise Refused(422, "bad_name", f"{name[:80]!r} is no name: use up to 64 letters, digits, dots and dashes")
         if any(device.name == name and device.id != identity for device in self.devices.values()):
-            raise Refused(
-                409,
-                "name_taken",
-                f"there is a device {name} already; choose another name with --name (the same device keeps its name if none is given)",
-            )
+            sentence = f"there is a device {name} already; choose another name with --name, or none for that device itself"
+            raise Refused(409, "name_taken", sentence)
 
     def _free_name(self) -> str:
         taken = {device.name for device in self.devices.values()}
