@@ -2,7 +2,6 @@
 
 An update is the device's generalist less its reference: what the fleet has received of it so far. When an update counts
 the reference moves by exactly what was sent, so that
-
   - nothing is counted twice: a retry is the same update, and what counted is in the reference;
   - nothing is lost: what rounding took away, what is beyond the fleet's bound on norms, and what was learned meanwhile, is
     in the next update (error feedback);
@@ -164,9 +163,8 @@ class Books:
 
     def shorten(self, update: Sealed) -> Sealed:
         """The update that waits and was not tried; one that is beyond the fleet's bound by now is sealed again, within it."""
-        standing = self.standing
         if update.trained_from >= 0 and norm(self._unpack(update)) > self._norm_limit:
-            update = self.pack(add(standing.reference, standing.on_top or {}), update.validation_loss)
+            update = self.pack(add(self.standing.reference, self.standing.on_top or {}), update.validation_loss)
             self._put(update)
         return update
 
@@ -210,9 +208,9 @@ class Books:
     def follow(self, state: State, fetch: Fetch) -> Link | None:
         """The newest generalist's place in the chain; None where it was taken over or refused. Raises `ForkedChain`."""
         standing = self.standing
-        if state.newest is None and standing.head >= 0:
-            raise set_back(-1, standing.head)
         if state.newest is None:
+            if standing.head >= 0:
+                raise set_back(-1, standing.head)
             return None
         link = follow(state.newest, standing.head, standing.head_hash, fetch, self.check)
         return None if link.manifest.round in (standing.trained_from, standing.refused) else link
