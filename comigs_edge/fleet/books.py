@@ -10,7 +10,6 @@ the reference moves by exactly what was sent, so that
 Generalist 0 is an initial one, made from a seed and sent by the first device: it says nothing of any text. What a device
 learned before it joined is its generalist less the one that its own training began with: it stays on top of what the fleet
 has, and comes as the device's first update.
-
 Updates that counted are kept for a while: where the fleet goes back behind them, they are on top again.
 """
 
@@ -143,8 +142,7 @@ class Books:
         self._put(pack({name: initial[name] for name in self._shapes}, -1, self.membership))
 
     def _put(self, update: Sealed) -> None:
-        """Replaces what waits, unless that may have arrived: then it goes first, as it is."""
-        if not self.folder.was_tried:
+        if not self.folder.was_tried:  # what may have arrived goes first, as it is
             self.folder.seal(update)
 
     def seal_rest(self, generalist: Arrays) -> bool:
@@ -248,8 +246,7 @@ class Books:
         after = add(self.read(link.manifest.round), unsent)
         if standing.trained_from < 0:
             return [generalist], after
-        # Where the one that training started from is not kept any more: what the fleet has of this device's.
-        is_kept = str(standing.trained_from) in standing.kept
+        is_kept = str(standing.trained_from) in standing.kept  # otherwise: what the fleet has of this device's
         before = [add(self.read(standing.trained_from) if is_kept else standing.reference, unsent)]
         if standing.best not in (-1, standing.trained_from) and str(standing.best) in standing.kept:
             before.append(add(self.read(standing.best), unsent))
