@@ -62,12 +62,11 @@ class Books:
 
     def _recover(self) -> bool:
         """Makes a lost reference anew, of the generalist that training started from and what was brought; returns success."""
-        standing = self.standing
+        since = self.standing.trained_from
         try:
-            standing.reference = self.read(standing.trained_from)
+            self.standing.reference = add(self.read(since), self.brought(lambda number, _: number > since))
         except (OSError, wire.WireError):
             return False
-        standing.reference = add(standing.reference, self.brought(lambda number, _: number > standing.trained_from))
         return True
 
     def brought(self, chosen: Callable[[int, str], bool]) -> Arrays:
@@ -243,8 +242,7 @@ class Books:
         """
         standing = self.standing
         unsent = subtract(generalist, standing.reference)
-        after = add(self.read(link.manifest.round), unsent)
-        if standing.trained_from < 0:
+        if (after := add(self.read(link.manifest.round), unsent)) and standing.trained_from < 0:
             return [generalist], after
         is_kept = str(standing.trained_from) in standing.kept  # otherwise: what the fleet has of this device's
         before = [add(self.read(standing.trained_from) if is_kept else standing.reference, unsent)]
