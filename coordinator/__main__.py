@@ -66,8 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_command(commands, "devices", "Show the devices.", _devices)
     rounds = _add_command(commands, "rounds", "Show the rounds.", _rounds)
     rounds.add_argument("--last", type=int, default=20, help="how many; default: 20")
-    revoke = _add_command(commands, "revoke", "Remove a device from the fleet, at once.", _revoke)
-    revoke.add_argument("name")
+    _add_command(commands, "revoke", "Remove a device from the fleet, at once.", _revoke).add_argument("name")
     backup = _add_command(commands, "backup", "Write ledger, keys, settings and generalists into one tar file.", _backup)
     backup.add_argument("file", nargs="?", help="default: comigs-coordinator-DATE.tar")
     text = "Read everything that is kept, and say what is sound, damaged and lost; exits with 1 if something is damaged."

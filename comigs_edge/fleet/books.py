@@ -2,7 +2,6 @@
 
 An update is the device's generalist less its reference: what the fleet has received of it so far. When an update counts
 the reference moves by exactly what was sent, so that
-
   - nothing is counted twice: a retry is the same update, and what counted is in the reference;
   - nothing is lost: what rounding took away, what is beyond the fleet's bound on norms, and what was learned meanwhile, is
     in the next update (error feedback);
@@ -62,12 +61,11 @@ class Books:
 
     def _recover(self) -> bool:
         """Makes a lost reference anew, of the generalist that training started from and what was brought; returns success."""
-        standing = self.standing
+        since = self.standing.trained_from
         try:
-            standing.reference = self.read(standing.trained_from)
+            self.standing.reference = add(self.read(since), self.brought(lambda number, _: number > since))
         except (OSError, wire.WireError):
             return False
-        standing.reference = add(standing.reference, self.brought(lambda number, _: number > standing.trained_from))
         return True
 
     def brought(self, chosen: Callable[[int, str], bool]) -> Arrays:
@@ -142,8 +140,7 @@ class Books:
         self._put(pack({name: initial[name] for name in self._shapes}, -1, self.membership))
 
     def _put(self, update: Sealed) -> None:
-        """Replaces what waits, unless that may have arrived: then it goes first, as it is."""
-        if not self.folder.was_tried:
+        if not self.folder.was_tried:  # what may have arrived goes first, as it is
             self.folder.seal(update)
 
     def seal_rest(self, generalist: Arrays) -> bool:
@@ -162,9 +159,8 @@ class Books:
 
     def shorten(self, update: Sealed) -> Sealed:
         """The update that waits and was not tried; one that is beyond the fleet's bound by now is sealed again, within it."""
-        standing = self.standing
         if update.trained_from >= 0 and norm(self._unpack(update)) > self._norm_limit:
-            update = self.pack(add(standing.reference, standing.on_top or {}), update.validation_loss)
+            update = self.pack(add(self.standing.reference, self.standing.on_top or {}), update.validation_loss)
             self._put(update)
         return update
 
@@ -208,9 +204,9 @@ class Books:
     def follow(self, state: State, fetch: Fetch) -> Link | None:
         """The newest generalist's place in the chain; None where it was taken over or refused. Raises `ForkedChain`."""
         standing = self.standing
-        if state.newest is None and standing.head >= 0:
-            raise set_back(-1, standing.head)
         if state.newest is None:
+            if standing.head >= 0:
+                raise set_back(-1, standing.head)
             return None
         link = follow(state.newest, standing.head, standing.head_hash, fetch, self.check)
         return None if link.manifest.round in (standing.trained_from, standing.refused) else link
@@ -256,7 +252,7 @@ class Books:
             self.standing.best = self.standing.trained_from
 
     def take_over(self, link: Link, generalist: Arrays) -> Arrays:
-        """Trains from this one on, with what was not sent yet on top: `generalist`; and returns it with what was turned back, too."""
+        """Trains from this one on, with what was not sent yet on top: `generalist`; returns it, with what was turned back too."""
         standing, reference = self.standing, self.read(link.manifest.round)
         if link.turned_back:
             generalist = add(generalist, self.brought(lambda number, _: number in link.turned_back))
