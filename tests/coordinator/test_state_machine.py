@@ -232,9 +232,11 @@ class FleetMachine(RuleBasedStateMachine):
         if not model.rounds[-1]:
             return
         device = data.draw(st.sampled_from(sorted(model.rounds[-1])))
-        query = "SELECT sha256 FROM updates WHERE round = ? AND device = ?"
+        query = "SELECT sha256 FROM updates WHERE round = ? AND device = ? AND lost IS NULL"
         sha256 = room.fleet.database.value(query, model.open, device)
-        rows = room.fleet.database.rows("SELECT device FROM updates WHERE round = ? AND sha256 = ?", model.open, sha256)
+        rows = room.fleet.database.rows(
+            "SELECT device FROM updates WHERE round = ? AND sha256 = ? AND lost IS NULL", model.open, sha256
+        )
         damage(room.fleet.payloads.path(sha256))
         room.crash()
         for row in rows:  # devices that learned the same
@@ -248,15 +250,9 @@ class FleetMachine(RuleBasedStateMachine):
         """The one before comes again, where it is another and is kept; the waiting updates move on."""
         self.publish()
         room, model = self.room, self.model
-        query = "SELECT sha256 FROM rounds WHERE number = ?"
-        newest = room.fleet.database.value(query, model.newest)
-        target, kept = model.content[model.newest], {path.name for path in room.fleet.payloads.folder.iterdir()}
-        while target > 0:
-            target = model.content[target - 1]
-            before = room.fleet.database.value(query, target)
-            if before != newest and before in kept and target >= model.newest - 10:
-                break
-        else:
+        newest = self.digest(model.newest)
+        target = self.kept_before(model.newest, without=newest)
+        if target is None or not room.fleet.payloads.path(newest).exists():
             return
         damage(room.fleet.payloads.path(newest))
         room.crash()
@@ -265,7 +261,18 @@ class FleetMachine(RuleBasedStateMachine):
         model.rounds += [{}, moved]
         model.values.append(model.values[target])
         model.content.append(target)
-        model.refusals = set()
+
+    def digest(self, number):
+        return self.room.fleet.database.value("SELECT sha256 FROM rounds WHERE number = ?", number)
+
+    def kept_before(self, number, without=""):
+        """The last generalist before this one whose file is there; None without one."""
+        target = self.model.content[number]
+        while target > 0:
+            target = self.model.content[target - 1]
+            if self.digest(target) != without and self.room.fleet.payloads.path(self.digest(target)).exists():
+                return target
+        return None
 
     @rule(seconds=st.sampled_from([1.0, DEADLINE / 2, DEADLINE]))
     def time_passes(self, seconds):
@@ -298,14 +305,13 @@ class FleetMachine(RuleBasedStateMachine):
                 self.room.fleet.refuse(self.handle(device), refusal)
             assert self.room.ledger() == before
             return
+        good = self.kept_before(model.newest)
         self.room.fleet.refuse(self.handle(device), refusal)
         model.refusals[number].add(device)
         # A refusal that is told again counts once, and is looked at again: fewer may be enough where devices were revoked since.
         active = len(model.active)
-        if waits or len(model.believed(number)) < max(math.ceil(Fraction(active, 3)), min(2, active - 1)):
-            return
-        good = model.content[model.content[model.newest] - 1] if model.content[model.newest] else -1
-        if good < 0 or model.newest + 1 - good > 9:  # not kept any more, or there is none
+        enough = max(math.ceil(Fraction(active, 3)), min(2, active - 1))
+        if waits or good is None or len(model.believed(number)) < enough:
             return
         moved = model.rounds.pop()
         model.acknowledged = {k: n + (n == len(model.rounds)) for k, n in model.acknowledged.items()}

@@ -132,7 +132,7 @@ def test_a_training_without_its_coordinator_goes_on_and_brings_the_update_later(
     coordinator.restart()
     assert before.ask("status")["updates"] == 0
     brought = json.loads(run("sync", "--json").stdout)
-    assert len(brought["updates"]) == 1
+    assert brought["updates"]  # in pieces, where it is beyond what the fleet is used to
     assert not brought["waits"]
 
 
