@@ -158,9 +158,11 @@ class FleetFolder:
     def _aside(self, fleet: str) -> Path:
         return self._left / hashlib.sha256(fleet.encode()).hexdigest()[:16]
 
-    def key(self) -> Ed25519PrivateKey:
-        """This device's key; made when it is first asked for."""
+    def key(self, *, makes: bool = False) -> Ed25519PrivateKey:
+        """This device's key. Only joining `makes` a missing one: another key is another device. Raises `ComigsError`."""
         if not self.key_file.exists():
+            if not makes:
+                raise ComigsError(f"{self.key_file} is gone; restore it from a backup, or join again: comigs-edge join LINK")
             files.write_atomic(self.key_file, keys.key_to_pem(keys.new_key()))
         try:
             return keys.key_from_pem(self.key_file.read_bytes(), self.key_file)

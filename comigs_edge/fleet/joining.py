@@ -33,7 +33,7 @@ def join(home: Home, link: str, name: str | None, generalist: Generalist) -> Mem
     present = _present(folder)
     if present is not None and present.address != address and present.pin != pin.hex():
         raise ComigsError(f"this device is in the fleet of {present.address}; leave it first: comigs-edge leave")
-    key = folder.key()
+    key = folder.key(makes=True)
     public = keys.public_text(key)
     remote = Remote(address, pin, key, keys.device_id(public), PATIENCE)
     joined = remote.join(Join(code=code, name=name, public_key=public, generalist=generalist, version=__version__))

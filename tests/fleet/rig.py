@@ -118,7 +118,7 @@ class Device:
     def join_coordinator(self, link, patience=2.0):
         """In the fleet of a coordinator."""
         address, code, pin = keys.read_link(link)
-        key = self.folder.key()
+        key = self.folder.key(makes=True)
         public = keys.public_text(key)
         self.transport = HTTPTransport(address, pin, key, keys.device_id(public), patience)
         joined = self.transport.join(

@@ -206,3 +206,12 @@ def test_a_training_goes_on_with_damaged_files_of_its_fleet(run, ready, coordina
     assert json.loads(result.stdout)["finished"]
     said = result.stderr.replace("\n", " ")
     assert ("it was set aside" if name.startswith("standing") else "the training goes on alone") in said
+
+
+def test_a_lost_key_is_said_and_no_other_is_made(run, ready, coordinator):
+    run("join", coordinator.invite())
+    (ready / "device.key").unlink()
+    assert "device.key is gone; restore it from a backup, or join again" in run("sync", code=1).stderr.replace("\n", " ")
+    assert not (ready / "device.key").exists()
+    run("join", coordinator.invite("again"))
+    run("sync")
