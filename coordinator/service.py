@@ -32,19 +32,8 @@ TasksMax=512
 LimitNOFILE=65536
 UMask=0077
 {user}\
-NoNewPrivileges=yes
-PrivateTmp=yes
-ProtectSystem=strict
-ProtectControlGroups=yes
-ProtectKernelTunables=yes
+{sandbox}\
 RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6
-RestrictNamespaces=yes
-RestrictRealtime=yes
-RestrictSUIDSGID=yes
-LockPersonality=yes
-SystemCallArchitectures=native
-SystemCallFilter=@system-service
-SystemCallErrorNumber=EPERM
 
 [Install]
 WantedBy={target}
@@ -55,6 +44,7 @@ def unit(data: Path, arguments: list[str], system: bool) -> str:
     """The unit's text; `arguments` are more words for `comigs-coordinator serve`."""
     serve = [*systemd.program("comigs-coordinator", "coordinator"), "serve", "--data", str(data), *arguments]
     return TEMPLATE.format(
+        sandbox=systemd.SANDBOX,
         after="Wants=network-online.target\nAfter=network-online.target\n" if system else "",
         command=systemd.command(serve), user=_user(data, system), target="multi-user.target" if system else "default.target",
     )  # fmt: skip

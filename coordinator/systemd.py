@@ -16,6 +16,21 @@ from typing import NamedTuple
 from coordinator.protocol.errors import CoordinatorError
 
 SECONDS = 30.0  # that systemctl may take
+# What every unit gives up, the user's own too.
+SANDBOX = """\
+NoNewPrivileges=yes
+PrivateTmp=yes
+ProtectSystem=strict
+ProtectControlGroups=yes
+ProtectKernelTunables=yes
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+LockPersonality=yes
+SystemCallArchitectures=native
+SystemCallFilter=@system-service
+SystemCallErrorNumber=EPERM
+"""
 
 
 class Outcome(NamedTuple):

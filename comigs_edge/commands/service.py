@@ -36,20 +36,9 @@ CPUSchedulingPolicy=idle
 IOSchedulingClass=idle
 UMask=0077
 LimitNOFILE=65536
-NoNewPrivileges=yes
-PrivateTmp=yes
-ProtectSystem=strict
-ProtectControlGroups=yes
-ProtectKernelTunables=yes
+{sandbox}\
 ReadWritePaths={home}
 RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK
-RestrictNamespaces=yes
-RestrictRealtime=yes
-RestrictSUIDSGID=yes
-LockPersonality=yes
-SystemCallArchitectures=native
-SystemCallFilter=@system-service
-SystemCallErrorNumber=EPERM
 """
 
 # What only the system's systemd can take away. No device is: GPUs have others on every board. ProtectClock= would hide them, too.
@@ -113,6 +102,7 @@ def _units(at: str, system: bool) -> dict[str, str]:
     # The home is one person's: a system's unit runs as its owner, too.
     user = SYSTEM_TEXT.format(user=home.root.stat().st_uid) if system else ""
     service = SERVICE_TEXT.format(
+        sandbox=systemd.SANDBOX,
         environment=systemd.quote(f"COMIGS_EDGE_HOME={home.root}"), home=systemd.quote(home.root), user=user,
         command=systemd.command([*systemd.program("comigs-edge", "comigs_edge"), "train"]),
     )  # fmt: skip

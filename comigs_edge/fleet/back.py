@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
-
 from comigs_edge.arrays import add, subtract
 from comigs_edge.errors import ComigsError
+from comigs_edge.fleet.books import Books
 from comigs_edge.fleet.chain import ForkedChain
-from comigs_edge.fleet.folder import KEPT_UPDATES, Membership, Standing
+from comigs_edge.fleet.folder import KEPT_UPDATES
 from comigs_edge.fleet.transport import Offline, Transport
 from coordinator.protocol import keys
 from coordinator.protocol.messages import Restoration, SignedManifest, State
 from coordinator.protocol.wire import Arrays
 
-if TYPE_CHECKING:
-    from comigs_edge.fleet.books import Books
-
-Fetch = Callable[[int], list[SignedManifest]]
 MAX_LINKS = 1000  # that a coordinator shows at once
 
 
@@ -39,15 +33,6 @@ def roll_back(books: Books, number: int | None, generalist: Arrays) -> tuple[int
     books.note(add(reference, unsent))
     books.save()
     return target, add(reference, unsent)
-
-
-def restoration(member: Membership, standing: Standing, state: State) -> Restoration | None:
-    """The coordinator's note that it was restored, if it is a new one."""
-    try:
-        note = None if state.restored is None else keys.open_restoration(state.restored, member.signing_key)
-    except ValueError:
-        return None
-    return note if note and note.fleet == member.fleet and note.number > standing.restored else None
 
 
 def go_back(books: Books, note: Restoration, state: State, generalist: Arrays, transport: Transport, is_ahead: bool) -> Arrays:

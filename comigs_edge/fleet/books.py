@@ -24,8 +24,7 @@ import numpy as np
 
 from comigs_edge.arrays import add, digest, norm, subtract, zeros
 from comigs_edge.fleet.arrival import bring
-from comigs_edge.fleet.back import Fetch
-from comigs_edge.fleet.chain import Check, Link, follow, set_back
+from comigs_edge.fleet.chain import Check, Fetch, Link, follow, set_back
 from comigs_edge.fleet.folder import KEPT_HEADS, FleetFolder, Sealed
 from comigs_edge.fleet.outbox import check_settings, pack, unpack
 from comigs_edge.fleet.outcome import Judgement, Outcome

@@ -8,10 +8,14 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from comigs_edge.errors import ComigsError
+from comigs_edge.fleet.folder import Membership, Standing
 from coordinator.protocol import keys
-from coordinator.protocol.messages import Manifest, SignedManifest
+from coordinator.protocol.messages import Manifest, Restoration, SignedManifest, State
 
 MAX_ANSWERS = 200  # of links that one exchange asks for: of a thousand each
+
+
+Fetch = Callable[[int], list[SignedManifest]]
 
 
 class ForkedChain(ComigsError):
@@ -113,3 +117,12 @@ def _forked(number: int, reason: str) -> ForkedChain:
         f"the coordinator's generalist {number} breaks the chain ({reason}): it may have been tampered with; nothing was taken "
         "over and nothing is lost, tell whoever runs it. If it was restored from a backup, they run: comigs-coordinator restored"
     )
+
+
+def restoration(member: Membership, standing: Standing, state: State) -> Restoration | None:
+    """The coordinator's note that it was restored, if it is a new one."""
+    try:
+        note = None if state.restored is None else keys.open_restoration(state.restored, member.signing_key)
+    except ValueError:
+        return None
+    return note if note and note.fleet == member.fleet and note.number > standing.restored else None

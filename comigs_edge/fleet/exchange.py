@@ -12,9 +12,9 @@ import random
 import time
 from collections.abc import Callable
 
-from comigs_edge.fleet.back import go_back, restoration
+from comigs_edge.fleet.back import go_back
 from comigs_edge.fleet.books import Books
-from comigs_edge.fleet.chain import ForkedChain, Link
+from comigs_edge.fleet.chain import ForkedChain, Link, restoration
 from comigs_edge.fleet.outcome import Judge, Judgement, Outcome
 from comigs_edge.fleet.transport import Offline, Transport
 from comigs_edge.progress import SILENT, Progress

@@ -48,7 +48,7 @@ class Folder:
 
     def _check_owner(self) -> None:
         """Raises `CoordinatorError` where another user may write: who can rename keys/ is the coordinator."""
-        for path in (self.root, self._signing.parent, self.root / "config.toml", self.root / "coordinator.db"):
+        for path in (self.root, self._signing.parent, self.root / "config.toml", self.ledger):
             if path.exists() and path.stat().st_mode & 0o022:
                 raise CoordinatorError(
                     f"other users may write {path}; type chmod go-w {path}, or name another folder with --data"
@@ -56,7 +56,7 @@ class Folder:
 
     def _check_whole(self) -> None:
         """Raises `CoordinatorError` where keys or ledger are gone: new ones would shut every device out."""
-        ledger, payloads = self.root / "coordinator.db", self.root / "payloads"
+        ledger, payloads = self.ledger, self.root / "payloads"
         parts = (self.certificate, self.tls_key, self._signing)
         gone = [path for path in parts if not path.exists()]
         if gone and (len(gone) < len(parts) or ledger.exists()):

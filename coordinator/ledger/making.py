@@ -93,10 +93,7 @@ def make_generalist(job: Job, payloads: Payloads) -> Made:
     shapes = {name: tuple(shape) for name, shape in job.generalist.tensors.items()}
     table = compress.table(shapes, "float32")
     before = None if job.before is None else Tensors(payloads.path(job.before), shapes, "float32")
-    updates = []
-    for update in job.updates:
-        sent = counting.update_shapes(shapes, update.averaging, update.trained_from)
-        updates.append((Tensors(payloads.path(update.sha256), sent, update.format), update.counted_weight, update.weight))
+    updates = [(_read_update(update, shapes, payloads), update.counted_weight, update.weight) for update in job.updates]
 
     def write(table: wire.Table, tensors: Iterable[wire.Packed]) -> tuple[str, int]:
         pieces = (wire.pieces(tensor)[1] for tensor in tensors)
@@ -119,13 +116,15 @@ def measure_distances(job: Job, payloads: Payloads) -> dict[str, float]:
     if not distances.LEAST <= len(job.updates) <= distances.MOST:
         return {}
     shapes = {name: tuple(shape) for name, shape in job.generalist.tensors.items()}
-    updates = []
-    for update in job.updates:
-        sent = counting.update_shapes(shapes, update.averaging, update.trained_from)
-        updates.append(Tensors(payloads.path(update.sha256), sent, update.format))
+    updates = [_read_update(update, shapes, payloads) for update in job.updates]
     tensors = ([update.get(name) for update in updates] for name in shapes)
     try:
         found = distances.scores(tensors)
     except (OSError, wire.WireError):
         return {}  # a damaged payload: making the generalist says so
     return {update.sha256: score for update, score in zip(job.updates, found, strict=True)}
+
+
+def _read_update(update: Counted, shapes: Shapes, payloads: Payloads) -> Tensors:
+    sent = counting.update_shapes(shapes, update.averaging, update.trained_from)
+    return Tensors(payloads.path(update.sha256), sent, update.format)

@@ -31,14 +31,11 @@ class Faults:
     flap: tuple[float, float] = (0.0, 0.0)  # seconds with a network and without one, in turn
 
 
-class Proxy:
-    """Use it as a context; `port` is where a device connects. `up` and `down` are bytes that passed."""
+class InThread:
+    """A server in a thread with a loop of its own, as a context: `_serve` sets `_ready` and ends when `_stop` is set."""
 
-    def __init__(self, port, faults, seed=1):
-        self.target, self.faults = port, faults
-        self.up = self.down = self.connections = self.dropped = self.cuts = 0
-        self._random, self._free = random.Random(seed), {"up": 0.0, "down": 0.0}
-        self._loop, self._ready, self._open = asyncio.new_event_loop(), threading.Event(), set()
+    def __init__(self):
+        self._loop, self._ready = asyncio.new_event_loop(), threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self):
@@ -54,6 +51,17 @@ class Proxy:
         asyncio.set_event_loop(self._loop)
         self._loop.run_until_complete(self._serve())
         self._loop.close()
+
+
+class Proxy(InThread):
+    """Use it as a context; `port` is where a device connects. `up` and `down` are bytes that passed."""
+
+    def __init__(self, port, faults, seed=1):
+        self.target, self.faults = port, faults
+        self.up = self.down = self.connections = self.dropped = self.cuts = 0
+        self._random, self._free = random.Random(seed), {"up": 0.0, "down": 0.0}
+        super().__init__()
+        self._open = set()
 
     async def _serve(self):
         self._stop, self._start = asyncio.Event(), time.monotonic()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-import threading
 from typing import NamedTuple
 from urllib.parse import parse_qsl, urlsplit
+
+from tests.coordinator.proxy import InThread
 
 
 class Recorded(NamedTuple):
@@ -20,22 +21,12 @@ class Recorded(NamedTuple):
     body: bytes
 
 
-class Recorder:
+class Recorder(InThread):
     """Use it as a context; `port` is where a device connects. Connections end at once while `is_away`."""
 
     def __init__(self, coordinator):
+        super().__init__()
         self.coordinator, self.is_away, self._streams, self._writers = coordinator, False, [], []
-        self._loop, self._ready = asyncio.new_event_loop(), threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def __enter__(self):
-        self._thread.start()
-        assert self._ready.wait(5)
-        return self
-
-    def __exit__(self, *unused):
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(5)
 
     def link(self, name=None):
         """An invitation whose address is this proxy's."""
@@ -49,11 +40,6 @@ class Recorder:
     def requests(self):
         """All requests; raises where bytes are no request."""
         return [request for stream in self._streams for request in _requests(bytes(stream))]
-
-    def _run(self):
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_until_complete(self._serve())
-        self._loop.close()
 
     async def _serve(self):
         self._stop, keys = asyncio.Event(), self.coordinator.data / "keys"

@@ -178,13 +178,18 @@ def test_a_coordinator_from_before_updates_had_ids_counts_them_all_the_same(coor
     assert (device.value, device.reference) == (2.0, 2.0)
 
 
-def test_a_third_of_refusals_turns_a_generalist_back(coordinator, tmp_path):
+def three_after_a_round(coordinator, tmp_path):
     devices = make(coordinator, tmp_path, 3)
     begin(coordinator, devices)
     for device in devices:
         device.learn(1.0)
         device.exchange()
     settled(coordinator)
+    return devices
+
+
+def test_a_third_of_refusals_turns_a_generalist_back(coordinator, tmp_path):
+    devices = three_after_a_round(coordinator, tmp_path)
 
     def worse(before, after):
         return Judgement(1.0 + float(before[0][NAME][0, 0]), 1.0 + float(after[NAME][0, 0]))
@@ -252,12 +257,7 @@ def test_devices_with_different_histories_hold_the_same_bits(coordinator, tmp_pa
 
 
 def test_a_generalist_that_is_published_again_needs_no_download(coordinator, tmp_path):
-    devices = make(coordinator, tmp_path, 3)
-    begin(coordinator, devices)
-    for device in devices:
-        device.learn(1.0)
-        device.exchange()
-    settled(coordinator)
+    devices = three_after_a_round(coordinator, tmp_path)
     for device in devices[:2]:
         assert device.exchange(tokens=0, judge=lambda before, after: Judgement(1.0, 2.0)).refused == 1
     assert coordinator.rounds()[2]["rolled_back_to"] == 0
