@@ -47,7 +47,9 @@ class Chain:
     def manifests(self, after: int) -> list[SignedManifest]:
         """The chain after this number, a thousand links at most."""
         rows = self._database.rows(
-            "SELECT manifest, signature FROM rounds WHERE number > ? AND published IS NOT NULL ORDER BY number LIMIT 1000", after
+            "SELECT manifest, signature FROM rounds WHERE number > ? AND published IS NOT NULL AND manifest IS NOT NULL "
+            "ORDER BY number LIMIT 1000",
+            after,
         )
         return [SignedManifest(**row) for row in rows]
 
@@ -59,8 +61,8 @@ class Chain:
         if row is None or generalist is None:
             return None
         before = self._database.row("SELECT * FROM rounds WHERE number = ?", row["number"] - 1)
-        if before is not None and before["lost"] is not None:
-            before = self.sound_before(before["number"])
+        if before is None or before["lost"] is not None:
+            before = self.sound_before(row["number"])
         if before is None and row["number"] > 0:
             return None  # no generalist is left to add to: it waits for its payload
         updates = self._database.rows(

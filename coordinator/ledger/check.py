@@ -2,116 +2,126 @@
 
 from __future__ import annotations
 
-import contextlib
 import sqlite3
 import time
 from contextlib import closing
 from pathlib import Path
+from typing import Any, get_args
 
-from coordinator.ledger import damage
+from coordinator.ledger import damage, rows, salvage
 from coordinator.ledger.chain import KEPT_GENERALISTS
-from coordinator.ledger.database import Database
+from coordinator.ledger.database import DamagedLedger, Database
+from coordinator.ledger.fleet import Fleet
 from coordinator.ledger.folder import Folder
 from coordinator.ledger.payloads import Payloads
-from coordinator.ledger.restoration import BACKUP
-from coordinator.protocol import keys
-from coordinator.protocol.errors import CoordinatorError
-from coordinator.protocol.messages import SignedManifest
+from coordinator.protocol import compress, keys, wire
+from coordinator.protocol.messages import Generalist, SignedManifest, decode
 
+GAP = "none"  # in place of the hash of a manifest that cannot be read
 Found = dict[str, list[str]]  # "damaged", "lost", "repaired" -> sentences
 
 
 def check(database: Database, payloads: Payloads, signing_key: str) -> Found:
-    """Of a ledger that can be opened: its pages, the chain of manifests, the payloads."""
-    pages = [row["integrity_check"] for row in database.rows("PRAGMA integrity_check(10)")]
-    found: Found = {"damaged": [f"ledger: {page}" for page in pages if page != "ok"], "lost": [], "repaired": []}
-    found["damaged"] += _chain(database, signing_key)
+    """Of a ledger that can be opened: its pages and rows; where those are sound, the chain, payloads and unfinished uploads."""
+    found = _ledger(database, signing_key)
+    if found:
+        return {"damaged": found, "lost": damage.lost(database), "repaired": []}  # what else is read rests on it
     for sha256 in sorted(damage.find(database, payloads) | _old(database, payloads)):
-        found["damaged"] += damage.describe(database, sha256)
-    found["lost"] += damage.lost(database)
-    return found
+        found += damage.describe(database, sha256)
+    found += [f"the change to generalist {row['number']} is damaged" for row in _changes(database, payloads)]
+    found += [f"the unfinished upload {name} {flaw}" for name, flaw in _uploads(database, payloads).items()]
+    return {"damaged": found, "lost": damage.lost(database) + _breaks(database, signing_key), "repaired": []}
 
 
 def check_folder(root: Path, repair: bool) -> Found:
     """Of a coordinator that does not run; raises `CoordinatorError` for what only a backup brings back."""
     with Folder.open(root) as folder:
-        repaired = []
+        key, payloads = folder.signing_key, Payloads(root)
         try:
-            database = Database(folder.ledger)
-        except CoordinatorError as error:
-            if "is damaged" not in str(error):
-                raise
-            if not repair:
-                return {"damaged": [str(error)], "lost": [], "repaired": []}
-            repaired.append(recover(folder.ledger))
-            database = Database(folder.ledger)
-        with closing(database):
-            payloads = Payloads(root)
-            found = check(database, payloads, keys.public_text(folder.signing_key))
-        if repair and (repaired or found["damaged"]):
-            repaired += found["damaged"]
-            with folder.fleet(time.time) as fleet:
-                fleet.lose(_old(fleet.database, fleet.payloads))
-                found = check(fleet.database, fleet.payloads, fleet.chain.signing_key)
-        return {**found, "repaired": repaired}
+            with closing(Database(folder.ledger)) as database:
+                found, has_gaps = check(database, payloads, keys.public_text(key)), False
+                is_sound = not _ledger(database, keys.public_text(key))
+        except (DamagedLedger, sqlite3.DatabaseError) as error:
+            reason = error.reason if isinstance(error, DamagedLedger) else f"{folder.ledger} is damaged ({error})"
+            found, has_gaps, is_sound = {"damaged": [reason], "lost": [], "repaired": []}, True, False
+        repaired: list[str] = []
+        if not is_sound:
+            repaired = salvage.rebuild(folder.ledger, payloads, key, time.time(), replace=repair, has_gaps=has_gaps)
+        if not repair or not found["damaged"]:
+            return found
+        with folder.fleet(time.time) as fleet:
+            repaired += _repair(fleet)
+            return {**check(fleet.database, payloads, fleet.chain.signing_key), "repaired": repaired}
 
 
-def recover(path: Path) -> str:
-    """Copies what can be read of a damaged ledger into a new one; the old one is set aside. Returns a sentence."""
-    new, aside = path.with_suffix(".recovered.db"), path.with_suffix(".damaged.db")
-    new.unlink(missing_ok=True)
-    database, rows = Database(new), 0
-    with closing(database), closing(sqlite3.connect(path)) as old:
-        old.row_factory = sqlite3.Row
-        with database.transaction():
-            for table in [row["name"] for row in database.rows("SELECT name FROM sqlite_master WHERE type = 'table'")]:
-                rows += _copy_table(old, database, table)
-            if database.fact("fleet") is None or database.value("SELECT 1 FROM rounds") is None:
-                raise CoordinatorError(f"too little of {path} can be read; restore it from a backup")
-            newest = database.row("SELECT * FROM rounds ORDER BY number DESC") or {}
-            if newest["closed"] is not None:
-                database.run("INSERT INTO rounds (number, opened) VALUES (?, ?)", newest["number"] + 1, newest["closed"])
-            database.set_fact(BACKUP, str(time.time()))  # what came last may be missing: as in a backup
-    path.replace(aside)
-    for left in ("-journal", "-wal", "-shm"):  # of the damaged one
-        Path(f"{path}{left}").unlink(missing_ok=True)
-    new.replace(path)
-    return f"{rows} rows of the ledger were recovered; the damaged one is {aside.name}"
+def _repair(fleet: Fleet) -> list[str]:
+    """Leaves out what is damaged beside the ledger; what the start has rebuilt is sound again."""
+    database, payloads = fleet.database, fleet.payloads
+    done = check(database, payloads, fleet.chain.signing_key)["damaged"]
+    fleet.lose(_old(database, payloads))
+    for row in _changes(database, payloads):
+        payloads.drop(row["sha256"])
+    for name in _uploads(database, payloads):
+        (payloads.uploads / name).unlink(missing_ok=True)
+    return [f"{sentence}: it was left out" for sentence in done]
 
 
-def _copy_table(old: sqlite3.Connection, new: Database, table: str) -> int:
-    """Every row that can be read from either end; returns how many."""
-    count = 0
-    for order in ("ASC", "DESC"):
-        with contextlib.suppress(sqlite3.DatabaseError):
-            for row in old.execute(f"SELECT * FROM {table} ORDER BY rowid {order}"):
-                names = ", ".join(row.keys())
-                marks = ", ".join("?" * len(row))
-                count += new.run(f"INSERT OR IGNORE INTO {table} ({names}) VALUES ({marks})", *row)
-    return count
+def _ledger(database: Database, signing_key: str) -> list[str]:
+    """What is damaged in the ledger itself."""
+    pages = [row["integrity_check"] for row in database.rows("PRAGMA integrity_check(10)")]
+    return [f"ledger: {page}" for page in pages if page != "ok"] + list(rows.damaged(database, signing_key).values())
 
 
-def _chain(database: Database, signing_key: str) -> list[str]:
-    """The links that do not hold."""
-    found, previous = [], ""
-    for row in database.rows(
-        "SELECT number, sha256, manifest, signature FROM rounds WHERE published IS NOT NULL ORDER BY number"
-    ):
+def _breaks(database: Database, signing_key: str) -> list[str]:
+    """Where the chain of manifests is broken."""
+    found: list[str] = []
+    number, previous = 0, ""
+    for row in database.each("SELECT number, manifest, signature FROM rounds WHERE published IS NOT NULL ORDER BY number"):
+        signed = SignedManifest(manifest=row["manifest"] or "", signature=row["signature"] or "")
         try:
-            signed = SignedManifest(manifest=row["manifest"], signature=row["signature"])
-            manifest = keys.open_manifest(signed, signing_key)
-            if (manifest.round, manifest.previous, manifest.sha256) != (row["number"], previous, row["sha256"]):
-                raise ValueError("it does not continue the one before")
-            previous = keys.chain_hash(signed)
-        except (ValueError, TypeError) as error:
-            found.append(f"manifest {row['number']}: {error}")
-            previous = ""
+            named, following = keys.open_manifest(signed, signing_key).previous, keys.chain_hash(signed)
+        except ValueError:
+            named = following = GAP
+        if row["number"] != number or named == GAP or previous not in (GAP, named):
+            found.append(f"the link of generalist {number} in the chain; {rows.BROKEN}")
+        number, previous = row["number"] + 1, following
     return found
 
 
+def _kept(database: Database, column: str) -> list[dict[str, Any]]:
+    """The rounds whose payloads are kept, with this one."""
+    query = f"SELECT number, lost, {column} AS sha256 FROM rounds WHERE published IS NOT NULL AND {column} IS NOT NULL"
+    return database.rows(f"{query} ORDER BY number DESC LIMIT ?", KEPT_GENERALISTS)
+
+
 def _old(database: Database, payloads: Payloads) -> set[str]:
-    """Kept generalists before the newest that are not sound."""
-    rows = database.rows(
-        "SELECT sha256, lost FROM rounds WHERE published IS NOT NULL ORDER BY number DESC LIMIT ?", KEPT_GENERALISTS
-    )
-    return {row["sha256"] for row in rows if row["lost"] is None and not payloads.is_sound(row["sha256"])}
+    """Kept generalists that are not sound."""
+    return {row["sha256"] for row in _kept(database, "sha256") if row["lost"] is None and not payloads.is_sound(row["sha256"])}
+
+
+def _changes(database: Database, payloads: Payloads) -> list[dict[str, Any]]:
+    """Kept changes that are not sound; one that is gone is not missed, devices fetch the generalist."""
+    rows = _kept(database, "change_sha256")
+    return [row for row in rows if payloads.path(row["sha256"]).exists() and not payloads.is_sound(row["sha256"])]
+
+
+def _uploads(database: Database, payloads: Payloads) -> dict[str, str]:
+    """Unfinished uploads that nobody will finish: file name -> why."""
+    members = {row["id"] for row in database.rows("SELECT id FROM devices WHERE revoked IS NULL")}
+    limit, found = _limit(database), {}
+    for path in sorted(payloads.uploads.iterdir()):
+        device, _, sha256 = path.name.partition("-")
+        if device not in members:
+            found[path.name] = "is of no member"
+        elif payloads.path(sha256).exists():
+            found[path.name] = "is here as a whole already"
+        elif path.stat().st_size > limit:
+            found[path.name] = f"has {path.stat().st_size:,} bytes, and the largest update {limit:,}"
+    return found
+
+
+def _limit(database: Database) -> int:
+    """Bytes of the largest update in whatever format."""
+    text = database.fact("generalist")
+    shapes = decode(text.encode(), Generalist).tensors if text else {}
+    return max(wire.encoded_size(compress.table(shapes, each)) for each in get_args(compress.UpdateFormat))

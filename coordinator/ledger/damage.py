@@ -36,7 +36,7 @@ def lose(database: Database, payloads: Payloads, damaged: set[str]) -> None:
             # Without its id it is not among those that count, in what its device is told.
             database.run(f"UPDATE updates SET lost = ?, update_id = NULL WHERE sha256 = ? AND {UNPUBLISHED}", WHY, sha256)
             database.run("UPDATE rounds SET lost = ? WHERE sha256 = ?", WHY, sha256)
-            _reopen_first(database)
+            reopen_first(database)
         payloads.drop(sha256)
 
 
@@ -74,7 +74,7 @@ def mend(database: Database, payloads: Payloads, chain: Chain, generalist: Gener
         chain.roll_back(newest, generalist)
 
 
-def _reopen_first(database: Database) -> None:
+def reopen_first(database: Database) -> None:
     """Round 0 is its one update: without it, it waits for another."""
     is_published = "SELECT 1 FROM rounds WHERE published IS NOT NULL"
     if database.value(f"{is_published} UNION SELECT 1 FROM updates WHERE round = 0 AND lost IS NULL") is None:

@@ -12,7 +12,9 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from coordinator.ledger import checksums
 from coordinator.protocol.errors import CoordinatorError
+from coordinator.protocol.text import printable
 
 BUSY_SECONDS = 2.0  # to wait for another program that has the ledger open
 FIXED = ((3, 51, 3), (3, 50, 7), (3, 44, 6))  # releases with the repair, newest first; each in its own series
@@ -76,7 +78,21 @@ MIGRATIONS = (
     INSERT INTO refusals SELECT * FROM refusals_2;
     DROP TABLE refusals_2;
     """,
+    """
+    CREATE TABLE checksums (
+        name TEXT NOT NULL, row TEXT NOT NULL, checksum INTEGER NOT NULL, PRIMARY KEY (name, row)
+    ) STRICT, WITHOUT ROWID;
+    """,
 )
+CHECKSUMS = 4  # the first version that has them
+
+
+class DamagedLedger(CoordinatorError):
+    """Pages of the ledger, or its tables, cannot be used; `reason` says which."""
+
+    def __init__(self, path: Path, reason: object) -> None:
+        self.reason = f"{path} is damaged ({printable(str(reason))})"
+        super().__init__(f"{self.reason}; mend it with: comigs-coordinator check --repair")
 
 
 class Database:
@@ -87,6 +103,8 @@ class Database:
         try:
             self._db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
             self._db.row_factory = sqlite3.Row
+            self._db.text_factory = read_text
+            checksums.register(self._db)
             self.journal = journal_mode(sqlite3.sqlite_version_info)
             # From the first write on no other program reads it either: a reader would hold up every later write.
             self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
@@ -94,19 +112,23 @@ class Database:
             # EXTRA also syncs the folder after the rollback journal is gone.
             self._db.execute(f"PRAGMA synchronous={'FULL' if self.journal == 'WAL' else 'EXTRA'}")
             self._db.execute("PRAGMA foreign_keys=ON")
+            self._check_version()
             self._migrate()
             self.run("BEGIN EXCLUSIVE")
             self.run("COMMIT")
             if (flaw := self.value("PRAGMA quick_check(1)")) != "ok":
                 raise sqlite3.DatabaseError(str(flaw).splitlines()[-1])
+            if not checksums.is_schema_sound(self._db):
+                raise sqlite3.DatabaseError("its tables are not those that were made")
+            checksums.keep(self._db)
         except sqlite3.OperationalError as error:
             self._db.close()
             if "locked" in str(error):
                 raise CoordinatorError(f"another program has {path} open; end it, and start again") from error
             raise CoordinatorError(f"{path} cannot be opened ({error}); make room on its disk or check it") from error
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the latter from SQLite's own words about a damaged schema
             self._db.close()
-            raise CoordinatorError(f"{path} is damaged ({error}); mend it with: comigs-coordinator check --repair") from error
+            raise DamagedLedger(path, error) from error
 
     def close(self) -> None:
         """Closes the file."""
@@ -137,6 +159,11 @@ class Database:
         """All rows."""
         return [dict(row) for row in self._db.execute(query, values)]
 
+    def each(self, query: str, *values: Any) -> Iterator[dict[str, Any]]:
+        """All rows, one after the other."""
+        for row in self._db.execute(query, values):
+            yield dict(row)
+
     def value(self, query: str, *values: Any) -> Any:
         """The first column of the first row; None without a row."""
         row = self._db.execute(query, values).fetchone()
@@ -156,6 +183,23 @@ class Database:
         with closing(sqlite3.connect(target)) as copy, copy:
             self._db.backup(copy)
 
+    def changed(self) -> list[checksums.Row]:
+        """The rows that are not what was written."""
+        return checksums.changed(self._db)
+
+    def accept(self, row: checksums.Row) -> None:
+        """Takes a row that was changed as it is."""
+        checksums.accept(self._db, row)
+
+    def _check_version(self) -> None:
+        """Raises `sqlite3.DatabaseError` where the version is not that of the tables."""
+        version = self.value("PRAGMA user_version")
+        tables = {row["name"] for row in self.rows("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if version > len(MIGRATIONS) and version < 1000:
+            return  # of a newer program
+        if not 0 <= version < 1000 or bool(tables) != (version > 0) or ("checksums" in tables) != (version >= CHECKSUMS):
+            raise sqlite3.DatabaseError(f"its version is {version}, and its tables are of another")
+
     def _migrate(self) -> None:
         version = self.value("PRAGMA user_version")
         if version > len(MIGRATIONS):
@@ -169,7 +213,14 @@ class Database:
             with self.transaction():
                 for statement in filter(str.strip, statements.split(";")):
                     self.run(statement)
+                if number >= CHECKSUMS:
+                    checksums.write(self._db)
                 self.run(f"PRAGMA user_version={number}")
+
+
+def read_text(data: bytes) -> str:
+    """A text of the ledger; a damaged one is no error: its row's checksum says so."""
+    return data.decode(errors="backslashreplace")
 
 
 def journal_mode(version: tuple[int, int, int]) -> str:

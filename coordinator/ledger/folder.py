@@ -14,8 +14,8 @@ import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from coordinator.ledger import config
-from coordinator.ledger.database import Database
+from coordinator.ledger import config, rows
+from coordinator.ledger.database import DamagedLedger, Database
 from coordinator.ledger.fleet import Fleet
 from coordinator.ledger.payloads import Payloads, sync_folder
 from coordinator.protocol import keys
@@ -104,10 +104,17 @@ class Folder:
         """The fleet of this folder; contacts that are only in memory are written at the end."""
         database = Database(self.ledger)
         try:
+            if found := rows.damaged(database, keys.public_text(self.signing_key), ("facts", "devices", "rounds")):
+                more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+                raise CoordinatorError(f"{next(iter(found.values()))}{more}; mend it with: comigs-coordinator check --repair")
             fleet = Fleet(database, Payloads(self.root), self.signing_key, settings or self.config, clock)
             yield fleet
             with contextlib.suppress(sqlite3.OperationalError):  # a full disk; it is only the last contacts
                 fleet.members.flush(now_at_all_costs=True)
+        except sqlite3.DatabaseError as error:
+            if type(error) is not sqlite3.DatabaseError:  # a full disk, or a bug
+                raise
+            raise DamagedLedger(self.ledger, error) from error
         finally:
             database.close()
 

@@ -136,10 +136,10 @@ class Payloads:
         self.keep(temporary, self._made)
         return self._made
 
-    def is_sound(self, sha256: str) -> bool:
+    def is_sound(self, sha256: str | None) -> bool:
         """Whether a payload is here, readable, and has this SHA-256."""
         try:
-            return _sha256(self.path(sha256)) == sha256
+            return sha256 is not None and _sha256(self.path(sha256)) == sha256
         except OSError:  # it is gone, or the disk cannot read it
             return False
 

@@ -13,6 +13,7 @@ from coordinator.protocol import keys
 from coordinator.protocol.messages import Restoration, SignedRestoration, decode, encode
 
 BACKUP = "backup"  # fact in the ledger of a backup
+RESTORE = "restore a backup: mkdir DIR && tar -xf BACKUP -C DIR && comigs-coordinator serve --data DIR"
 log = logging.getLogger("comigs-coordinator")
 
 
