@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coordinator import addresses
+from coordinator.addresses import PORT
 from coordinator.ledger.config import Training
 from coordinator.protocol import VERSION
 from coordinator.protocol.errors import CoordinatorError
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
-HOST, PORT = "::", 8443
+HOST = "::"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -165,6 +166,8 @@ def _status(options: argparse.Namespace) -> None:
     if status["deadline"] is not None:
         closes += f", or at {_time(status['deadline'])} with {status['quorum']}"
     print(f"round      {status['open_round']}: {status['updates']} updates, {closes}")
+    for sentence in status.get("notes", []):
+        print(f"note       {sentence}")
     print(f"moved      {_size(status['bytes_in'])} in, {_size(status['bytes_out'])} out")
     print(f"disk       {_size(status['disk_free'])} free")
     for sentence in status["lost"]:
@@ -214,20 +217,26 @@ def _backup(options: argparse.Namespace) -> None:
     if _print_json(options, backup):
         return
     print(f"{backup['file']}, {_size(backup['bytes'])}: it holds the coordinator's keys, keep it safe")
-    restore = "mkdir DIR && tar -xf FILE -C DIR && comigs-coordinator serve --data DIR"
+    port = "" if backup["port"] == PORT else f" --port {backup['port']}"
+    restore = f"mkdir DIR && tar -xf FILE -C DIR && comigs-coordinator serve --data DIR{port}"
     print(f"\nnext, to restore it where no coordinator is: {restore}")
 
 
 def _check(options: argparse.Namespace) -> None:
     from coordinator import admin
+    from coordinator.ledger.restoration import RESTORE
 
     found = admin.examine(options.data, options.repair)
     if not _print_json(options, found):
         for kind in ("repaired", "lost", "damaged"):
             for sentence in found[kind]:
-                print(f"{kind:<10} {sentence}")
-        print("" if found["damaged"] else "everything that is kept is sound")
-        print("next: comigs-coordinator " + ("check --repair, or restore a backup" if found["damaged"] else "status"))
+                print(f"{kind:<10} {printable(sentence)}")
+        if not found["damaged"]:
+            print("everything that is kept is sound\n\nnext: comigs-coordinator status")
+        elif options.repair:
+            print(f"\nnext: {RESTORE}")
+        else:
+            print("\nnext, while the coordinator does not run: comigs-coordinator check --repair")
     sys.exit(1 if found["damaged"] else 0)
 
 

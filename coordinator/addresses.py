@@ -10,6 +10,7 @@ import re
 import socket
 import threading
 
+PORT = 8443  # where nobody says another
 EVERYWHERE = ("", "::")  # all addresses of both families; 0.0.0.0 means those of IPv4
 BACKLOG = 512
 MDNS_SECONDS = 2.0  # for this machine's own name

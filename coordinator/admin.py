@@ -13,7 +13,6 @@ import os
 import secrets
 import shutil
 import socket
-import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,7 +22,9 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from coordinator.ledger import check, overview
+from coordinator.addresses import PORT
+from coordinator.ledger import check, config, overview
+from coordinator.ledger.database import Database
 from coordinator.ledger.fleet import Fleet
 from coordinator.ledger.folder import Folder
 from coordinator.ledger.restoration import BACKUP
@@ -62,13 +63,16 @@ def _backup(context: Context) -> Result:
     with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
         copy = Path(temporary) / "coordinator.db"
         context.fleet.database.backup(copy)
-        with contextlib.closing(sqlite3.connect(copy)) as ledger, ledger:
-            ledger.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (BACKUP, str(context.fleet.clock())))
+        with contextlib.closing(Database(copy)) as ledger:
+            ledger.set_fact(BACKUP, str(context.fleet.clock()))
         with tarfile.open(target, "w") as tar:
             tar.add(copy, "coordinator.db")
-            for name in ("keys", "config.toml", "payloads"):
+            settings = Path(temporary) / "config.toml"
+            settings.write_text(config.template(context.fleet.config))
+            tar.add(folder.root / "config.toml" if context.fleet.has_settings_file else settings, "config.toml")
+            for name in ("keys", "payloads"):
                 tar.add(folder.root / name, name)
-    return {"file": str(target)}
+    return {"file": str(target), "port": context.fleet.database.fact("port")}
 
 
 OPERATIONS: dict[str, Callable[..., Result]] = {
@@ -135,7 +139,8 @@ def examine(root: Path, repair: bool) -> Result:
 
 def backup(root: Path, version: str, target: Path) -> Result:
     """Writes a backup to `target`; a failure leaves the old file."""
-    made = Path(call(root, version, "backup")["file"])
+    found = call(root, version, "backup")
+    made = Path(found["file"])
     part = target.with_name(f".{target.name}.part")
     try:
         shutil.copyfile(made, part)
@@ -146,7 +151,7 @@ def backup(root: Path, version: str, target: Path) -> Result:
         raise CoordinatorError(f"{target} cannot be written ({error.strerror}); name another file") from error
     finally:
         made.unlink(missing_ok=True)
-    return {"file": str(target), "bytes": target.stat().st_size}
+    return {"file": str(target), "bytes": target.stat().st_size, "port": int(found.get("port") or PORT)}
 
 
 def _ask(root: Path, operation: str, arguments: dict[str, Any]) -> Result | None:

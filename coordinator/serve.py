@@ -21,6 +21,7 @@ from typing import Any
 from aiohttp import web
 
 from coordinator import addresses, admin
+from coordinator.ledger import config
 from coordinator.ledger.clock import Clock
 from coordinator.ledger.folder import Folder
 from coordinator.ledger.payloads import DiskFailure
@@ -49,7 +50,8 @@ def serve(
     _keep_memory_small()
     _close_to_others(root)
     try:
-        with Folder.open(root) as folder, folder.fleet(Clock(), folder.config.with_values(values)) as fleet:
+        with Folder.open(root) as folder, folder.fleet(Clock(), values) as fleet:
+            config.note(fleet.database, fleet.config, fleet.has_settings_file)
             server = Server(fleet, version, is_open)
             asyncio.run(_run(server, folder, ready, host=host, port=port, address=address))
     except (sqlite3.OperationalError, DiskFailure) as error:
@@ -99,8 +101,9 @@ async def _run(
         await own.setup()
         door, port = await _open_door(runner, folder, host, port)
         address = address or str(await asyncio.to_thread(addresses.invited, host, port))
-        if server.fleet.database.fact("address") != address:
-            server.fleet.database.set_fact("address", address)
+        for name, value in (("address", address), ("port", str(port))):
+            if server.fleet.database.fact(name) != value:
+                server.fleet.database.set_fact(name, value)
         with admin.socket_path(folder.root) as path:
             Path(path).unlink(missing_ok=True)
             await web.UnixSite(own, path).start()

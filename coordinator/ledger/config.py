@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
+from coordinator.ledger.database import Database
 from coordinator.protocol import settings
 from coordinator.protocol.compress import UpdateFormat
 from coordinator.protocol.errors import CoordinatorError
@@ -13,6 +16,8 @@ from coordinator.protocol.messages import Settings
 from coordinator.protocol.rounds import Rules
 from coordinator.protocol.settings import SettingsError, setting
 
+FACT = "settings"  # in the ledger: those in force since the last start
+log = logging.getLogger("comigs-coordinator")
 HEADER = "# comigs-coordinator: how the fleet's rounds go. It is read when `serve` starts, which has a flag for each line."
 
 
@@ -53,17 +58,54 @@ class Config:
         except SettingsError as error:
             raise CoordinatorError(f"the flags: {error}") from None
 
+    def gone(self) -> str:
+        """What is said where the file is missing."""
+        named = [f"{name} = {value}" for name, (_, value) in _differences(Config(), self).items()]
+        return f"config.toml is gone or empty; the settings of the last start are in force: {', '.join(named) or 'the defaults'}"
 
-def template() -> str:
-    """A config.toml that shows every setting with its default."""
-    return "\n".join((HEADER, *settings.template(Config()), ""))
+
+def template(config: Config | None = None) -> str:
+    """A config.toml that shows every setting, those with their defaults as comments."""
+    return "\n".join((HEADER, *settings.template(config or Config()), ""))
 
 
-def read(path: Path) -> Config:
-    """The settings in `path`, which is made if missing; raises `CoordinatorError` for what cannot be used."""
+def read(path: Path, makes: bool = True) -> Config | None:
+    """The settings in `path`, which `makes` writes if missing; None for a file that is missing or empty otherwise.
+
+    Raises `CoordinatorError` for what cannot be used.
+    """
     try:
-        if not path.exists():
+        if makes and not path.exists():
             path.write_text(template())
+        if not makes and not (path.exists() and path.stat().st_size):
+            return None
         return settings.read(Config, settings.load(path))
     except (OSError, ValueError, SettingsError) as error:
         raise CoordinatorError(f"{path} cannot be used: {error}; mend that line or delete it") from error
+
+
+def last(database: Database) -> Config | None:
+    """The settings that were in force at the last start; None before the first one, and where they cannot be read."""
+    try:
+        return settings.read(Config, json.loads(database.fact(FACT) or ""))
+    except (ValueError, SettingsError):  # of another version
+        return None
+
+
+def note(database: Database, config: Config, has_file: bool) -> None:
+    """At a start: names in the log what is in force where the file is gone, or else what has changed, and keeps it."""
+    before = last(database)
+    if not has_file:
+        log.warning(config.gone())
+    for name, (old, new) in _differences(before or config, config).items():
+        log.warning("setting changed since the last start: %s = %s, it was %s", name, new, old)
+    if before != config:
+        database.set_fact(FACT, json.dumps(asdict(config)))
+
+
+def _differences(before: Config, after: Config) -> dict[str, tuple[Any, Any]]:
+    old, new = asdict(before), asdict(after)
+    return {
+        f"{section}.{name}": (old[section][name], value)
+        for section, values in new.items() for name, value in values.items() if value != old[section][name]
+    }  # fmt: skip

@@ -45,6 +45,7 @@ class Fleet:
     ) -> None:
         self.database, self.payloads, self.config, self.clock = database, payloads, config, clock
         self._signing_key = signing_key
+        self.has_settings_file = True
         if database.fact("fleet") is None:
             with database.transaction():
                 database.set_fact("fleet", secrets.token_hex(8))
@@ -143,6 +144,7 @@ class Fleet:
             has_contributed=self._is_in(device, number), counted=[row["update_id"] for row in reversed(counted)],
             next_poll_seconds=rounds.next_poll_seconds(self.active), norm_limit=norms.limit((), self._norms()),
             restored=last_restoration(self.database),
+            waits_for=rounds.waits_for(self.config.rounds, number, self.updates_in()[0]),
         )  # fmt: skip
 
     def may_read(self, device: Device, number: int) -> bool:

@@ -13,6 +13,7 @@ import sqlite3
 import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from coordinator.ledger import config, rows
 from coordinator.ledger.database import DamagedLedger, Database
@@ -27,12 +28,12 @@ class Folder:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.config = config.read(root / "config.toml")
         self.certificate, self.tls_key = root / "keys" / "tls.pem", root / "keys" / "tls.key"
         self.ledger = root / "coordinator.db"
         self._signing = root / "keys" / "signing.key"
         self._check_owner()
         self._check_whole()
+        self._config = config.read(root / "config.toml", makes=not self.ledger.exists())
         if not self._signing.exists():
             self._make_keys()
         self.signing_key = keys.key_from_pem(_read(self._signing), self._signing)
@@ -100,14 +101,19 @@ class Folder:
             os.close(lock)
 
     @contextlib.contextmanager
-    def fleet(self, clock: Callable[[], float], settings: config.Config | None = None) -> Iterator[Fleet]:
-        """The fleet of this folder; contacts that are only in memory are written at the end."""
+    def fleet(self, clock: Callable[[], float], values: dict[str, Any] | None = None) -> Iterator[Fleet]:
+        """The fleet of this folder; contacts that are only in memory are written at the end.
+
+        `values` are settings in place of config.toml's. Where that is gone, those of the last start count.
+        """
         database = Database(self.ledger)
         try:
             if found := rows.damaged(database, keys.public_text(self.signing_key), ("facts", "devices", "rounds")):
                 more = f" and {len(found) - 1} more" if len(found) > 1 else ""
                 raise CoordinatorError(f"{next(iter(found.values()))}{more}; mend it with: comigs-coordinator check --repair")
-            fleet = Fleet(database, Payloads(self.root), self.signing_key, settings or self.config, clock)
+            settings = (self._config or config.last(database) or config.Config()).with_values(values or {})
+            fleet = Fleet(database, Payloads(self.root), self.signing_key, settings, clock)
+            fleet.has_settings_file = self._config is not None
             yield fleet
             with contextlib.suppress(sqlite3.OperationalError):  # a full disk; it is only the last contacts
                 fleet.members.flush(now_at_all_costs=True)

@@ -142,9 +142,9 @@ def _times(ledger: Ledger, found: dict[str, Any]) -> dict[str, float | None]:
 
 def _open(ledger: Ledger, found: dict[str, Any]) -> Manifest | None:
     try:
-        signed = SignedManifest(manifest=found["manifest"] or "", signature=found["signature"] or "")
+        signed = SignedManifest(manifest=found.get("manifest") or "", signature=found.get("signature") or "")
         return keys.open_manifest(signed, keys.public_text(ledger.key))
-    except (ValueError, TypeError):
+    except ValueError:
         return None
 
 

@@ -34,9 +34,21 @@ def overview(fleet: Fleet, started: float, version: str) -> Facts:
         "bytes_in": sum(device.bytes_in for device in devices), "bytes_out": sum(device.bytes_out for device in devices),
         "disk_free": shutil.disk_usage(fleet.payloads.folder).free, "sqlite_journal": fleet.database.journal,
         "lost": damage.lost(fleet.database),
-        "alarms": alarms(fleet),
+        "alarms": alarms(fleet), "waits_for": rounds.waits_for(rules, number, updates), "notes": _notes(fleet, updates),
         "settings": {**asdict(fleet.config.training), "averaging": rules.averaging, "weights": rules.weights},
     }  # fmt: skip
+
+
+def _notes(fleet: Fleet, updates: int) -> list[str]:
+    """What the owner should know of the open round and of the settings, in words."""
+    rules, number, found = fleet.config.rounds, fleet.open_round, []
+    members = sum(device.revoked is None for device in fleet.members.devices.values())
+    if rounds.waits_for(rules, number, updates):
+        few = f"; the fleet has {members}: invite more, or set min_devices" if members < rules.min_devices else ""
+        found.append(f"round {number} waits: {updates} of {rules.min_devices} devices have sent{few}")
+    if not fleet.has_settings_file:
+        found.append(fleet.config.gone())
+    return found
 
 
 def alarms(fleet: Fleet, since: int | None = None) -> dict[str, str]:

@@ -31,7 +31,7 @@ Signed = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9_-]+$")]
 
 
 class _Fact(msgspec.Struct):
-    name: Literal["fleet", "generalist", "address", "restored", "backup", "settings"]
+    name: Literal["fleet", "generalist", "address", "restored", "backup", "settings", "port"]
     value: str
 
 

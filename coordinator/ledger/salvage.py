@@ -22,7 +22,8 @@ def rebuild(
 ) -> list[str]:  # fmt: skip
     """Makes the new file, and with `replace` puts it in the place of the old one, which is set aside; returns what was done.
 
-    `has_gaps`: of pages that cannot be read. Raises `CoordinatorError`, and leaves all as it is, where too little can be read: so it also says whether it would do.
+    `has_gaps`: of pages that cannot be read. Raises `CoordinatorError`, and leaves all as it is, where too little can be read:
+    so without `replace` it says whether it would do.
     """
     new, aside = path.with_suffix(".recovered.db"), path.with_suffix(".damaged.db")
     _delete(new)

@@ -124,6 +124,7 @@ class State(Message, omit_defaults=True):
         None  # L2 norm up to which an update counts in full; a device brings the rest the next time
     )
     restored: SignedRestoration | None = None  # the last restoration
+    waits_for: Count = 0  # more devices that the open round needs before it can close, where `min_devices` asks for several
 
 
 class Commit(Message, omit_defaults=True):

@@ -66,6 +66,11 @@ def quorum(rules: Rules, active: int) -> int:
     return max(rules.min_devices, math.ceil(rules.min_fraction * active - 1e-9))  # 0.07 x 100 is a little more than 7
 
 
+def waits_for(rules: Rules, round_number: int, updates: int) -> int:
+    """More devices that the round needs whatever the deadline; none where one is enough."""
+    return max(0, rules.min_devices - updates) if round_number > 0 and rules.min_devices > 1 else 0
+
+
 def is_complete(rules: Rules, round_number: int, updates: int, active: int, seconds: float) -> bool:
     """Whether a round closes with this number of updates, the first of which came `seconds` ago."""
     if updates >= goal(rules, round_number, active):

@@ -56,7 +56,8 @@ def _head(facts: Facts) -> str:
             f'Base <strong>{escape(base["name"][:64])}</strong> <code title="{escape(base["sha256"])}">'
             f"{escape(base['sha256'][:12])}</code>, {generalist['tensors']} {escape(generalist['form'][:20])} tensors averaged"
         )
-    return f"<header><h1>Fleet <code>{escape(facts['fleet'])}</code></h1><p>{about}</p></header><main>"
+    notes = "".join(f"<p><strong>{escape(sentence)}</strong></p>" for sentence in facts["notes"])
+    return f"<header><h1>Fleet <code>{escape(facts['fleet'])}</code></h1><p>{about}</p>{notes}</header><main>"
 
 
 # Figures ------------------------------------------------------------------------------------------------------------

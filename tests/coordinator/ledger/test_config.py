@@ -1,10 +1,12 @@
 """config.toml: what is not understood is refused by name."""
 
+from contextlib import closing
 from dataclasses import asdict
 
 import pytest
 
-from coordinator.ledger.config import Config, read, template
+from coordinator.ledger.config import Config, last, note, read, template
+from coordinator.ledger.database import Database
 from coordinator.protocol.errors import CoordinatorError
 from coordinator.protocol.rounds import Rules
 from coordinator.protocol.settings import tomllib
@@ -63,6 +65,36 @@ def test_bytes_that_are_no_text_are_refused(tmp_path):
     (tmp_path / "config.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(CoordinatorError, match="cannot be used"):
         read(tmp_path / "config.toml")
+
+
+@pytest.mark.parametrize("text", [None, ""])
+def test_where_the_file_is_gone_the_settings_of_the_last_start_go_on_and_nothing_is_written(tmp_path, text, caplog):
+    path, before = tmp_path / "config.toml", Config(rounds=Rules(min_devices=3))
+    with closing(Database(tmp_path / "coordinator.db")) as database:
+        assert last(database) is None
+        note(database, before, has_file=True)
+        if text is not None:
+            path.write_text(text)
+        assert read(path, makes=False) is None
+        assert last(database) == before
+        caplog.clear()
+        note(database, before, has_file=False)
+        assert caplog.messages == [
+            "config.toml is gone or empty; the settings of the last start are in force: rounds.min_devices = 3"
+        ]
+    assert path.exists() == (text is not None)
+
+
+def test_each_setting_that_changed_since_the_last_start_is_named_once(tmp_path, caplog):
+    with closing(Database(tmp_path / "coordinator.db")) as database:
+        note(database, Config(rounds=Rules(min_devices=3)), has_file=True)
+        caplog.clear()
+        for _ in range(2):
+            note(database, Config(rounds=Rules(goal=2)), has_file=True)
+    assert sorted(caplog.messages) == [
+        "setting changed since the last start: rounds.goal = 2, it was 0",
+        "setting changed since the last start: rounds.min_devices = 1, it was 3",
+    ]
 
 
 def test_the_flags_are_checked_too():
