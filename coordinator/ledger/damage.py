@@ -1,17 +1,18 @@
 """What a disk lost: payloads that are gone, or not what was written. They are named and left out, and the fleet goes on.
 
-An update does not count; where a generalist is lost, the next one is made from the one before, which is published again if it
-is the newest.
+An update does not count. A generalist is made again from the one before and the change; where that cannot be, the next one is
+made from the one before, which is published again if it is the newest.
 """
 
 from __future__ import annotations
 
 import logging
 
+from coordinator.ledger import making
 from coordinator.ledger.chain import Chain
 from coordinator.ledger.database import Database
 from coordinator.ledger.payloads import Payloads
-from coordinator.protocol.messages import Generalist
+from coordinator.protocol.messages import Generalist, decode
 
 UNPUBLISHED = "round IN (SELECT number FROM rounds WHERE published IS NULL)"
 WHY = "damaged or gone"  # in the ledger
@@ -27,9 +28,27 @@ def find(database: Database, payloads: Payloads) -> set[str]:
     return {row["sha256"] for row in needed if not payloads.is_sound(row["sha256"])}
 
 
+def make_again(database: Database, payloads: Payloads, damaged: set[str]) -> set[str]:
+    """Makes those of the damaged payloads again that are generalists whose predecessor and change are sound; returns them."""
+    rows = database.rows(
+        "SELECT rounds.number, rounds.sha256, rounds.change_sha256, before.sha256 AS before FROM rounds "
+        "JOIN rounds AS before ON before.number = rounds.number - 1 WHERE rounds.change_sha256 IS NOT NULL ORDER BY rounds.number"
+    )
+    text, made = database.fact("generalist"), set()
+    for row in rows:
+        if text is None or row["sha256"] not in damaged or row["before"] is None:
+            continue
+        generalist = decode(text.encode(), Generalist)
+        if making.make_again(row["sha256"], row["before"], row["change_sha256"], generalist, payloads):
+            log.warning("generalist %d was damaged or gone; it was made again from the one before", row["number"])
+            database.run("UPDATE rounds SET lost = NULL WHERE sha256 = ?", row["sha256"])
+            made.add(row["sha256"])
+    return made
+
+
 def lose(database: Database, payloads: Payloads, damaged: set[str]) -> None:
-    """Enters and names payloads that are lost, and deletes what is left of them: so they can come again."""
-    for sha256 in sorted(damaged):
+    """Enters and names payloads that are lost for good, and deletes what is left of them: so they can come again."""
+    for sha256 in sorted(damaged - make_again(database, payloads, damaged)):
         for sentence in describe(database, sha256):
             log.warning("lost, and left out: %s", sentence)
         with database.transaction():

@@ -96,16 +96,37 @@ def make_generalist(job: Job, payloads: Payloads) -> Made:
     updates = [(_read_update(update, shapes, payloads), update.counted_weight, update.weight) for update in job.updates]
 
     def write(table: wire.Table, tensors: Iterable[wire.Packed]) -> tuple[str, int]:
-        pieces = (wire.pieces(tensor)[1] for tensor in tensors)
         size = wire.encoded_size(table)
-        return payloads.write(chain([wire.header(table)], pieces), size), size
+        return payloads.write(_bytes(table, tensors), size), size
 
     if before is None:
         return Made(*write(table, counting.next_generalist(shapes, before, updates)))
     change = write(compress.table(shapes, "float16"), counting.changes(shapes, updates))
-    rounded = Tensors(payloads.path(change[0]), shapes, "float16")
-    sums = (add_change({name: before[name]}, {name: rounded[name]}) for name in sorted(shapes))
-    return Made(*write(table, sums), *change)
+    return Made(*write(table, _sums(before, payloads.path(change[0]), shapes)), *change)
+
+
+def make_again(wanted: str, before: str, change: str, generalist: Generalist, payloads: Payloads) -> bool:
+    """Writes a generalist that is lost, from the one before and the change; returns whether these gave its very bytes."""
+    if not (payloads.is_sound(before) and payloads.is_sound(change)):
+        return False
+    shapes = {name: tuple(shape) for name, shape in generalist.tensors.items()}
+    table = compress.table(shapes, "float32")
+    sums = _sums(Tensors(payloads.path(before), shapes, "float32"), payloads.path(change), shapes)
+    payloads.drop(wanted)
+    made = payloads.write(_bytes(table, sums), wire.encoded_size(table))
+    if made != wanted:
+        payloads.drop(made)
+    return made == wanted
+
+
+def _sums(before: Tensors, change: Path, shapes: Shapes) -> Iterator[wire.Packed]:
+    """The generalist before plus the change, tensor by tensor."""
+    rounded = Tensors(change, shapes, "float16")
+    return (add_change({name: before[name]}, {name: rounded[name]}) for name in sorted(shapes))
+
+
+def _bytes(table: wire.Table, tensors: Iterable[wire.Packed]) -> Iterator[bytes | memoryview]:
+    return chain([wire.header(table)], (wire.pieces(tensor)[1] for tensor in tensors))
 
 
 def measure_distances(job: Job, payloads: Payloads) -> dict[str, float]:

@@ -58,6 +58,7 @@ def test_a_running_coordinator_goes_on_without_its_newest_generalist(fleet, dama
     second.push(random_arrays(3))
     coordinator.until(lambda status: status["newest_round"] == 1)
     damage(coordinator.data / "payloads" / newest(first).sha256)
+    gone(coordinator.data / "payloads" / newest(first).change_sha256)  # else it is made again
     first.push(random_arrays(4))
     second.push(random_arrays(5))
     status = coordinator.until(lambda status: status["newest_round"] == 2)

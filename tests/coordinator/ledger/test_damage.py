@@ -43,7 +43,11 @@ def payload(room, query, *values):
 
 
 def generalist(room, number):
-    return payload(room, "SELECT sha256 FROM rounds WHERE number = ?", number)
+    """The payload of a generalist that cannot be made again: its change is gone."""
+    found = payload(room, "SELECT sha256 FROM rounds WHERE number = ?", number)
+    for row in room.fleet.database.rows("SELECT change_sha256 FROM rounds WHERE sha256 = ?", found.name):
+        room.fleet.payloads.drop(str(row["change_sha256"]))
+    return found
 
 
 def lost(room):
@@ -123,6 +127,24 @@ def test_a_round_is_added_to_the_last_sound_generalist(tmp_path, damage):
     assert (room.chain.newest_number, room.value()) == (3, 1.5)
     room.crash()
     assert (room.chain.newest_number, room.value()) == (3, 1.5)
+    room.fleet.database.close()
+
+
+@damages
+@pytest.mark.parametrize("numbers", [(2,), (1,), (1, 2)])
+def test_damaged_generalists_are_made_again_from_the_one_before_and_the_change(tmp_path, damage, numbers, caplog):
+    room = Room(tmp_path / "room", goal=1)
+    grown(room, 1.0, 2.0, 4.0)
+    paths = [payload(room, "SELECT sha256 FROM rounds WHERE number = ?", number) for number in numbers]
+    before, manifests = [path.read_bytes() for path in paths], room.chain.manifests(-1)
+    for path in paths:
+        damage(path)
+    room.fleet.lose({path.name for path in paths})
+    assert [path.read_bytes() for path in paths] == before
+    assert (lost(room), room.chain.manifests(-1)) == ([None] * 4, manifests)
+    assert caplog.text.count("was made again") == len(numbers)
+    room.crash()
+    assert room.value() == 4.0
     room.fleet.database.close()
 
 
