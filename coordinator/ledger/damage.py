@@ -46,17 +46,24 @@ def make_again(database: Database, payloads: Payloads, damaged: set[str]) -> set
     return made
 
 
-def lose(database: Database, payloads: Payloads, damaged: set[str]) -> None:
-    """Enters and names payloads that are lost for good, and deletes what is left of them: so they can come again."""
+def lose(database: Database, payloads: Payloads, damaged: set[str]) -> bool:
+    """Enters and names payloads that are lost for good, and deletes what is left of them: so they can come again.
+
+    Returns whether one is an update, which its device takes for counted.
+    """
+    updates = 0
     for sha256 in sorted(damaged - make_again(database, payloads, damaged)):
         for sentence in describe(database, sha256):
             log.warning("lost, and left out: %s", sentence)
         with database.transaction():
             # Without its id it is not among those that count, in what its device is told.
-            database.run(f"UPDATE updates SET lost = ?, update_id = NULL WHERE sha256 = ? AND {UNPUBLISHED}", WHY, sha256)
+            updates += database.run(
+                f"UPDATE updates SET lost = ?, update_id = NULL WHERE sha256 = ? AND lost IS NULL AND {UNPUBLISHED}", WHY, sha256
+            )
             database.run("UPDATE rounds SET lost = ? WHERE sha256 = ?", WHY, sha256)
             reopen_first(database)
         payloads.drop(sha256)
+    return updates > 0
 
 
 def describe(database: Database, sha256: str) -> list[str]:
@@ -80,17 +87,21 @@ def _words(database: Database, updates: str, generalists: str, *values: str) -> 
     ]
 
 
-def mend(database: Database, payloads: Payloads, chain: Chain, generalist: Generalist | None) -> None:
-    """At a start: loses what is damaged, finds again what was put back, and turns back where the newest generalist is lost."""
+def mend(database: Database, payloads: Payloads, chain: Chain, generalist: Generalist | None) -> bool:
+    """At a start: loses what is damaged, finds again what was put back, and turns back where the newest generalist is lost.
+
+    Returns what `lose` does.
+    """
     for row in database.rows("SELECT DISTINCT sha256 FROM rounds WHERE lost IS NOT NULL"):
         if payloads.is_sound(row["sha256"]):
             database.run("UPDATE rounds SET lost = NULL WHERE sha256 = ?", row["sha256"])
-    lose(database, payloads, find(database, payloads))
+    updates = lose(database, payloads, find(database, payloads))
     newest = chain.newest_number
     is_lost = database.value("SELECT lost FROM rounds WHERE number = ?", newest) is not None
     waits = database.value("SELECT 1 FROM rounds WHERE closed IS NOT NULL AND published IS NULL")
     if is_lost and waits is None and generalist is not None:
         chain.roll_back(newest, generalist)
+    return updates
 
 
 def reopen_first(database: Database) -> None:

@@ -21,7 +21,7 @@ from coordinator.ledger.config import Config
 from coordinator.ledger.database import Database
 from coordinator.ledger.members import Device, Members
 from coordinator.ledger.payloads import Payloads
-from coordinator.ledger.restoration import BACKUP, last_restoration, restore
+from coordinator.ledger.restoration import BACKUP, last_restoration, restore, sign_note
 from coordinator.protocol import compress, counting, keys, norms, rounds, wire
 from coordinator.protocol.counting import Claim, Standing
 from coordinator.protocol.errors import CoordinatorError, Refused
@@ -55,18 +55,25 @@ class Fleet:
         self.chain = Chain(database, payloads, signing_key, self.id, clock)
         self._check_key()
         self._clamp_times()
-        damage.mend(database, payloads, self.chain, self.members.generalist)
+        if damage.mend(database, payloads, self.chain, self.members.generalist):
+            self._ask_again()
         self.chain.collect()
         if database.fact(BACKUP) is not None:
             self.restore()
 
     def lose(self, damaged: set[str]) -> None:
         """Goes on without payloads that are damaged or gone."""
-        damage.lose(self.database, self.payloads, damaged)
+        if damage.lose(self.database, self.payloads, damaged):
+            self._ask_again()
 
     def restore(self) -> Restoration:
         """Tells the devices that the coordinator goes on from an older copy of its folder."""
         return restore(self.database, self.chain, self._signing_key, self.id, self.clock)
+
+    def _ask_again(self) -> None:
+        """Devices whose updates were lost behind the newest generalist bring them again: they are told as after a restoration."""
+        with self.database.transaction():
+            sign_note(self.database, self.chain, self._signing_key, self.id, self.clock)
 
     def _check_key(self) -> None:
         newest = self.chain.newest

@@ -100,6 +100,7 @@ def _mend_update(ledger: Ledger, row: Row) -> str:
     if update and ledger.is_possible(row) and ledger.database.value(query, update["round"]) is not None:
         return "it is kept, as it is: it is in a generalist already"
     ledger.delete(row)
+    ledger.database.set_fact(BACKUP, str(ledger.now))  # so that its device does not take it for counted
     return "it was left out; a device that still has it brings it again"
 
 

@@ -23,16 +23,22 @@ def last_restoration(database: Database) -> SignedRestoration | None:
     return None if text is None else decode(text.encode(), SignedRestoration)
 
 
-def restore(database: Database, chain: Chain, key: Ed25519PrivateKey, fleet: str, clock: Callable[[], float]) -> Restoration:
-    """Signs a note and keeps it. Invitations that the copy shows as unused may have been used: they end."""
+def sign_note(database: Database, chain: Chain, key: Ed25519PrivateKey, fleet: str, clock: Callable[[], float]) -> Restoration:
+    """Signs a note and keeps it: what a device brought behind the newest generalist, and is not told to count, it brings again."""
     newest, before = chain.newest, last_restoration(database)
     last = 0 if before is None else keys.open_restoration(before, chain.signing_key).number
     note = Restoration(
         fleet=fleet, number=max(last + 1, int(clock())),  # the same copy may be restored twice: counting is not enough
         round=chain.newest_number, manifest_hash="" if newest is None else keys.chain_hash(newest),
     )  # fmt: skip
+    database.set_fact("restored", encode(keys.sign_restoration(key, note)).decode())
+    return note
+
+
+def restore(database: Database, chain: Chain, key: Ed25519PrivateKey, fleet: str, clock: Callable[[], float]) -> Restoration:
+    """Signs a note. Invitations that the copy shows as unused may have been used: they end."""
     with database.transaction():
-        database.set_fact("restored", encode(keys.sign_restoration(key, note)).decode())
+        note = sign_note(database, chain, key, fleet, clock)
         database.run("DELETE FROM facts WHERE name = ?", BACKUP)
         database.run("DELETE FROM invitations WHERE device IS NULL")
     log.warning("restored from a backup: the fleet goes on from generalist %d", note.round)

@@ -153,6 +153,39 @@ def test_without_a_note_each_device_refuses_and_drops_nothing(coordinator, tmp_p
     assert (newest(coordinator), head.value, waiting.value) == (pytest.approx(5, abs=0.01),) * 3
 
 
+@pytest.mark.parametrize("starts", [False, True])
+def test_an_acknowledged_update_that_the_coordinators_disk_lost_is_brought_again(tmp_path, starts):
+    coordinator = Coordinator(tmp_path / "data", update_format="float32", goal=2)
+    try:
+        first, second = devices = make(coordinator, tmp_path, 2)
+        begin(coordinator, devices)
+        known = set((coordinator.data / "payloads").iterdir())
+        first.learn(1.0)
+        assert first.exchange().receipts
+        (update,) = set((coordinator.data / "payloads").iterdir()) - known
+        update.unlink()
+        if starts:
+            coordinator.stop()
+            coordinator.restart()
+            assert first.exchange(tokens=0).receipts
+        second.learn(1.25)  # other bytes than the first's, which would be its payload too
+        second.exchange()
+        number = settled(coordinator)["newest_round"]
+        if not starts:
+            assert coordinator.ask("status")["lost"][0].endswith(f"in round {number}")
+            assert first.exchange(tokens=0).receipts
+            second.exchange(tokens=0)
+            second.learn(1.0)
+            second.exchange()
+            settled(coordinator)
+        assert [row["devices"] for row in coordinator.rounds()[-2:]] == [2, 0]
+        learned = 1.125 if starts else 2.25
+        exchange_until_quiet(coordinator, *devices)
+        assert [newest(coordinator), first.value, second.value] == [pytest.approx(learned, abs=0.01)] * 3
+    finally:
+        coordinator.stop()
+
+
 def test_an_open_rounds_update_that_a_backup_held_counts_once(tmp_path):
     coordinator = Coordinator(tmp_path / "data", update_format="float32", goal=2)
     try:
