@@ -24,7 +24,7 @@ def last_restoration(database: Database) -> SignedRestoration | None:
 
 
 def sign_note(database: Database, chain: Chain, key: Ed25519PrivateKey, fleet: str, clock: Callable[[], float]) -> Restoration:
-    """Signs a note and keeps it: what a device brought behind the newest generalist, and is not told to count, it brings again."""
+    """Signs a note and keeps it: what a device brought since the newest generalist, and does not count, it brings again."""
     newest, before = chain.newest, last_restoration(database)
     last = 0 if before is None else keys.open_restoration(before, chain.signing_key).number
     note = Restoration(
