@@ -166,14 +166,12 @@ def _status(options: argparse.Namespace) -> None:
     if status["deadline"] is not None:
         closes += f", or at {_time(status['deadline'])} with {status['quorum']}"
     print(f"round      {status['open_round']}: {status['updates']} updates, {closes}")
-    for sentence in status.get("notes", []):
-        print(f"note       {sentence}")
     print(f"moved      {_size(status['bytes_in'])} in, {_size(status['bytes_out'])} out")
     print(f"disk       {_size(status['disk_free'])} free")
-    for sentence in status["lost"]:
-        print(f"lost       {sentence}")
-    for name, reason in status.get("alarms", {}).items():
-        print(f"look at    {name}: {reason}")
+    alarms = [f"{name}: {reason}" for name, reason in status.get("alarms", {}).items()]
+    for word, sentences in (("note", status.get("notes", [])), ("lost", status["lost"]), ("look at", alarms)):
+        for sentence in sentences:
+            print(f"{word:<10} {sentence}")
     print("\nnext: comigs-coordinator " + ("rounds" if status["devices"] else "invite"))
 
 
@@ -217,26 +215,19 @@ def _backup(options: argparse.Namespace) -> None:
     if _print_json(options, backup):
         return
     print(f"{backup['file']}, {_size(backup['bytes'])}: it holds the coordinator's keys, keep it safe")
-    port = "" if backup["port"] == PORT else f" --port {backup['port']}"
-    restore = f"mkdir DIR && tar -xf FILE -C DIR && comigs-coordinator serve --data DIR{port}"
-    print(f"\nnext, to restore it where no coordinator is: {restore}")
+    print(f"\nnext, to restore it where no coordinator is: {backup['restore']}")
 
 
 def _check(options: argparse.Namespace) -> None:
     from coordinator import admin
-    from coordinator.ledger.restoration import RESTORE
 
     found = admin.examine(options.data, options.repair)
     if not _print_json(options, found):
         for kind in ("repaired", "lost", "damaged"):
             for sentence in found[kind]:
                 print(f"{kind:<10} {printable(sentence)}")
-        if not found["damaged"]:
-            print("everything that is kept is sound\n\nnext: comigs-coordinator status")
-        elif options.repair:
-            print(f"\nnext: {RESTORE}")
-        else:
-            print("\nnext, while the coordinator does not run: comigs-coordinator check --repair")
+        print("" if found["damaged"] else "everything that is kept is sound\n")
+        print(f"next: {found['next']}")
     sys.exit(1 if found["damaged"] else 0)
 
 

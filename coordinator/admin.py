@@ -27,7 +27,7 @@ from coordinator.ledger import check, config, overview
 from coordinator.ledger.database import Database
 from coordinator.ledger.fleet import Fleet
 from coordinator.ledger.folder import Folder
-from coordinator.ledger.restoration import BACKUP
+from coordinator.ledger.restoration import BACKUP, RESTORE
 from coordinator.protocol.errors import CoordinatorError, Refused
 
 SOCKET = "admin.sock"
@@ -131,10 +131,12 @@ def examine(root: Path, repair: bool) -> Result:
     """What is sound, damaged and lost in the folder; a coordinator that runs has mended what it could when it started."""
     if not (root / "keys").exists():
         raise CoordinatorError(f"there is no coordinator in {root}; name its folder with --data")
-    answered = _ask(root, "check", {})
-    if answered is not None and repair:
+    found = _ask(root, "check", {})
+    if found is not None and repair:
         raise CoordinatorError("a coordinator runs in this folder; stop it, and type the command again")
-    return answered if answered is not None else check.check_folder(root, repair)
+    found = check.check_folder(root, repair) if found is None else found
+    mend = RESTORE if repair else "comigs-coordinator check --repair, while the coordinator does not run"
+    return {**found, "next": mend if found["damaged"] else "comigs-coordinator status"}
 
 
 def backup(root: Path, version: str, target: Path) -> Result:
@@ -151,7 +153,9 @@ def backup(root: Path, version: str, target: Path) -> Result:
         raise CoordinatorError(f"{target} cannot be written ({error.strerror}); name another file") from error
     finally:
         made.unlink(missing_ok=True)
-    return {"file": str(target), "bytes": target.stat().st_size, "port": int(found.get("port") or PORT)}
+    port = "" if found.get("port") in (None, str(PORT)) else f" --port {found['port']}"
+    restore = f"mkdir DIR && tar -xf FILE -C DIR && comigs-coordinator serve --data DIR{port}"
+    return {"file": str(target), "bytes": target.stat().st_size, "restore": restore}
 
 
 def _ask(root: Path, operation: str, arguments: dict[str, Any]) -> Result | None:
