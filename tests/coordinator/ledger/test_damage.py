@@ -166,12 +166,12 @@ def test_where_no_generalist_is_left_rounds_wait_for_one_that_is_put_back(tmp_pa
     data = path.read_bytes()
     gone(path)
     room.crash()
-    room.step((device, arrays(1.0)))
+    room.step((device, arrays(0.5)))
     assert room.chain.newest_number == 0
     path.write_bytes(data)
     room.crash()
     room.publish()
-    assert room.value() == 2.0
+    assert room.value() == 1.5
     room.fleet.database.close()
 
 
