@@ -80,13 +80,12 @@ def _train(
             warn(warning)
         if run.resumed:
             notes.print(f"resuming at expert step {trainer.expert_steps} of {trainer.schedule.steps}")
-        fleet = None
-        if sync and settings.fleet.sync:
-            with notes.status("asking the coordinator"):
-                fleet = open_rounds(home, run, trainer, say, warn)
+        is_alone = not (sync and settings.fleet.sync)
+        with notes.status("asking the coordinator"):
+            fleet = open_rounds(home, run, trainer, say, warn, is_alone)
         with TrainScreen(trainer, pauses.working_time) as screen:
             outcome = run_training(run, pauses, fleet, screen)
-    _report(trainer, outcome, pauses.seconds, fleet, json)
+    _report(trainer, outcome, pauses.seconds, None if is_alone else fleet, json)
 
 
 def _report(trainer: Trainer, outcome: Outcome, paused: float, fleet: Rounds | None, as_json: bool) -> None:

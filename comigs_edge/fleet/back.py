@@ -43,6 +43,7 @@ def go_back(books: Books, note: Restoration, state: State, generalist: Arrays, t
     itself, because that is too long ago, all that came since is on top.
     """
     standing, links = books.standing, _links(books, note, transport) if note.round >= 0 else {}
+    books.write()
     hashes = {at: keys.chain_hash(each) for at, each in links.items()}
     common = max((int(at) for at, known in standing.heads.items() if hashes.get(int(at)) == known), default=-1)
     reaches = len(standing.brought) < KEPT_UPDATES or min(standing.brought.values()) <= common

@@ -86,16 +86,19 @@ class Books:
         update = self.folder.outbox()
         return f"{self.membership.joined}/{self.standing.number}/{update.id if update else ''}"
 
-    def resume(self, generalist: Arrays, mark: str | None) -> Arrays:
-        """The generalist to train on with; `mark` is the one that was kept with `generalist`, in a checkpoint or with adapters.
+    def resume(self, generalist: Arrays, mark: str | None, tokens: int | None = None) -> Arrays:
+        """The generalist to train on with; `mark` and `tokens` were kept with `generalist`, in a checkpoint or with adapters.
 
-        Both may be older than what was exchanged or sealed since: then the generalist as it was sent is the one, so that
-        no step is sent twice.
+        They may be older than what was exchanged or sealed since: then the generalist as it was sent is the one, so that
+        no step is sent twice. Whichever it is, the tokens that it has learned and no update brought are noted with it.
         """
         self._was_in_a_fleet = mark is not None and not mark.startswith(f"{self.membership.joined}/0/")
-        if self.standing.number == 0 or mark == self.mark or not self._has_reference:
-            return generalist
-        return add(self.standing.reference, self.standing.on_top or {})
+        standing = self.standing
+        if standing.number and mark != self.mark and self._has_reference:
+            return add(standing.reference, standing.on_top or {})
+        if tokens is not None:
+            standing.unsent_tokens = 0 if self._was_in_a_fleet and not standing.number else tokens
+        return generalist
 
     def frozen(self) -> set[str]:
         """The generalist's tensors that this round's averaging does not train."""
@@ -129,8 +132,9 @@ class Books:
     def seal(self, generalist: Arrays, loss: float | None) -> None:
         """Puts what was not sent yet into the outbox; before the first take-over it is only noted."""
         self.note(generalist)
-        self.folder.save_standing(self.standing, self.membership)
-        if self.standing.trained_from >= 0:
+        if self.standing.trained_from < 0:
+            self.write()
+        else:
             self._put(self.pack(generalist, loss))
 
     def seal_initial(self) -> None:
@@ -139,6 +143,7 @@ class Books:
         self._put(pack({name: initial[name] for name in self._shapes}, -1, self.membership))
 
     def _put(self, update: Sealed) -> None:
+        self.write()
         if not self.folder.was_tried:  # what may have arrived goes first, as it is
             self.folder.seal(update)
 
@@ -146,12 +151,21 @@ class Books:
         """At a training's end: what the open round did not take goes to the outbox. Returns whether something waits."""
         if self.standing.unsent_tokens and (self.folder.outbox() is None or self.folder.was_rejected):
             self.seal(generalist, None)
+        elif self.standing.unsent_tokens:
+            self.keep(generalist)
         return self.folder.outbox() is not None
+
+    def keep(self, generalist: Arrays, tokens: int = 0) -> None:
+        """Writes what was learned and no update can hold yet; before the first exchange the adapters alone hold it."""
+        self.note(generalist, tokens)
+        if self.standing.number:
+            self.save()
 
     def to_bring(self) -> Sealed | None:
         """What waits and does not count yet."""
         update = self.folder.outbox()
         if update is not None and update.id == self.standing.acknowledged:  # it counted, and then the power went
+            self.write()
             self.folder.move_to_brought(self.standing, update.id)
             return None
         return None if self.folder.was_rejected else update
@@ -195,7 +209,7 @@ class Books:
             standing.number += 1
         standing.acknowledged = update.id
         standing.unsent_tokens = max(0, standing.unsent_tokens - update.tokens)
-        self.folder.save_standing(standing, self.membership)
+        self.write()
         self.folder.move_to_brought(standing, update.id)
 
     # Taking over --------------------------------------------------------------------------------------------------
@@ -291,4 +305,8 @@ class Books:
     def save(self) -> None:
         """Writes the standing, under the next number."""
         self.standing.number += 1
+        self.write()
+
+    def write(self) -> None:
+        """Writes the standing; always before the outbox changes, which makes the marks of what was kept before older ones."""
         self.folder.save_standing(self.standing, self.membership)

@@ -2,7 +2,8 @@
 
     membership.json          the coordinator's address and pin, this device's id
     standing.safetensors     this device's generalist as far as the coordinator has received it, and what it started from;
-                             standing.json: its facts once more, so that a damaged one does not lose the chain's head
+                             standing.json: its facts and the membership once more, so that a damaged one
+                             of the two loses neither the chain's head nor the fleet
     outbox.safetensors       an update that the coordinator has not acknowledged; outbox.tried: it may have it all the same;
                              outbox.rejected: it never counts as it is
     brought/ID               the last updates that counted: the fleet may go back behind them
@@ -35,7 +36,6 @@ from coordinator.protocol.wire import Arrays, Shapes
 
 KEPT_GENERALISTS, KEPT_UPDATES, KEPT_HEADS = 3, 32, 256
 _ON_TOP = "on_top."
-_WORDS = ("fleet", "signing_key", "joined")  # of the membership, which its standing knows too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,24 +105,31 @@ class FleetFolder:
 
     @property
     def is_member(self) -> bool:
-        """Whether this device has joined a fleet."""
-        return self._membership.exists()
+        """Whether this device has joined a fleet; its books say so, even where the membership itself is gone."""
+        return self.root.exists()
 
     def membership(self) -> Membership:
-        """Raises `ComigsError` where there is none."""
+        """The membership, from the standing's facts where it is damaged or gone; raises `ComigsError` where there is none."""
         if not self.is_member:
             raise ComigsError("this device belongs to no fleet; get a link from its coordinator and run: comigs-edge join LINK")
         try:
-            return Membership(**known(json.loads(self._membership.read_bytes()), Membership))
+            return _read_membership(self._membership)
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            flaw = f"cannot be read ({error})" if self._membership.exists() else "is gone"
+        try:
+            member = _read_membership(self._facts)
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise ComigsError(
-                f"{self._membership} cannot be read ({error}); what was learned is kept, join again: comigs-edge join LINK"
+                f"{self._membership} {flaw}; what was learned is kept, ask for an invitation (comigs-coordinator invite) and join "
+                "again: comigs-edge join LINK"
             ) from error
+        self.notes.append(f"{self._membership} {flaw}; it was made anew of what {self._facts.name} says")
+        return member
 
     def save_membership(self, membership: Membership) -> None:
         """Writes it, if it changed."""
         data = json.dumps(asdict(membership), indent=1).encode()
-        if not self.is_member or self._membership.read_bytes() != data:
+        if not self._membership.exists() or self._membership.read_bytes() != data:
             files.write_atomic(self._membership, data)
 
     def leave(self) -> None:
@@ -195,7 +202,7 @@ class FleetFolder:
         reference, on_top = facts.pop("reference"), facts.pop("on_top") or {}
         tensors = reference | {_ON_TOP + name: array for name, array in on_top.items()}
         write_record(self._standing, tensors, facts)
-        files.write_atomic(self._facts, json.dumps(facts | {name: getattr(member, name) for name in _WORDS}).encode())
+        files.write_atomic(self._facts, json.dumps(facts | asdict(member)).encode())
 
     def outbox(self) -> Sealed | None:
         """The update that waits; a damaged one is set aside: the standing has what is in it."""
@@ -283,3 +290,7 @@ class FleetFolder:
             del standing.kept[old]
             self.generalist_path(int(old)).unlink(missing_ok=True)
         standing.brought = dict(list(standing.brought.items())[-KEPT_UPDATES:])
+
+
+def _read_membership(path: Path) -> Membership:
+    return Membership(**known(json.loads(path.read_bytes()), Membership))
