@@ -49,7 +49,7 @@ def go_back(books: Books, note: Restoration, state: State, generalist: Arrays, t
     reaches = len(standing.brought) < KEPT_UPDATES or min(standing.brought.values()) <= common
     is_known = is_ahead and common >= 0 and reaches
     begin = common if is_known else note.round
-    lost = _forget_lost(books, begin, set(state.counted))
+    lost = books.forget(lambda at, each: at > begin and each not in state.counted)
     unsent = subtract(generalist, standing.reference)
     standing.reference = subtract(standing.reference, lost)
     if is_ahead:
@@ -85,17 +85,6 @@ def _links(books: Books, note: Restoration, transport: Transport) -> dict[int, S
             f"the coordinator does not show the generalist {note.round} that it was restored to; nothing was taken over"
         )
     return links
-
-
-def _forget_lost(books: Books, begin: int, counted: set[str]) -> Arrays:
-    """What counted behind `begin` and does not any more: it is not sent."""
-    standing = books.standing
-    lost = {each for each, at in standing.brought.items() if at > begin and each not in counted}
-    changes = books.brought(lambda _, update_id: update_id in lost)
-    standing.brought = {each: at for each, at in standing.brought.items() if each not in lost}
-    if lost:
-        standing.unsent_tokens = max(1, standing.unsent_tokens)
-    return changes
 
 
 def _begin_again(books: Books, begin: int, note: Restoration, links: dict[int, SignedManifest], transport: Transport) -> bool:

@@ -16,7 +16,7 @@ has, and comes as the device's first update.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import msgspec
@@ -70,10 +70,23 @@ class Books:
     def brought(self, chosen: Callable[[int, str], bool]) -> Arrays:
         """The sum of the updates that counted and are chosen by round and id."""
         total = zeros(self._shapes)
+        for update in self._chosen(chosen):
+            total = add(total, self._unpack(update))
+        return total
+
+    def _chosen(self, chosen: Callable[[int, str], bool]) -> Iterator[Sealed]:
         for update_id, number in self.standing.brought.items():
             if chosen(number, update_id) and (update := self.folder.brought(update_id)):
-                total = add(total, self._unpack(update))
-        return total
+                yield update
+
+    def forget(self, chosen: Callable[[int, str], bool]) -> Arrays:
+        """The sum of the updates that are chosen by round and id and do not count any more: their tokens are not sent."""
+        standing, changes = self.standing, self.brought(chosen)
+        lost = {each: at for each, at in standing.brought.items() if chosen(at, each)}
+        if lost:
+            standing.unsent_tokens = max(1, standing.unsent_tokens + sum(update.tokens for update in self._chosen(chosen)))
+        standing.brought = {each: at for each, at in standing.brought.items() if each not in lost}
+        return changes
 
     def _unpack(self, update: Sealed) -> Arrays:
         return zeros(self._shapes) | unpack(update, self._shapes)
@@ -95,10 +108,21 @@ class Books:
         self._was_in_a_fleet = mark is not None and not mark.startswith(f"{self.membership.joined}/0/")
         standing = self.standing
         if standing.number and mark != self.mark and self._has_reference:
-            return add(standing.reference, standing.on_top or {})
-        if tokens is not None:
+            generalist = add(standing.reference, standing.on_top or {})
+        elif tokens is not None:
             standing.unsent_tokens = 0 if self._was_in_a_fleet and not standing.number else tokens
+        if standing.dropped:
+            self._take_back(generalist)
         return generalist
+
+    def _take_back(self, generalist: Arrays) -> None:
+        """What the coordinator dropped when it removed this device is on top again."""
+        standing = self.standing
+        self.to_bring()  # the last one may not lie in its place yet
+        dropped = self.forget(lambda _, update_id: update_id in standing.dropped)
+        standing.reference, standing.dropped = subtract(standing.reference, dropped), []
+        self.note(generalist)
+        self.save()
 
     def frozen(self) -> set[str]:
         """The generalist's tensors that this round's averaging does not train."""
@@ -268,8 +292,8 @@ class Books:
         """Trains from this one on, with what was not sent yet on top: `generalist`; returns it, with what was turned back too."""
         standing, reference = self.standing, self.read(link.manifest.round)
         if link.turned_back:
-            generalist = add(generalist, self.brought(lambda number, _: number in link.turned_back))
-        if (standing.trained_from < 0 or link.turned_back) and digest(generalist) != digest(reference):
+            generalist = add(generalist, self.forget(lambda number, _: number in link.turned_back))
+        if standing.trained_from < 0 and digest(generalist) != digest(reference):
             standing.unsent_tokens = max(1, standing.unsent_tokens)  # nobody counted those that come again
         standing.trained_from, standing.reference = link.manifest.round, reference
         self._move_to(link, generalist)
@@ -277,9 +301,8 @@ class Books:
 
     def refuse(self, link: Link, generalist: Arrays) -> None:
         """Keeps the old generalist, and what this device brought in rounds that were turned back."""
-        standing, again = self.standing, self.brought(lambda number, _: number in link.turned_back)
+        standing, again = self.standing, self.forget(lambda number, _: number in link.turned_back)
         standing.refused, standing.reference = link.manifest.round, subtract(standing.reference, again)
-        standing.unsent_tokens = max(standing.unsent_tokens, int(bool(link.turned_back)))
         self._move_to(link, generalist)
 
     def _move_to(self, link: Link, generalist: Arrays) -> None:
@@ -287,7 +310,7 @@ class Books:
         standing.head, standing.head_hash = link.manifest.round, link.hash
         standing.heads = dict(list((standing.heads | link.hashes).items())[-KEPT_HEADS:])
         # An open round's updates count in the next one where the fleet went back meanwhile.
-        standing.brought = {each: at + (at in link.moved) for each, at in standing.brought.items() if at not in link.turned_back}
+        standing.brought = {each: at + (at in link.moved) for each, at in standing.brought.items()}
         self.note(generalist)
         self.save()
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,7 @@ class Standing:
     best: int = -1  # the generalist that was best for this device's text; -1: none was judged yet
     heads: dict[str, str] = field(default_factory=dict)  # number -> hash of the last manifests that were verified
     restored: int = 0  # number of the coordinator's last restoration that is known
+    dropped: list[str] = field(default_factory=list)  # ids of updates that counted until this device was removed from the fleet
     # What the coordinator has received of this device's generalist, on top of the one that training started from.
     reference: Arrays = field(default_factory=dict)
     on_top: Arrays | None = None  # what it had learned beyond that at the last exchange; None: an earlier version wrote no such
@@ -152,6 +154,15 @@ class FleetFolder:
         if self.root.exists() and self._fact("signing_key") != signing_key:
             self.leave()
         return self._fact("joined")
+
+    def rejoin(self, member: Membership, counted: Collection[str]) -> None:
+        """Notes which of the updates that this device brought, with the key that it has still, do not count any more."""
+        if self._fact("device") != member.device:
+            return
+        standing = self.standing()
+        standing.dropped = [each for each in standing.brought if each not in counted]
+        if standing.dropped:
+            self.save_standing(standing, member)
 
     def _fact(self, name: str) -> str | None:
         """Of the membership; its standing knows some of them too, where that is damaged."""

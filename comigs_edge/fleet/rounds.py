@@ -62,9 +62,10 @@ class Rounds:
 
     def after(self, event: Event) -> None:
         """After a step: exchanges if a round's steps are done."""
-        if event.phase == "expert" and not self._is_alone:
-            if event.expert_steps % self._books.membership.local_steps == 0 and self._exchange.is_due():
-                self._guard(self.exchange)
+        if self._is_alone or event.phase != "expert" or event.expert_steps % self._books.membership.local_steps:
+            return
+        if self._exchange.is_due():
+            self._guard(self.exchange)
 
     def end(self) -> None:
         """After the last step: what was not brought yet is brought, or sealed for later."""

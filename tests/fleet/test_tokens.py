@@ -8,7 +8,6 @@ import time
 
 import pytest
 
-from comigs_edge.home.versions import versions
 from tests.coordinator.rig import Coordinator
 from tests.training.test_resume import command, generations
 
