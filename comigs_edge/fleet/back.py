@@ -28,7 +28,10 @@ def roll_back(books: Books, number: int | None, generalist: Arrays) -> tuple[int
         wanted = "an older generalist" if number is None else f"generalist {number}"
         there = ", ".join(map(str, kept)) or "none"
         raise ComigsError(f"{wanted} is not kept on this device (kept: {there}); train on with: comigs-edge train")
-    reference, unsent = books.read(target), subtract(generalist, standing.reference)
+    try:
+        reference, unsent = books.kept.read(target), subtract(generalist, standing.reference)
+    except OSError as error:
+        raise ComigsError(f"generalist {target} is gone from this device; train on with: comigs-edge train") from error
     standing.refused, standing.trained_from, standing.best, standing.reference = standing.head, target, target, reference
     books.note(add(reference, unsent))
     books.save()
@@ -95,9 +98,9 @@ def _begin_again(books: Books, begin: int, note: Restoration, links: dict[int, S
         return True
     for number in (begin, note.round):
         try:
-            books.bring(books.check(links[number]), transport)
+            books.kept.bring(books.check(links[number]), transport)
             standing.trained_from = number
-            standing.reference = add(books.read(number), books.brought(lambda at, _: at > number))  # noqa: B023
+            standing.reference = add(books.kept.read(number), books.brought(lambda at, _: at > number))  # noqa: B023
             return True
         except Offline:
             raise

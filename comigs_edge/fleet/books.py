@@ -23,16 +23,15 @@ import msgspec
 import numpy as np
 
 from comigs_edge.arrays import add, digest, norm, subtract, zeros
-from comigs_edge.fleet.arrival import bring
 from comigs_edge.fleet.chain import Check, Fetch, Link, follow, set_back
 from comigs_edge.fleet.folder import KEPT_HEADS, FleetFolder, Sealed
+from comigs_edge.fleet.kept import Kept
 from comigs_edge.fleet.outbox import check_settings, pack, unpack
 from comigs_edge.fleet.outcome import Judgement, Outcome
-from comigs_edge.fleet.transport import News, Transport
-from comigs_edge.progress import SILENT, Progress
+from comigs_edge.fleet.transport import News
 from coordinator.protocol import rounds, wire
 from coordinator.protocol.generalist import may_leave
-from coordinator.protocol.messages import Manifest, State
+from coordinator.protocol.messages import State
 from coordinator.protocol.wire import Arrays, Shapes
 
 
@@ -50,6 +49,7 @@ class Books:
         self._shapes = {name: shape for name, shape in shapes.items() if may_leave(name)}
         self.initial, self._was_in_a_fleet, self._norm_limit = initial, False, math.inf
         self.membership, self.standing = folder.membership(), folder.standing()
+        self.kept = Kept(folder, self.standing, self._shapes)
         self.check = Check(self.membership.fleet, self.membership.signing_key, base_sha256)
         self._has_reference = bool(self.standing.reference) or self.standing.number == 0 or self._recover()
         if not self.standing.reference:
@@ -62,7 +62,7 @@ class Books:
         """Makes a lost reference anew, of the generalist that training started from and what was brought; returns success."""
         since = self.standing.trained_from
         try:
-            self.standing.reference = add(self.read(since), self.brought(lambda number, _: number > since))
+            self.standing.reference = add(self.kept.read(since), self.brought(lambda number, _: number > since))
         except (OSError, wire.WireError):
             return False
         return True
@@ -208,6 +208,8 @@ class Books:
         self.membership = replace(self.membership, **msgspec.structs.asdict(state.settings))
         self.folder.save_membership(self.membership)
         self._norm_limit = math.inf if state.norm_limit is None else state.norm_limit
+        own = {*self.standing.brought, self.standing.acknowledged, "" if brought is None else brought.id}
+        outcome.heard = self.folder.hear(state, own)
         if brought is not None:
             counts = brought.id in state.counted
             outcome.receipts += [news.receipt] if news.receipt else []
@@ -259,25 +261,16 @@ class Books:
             standing.reference = {name: begun[name] for name in self._shapes}
             self.note(generalist)
 
-    def bring(self, manifest: Manifest, transport: Transport, progress: Progress = SILENT) -> int:
-        """Brings a generalist to its place, unless it is there; returns the bytes that came."""
-        number, path = manifest.round, self.folder.generalist_path(manifest.round)
-        if self.standing.kept.get(str(number)) == manifest.sha256 and self._kept(number):
-            return 0
-        came = bring(manifest, path, self._shapes, self.standing.kept, self.read, transport, progress)
-        self.folder.keep(self.standing, number, manifest.sha256)
-        return came
-
     def compare_with(self, link: Link, generalist: Arrays) -> tuple[list[Arrays], Arrays]:
         """Those to compare, each with what was not sent yet on top: the present one and the best that is kept; the new one."""
         standing = self.standing
         unsent = subtract(generalist, standing.reference)
-        after = add(self.read(link.manifest.round), unsent)
+        after = add(self.kept.read(link.manifest.round), unsent)
         if standing.trained_from < 0:
             return [generalist], after
         # Where the one that training started from is not kept any more: what the fleet has of this device's.
-        before = [add(self._kept(standing.trained_from) or standing.reference, unsent)]
-        if standing.best not in (-1, standing.trained_from) and (best := self._kept(standing.best)):
+        before = [add(self.kept.whole(standing.trained_from) or standing.reference, unsent)]
+        if standing.best not in (-1, standing.trained_from) and (best := self.kept.whole(standing.best)):
             before.append(add(best, unsent))
         return before, after
 
@@ -290,7 +283,7 @@ class Books:
 
     def take_over(self, link: Link, generalist: Arrays) -> Arrays:
         """Trains from this one on, with what was not sent yet on top: `generalist`; returns it, with what was turned back too."""
-        standing, reference = self.standing, self.read(link.manifest.round)
+        standing, reference = self.standing, self.kept.read(link.manifest.round)
         if link.turned_back:
             generalist = add(generalist, self.forget(lambda number, _: number in link.turned_back))
         if standing.trained_from < 0 and digest(generalist) != digest(reference):
@@ -313,17 +306,6 @@ class Books:
         standing.brought = {each: at + (at in link.moved) for each, at in standing.brought.items()}
         self.note(generalist)
         self.save()
-
-    def _kept(self, number: int) -> Arrays:
-        """A generalist that is kept and whole; else nothing."""
-        try:
-            return self.read(number) if str(number) in self.standing.kept else {}
-        except (OSError, wire.WireError):
-            return {}
-
-    def read(self, number: int) -> Arrays:
-        """A generalist that is kept."""
-        return self.folder.generalist(number, self._shapes)
 
     def save(self) -> None:
         """Writes the standing, under the next number."""

@@ -108,7 +108,8 @@ class Exchange:
             return
         manifest = link.manifest
         books.begin_with(generalist)
-        outcome.bytes_received += books.bring(manifest, self.transport, progress)
+        outcome.bytes_received += books.kept.bring(manifest, self.transport, progress)
+        books.kept.mend(self.transport, books.check)
         before, after = books.compare_with(link, generalist)
         if judge is not None:
             outcome.judgement = losses = judge(before, after)

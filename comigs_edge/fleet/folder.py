@@ -7,6 +7,7 @@
     outbox.safetensors       an update that the coordinator has not acknowledged; outbox.tried: it may have it all the same;
                              outbox.rejected: it never counts as it is
     brought/ID               the last updates that counted: the fleet may go back behind them
+    heard.json               what the coordinator said last, and why an exchange failed
     generalists/000012       the last three generalists that were accepted, and the best of them all
 
 The device's key is `device.key` beside them. Each file is replaced as a whole; a damaged one is set aside as *.damaged. A
@@ -19,21 +20,22 @@ import hashlib
 import json
 import shutil
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from comigs_edge import files
 from comigs_edge.arrays import select
 from comigs_edge.errors import ComigsError
+from comigs_edge.fleet.heard import Heard, read_heard, write_heard
 from comigs_edge.fleet.records import known, read_record, write_record
 from comigs_edge.home.folder import Home
-from coordinator.protocol import compress, keys, wire
+from coordinator.protocol import keys
 from coordinator.protocol.errors import CoordinatorError
-from coordinator.protocol.wire import Arrays, Shapes
+from coordinator.protocol.messages import State
+from coordinator.protocol.wire import Arrays
 
 KEPT_GENERALISTS, KEPT_UPDATES, KEPT_HEADS = 3, 32, 256
 _ON_TOP = "on_top."
@@ -101,7 +103,7 @@ class FleetFolder:
         self._facts = self.root / "standing.json"
         self._outbox, self._tried = self.root / "outbox.safetensors", self.root / "outbox.tried"
         self._rejected, self._brought = self.root / "outbox.rejected", self.root / "brought"
-        self._generalists = self.root / "generalists"
+        self._generalists, self._heard = self.root / "generalists", self.root / "heard.json"
 
     # Membership ---------------------------------------------------------------------------------------------------
 
@@ -122,8 +124,8 @@ class FleetFolder:
             member = _read_membership(self._facts)
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise ComigsError(
-                f"{self._membership} {flaw}; what was learned is kept, ask for an invitation (comigs-coordinator invite) and join "
-                "again: comigs-edge join LINK"
+                f"{self._membership} {flaw}; what was learned is kept, ask for an invitation (comigs-coordinator invite) and "
+                "join again: comigs-edge join LINK"
             ) from error
         self.notes.append(f"{self._membership} {flaw}; it was made anew of what {self._facts.name} says")
         return member
@@ -155,10 +157,17 @@ class FleetFolder:
             self.leave()
         return self._fact("joined")
 
-    def rejoin(self, member: Membership, counted: Collection[str]) -> None:
-        """Notes which of the updates that this device brought, with the key that it has still, do not count any more."""
+    def rejoin(self, member: Membership, counted: Collection[str] | None) -> None:
+        """Notes which of the updates that this device brought do not count any more; None: the coordinator does not say.
+
+        Those that came with another key nobody asks for: of them the coordinator tells nothing.
+        """
         if self._fact("device") != member.device:
-            return
+            self._heard.unlink(missing_ok=True)
+        elif counted is not None:
+            self._drop(member, counted)
+
+    def _drop(self, member: Membership, counted: Collection[str]) -> None:
         standing = self.standing()
         standing.dropped = [each for each in standing.brought if each not in counted]
         if standing.dropped:
@@ -186,6 +195,26 @@ class FleetFolder:
             return keys.key_from_pem(self.key_file.read_bytes(), self.key_file)
         except CoordinatorError as error:
             raise ComigsError(f"{error}, or move it away and join again: comigs-edge join LINK") from error
+
+    # What was heard -----------------------------------------------------------------------------------------------
+
+    @property
+    def heard(self) -> Heard:
+        """What the coordinator said last."""
+        return read_heard(self._heard)
+
+    def hear(self, state: State, own: Collection[str]) -> Heard:
+        """Notes what it says now; `own`: ids of updates that this home has sent."""
+        before = self.heard
+        heard = before.hear(state, own)
+        write_heard(self._heard, heard)
+        if heard.strangers > before.strangers and (alarm := heard.alarm(self.key_file)):
+            self.notes.append(alarm)
+        return heard
+
+    def note_trouble(self, reason: str) -> None:
+        """Why an exchange failed; until the next one that does not."""
+        write_heard(self._heard, replace(self.heard, trouble=reason))
 
     # Standing and outbox ------------------------------------------------------------------------------------------
 
@@ -286,12 +315,6 @@ class FleetFolder:
     def generalist_path(self, number: int) -> Path:
         """Where a generalist is kept."""
         return self._generalists / f"{number:06d}.safetensors"
-
-    def generalist(self, number: int, shapes: Shapes) -> Arrays:
-        """A generalist that is kept; raises `WireError`, or `OSError` where it is gone."""
-        path = self.generalist_path(number)
-        arrays = wire.decode_expected(path.read_bytes(), compress.table(shapes, "float32"), str(path))
-        return {name: np.array(array) for name, array in arrays.items()}
 
     def keep(self, standing: Standing, number: int, sha256: str) -> None:
         """Notes a generalist that was brought, and deletes all but the last three and the best."""

@@ -42,8 +42,7 @@ def join(home: Home, link: str, name: str | None, generalist: Generalist) -> Mem
         address=address, pin=pin.hex(), fleet=joined.fleet, device=joined.device, name=joined.name,
         signing_key=joined.signing_key, joined=word or secrets.token_hex(4), **msgspec.structs.asdict(joined.settings),
     )  # fmt: skip
-    if joined.counted is not None:
-        folder.rejoin(member, joined.counted)
+    folder.rejoin(member, joined.counted)
     folder.save_membership(member)
     return member
 

@@ -36,6 +36,8 @@ class Totals:
     bytes_received: int = 0
     newest: int | None = None  # number of the generalist that was taken over last
     waits: bool = False  # an update waits in the outbox
+    round_waits: str | None = None  # why the open round does not close
+    trouble: str | None = None  # why the training went on alone
     rounds: list[int] = field(default_factory=list)  # that an update counted in
 
 
@@ -83,6 +85,8 @@ class Rounds:
         except Exception as error:
             reason = str(error) if isinstance(error, USER_ERRORS) else f"{type(error).__name__}: {error}"
             self._warn(f"{reason}; the training goes on alone")
+            self.totals.trouble = reason
+            FleetFolder(self._home).note_trouble(reason)
             self._go_alone()
 
     def _go_alone(self) -> None:
@@ -153,7 +157,7 @@ class Rounds:
         totals.rounds += [receipt.round for receipt in outcome.receipts]
         totals.bytes_sent += outcome.bytes_sent
         totals.bytes_received += outcome.bytes_received
-        totals.waits = outcome.waits
+        totals.waits, totals.round_waits = outcome.waits, outcome.heard.waiting
         totals.refused += outcome.refused is not None
         if outcome.taken_over is not None:
             totals.generalists, totals.newest = totals.generalists + 1, outcome.taken_over

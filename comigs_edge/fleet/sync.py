@@ -12,6 +12,7 @@ from comigs_edge.errors import ComigsError
 from comigs_edge.fleet import back
 from comigs_edge.fleet.books import Books
 from comigs_edge.fleet.exchange import Exchange
+from comigs_edge.fleet.folder import FleetFolder
 from comigs_edge.fleet.generalist import interrupted_state, read_generalist, read_layout, select_generalist
 from comigs_edge.fleet.http import connect, open_books
 from comigs_edge.fleet.leaving import STAYS, leaving
@@ -42,6 +43,14 @@ class Sync:
 
 def sync(home: Home, settings: Config, progress: Progress) -> Sync:
     """Exchanges generalists. Only the outbox is brought where there are no adapters that could take something over."""
+    try:
+        return _sync(home, settings, progress)
+    except ComigsError as error:
+        FleetFolder(home).note_trouble(str(error))
+        raise
+
+
+def _sync(home: Home, settings: Config, progress: Progress) -> Sync:
     exchange = _open(home, settings)
     is_interrupted = interrupted_state(home) is not None  # it takes over what is new when it is resumed
     if is_interrupted or not versions(home.adapters):

@@ -1,15 +1,10 @@
 """In a fleet, out of it and back: what counted and what did not, and who is who; with a real coordinator."""
 
-import json
-import shutil
-
 import pytest
 
-from comigs_edge.errors import ComigsError
 from comigs_edge.fleet import joining, rounds
 from comigs_edge.fleet.client import RemoteRefused
 from comigs_edge.home.folder import Home
-from coordinator.protocol.errors import CoordinatorError
 from tests.coordinator.rig import Coordinator, generalist
 from tests.fleet.rig import BASE, Device
 from tests.fleet.test_exchange import settled
