@@ -152,9 +152,10 @@ def _print_json(options: argparse.Namespace, result: dict[str, Any]) -> bool:
 def _invite(options: argparse.Namespace) -> None:
     invitation = _call(options, "invite", name=options.name, address=options.address)
     print(invitation["link"])
-    if note := invitation.get("note"):
-        print(f"note: {note}", file=sys.stderr)
-    print(f"\nnext, on the device, until {_time(invitation['expires'])}: comigs-edge join LINK", file=sys.stderr)
+    print(
+        f"{invitation.get('note') or ''}\nnext, on the device, until {_time(invitation['expires'])}: comigs-edge join LINK",
+        file=sys.stderr,
+    )
 
 
 def _status(options: argparse.Namespace) -> None:
@@ -181,8 +182,7 @@ def _devices(options: argparse.Namespace) -> None:
     table = [("name", "last contact", "updates", "last round", "in", "out", "")]
     table += [
         (row["name"], _time(row["last_contact"]), row["updates"], "-" if row["last_round"] is None else row["last_round"],
-         _size(row["bytes_in"]), _size(row["bytes_out"]),
-         f"removed {_time(row['revoked'])}" if row["revoked"] else row.get("alarm") or "")
+         _size(row["bytes_in"]), _size(row["bytes_out"]), "revoked" if row["revoked"] else row.get("alarm") or "")
         for row in rows
     ]  # fmt: skip
     _print_table(table)
@@ -206,8 +206,7 @@ def _rounds(options: argparse.Namespace) -> None:
 def _revoke(options: argparse.Namespace) -> None:
     device = _call(options, "revoke", name=options.name)
     print(f"{printable(device['name'])} is not in the fleet any more; its next request is refused")
-    print(f"to have it back: comigs-coordinator invite --name {printable(device['name'])}")
-    print("\nnext: comigs-coordinator devices")
+    print(f"\nnext, to have it back: comigs-coordinator invite --name {printable(device['name'])}")
 
 
 def _backup(options: argparse.Namespace) -> None:

@@ -27,7 +27,7 @@ from comigs_edge.fleet.chain import Check, Fetch, Link, follow, set_back
 from comigs_edge.fleet.folder import KEPT_HEADS, FleetFolder, Sealed
 from comigs_edge.fleet.kept import Kept
 from comigs_edge.fleet.outbox import check_settings, pack, unpack
-from comigs_edge.fleet.outcome import Judgement, Outcome
+from comigs_edge.fleet.outcome import Outcome
 from comigs_edge.fleet.transport import News
 from coordinator.protocol import rounds, wire
 from coordinator.protocol.generalist import may_leave
@@ -260,26 +260,6 @@ class Books:
             begun = generalist if self._was_in_a_fleet else self.initial()
             standing.reference = {name: begun[name] for name in self._shapes}
             self.note(generalist)
-
-    def compare_with(self, link: Link, generalist: Arrays) -> tuple[list[Arrays], Arrays]:
-        """Those to compare, each with what was not sent yet on top: the present one and the best that is kept; the new one."""
-        standing = self.standing
-        unsent = subtract(generalist, standing.reference)
-        after = add(self.kept.read(link.manifest.round), unsent)
-        if standing.trained_from < 0:
-            return [generalist], after
-        # Where the one that training started from is not kept any more: what the fleet has of this device's.
-        before = [add(self.kept.whole(standing.trained_from) or standing.reference, unsent)]
-        if standing.best not in (-1, standing.trained_from) and (best := self.kept.whole(standing.best)):
-            before.append(add(best, unsent))
-        return before, after
-
-    def judged(self, link: Link, losses: Judgement) -> None:
-        """Remembers which of the generalists that were compared is the best."""
-        if losses.after <= losses.before:
-            self.standing.best = link.manifest.round
-        elif losses.before_is_present:
-            self.standing.best = self.standing.trained_from
 
     def take_over(self, link: Link, generalist: Arrays) -> Arrays:
         """Trains from this one on, with what was not sent yet on top: `generalist`; returns it, with what was turned back too."""

@@ -110,10 +110,10 @@ class Exchange:
         books.begin_with(generalist)
         outcome.bytes_received += books.kept.bring(manifest, self.transport, progress)
         books.kept.mend(self.transport, books.check)
-        before, after = books.compare_with(link, generalist)
+        before, after = books.kept.compare_with(manifest.round, generalist)
         if judge is not None:
             outcome.judgement = losses = judge(before, after)
-            books.judged(link, losses)
+            books.kept.judged(manifest.round, losses)
             if not losses.after <= losses.before + books.gate:
                 outcome.refused, is_first = manifest.round, books.standing.trained_from < 0
                 books.refuse(link, generalist)

@@ -30,6 +30,7 @@ from comigs_edge import files
 from comigs_edge.arrays import select
 from comigs_edge.errors import ComigsError
 from comigs_edge.fleet.heard import Heard, read_heard, write_heard
+from comigs_edge.fleet.membership import Membership, find_membership
 from comigs_edge.fleet.records import known, read_record, write_record
 from comigs_edge.home.folder import Home
 from coordinator.protocol import keys
@@ -39,22 +40,6 @@ from coordinator.protocol.wire import Arrays
 
 KEPT_GENERALISTS, KEPT_UPDATES, KEPT_HEADS = 3, 32, 256
 _ON_TOP = "on_top."
-
-
-@dataclass(frozen=True, kw_only=True)
-class Membership:
-    """Of one device in one fleet."""
-
-    address: str
-    pin: str  # SHA-256 of the coordinator's TLS certificate, hexadecimal
-    fleet: str
-    device: str
-    name: str
-    signing_key: str  # the coordinator's, for manifests
-    joined: str  # a random word: tells this membership from earlier ones
-    local_steps: int  # this and the next two: as the coordinator said last
-    update_format: str
-    averaging: str
 
 
 @dataclass
@@ -116,18 +101,8 @@ class FleetFolder:
         """The membership, from the standing's facts where it is damaged or gone; raises `ComigsError` where there is none."""
         if not self.is_member:
             raise ComigsError("this device belongs to no fleet; get a link from its coordinator and run: comigs-edge join LINK")
-        try:
-            return _read_membership(self._membership)
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            flaw = f"cannot be read ({error})" if self._membership.exists() else "is gone"
-        try:
-            member = _read_membership(self._facts)
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise ComigsError(
-                f"{self._membership} {flaw}; what was learned is kept, ask for an invitation (comigs-coordinator invite) and "
-                "join again: comigs-edge join LINK"
-            ) from error
-        self.notes.append(f"{self._membership} {flaw}; it was made anew of what {self._facts.name} says")
+        member, note = find_membership(self._membership, self._facts)
+        self.notes += [note] if note else []
         return member
 
     def save_membership(self, membership: Membership) -> None:
@@ -164,12 +139,9 @@ class FleetFolder:
         """
         if self._fact("device") != member.device:
             self._heard.unlink(missing_ok=True)
-        elif counted is not None:
-            self._drop(member, counted)
-
-    def _drop(self, member: Membership, counted: Collection[str]) -> None:
+            return
         standing = self.standing()
-        standing.dropped = [each for each in standing.brought if each not in counted]
+        standing.dropped = [] if counted is None else [each for each in standing.brought if each not in counted]
         if standing.dropped:
             self.save_standing(standing, member)
 
@@ -195,6 +167,8 @@ class FleetFolder:
             return keys.key_from_pem(self.key_file.read_bytes(), self.key_file)
         except CoordinatorError as error:
             raise ComigsError(f"{error}, or move it away and join again: comigs-edge join LINK") from error
+        except OSError as error:
+            raise ComigsError(f"{self.key_file} cannot be read ({error.strerror}); give it back to its owner") from error
 
     # What was heard -----------------------------------------------------------------------------------------------
 
@@ -324,7 +298,3 @@ class FleetFolder:
             del standing.kept[old]
             self.generalist_path(int(old)).unlink(missing_ok=True)
         standing.brought = dict(list(standing.brought.items())[-KEPT_UPDATES:])
-
-
-def _read_membership(path: Path) -> Membership:
-    return Membership(**known(json.loads(path.read_bytes()), Membership))

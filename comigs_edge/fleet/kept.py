@@ -6,10 +6,12 @@ import hashlib
 
 import numpy as np
 
+from comigs_edge.arrays import add, subtract
 from comigs_edge.errors import ComigsError
 from comigs_edge.fleet.arrival import bring
 from comigs_edge.fleet.chain import Check
 from comigs_edge.fleet.folder import FleetFolder, Standing
+from comigs_edge.fleet.outcome import Judgement
 from comigs_edge.fleet.transport import Offline, Transport
 from comigs_edge.progress import SILENT, Progress
 from coordinator.protocol import compress, wire
@@ -66,3 +68,23 @@ class Kept:
                 del standing.kept[str(number)]
                 became = f"it cannot be brought anew ({error}), and the next one is judged without it"
             self._folder.notes.append(f"generalist {number} was damaged or gone on this device; {became}")
+
+    def compare_with(self, number: int, generalist: Arrays) -> tuple[list[Arrays], Arrays]:
+        """Those to compare, each with what was not sent yet on top: the present one and the best that is kept; the new one."""
+        standing = self._standing
+        unsent = subtract(generalist, standing.reference)
+        after = add(self.read(number), unsent)
+        if standing.trained_from < 0:
+            return [generalist], after
+        # Where the one that training started from is not kept any more: what the fleet has of this device's.
+        before = [add(self.whole(standing.trained_from) or standing.reference, unsent)]
+        if standing.best not in (-1, standing.trained_from) and (best := self.whole(standing.best)):
+            before.append(add(best, unsent))
+        return before, after
+
+    def judged(self, number: int, losses: Judgement) -> None:
+        """Remembers which of the generalists that were compared is the best."""
+        if losses.after <= losses.before:
+            self._standing.best = number
+        elif losses.before_is_present:
+            self._standing.best = self._standing.trained_from
