@@ -152,10 +152,8 @@ def _print_json(options: argparse.Namespace, result: dict[str, Any]) -> bool:
 def _invite(options: argparse.Namespace) -> None:
     invitation = _call(options, "invite", name=options.name, address=options.address)
     print(invitation["link"])
-    print(
-        f"{invitation.get('note') or ''}\nnext, on the device, until {_time(invitation['expires'])}: comigs-edge join LINK",
-        file=sys.stderr,
-    )
+    until = _time(invitation["expires"])
+    print(f"{invitation.get('note') or ''}\nnext, on the device, until {until}: comigs-edge join LINK", file=sys.stderr)
 
 
 def _status(options: argparse.Namespace) -> None:
@@ -235,8 +233,7 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _restored(options: argparse.Namespace) -> None:
-    note = _call(options, "restored")
-    print(f"the devices are told that the fleet goes on from generalist {note['round']}")
+    print(f"the devices are told that the fleet goes on from generalist {_call(options, 'restored')['round']}")
     print("devices that were removed since the copy was made are members again; those that joined since are not")
     print("\nnext, look for such devices: comigs-coordinator devices")
 
