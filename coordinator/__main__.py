@@ -153,7 +153,8 @@ def _print_json(options: argparse.Namespace, result: dict[str, Any]) -> bool:
 def _invite(options: argparse.Namespace) -> None:
     invitation = _call(options, "invite", name=options.name, address=options.address)
     print(invitation["link"])
-    print(f"\nnext, on the device, until {_time(invitation['expires'])}: comigs-edge join LINK", file=sys.stderr)
+    until = _time(invitation["expires"])
+    print(f"{invitation.get('note') or ''}\nnext, on the device, until {until}: comigs-edge join LINK", file=sys.stderr)
 
 
 def _status(options: argparse.Namespace) -> None:
@@ -204,7 +205,7 @@ def _rounds(options: argparse.Namespace) -> None:
 def _revoke(options: argparse.Namespace) -> None:
     device = _call(options, "revoke", name=options.name)
     print(f"{printable(device['name'])} is not in the fleet any more; its next request is refused")
-    print("\nnext: comigs-coordinator devices")
+    print(f"\nnext, to have it back: comigs-coordinator invite --name {printable(device['name'])}")
 
 
 def _backup(options: argparse.Namespace) -> None:
@@ -232,8 +233,7 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _restored(options: argparse.Namespace) -> None:
-    note = _call(options, "restored")
-    print(f"the devices are told that the fleet goes on from generalist {note['round']}")
+    print(f"the devices are told that the fleet goes on from generalist {_call(options, 'restored')['round']}")
     print("devices that were removed since the copy was made are members again; those that joined since are not")
     print("\nnext, look for such devices: comigs-coordinator devices")
 

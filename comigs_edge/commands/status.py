@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from comigs_edge.commands.console import next_command, out, print_json, size
 from comigs_edge.data.corpus import Corpus
+from comigs_edge.errors import ComigsError
 from comigs_edge.home import folder as homes
 from coordinator.protocol.text import printable
 
@@ -35,10 +36,7 @@ def status(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
             losses = f"{made['validation_loss_before']:.4f} before, {made['validation_loss']:.4f} after"
             out.print(f"[bold]adapters  [/]version {made['version']}, validation loss {losses}")
         if fleet := facts["fleet"]:
-            newest = "no generalist yet" if fleet["generalist"] is None else f"generalist {fleet['generalist']}"
-            waits = ", an update waits" if fleet["waits"] else ""
-            name = escape(printable(fleet["name"]))
-            out.print(f"[bold]fleet     [/]{fleet['address']}, as {name}, {newest}{waits}", soft_wrap=True)
+            out.print(f"[bold]fleet     [/]{escape(_fleet_line(fleet))}", soft_wrap=True)
         for model in facts["models"]:
             out.print(f"[bold]model     [/]{model['path']}, {size(model['bytes'])}", soft_wrap=True)
     next_command(facts["next"])
@@ -77,12 +75,26 @@ def _fleet(home: homes.Home) -> dict[str, Any] | None:
     folder = FleetFolder(home)
     if not folder.is_member:
         return None
-    member, standing = folder.membership(), folder.standing()
-    generalist = None if standing.trained_from < 0 else standing.trained_from
+    heard, standing, member = folder.heard, folder.standing(), None
+    troubles = [heard.trouble, heard.alarm(folder.key_file)]
+    try:
+        member = folder.membership()
+    except ComigsError as error:
+        troubles = [str(error)]
     return {
-        "address": member.address, "name": member.name, "generalist": generalist, "waits": folder.outbox() is not None,
-        "local_steps": member.local_steps,
+        "address": member and member.address, "name": member and member.name, "waits": folder.outbox() is not None,
+        "generalist": None if standing.trained_from < 0 else standing.trained_from,
+        "local_steps": member and member.local_steps, "round_waits": heard.waiting,
+        "troubles": [*filter(None, troubles), *folder.notes],
     }  # fmt: skip
+
+
+def _fleet_line(fleet: dict[str, Any]) -> str:
+    facts = [fleet["address"], fleet["name"] and f"as {printable(fleet['name'])}"]
+    facts += ["no generalist yet" if fleet["generalist"] is None else f"generalist {fleet['generalist']}"]
+    facts += ["an update waits" if fleet["waits"] else None, fleet["round_waits"]]
+    troubles = "".join(f"\n          {printable(each)}" for each in fleet["troubles"])
+    return ", ".join(filter(None, facts)) + troubles
 
 
 def _next(facts: dict[str, Any]) -> str:

@@ -96,6 +96,7 @@ def _report(result: Sync, json: bool) -> None:
             "updates": [{"round": each.round, "weight": each.weight} for each in outcome.receipts],
             "taken_over": outcome.taken_over, 
             "restored_to": outcome.restored_to, "refused": outcome.refused, "waits": outcome.waits,
+            "round_waits": outcome.heard.waiting,
             "offline": outcome.offline, "bytes_sent": outcome.bytes_sent, "bytes_received": outcome.bytes_received,
             "adapters_version": result.version, "next": result.next_command,
         })  # fmt: skip
@@ -121,4 +122,6 @@ def _report(result: Sync, json: bool) -> None:
         )
     if not (outcome.receipts or outcome.had_arrived) and outcome.taken_over is None and outcome.refused is None:
         out.print("an update waits for the next round" if outcome.waits else "there is nothing new")
+    if waiting := outcome.heard.waiting:
+        out.print(waiting)
     next_command(result.next_command)

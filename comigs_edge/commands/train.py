@@ -11,9 +11,11 @@ import typer
 from comigs_edge.commands.console import bar, next_command, notes, out, print_json, size, unbroken_output, warn
 from comigs_edge.commands.plan import LINES_HELP, summary
 from comigs_edge.home import folder as homes
+from coordinator.protocol.text import printable
 
 if TYPE_CHECKING:
     from comigs_edge.fleet.rounds import Rounds, Totals
+    from comigs_edge.home.folder import Home
     from comigs_edge.training.loop import Outcome
     from comigs_edge.training.trainer import Trainer
 
@@ -80,19 +82,20 @@ def _train(
             warn(warning)
         if run.resumed:
             notes.print(f"resuming at expert step {trainer.expert_steps} of {trainer.schedule.steps}")
-        fleet = None
-        if sync and settings.fleet.sync:
-            with notes.status("asking the coordinator"):
-                fleet = open_rounds(home, run, trainer, say, warn)
+        is_alone = not (sync and settings.fleet.sync)
+        with notes.status("asking the coordinator"):
+            fleet = open_rounds(home, run, trainer, say, warn, is_alone)
         with TrainScreen(trainer, pauses.working_time) as screen:
             outcome = run_training(run, pauses, fleet, screen)
-    _report(trainer, outcome, pauses.seconds, fleet, json)
+    _report(home, trainer, outcome, pauses.seconds, None if is_alone else fleet, json)
 
 
-def _report(trainer: Trainer, outcome: Outcome, paused: float, fleet: Rounds | None, as_json: bool) -> None:
+def _report(home: Home, trainer: Trainer, outcome: Outcome, paused: float, fleet: Rounds | None, as_json: bool) -> None:
     from comigs_edge.arrays import digest
+    from comigs_edge.home.versions import versions
     from comigs_edge.training.pauses import duration
 
+    then = "comigs-edge chat" if versions(home.adapters) else "comigs-edge chat --base"
     result = {
         "finished": trainer.is_done,
         "expert_steps": trainer.expert_steps,
@@ -106,7 +109,7 @@ def _report(trainer: Trainer, outcome: Outcome, paused: float, fleet: Rounds | N
         "adapters_sha256": digest(trainer.adapters.arrays()),
         "best_sha256": digest(trainer.best),
         "fleet": None if fleet is None else asdict(fleet.totals),
-        "next": "comigs-edge chat" if trainer.is_done else "comigs-edge train --resume",
+        "next": then if trainer.is_done else "comigs-edge train --resume",
     }
     if as_json:
         print_json(result)
@@ -120,7 +123,9 @@ def _report(trainer: Trainer, outcome: Outcome, paused: float, fleet: Rounds | N
         soft_wrap=True,
     )
     if fleet is not None:
-        out.print(_summary_of(fleet.totals), soft_wrap=True)
+        out.print(_summary_of(fleet.totals), soft_wrap=True, markup=False)
+        if fleet.totals.trouble is not None:
+            out.print(f"trained alone: {printable(fleet.totals.trouble)}", soft_wrap=True, markup=False)
     if outcome.version is None:
         out.print("nothing better than the start was found, so the personal model is unchanged")
     next_command(str(result["next"]))
@@ -129,6 +134,7 @@ def _report(trainer: Trainer, outcome: Outcome, paused: float, fleet: Rounds | N
 def _summary_of(totals: Totals) -> str:
     newest = "" if totals.newest is None else f", the newest is {totals.newest}"
     waits = "; an update waits for the next round or for the network, it is brought by: comigs-edge sync" if totals.waits else ""
+    waits += f"; {totals.round_waits}" if totals.round_waits else ""
     return (
         f"fleet: {totals.updates} updates brought ({size(totals.bytes_sent)}), {totals.generalists} generalists taken over "
         f"({size(totals.bytes_received)}){newest}{waits}"

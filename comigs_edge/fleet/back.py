@@ -28,7 +28,10 @@ def roll_back(books: Books, number: int | None, generalist: Arrays) -> tuple[int
         wanted = "an older generalist" if number is None else f"generalist {number}"
         there = ", ".join(map(str, kept)) or "none"
         raise ComigsError(f"{wanted} is not kept on this device (kept: {there}); train on with: comigs-edge train")
-    reference, unsent = books.read(target), subtract(generalist, standing.reference)
+    try:
+        reference, unsent = books.kept.read(target), subtract(generalist, standing.reference)
+    except OSError as error:
+        raise ComigsError(f"generalist {target} is gone from this device; train on with: comigs-edge train") from error
     standing.refused, standing.trained_from, standing.best, standing.reference = standing.head, target, target, reference
     books.note(add(reference, unsent))
     books.save()
@@ -43,12 +46,13 @@ def go_back(books: Books, note: Restoration, state: State, generalist: Arrays, t
     itself, because that is too long ago, all that came since is on top.
     """
     standing, links = books.standing, _links(books, note, transport) if note.round >= 0 else {}
+    books.write()
     hashes = {at: keys.chain_hash(each) for at, each in links.items()}
     common = max((int(at) for at, known in standing.heads.items() if hashes.get(int(at)) == known), default=-1)
     reaches = len(standing.brought) < KEPT_UPDATES or min(standing.brought.values()) <= common
     is_known = is_ahead and common >= 0 and reaches
     begin = common if is_known else note.round
-    lost = _forget_lost(books, begin, set(state.counted))
+    lost = books.forget(lambda at, each: at > begin and each not in state.counted)
     unsent = subtract(generalist, standing.reference)
     standing.reference = subtract(standing.reference, lost)
     if is_ahead:
@@ -86,17 +90,6 @@ def _links(books: Books, note: Restoration, transport: Transport) -> dict[int, S
     return links
 
 
-def _forget_lost(books: Books, begin: int, counted: set[str]) -> Arrays:
-    """What counted behind `begin` and does not any more: it is not sent."""
-    standing = books.standing
-    lost = {each for each, at in standing.brought.items() if at > begin and each not in counted}
-    changes = books.brought(lambda _, update_id: update_id in lost)
-    standing.brought = {each: at for each, at in standing.brought.items() if each not in lost}
-    if lost:
-        standing.unsent_tokens = max(1, standing.unsent_tokens)
-    return changes
-
-
 def _begin_again(books: Books, begin: int, note: Restoration, links: dict[int, SignedManifest], transport: Transport) -> bool:
     """Makes the reference a generalist of the coordinator's, with what it has of this device's since; returns success."""
     standing = books.standing
@@ -105,9 +98,9 @@ def _begin_again(books: Books, begin: int, note: Restoration, links: dict[int, S
         return True
     for number in (begin, note.round):
         try:
-            books.bring(books.check(links[number]), transport)
+            books.kept.bring(books.check(links[number]), transport)
             standing.trained_from = number
-            standing.reference = add(books.read(number), books.brought(lambda at, _: at > number))  # noqa: B023
+            standing.reference = add(books.kept.read(number), books.brought(lambda at, _: at > number))  # noqa: B023
             return True
         except Offline:
             raise

@@ -16,23 +16,22 @@ has, and comes as the device's first update.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import msgspec
 import numpy as np
 
 from comigs_edge.arrays import add, digest, norm, subtract, zeros
-from comigs_edge.fleet.arrival import bring
 from comigs_edge.fleet.chain import Check, Fetch, Link, follow, set_back
 from comigs_edge.fleet.folder import KEPT_HEADS, FleetFolder, Sealed
+from comigs_edge.fleet.kept import Kept
 from comigs_edge.fleet.outbox import check_settings, pack, unpack
-from comigs_edge.fleet.outcome import Judgement, Outcome
-from comigs_edge.fleet.transport import News, Transport
-from comigs_edge.progress import SILENT, Progress
+from comigs_edge.fleet.outcome import Outcome
+from comigs_edge.fleet.transport import News
 from coordinator.protocol import rounds, wire
 from coordinator.protocol.generalist import may_leave
-from coordinator.protocol.messages import Manifest, State
+from coordinator.protocol.messages import State
 from coordinator.protocol.wire import Arrays, Shapes
 
 
@@ -50,6 +49,7 @@ class Books:
         self._shapes = {name: shape for name, shape in shapes.items() if may_leave(name)}
         self.initial, self._was_in_a_fleet, self._norm_limit = initial, False, math.inf
         self.membership, self.standing = folder.membership(), folder.standing()
+        self.kept = Kept(folder, self.standing, self._shapes)
         self.check = Check(self.membership.fleet, self.membership.signing_key, base_sha256)
         self._has_reference = bool(self.standing.reference) or self.standing.number == 0 or self._recover()
         if not self.standing.reference:
@@ -62,7 +62,7 @@ class Books:
         """Makes a lost reference anew, of the generalist that training started from and what was brought; returns success."""
         since = self.standing.trained_from
         try:
-            self.standing.reference = add(self.read(since), self.brought(lambda number, _: number > since))
+            self.standing.reference = add(self.kept.read(since), self.brought(lambda number, _: number > since))
         except (OSError, wire.WireError):
             return False
         return True
@@ -70,10 +70,23 @@ class Books:
     def brought(self, chosen: Callable[[int, str], bool]) -> Arrays:
         """The sum of the updates that counted and are chosen by round and id."""
         total = zeros(self._shapes)
+        for update in self._chosen(chosen):
+            total = add(total, self._unpack(update))
+        return total
+
+    def _chosen(self, chosen: Callable[[int, str], bool]) -> Iterator[Sealed]:
         for update_id, number in self.standing.brought.items():
             if chosen(number, update_id) and (update := self.folder.brought(update_id)):
-                total = add(total, self._unpack(update))
-        return total
+                yield update
+
+    def forget(self, chosen: Callable[[int, str], bool]) -> Arrays:
+        """The sum of the updates that are chosen by round and id and do not count any more: their tokens are not sent."""
+        standing, changes = self.standing, self.brought(chosen)
+        lost = {each: at for each, at in standing.brought.items() if chosen(at, each)}
+        if lost:
+            standing.unsent_tokens = max(1, standing.unsent_tokens + sum(update.tokens for update in self._chosen(chosen)))
+        standing.brought = {each: at for each, at in standing.brought.items() if each not in lost}
+        return changes
 
     def _unpack(self, update: Sealed) -> Arrays:
         return zeros(self._shapes) | unpack(update, self._shapes)
@@ -86,16 +99,30 @@ class Books:
         update = self.folder.outbox()
         return f"{self.membership.joined}/{self.standing.number}/{update.id if update else ''}"
 
-    def resume(self, generalist: Arrays, mark: str | None) -> Arrays:
-        """The generalist to train on with; `mark` is the one that was kept with `generalist`, in a checkpoint or with adapters.
+    def resume(self, generalist: Arrays, mark: str | None, tokens: int | None = None) -> Arrays:
+        """The generalist to train on with; `mark` and `tokens` were kept with `generalist`, in a checkpoint or with adapters.
 
-        Both may be older than what was exchanged or sealed since: then the generalist as it was sent is the one, so that
-        no step is sent twice.
+        They may be older than what was exchanged or sealed since: then the generalist as it was sent is the one, so that
+        no step is sent twice. Whichever it is, the tokens that it has learned and no update brought are noted with it.
         """
         self._was_in_a_fleet = mark is not None and not mark.startswith(f"{self.membership.joined}/0/")
-        if self.standing.number == 0 or mark == self.mark or not self._has_reference:
-            return generalist
-        return add(self.standing.reference, self.standing.on_top or {})
+        standing = self.standing
+        if standing.number and mark != self.mark and self._has_reference:
+            generalist = add(standing.reference, standing.on_top or {})
+        elif tokens is not None:
+            standing.unsent_tokens = 0 if self._was_in_a_fleet and not standing.number else tokens
+        if standing.dropped:
+            self._take_back(generalist)
+        return generalist
+
+    def _take_back(self, generalist: Arrays) -> None:
+        """What the coordinator dropped when it removed this device is on top again."""
+        standing = self.standing
+        self.to_bring()  # the last one may not lie in its place yet
+        dropped = self.forget(lambda _, update_id: update_id in standing.dropped)
+        standing.reference, standing.dropped = subtract(standing.reference, dropped), []
+        self.note(generalist)
+        self.save()
 
     def frozen(self) -> set[str]:
         """The generalist's tensors that this round's averaging does not train."""
@@ -129,8 +156,9 @@ class Books:
     def seal(self, generalist: Arrays, loss: float | None) -> None:
         """Puts what was not sent yet into the outbox; before the first take-over it is only noted."""
         self.note(generalist)
-        self.folder.save_standing(self.standing, self.membership)
-        if self.standing.trained_from >= 0:
+        if self.standing.trained_from < 0:
+            self.write()
+        else:
             self._put(self.pack(generalist, loss))
 
     def seal_initial(self) -> None:
@@ -139,6 +167,7 @@ class Books:
         self._put(pack({name: initial[name] for name in self._shapes}, -1, self.membership))
 
     def _put(self, update: Sealed) -> None:
+        self.write()
         if not self.folder.was_tried:  # what may have arrived goes first, as it is
             self.folder.seal(update)
 
@@ -146,12 +175,21 @@ class Books:
         """At a training's end: what the open round did not take goes to the outbox. Returns whether something waits."""
         if self.standing.unsent_tokens and (self.folder.outbox() is None or self.folder.was_rejected):
             self.seal(generalist, None)
+        elif self.standing.unsent_tokens:
+            self.keep(generalist)
         return self.folder.outbox() is not None
+
+    def keep(self, generalist: Arrays, tokens: int = 0) -> None:
+        """Writes what was learned and no update can hold yet; before the first exchange the adapters alone hold it."""
+        self.note(generalist, tokens)
+        if self.standing.number:
+            self.save()
 
     def to_bring(self) -> Sealed | None:
         """What waits and does not count yet."""
         update = self.folder.outbox()
         if update is not None and update.id == self.standing.acknowledged:  # it counted, and then the power went
+            self.write()
             self.folder.move_to_brought(self.standing, update.id)
             return None
         return None if self.folder.was_rejected else update
@@ -170,6 +208,8 @@ class Books:
         self.membership = replace(self.membership, **msgspec.structs.asdict(state.settings))
         self.folder.save_membership(self.membership)
         self._norm_limit = math.inf if state.norm_limit is None else state.norm_limit
+        own = {*self.standing.brought, self.standing.acknowledged, "" if brought is None else brought.id}
+        outcome.heard = self.folder.hear(state, own)
         if brought is not None:
             counts = brought.id in state.counted
             outcome.receipts += [news.receipt] if news.receipt else []
@@ -195,7 +235,7 @@ class Books:
             standing.number += 1
         standing.acknowledged = update.id
         standing.unsent_tokens = max(0, standing.unsent_tokens - update.tokens)
-        self.folder.save_standing(standing, self.membership)
+        self.write()
         self.folder.move_to_brought(standing, update.id)
 
     # Taking over --------------------------------------------------------------------------------------------------
@@ -221,41 +261,12 @@ class Books:
             standing.reference = {name: begun[name] for name in self._shapes}
             self.note(generalist)
 
-    def bring(self, manifest: Manifest, transport: Transport, progress: Progress = SILENT) -> int:
-        """Brings a generalist to its place, unless it is there; returns the bytes that came."""
-        number, path = manifest.round, self.folder.generalist_path(manifest.round)
-        if self.standing.kept.get(str(number)) == manifest.sha256 and self._kept(number):
-            return 0
-        came = bring(manifest, path, self._shapes, self.standing.kept, self.read, transport, progress)
-        self.folder.keep(self.standing, number, manifest.sha256)
-        return came
-
-    def compare_with(self, link: Link, generalist: Arrays) -> tuple[list[Arrays], Arrays]:
-        """Those to compare, each with what was not sent yet on top: the present one and the best that is kept; the new one."""
-        standing = self.standing
-        unsent = subtract(generalist, standing.reference)
-        after = add(self.read(link.manifest.round), unsent)
-        if standing.trained_from < 0:
-            return [generalist], after
-        # Where the one that training started from is not kept any more: what the fleet has of this device's.
-        before = [add(self._kept(standing.trained_from) or standing.reference, unsent)]
-        if standing.best not in (-1, standing.trained_from) and (best := self._kept(standing.best)):
-            before.append(add(best, unsent))
-        return before, after
-
-    def judged(self, link: Link, losses: Judgement) -> None:
-        """Remembers which of the generalists that were compared is the best."""
-        if losses.after <= losses.before:
-            self.standing.best = link.manifest.round
-        elif losses.before_is_present:
-            self.standing.best = self.standing.trained_from
-
     def take_over(self, link: Link, generalist: Arrays) -> Arrays:
         """Trains from this one on, with what was not sent yet on top: `generalist`; returns it, with what was turned back too."""
-        standing, reference = self.standing, self.read(link.manifest.round)
+        standing, reference = self.standing, self.kept.read(link.manifest.round)
         if link.turned_back:
-            generalist = add(generalist, self.brought(lambda number, _: number in link.turned_back))
-        if (standing.trained_from < 0 or link.turned_back) and digest(generalist) != digest(reference):
+            generalist = add(generalist, self.forget(lambda number, _: number in link.turned_back))
+        if standing.trained_from < 0 and digest(generalist) != digest(reference):
             standing.unsent_tokens = max(1, standing.unsent_tokens)  # nobody counted those that come again
         standing.trained_from, standing.reference = link.manifest.round, reference
         self._move_to(link, generalist)
@@ -263,9 +274,8 @@ class Books:
 
     def refuse(self, link: Link, generalist: Arrays) -> None:
         """Keeps the old generalist, and what this device brought in rounds that were turned back."""
-        standing, again = self.standing, self.brought(lambda number, _: number in link.turned_back)
+        standing, again = self.standing, self.forget(lambda number, _: number in link.turned_back)
         standing.refused, standing.reference = link.manifest.round, subtract(standing.reference, again)
-        standing.unsent_tokens = max(standing.unsent_tokens, int(bool(link.turned_back)))
         self._move_to(link, generalist)
 
     def _move_to(self, link: Link, generalist: Arrays) -> None:
@@ -273,22 +283,15 @@ class Books:
         standing.head, standing.head_hash = link.manifest.round, link.hash
         standing.heads = dict(list((standing.heads | link.hashes).items())[-KEPT_HEADS:])
         # An open round's updates count in the next one where the fleet went back meanwhile.
-        standing.brought = {each: at + (at in link.moved) for each, at in standing.brought.items() if at not in link.turned_back}
+        standing.brought = {each: at + (at in link.moved) for each, at in standing.brought.items()}
         self.note(generalist)
         self.save()
-
-    def _kept(self, number: int) -> Arrays:
-        """A generalist that is kept and whole; else nothing."""
-        try:
-            return self.read(number) if str(number) in self.standing.kept else {}
-        except (OSError, wire.WireError):
-            return {}
-
-    def read(self, number: int) -> Arrays:
-        """A generalist that is kept."""
-        return self.folder.generalist(number, self._shapes)
 
     def save(self) -> None:
         """Writes the standing, under the next number."""
         self.standing.number += 1
+        self.write()
+
+    def write(self) -> None:
+        """Writes the standing; always before the outbox changes, which makes the marks of what was kept before older ones."""
         self.folder.save_standing(self.standing, self.membership)

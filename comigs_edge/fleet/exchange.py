@@ -17,6 +17,7 @@ from comigs_edge.fleet.books import Books
 from comigs_edge.fleet.chain import ForkedChain, Link, restoration
 from comigs_edge.fleet.outcome import Judge, Judgement, Outcome
 from comigs_edge.fleet.transport import Offline, Transport
+from comigs_edge.home.marks import Mark
 from comigs_edge.progress import SILENT, Progress
 from coordinator.protocol.messages import Refusal, State
 from coordinator.protocol.wire import Arrays
@@ -72,11 +73,12 @@ class Exchange:
             self.books.seal(generalist, loss)
         return True
 
-    def bring_waiting(self, interrupted: tuple[Arrays, str | None] | None, progress: Progress = SILENT) -> Outcome:
+    def bring_waiting(self, interrupted: tuple[Arrays, Mark] | None, progress: Progress = SILENT) -> Outcome:
         """Brings the outbox, and takes over nothing; `interrupted` is the generalist of an interrupted training and its mark."""
         outcome = Outcome()
         if interrupted is not None:
-            self.books.note(self.books.resume(*interrupted))
+            generalist, mark = interrupted
+            self.books.note(self.books.resume(generalist, *mark))
         try:
             self._bring(outcome, progress)
         except Offline as error:
@@ -106,11 +108,12 @@ class Exchange:
             return
         manifest = link.manifest
         books.begin_with(generalist)
-        outcome.bytes_received += books.bring(manifest, self.transport, progress)
-        before, after = books.compare_with(link, generalist)
+        outcome.bytes_received += books.kept.bring(manifest, self.transport, progress)
+        books.kept.mend(self.transport, books.check)
+        before, after = books.kept.compare_with(manifest.round, generalist)
         if judge is not None:
             outcome.judgement = losses = judge(before, after)
-            books.judged(link, losses)
+            books.kept.judged(manifest.round, losses)
             if not losses.after <= losses.before + books.gate:
                 outcome.refused, is_first = manifest.round, books.standing.trained_from < 0
                 books.refuse(link, generalist)

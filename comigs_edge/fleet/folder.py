@@ -2,10 +2,12 @@
 
     membership.json          the coordinator's address and pin, this device's id
     standing.safetensors     this device's generalist as far as the coordinator has received it, and what it started from;
-                             standing.json: its facts once more, so that a damaged one does not lose the chain's head
+                             standing.json: its facts and the membership once more, so that a damaged one
+                             of the two loses neither the chain's head nor the fleet
     outbox.safetensors       an update that the coordinator has not acknowledged; outbox.tried: it may have it all the same;
                              outbox.rejected: it never counts as it is
     brought/ID               the last updates that counted: the fleet may go back behind them
+    heard.json               what the coordinator said last, and why an exchange failed
     generalists/000012       the last three generalists that were accepted, and the best of them all
 
 The device's key is `device.key` beside them. Each file is replaced as a whole; a damaged one is set aside as *.damaged. A
@@ -17,41 +19,27 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from comigs_edge import files
 from comigs_edge.arrays import select
 from comigs_edge.errors import ComigsError
+from comigs_edge.fleet.heard import Heard, read_heard, write_heard
+from comigs_edge.fleet.membership import Membership, find_membership
 from comigs_edge.fleet.records import known, read_record, write_record
 from comigs_edge.home.folder import Home
-from coordinator.protocol import compress, keys, wire
+from coordinator.protocol import keys
 from coordinator.protocol.errors import CoordinatorError
-from coordinator.protocol.wire import Arrays, Shapes
+from coordinator.protocol.messages import State
+from coordinator.protocol.wire import Arrays
 
 KEPT_GENERALISTS, KEPT_UPDATES, KEPT_HEADS = 3, 32, 256
 _ON_TOP = "on_top."
-_WORDS = ("fleet", "signing_key", "joined")  # of the membership, which its standing knows too
-
-
-@dataclass(frozen=True, kw_only=True)
-class Membership:
-    """Of one device in one fleet."""
-
-    address: str
-    pin: str  # SHA-256 of the coordinator's TLS certificate, hexadecimal
-    fleet: str
-    device: str
-    name: str
-    signing_key: str  # the coordinator's, for manifests
-    joined: str  # a random word: tells this membership from earlier ones
-    local_steps: int  # this and the next two: as the coordinator said last
-    update_format: str
-    averaging: str
 
 
 @dataclass
@@ -70,6 +58,7 @@ class Standing:
     best: int = -1  # the generalist that was best for this device's text; -1: none was judged yet
     heads: dict[str, str] = field(default_factory=dict)  # number -> hash of the last manifests that were verified
     restored: int = 0  # number of the coordinator's last restoration that is known
+    dropped: list[str] = field(default_factory=list)  # ids of updates that counted until this device was removed from the fleet
     # What the coordinator has received of this device's generalist, on top of the one that training started from.
     reference: Arrays = field(default_factory=dict)
     on_top: Arrays | None = None  # what it had learned beyond that at the last exchange; None: an earlier version wrote no such
@@ -99,30 +88,27 @@ class FleetFolder:
         self._facts = self.root / "standing.json"
         self._outbox, self._tried = self.root / "outbox.safetensors", self.root / "outbox.tried"
         self._rejected, self._brought = self.root / "outbox.rejected", self.root / "brought"
-        self._generalists = self.root / "generalists"
+        self._generalists, self._heard = self.root / "generalists", self.root / "heard.json"
 
     # Membership ---------------------------------------------------------------------------------------------------
 
     @property
     def is_member(self) -> bool:
-        """Whether this device has joined a fleet."""
-        return self._membership.exists()
+        """Whether this device has joined a fleet; its books say so, even where the membership itself is gone."""
+        return self.root.exists()
 
     def membership(self) -> Membership:
-        """Raises `ComigsError` where there is none."""
+        """The membership, from the standing's facts where it is damaged or gone; raises `ComigsError` where there is none."""
         if not self.is_member:
             raise ComigsError("this device belongs to no fleet; get a link from its coordinator and run: comigs-edge join LINK")
-        try:
-            return Membership(**known(json.loads(self._membership.read_bytes()), Membership))
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise ComigsError(
-                f"{self._membership} cannot be read ({error}); what was learned is kept, join again: comigs-edge join LINK"
-            ) from error
+        member, note = find_membership(self._membership, self._facts)
+        self.notes += [note] if note else []
+        return member
 
     def save_membership(self, membership: Membership) -> None:
         """Writes it, if it changed."""
         data = json.dumps(asdict(membership), indent=1).encode()
-        if not self.is_member or self._membership.read_bytes() != data:
+        if not self._membership.exists() or self._membership.read_bytes() != data:
             files.write_atomic(self._membership, data)
 
     def leave(self) -> None:
@@ -146,6 +132,19 @@ class FleetFolder:
             self.leave()
         return self._fact("joined")
 
+    def rejoin(self, member: Membership, counted: Collection[str] | None) -> None:
+        """Notes which of the updates that this device brought do not count any more; None: the coordinator does not say.
+
+        Those that came with another key nobody asks for: of them the coordinator tells nothing.
+        """
+        if self._fact("device") != member.device:
+            self._heard.unlink(missing_ok=True)
+            return
+        standing = self.standing()
+        standing.dropped = [] if counted is None else [each for each in standing.brought if each not in counted]
+        if standing.dropped:
+            self.save_standing(standing, member)
+
     def _fact(self, name: str) -> str | None:
         """Of the membership; its standing knows some of them too, where that is damaged."""
         for path in (self._membership, self._facts):
@@ -168,6 +167,28 @@ class FleetFolder:
             return keys.key_from_pem(self.key_file.read_bytes(), self.key_file)
         except CoordinatorError as error:
             raise ComigsError(f"{error}, or move it away and join again: comigs-edge join LINK") from error
+        except OSError as error:
+            raise ComigsError(f"{self.key_file} cannot be read ({error.strerror}); give it back to its owner") from error
+
+    # What was heard -----------------------------------------------------------------------------------------------
+
+    @property
+    def heard(self) -> Heard:
+        """What the coordinator said last."""
+        return read_heard(self._heard)
+
+    def hear(self, state: State, own: Collection[str]) -> Heard:
+        """Notes what it says now; `own`: ids of updates that this home has sent."""
+        before = self.heard
+        heard = before.hear(state, own)
+        write_heard(self._heard, heard)
+        if heard.strangers > before.strangers and (alarm := heard.alarm(self.key_file)):
+            self.notes.append(alarm)
+        return heard
+
+    def note_trouble(self, reason: str) -> None:
+        """Why an exchange failed; until the next one that does not."""
+        write_heard(self._heard, replace(self.heard, trouble=reason))
 
     # Standing and outbox ------------------------------------------------------------------------------------------
 
@@ -195,7 +216,7 @@ class FleetFolder:
         reference, on_top = facts.pop("reference"), facts.pop("on_top") or {}
         tensors = reference | {_ON_TOP + name: array for name, array in on_top.items()}
         write_record(self._standing, tensors, facts)
-        files.write_atomic(self._facts, json.dumps(facts | {name: getattr(member, name) for name in _WORDS}).encode())
+        files.write_atomic(self._facts, json.dumps(facts | asdict(member)).encode())
 
     def outbox(self) -> Sealed | None:
         """The update that waits; a damaged one is set aside: the standing has what is in it."""
@@ -268,12 +289,6 @@ class FleetFolder:
     def generalist_path(self, number: int) -> Path:
         """Where a generalist is kept."""
         return self._generalists / f"{number:06d}.safetensors"
-
-    def generalist(self, number: int, shapes: Shapes) -> Arrays:
-        """A generalist that is kept; raises `WireError`, or `OSError` where it is gone."""
-        path = self.generalist_path(number)
-        arrays = wire.decode_expected(path.read_bytes(), compress.table(shapes, "float32"), str(path))
-        return {name: np.array(array) for name, array in arrays.items()}
 
     def keep(self, standing: Standing, number: int, sha256: str) -> None:
         """Notes a generalist that was brought, and deletes all but the last three and the best."""

@@ -65,12 +65,16 @@ class HTTPTransport(Remote):
             super().refuse(refusal)
 
 
-def open_exchange(home: Home, settings: Config, layout: ExpertsConfig, hparams: HParams, patience: float) -> Exchange:
-    """This home's side of its fleet; `patience` is how long (seconds) a call is retried. Raises `ComigsError`."""
-    folder = FleetFolder(home)
-    member = folder.membership()
-    transport = HTTPTransport(member.address, bytes.fromhex(member.pin), folder.key(), member.device, patience)
+def connect(books: Books, patience: float) -> Exchange:
+    """The books' way to their fleet; `patience` is how long (seconds) a call is retried. Raises `ComigsError`."""
+    member = books.membership
+    transport = HTTPTransport(member.address, bytes.fromhex(member.pin), books.folder.key(), member.device, patience)
+    return Exchange(books, transport)
+
+
+def open_books(home: Home, settings: Config, layout: ExpertsConfig, hparams: HParams) -> Books:
+    """This home's books, which need neither the network nor the device's key. Raises `ComigsError`."""
     shapes = generalist_shapes(layout, hparams)
     initial = partial(initial_generalist, layout, hparams, settings.train.seed)
-    books = Books(folder, shapes, initial, settings.base.sha256, settings.fleet.gate, settings.fleet.report_loss)
-    return Exchange(books, transport)
+    folder, fleet = FleetFolder(home), settings.fleet
+    return Books(folder, shapes, initial, settings.base.sha256, fleet.gate, fleet.report_loss)

@@ -11,7 +11,8 @@ import msgspec
 from comigs_edge import __version__
 from comigs_edge.errors import ComigsError
 from comigs_edge.fleet.client import Remote
-from comigs_edge.fleet.folder import FleetFolder, Membership
+from comigs_edge.fleet.folder import FleetFolder
+from comigs_edge.fleet.membership import Membership
 from comigs_edge.home.folder import Home
 from coordinator.protocol import keys
 from coordinator.protocol.messages import Generalist, Join
@@ -26,6 +27,8 @@ def join(home: Home, link: str, name: str | None, generalist: Generalist) -> Mem
     Of a fleet in which this device is or was a member, standing and outbox go on: only address, name and settings change.
     """
     folder = FleetFolder(home)
+    if not link.strip():
+        raise ComigsError("the invitation is empty; ask for one: comigs-coordinator invite")
     try:
         address, code, pin = keys.read_link(link)
     except ValueError as error:
@@ -42,6 +45,7 @@ def join(home: Home, link: str, name: str | None, generalist: Generalist) -> Mem
         address=address, pin=pin.hex(), fleet=joined.fleet, device=joined.device, name=joined.name,
         signing_key=joined.signing_key, joined=word or secrets.token_hex(4), **msgspec.structs.asdict(joined.settings),
     )  # fmt: skip
+    folder.rejoin(member, joined.counted)
     folder.save_membership(member)
     return member
 

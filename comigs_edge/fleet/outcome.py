@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from comigs_edge.fleet.heard import Heard
 from coordinator.protocol.messages import Receipt
 from coordinator.protocol.wire import Arrays
 
@@ -34,6 +35,7 @@ class Outcome:
     restored_to: int | None = None  # the generalist that the coordinator was restored to
     offline: str | None = None  # why the fleet was not reached
     waits: bool = False  # an update waits in the outbox
+    heard: Heard = field(default_factory=Heard)  # what the coordinator said last
     bytes_sent: int = 0
     bytes_received: int = 0
 

@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from comigs_edge.errors import USER_ERRORS
+from comigs_edge.fleet.books import Books
 from comigs_edge.fleet.exchange import Exchange
 from comigs_edge.fleet.folder import FleetFolder
 from comigs_edge.fleet.gate import compare
-from comigs_edge.fleet.http import open_exchange
+from comigs_edge.fleet.http import connect, open_books
 from comigs_edge.fleet.outcome import Outcome
 from comigs_edge.home.folder import Home
+from comigs_edge.home.marks import Mark
 from comigs_edge.training.run import TrainingRun
 from comigs_edge.training.trainer import Event, Trainer
 
@@ -34,6 +36,8 @@ class Totals:
     bytes_received: int = 0
     newest: int | None = None  # number of the generalist that was taken over last
     waits: bool = False  # an update waits in the outbox
+    round_waits: str | None = None  # why the open round does not close
+    trouble: str | None = None  # why the training went on alone
     rounds: list[int] = field(default_factory=list)  # that an update counted in
 
 
@@ -44,81 +48,106 @@ class Rounds:
     """
 
     def __init__(
-        self, home: Home, training: TrainingRun, trainer: Trainer, say: Callable[[str], None], warn: Callable[[str], None]
-    ) -> None:
-        """Takes over the newest generalist."""
+        self, home: Home, training: TrainingRun, trainer: Trainer, say: Callable[[str], None], warn: Callable[[str], None],
+        is_alone: bool = False,
+    ) -> None:  # fmt: skip
+        """Takes over the newest generalist; one that `is_alone` only keeps its books."""
         self._home, self._training, self._trainer, self._say, self._warn = home, training, trainer, say, warn
-        self._opened: Exchange | None = None
-        self._tokens, self._was_offline, self._is_alone = 0, False, False
+        self._opened: Books | None = None
+        self._connected: Exchange | None = None
+        self._was_offline, self._is_alone = False, False
         self.totals = Totals()
-        self._guard(self._begin)
+        if is_alone:
+            self._go_alone()
+        else:
+            self._guard(self._begin)
 
     def after(self, event: Event) -> None:
         """After a step: exchanges if a round's steps are done."""
-        if event.is_best:
-            self._training.best_mark = self._training.fleet_mark
-        if event.phase == "expert" and not self._is_alone:
-            self._tokens += event.tokens
-            if event.expert_steps % self._exchange.books.membership.local_steps == 0 and self._exchange.is_due():
-                self._guard(self.exchange)
+        if self._is_alone or event.phase != "expert" or event.expert_steps % self._books.membership.local_steps:
+            return
+        if self._exchange.is_due():
+            self._guard(self.exchange)
 
     def end(self) -> None:
         """After the last step: what was not brought yet is brought, or sealed for later."""
         self._guard(self._bring_rest)
+        if self._is_alone:
+            with contextlib.suppress(Exception):  # the adapters hold it too
+                self._keep()
 
     def _guard(self, action: Callable[[], None]) -> None:
         if self._is_alone:
             return
         try:
             action()
-            self._training.fleet_mark = self._exchange.books.mark
+            self._set_mark()
         except Exception as error:
-            self._is_alone = True
             reason = str(error) if isinstance(error, USER_ERRORS) else f"{type(error).__name__}: {error}"
             self._warn(f"{reason}; the training goes on alone")
-            with contextlib.suppress(Exception):
-                self._settle()
+            self.totals.trouble = reason
+            FleetFolder(self._home).note_trouble(reason)
+            self._go_alone()
+
+    def _go_alone(self) -> None:
+        self._is_alone = True
+        with contextlib.suppress(Exception):
+            self._settle()
 
     def _settle(self) -> None:
-        """After an error in the middle: the generalist becomes the one that the books on the disk are about."""
-        adapters, self._opened = self._trainer.adapters, None
-        books = self._exchange.books
-        adapters.load_generalist(books.resume(adapters.generalist(), self._training.fleet_mark))
-        self._training.fleet_mark = books.mark
+        """Also after an error in the middle: the generalist becomes the one that the books on the disk are about."""
+        adapters, self._opened, self._connected = self._trainer.adapters, None, None
+        adapters.load_generalist(self._books.resume(adapters.generalist(), *self._training.mark))
+        self._set_mark()
+
+    def _keep(self) -> None:
+        self._books.keep(self._trainer.adapters.generalist(), self._new_tokens)
+        self._set_mark()
+
+    @property
+    def _new_tokens(self) -> int:
+        """Trained on since the books were told."""
+        return (self._training.mark.tokens or 0) - self._books.standing.unsent_tokens
+
+    def _set_mark(self) -> None:
+        self._training.mark = Mark(self._books.mark, self._books.standing.unsent_tokens)
+
+    @property
+    def _books(self) -> Books:
+        if self._opened is None:
+            adapters = self._trainer.adapters
+            self._opened = open_books(self._home, self._training.settings, adapters.layout, adapters.hparams)
+        return self._opened
 
     @property
     def _exchange(self) -> Exchange:
-        if self._opened is None:
-            adapters = self._trainer.adapters
-            self._opened = open_exchange(self._home, self._training.settings, adapters.layout, adapters.hparams, PATIENCE)
-        return self._opened
+        if self._connected is None:
+            self._connected = connect(self._books, PATIENCE)
+        return self._connected
 
     def _begin(self) -> None:
-        trainer, books = self._trainer, self._exchange.books
-        trainer.adapters.load_generalist(books.resume(trainer.adapters.generalist(), self._training.fleet_mark))
+        trainer = self._trainer
+        self._settle()
         self.exchange()
         if trainer.first_loss is None:  # this is what is to be beaten
             trainer.best = trainer.adapters.arrays()
 
     def _bring_rest(self) -> None:
         self.exchange()
-        self.totals.waits = self._exchange.books.seal_rest(self._trainer.adapters.generalist())
+        self.totals.waits = self._books.seal_rest(self._trainer.adapters.generalist())
 
     def exchange(self) -> None:
         """Brings and takes over what there is."""
-        trainer, tokens = self._trainer, self._tokens
-        self._tokens = 0
+        trainer, books, tokens = self._trainer, self._books, self._new_tokens
         loss = trainer.last_loss if trainer.last_loss == trainer.last_loss else None
-        outcome = self._exchange.run(
-            trainer.adapters.generalist(), tokens, partial(compare, trainer, self._exchange.books.gate), loss
-        )
+        outcome = self._exchange.run(trainer.adapters.generalist(), tokens, partial(compare, trainer, books.gate), loss)
         if outcome.generalist is not None:
             trainer.adapters.load_generalist(outcome.generalist)
-        trainer.frozen = self._exchange.books.frozen()
+        trainer.frozen = books.frozen()
         self._count(outcome)
         self._report(outcome)
         self._was_offline = outcome.offline is not None
-        notes = self._exchange.books.folder.notes
+        notes = books.folder.notes
         while notes:
             self._warn(notes.pop(0))
 
@@ -128,7 +157,7 @@ class Rounds:
         totals.rounds += [receipt.round for receipt in outcome.receipts]
         totals.bytes_sent += outcome.bytes_sent
         totals.bytes_received += outcome.bytes_received
-        totals.waits = outcome.waits
+        totals.waits, totals.round_waits = outcome.waits, outcome.heard.waiting
         totals.refused += outcome.refused is not None
         if outcome.taken_over is not None:
             totals.generalists, totals.newest = totals.generalists + 1, outcome.taken_over
@@ -152,7 +181,8 @@ class Rounds:
 
 
 def open_rounds(
-    home: Home, training: TrainingRun, trainer: Trainer, say: Callable[[str], None], warn: Callable[[str], None]
-) -> Rounds | None:
+    home: Home, training: TrainingRun, trainer: Trainer, say: Callable[[str], None], warn: Callable[[str], None],
+    is_alone: bool = False,
+) -> Rounds | None:  # fmt: skip
     """The rounds of this training, with the newest generalist taken over; None for a device that belongs to no fleet."""
-    return Rounds(home, training, trainer, say, warn) if FleetFolder(home).is_member else None
+    return Rounds(home, training, trainer, say, warn, is_alone) if FleetFolder(home).is_member else None

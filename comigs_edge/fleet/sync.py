@@ -10,13 +10,16 @@ from comigs_edge.arrays import select
 from comigs_edge.base.hparams import read_hparams
 from comigs_edge.errors import ComigsError
 from comigs_edge.fleet import back
+from comigs_edge.fleet.books import Books
 from comigs_edge.fleet.exchange import Exchange
+from comigs_edge.fleet.folder import FleetFolder
 from comigs_edge.fleet.generalist import interrupted_state, read_generalist, read_layout, select_generalist
-from comigs_edge.fleet.http import open_exchange
+from comigs_edge.fleet.http import connect, open_books
 from comigs_edge.fleet.leaving import STAYS, leaving
 from comigs_edge.fleet.outcome import Judge, Judgement, Outcome
 from comigs_edge.home.config import Config
 from comigs_edge.home.folder import Home
+from comigs_edge.home.marks import Mark, read_mark
 from comigs_edge.home.versions import Saved, load, save, versions
 from comigs_edge.planning.plan import resolve
 from comigs_edge.progress import Progress
@@ -40,6 +43,14 @@ class Sync:
 
 def sync(home: Home, settings: Config, progress: Progress) -> Sync:
     """Exchanges generalists. Only the outbox is brought where there are no adapters that could take something over."""
+    try:
+        return _sync(home, settings, progress)
+    except ComigsError as error:
+        FleetFolder(home).note_trouble(str(error))
+        raise
+
+
+def _sync(home: Home, settings: Config, progress: Progress) -> Sync:
     exchange = _open(home, settings)
     is_interrupted = interrupted_state(home) is not None  # it takes over what is new when it is resumed
     if is_interrupted or not versions(home.adapters):
@@ -47,11 +58,11 @@ def sync(home: Home, settings: Config, progress: Progress) -> Sync:
         outcome = exchange.bring_waiting(_interrupted(home), progress)
         return Sync(outcome=outcome, next_command=command, notes=tuple(exchange.books.folder.notes))
     saved, books = _saved(home, settings), exchange.books
-    generalist = books.resume(select_generalist(saved.arrays), saved.manifest.get("fleet_mark"))
+    generalist = books.resume(select_generalist(saved.arrays), *read_mark(saved.manifest))
     outcome = exchange.run(generalist, 0, _judge(home, settings, saved), None, progress)
     version = None
     if outcome.generalist is not None:
-        version = _publish(home, settings, saved, outcome.generalist, outcome.taken_over, books.mark)
+        version = _publish(home, settings, saved, outcome.generalist, outcome.taken_over, books)
     return Sync(outcome=outcome, version=version, next_command="comigs-edge chat", notes=tuple(books.folder.notes))
 
 
@@ -60,10 +71,8 @@ def roll_back(home: Home, settings: Config, to: int | None) -> tuple[int, int]:
     if interrupted_state(home) is not None:
         raise ComigsError("a training is interrupted and holds the generalist; end it first with: comigs-edge train --resume")
     saved, books = _saved(home, settings), _open(home, settings).books
-    number, generalist = back.roll_back(
-        books, to, books.resume(select_generalist(saved.arrays), saved.manifest.get("fleet_mark"))
-    )
-    return number, _publish(home, settings, saved, generalist, number, books.mark)
+    number, generalist = back.roll_back(books, to, books.resume(select_generalist(saved.arrays), *read_mark(saved.manifest)))
+    return number, _publish(home, settings, saved, generalist, number, books)
 
 
 def preview(home: Home, settings: Config) -> tuple[dict[str, Any], bool]:
@@ -81,27 +90,27 @@ def preview(home: Home, settings: Config) -> tuple[dict[str, Any], bool]:
     }, books.standing.trained_from < 0  # fmt: skip
 
 
-def _interrupted(home: Home) -> tuple[Arrays, str | None] | None:
+def _interrupted(home: Home) -> tuple[Arrays, Mark] | None:
     """The generalist of an interrupted training, and its mark."""
     state = checkpoint.load(home.state)
     if state is None or not state.progress or state.progress["finished"]:
         return None
-    return select_generalist(select(state.arrays, "current.")), state.progress.get("fleet_mark")
+    return select_generalist(select(state.arrays, "current.")), read_mark(state.progress)
 
 
 def _open(home: Home, settings: Config) -> Exchange:
-    return open_exchange(home, settings, *read_layout(home, settings), PATIENCE)
+    return connect(open_books(home, settings, *read_layout(home, settings)), PATIENCE)
 
 
 def _saved(home: Home, settings: Config) -> Saved:
     return load(home.adapters, read_hparams(GGUFFile(home.base_file)), settings.base.sha256)
 
 
-def _publish(home: Home, settings: Config, saved: Saved, generalist: Arrays, number: int | None, mark: str) -> int:
+def _publish(home: Home, settings: Config, saved: Saved, generalist: Arrays, number: int | None, books: Books) -> int:
     """The adapters with another generalist, as their next version."""
     written_by_save = ("version", "base_sha256", "layout", "sha256")
     notes = {name: value for name, value in saved.manifest.items() if name not in written_by_save}
-    notes |= {"generalist": number, "fleet_mark": mark}
+    notes |= {"generalist": number, **Mark(books.mark, books.standing.unsent_tokens).facts()}
     return save(home.adapters, saved.arrays | generalist, saved.layout, settings.base.sha256, notes)
 
 

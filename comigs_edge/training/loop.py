@@ -62,6 +62,7 @@ def run_training(run: TrainingRun, pauses: Pauses, fleet: Fleet | None, screen: 
     with stop_on_signal() as stop:
         for event in trainer.run():
             tokens += event.tokens
+            run.count(event)
             screen.show_step(event, tokens)
             if fleet is not None:
                 fleet.after(event)

@@ -13,6 +13,7 @@ from comigs_edge.data.tokenizer import Tokenizer, encode
 from comigs_edge.errors import ComigsError
 from comigs_edge.home.config import Config
 from comigs_edge.home.folder import Home, corpus
+from comigs_edge.home.marks import Mark, read_mark
 from comigs_edge.home.versions import load, read_manifest, save, versions
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.experts import ExpertsConfig
@@ -26,7 +27,7 @@ from comigs_edge.training.activation_cache import ActivationCache, Key, clear
 from comigs_edge.training.batches import Batch, Rows
 from comigs_edge.training.memory import tune_allocator
 from comigs_edge.training.schedule import Schedule, make_schedule
-from comigs_edge.training.trainer import Trainer
+from comigs_edge.training.trainer import Event, Trainer
 from coordinator.protocol.wire import Arrays
 
 
@@ -59,8 +60,7 @@ class TrainingRun:
         self.text = " ".join(each.digest() for each in rows)  # losses are of this text
         self.warnings: list[str] = []
         self.resumed = False
-        self.fleet_mark: str | None = None  # of the generalist that is trained, and of the best one; `Books.mark`
-        self.best_mark: str | None = None
+        self.mark = self.best_mark = Mark()  # of the generalist that is trained, and of the best one
         self.trainer: Trainer  # from `begin` on
 
     # Start --------------------------------------------------------------------------------------------------------
@@ -98,7 +98,7 @@ class TrainingRun:
                     f"the settings ask for {_differences(asdict(wanted), asdict(saved.layout))}; go back to that, or "
                     "start anew with: comigs-edge train --fresh"
                 )
-            self.fleet_mark = self.best_mark = saved.manifest.get("fleet_mark")
+            self.mark = self.best_mark = read_mark(saved.manifest)
             return Adapters.from_arrays(saved.layout, self.base.hparams, saved.arrays)
         return Adapters.initial(wanted, self.base.hparams, self.settings.train.seed)
 
@@ -122,7 +122,7 @@ class TrainingRun:
                 "your text has changed since this training began: it continues from what it learned, and is measured anew; "
                 "to start without that: comigs-edge train --fresh"
             )
-        self.resumed, self.fleet_mark, self.best_mark = True, progress.get("fleet_mark"), progress.get("best_mark")
+        self.resumed, self.mark, self.best_mark = True, read_mark(progress), read_mark(progress, "best")
         return trainer
 
     def _model(self, adapters: Adapters) -> Model:
@@ -148,6 +148,13 @@ class TrainingRun:
         )
         return training, validation
 
+    def count(self, event: Event) -> None:
+        """After each step: what the generalist has learned."""
+        if event.phase == "expert":
+            self.mark = self.mark.add(event.tokens)
+        if event.is_best:
+            self.best_mark = self.mark
+
     # Saving -------------------------------------------------------------------------------------------------------
 
     def save(self) -> int | None:
@@ -160,7 +167,7 @@ class TrainingRun:
         version = self.publish() if trainer.is_done else None
         arrays, progress = trainer.state()
         progress |= {"finished": trainer.is_done, "base_sha256": self.settings.base.sha256, "text": self.text}
-        progress |= {"fleet_mark": self.fleet_mark, "best_mark": self.best_mark}
+        progress |= self.mark.facts() | self.best_mark.facts("best")
         checkpoint.save(self.home.state, arrays, progress)
         return version
 
@@ -186,7 +193,7 @@ class TrainingRun:
         notes = {
             "validation_loss": trainer.best_loss, "validation_loss_before": trainer.first_loss,
             "expert_steps": trainer.expert_steps, "router_steps": trainer.router_steps,
-            "block_format": trainer.schedule.block_format, "fleet_mark": self.best_mark,
+            "block_format": trainer.schedule.block_format, **self.best_mark.facts(),
         }  # fmt: skip
         return save(self.home.adapters, trainer.best, trainer.adapters.layout, self.settings.base.sha256, notes)
 

@@ -25,7 +25,7 @@ from coordinator.ledger.restoration import BACKUP, last_restoration, restore, si
 from coordinator.protocol import compress, counting, keys, norms, rounds, wire
 from coordinator.protocol.counting import Claim, Standing
 from coordinator.protocol.errors import CoordinatorError, Refused
-from coordinator.protocol.messages import COUNTED_IDS, Commit, Join, Joined, Receipt, Refusal, Restoration, State
+from coordinator.protocol.messages import COUNTED_IDS, JOINED_IDS, Commit, Join, Joined, Receipt, Refusal, Restoration, State
 
 log = logging.getLogger("comigs-coordinator")
 
@@ -130,8 +130,9 @@ class Fleet:
         """Makes a device a member."""
         device = self.members.join(wish)
         return Joined(
-            fleet=self.id, device=device.id, name=device.name, signing_key=self.chain.signing_key, settings=self.config.settings
-        )
+            fleet=self.id, device=device.id, name=device.name, signing_key=self.chain.signing_key, settings=self.config.settings,
+            counted=self._counted(device, JOINED_IDS),
+        )  # fmt: skip
 
     def revoke(self, name: str) -> dict[str, object]:
         """Removes a device; the round no longer waits for it."""
@@ -142,17 +143,18 @@ class Fleet:
     def state(self, device: Device) -> State:
         """Where the fleet stands, for this device."""
         number = self.open_round
-        counted = self.database.rows(
-            "SELECT update_id FROM updates WHERE device = ? AND update_id IS NOT NULL ORDER BY round DESC LIMIT ?",
-            device.id, COUNTED_IDS,
-        )  # fmt: skip
         return State(
             open_round=number, newest=self.chain.newest, settings=self.config.settings,
-            has_contributed=self._is_in(device, number), counted=[row["update_id"] for row in reversed(counted)],
+            has_contributed=self._is_in(device, number), counted=self._counted(device, COUNTED_IDS),
             next_poll_seconds=rounds.next_poll_seconds(self.active), norm_limit=norms.limit((), self._norms()),
             restored=last_restoration(self.database),
             waits_for=rounds.waits_for(self.config.rounds, number, self.updates_in()[0]),
         )  # fmt: skip
+
+    def _counted(self, device: Device, last: int) -> list[str]:
+        """The ids of a device's last updates, newest last."""
+        query = "SELECT update_id FROM updates WHERE device = ? AND update_id IS NOT NULL ORDER BY round DESC LIMIT ?"
+        return [row["update_id"] for row in reversed(self.database.rows(query, device.id, last))]
 
     def may_read(self, device: Device, number: int) -> bool:
         """Whether a generalist is for this device: the newest, and those since it joined.

@@ -106,9 +106,11 @@ class Members:
     # Joining ------------------------------------------------------------------------------------------------------
 
     def invite(self, name: str | None, address: str, pin: bytes) -> dict[str, object]:
-        """A one-time link for a device; of its code only the hash is kept."""
-        if name is not None:
-            self._check_name(name, None)
+        """A one-time link for a device; of its code only the hash is kept. `note`: who alone may use it, where that is so.
+
+        A name that is known is its device's own, with the key that it has. One that was removed may come back with another.
+        """
+        holder = None if name is None else self._holder(_checked_name(name))
         code, now = keys.new_code(), self._clock()
         with self._database.transaction():
             self._database.run("DELETE FROM invitations WHERE expires < ? AND device IS NULL", now)
@@ -116,7 +118,10 @@ class Members:
                 "INSERT INTO invitations (code, name, made, expires) VALUES (?, ?, ?, ?)",
                 keys.code_hash(code), name, now, now + INVITATION_SECONDS,
             )  # fmt: skip
-        return {"link": keys.link(address, code, pin), "name": name, "expires": now + INVITATION_SECONDS}
+        note = None
+        if holder is not None and holder.revoked is None:
+            note = f"only {name} itself can use it; where its key is lost, remove it first: comigs-coordinator revoke {name}"
+        return {"link": keys.link(address, code, pin), "name": name, "expires": now + INVITATION_SECONDS, "note": note}
 
     def join(self, wish: Join) -> Device:
         """Makes a device a member, once for each invitation; the same device may ask again. Raises `Refused`."""
@@ -142,9 +147,9 @@ class Members:
             raise Refused(422, "bad_generalist", flaw)
         if known is not None and (difference := _difference(known, wish.generalist)):
             raise Refused(409, "other_generalist", difference)
-        if wanted is not None:
-            self._check_name(wanted, identity)
         before = self.devices.get(identity)  # a member before, perhaps revoked: it keeps its name
+        if wanted is not None:
+            self._check_wish(_checked_name(wanted), before, is_invited=wanted == invitation["name"])
         name, now = wanted or (before.name if before else self._free_name()), self._clock()
         newest = self._database.value("SELECT coalesce(max(number), -1) FROM rounds WHERE published IS NOT NULL")
         joined_at = before.joined_at if before and before.revoked is None else newest  # who was removed begins anew
@@ -152,6 +157,8 @@ class Members:
             if known is None:
                 self._database.set_fact("generalist", encode(wish.generalist).decode())
             self._database.run("UPDATE invitations SET device = ? WHERE code = ?", identity, invitation["code"])
+            if (holder := self._holder(name)) is not None and holder.id != identity:
+                self._free(holder)
             self._database.run(
                 "INSERT INTO devices (id, name, public_key, joined, last_contact, version, joined_at) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?)"
@@ -163,12 +170,30 @@ class Members:
             bytes_in=before.bytes_in if before else 0, bytes_out=before.bytes_out if before else 0,
         )  # fmt: skip
 
-    def _check_name(self, name: str, identity: str | None) -> None:
-        if not re.fullmatch(NAME_PATTERN, name):
-            raise Refused(422, "bad_name", f"{name[:80]!r} is no name: use up to 64 letters, digits, dots and dashes")
-        if any(device.name == name and device.id != identity for device in self.devices.values()):
-            sentence = f"there is a device {name} already; choose another name with --name, or none for that device itself"
-            raise Refused(409, "name_taken", sentence)
+    def _check_wish(self, name: str, before: Device | None, is_invited: bool) -> None:
+        """Raises `Refused` where the device that was `before` here, or a new one, cannot have this name."""
+        if before is not None and before.revoked is None and name != before.name:
+            raise Refused(
+                409, "other_name",
+                f"this key is already known as {before.name}; a copied card needs a key of its own: delete its device.key and "
+                f"join. To rename the device, its owner first removes it: comigs-coordinator revoke {before.name}",
+            )  # fmt: skip
+        holder = self._holder(name)
+        if holder is None or holder is before or (holder.revoked is not None and is_invited):
+            return
+        if holder.revoked is None:
+            way = f"choose another with --name; if this is {name} with a new key, its owner removes the old one"
+            raise Refused(409, "name_taken", f"there is a device {name} already; {way}: comigs-coordinator revoke {name}")
+        way = f"choose another with --name, or ask for an invitation to it: comigs-coordinator invite --name {name}"
+        raise Refused(409, "name_taken", f"{name} is the name of a device that was removed; {way}")
+
+    def _holder(self, name: str) -> Device | None:
+        return next((device for device in self.devices.values() if device.name == name), None)
+
+    def _free(self, holder: Device) -> None:
+        """Another device gets the name of one that was removed."""
+        holder.name = f"{holder.name[:40]}.{holder.id[:16]}"
+        self._database.run("UPDATE devices SET name = ? WHERE id = ?", holder.name, holder.id)
 
     def _free_name(self) -> str:
         taken = {device.name for device in self.devices.values()}
@@ -176,9 +201,11 @@ class Members:
 
     def revoke(self, name: str) -> Device:
         """Removes a device: its next request is refused, what it sent to the open round does not count."""
-        device = next((d for d in self.devices.values() if name in (d.name, d.id) and d.revoked is None), None)
+        device = next((device for device in self.devices.values() if name in (device.name, device.id)), None)
         if device is None:
             raise CoordinatorError(f"there is no device {name}; list them with: comigs-coordinator devices")
+        if device.revoked is not None:
+            raise CoordinatorError(f"{device.name} was removed already; to have it back: comigs-coordinator invite --name {name}")
         now = self._clock()
         with self._database.transaction():
             self._database.run("UPDATE devices SET revoked = ? WHERE id = ?", now, device.id)
@@ -187,6 +214,12 @@ class Members:
             )
         device.revoked = now
         return device
+
+
+def _checked_name(name: str) -> str:
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise Refused(422, "bad_name", f"{name[:80]!r} is no name: use up to 64 letters, digits, dots and dashes")
+    return name
 
 
 def _flaw(generalist: Generalist) -> str | None:

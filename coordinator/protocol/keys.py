@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import msgspec
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -59,8 +59,8 @@ def key_from_pem(data: bytes, source: Path) -> Ed25519PrivateKey:
     """The key in a PEM; raises `CoordinatorError`."""
     try:
         key = load_pem_private_key(data, None)
-    except (ValueError, TypeError) as error:
-        raise CoordinatorError(f"{source} holds no private key ({error}); restore it from a backup") from error
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise CoordinatorError(f"{source} holds no private key, or a damaged one; restore it from a backup") from error
     if not isinstance(key, Ed25519PrivateKey):
         raise CoordinatorError(f"{source} holds no Ed25519 key; restore it from a backup")
     return key

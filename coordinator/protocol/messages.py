@@ -14,7 +14,7 @@ import msgspec
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 SHA256_PATTERN = r"^[0-9a-f]{64}$"
 UPDATE_ID_PATTERN = r"^[0-9a-f]{1,64}(?!\n)$"  # $ alone lets a line break follow
-COUNTED_IDS = 8  # of a device's last updates, in every `State`
+COUNTED_IDS, JOINED_IDS = 8, 256  # of a device's last updates, in every `State` and where it joins
 PROTOCOL = 1  # grows where a side that ignores what it does not know would do harm
 MAX_TENSORS = 4096
 MAX_WEIGHTS = 1 << 28  # numbers in a generalist
@@ -71,6 +71,7 @@ class Joined(Message):
     name: Short
     signing_key: Short  # the coordinator's Ed25519 key that signs manifests, base64url
     settings: Settings
+    counted: list[str] | None = None  # ids of this device's last updates that count; None: from a coordinator that does not say
 
 
 class Manifest(Message):

@@ -11,7 +11,8 @@ import numpy as np
 
 from comigs_edge.fleet.books import Books
 from comigs_edge.fleet.exchange import Exchange
-from comigs_edge.fleet.folder import FleetFolder, Membership
+from comigs_edge.fleet.folder import FleetFolder
+from comigs_edge.fleet.membership import Membership
 from comigs_edge.home.folder import Home
 from coordinator.protocol import compress, keys, wire
 from coordinator.protocol.aggregate import add_change

@@ -9,8 +9,9 @@ import numpy as np
 
 from comigs_edge.fleet.books import Books
 from comigs_edge.fleet.exchange import Exchange
-from comigs_edge.fleet.folder import FleetFolder, Membership
+from comigs_edge.fleet.folder import FleetFolder
 from comigs_edge.fleet.http import HTTPTransport
+from comigs_edge.fleet.membership import Membership
 from comigs_edge.fleet.transport import News
 from comigs_edge.home.folder import Home
 from coordinator.protocol import compress, keys, rounds, wire

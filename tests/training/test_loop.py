@@ -50,6 +50,9 @@ class Life:
         if phase == "paused":
             self.log.append("paused")
 
+    def count(self, event):
+        pass
+
     def after(self, event):
         self.log.append("exchange")
 

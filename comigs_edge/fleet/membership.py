@@ -1,0 +1,47 @@
+"""A device's membership in a fleet, as it lies on its disk."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from comigs_edge.errors import ComigsError
+from comigs_edge.fleet.records import known
+
+_FLAWS = (OSError, ValueError, TypeError, AttributeError)  # of a file
+
+
+@dataclass(frozen=True, kw_only=True)
+class Membership:
+    """Of one device in one fleet."""
+
+    address: str
+    pin: str  # SHA-256 of the coordinator's TLS certificate, hexadecimal
+    fleet: str
+    device: str
+    name: str
+    signing_key: str  # the coordinator's, for manifests
+    joined: str  # a random word: tells this membership from earlier ones
+    local_steps: int  # this and the next two: as the coordinator said last
+    update_format: str
+    averaging: str
+
+
+def find_membership(path: Path, facts: Path) -> tuple[Membership, str | None]:
+    """The membership, from the standing's `facts` where it is damaged or gone, with a note then; raises `ComigsError`."""
+    try:
+        return _read(path), None
+    except _FLAWS as error:
+        flaw = f"cannot be read ({error})" if path.exists() else "is gone"
+    try:
+        return _read(facts), f"{path} {flaw}; it is made anew of what {facts.name} says"
+    except _FLAWS as error:
+        raise ComigsError(
+            f"{path} {flaw}; what was learned is kept, ask for an invitation (comigs-coordinator invite) and join again: "
+            "comigs-edge join LINK"
+        ) from error
+
+
+def _read(path: Path) -> Membership:
+    return Membership(**known(json.loads(path.read_bytes()), Membership))

@@ -1,0 +1,54 @@
+"""Every token that a device trained on is counted once by its fleet, whenever the training is killed and however it goes on."""
+
+import json
+import random
+import signal
+import subprocess
+import time
+
+import pytest
+
+from tests.coordinator.rig import Coordinator
+from tests.training.test_resume import command, generations
+
+STEPS, ROW = 24, 4 * 64  # tokens of a step
+
+
+@pytest.fixture
+def coordinator(tmp_path):
+    running = Coordinator(tmp_path / "coordinator", local_steps=3)
+    yield running
+    running.stop()
+
+
+def counted(coordinator):
+    return sum(row["tokens"] or 0 for row in coordinator.rounds())
+
+
+def sync_until_quiet(run, coordinator):
+    before = -1
+    while counted(coordinator) != before:
+        before = counted(coordinator)
+        coordinator.until(lambda status: status["newest_round"] == status["open_round"] - 1)
+        run("sync")
+
+
+def test_a_training_that_is_killed_at_random_moments_brings_no_token_less_than_it_trained_on(run, ready, coordinator):
+    settings = ready / "config.toml"
+    settings.write_text(settings.read_text().replace("context = 64\n", "context = 64\ncheckpoint_minutes = 0.0\n"))
+    run("join", coordinator.invite())
+    rng, kills = random.Random(0), 0
+    while kills < 6:
+        seen = generations(ready)
+        process = subprocess.Popen(command("--steps", str(STEPS)), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        while generations(ready) == seen and process.poll() is None:
+            time.sleep(0.002)
+        time.sleep(rng.random() * 0.05)
+        assert process.poll() is None, "the training ended before it was killed"
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        kills += 1
+    found = json.loads(run("train", "--resume", "--json").stdout)
+    assert found["finished"]
+    sync_until_quiet(run, coordinator)
+    assert STEPS * ROW <= counted(coordinator) <= (STEPS + 6 * 3) * ROW
