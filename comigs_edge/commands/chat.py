@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from comigs_edge.commands.console import bar, notes, out
-from comigs_edge.errors import USER_ERRORS, ComigsError
+from comigs_edge.errors import EXPECTED, ComigsError, sentence
 from comigs_edge.home import folder as homes
 from comigs_edge.home.config import Config
 from comigs_edge.home.folder import Home
@@ -59,7 +59,7 @@ def chat(
             plan.cache, plan.batch,
         )  # fmt: skip
     if plan.context < options.context:
-        notes.print(f"[dim]context: {plan.context} tokens; {plan.reasons['context']}[/]", soft_wrap=True)
+        notes.print(f"context: {plan.context} tokens; {plan.reasons['context']}", style="dim", soft_wrap=True)
     if prompt is not None:
         _say(session, prompt)
     else:
@@ -86,9 +86,9 @@ def _swap_if_newer(session: Chat, home: Home, settings: Config, version: int) ->
         try:
             personal = _personal(home, settings)
             session.swap(personal.path, personal.adapters)
-            out.print(f"[dim]your model was trained since: continuing with version {newest}[/]")
-        except USER_ERRORS as error:
-            out.print(f"[dim]version {newest} cannot be used, continuing with the one before: {error}[/]")
+            out.print(f"your model was trained since: continuing with version {newest}", style="dim")
+        except EXPECTED as error:
+            out.print(f"version {newest} cannot be used, continuing with the one before: {sentence(error)}", style="dim")
     return newest
 
 

@@ -58,7 +58,7 @@ def save(folder: Path, arrays: Arrays, layout: ExpertsConfig, base_sha256: str, 
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     for old in versions(folder)[:-KEPT_VERSIONS]:
-        shutil.rmtree(folder / f"{old:04d}")
+        shutil.rmtree(folder / f"{old:04d}", ignore_errors=True)  # the new version is what counts
     return version
 
 
