@@ -22,7 +22,7 @@ EXPECTED = (*USER_ERRORS, OSError, UnicodeError)
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 _REMEDIES = {
     errno.EROFS: "the disk is read-only: make it writable, or name another folder with COMIGS_EDGE_HOME",
-    errno.ENOSPC: "make room on that disk, then run the command again",
+    errno.ENOSPC: "make room on that disk",
     errno.EIO: "the disk or card fails: save what is on it, and replace it",
     errno.EMFILE: "raise the number of open files with: ulimit -n 4096",
     errno.ENOLCK: "that disk has no locks: name a folder on another one with COMIGS_EDGE_HOME",

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console
+from rich.padding import Padding
 from rich.text import Text
 
 from coordinator.protocol.text import printable, readable
@@ -102,20 +103,23 @@ def bar(what: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar; call the result with what is done and what there is in all."""
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-    description = TextColumn("{task.description}", markup=False)
-    columns = (SpinnerColumn(), description, BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
-    with Progress(*columns, TimeRemainingColumn(), console=notes, transient=True) as progress:
-        task = progress.add_task(printable(what), total=None)
+    what, room = printable(what), notes.width - 16  # columns that spinner, share and time leave
+    if cell_len(what) > room:
+        what = f"…{what[len(what) - room + 1 :]}"
+    columns = [SpinnerColumn(), TextColumn("{task.description}", markup=False)]
+    if (width := min(40, room - cell_len(what) - 1)) > 4:
+        columns.append(BarColumn(width))
+    columns += [TextColumn("{task.percentage:>3.0f}%"), TimeRemainingColumn()]
+    with Progress(*columns, console=notes, transient=True) as progress:
+        task = progress.add_task(what, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def print_json(value: Any) -> None:
     """One JSON object on standard output, and nothing else."""
     text = json.dumps(value, indent=1, ensure_ascii=False)
-    try:
-        text.encode(sys.stdout.encoding or "utf-8")
-    except UnicodeError:
-        text = json.dumps(value, indent=1)
+    if readable(text) != text or (sys.stdout.encoding or "utf-8").lower() != "utf-8":
+        text = json.dumps(value, indent=1).replace("\x7f", "\\u007f")  # the last of ASCII that moves a cursor
     sys.stdout.write(f"{text}\n")
 
 
@@ -140,9 +144,8 @@ def show_table(headers: Sequence[str], rows: Iterable[Sequence[object]], long: s
     if sum(widest) - widest[place] + min(widest[place], LONG) + 3 * len(headers) + 1 > out.width:
         for row in cells:
             out.print(Text.assemble((row[place], "bold")), soft_wrap=True)
-            out.print(
-                "   " + ", ".join(f"{name} {cell}" for name, cell in zip(headers, row, strict=True) if cell and name != long)
-            )
+            rest = ", ".join(f"{name} {cell}" for name, cell in zip(headers, row, strict=True) if cell and name != long)
+            out.print(Padding(Text(rest), (0, 0, 0, 3)))
         return
     from rich.table import Table
 

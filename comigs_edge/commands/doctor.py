@@ -25,7 +25,7 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
 
     home = homes.locate()
     folder = next(path for path in [home.root, *home.root.parents] if path.exists())
-    device, here, installed = detect(folder=str(folder)), conditions(folder), versions()
+    device, here, installed = detect(folder=str(folder)), conditions(folder, home.written), versions()
     verdicts = findings(device, here, installed)
     if json:
         print_json({
@@ -34,7 +34,7 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
         })  # fmt: skip
     else:
         _show(device, verdicts)
-        next_command("comigs-edge status" if home.exists else "comigs-edge init")
+        next_command("comigs-edge status" if home.root.exists() else "comigs-edge init")
     if any(each.verdict == "bad" for each in verdicts):
         raise typer.Exit(1)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from comigs_edge.errors import USER_ERRORS
+from comigs_edge.errors import sentence
 from comigs_edge.fleet.exchange import Exchange
 from comigs_edge.fleet.folder import FleetFolder
 from comigs_edge.fleet.gate import compare
@@ -74,8 +74,7 @@ class Rounds:
             self._training.fleet_mark = self._exchange.books.mark
         except Exception as error:
             self._is_alone = True
-            reason = str(error) if isinstance(error, USER_ERRORS) else f"{type(error).__name__}: {error}"
-            self._warn(f"{reason}; the training goes on alone")
+            self._warn(f"{sentence(error)}; the training goes on alone")
             with contextlib.suppress(Exception):
                 self._settle()
 

@@ -44,6 +44,11 @@ class Home:
         self.models = root / "models"
 
     @property
+    def written(self) -> tuple[Path, ...]:
+        """What training and adding text write in or into, beside the folder itself."""
+        return (self.state, self.state / "lock", self.adapters, self.models, self.documents_file.parent, self.documents_file)
+
+    @property
     def exists(self) -> bool:
         """Whether `init` has been here."""
         return self.config_file.exists()
