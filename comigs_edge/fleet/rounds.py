@@ -154,4 +154,7 @@ def open_rounds(
     home: Home, training: TrainingRun, trainer: Trainer, say: Callable[[str], None], warn: Callable[[str], None]
 ) -> Rounds | None:
     """The rounds of this training, with the newest generalist taken over; None for a device that belongs to no fleet."""
-    return Rounds(home, training, trainer, say, warn) if FleetFolder(home).is_member else None
+    with contextlib.suppress(PermissionError):  # its rounds say so, and the training goes on alone
+        if not FleetFolder(home).is_member:
+            return None
+    return Rounds(home, training, trainer, say, warn)

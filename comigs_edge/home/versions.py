@@ -34,7 +34,7 @@ def read_manifest(folder: Path, version: int) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads(path.read_bytes())
         return manifest
-    except (OSError, ValueError) as error:
+    except (FileNotFoundError, ValueError) as error:
         raise ComigsError(f"{path} cannot be read ({error}); train again with: comigs-edge train --fresh") from error
 
 

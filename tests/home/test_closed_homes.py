@@ -1,13 +1,16 @@
 """A home that this user cannot write, or whose disk is full: real mounts, in a mount namespace of their own."""
 
+import errno
+import fcntl
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from tests.fleet.test_commands import coordinator  # noqa: F401  (a fixture)
+from comigs_edge.home.folder import Home
 
 SPACE = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
 READ_ONLY = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && exec "$@"'
@@ -90,3 +93,45 @@ def test_a_home_that_root_made_is_read_by_a_user_and_refused_with_a_sentence(rea
     assert "it is user 0's" in as_nobody("doctor").stdout
     ready.chmod(0o700)
     assert "sudo chown" in refused(as_nobody("status"))
+
+
+# FAT, which no kernel of a test machine need have: what it answers, by the calls that meet it ------------------------
+
+
+def denied(*_, **__):
+    raise PermissionError(errno.EPERM, "Operation not permitted")
+
+
+def test_a_disk_without_rights_and_links_holds_a_copy_of_the_base(run, home, tiny_path, tmp_path, monkeypatch):
+    for call in ("chmod", "symlink_to"):
+        monkeypatch.setattr(Path, call, denied)
+    monkeypatch.setattr(os, "fchmod", denied)
+    run("init", "--base", tiny_path)
+    assert not (home / "base.gguf").is_symlink()
+    assert (home / "base.gguf").read_bytes() == tiny_path.read_bytes()
+    with Home(home).lock("train"):
+        pass
+
+
+def test_a_disk_without_locks_is_named(ready, run, monkeypatch):
+    def unknown(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", unknown)
+    assert "No locks available" in run("train", code=1).stderr
+    assert "that disk has no locks" in run("train", code=1).stderr
+
+
+@needs_root
+def test_a_file_of_another_owner_is_named_as_such(ready, run, monkeypatch):
+    (ready / "config.toml").chmod(0)
+    owner = os.geteuid()
+    for folder in (*ready.parents[:-2], ready):
+        folder.chmod(folder.stat().st_mode | 0o055)
+    run("status")  # imports what nobody may read
+    os.seteuid(NOBODY)
+    try:
+        message = run("status", code=1).stderr
+    finally:
+        os.seteuid(owner)
+    assert f"{ready / 'config.toml'} cannot be used (Permission denied)" in message
