@@ -173,6 +173,13 @@ def test_a_file_stands_below_the_prompt(ready, run, asked, tmp_path):
     assert asked == ["Sum it up\n\nthe page"]
 
 
+@pytest.mark.parametrize(("given", "says"), [("echo more", True), ("true", False), ("cat /dev/null", False)])
+def test_what_is_piped_beside_a_prompt_is_named_as_unread(ready, given, says):
+    result = shell(f"{given} | (sleep 0.2; $C chat --base --prompt hello --seed 1)")
+    assert result.returncode == 0
+    assert (b"standard input is not read beside --prompt" in result.stderr) == says
+
+
 @pytest.mark.parametrize("arguments", [["--prompt", ""], ["--prompt", "-"], []])
 def test_no_message_is_exit_code_1(ready, run, arguments):
     assert "there is no message to answer" in run("chat", "--base", *arguments, input=" \n", code=1).stderr
@@ -275,7 +282,7 @@ def test_ids_and_the_ends_of_names_are_in_every_list(ready, run, tmp_path, monke
     assert "…" not in listed
     assert str(path) in files(listed)
     for source in json.loads(run("data", "list", "--json").stdout)["files"]:
-        assert re.search(rf"(│ |\bid ){source['id']}\b", listed)
+        assert re.search(rf"^(│ )?{source['id']}  ?(│ )?/", listed, re.MULTILINE)
 
 
 def test_a_long_name_in_a_bar_keeps_its_end(monkeypatch):

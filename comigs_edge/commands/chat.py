@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import fcntl
 import re
-import stat
 import sys
+import termios
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
@@ -90,7 +90,7 @@ def _message(prompt: str | None, file: Path | None) -> str | None:
     if prompt is None and file is None and _is_typed():
         return None
     from_input = prompt == "-" or str(file) == "-" or (prompt is None and file is None)
-    if not from_input and prompt is not None and file is None and _is_piped():
+    if not from_input and prompt is not None and file is None and _is_unread():
         warn("standard input is not read beside --prompt; to put it below the prompt: --file -")
     parts = [prompt if prompt and prompt != "-" else "", sys.stdin.read() if from_input else ""]
     if file is not None and str(file) != "-":
@@ -105,10 +105,10 @@ def _is_typed() -> bool:
     return sys.stdin.isatty()
 
 
-def _is_piped() -> bool:
+def _is_unread() -> bool:
+    """Whether a pipe or a file with something in it is standard input."""
     with suppress(OSError, ValueError):
-        mode = os.fstat(sys.stdin.fileno()).st_mode
-        return stat.S_ISFIFO(mode) or (stat.S_ISREG(mode) and os.fstat(sys.stdin.fileno()).st_size > 0)
+        return not _is_typed() and any(fcntl.ioctl(sys.stdin, termios.FIONREAD, bytes(4)))
     return False
 
 

@@ -47,7 +47,8 @@ class TrainScreen(Progress):
         if event.validation_loss is not None and not notes.is_terminal:
             notes.print(
                 f"expert step {steps}, router step {event.router_steps}: "
-                f"loss {event.loss:.4f}, validation {event.validation_loss:.4f}"
+                f"loss {event.loss:.4f}, validation {event.validation_loss:.4f}",
+                soft_wrap=True,
             )
 
     def show_problem(self, text: str) -> None:

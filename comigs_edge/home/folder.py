@@ -26,6 +26,7 @@ from comigs_edge.errors import ComigsError, remedy
 from comigs_edge.home import config_file
 from comigs_edge.home.config import BaseConfig, Config, ModelConfig
 from comigs_edge.nn.experts import Form
+from coordinator.protocol.text import printable, well_formed
 
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)  # what FAT and its like answer
 
@@ -125,7 +126,11 @@ def create(
     A packaged base is copied, because its package may be upgraded; a file of the user's is linked.
     """
     name, source = base
-    record = BaseConfig(name, files.sha256_file(source, on_hash), source.stat().st_size)
+    record = BaseConfig(printable(name), files.sha256_file(source, on_hash), source.stat().st_size)
+    if well_formed(str(home.root)) != str(home.root):
+        raise ComigsError(
+            f"the name {home.root} is not UTF-8, and llama.cpp opens no file there; name another folder with COMIGS_EDGE_HOME"
+        )
     files.make_folder(home.root)
     with contextlib.suppress(PermissionError):  # FAT keeps no rights; the folder's disk says who may read it
         home.root.chmod(0o700)
