@@ -122,7 +122,7 @@ def explore(place, found):
     (folder / "text").mkdir()
     for each in found:
         make(folder / "text", *each)
-    command(home, "data", "add", folder / "text", *(Path(os.fsdecode(name)) for name, *_ in found[:1]))
+    command(home, "data", "add", folder / "text", *(folder / "text" / os.fsdecode(name) for name, *_ in found[:1]))
     command(home, "data", "add", folder / "text")
     command(home, "data", "add", folder / "text")
     listed = json.loads(command(home, "data", "list", "--json").stdout)
