@@ -30,8 +30,9 @@ from comigs_edge.commands import (
     sync,
     train,
 )
-from comigs_edge.errors import USER_ERRORS
-from coordinator.protocol.text import printable
+from comigs_edge.commands.console import drop_output, mend_streams
+from comigs_edge.errors import EXPECTED, sentence
+from coordinator.protocol.text import readable
 
 BUSY = 0.5  # processes that want to run, mean of the last minute, before this one
 
@@ -43,11 +44,12 @@ class Commands(TyperGroup):
         """Runs the command."""
         try:
             return super().invoke(ctx)
-        except USER_ERRORS as error:
-            typer.secho(f"error: {chr(10).join(map(printable, str(error).splitlines()))}", fg="red", err=True)
-            raise typer.Exit(1) from error
         except BrokenPipeError:
+            drop_output()
             raise typer.Exit(1) from None
+        except EXPECTED as error:
+            typer.secho(f"error: {readable(sentence(error))}", fg="red", err=True)
+            raise typer.Exit(1) from error
 
 
 app = typer.Typer(
@@ -90,4 +92,5 @@ def main() -> None:
     if os.getloadavg()[0] > BUSY:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    mend_streams()
     app()

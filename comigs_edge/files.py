@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from comigs_edge.errors import ComigsError
+from comigs_edge.errors import ComigsError, remedy
 
 
 def sha256_file(path: Path, progress: Callable[[int], None] = lambda _: None) -> str:
@@ -47,11 +47,13 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
         sync_folder(path.parent)
     except OSError as error:
         raise ComigsError(
-            f"{path} could not be written ({error.strerror or error}); what was there is unchanged, {_free(path.parent)} are free"
+            f"{path} could not be written ({error.strerror or error}); what was there is unchanged, "
+            f"{_free(path.parent)} are free; {remedy(error)}"
         ) from error
     finally:
         if temporary is not None:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # of a disk that can no longer be written
+                temporary.unlink(missing_ok=True)
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -23,7 +23,7 @@ ARROWS = {
     "coordinator": "coordinator.protocol coordinator.ledger coordinator.web",
     "comigs_edge": "coordinator.protocol profiles quantize",
     "comigs_edge.base": "comigs_edge quantize",
-    "comigs_edge.data": "comigs_edge",
+    "comigs_edge.data": "comigs_edge coordinator.protocol",
     "comigs_edge.nn": "comigs_edge comigs_edge.base coordinator.protocol profiles quantize",
     "comigs_edge.home": ("comigs_edge comigs_edge.base comigs_edge.data comigs_edge.nn coordinator.protocol profiles"),
     "comigs_edge.export": "comigs_edge comigs_edge.base comigs_edge.home comigs_edge.nn quantize",

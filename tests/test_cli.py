@@ -42,6 +42,7 @@ def chat_during(run, monkeypatch, event):
         return line
 
     monkeypatch.setattr("builtins.input", answer)
+    monkeypatch.setattr("comigs_edge.commands.chat._is_typed", lambda: True)
     return run("chat", "--temperature", "0").stdout
 
 
@@ -99,7 +100,8 @@ def test_the_generalist_alone_is_a_dense_model(run, home, tiny_path, tmp_path):
     assert "llama.expert_count" not in metadata
 
 
-def test_a_conversation_has_its_commands(ready, run):
+def test_a_conversation_has_its_commands(ready, run, monkeypatch):
+    monkeypatch.setattr("comigs_edge.commands.chat._is_typed", lambda: True)
     result = run("chat", "--base", input="/help\n/system Be kind.\nthe hen\n/clear\n/nonsense\n/exit\nnever read\n")
     assert result.output.count("/clear forgets") == 3  # at the start, for /help, for what is no command
     assert "never read" not in result.output

@@ -230,18 +230,20 @@ def _show(results: list[Measured], left_out: dict[str, str], settings: Config) -
 
 def _table(results: list[Measured], threads: int) -> Table:
     from rich.table import Table
+    from rich.text import Text
 
     from comigs_edge.inference.throughput import PARTS
 
     table = Table("model", "file MB", "memory MB", *PARTS, title=f"tokens a second with {_count(threads)}")
     base = results[0]
     for each in results:
-        cells = [f"{each.size / 1e6:.1f} ({each.size / base.size:.2f})"]
+        cells: list[Text | str] = [f"{each.size / 1e6:.1f} ({each.size / base.size:.2f})"]
         cells.append("" if each.peak is None else f"{each.peak / 1e6:.0f}")
         for part in PARTS:
             rate = each.rate(threads, part)
             ratio = each.ratio(base, threads, part)
-            cells.append(f"{_short(rate.median)} ({ratio:.2f})\n[dim]{_short(rate.low)} to {_short(rate.high)}[/]")
+            spread = f"{_short(rate.low)} to {_short(rate.high)}"
+            cells.append(Text.assemble(f"{_short(rate.median)} ({ratio:.2f})\n", (spread, "dim")))
         table.add_row(LABELS[each.kind], *cells)
     table.caption = "medians, in brackets against the base; below them lowest and highest"
     return table

@@ -5,17 +5,30 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
+from rich.padding import Padding
 from rich.text import Text
 
-from coordinator.protocol.text import printable
+from coordinator.protocol.text import printable, readable
 
-out = Console(highlight=False)
-notes = Console(stderr=True, highlight=False)  # progress and warnings: not part of a command's result
+LONG = 30  # columns that a path needs in a table
+
+
+class _Console(Console):
+    """Prints text as it is: nothing in it is markup, and nothing in it moves the cursor."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*(readable(each) if isinstance(each, str) else each for each in objects), **options)
+
+
+out = _Console(highlight=False, markup=False, emoji=False)
+# Progress and warnings: not part of a command's result.
+notes = _Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 class _Unbroken:
@@ -38,12 +51,39 @@ class _Unbroken:
             self._drop()
 
     def _drop(self) -> None:
-        nothing = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nothing, self._stream.fileno())  # where Python, too, writes what is left when it ends
-        os.close(nothing)
+        _drop(self._stream)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def _drop(stream: Any) -> None:
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, stream.fileno())  # where Python, too, writes what is left when it ends
+    os.close(nothing)
+
+
+def drop_output() -> None:
+    """Nobody reads standard output any more: what is still to be written goes nowhere."""
+    with suppress(OSError, ValueError):
+        _drop(sys.stdout)
+
+
+def mend_streams() -> None:
+    """Closed standard streams are opened on nothing, what an encoding lacks is written as an escape, and errors always can be.
+
+    A file that took the number of a closed stream, the documents for one, would receive what libraries print there.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", encoding="utf-8", closefd=False))
+    for stream, errors in ((sys.stdin, "replace"), (sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace")):
+        stream.reconfigure(errors=errors)  # type: ignore[union-attr]
+    sys.stderr = _Unbroken(sys.stderr)
 
 
 @contextmanager
@@ -63,16 +103,24 @@ def bar(what: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar; call the result with what is done and what there is in all."""
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
-    with Progress(*columns, TimeRemainingColumn(), console=notes, transient=True) as progress:
+    what, room = printable(what), notes.width - 16  # columns that spinner, share and time leave
+    if cell_len(what) > room:
+        what = f"…{what[len(what) - room + 1 :]}"
+    columns = [SpinnerColumn(), TextColumn("{task.description}", markup=False)]
+    if (width := min(40, room - cell_len(what) - 1)) > 4:
+        columns.append(BarColumn(width))
+    columns += [TextColumn("{task.percentage:>3.0f}%"), TimeRemainingColumn()]
+    with Progress(*columns, console=notes, transient=True) as progress:
         task = progress.add_task(what, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def print_json(value: Any) -> None:
     """One JSON object on standard output, and nothing else."""
-    json.dump(value, sys.stdout, indent=1, ensure_ascii=False)
-    sys.stdout.write("\n")
+    text = json.dumps(value, indent=1, ensure_ascii=False)
+    if readable(text) != text or (sys.stdout.encoding or "utf-8").lower() != "utf-8":
+        text = json.dumps(value, indent=1).replace("\x7f", "\\u007f")  # the last of ASCII that moves a cursor
+    sys.stdout.write(f"{text}\n")
 
 
 def warn(text: str) -> None:
@@ -82,7 +130,36 @@ def warn(text: str) -> None:
 
 def next_command(command: str) -> None:
     """The last line of a command: what to type next."""
-    out.print(f"\nnext: [bold]{command}[/]", soft_wrap=True)
+    out.print(Text.assemble("\nnext: ", (command, "bold")), soft_wrap=True)
+
+
+def show_table(headers: Sequence[str], rows: Iterable[Sequence[object]], long: str) -> None:
+    """A table on standard output; cells may be somebody else's, and are shown whole.
+
+    Those of the column `long` go on in the next line; where the others leave it no room, each row becomes a paragraph.
+    """
+    cells = [[printable(str(cell)) for cell in row] for row in rows]
+    widest = [max(map(cell_len, (*name.split(), *column))) for name, *column in zip(headers, *cells, strict=True)]
+    place = headers.index(long)
+    if sum(widest) - widest[place] + min(widest[place], LONG) + 3 * len(headers) + 1 > out.width:
+        for row in cells:
+            out.print(Text("  ".join(row[i] for i in sorted({0, place}) if row[i]), "bold"), soft_wrap=True)
+            rest = ", ".join(f"{headers[i]} {cell}" for i, cell in enumerate(row) if cell and i not in (0, place))
+            out.print(Padding(Text(rest), (0, 0, 0, 3)))
+        return
+    from rich.table import Table
+
+    table = Table()
+    for name, width in zip(headers, widest, strict=True):
+        table.add_column(name, overflow="fold", min_width=None if name == long else width)
+    for row in cells:
+        table.add_row(*row)
+    out.print(table)
+
+
+def fact(name: str, value: object, width: int = 0, mark: Text | str = "") -> None:
+    """A line of a command's result: the name of a thing in bold, and the thing, which may be somebody else's."""
+    out.print(Text.assemble(mark, (f"{name:<{width}}", "bold"), readable(str(value))), soft_wrap=True)
 
 
 def size(count: float) -> str:

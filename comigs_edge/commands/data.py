@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
-from comigs_edge.commands.console import next_command, notes, out, print_json, size, warn
+from comigs_edge.commands.console import fact, next_command, notes, out, print_json, show_table, size, warn
 from comigs_edge.data import documents
 from comigs_edge.data.corpus import SPLITS, Corpus
 from comigs_edge.data.documents import Document
 from comigs_edge.home import folder as homes
+from coordinator.protocol.text import printable
 
 app = typer.Typer(no_args_is_help=True, help="The text that your model learns from; it never leaves this device.")
 
@@ -25,8 +26,8 @@ def add(paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Fol
         reading = documents.read(paths)
         report = corpus.add(reading)
     for number, document in enumerate(report.samples, 1):
-        out.print(f"[bold]sample {number}[/] ({document.kind})", soft_wrap=True)
-        out.print(_excerpt(document), style="dim", markup=False)
+        fact(f"sample {number}", f" ({document.kind})")
+        out.print(_excerpt(document), style="dim")
     for path, reason in reading.skipped:
         warn(f"{path} was skipped: {reason}")
     out.print(
@@ -56,8 +57,6 @@ def _short(text: str, length: int) -> str:
 @app.command("list")
 def list_(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Show the files that were added, and how their documents are split."""
-    from rich.table import Table
-
     home = homes.locate()
     home.settings()
     corpus = Corpus(home.documents_file)
@@ -65,11 +64,14 @@ def list_(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = Fa
     if json:
         print_json({"files": sources, "splits": corpus.sizes()})
         return
-    table = Table("id", "file", "documents", "size", *SPLITS)
-    for source in sources:
-        counts = (str(source[split]) for split in SPLITS)
-        table.add_row(str(source["id"]), source["path"], str(source["documents"]), size(source["bytes"]), *counts)
-    out.print(table)
+    show_table(
+        ("id", "file", "documents", "size", *SPLITS),
+        [
+            (each["id"], each["path"], each["documents"], size(each["bytes"]), *(each[split] for split in SPLITS))
+            for each in sources
+        ],
+        long="file",
+    )
     next_command("comigs-edge train" if sources else "comigs-edge data add FOLDER")
 
 
@@ -78,5 +80,5 @@ def remove(source: Annotated[int, typer.Argument(metavar="ID", help="Number of a
     """Forget a file and its documents. What a model has learned from them stays until you train anew."""
     home = homes.locate()
     path = homes.corpus(home, home.settings()).remove(source)
-    out.print(f"{path} was removed", soft_wrap=True)
+    out.print(f"{printable(path)} was removed", soft_wrap=True)
     next_command("comigs-edge train --fresh")

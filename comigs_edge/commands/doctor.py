@@ -6,15 +6,17 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.text import Text
 
-from comigs_edge.commands.console import next_command, out, print_json
+from comigs_edge.commands.console import fact, next_command, print_json
 from comigs_edge.home import folder as homes
+from coordinator.protocol.text import printable
 from profiles.detect import Device, detect
 
 if TYPE_CHECKING:
     from comigs_edge.planning.doctor import Finding
 
-MARKS = {"good": "[green]good[/]", "note": "[blue]note[/]", "poor": "[yellow]poor[/]", "bad": "[red]bad [/]"}
+COLOURS = {"good": "green", "note": "blue", "poor": "yellow", "bad": "red"}
 
 
 def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
@@ -23,7 +25,7 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
 
     home = homes.locate()
     folder = next(path for path in [home.root, *home.root.parents] if path.exists())
-    device, here, installed = detect(folder=str(folder)), conditions(folder), versions()
+    device, here, installed = detect(folder=str(folder)), conditions(folder, home.written), versions()
     verdicts = findings(device, here, installed)
     if json:
         print_json({
@@ -32,7 +34,7 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
         })  # fmt: skip
     else:
         _show(device, verdicts)
-        next_command("comigs-edge status" if home.exists else "comigs-edge init")
+        next_command("comigs-edge status" if home.root.exists() else "comigs-edge init")
     if any(each.verdict == "bad" for each in verdicts):
         raise typer.Exit(1)
 
@@ -45,7 +47,7 @@ def _show(device: Device, verdicts: list[Finding]) -> None:
     }  # fmt: skip
     for name, value in rows.items():
         if value:
-            out.print(f"      [bold]{name:<12}[/]{value}", soft_wrap=True)
+            fact(name, printable(str(value)), 12, "      ")
     for each in verdicts:
         mend = f"\n                  -> {each.mend}" if each.mend else ""
-        out.print(f"{MARKS[each.verdict]}  [bold]{each.subject:<12}[/]{each.text}{mend}", soft_wrap=True)
+        fact(each.subject, f"{each.text}{mend}", 12, Text(f"{each.verdict:<6}", COLOURS[each.verdict]))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from comigs_edge.commands.console import bar, next_command, notes, out, print_json, size
+from comigs_edge.commands.console import bar, next_command, notes, out, print_json, show_table, size
 from comigs_edge.home import folder as homes
 from comigs_edge.home.config import Config
 from comigs_edge.home.folder import Home, corpus
@@ -86,8 +86,6 @@ def _score(name: str, home: Home, settings: Config, text: TestText, engine: Engi
 
 
 def _report(scores: dict[str, Score | None], text: TestText, engine: Engine, as_json: bool) -> None:
-    from rich.table import Table
-
     engines = {name: engine.value if name in ("base", "mixture") else "torch" for name in MODELS}
     if as_json:
         print_json({
@@ -98,13 +96,13 @@ def _report(scores: dict[str, Score | None], text: TestText, engine: Engine, as_
             "engine": engines,
         })  # fmt: skip
         return
-    table = Table("model", "bits per byte", "against the base", "perplexity", "measured in")
+    rows = []
     base = scores["base"]
     for name, score in scores.items():
         if score is not None and base is not None:
             change = f"{score.bits_per_byte / base.bits_per_byte - 1:+.1%}" if name != "base" else ""
             label = "mixture (your model)" if name == "mixture" else name
-            table.add_row(label, f"{score.bits_per_byte:.4f}", change, f"{score.perplexity:.2f}", engines[name])
+            rows.append((label, f"{score.bits_per_byte:.4f}", change, f"{score.perplexity:.2f}", engines[name]))
     out.print(f"{size(text.num_bytes)} of test text ({text.num_tokens:,} tokens) that nothing was trained on:")
-    out.print(table)
+    show_table(("model", "bits per byte", "against the base", "perplexity", "measured in"), rows, long="model")
     next_command("comigs-edge chat")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
@@ -13,6 +14,7 @@ from comigs_edge.home import folder as homes
 from comigs_edge.home.config import FORMATS_TO_EXPORT, LAYOUTS, Config, Storage
 from comigs_edge.home.folder import Home
 from comigs_edge.nn.experts import FORMS
+from coordinator.protocol.text import printable
 
 if TYPE_CHECKING:
     from comigs_edge.export.merged import Exported
@@ -81,11 +83,10 @@ def _cautions(home: Home, settings: Config, storage: Storage, exported: Exported
 
 def _show(exported: Exported, seconds: float) -> None:
     digest = f", sha256 {exported.sha256}" if exported.sha256 else ""
-    out.print(f"{exported.path}\n{size(exported.size)} in {seconds:.1f} s{digest}\n", soft_wrap=True)
+    out.print(f"{printable(str(exported.path))}\n{size(exported.size)} in {seconds:.1f} s{digest}\n", soft_wrap=True)
     out.print("Use it elsewhere:", soft_wrap=True)
-    loras = "".join(f" --lora {path}" for path in exported.adapters)
-    out.print(f"  llama-server -m {exported.path}{loras}", soft_wrap=True)
+    loras = [word for path in exported.adapters for word in ("--lora", str(path))]
+    out.print(f"  {shlex.join(['llama-server', '-m', str(exported.path), *loras])}", soft_wrap=True)
     if not loras:
-        out.print(
-            f"  echo 'FROM {exported.path}' > Modelfile && ollama create mine -f Modelfile && ollama run mine", soft_wrap=True
-        )
+        line = shlex.quote(f"FROM {exported.path}")
+        out.print(f"  echo {line} > Modelfile && ollama create mine -f Modelfile && ollama run mine", soft_wrap=True)

@@ -10,13 +10,14 @@ import typer
 import profiles
 from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
 from comigs_edge.base.hparams import ARCHITECTURES, check_tensors, read_hparams
-from comigs_edge.commands.console import bar, next_command, out, size
+from comigs_edge.commands.console import bar, fact, next_command, out, size
 from comigs_edge.commands.plan import show
 from comigs_edge.home import folder as homes
 from comigs_edge.home.config import Config
 from comigs_edge.home.folder import Home
 from comigs_edge.nn.experts import FORMS, Form, expected_shapes
 from comigs_edge.progress import count_up
+from coordinator.protocol.text import printable
 from quantize.gguf_file import GGUFFile
 
 
@@ -46,7 +47,10 @@ def init(
     """Make the home of your model: its base, its settings, and a place for your text."""
     home = homes.locate()
     if home.exists and not force:
-        out.print(f"{home.root} is there already; nothing was changed (--force writes its settings anew).\n", soft_wrap=True)
+        out.print(
+            f"{printable(str(home.root))} is there already; nothing was changed (--force writes its settings anew).\n",
+            soft_wrap=True,
+        )
         settings = home.settings()
     else:
         profiles.load(profile)
@@ -54,7 +58,7 @@ def init(
             raise typer.BadParameter(f"--expert-form {expert_form} is not one of {', '.join(FORMS)}")
         name, source = find_base(base or DEFAULT_BASE)
         settings = _make_home(home, name, source, format.upper(), expert_form, profile, specialists)
-        out.print(f"made {home.root}\n", soft_wrap=True)
+        out.print(f"made {printable(str(home.root))}\n", soft_wrap=True)
     _print_plan(home, settings)
     next_command("comigs-edge data add FOLDER")
 
@@ -116,5 +120,5 @@ def _print_plan(home: Home, settings: Config) -> None:
         ("settings", str(home.config_file)),
     )
     for name, value in rows:
-        out.print(f"  [bold]{name:<11}[/]{value}", soft_wrap=True)
+        fact(name, printable(value), 11, "  ")
     show(resolved.plan, settings, [])

@@ -44,7 +44,7 @@ def join(
         })  # fmt: skip
         return
     weights = sum(rows * columns for rows, columns in generalist.tensors.values())
-    out.print(f"joined the fleet at {member.address} as {printable(member.name)}", soft_wrap=True, markup=False)
+    out.print(f"joined the fleet at {printable(member.address)} as {printable(member.name)}", soft_wrap=True)
     out.print(
         f"what leaves: changes of the generalist's {weights / 1e6:.2f} million weights, every {member.local_steps} "
         f"expert steps, as {member.update_format}; `comigs-edge sync --dry-run` lists them",
@@ -66,5 +66,5 @@ def leave() -> None:
         folder.leave()
     name = printable(member.name)
     text = f"{name} trains alone again; to have it forgotten there: comigs-coordinator revoke {name}"
-    out.print(text, soft_wrap=True, markup=False)
+    out.print(text, soft_wrap=True)
     next_command("comigs-edge train")

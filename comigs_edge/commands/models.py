@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Optional
 
 import typer
 
 from comigs_edge.base.catalogue import CATALOGUE, DEFAULT_BASE, bases_folder, find_source
-from comigs_edge.commands.console import bar, next_command, out, print_json, size
+from comigs_edge.commands.console import bar, next_command, out, print_json, show_table, size
+from coordinator.protocol.text import printable
 from quantize.gguf_file import GGUFFile
 
 app = typer.Typer(no_args_is_help=True, help="Bases: what can be had by name, and getting one.")
@@ -16,8 +18,6 @@ app = typer.Typer(no_args_is_help=True, help="Bases: what can be had by name, an
 @app.command("list")
 def list_models(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Show the bases that can be had by name, and those that are here."""
-    from rich.table import Table
-
     folder = bases_folder()
     here = {path.stem: path for path in sorted(folder.glob("*.gguf"))}
     if json:
@@ -27,13 +27,10 @@ def list_models(json: Annotated[bool, typer.Option("--json", help="Print JSON.")
             "here": {name: {"path": str(path), "bytes": path.stat().st_size} for name, path in here.items()},
         })  # fmt: skip
         return
-    table = Table("name", "size", "licence", "here")
-    table.add_row(DEFAULT_BASE, "98 MB", "Apache-2.0", "comes with a Python package")
-    for name, entry in CATALOGUE.items():
-        table.add_row(name, f"{entry.megabytes} MB", entry.licence, str(here.get(name, "")))
-    for name in here.keys() - CATALOGUE.keys():
-        table.add_row(name, size(here[name].stat().st_size), "", str(here[name]))
-    out.print(table)
+    rows: list[Sequence[object]] = [(DEFAULT_BASE, "98 MB", "Apache-2.0", "comes with a Python package")]
+    rows += [(name, f"{entry.megabytes} MB", entry.licence, here.get(name, "")) for name, entry in CATALOGUE.items()]
+    rows += [(name, size(path.stat().st_size), "", path) for name, path in here.items() if name not in CATALOGUE]
+    show_table(("name", "size", "licence", "here"), rows, long="here")
     next_command("comigs-edge models pull NAME")
 
 
@@ -56,5 +53,7 @@ def pull(
     if json:
         print_json({"name": name, "path": str(target), "bytes": target.stat().st_size, "sha256": digest, "url": url})
         return
-    out.print(f"{target}\n{size(target.stat().st_size)}, {architecture}, sha256 {digest}", soft_wrap=True)
+    out.print(
+        f"{printable(str(target))}\n{size(target.stat().st_size)}, {printable(architecture)}, sha256 {digest}", soft_wrap=True
+    )
     next_command(f"comigs-edge init --base {name}")

@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from comigs_edge.commands.console import next_command, notes, out, print_json, size
+from comigs_edge.commands.console import fact, next_command, notes, out, print_json, size
 from comigs_edge.home import folder as homes
 from comigs_edge.home.config import Config
 from comigs_edge.home.folder import Home
@@ -62,7 +62,7 @@ def _plan_chat(home: Home, settings: Config, profile: str | None) -> ChatPlan | 
 
 def _show_chat(plan: ChatPlan | str) -> None:
     if isinstance(plan, str):
-        out.print(f"chat, in llama.cpp: {plan}", soft_wrap=True, markup=False)
+        out.print(f"chat, in llama.cpp: {plan}", soft_wrap=True)
         return
     out.print("chat, in llama.cpp:")
     _show_lines({
@@ -94,7 +94,7 @@ def show(plan: Plan, settings: Config, neighbours: list[Plan]) -> None:
 
 def _show_lines(values: dict[str, str], reasons: dict[str, str]) -> None:
     for name, value in values.items():
-        out.print(f"  [bold]{name:<11}[/]{value:<18} {reasons[name]}", soft_wrap=True)
+        fact(name, f"{value:<18} {reasons[name]}", 11, "  ")
 
 
 def summary(plan: Plan, settings: Config, steps: int | None = None) -> str:

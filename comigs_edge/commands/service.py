@@ -81,7 +81,7 @@ def install(
         sys.stdout.write("\n".join(f"# {name}\n{text}" for name, text in units.items()))
         return
     files, left = _with_systemd("install", units, system)
-    out.print("\n".join(f"unit  {file}" for file in files), soft_wrap=True, markup=False)
+    out.print("\n".join(f"unit  {file}" for file in files), soft_wrap=True)
     _end(left, "systemctl list-timers" if system else "systemctl --user list-timers")
 
 
@@ -89,7 +89,7 @@ def install(
 def uninstall(system: System = False) -> None:
     """Stop the timer and delete both units; what was trained stays."""
     files, left = _with_systemd("uninstall", {SERVICE: "", TIMER: ""}, system)
-    out.print("\n".join(f"deleted  {file}" for file in files), soft_wrap=True, markup=False)
+    out.print("\n".join(f"deleted  {file}" for file in files), soft_wrap=True)
     _end(left, "comigs-edge train")
 
 
@@ -123,5 +123,5 @@ def _with_systemd(action: str, units: dict[str, str], system: bool) -> tuple[lis
 def _end(left: list[str], then: str) -> None:
     if left:
         out.print("\nsystemd did not do these; type them where it runs:", soft_wrap=True)
-        out.print("\n".join(f"  {command}" for command in left), soft_wrap=True, markup=False)
+        out.print("\n".join(f"  {command}" for command in left), soft_wrap=True)
     next_command(then)

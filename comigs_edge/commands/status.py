@@ -6,9 +6,8 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
-from comigs_edge.commands.console import next_command, out, print_json, size
+from comigs_edge.commands.console import fact, next_command, print_json, size
 from comigs_edge.data.corpus import Corpus
 from comigs_edge.errors import ComigsError
 from comigs_edge.home import folder as homes
@@ -21,25 +20,28 @@ def status(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
     if json:
         print_json(facts)
         return
-    out.print(f"[bold]home      [/]{facts['home']}", soft_wrap=True)
-    if facts["base"]:
-        out.print(
-            f"[bold]base      [/]{facts['base']['name']}, {size(facts['base']['size'])}, sha256 {facts['base']['sha256'][:16]}"
-        )
+    _show(facts)
+    next_command(facts["next"])
+
+
+def _show(facts: dict[str, Any]) -> None:
+    rows = [("home", printable(facts["home"]))]
+    if base := facts["base"]:
+        rows.append(("base", f"{printable(base['name'])}, {size(base['size'])}, sha256 {base['sha256'][:16]}"))
         data = ", ".join(f"{s['documents']} {name}" for name, s in facts["data"].items())
         total = sum(s["bytes"] for s in facts["data"].values())
-        out.print(f"[bold]text      [/]{data} documents, {size(total)}")
+        rows.append(("text", f"{data} documents, {size(total)}"))
         training, made = facts["training"], facts["adapters"]
         steps = f", {training['expert_steps']} of {training['steps']} expert steps" if training["steps"] else ""
-        out.print(f"[bold]training  [/]{training['state']}{steps}")
+        rows.append(("training", f"{training['state']}{steps}"))
         if made:
             losses = f"{made['validation_loss_before']:.4f} before, {made['validation_loss']:.4f} after"
-            out.print(f"[bold]adapters  [/]version {made['version']}, validation loss {losses}")
+            rows.append(("adapters", f"version {made['version']}, validation loss {losses}"))
         if fleet := facts["fleet"]:
-            out.print(f"[bold]fleet     [/]{escape(_fleet_line(fleet))}", soft_wrap=True)
-        for model in facts["models"]:
-            out.print(f"[bold]model     [/]{model['path']}, {size(model['bytes'])}", soft_wrap=True)
-    next_command(facts["next"])
+            rows.append(("fleet", _fleet_line(fleet)))
+        rows += [("model", f"{printable(model['path'])}, {size(model['bytes'])}") for model in facts["models"]]
+    for name, value in rows:
+        fact(name, value, 10)
 
 
 def _collect() -> dict[str, Any]:

@@ -64,7 +64,7 @@ def _show_preview(preview: dict[str, Any], may_be_first: bool, json: bool) -> No
         return
     tensors = preview["tensors"]
     what = f"{len(tensors)} tensors, {size(preview['bytes'])}, nothing was sent"
-    out.print(f"to {preview['to']}, as {printable(preview['device'])}: {what}\n", soft_wrap=True, markup=False)
+    out.print(f"to {printable(preview['to'])}, as {printable(preview['device'])}: {what}\n", soft_wrap=True)
     kinds: dict[str, list[str]] = {}  # names by what they are in every block
     for name in tensors:
         kinds.setdefault(re.sub(r"\.blk\.\d+\.", ".blk.*.", name), []).append(name)

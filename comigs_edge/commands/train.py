@@ -31,7 +31,7 @@ def train(
     pause: Annotated[
         bool,
         typer.Option("--pause/--no-pause", help="Wait while the device is hot, low on battery, short of memory or busy with "
-                     "other programs; config.toml, \\[pause], says when."),
+                     "other programs; the section pause of config.toml says when."),
     ] = True,
     sync: Annotated[
         bool, typer.Option("--sync/--no-sync", help="Exchange generalists with the fleet, if this device has joined one.")
@@ -70,8 +70,7 @@ def _train(
         planning.check_disk(home, plan, resolved.base)
         with bar("reading your text") as progress:
             run = open_training(home, resolved, progress)
-        # Not as markup: the texts name sections of config.toml in brackets.
-        say = partial(notes.print, markup=False, soft_wrap=True)
+        say = partial(notes.print, soft_wrap=True)
         pauses = open_pauses(settings.pause, pause, not plan.keep, say)
         pauses.wait()  # nothing has begun: here Ctrl-C has nothing to save
         if minutes is not None:

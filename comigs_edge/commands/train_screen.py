@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import psutil
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 
-from comigs_edge.commands.console import notes, size
+from comigs_edge.commands.console import notes, size, warn
 from comigs_edge.training.trainer import Event, Phase, Trainer
 
+# Each with the width of a terminal from which on it is there: times are always.
 COLUMNS = (
-    TextColumn("{task.fields[phase]:<6}"), BarColumn(bar_width=16), TextColumn("{task.fields[steps]}"),
-    TextColumn("{task.fields[losses]}"), TextColumn("{task.fields[speed]}"),
-    TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(),
+    (0, TextColumn("{task.fields[phase]:<6}")), (76, BarColumn(bar_width=10)), (0, TextColumn("{task.fields[steps]}")),
+    (68, TextColumn("{task.fields[losses]}")), (104, TextColumn("{task.fields[speed]}")),
+    (0, TimeElapsedColumn()), (0, TextColumn("ETA")), (0, TimeRemainingColumn()),
 )  # fmt: skip
 
 
@@ -22,10 +24,15 @@ class TrainScreen(Progress):
     """A `training.loop.Screen`; `clock` counts seconds of work."""
 
     def __init__(self, trainer: Trainer, clock: Callable[[], float]) -> None:
-        super().__init__(*COLUMNS, console=notes, refresh_per_second=2, speed_estimate_period=600, get_time=clock)
+        super().__init__(console=notes, refresh_per_second=2, speed_estimate_period=600, get_time=clock)
         self._trainer, done = trainer, trainer.expert_steps + trainer.router_steps
         total = trainer.total_steps
         self._task = self.add_task("", completed=done, total=total, phase="start", steps="", losses="", speed="")
+
+    def make_tasks_table(self, tasks: Iterable[Task]) -> Table:
+        """The line, with what the terminal has room for now."""
+        self.columns = tuple(column for width, column in COLUMNS if notes.width >= width)
+        return super().make_tasks_table(tasks)
 
     def show_step(self, event: Event, tokens: int) -> None:
         """Moves the line; where the output is no terminal, prints a line after a validation."""
@@ -40,8 +47,13 @@ class TrainScreen(Progress):
         if event.validation_loss is not None and not notes.is_terminal:
             notes.print(
                 f"expert step {steps}, router step {event.router_steps}: "
-                f"loss {event.loss:.4f}, validation {event.validation_loss:.4f}"
+                f"loss {event.loss:.4f}, validation {event.validation_loss:.4f}",
+                soft_wrap=True,
             )
+
+    def show_problem(self, text: str) -> None:
+        """A warning above the line."""
+        warn(text)
 
     def show_phase(self, phase: Phase | Literal["paused"]) -> None:
         """Writes what the training does now."""

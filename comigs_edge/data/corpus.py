@@ -64,17 +64,18 @@ class Corpus:
         with self._open() as db:
             near = _NearDuplicates(db)
             for path, documents in reading.files.items():
-                source = self._replace_source(db, path, near)
+                # A name need not be UTF-8: its other bytes are written as escapes.
+                source = self._replace_source(db, str(path).encode("utf-8", "backslashreplace").decode(), near)
                 for document in documents:
                     self._add_document(db, source, document, near, report)
             self._fill_empty_splits(db)
             db.execute("delete from source where id not in (select source from document)")
         return report
 
-    def _replace_source(self, db: sqlite3.Connection, path: Path, near: _NearDuplicates) -> int:
-        row = db.execute("select id from source where path = ?", (str(path),)).fetchone()
+    def _replace_source(self, db: sqlite3.Connection, path: str, near: _NearDuplicates) -> int:
+        row = db.execute("select id from source where path = ?", (path,)).fetchone()
         if row is None:
-            return int(db.execute("insert into source (path) values (?)", (str(path),)).lastrowid or 0)
+            return int(db.execute("insert into source (path) values (?)", (path,)).lastrowid or 0)
         for (sha256,) in db.execute("select sha256 from document where source = ?", row).fetchall():
             near.forget(sha256)
         db.execute("delete from document where source = ?", row)
@@ -173,8 +174,9 @@ class Corpus:
     @contextlib.contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
         """One transaction on the file; an error undoes all of it."""
-        files.make_folder(self.path.parent)
-        self.path.touch(mode=0o600)
+        if not self.path.exists():  # one that is there may be on a disk that can only be read
+            files.make_folder(self.path.parent)
+            self.path.touch(mode=0o600)
         try:
             with contextlib.closing(sqlite3.connect(self.path, timeout=30)) as db, db:
                 db.execute("pragma synchronous = full")

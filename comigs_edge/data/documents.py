@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from comigs_edge.errors import ComigsError
+from coordinator.protocol.text import well_formed
 
 SUFFIXES = (".txt", ".md", ".jsonl")
 SECTION = 4000  # characters, about a thousand tokens: the length at which a text file is cut
@@ -108,17 +111,30 @@ def _files(paths: list[Path], reading: Reading) -> Iterator[Path]:
         path = path.expanduser().absolute()
         if path.is_dir():
             for file in sorted(path.rglob("*")):
-                if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts):
-                    if file.suffix.lower() in SUFFIXES:
-                        yield file
-                    else:
-                        reading.ignored += 1
+                if os.path.isdir(file) or any(part.startswith(".") for part in file.relative_to(path).parts):
+                    continue
+                if file.suffix.lower() not in SUFFIXES:
+                    reading.ignored += 1
+                elif (reason := _closed(file)) is None:
+                    yield file
+                else:
+                    reading.skipped.append((file, reason))
+        elif path.exists() and not path.is_file():
+            reading.skipped.append((path, "no ordinary file"))
         elif not path.exists():
             raise ComigsError(f"{path} does not exist; name a folder or a {', '.join(SUFFIXES)} file")
         elif path.suffix.lower() not in SUFFIXES:
             raise ComigsError(f"{path.name} cannot be read: only {', '.join(SUFFIXES)}; save it as one of these")
         else:
             yield path
+
+
+def _closed(path: Path) -> str | None:
+    """Why a file is not even opened: a pipe or a device could wait for ever."""
+    try:
+        return None if stat.S_ISREG(path.stat().st_mode) else "no ordinary file"
+    except OSError as error:
+        return error.strerror or str(error)
 
 
 def _sections(text: str) -> Iterator[Document]:
@@ -140,8 +156,8 @@ def _lines(path: Path, text: str) -> Iterator[Document]:
 
 def _document(line: str, where: str) -> Document:
     try:
-        table = json.loads(line)
-    except ValueError as error:
+        table = _well_formed(json.loads(line))
+    except (ValueError, RecursionError) as error:
         raise ComigsError(f"{where} is not JSON ({error}); nothing was added, mend that line") from None
     if isinstance(table, dict):
         if isinstance(table.get("messages"), list) and table["messages"]:
@@ -154,6 +170,15 @@ def _document(line: str, where: str) -> Document:
     raise ComigsError(
         f'{where} is no document; nothing was added, each line needs "text", "messages" or "prompt" and "completion"'
     )
+
+
+def _well_formed(value: Any) -> Any:
+    """The value with characters in place of the halves of characters, as an export that was cut has them."""
+    if isinstance(value, str):
+        return well_formed(value)
+    if isinstance(value, list):
+        return [_well_formed(each) for each in value]
+    return {key: _well_formed(each) for key, each in value.items()} if isinstance(value, dict) else value
 
 
 def _message(message: Any, where: str) -> Message:

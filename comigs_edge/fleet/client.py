@@ -10,6 +10,7 @@ was asked for, `Offline`, or `ComigsError`.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -167,6 +168,8 @@ class Remote:
             part.replace(target)
             files.sync_folder(target.parent)
         except OSError as error:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)  # the room is wanted for what this device has learned
             raise ComigsError(
                 f"{target} cannot be written ({error.strerror or error}); make room, then: comigs-edge sync"
             ) from error

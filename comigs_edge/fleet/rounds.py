@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from comigs_edge.errors import USER_ERRORS
+from comigs_edge.errors import sentence
 from comigs_edge.fleet.books import Books
 from comigs_edge.fleet.exchange import Exchange
 from comigs_edge.fleet.folder import FleetFolder
@@ -83,10 +83,11 @@ class Rounds:
             action()
             self._set_mark()
         except Exception as error:
-            reason = str(error) if isinstance(error, USER_ERRORS) else f"{type(error).__name__}: {error}"
+            reason = sentence(error)
             self._warn(f"{reason}; the training goes on alone")
             self.totals.trouble = reason
-            FleetFolder(self._home).note_trouble(reason)
+            with contextlib.suppress(Exception):  # the disk may be what is full
+                FleetFolder(self._home).note_trouble(reason)
             self._go_alone()
 
     def _go_alone(self) -> None:
@@ -185,4 +186,7 @@ def open_rounds(
     is_alone: bool = False,
 ) -> Rounds | None:  # fmt: skip
     """The rounds of this training, with the newest generalist taken over; None for a device that belongs to no fleet."""
-    return Rounds(home, training, trainer, say, warn, is_alone) if FleetFolder(home).is_member else None
+    with contextlib.suppress(PermissionError):  # its rounds say so, and the training goes on alone
+        if not FleetFolder(home).is_member:
+            return None
+    return Rounds(home, training, trainer, say, warn, is_alone)

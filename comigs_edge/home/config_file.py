@@ -20,10 +20,10 @@ def text(config: Config) -> str:
 
 
 def read(path: Path) -> Config:
-    """The settings in `path`; raises `ComigsError` for what cannot be read, is unknown or impossible."""
+    """The settings in `path`; raises `ComigsError` for what is no TOML, unknown or impossible, and `OSError`."""
     try:
         table = settings.load(path)
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise ComigsError(f"{path} cannot be read ({error}); mend it, or start over with: comigs-edge init --force") from error
     version = table.get("format", HOME_FORMAT)
     if isinstance(version, int) and version > HOME_FORMAT:

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -21,10 +22,13 @@ import platformdirs
 from comigs_edge import files
 from comigs_edge.base.catalogue import PACKAGED_BASES
 from comigs_edge.data.corpus import Corpus
-from comigs_edge.errors import ComigsError
+from comigs_edge.errors import ComigsError, remedy
 from comigs_edge.home import config_file
 from comigs_edge.home.config import BaseConfig, Config, ModelConfig
 from comigs_edge.nn.experts import Form
+from coordinator.protocol.text import printable, well_formed
+
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)  # what FAT and its like answer
 
 
 class Home:
@@ -39,6 +43,11 @@ class Home:
         self.state = root / "state"
         self.adapters = root / "adapters"
         self.models = root / "models"
+
+    @property
+    def written(self) -> tuple[Path, ...]:
+        """What training and adding text write in or into, beside the folder itself."""
+        return (self.state, self.state / "lock", self.adapters, self.models, self.documents_file.parent, self.documents_file)
 
     @property
     def exists(self) -> bool:
@@ -66,18 +75,25 @@ class Home:
     def lock(self, what: str) -> Iterator[None]:
         """Holds the home for one long-running command; raises `ComigsError` saying who else holds it."""
         holder = self.state / "holder.json"
-        files.make_folder(self.state)
         lock = filelock.FileLock(self.state / "lock", timeout=0, mode=0o600)
         try:
+            files.make_folder(self.state)
             lock.acquire()
         except filelock.Timeout:
             raise ComigsError(_held_by(holder)) from None
+        except (OSError, NotImplementedError) as error:  # the latter is how a disk without locks is told
+            error = error if isinstance(error, OSError) else OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+            raise ComigsError(
+                f"`comigs-edge {what}` must write in {self.state}, and cannot ({error.strerror or error}); {remedy(error)}"
+            ) from error
         try:
             now = time.strftime("%Y-%m-%d %H:%M")
-            files.write_atomic(holder, json.dumps({"process": os.getpid(), "command": what, "since": now}).encode())
+            with contextlib.suppress(ComigsError):  # it only says who holds the lock: a full disk need not stop a training
+                files.write_atomic(holder, json.dumps({"process": os.getpid(), "command": what, "since": now}).encode())
             yield
         finally:
-            holder.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                holder.unlink(missing_ok=True)
             lock.release()
 
 
@@ -95,7 +111,10 @@ def _held_by(holder: Path) -> str:
 def locate() -> Home:
     """The home that `COMIGS_EDGE_HOME` names, or the one in the platform's data directory."""
     named = os.environ.get("COMIGS_EDGE_HOME")
-    return Home(Path(named).expanduser().absolute() if named else platformdirs.user_data_path("comigs-edge"))
+    try:
+        return Home(Path(named).expanduser().absolute() if named else platformdirs.user_data_path("comigs-edge"))
+    except RuntimeError as error:  # a user without a home directory
+        raise ComigsError(f"COMIGS_EDGE_HOME = {named} cannot be found ({error}); name a folder by its whole path") from None
 
 
 def create(
@@ -107,9 +126,14 @@ def create(
     A packaged base is copied, because its package may be upgraded; a file of the user's is linked.
     """
     name, source = base
-    record = BaseConfig(name, files.sha256_file(source, on_hash), source.stat().st_size)
+    record = BaseConfig(printable(name), files.sha256_file(source, on_hash), source.stat().st_size)
+    if well_formed(str(home.root)) != str(home.root):
+        raise ComigsError(
+            f"the name {home.root} is not UTF-8, and llama.cpp opens no file there; name another folder with COMIGS_EDGE_HOME"
+        )
     files.make_folder(home.root)
-    home.root.chmod(0o700)
+    with contextlib.suppress(PermissionError):  # FAT keeps no rights; the folder's disk says who may read it
+        home.root.chmod(0o700)
     if source == home.converted_file:
         source.replace(home.base_file)
     elif source.resolve() != home.base_file.resolve() or home.base_file.is_symlink():
@@ -127,7 +151,13 @@ def _install(home: Home, source: Path, copy: bool) -> None:
         return
     temporary = home.root / ".base.gguf.link"
     temporary.unlink(missing_ok=True)
-    temporary.symlink_to(source.resolve())
+    try:
+        temporary.symlink_to(source.resolve())
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        _install(home, source, copy=True)
+        return
     temporary.replace(home.base_file)
 
 

@@ -34,7 +34,7 @@ def read_manifest(folder: Path, version: int) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads(path.read_bytes())
         return manifest
-    except (OSError, ValueError) as error:
+    except (FileNotFoundError, ValueError) as error:
         raise ComigsError(f"{path} cannot be read ({error}); train again with: comigs-edge train --fresh") from error
 
 
@@ -58,7 +58,7 @@ def save(folder: Path, arrays: Arrays, layout: ExpertsConfig, base_sha256: str, 
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     for old in versions(folder)[:-KEPT_VERSIONS]:
-        shutil.rmtree(folder / f"{old:04d}")
+        shutil.rmtree(folder / f"{old:04d}", ignore_errors=True)  # the new version is what counts
     return version
 
 

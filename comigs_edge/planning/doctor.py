@@ -30,6 +30,7 @@ class Conditions:
     disk_free: int  # bytes
     load: float  # processes that want to run, mean of the last minute
     cores: int  # that this process may use
+    closed: tuple[str, ...] = ()  # what of the home this user cannot write, and why
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,18 @@ class Finding:
     mend: str = ""
 
 
-def conditions(folder: Path) -> Conditions:
-    """Of this process and the disk that holds `folder`."""
-    return Conditions(shutil.disk_usage(folder).free, os.getloadavg()[0], available_cores())
+def conditions(folder: Path, parts: tuple[Path, ...] = ()) -> Conditions:
+    """Of this process, the disk that holds `folder`, and what is written in it: the folder and `parts`."""
+    closed = tuple(
+        f"{path} ({_reason(path)})" for path in (folder, *parts) if os.path.exists(path) and not os.access(path, os.W_OK)
+    )
+    return Conditions(shutil.disk_usage(folder).free, os.getloadavg()[0], available_cores(), closed)
+
+
+def _reason(path: Path) -> str:
+    if os.statvfs(path).f_flag & os.ST_RDONLY:
+        return "its disk is read-only"
+    return f"it is user {path.stat().st_uid}'s, and this is user {os.geteuid()}"
 
 
 def versions() -> dict[str, str | None]:
@@ -60,7 +70,10 @@ def versions() -> dict[str, str | None]:
 
 def findings(device: Device, here: Conditions, installed: dict[str, str | None]) -> list[Finding]:
     """Everything that is worth saying, in the order of the device's parts."""
-    return [*_packages(installed), _processor(device, here), _memory(device), _disk(device, here), _heat(device), *_power(device)]
+    return [
+        *_packages(installed), *_home(here), _processor(device, here), _memory(device), _disk(device, here), _heat(device),
+        *_power(device),
+    ]  # fmt: skip
 
 
 def _packages(installed: dict[str, str | None]) -> list[Finding]:
@@ -68,6 +81,13 @@ def _packages(installed: dict[str, str | None]) -> list[Finding]:
     if missing:
         return [Finding("packages", "bad", f"{', '.join(missing)} missing", f"pip install {' '.join(missing)}")]
     return [Finding("packages", "good", ", ".join(f"{name} {version}" for name, version in installed.items()))]
+
+
+def _home(here: Conditions) -> list[Finding]:
+    if not here.closed:
+        return []
+    mend = "mount the disk writable, take the folder over with: sudo chown -R $USER FOLDER, or name another: COMIGS_EDGE_HOME"
+    return [Finding("home", "bad", f"cannot be written: {', '.join(here.closed)}; what is there can be read", mend)]
 
 
 def _processor(device: Device, here: Conditions) -> Finding:

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Literal, NamedTuple, Protocol
 
+from comigs_edge.errors import EXPECTED, ComigsError, sentence
 from comigs_edge.training.pauses import Pauses
 from comigs_edge.training.run import TrainingRun
 from comigs_edge.training.trainer import Event, Phase
@@ -35,6 +36,9 @@ class Screen(Protocol):
     def show_phase(self, phase: Phase | Literal["paused"]) -> None:
         """When a pause begins or ends."""
 
+    def show_problem(self, text: str) -> None:
+        """A sentence about what could not be done, while the training goes on."""
+
 
 class Outcome(NamedTuple):
     """What a run of the loop has done."""
@@ -45,15 +49,24 @@ class Outcome(NamedTuple):
 
 
 def run_training(run: TrainingRun, pauses: Pauses, fleet: Fleet | None, screen: Screen) -> Outcome:
-    """Runs a training that has begun to its end, to Ctrl-C, SIGTERM or the end of its terminal, and saves it."""
-    trainer, tokens = run.trainer, 0
+    """Runs a training that has begun to its end, to Ctrl-C, SIGTERM or the end of its terminal, and saves it.
+
+    What the disk refuses meanwhile is said once and tried again; raises `ComigsError` if at the end nothing could be saved.
+    """
+    trainer, tokens, is_said = run.trainer, 0, False
     started = saved = pauses.working_time()
 
     def save(older_than: float) -> None:
-        nonlocal saved
+        nonlocal saved, is_said
         if pauses.working_time() - saved >= older_than:
-            run.save()
             saved = pauses.working_time()
+            try:
+                run.save()
+                is_said = False
+            except EXPECTED as error:
+                if not is_said:
+                    screen.show_problem(f"{sentence(error)}: the training goes on, and tries again to save its state")
+                is_said = True
 
     def prepare_pause() -> None:
         screen.show_phase("paused")
@@ -74,8 +87,25 @@ def run_training(run: TrainingRun, pauses: Pauses, fleet: Fleet | None, screen: 
                 break
         if fleet is not None:
             fleet.end()
-    version = run.end()
+    version = _end(run, screen)
     return Outcome(tokens, pauses.working_time() - started, version)
+
+
+def _end(run: TrainingRun, screen: Screen) -> int | None:
+    """Saves and publishes; on a full disk in the room of the training's own cache, or the model without the training's state."""
+    try:
+        return run.end()
+    except EXPECTED:
+        run.drop_caches()
+    try:
+        return run.end()
+    except EXPECTED as error:
+        with suppress(*EXPECTED):
+            if version := run.publish():
+                screen.show_problem(f"{sentence(error)}; the model is saved, the training's own state is not")
+                return version
+        then = "goes on from the last state that was saved: comigs-edge train --resume" if run.is_saved else "begins anew"
+        raise ComigsError(f"what was learned could not be saved: {sentence(error)}; the next training {then}") from error
 
 
 @contextmanager

@@ -176,11 +176,22 @@ class TrainingRun:
         version = self.save()
         if not self.trainer.is_done:
             return self.publish()
-        for cache in self.trainer.caches or ():
-            cache.close()
-        clear(self.home.state)
+        self.drop_caches()
         forget(self.home)
         return version
+
+    def drop_caches(self) -> None:
+        """Gives the disk back what can be computed again; no step can follow."""
+        for cache in self.trainer.caches or ():
+            cache.close()
+        self.trainer.caches = None
+        clear(self.home.state)
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether there is a state of this training, or of one before, to go on from."""
+        state = checkpoint.load(self.home.state)
+        return bool(state and state.progress and not state.progress["finished"])
 
     def publish(self) -> int | None:
         """Makes the best state the newest adapters; None if the training has made nothing better than its start."""

@@ -1,11 +1,13 @@
 """The order in which a training steps, saves, pauses, exchanges and shows itself."""
 
+import errno
 import os
 import signal
 from types import SimpleNamespace
 
 import pytest
 
+from comigs_edge.errors import ComigsError
 from comigs_edge.training.loop import run_training
 from comigs_edge.training.trainer import Event
 
@@ -52,6 +54,9 @@ class Life:
 
     def count(self, event):
         pass
+
+    def show_problem(self, text):
+        self.log.append(text)
 
     def after(self, event):
         self.log.append("exchange")
@@ -111,3 +116,55 @@ def test_without_a_fleet_nothing_is_exchanged():
     live(life)
     assert "exchange" not in life.log
     assert life.log.count("end") == 1
+
+
+# Disks that refuse ----------------------------------------------------------------------------------------------------
+
+
+class FullDisk(Life):
+    """From step `full` on nothing can be saved; `helps`: until the training's caches are gone."""
+
+    def __init__(self, full, *, helps=False, publishes=False, is_saved=True):
+        super().__init__(checkpoint_minutes=2)
+        self.full, self.helps, self.publishes, self.is_saved, self.is_over = full, helps, publishes, is_saved, False
+
+    def save(self):
+        if self.done >= self.full:
+            raise OSError(errno.ENOSPC, "No space left on device", "/home/state")
+
+    def drop_caches(self):
+        self.full = 99 if self.helps else self.full
+
+    def publish(self):
+        return 4 if self.publishes else None
+
+    def end(self):
+        if self.is_over:
+            self.save()
+        self.is_over = True  # that was the fleet's end
+        return 4
+
+
+def problems(life):
+    return [line for line in life.log if "No space" in line]
+
+
+def test_a_full_disk_is_said_once_however_often_saving_fails():
+    life = FullDisk(full=1, publishes=True)
+    assert live(life).version == 4
+    first, last = problems(life)
+    assert "/home/state cannot be used (No space left on device); make room on that disk: the training goes on" in first
+    assert "the model is saved, the training's own state is not" in last
+
+
+def test_at_the_end_the_trainings_own_cache_makes_room():
+    life = FullDisk(full=3, helps=True)
+    assert live(life).version == 4
+    assert problems(life) == []
+
+
+@pytest.mark.parametrize(("saved", "then"), [(True, "comigs-edge train --resume"), (False, "begins anew")])
+def test_where_nothing_can_be_saved_the_last_sentence_says_what_comes_next(saved, then):
+    life = FullDisk(full=1, is_saved=saved)
+    with pytest.raises(ComigsError, match=f"what was learned could not be saved: .*{then}"):
+        live(life)
