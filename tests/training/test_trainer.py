@@ -307,6 +307,7 @@ def test_a_step_on_a_gpu_is_the_step_on_the_processor(tiny_path, form, specialis
         assert abs(array - found[1][1][name]).max() < 1e-2, name
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")  # its own word on itself
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("form", ["lora", "parallel"])
 def test_no_step_on_a_gpu_makes_the_processor_wait(tiny_path, form):
@@ -315,8 +316,8 @@ def test_no_step_on_a_gpu_makes_the_processor_wait(tiny_path, form):
     adapters = Adapters.initial(layout, base.hparams, 0).to(base.device)
     one = Trainer(Model(base, adapters, checkpointing="none"), rows(1), rows(2), schedule(router_period=100))
     one.step()
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         model, batch = one.model, one.training.batch(1, 2).to(base.device)
         hidden = model(batch.tokens, batch.documents, with_balance=True).hidden
         next_token_loss(base, hidden, batch.targets, batch.scored).backward()
