@@ -77,8 +77,8 @@ def _launch(home: Home, command: list[str]) -> int:
         places = [f"--property=Standard{name}=append:{home.log_file}" for name in ("Output", "Error")]
         name = f"{UNIT}-{hashlib.sha256(str(home.root).encode()).hexdigest()[:8]}"
         # systemd-run only waits here: the unit goes on without it.
-        unit = ["systemd-run", "--user", "--quiet", "--collect", "--wait", f"--unit={name}", "--same-dir", *places, *passed, "--"]
-        command = unit + command
+        words = ["--quiet", "--collect", "--wait", f"--unit={name}", "--same-dir", *places, *passed, "--"]
+        command = ["systemd-run", "--user", *words, *command]
     actions = [
         (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
         (os.POSIX_SPAWN_OPEN, 1, str(home.log_file), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
