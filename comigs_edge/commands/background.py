@@ -68,7 +68,7 @@ def last_words(log_file: Path) -> str:
 
 
 def _launch(home: Home, command: list[str]) -> int:
-    """The process: a transient unit of the user's systemd where that outlives the login (linger), otherwise a session of its own."""
+    """The process: a transient unit of the user's systemd where that outlives the login, otherwise a session of its own."""
     environment = {**os.environ, "COMIGS_EDGE_HOME": str(home.root)}
     if systemd.lingers():
         passed = [
