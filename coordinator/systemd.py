@@ -103,6 +103,17 @@ def linger() -> list[str]:
     return []
 
 
+def lingers() -> bool:
+    """Whether this user's units outlive the login: their manager answers, and lingering is on."""
+    user = os.environ.get("USER") or str(os.getuid())
+    words = ["loginctl", "show-user", user, "--property=Linger", "--value"]
+    try:
+        subprocess.run(["systemctl", "--user", "is-active", "default.target"], check=True, capture_output=True, timeout=SECONDS)
+        return subprocess.run(words, capture_output=True, text=True, timeout=SECONDS).stdout.strip() == "yes"
+    except (OSError, subprocess.SubprocessError):
+        return False
+
+
 def quote(text: str | Path) -> str:
     """One word of a command line or a path in a unit file (systemd.service, systemd.syntax)."""
     text = str(text)

@@ -8,14 +8,24 @@ from typing import Annotated, Any
 import typer
 
 from comigs_edge.commands.console import fact, next_command, print_json, size
+from comigs_edge.commands.follow import follow_training, line
 from comigs_edge.data.corpus import Corpus
 from comigs_edge.errors import ComigsError
 from comigs_edge.home import folder as homes
+from comigs_edge.home import holder
+from comigs_edge.home.config import Config
 from coordinator.protocol.text import printable
 
 
-def status(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def status(
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Show the training that runs until it ends; Ctrl-C ends only the watching.")
+    ] = False,
+) -> None:
     """Show the home, its base, text, training and models, and what to do next."""
+    if follow:
+        follow_training(homes.locate())
     facts = _collect()
     if json:
         print_json(facts)
@@ -31,9 +41,8 @@ def _show(facts: dict[str, Any]) -> None:
         data = ", ".join(f"{s['documents']} {name}" for name, s in facts["data"].items())
         total = sum(s["bytes"] for s in facts["data"].values())
         rows.append(("text", f"{data} documents, {size(total)}"))
-        training, made = facts["training"], facts["adapters"]
-        steps = f", {training['expert_steps']} of {training['steps']} expert steps" if training["steps"] else ""
-        rows.append(("training", f"{training['state']}{steps}"))
+        made = facts["adapters"]
+        rows.append(("training", _training_line(facts["training"], facts["running"])))
         if made:
             losses = f"{made['validation_loss_before']:.4f} before, {made['validation_loss']:.4f} after"
             rows.append(("adapters", f"version {made['version']}, validation loss {losses}"))
@@ -48,7 +57,7 @@ def _collect() -> dict[str, Any]:
     home = homes.locate()
     facts: dict[str, Any] = {
         "home": str(home.root), "base": None, "data": {}, "training": {"state": "none", "expert_steps": 0, "steps": 0},
-        "adapters": None, "models": [], "fleet": None, "next": "comigs-edge init",
+        "running": None, "adapters": None, "models": [], "fleet": None, "next": "comigs-edge init",
     }  # fmt: skip
     if not home.exists:
         return facts
@@ -62,13 +71,26 @@ def _collect() -> dict[str, Any]:
         state = "finished" if saved[1]["finished"] else "interrupted"
         steps = saved[1]["schedule"]["steps"]
         facts["training"] = {"state": state, "expert_steps": saved[1]["expert_steps"], "steps": steps}
+    running = holder.present(home.holder_file)
+    if running is not None:
+        facts["running"] = asdict(running)
     numbers = versions(home.adapters)
     if numbers:
         facts["adapters"] = read_manifest(home.adapters, numbers[-1])
     facts["models"] = [{"path": str(p), "bytes": p.stat().st_size} for p in sorted(home.models.glob("*.gguf"))]
     facts["fleet"] = _fleet(home)
-    facts["next"] = _next(facts)
+    facts["next"] = _next(facts, home, settings)
     return facts
+
+
+def _training_line(training: dict[str, Any], running: dict[str, Any] | None) -> str:
+    if running is not None and running["command"] == "train":
+        progress = running["progress"]
+        how_far = line(holder.Progress(**progress)) if progress else "begins"
+        return f"{how_far} (process {running['process']}, since {running['since']})"
+    steps = f", {training['expert_steps']} of {training['steps']} expert steps" if training["steps"] else ""
+    other = f"; now runs: comigs-edge {running['command']} (process {running['process']})" if running else ""
+    return f"{training['state']}{steps}{other}"
 
 
 def _fleet(home: homes.Home) -> dict[str, Any] | None:
@@ -99,9 +121,15 @@ def _fleet_line(fleet: dict[str, Any]) -> str:
     return ", ".join(filter(None, facts)) + troubles
 
 
-def _next(facts: dict[str, Any]) -> str:
-    if not any(split["documents"] for split in facts["data"].values()):
-        return "comigs-edge data add FOLDER"
+def _next(facts: dict[str, Any], home: homes.Home, settings: Config) -> str:
+    """A command that will not refuse."""
+    running = facts["running"]
+    if running is not None and running["command"] == "train":
+        return "comigs-edge status --follow"
+    try:
+        homes.corpus(home, settings).check_enough()
+    except ComigsError:
+        return "comigs-edge chat" if facts["adapters"] else "comigs-edge data add FOLDER"
     if facts["training"]["state"] == "interrupted":
         return "comigs-edge train --resume"
     return "comigs-edge chat" if facts["adapters"] else "comigs-edge train"

@@ -36,6 +36,10 @@ def train(
     sync: Annotated[
         bool, typer.Option("--sync/--no-sync", help="Exchange generalists with the fleet, if this device has joined one.")
     ] = True,
+    background: Annotated[
+        bool, typer.Option("--background", help="Go on without this terminal: see status --follow, end it with train --stop.")
+    ] = False,
+    stop: Annotated[bool, typer.Option("--stop", help="End the training that runs in this home; everything is saved.")] = False,
     profile: Annotated[Optional[str], typer.Option(help="Profile of the device, in place of config.toml's.")] = None,
     lines: Annotated[Optional[list[str]], typer.Option("--plan", metavar="NAME=VALUE", help=LINES_HELP)] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON at the end; progress goes to standard error.")] = False,
@@ -43,8 +47,31 @@ def train(
     """Train your model. Ctrl-C stops after the current step and keeps everything."""
     if steps is not None and minutes is not None:
         raise typer.BadParameter("give --steps or --minutes, not both")
+    if stop:
+        from comigs_edge.commands import background as elsewhere
+
+        elsewhere.stop(homes.locate(), json)
+        return
+    if background:
+        from comigs_edge.commands import background as elsewhere
+
+        words = _words(steps, minutes, resume, pause=pause, sync=sync, profile=profile, lines=lines)
+        elsewhere.start(homes.locate(), words, json)
+        return
     with unbroken_output():
         _train(steps, minutes, resume, pause=pause, sync=sync, profile=profile, lines=lines, json=json)
+
+
+def _words(
+    steps: int | None, minutes: float | None, resume: bool | None, *,
+    pause: bool, sync: bool, profile: str | None, lines: list[str] | None,
+) -> list[str]:  # fmt: skip
+    """These options as they are typed."""
+    valued = {"--steps": steps, "--minutes": minutes, "--profile": profile}
+    words = [word for name, value in valued.items() if value is not None for word in (name, str(value))]
+    words += [word for line in lines or () for word in ("--plan", line)]
+    words += [] if resume is None else ["--resume" if resume else "--fresh"]
+    return words + ["--no-pause"] * (not pause) + ["--no-sync"] * (not sync)
 
 
 def _train(
@@ -84,7 +111,7 @@ def _train(
         is_alone = not (sync and settings.fleet.sync)
         with notes.status("asking the coordinator"):
             fleet = open_rounds(home, run, trainer, say, warn, is_alone)
-        with TrainScreen(trainer, pauses.working_time) as screen:
+        with TrainScreen(trainer, pauses.working_time, home.holder_file) as screen:
             outcome = run_training(run, pauses, fleet, screen)
     _report(home, trainer, outcome, pauses.seconds, None if is_alone else fleet, json)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Literal
 
 import psutil
@@ -10,8 +13,10 @@ from rich.progress import BarColumn, Progress, Task, TextColumn, TimeElapsedColu
 from rich.table import Table
 
 from comigs_edge.commands.console import notes, size, warn
+from comigs_edge.home import holder
 from comigs_edge.training.trainer import Event, Phase, Trainer
 
+TELLS = 2.0  # seconds between two notes for `status`, at least
 # Each with the width of a terminal from which on it is there: times are always.
 COLUMNS = (
     (0, TextColumn("{task.fields[phase]:<6}")), (76, BarColumn(bar_width=10)), (0, TextColumn("{task.fields[steps]}")),
@@ -21,11 +26,14 @@ COLUMNS = (
 
 
 class TrainScreen(Progress):
-    """A `training.loop.Screen`; `clock` counts seconds of work."""
+    """A `training.loop.Screen`; `clock` counts seconds of work. Other processes find how far it is in the holder's file."""
 
-    def __init__(self, trainer: Trainer, clock: Callable[[], float]) -> None:
+    def __init__(self, trainer: Trainer, clock: Callable[[], float], holder_file: Path) -> None:
         super().__init__(console=notes, refresh_per_second=2, speed_estimate_period=600, get_time=clock)
         self._trainer, done = trainer, trainer.expert_steps + trainer.router_steps
+        self._holder_file, self._told = holder_file, 0.0
+        self._loss: float | None = None
+        self._speed = 0.0  # tokens a second
         total = trainer.total_steps
         self._task = self.add_task("", completed=done, total=total, phase="start", steps="", losses="", speed="")
 
@@ -36,13 +44,13 @@ class TrainScreen(Progress):
 
     def show_step(self, event: Event, tokens: int) -> None:
         """Moves the line; where the output is no terminal, prints a line after a validation."""
-        trainer, elapsed = self._trainer, self.tasks[0].elapsed
-        validation = trainer.last_loss if trainer.last_loss == trainer.last_loss else trainer.first_loss
+        trainer, elapsed, validation = self._trainer, self.tasks[0].elapsed, self._validation
+        self._loss, self._speed = event.loss, tokens / max(1e-9, elapsed or 0)
         steps = f"{event.expert_steps}/{trainer.schedule.steps}"
         self.update(
             self._task, completed=event.expert_steps + event.router_steps, phase=event.phase, steps=steps,
-            losses=f"loss {event.loss:.3f} validation {validation:.3f}",
-            speed=f"{tokens / max(1e-9, elapsed or 0):.0f} tokens/s, {size(psutil.Process().memory_info().rss)}",
+            losses=f"loss {event.loss:.3f} validation {validation or math.nan:.3f}",
+            speed=f"{self._speed:.0f} tokens/s, {size(psutil.Process().memory_info().rss)}",
         )  # fmt: skip
         if event.validation_loss is not None and not notes.is_terminal:
             notes.print(
@@ -58,3 +66,18 @@ class TrainScreen(Progress):
     def show_phase(self, phase: Phase | Literal["paused"]) -> None:
         """Writes what the training does now."""
         self.update(self._task, phase=phase)
+        if phase == "paused" or time.monotonic() - self._told >= TELLS:
+            self._tell(phase)
+
+    @property
+    def _validation(self) -> float | None:
+        trainer = self._trainer
+        return trainer.first_loss if math.isnan(trainer.last_loss) else trainer.last_loss
+
+    def _tell(self, phase: str) -> None:
+        self._told = time.monotonic()
+        progress = holder.Progress(
+            phase=phase, expert_steps=self._trainer.expert_steps, steps=self._trainer.schedule.steps, loss=self._loss,
+            validation_loss=self._validation, tokens_per_second=self._speed, seconds_left=self.tasks[0].time_remaining,
+        )  # fmt: skip
+        holder.tell(self._holder_file, progress)

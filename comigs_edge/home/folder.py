@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,7 +21,7 @@ from comigs_edge import files
 from comigs_edge.base.catalogue import PACKAGED_BASES
 from comigs_edge.data.corpus import Corpus
 from comigs_edge.errors import ComigsError, remedy
-from comigs_edge.home import config_file
+from comigs_edge.home import config_file, holder
 from comigs_edge.home.config import BaseConfig, Config, ModelConfig
 from comigs_edge.nn.experts import Form
 from coordinator.protocol.text import printable, well_formed
@@ -41,6 +39,8 @@ class Home:
         self.converted_file = root / ".converted.gguf"  # a base that is not in its place yet
         self.documents_file = root / "data" / "documents.db"
         self.state = root / "state"
+        self.holder_file = self.state / "holder.json"
+        self.log_file = self.state / "train.log"  # of a training in the background
         self.adapters = root / "adapters"
         self.models = root / "models"
 
@@ -74,38 +74,25 @@ class Home:
     @contextlib.contextmanager
     def lock(self, what: str) -> Iterator[None]:
         """Holds the home for one long-running command; raises `ComigsError` saying who else holds it."""
-        holder = self.state / "holder.json"
         lock = filelock.FileLock(self.state / "lock", timeout=0, mode=0o600)
         try:
             files.make_folder(self.state)
             lock.acquire()
         except filelock.Timeout:
-            raise ComigsError(_held_by(holder)) from None
+            raise holder.refusal(self.holder_file) from None
         except (OSError, NotImplementedError) as error:  # the latter is how a disk without locks is told
             error = error if isinstance(error, OSError) else OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
             raise ComigsError(
                 f"`comigs-edge {what}` must write in {self.state}, and cannot ({error.strerror or error}); {remedy(error)}"
             ) from error
         try:
-            now = time.strftime("%Y-%m-%d %H:%M")
             with contextlib.suppress(ComigsError):  # it only says who holds the lock: a full disk need not stop a training
-                files.write_atomic(holder, json.dumps({"process": os.getpid(), "command": what, "since": now}).encode())
+                holder.hold(self.holder_file, what)
             yield
         finally:
             with contextlib.suppress(OSError):
-                holder.unlink(missing_ok=True)
+                self.holder_file.unlink(missing_ok=True)
             lock.release()
-
-
-def _held_by(holder: Path) -> str:
-    try:
-        who = json.loads(holder.read_bytes())
-        return (
-            f"`comigs-edge {who['command']}` already runs in this home (process {who['process']}, since {who['since']}); "
-            f"wait for it, or stop it with: kill {who['process']}"
-        )
-    except (OSError, ValueError, KeyError):
-        return "another comigs-edge command runs in this home; wait for it to end"
 
 
 def locate() -> Home:

@@ -110,19 +110,21 @@ def _end(run: TrainingRun, screen: Screen) -> int | None:
 
 @contextmanager
 def stop_on_signal() -> Iterator[list[int]]:
-    """A list that is empty until Ctrl-C, SIGTERM or SIGHUP comes; a second Ctrl-C or SIGTERM ends the process at once.
+    """A list that is empty until Ctrl-C, SIGTERM, SIGHUP or SIGUSR1 comes; a second Ctrl-C or SIGTERM ends the process at once.
 
-    SIGHUP says that the terminal is gone, often more than once; where it is ignored (nohup), it stays so.
+    SIGHUP says that the terminal is gone, often more than once; where it is ignored (nohup), it stays so. SIGUSR1 is the word
+    of `train --stop`, which may be said as often as one likes.
     """
+    patient = (signal.SIGHUP, signal.SIGUSR1)
     received: list[int] = []
 
     def receive(number: int, _: FrameType | None) -> None:
         received.append(number)
         with suppress(OSError):  # who was to read it may be gone: what is only said never stops the saving
             os.write(2, b"\nstopping after this step; everything will be saved\n")
-        signal.signal(number, signal.SIG_IGN if number == signal.SIGHUP else signal.SIG_DFL)
+        signal.signal(number, signal.SIG_IGN if number in patient else signal.SIG_DFL)
 
-    numbers = [signal.SIGINT, signal.SIGTERM]
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         numbers.append(signal.SIGHUP)
     before = {number: signal.signal(number, receive) for number in numbers}

@@ -1,0 +1,49 @@
+"""`status --follow`: a training that another process runs, as it goes."""
+
+from __future__ import annotations
+
+import time
+
+from comigs_edge.commands.console import notes
+from comigs_edge.home import holder
+from comigs_edge.home.folder import Home
+
+LOOKS = 0.5  # seconds between two looks at the other process
+
+
+def line(progress: holder.Progress) -> str:
+    """How far a training is, in one line."""
+    losses = [
+        f"{name} {value:.3f}"
+        for name, value in (("loss", progress.loss), ("validation", progress.validation_loss))
+        if value is not None
+    ]
+    left = "" if progress.seconds_left is None else f", {_duration(progress.seconds_left)} left"
+    speed = f", {progress.tokens_per_second:.0f} tokens/s" if progress.tokens_per_second else ""
+    return f"{progress.phase}, step {progress.expert_steps} of {progress.steps}{left}, {' '.join(losses)}{speed}"
+
+
+def follow_training(home: Home) -> None:
+    """Shows the training that runs in this home until it ends or Ctrl-C; it learns nothing of its spectator."""
+    said = process = None
+    try:
+        with notes.status("looking") as screen:
+            while (running := holder.present(home.holder_file)) is not None and running.command == "train":
+                process = running.process
+                now = "begins" if running.progress is None else line(running.progress)
+                screen.update(now)
+                validation = running.progress and running.progress.validation_loss
+                if not notes.is_terminal and validation != said:  # a log: one line for each validation
+                    notes.print(now, markup=False, soft_wrap=True)
+                    said = validation
+                time.sleep(LOOKS)
+    except KeyboardInterrupt:
+        notes.print("the training goes on", markup=False)
+        return
+    if process is not None:
+        notes.print(f"process {process} has ended", markup=False)
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{seconds:.0f} s" if seconds < 100 else f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"

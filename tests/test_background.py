@@ -1,0 +1,95 @@
+"""A training that runs elsewhere: begun without a terminal, seen, followed and ended from another process."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from comigs_edge.home import holder
+from comigs_edge.home.folder import locate
+
+PATIENCE = 60.0
+
+
+def wait_for(condition):
+    begin = time.monotonic()
+    while not (found := condition()):
+        assert time.monotonic() - begin < PATIENCE, "it did not come"
+        time.sleep(0.05)
+    return found
+
+
+@pytest.fixture
+def training(run, ready):
+    """A long training in the background; ended if the test has not done so."""
+    started = json.loads(run("train", "--background", "--steps", 100000, "--json").stdout)
+    yield started
+    if holder.present(locate().holder_file) is not None:
+        run("train", "--stop", "--json")
+
+
+def progress():
+    running = holder.present(locate().holder_file)
+    return running and running.progress
+
+
+def test_a_training_goes_on_in_a_session_of_its_own_and_status_sees_it(run, training):
+    wait_for(lambda: progress() and progress().expert_steps >= 2)
+    facts = json.loads(run("status", "--json").stdout)
+    assert facts["running"]["process"] == training["process"]
+    assert facts["running"]["progress"]["steps"] == 100000
+    assert facts["next"] == "comigs-edge status --follow"
+    assert os.getsid(training["process"]) != os.getsid(0)
+    assert f"process {training['process']}" in run("status").stdout
+
+
+def test_a_stopped_training_is_saved_and_continued(run, training):
+    wait_for(lambda: progress() and progress().expert_steps >= 2)
+    os.kill(training["process"], signal.SIGUSR1)  # the word of --stop, here twice
+    run("train", "--stop")
+    facts = json.loads(run("status", "--json").stdout)
+    assert facts["running"] is None
+    assert facts["training"]["state"] == "interrupted"
+    assert facts["training"]["expert_steps"] >= 2
+    assert facts["next"] == "comigs-edge train --resume"
+
+
+def test_who_follows_a_training_ends_only_the_watching(training, ready):
+    watcher = subprocess.Popen([sys.executable, "-m", "comigs_edge", "status", "--follow"], stderr=subprocess.PIPE, text=True)
+    assert "step" in wait_for(lambda: watcher.stderr.readline())
+    watcher.send_signal(signal.SIGINT)
+    assert "the training goes on" in watcher.communicate(timeout=PATIENCE)[1]
+    assert holder.present(locate().holder_file).process == training["process"]
+
+
+def test_following_ends_with_the_training(run, ready):
+    run("train", "--background", "--steps", 3)
+    assert "comigs-edge chat" in run("status", "--follow").stdout
+    assert "trained: validation loss" in locate().log_file.read_text()
+
+
+def test_a_second_training_is_refused_before_a_process_starts(run, training):
+    message = run("train", "--background", code=1).output
+    assert f"process {training['process']}" in message
+    assert "comigs-edge train --stop" in message
+
+
+def test_a_training_that_cannot_begin_says_why_at_once(run, ready):
+    assert "no interrupted training" in run("train", "--background", "--resume", code=1).output
+
+
+def test_a_killed_training_runs_no_more(run, training):
+    os.kill(training["process"], signal.SIGKILL)
+    wait_for(lambda: holder.present(locate().holder_file) is None)
+    assert json.loads(run("status", "--json").stdout)["running"] is None
+    assert "no training runs" in run("train", "--stop", code=1).output
+
+
+def test_too_little_text_starts_nothing_and_names_what_is_missing(run, home, tiny_path):
+    run("init", "--base", tiny_path)
+    assert "too little" in run("train", "--background", code=1).output
+    assert json.loads(run("status", "--json").stdout)["next"] == "comigs-edge data add FOLDER"
