@@ -36,6 +36,7 @@ class Home:
         self.base_file = root / "base.gguf"
         self.converted_file = root / ".converted.gguf"  # a base that is not in its place yet
         self.documents_file = root / "data" / "documents.db"
+        self.owner_file = root / "data" / "owner.json"
         self.state = root / "state"
         self.adapters = root / "adapters"
         self.models = root / "models"

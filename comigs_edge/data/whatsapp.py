@@ -1,0 +1,64 @@
+"""WhatsApp's text exports, in the date forms of Android and iOS in every language, and what looks like them (Signal's)."""
+
+from __future__ import annotations
+
+import re
+
+from comigs_edge.data.conversation import Conversation, Turn
+
+_INVISIBLE = dict.fromkeys(map(ord, "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff"))
+_SPACES = dict.fromkeys(map(ord, "\u00a0\u202f\u2009"), " ")
+# A date of three numbers, a word or two, a time, a word or two (PM, Uhr, p. m.), and "] ", " - " or ", " before the author.
+_HEAD = re.compile(
+    r"\[?(?P<day>\d{1,4}[./年-] ?\d{1,2}[./月-] ?\d{1,4}日?)\.?[,،]?[^\d\n\]]{0,16}?\d{1,2}[:.]\d\d(?:[:.]\d\d)?"
+    r"[^\d\n\]]{0,12}?(?:\] ?| [-–] |, )(?P<rest>.*)"
+)
+_AUTHOR = re.compile(r"(?P<author>[^:\n]{1,80}?) ?: ?(?P<text>.*)", re.DOTALL)
+# What stands in place of a picture, a voice message or deleted words. Android has it in brackets, in every language.
+_NO_WORDS = re.compile(
+    r"<[^<>\n]{3,60}>|\S+\.\w{2,4} \([^()\n]{3,40}\)|null|"
+    r"(?:image|video|audio|sticker|gif|document|contact card|bild|dokument|imagen|vídeo|foto|immagine|afbeelding|imagem) "
+    r"(?:omitted|weggelassen|omitid[oa]|omitid[oa]|omis[e]?|omess[oa]|weggelaten|ocultad[oa])|"
+    r"this message was deleted\.?|you deleted this message\.?|diese nachricht wurde gelöscht\.?|"
+    r"du hast diese nachricht gelöscht\.?|se eliminó este mensaje\.?|eliminaste este mensaje\.?|"
+    r"ce message a été supprimé\.?|vous avez supprimé ce message\.?|questo messaggio è stato eliminato\.?|"
+    r"hai eliminato questo messaggio\.?|mensagem apagada\.?|dit bericht is verwijderd\.?",
+    re.IGNORECASE,
+)
+_EDITED = re.compile(r"\s*<[^<>\n]{5,60}>\Z")
+_LOG_LEVEL = re.compile(r"(?:\S*[.\s])?(?:TRACE|DEBUG|INFO|NOTICE|WARN(?:ING)?|ERROR|CRITICAL|FATAL)", re.IGNORECASE)
+
+
+def conversation(text: str) -> Conversation | None:
+    """The messages, or None where the text is no such export; lines of the program itself are left out."""
+    text = text.translate(_INVISIBLE)
+    if not _HEAD.match(text.lstrip()[:200].translate(_SPACES)):
+        return None
+    turns: list[Turn] = []
+    heads = 0
+    lines: list[str] | None = None  # of the message that goes on
+    for line in text.strip().split("\n"):
+        head = _HEAD.match(line[:200].translate(_SPACES))
+        if not head:
+            if lines is not None:
+                lines.append(line.rstrip())
+            continue
+        heads += 1
+        _close(turns, lines)
+        author = _AUTHOR.match(line, head.start("rest"))
+        lines = [author["text"].strip()] if author else None
+        if author:
+            turns.append(Turn(author["author"].strip(" ~"), "", head["day"]))
+    _close(turns, lines)
+    turns = [turn for turn in turns if turn.text]
+    authors = {turn.author for turn in turns}
+    if len(turns) < 2 or all(_LOG_LEVEL.fullmatch(author) for author in authors) or len(authors) > heads / 2 + 2:
+        return None
+    return Conversation(turns, own=next((author for author in authors if author.casefold() == "me"), ""))
+
+
+def _close(turns: list[Turn], lines: list[str] | None) -> None:
+    """Puts the words of the last message in their place."""
+    if lines is not None:
+        words = _EDITED.sub("", "\n".join(lines).strip())
+        turns[-1] = turns[-1]._replace(text="" if _NO_WORDS.fullmatch(words) else words)
