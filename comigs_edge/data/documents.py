@@ -144,7 +144,7 @@ def _files(paths: list[Path], reading: Reading) -> Iterator[Path]:
         elif not path.exists():
             raise ComigsError(f"{path} does not exist; name a folder or a file with text")
         elif reason := not_ordinary(path):
-            raise ComigsError(f"{path} is {reason}; name a folder or a file with text")
+            reading.skipped.append((path, reason))
         elif kind(path) not in SUFFIXES:
             raise ComigsError(f"{path.name} cannot be read: only {', '.join(SUFFIXES)}; save it as one of these")
         else:
@@ -174,12 +174,13 @@ def _few(names: Counter[str]) -> str:
 
 def _documents(path: Path, found: list[Document | Conversation], owners: frozenset[str], reading: Reading) -> list[Document]:
     documents: list[Document] = []
+    is_entry = kind(path) in _READERS  # what stands in a table or list keeps its white space
     for piece in found:
         if isinstance(piece, Conversation):
             documents += _chats(path, piece, owners, reading)
         elif piece.messages:
             documents.append(piece)
-        elif kind(path) in _READERS and len(piece.text) <= SECTION:
+        elif is_entry and len(piece.text) <= SECTION:
             documents.append(Document(text=piece.text.strip()))
         else:
             documents += [Document(text=text) for text in sections(piece.text)]
@@ -210,7 +211,7 @@ def _sound(document: Document) -> Document:
 
 def _nothing(paths: list[Path], reading: Reading) -> str:
     reasons = [f"{reason} ({left})" for reason, left in reading.left.items()]
-    reasons += [f"{path.name} is {why}" for path, why in reading.skipped]
+    reasons += [f"{path.name}: {why}" for path, why in reading.skipped]
     if reading.missing:
         reasons.append(f"{sum(reading.missing.values())} files need: pip install 'comigs-edge[import]'")
     where = ", ".join(map(str, paths))

@@ -23,6 +23,7 @@ from comigs_edge.data.document import Unreadable
 
 SECONDS = 120  # for one file; a book of a thousand pages takes half of it on a Raspberry Pi
 MEMORY = 1 << 30  # bytes of address space
+_COMMAND = [sys.executable, "-m", "comigs_edge.data.importing"]
 _LIBRARIES = {".html": "lxml", ".htm": "lxml", ".epub": "lxml", ".docx": "docx", ".pdf": "pypdf"}
 SUFFIXES = (*_LIBRARIES, ".mbox")
 
@@ -41,7 +42,7 @@ class Importer:
     def read(self, path: Path) -> list[str]:
         """The texts in a file; raises `Unreadable` where there are none, with the reason."""
         if is_missing(path.suffix.lower()):
-            raise Unreadable(f"needs: {INSTALL}")
+            raise Unreadable(f"to read it: {INSTALL}")
         process = self._process = self._process or _start()
         timer = threading.Timer(SECONDS, process.kill)
         timer.start()
@@ -66,7 +67,7 @@ class Importer:
 
 def _start() -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", __name__], cwd=Path(comigs_edge.__file__).parent.parent, stdin=subprocess.PIPE,
+        _COMMAND, cwd=Path(comigs_edge.__file__).parent.parent, stdin=subprocess.PIPE,
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
 
@@ -80,7 +81,7 @@ def _ask(process: subprocess.Popen[bytes], path: Path) -> dict[str, list[str]] |
         process.stdin.flush()
         line = process.stdout.readline()
         answer: dict[str, list[str]] | None = json.loads(line) if line.endswith(b"\n") else None
-    except OSError:
+    except (OSError, ValueError):
         return None
     return answer
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 _FRONT_MATTER = re.compile(r"\A(---|\+\+\+)[ \t]*\n(?:.*\n)*?\1[ \t]*(?:\n|\Z)")
 _KEY = re.compile(r"(?:[\w.-]+[ \t]*[:=]|[ \t]*(?:-|#|$)|[ \t]+\S|[\]}\[])", re.MULTILINE)  # what a line there begins with
 _OPENERS = re.compile(r"^ {0,3}(?P<fence>```+|~~~+)|<!--|^%%|(?<=\s)%%(?=\S)", re.MULTILINE)
-_ORG = re.compile(r"^[ \t]*(?:#(?:[ \t].*)?|#\+.*|:[A-Z_]+:.*|(?:CLOSED|DEADLINE|SCHEDULED):.*)\n?", re.MULTILINE)
+_ORG = re.compile(r"^[ \t]*(?:#(?:[ \t+].*)?|:[A-Z_]+:.*|(?:CLOSED|DEADLINE|SCHEDULED):.*)$\n?", re.MULTILINE)
 _ORG_COMMENT = ("#+begin_comment", "#+end_comment")
 _RST_COMMENT = re.compile(r"^\.\.(?=\s|\Z)(?![ \t]+(?:[\w:+-]+::|_|\[|\|))[ \t]*.*\n?(?:[ \t]+\S.*\n?)*", re.MULTILINE)
 _RST_FIELDS = re.compile(r"\A(?::[\w -]+:.*\n(?:[ \t]+.*\n)*)+")

@@ -73,14 +73,17 @@ def _words(root: Any) -> str:
         start = event == "start"
         hidden += (name in _UNSEEN) * (1 if start else -1)
         preformatted += (name == "pre") * (1 if start else -1)
-        if name not in _INLINE:
+        if name not in _INLINE and (start or name != "br"):
             out.append("\n" if name == "br" else "\t" if name in _CELLS else "\n\n")
-        words = (element.text if start else element.tail) or ""
         if not start and element is root:
             break
-        if not hidden:
-            out.append(words if preformatted else re.sub(r"\s+", " ", words))
-    return re.sub(r" *\n *", "\n", re.sub(r"[ \t]*\n[ \t]*\n\s*", "\n\n", "".join(out))).strip()
+        words = "" if hidden else (element.text if start else element.tail) or ""
+        if not preformatted:
+            words = re.sub(r"\s+", " ", words)
+            words = words.lstrip() if out[-1:] and out[-1][-1:].isspace() else words
+        out.append(words)
+    lines = [line.rstrip() for line in "".join(out).split("\n")]
+    return "\n".join(line for number, line in enumerate(lines) if line or (number and lines[number - 1])).strip()
 
 
 def pdf(data: bytes) -> str:

@@ -25,13 +25,13 @@ _NO_WORDS = re.compile(
     r"hai eliminato questo messaggio\.?|mensagem apagada\.?|dit bericht is verwijderd\.?",
     re.IGNORECASE,
 )
-_EDITED = re.compile(r"\s*<[^<>\n]{5,60}>\Z")
+_EDITED = re.compile(r"(?<=[^\0])\0<[^<>\n]{5,60}>")  # what stands behind words that were changed, with a mark before it
 _LOG_LEVEL = re.compile(r"(?:\S*[.\s])?(?:TRACE|DEBUG|INFO|NOTICE|WARN(?:ING)?|ERROR|CRITICAL|FATAL)", re.IGNORECASE)
 
 
 def conversation(text: str) -> Conversation | None:
     """The messages, or None where the text is no such export; lines of the program itself are left out."""
-    text = text.translate(_INVISIBLE)
+    text = text.replace("\u200e<", "\0<").translate(_INVISIBLE)
     if not _HEAD.match(text.lstrip()[:200].translate(_SPACES)):
         return None
     turns: list[Turn] = []
@@ -60,5 +60,5 @@ def conversation(text: str) -> Conversation | None:
 def _close(turns: list[Turn], lines: list[str] | None) -> None:
     """Puts the words of the last message in their place."""
     if lines is not None:
-        words = _EDITED.sub("", "\n".join(lines).strip())
+        words = _EDITED.sub("", "\n".join(lines)).replace("\0", "").strip()
         turns[-1] = turns[-1]._replace(text="" if _NO_WORDS.fullmatch(words) else words)

@@ -57,8 +57,8 @@ def test_text_without_blank_lines_is_cut_where_it_can_be(tmp_path, text):
     assert "".join("".join(found).split()) == "".join(words.split())
 
 
-def test_ten_megabytes_in_one_line_and_much_white_space_are_cut(tmp_path):
-    for text in ("word " * 2_000_000, "x" * 10_000_000, " \n" * 5_000_000 + "end"):
+def test_megabytes_in_one_line_and_of_white_space_are_cut(tmp_path):
+    for text in ("word " * 1_000_000, "x" * 10_000_000, " \n" * 2_000_000 + "end"):
         (tmp_path / "a.txt").write_text(text)
         found = documents.read([tmp_path]).files[tmp_path / "a.txt"]
         assert sum(len("".join(document.text.split())) for document in found) == len("".join(text.split()))
