@@ -52,7 +52,7 @@ def test_on_a_terminal_the_owner_is_asked_once_and_remembered(ready, run, tmp_pa
     assert code == 0, shown
     assert "There are conversations of Bo, Ada." in shown
     assert stored(ready) == ['{"messages": [["user", "Is the shed painted?"], ["assistant", "Two coats."]]}']
-    run("data", "add", tmp_path / "more.txt")
+    assert "learned as your own messages: those of ada" in run("data", "add", tmp_path / "more.txt").stdout
     assert len(stored(ready)) == 2
 
 

@@ -32,7 +32,7 @@ def add(
         ask = owner.asker(home.owner_file, paths, spinner.stop)
         reading = documents.read(paths, None if me is None else [name for name in me if name], ask)
         report = corpus.add(reading)
-    owner.remember(home.owner_file, me or reading.owners)
+    owner.remember(home.owner_file, reading.owners)
     for number, document in enumerate(report.samples, 1):
         out.print(f"[bold]sample {number}[/] ({document.kind})", soft_wrap=True)
         out.print(_excerpt(document), style="dim", markup=False)

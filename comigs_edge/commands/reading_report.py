@@ -20,8 +20,11 @@ def warnings(reading: Reading) -> Iterator[str]:
     if len(reading.skipped) > _SHOWN:
         reasons = Counter(reason for _, reason in reading.skipped[_SHOWN:])
         yield f"{len(reading.skipped) - _SHOWN} more files were skipped: {_counted(reasons)}"
-    for reason, left in reading.left.items():
+    often = sorted(reading.left.items(), key=lambda item: -item[1].count)
+    for reason, left in often[:_SHOWN]:
         yield f"left out {left}: {reason}"
+    if len(often) > _SHOWN:
+        yield f"left out {sum(left.count for _, left in often[_SHOWN:])} times for {len(often) - _SHOWN} other reasons"
     if any("keys" in reason for reason in reading.left):
         yield f"a line is read that has {shapes.WANTED}"
     if reading.missing:
@@ -30,6 +33,8 @@ def warnings(reading: Reading) -> Iterator[str]:
 
 def remarks(reading: Reading) -> Iterator[str]:
     """What was passed over or read in a special way."""
+    if reading.owners:
+        yield printable(f"learned as your own messages: those of {' and '.join(reading.owners)}")
     if reading.ignored:
         yield f"{sum(reading.ignored.values())} files of other kinds: {_counted(reading.ignored)}"
     if reading.folders:

@@ -29,6 +29,7 @@ _READERS: dict[str, Callable[[str], Iterator[Found]]] = {
 }
 _TEXTS = (".txt", ".md", ".markdown", ".org", ".rst")
 SUFFIXES = (*_TEXTS, *_READERS, *IMPORTED)
+_PACKED = (".zip", ".7z", ".rar", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst")
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
@@ -56,7 +57,7 @@ class Reading:
     folders: Counter[str] = field(default_factory=Counter)  # folders that are passed over, by their name
     encodings: dict[Path, str] = field(default_factory=dict)  # of files that are not UTF-8
     tools: list[Path] = field(default_factory=list)  # exports of chat tools
-    owners: tuple[str, ...] = ()  # the names whose messages are learned, where somebody was asked
+    owners: tuple[str, ...] = ()  # the names whose messages are learned, where there are conversations
 
     def leave(self, odd: Odd, path: Path) -> None:
         """Counts what is left out."""
@@ -146,7 +147,8 @@ def _files(paths: list[Path], reading: Reading) -> Iterator[Path]:
         elif reason := not_ordinary(path):
             reading.skipped.append((path, reason))
         elif kind(path) not in SUFFIXES:
-            raise ComigsError(f"{path.name} cannot be read: only {', '.join(SUFFIXES)}; save it as one of these")
+            remedy = "unpack it and name its folder" if kind(path) in _PACKED else "save it as one of these"
+            raise ComigsError(f"{path.name} cannot be read: only {', '.join(SUFFIXES)}; {remedy}")
         else:
             yield path
 
@@ -159,7 +161,8 @@ def _owners(
     names = Counter(turn.author for each in conversations if not each.is_tool and not each.own for turn in each.turns)
     if me is None:
         me = ask(names) if names else ()
-        reading.owners = tuple(me)
+    if names:
+        reading.owners = tuple(name for name in me if name.strip())
     owners = frozenset(name.strip().casefold() for name in me if name.strip())
     known_names = {author.casefold() for each in conversations for author in each.authors}
     if owners and names and not owners & known_names:

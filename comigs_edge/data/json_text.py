@@ -14,7 +14,7 @@ from comigs_edge.data.json_values import values
 
 Found = Document | Conversation | Odd
 _SEPARATORS = ",;\t"
-csv.field_size_limit(1 << 31)
+csv.field_size_limit(2**31 - 1)
 
 
 def read_json(text: str) -> Iterator[Found]:

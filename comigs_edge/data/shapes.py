@@ -32,7 +32,7 @@ def documents(value: Any, line: int) -> Iterator[Document | Odd]:
         yield Document(text=value)
     elif isinstance(value, list):
         if _is_chat(value):
-            yield _chat(value, line)
+            yield from _chat(value, line)
         else:
             for each in value:
                 yield from documents(each, line) if isinstance(each, dict | str) or _is_chat(each) else [_no_shape(each, line)]
@@ -45,27 +45,23 @@ def documents(value: Any, line: int) -> Iterator[Document | Odd]:
 def _of_table(table: dict[str, Any], line: int) -> Iterator[Document | Odd]:
     for name in CHATS:
         if isinstance(chat := table.get(name), list):
-            if chat and all(isinstance(each, list) for each in chat):
-                yield from (_chat(each, line) for each in chat)
-            else:
-                yield _chat(chat, line, table)
+            several = chat if chat and all(isinstance(each, list) for each in chat) else [chat]
+            for each in several:
+                yield from _chat(each, line, table)
             return
     for question, answer in PAIRS:
         if question in table and answer in table:
-            yield _pair(table, table[question], table[answer], line)
+            yield from _pair(table, table[question], table[answer], line)
             return
     if isinstance(table.get("chosen"), list):  # of a preference, with the prompt inside
-        yield _chat(table["chosen"], line, table)
+        yield from _chat(table["chosen"], line, table)
         return
     text = next((table[name] for name in TEXTS if isinstance(table.get(name), str)), None)
     if text is not None:
         yield Document(text=text)
         return
     rows = [each for each in table.values() if isinstance(each, list) and each and isinstance(each[0], dict)]
-    if len(rows) == 1:  # {"data": [...]}
-        yield from documents(rows[0], line)
-        return
-    yield _no_shape(table, line)
+    yield from documents(rows[0], line) if len(rows) == 1 else [_no_shape(table, line)]  # {"data": [...]}
 
 
 def _no_shape(value: Any, line: int) -> Odd:
@@ -79,7 +75,7 @@ def _no_shape(value: Any, line: int) -> Odd:
 _KINDS = {int: "number", float: "number", bool: "truth value", type(None): "null", str: "text"}
 
 
-def _pair(table: dict[str, Any], question: Any, answer: Any, line: int) -> Document | Odd:
+def _pair(table: dict[str, Any], question: Any, answer: Any, line: int) -> Iterator[Document | Odd]:
     """A question and its answer, each a text or (as TRL has them) a list of messages; Alpaca's input and history go with it."""
     turns: list[Any] = []
     for each in table.get("history") or () if isinstance(table.get("history"), list) else ():
@@ -93,7 +89,7 @@ def _pair(table: dict[str, Any], question: Any, answer: Any, line: int) -> Docum
     extra = _text(table.get("input" if "instruction" in table else "context")) if not isinstance(question, list) else ""
     if extra:
         turns[-2] = {"role": "user", "content": f"{_text(question) or ''}\n\n{extra}"}
-    return _chat(turns, line, table)
+    yield from _chat(turns, line, table)
 
 
 def is_chat(value: Any) -> bool:
@@ -123,8 +119,10 @@ def _role(message: dict[str, Any]) -> str | None:
     return None
 
 
-def _chat(messages: list[Any], line: int, table: dict[str, Any] | None = None) -> Document | Odd:
+def _chat(messages: list[Any], line: int, table: dict[str, Any] | None = None) -> Iterator[Document | Odd]:
+    """The chat, unless one of its messages is odd; what is nobody's words is left out of it, and counted."""
     found: list[Message] = []
+    left: list[Odd] = []
     system = _text((table or {}).get("system") or (table or {}).get("system_prompt"))
     if system:
         found.append(Message("system", system))
@@ -132,15 +130,29 @@ def _chat(messages: list[Any], line: int, table: dict[str, Any] | None = None) -
         who = _role(message) if isinstance(message, dict) else None
         role = None if who is None else ROLES.get(who.lower())
         if role is None:
-            return Odd("a message without role and content" if who is None else f'the role "{who[:30]}" is unknown', line)
-        content = _text(next((message[name] for name in ("content", "value", "text", "parts") if name in message), None))
-        if content is None:
-            return Odd("a message whose content is no text", line)
-        if role and (content or not _has_calls(message)):
-            found.append(Message(role, content))
+            yield Odd("a message without role and content" if who is None else f'the role "{who[:30]}" is unknown', line)
+            return
+        content = next((message[name] for name in ("content", "value", "text", "parts") if name in message), None)
+        words = _text(content)
+        if words is None:
+            yield Odd("a message whose content is no text", line)
+            return
+        if not role or (not words and _has_calls(message)):
+            left.append(Odd("a message of a tool, or a call of one", line))
+            continue
+        left += [Odd("a part of a message that is no text", line)] * _other_parts(content)
+        found.append(Message(role, words))
     if not any(message.content for message in found):
-        return Odd("a chat without a message", line)
-    return Document(messages=tuple(found))
+        left.append(Odd("a chat without a message", line))
+    else:
+        yield Document(messages=tuple(found))
+    yield from left
+
+
+def _other_parts(content: Any) -> int:
+    """Pictures and the like."""
+    parts = content if isinstance(content, list) else []
+    return sum(isinstance(part, dict) and not isinstance(part.get("text"), str) for part in parts)
 
 
 def _has_calls(message: dict[str, Any]) -> bool:

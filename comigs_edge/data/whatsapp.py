@@ -35,7 +35,6 @@ def conversation(text: str) -> Conversation | None:
     if not _HEAD.match(text.lstrip()[:200].translate(_SPACES)):
         return None
     turns: list[Turn] = []
-    heads = 0
     lines: list[str] | None = None  # of the message that goes on
     for line in text.strip().split("\n"):
         head = _HEAD.match(line[:200].translate(_SPACES))
@@ -43,7 +42,6 @@ def conversation(text: str) -> Conversation | None:
             if lines is not None:
                 lines.append(line.rstrip())
             continue
-        heads += 1
         _close(turns, lines)
         author = _AUTHOR.match(line, head.start("rest"))
         lines = [author["text"].strip()] if author else None
@@ -52,7 +50,9 @@ def conversation(text: str) -> Conversation | None:
     _close(turns, lines)
     turns = [turn for turn in turns if turn.text]
     authors = {turn.author for turn in turns}
-    if len(turns) < 2 or all(_LOG_LEVEL.fullmatch(author) for author in authors) or len(authors) > heads / 2 + 2:
+    # Where nearly everybody speaks once it is a diary: "2024-01-01 10:00 - Dentist: bring papers".
+    is_talk = len(turns) > 1 and len(authors) * 4 <= max(8, len(turns) * 3)
+    if not is_talk or all(_LOG_LEVEL.fullmatch(author) for author in authors):
         return None
     return Conversation(turns, own=next((author for author in authors if author.casefold() == "me"), ""))
 

@@ -67,9 +67,12 @@ def test_whatsapp_is_read_in_the_date_forms_of_every_language(tmp_path, first, s
 
 
 def test_a_name_is_told_in_any_case_and_a_group_keeps_its_names(tmp_path):
-    lines = ["Bo: Who comes?", "Cy: Me", "+49 170 1234567: I", "ADA: I do"]
+    lines = ["Bo: Who comes?", "Cy: Me", "+49 170 1234567: I", "ADA: I do", "ADA: And then?", "Bo: Home", "Cy: Yes", "ADA: Fine"]
     text = "\n".join(f"31.12.23, 22:15 - {line}" for line in lines)
-    assert chats(tmp_path, "a.txt", text) == [(("user", "Bo: Who comes?\nCy: Me\n+49 170 1234567: I"), ("assistant", "I do"))]
+    others = ("user", "Bo: Who comes?\nCy: Me\n+49 170 1234567: I")
+    assert chats(tmp_path, "a.txt", text) == [
+        (others, ("assistant", "I do\nAnd then?"), ("user", "Bo: Home\nCy: Yes"), ("assistant", "Fine"))
+    ]
 
 
 def test_messages_that_answer_nothing_and_days_without_an_answer_are_left_out(tmp_path):
@@ -94,6 +97,7 @@ def test_a_long_day_is_cut_after_answers(tmp_path):
         "2024-01-01 08:00:00 - INFO: started\n2024-01-01 08:00:01 - ERROR: stopped\n",
         "[2024-01-01 08:00:00] local.ERROR: it broke\n[2024-01-01 08:00:02] local.INFO: mended\n",
         "2024-01-01 a day: nothing\n2024-01-02 another: nothing\n",
+        "2024-01-01 10:00 - Dentist: bring papers\n2024-01-02 11:00 - Bo: cake\n2024-01-03 12:00 - Shed: paint\n",
         "1. Paint the shed: green\n2. Then the fence: brown\n",
     ],
 )

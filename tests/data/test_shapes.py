@@ -115,3 +115,13 @@ def test_a_notebook_is_its_words_and_code_without_output(tmp_path):
         {"cell_type": "raw", "source": "raw"},
     ]
     assert read(tmp_path, json.dumps({"cells": cells, "nbformat": 4}, indent=1), "a.ipynb") == ["# Shed\nPaint.\n\nprint(1)"]
+
+
+def test_what_is_nobodys_words_is_counted(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(json.dumps(SHAPES[name]) for name in ("openai", "null and a tool", "parts")))
+    left = documents.read([path]).left
+    assert {reason: str(each) for reason, each in left.items()} == {
+        "a message of a tool, or a call of one": "2 times, first in a.jsonl, line 2",
+        "a part of a message that is no text": "a.jsonl, line 3",
+    }
