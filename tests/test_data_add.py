@@ -91,7 +91,8 @@ def test_everything_that_was_left_out_or_read_otherwise_is_said(ready, run, tmp_
         assert said in result.stderr
     for said in (
         "4 documents added from 4 files",
-        "2 files of other kinds: 2 .png",
+        "1 unreadable files, 2 files of other kinds",
+        "of other kinds: 2 .png",
         "passed over: 1 .git, 1 node_modules",
         "read as Windows-1252: old.txt",
         "conversations.json: the chat tool's answers are learned; your own messages with --me user",

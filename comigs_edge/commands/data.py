@@ -40,7 +40,8 @@ def add(
         warn(line)
     out.print(
         f"\n{report.added} documents added from {len(reading.files)} files; left out: {report.duplicates} that are there "
-        f"already, {report.near_duplicates} near-duplicates, {reading.empty} empty",
+        f"already, {report.near_duplicates} near-duplicates, {reading.empty} empty, {len(reading.skipped)} unreadable "
+        f"files, {sum(reading.ignored.values())} files of other kinds",
         soft_wrap=True,
     )
     for line in reading_report.remarks(reading):

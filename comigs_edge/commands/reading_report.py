@@ -36,7 +36,7 @@ def remarks(reading: Reading) -> Iterator[str]:
     if reading.owners:
         yield printable(f"learned as your own messages: those of {' and '.join(reading.owners)}")
     if reading.ignored:
-        yield f"{sum(reading.ignored.values())} files of other kinds: {_counted(reading.ignored)}"
+        yield f"of other kinds: {_counted(reading.ignored)}"
     if reading.folders:
         yield f"passed over: {_counted(reading.folders)}"
     for encoding in dict.fromkeys(reading.encodings.values()):

@@ -55,7 +55,8 @@ def _detect(data: bytes, place: int) -> str:
 
 
 def _checked(text: str) -> str:
-    if "\0" in text or len(_CONTROL.findall(text[:100_000])) > len(text[:100_000]) / 50:
+    beginning = text[:100_000]
+    if "\0" in text or len(_CONTROL.findall(beginning)) > len(beginning) / 50 or beginning.count("\ufffd") > len(beginning) / 10:
         raise Unreadable("binary data")
     return text
 

@@ -2,7 +2,9 @@
 
 import os
 import socket
+import tempfile
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -63,17 +65,17 @@ def test_a_pipe_a_socket_and_a_device_never_wait(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs a user to become")
-def test_closed_folders_and_files_are_counted(tmp_path):
-    make(tmp_path, "open/a.md", "closed/b.md", "file.md")
-    (tmp_path / "closed").chmod(0)
-    (tmp_path / "file.md").chmod(0)
-    for folder in (tmp_path, *tmp_path.parents[:-2]):
-        folder.chmod(folder.stat().st_mode | 0o055)
-    os.seteuid(65534)
-    try:
-        reading = documents.read([tmp_path])
-    finally:
-        os.seteuid(0)
+def test_closed_folders_and_files_are_counted():
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to others
+        root = Path(name)
+        make(root, "open/a.md", "closed/b.md", "file.md")
+        for path, mode in ((root, 0o755), (root / "closed", 0), (root / "file.md", 0)):
+            path.chmod(mode)
+        os.seteuid(65534)
+        try:
+            reading = documents.read([root])
+        finally:
+            os.seteuid(0)
     assert sorted((path.name, why) for path, why in reading.skipped) == [
         ("closed", "Permission denied"), ("file.md", "Permission denied"),
     ]  # fmt: skip
