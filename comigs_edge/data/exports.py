@@ -10,7 +10,7 @@ from comigs_edge.data.conversation import PERSON, TOOL, Conversation, Turn
 
 _AUTHORS = ("sender_name", "sender", "from", "author")
 _TEXTS = ("text", "content", "body")
-_TIMES = ("date", "timestamp", "timestamp_ms", "sent_at", "received_at", "datetime")
+_TIMES = ("date", "date_unixtime", "timestamp", "timestamp_ms", "sent_at", "received_at", "datetime")
 
 
 def conversations(value: Any) -> list[Conversation] | None:
@@ -36,7 +36,7 @@ def _has_messages(value: Any) -> bool:
 def _conversation(messages: list[Any], own: str = "") -> list[Conversation] | None:
     """One conversation from messages that say who wrote them and when; None if they do not."""
     known = [each for each in messages if isinstance(each, dict) and _is_message(each)]
-    if not known or len(known) * 2 < len(messages):
+    if len(known) * 2 < len(messages) or not any(key in each for each in known for key in _TEXTS):
         return None
     times = [each for each in map(_time, known) if isinstance(each, int | float)]
     if len(times) > 1 and times[0] > times[-1]:
@@ -59,16 +59,15 @@ def _author(message: dict[str, Any]) -> str | None:
         if isinstance(who, dict):
             who = next((who[name] for name in ("nickname", "global_name", "name", "username") if who.get(name)), None)
         if isinstance(who, str) and who:
-            return who.strip()
+            return _mended(who.strip())
     if message.get("type") in ("incoming", "outgoing") and "body" in message:  # Signal's own tables
         return "me" if message["type"] == "outgoing" else str(message.get("conversationId") or "them")
     return None
 
 
 def _is_message(value: dict[str, Any]) -> bool:
-    """Whether it says who wrote what, and when or under which number."""
-    has_words = any(key in value for key in _TEXTS)
-    return has_words and (_time(value) is not None or "id" in value) and _author(value) is not None
+    """Whether it says who wrote, and when or under which number."""
+    return (_time(value) is not None or "id" in value) and _author(value) is not None
 
 
 def _time(message: dict[str, Any]) -> str | int | float | None:
@@ -77,10 +76,10 @@ def _time(message: dict[str, Any]) -> str | int | float | None:
 
 def _day(message: dict[str, Any]) -> str:
     moment = _time(message)
-    if isinstance(moment, str):
-        return moment[:10]
     if moment is None:
         return ""
+    if isinstance(moment, str) and not moment.isdigit():
+        return moment[:10]
     try:
         seconds = float(moment)
         return time.strftime("%Y-%m-%d", time.localtime(seconds / 1000 if seconds > 1e11 else seconds))
@@ -162,7 +161,8 @@ def _claude(messages: list[Any]) -> Iterator[tuple[bool, str]]:
     for message in messages:
         if isinstance(message, dict) and message.get("sender") in ("human", "assistant"):
             parts = message.get("content")
-            texts = [part.get("text") for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
+            shown = [part for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
+            texts = [part.get("text") for part in shown if part.get("type", "text") == "text"]
             words = "\n".join(text for text in texts if isinstance(text, str)) or message.get("text")
             if isinstance(words, str) and words.strip():
                 yield message["sender"] == "human", words.strip()

@@ -121,18 +121,20 @@ def epub(data: bytes) -> str:
 
     parser = etree.XMLParser(resolve_entities=False, no_network=True)
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        members = {info.filename: info for info in archive.infolist()}
-        _check_size([info for name, info in members.items() if name.endswith((".xml", ".opf", ".xhtml", ".html", ".htm"))])
-        container = etree.fromstring(archive.read("META-INF/container.xml"), parser)
+        container = etree.fromstring(_member(archive, "META-INF/container.xml"), parser)
         path = container.find(".//c:rootfile", _CONTAINER).get("full-path")
-        package = etree.fromstring(archive.read(path), parser)
-        items = {item.get("id"): item.get("href") for item in package.iterfind(".//{*}manifest/{*}item")}
-        chapters = []
-        for reference in package.iterfind(".//{*}spine/{*}itemref"):
-            name = posixpath.normpath(posixpath.join(posixpath.dirname(path), unquote(items.get(reference.get("idref")) or "")))
-            if name in members:
-                chapters.append(html(archive.read(name)))
-    return "\n\n".join(chapters)
+        package = etree.fromstring(_member(archive, path), parser)
+        places = {item.get("id"): unquote(item.get("href") or "") for item in package.iterfind(".//{*}manifest/{*}item")}
+        order = [places.get(each.get("idref"), "") for each in package.iterfind(".//{*}spine/{*}itemref")]
+        names = dict.fromkeys(posixpath.normpath(posixpath.join(posixpath.dirname(path), place)) for place in order)
+        members = [info for name in names for info in archive.infolist() if info.filename == name]
+        _check_size(members)
+        return "\n\n".join(html(archive.read(member)) for member in members)
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> bytes:
+    _check_size([archive.getinfo(name)])
+    return archive.read(name)
 
 
 def _check_size(members: list[zipfile.ZipInfo]) -> None:

@@ -25,10 +25,13 @@ def files_below(folder: Path, walk: Walk) -> list[Path]:
     """The ordinary files below a folder, sorted; symbolic links are followed, each folder is entered once."""
     found: list[Path] = []
     seen: set[tuple[int, int]] = set()
+    above = folder.resolve().parents
     folders, links = [folder], list[Path]()
     while folders or links:  # linked ones last: what has a place of its own is found there
         here = folders.pop() if folders else links.pop()
         try:
+            if here.is_symlink() and here.resolve() in above:
+                raise OSError("a link to a folder above")
             status = here.stat()
             if (status.st_dev, status.st_ino) in seen:
                 continue

@@ -27,6 +27,7 @@ HEADS = {
     "android, korean": ("2023. 12. 31. 오후 10:15, ", "2024. 1. 1. 오전 8:05, "),
     "android, arabic": ("٣١\u200f/١٢\u200f/٢٠٢٣، ١٠:١٥ م - ", "١\u200f/١\u200f/٢٠٢٤، ٨:٠٥ ص - "),
     "android, greek": ("31/12/23, 10:15 μ.μ. - ", "1/1/24, 8:05 π.μ. - "),
+    "old ios, english": ("2023-12-31, 10:15:30 PM: ", "2024-01-01, 8:05:01 AM: "),
     "ios, german": ("[31.12.23, 22:15:30] ", "[01.01.24, 08:05:01] "),
     "ios, english": ("[12/31/23, 10:15:30\u202fPM] ", "[1/1/24, 8:05:01\u202fAM] "),
     "ios, finnish": ("[31.12.2023 klo 22.15.30] ", "[1.1.2024 klo 8.05.01] "),
@@ -54,6 +55,7 @@ def chats(tmp_path, name, text, me=("Ada",), **options):
 def test_whatsapp_is_read_in_the_date_forms_of_every_language(tmp_path, first, second, end):
     lines = [
         f"{first}Messages and calls are end-to-end encrypted.",
+        f"{first}Bo: \u200eNachrichten und Anrufe sind Ende-zu-Ende-verschlüsselt.",
         f"{first}Bo: Is the shed", "painted?",
         f"{first}Ada: Two coats.",
         f"{first}Ada: 10:30 tomorrow: the fence",
@@ -130,6 +132,12 @@ STAMPS = ["2023-12-31T12:15:00+00:00"] * 3 + ["2024-01-01T12:05:00+00:00"] * 2
 MILLISECONDS = [1_704_024_900_000, 1_704_024_900_001, 1_704_024_900_002, 1_704_110_700_000, 1_704_110_700_001]
 EXPORTS = {
     "telegram": {"name": "Bo", "type": "personal_chat", "id": 1, "messages": TELEGRAM},
+    "telegram with stamps": {
+        "messages": [
+            {"type": "message", "date_unixtime": str(stamp // 1000), "from": who, "text": words}
+            for (who, words), stamp in zip(PLAIN, MILLISECONDS, strict=True)
+        ]
+    },
     "telegram without dates": {"name": "Bo", "messages": [{**each, "date": None} for each in TELEGRAM[1:4]]},
     "discord": {
         "guild": {}, "channel": {}, "messages": [
@@ -148,7 +156,7 @@ EXPORTS = {
         "participants": [{"name": "Bo"}], "messages": [
             {"sender_name": who, "timestamp_ms": stamp, "content": words}
             for (who, words), stamp in reversed(list(zip(PLAIN, MILLISECONDS, strict=True)))
-        ],
+        ] + [{"sender_name": "Bo", "timestamp_ms": 1_600_000_000_000, "photos": [{}]}] * 9,
     },
 }  # fmt: skip
 
@@ -176,8 +184,9 @@ def test_a_whole_account_knows_its_owner(tmp_path):
 
 def test_meta_s_broken_letters_are_mended(tmp_path):
     words = "Grüße 😀".encode().decode("latin-1")
-    messages = [{"sender_name": who, "timestamp_ms": 1_704_000_000_000, "content": words} for who in ("Bo", "Ada")]
-    assert chats(tmp_path, "message_1.json", json.dumps({"messages": messages})) == [
+    names = ("Bo", "Müde".encode().decode("latin-1"))
+    messages = [{"sender_name": who, "timestamp_ms": 1_704_000_000_000, "content": words} for who in names]
+    assert chats(tmp_path, "message_1.json", json.dumps({"messages": messages}), ["Müde"]) == [
         (("user", "Grüße 😀"), ("assistant", "Grüße 😀"))
     ]
 
@@ -233,10 +242,11 @@ TREE = {
     **node("a", "o", ["a2"], "assistant", ["Two coats."]),
     **node("a2", "a", [], "assistant", ["It is dry."]),
 }
+QUESTION = "Is the shed painted?"
+PARTS = [{"type": "text", "text": QUESTION}, {"type": "tool_result", "text": "no"}]
 CLAUDE = {
     "uuid": "x", "name": "Shed", "chat_messages": [
-        {"sender": "human", "text": "Is the shed painted?", "content": [{"type": "text", "text": "Is the shed painted?"}]},
-        {"sender": "assistant", "text": "Two coats.\nIt is dry."},
+        {"sender": "human", "text": QUESTION, "content": PARTS}, {"sender": "assistant", "text": "Two coats.\nIt is dry."},
         {"sender": "human", "text": ""},
     ],
 }  # fmt: skip

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 import zipfile
+import zlib
 from email.message import EmailMessage
 
 import docx
@@ -147,6 +148,23 @@ def test_a_book_or_word_file_of_zeros_is_refused_by_its_size(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.docx", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("word/document.xml", bytes(250_000_000))
     assert why(tmp_path / "a.epub") == why(tmp_path / "a.docx") == "unpacks to more than 200 MB"
+
+
+def test_a_pdf_whose_page_unpacks_to_gigabytes_costs_itself_alone(tmp_path):
+    stream = zlib.compress(zlib.compress(bytes(2_000_000_000), 1), 9)
+    objects = (
+        b"<</Type/Catalog/Pages 2 0 R>>", b"<</Type/Pages/Kids[3 0 R]/Count 1>>", b"<</Type/Page/Parent 2 0 R/Contents 4 0 R>>",
+        b"<</Filter[/FlateDecode/FlateDecode]/Length %d>>stream\n%b\nendstream" % (len(stream), stream),
+    )  # fmt: skip
+    body, places = b"%PDF-1.4\n", []
+    for number, content in enumerate(objects, 1):
+        places.append(len(body))
+        body += b"%d 0 obj%b endobj\n" % (number, content)
+    table = b"".join(b"%010d 00000 n \n" % place for place in places)
+    start = len(body)
+    body += b"xref\n0 5\n0000000000 65535 f \n%btrailer<</Root 1 0 R/Size 5>>\nstartxref\n%d\n%%%%EOF" % (table, start)
+    (tmp_path / "a.pdf").write_bytes(body)
+    assert why(tmp_path / "a.pdf")
 
 
 def test_entities_that_grow_and_files_outside_are_not_followed(tmp_path):

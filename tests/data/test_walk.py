@@ -28,12 +28,14 @@ def test_links_are_followed_and_no_folder_is_entered_twice(tmp_path):
     (root / "linked").symlink_to(tmp_path / "elsewhere")
     (root / "again").symlink_to(root / "a")
     (root / "a" / "loop").symlink_to(root)
+    (root / "everything").symlink_to("/")
     (root / "three.md").symlink_to(tmp_path / "file.md")
     (root / "gone.md").symlink_to(tmp_path / "nothing")
     (root / "self.md").symlink_to(root / "self.md")
     walk = Walk()
     assert names(root, walk) == ["a/one.md", "linked/two.md", "three.md"]
     assert sorted((path.name, why) for path, why in walk.closed) == [
+        ("everything", "a link to a folder above"),
         ("gone.md", "a link that leads nowhere"), ("self.md", "a link that leads nowhere"),
     ]  # fmt: skip
 
