@@ -26,7 +26,7 @@ def asker(path: Path, paths: list[Path], before: Callable[[], None]) -> Callable
         if {name.casefold() for name in known} & {name.casefold() for name in names}:
             return known
         shown = [printable(name) for name, _ in names.most_common(_SHOWN)]
-        if not sys.stdin.isatty():
+        if sys.stdin is None or not sys.stdin.isatty():
             command = f"comigs-edge data add --me {shlex.quote(shown[0])} {shlex.join(map(str, paths))}"
             raise ComigsError(
                 f"there are conversations of {_listed(shown, len(names))}; say which is you, so that your messages are learned, "

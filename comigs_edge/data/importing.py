@@ -21,7 +21,7 @@ from comigs_edge.data import pages
 from comigs_edge.data.decode import INSTALL
 from comigs_edge.data.document import Unreadable
 
-SECONDS = 120  # for one file; a book of a thousand pages takes half of it on a Raspberry Pi
+SECONDS = 120  # for one file of ordinary size, and one more for each megabyte
 MEMORY = 1 << 30  # bytes of address space
 _COMMAND = [sys.executable, "-m", "comigs_edge.data.importing"]
 _LIBRARIES = {".html": "lxml", ".htm": "lxml", ".epub": "lxml", ".docx": "docx", ".pdf": "pypdf"}
@@ -43,8 +43,12 @@ class Importer:
         """The texts in a file; raises `Unreadable` where there are none, with the reason."""
         if is_missing(path.suffix.lower()):
             raise Unreadable(f"to read it: {INSTALL}")
-        process = self._process = self._process or _start()
-        timer = threading.Timer(SECONDS, process.kill)
+        try:
+            seconds = SECONDS + path.stat().st_size / 1e6
+            process = self._process = self._process or _start()
+        except OSError as error:
+            raise Unreadable(error.strerror or str(error)) from None
+        timer = threading.Timer(seconds, process.kill)
         timer.start()
         try:
             answer = _ask(process, path)
@@ -52,7 +56,7 @@ class Importer:
             timer.cancel()
         if answer is None:
             self.close()
-            raise Unreadable(f"its reader broke down over it, or took longer than {SECONDS} seconds")
+            raise Unreadable(f"its reader broke down over it, or took longer than {seconds:,.0f} seconds")
         if "reason" in answer:
             raise Unreadable(str(answer["reason"]))
         return [str(text) for text in answer["texts"]]

@@ -51,6 +51,8 @@ def html(data: bytes) -> str:
     """The words of a web page, without scripts, menus and forms; a blank line between blocks."""
     from lxml import etree
 
+    if b"<title>Exported Data</title>" in data[:2000]:
+        raise Unreadable("a page of Telegram's export; export the chat as JSON (machine-readable) instead")
     try:
         data.decode("utf-8")
         encoding = "utf-8"
