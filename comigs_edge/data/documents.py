@@ -104,11 +104,7 @@ def _found(path: Path, importer: Importer, reading: Reading) -> Iterator[Found]:
     if suffix in IMPORTED:
         yield from (Document(text=text) for text in importer.read(path))
         return
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise Unreadable(error.strerror or str(error)) from None
-    text, encoding = decode(unpack(data) if path.suffix.lower() == ".gz" else data)
+    text, encoding = decode(_bytes(path))
     if encoding:
         reading.encodings[path] = encoding
     if suffix in _READERS:
@@ -118,6 +114,14 @@ def _found(path: Path, importer: Importer, reading: Reading) -> Iterator[Found]:
     else:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
         yield Document(text=notes.CLEANERS.get(suffix, str)(text))
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise Unreadable(error.strerror or str(error)) from None
+    return unpack(data) if path.suffix.lower() == ".gz" else data
 
 
 def kind(path: Path) -> str:

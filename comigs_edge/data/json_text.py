@@ -21,7 +21,7 @@ def read_json(text: str) -> Iterator[Found]:
     """What the values in a text hold, one after the other."""
     records = []  # of a messenger that writes one message a line
     for line, value in values(text):
-        if isinstance(value, dict) and "sender" in value and "body" in value:
+        if isinstance(value, dict) and "sender" in value and "body" in value and "subject" not in value:
             records.append(value)
         else:
             yield from _of_value(value, line)
@@ -58,9 +58,12 @@ def read_table(text: str) -> Iterator[Found]:
     except csv.Error as error:
         yield Odd(f"no table ({error})", rows.line_num)
         return
-    found = exports.conversations({"messages": [{name.lower(): each for name, each in row.items()} for _, row in tables]})
-    if found is not None and tables:
-        yield from found
+    if "AuthorID" in names:  # a channel of Discord
+        messages = [{name.lower(): each for name, each in row.items()} for _, row in tables]
+        yield from exports.conversations({"messages": messages}) or ()
+        return
+    if own := exports.own_words([row for _, row in tables]):
+        yield Document(text=own)
         return
     for line, row in tables:
         yield from shapes.documents({"text": row[names[0]]} if len(names) == 1 else row, line)

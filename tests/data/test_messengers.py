@@ -197,6 +197,9 @@ def test_one_s_own_messages_alone_are_a_text(tmp_path):
         {"ID": 2, "Timestamp": "2024", "Contents": "Second"},
     ]
     assert chats(tmp_path, "messages.json", json.dumps(package), None) == ["First\nSecond"]
+    assert chats(tmp_path, "messages.csv", "ID,Timestamp,Contents,Attachments\n1,2024,First,\n2,2024,Second,\n", None) == [
+        "First\nSecond"
+    ]
     assert chats(tmp_path, "a.txt", "31.12.23, 22:15 - Ada: milk\n31.12.23, 22:16 - Ada: bread") == ["milk\nbread"]
 
 

@@ -101,6 +101,8 @@ def test_tables_are_read_by_their_columns(tmp_path):
     assert read(tmp_path, f"prompt\tcompletion\n{QUESTION}\t{ANSWER}\n", "a.tsv") == [tuple(CHAT)]
     assert read(tmp_path, 'id,text\n1,"one, two\nthree"\n2,four\n', "b.csv") == ["one, two\nthree", "four"]
     assert read(tmp_path, "words\nfirst\nsecond\n", "c.csv") == ["first", "second"]
+    assert read(tmp_path, "author,date,text\nBo,2024-01-01,first\nCy,2024-01-02,second\n", "e.csv") == ["first", "second"]
+    (tmp_path / "e.csv").unlink()
     (tmp_path / "d.csv").write_text("price,size\n1,2\n3,4\n")
     left = documents.read([tmp_path]).left
     assert {reason: str(each) for reason, each in left.items()} == {
