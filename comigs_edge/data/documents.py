@@ -212,7 +212,7 @@ def _sound(document: Document) -> Document:
     """The same with U+FFFD for halves of characters, which cannot be stored."""
     if not _SURROGATES.search(document.words):
         return document
-    messages = (Message(message.role, _SURROGATES.sub("\ufffd", message.content)) for message in document.messages)
+    messages = (message._replace(content=_SURROGATES.sub("\ufffd", message.content)) for message in document.messages)
     return Document(_SURROGATES.sub("\ufffd", document.text), tuple(messages))
 
 

@@ -141,7 +141,7 @@ def _chat(messages: list[Any], line: int, table: dict[str, Any] | None = None) -
             left.append(Odd("a message of a tool, or a call of one", line))
             continue
         left += [Odd("a part of a message that is no text", line)] * _other_parts(content)
-        found.append(Message(role, words))
+        found.append(Message(role, words, message.get("weight") != 0))
     if not any(message.content for message in found):
         left.append(Odd("a chat without a message", line))
     else:

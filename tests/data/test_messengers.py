@@ -7,6 +7,7 @@ import pytest
 
 from comigs_edge.data import documents
 from comigs_edge.errors import ComigsError
+from tests.data.test_shapes import content
 
 # How WhatsApp writes the same two days on telephones of different languages and systems.
 HEADS = {
@@ -47,7 +48,7 @@ BO_AND_ADA = [
 def chats(tmp_path, name, text, me=("Ada",), **options):
     path = tmp_path / name
     path.write_text(text, encoding=options.pop("encoding", "utf-8"), newline="")
-    return [document.messages or document.text for document in documents.read([path], me, **options).files[path]]
+    return [content(document) for document in documents.read([path], me, **options).files[path]]
 
 
 @pytest.mark.parametrize(("first", "second"), HEADS.values(), ids=HEADS)
@@ -89,7 +90,7 @@ def test_a_long_day_is_cut_after_answers(tmp_path):
     text = "".join(f"31.12.23, 22:15 - {('Bo', 'Ada')[number % 2]}: number {number} {'x' * 90}\n" for number in range(1000))
     found = chats(tmp_path, "a.txt", text)
     assert len(found) > 20
-    assert all(chat[0].role == "user" and chat[-1].role == "assistant" for chat in found)
+    assert all(chat[0][0] == "user" and chat[-1][0] == "assistant" for chat in found)
     assert sum(len(chat) for chat in found) == 1000
 
 
@@ -209,7 +210,7 @@ def test_who_is_the_owner_is_asked_once_with_the_names_that_were_found(tmp_path)
     asked = []
     reading = documents.read([tmp_path], ask=lambda names: asked.append(names) or ["Ada"])
     assert asked == [Counter(Ada=3, Bo=1, Cy=1)]
-    assert [document.messages for found in reading.files.values() for document in found] == [
+    assert [content(document) for found in reading.files.values() for document in found] == [
         (("user", "hi"), ("assistant", "yo\nho")), (("user", "hi"), ("assistant", "yes")),
     ]  # fmt: skip
     (tmp_path / "c.txt").write_text("[31.12.23, 22:15:01] Cy: hi\n[31.12.23, 22:15:30] Bo: yes")
@@ -269,7 +270,7 @@ def test_a_chat_tool_s_thread_is_read_as_it_was_shown(tmp_path, value):
     path = tmp_path / "conversations.json"
     path.write_text(json.dumps(value))
     reading = documents.read([path])
-    assert [document.messages for document in reading.files[path]] == [
+    assert [content(document) for document in reading.files[path]] == [
         (("user", "Is the shed painted?"), ("assistant", "Two coats.\nIt is dry."))
     ]
     assert reading.tools == [path]

@@ -42,10 +42,15 @@ SHAPES = {
 }  # fmt: skip
 
 
+def content(document):
+    """A text, or who said what."""
+    return tuple((message.role, message.content) for message in document.messages) or document.text
+
+
 def read(tmp_path, text, name="a.jsonl"):
     path = tmp_path / name
     path.write_text(text)
-    return [document.messages or document.text for document in documents.read([path]).files[path]]
+    return [content(document) for document in documents.read([path]).files[path]]
 
 
 @pytest.mark.parametrize("value", SHAPES.values(), ids=SHAPES)
@@ -127,3 +132,15 @@ def test_what_is_nobodys_words_is_counted(tmp_path):
         "a message of a tool, or a call of one": "2 times, first in a.jsonl, line 2",
         "a part of a message that is no text": "a.jsonl, line 3",
     }
+
+
+def test_an_answer_of_no_weight_is_kept_and_not_learned(tmp_path):
+    line = {"messages": [ROLES[0], {**ROLES[1], "weight": 0}, ROLES[0], {**ROLES[1], "weight": 1}]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(line))
+    [chat] = documents.read([tmp_path / "a.jsonl"]).files[tmp_path / "a.jsonl"]
+    assert [message.scored for message in chat.messages] == [True, False, True, True]
+    path = tmp_path / "b.jsonl"
+    path.write_text(json.dumps({"messages": [ROLES[0], {**ROLES[1], "weight": 0}]}))
+    [document] = documents.read([path]).files[path]
+    assert not document.teaches
+    assert documents.Document.from_json(document.to_json()) == document
