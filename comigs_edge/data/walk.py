@@ -77,5 +77,5 @@ def not_ordinary(path: Path) -> str:
     try:
         mode = path.stat().st_mode
     except OSError as error:
-        return "a link that leads nowhere" if path.is_symlink() else error.strerror or str(error)
+        return error.strerror or str(error)
     return "" if stat.S_ISREG(mode) else "no ordinary file"

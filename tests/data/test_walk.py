@@ -36,7 +36,7 @@ def test_links_are_followed_and_no_folder_is_entered_twice(tmp_path):
     assert names(root, walk) == ["a/one.md", "linked/two.md", "three.md"]
     assert sorted((path.name, why) for path, why in walk.closed) == [
         ("everything", "a link to a folder above"),
-        ("gone.md", "a link that leads nowhere"), ("self.md", "a link that leads nowhere"),
+        ("gone.md", "No such file or directory"), ("self.md", "Too many levels of symbolic links"),
     ]  # fmt: skip
 
 
