@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -135,7 +137,7 @@ def kind(path: Path) -> str:
 def _files(paths: list[Path], reading: Reading) -> Iterator[Path]:
     for path in paths:
         path = path.expanduser().absolute()
-        if path.is_dir():
+        if os.path.isdir(path):
             walk = Walk()
             for file in files_below(path, walk):
                 if is_missing(kind(file)):
@@ -145,10 +147,10 @@ def _files(paths: list[Path], reading: Reading) -> Iterator[Path]:
                 else:
                     reading.ignored[file.suffix.lower() or "without an ending"] += 1
             reading.folders += walk.folders
-            reading.skipped += [(closed, why) for closed, why in walk.closed if closed.is_dir() or kind(closed) in SUFFIXES]
-        elif not path.exists():
-            raise ComigsError(f"{path} does not exist; name a folder or a file with text")
+            reading.skipped += [(closed, why) for closed, why in walk.closed if os.path.isdir(closed) or kind(closed) in SUFFIXES]
         elif reason := not_ordinary(path):
+            if reason == os.strerror(errno.ENOENT):
+                raise ComigsError(f"{path} does not exist; name a folder or a file with text")
             reading.skipped.append((path, reason))
         elif kind(path) not in SUFFIXES:
             remedy = "unpack it and name its folder" if kind(path) in _PACKED else "save it as one of these"

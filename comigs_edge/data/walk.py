@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 # What programs put there, and nobody reads as a note.
-MACHINES = {"node_modules", "bower_components", "__pycache__", "site-packages", "venv", "env.bak", "__MACOSX", "lost+found"}
+MACHINES = {"node_modules", "bower_components", "__pycache__", "site-packages", "venv", "__MACOSX"}
 
 
 @dataclass
@@ -42,7 +42,7 @@ def files_below(folder: Path, walk: Walk) -> list[Path]:
             continue
         for entry in entries:
             if _is_passed_over(entry):
-                walk.folders.update([entry.name] if entry.is_dir() else [])
+                walk.folders.update([entry.name] if _is_folder(entry) else [])
             elif _is_folder(entry):
                 (links if entry.is_symlink() else folders).append(Path(entry.path))
             else:

@@ -70,17 +70,17 @@ def test_a_pipe_a_socket_and_a_device_never_wait(tmp_path):
 def test_closed_folders_and_files_are_counted():
     with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to others
         root = Path(name)
-        make(root, "open/a.md", "closed/b.md", "file.md")
-        for path, mode in ((root, 0o755), (root / "closed", 0), (root / "file.md", 0)):
+        make(root, "open/a.md", "closed/b.md", "listed/c.md", "file.md")
+        (root / ".loop").symlink_to(root / ".loop")
+        for path, mode in ((root, 0o755), (root / "closed", 0), (root / "listed", 0o744), (root / "file.md", 0)):
             path.chmod(mode)
         os.seteuid(65534)
         try:
-            reading = documents.read([root])
+            reading = documents.read([root, root / "closed" / "b.md"])
         finally:
             os.seteuid(0)
-    assert sorted((path.name, why) for path, why in reading.skipped) == [
-        ("closed", "Permission denied"), ("file.md", "Permission denied"),
-    ]  # fmt: skip
+    closed = ("b.md", "c.md", "closed", "file.md")
+    assert sorted((path.name, why) for path, why in reading.skipped) == [(name, "Permission denied") for name in closed]
     assert [path.name for path in reading.files] == ["a.md"]
 
 
