@@ -184,12 +184,12 @@ def test_a_home_of_a_newer_version_is_left_alone(run, ready):
     assert snapshot(ready) == before
 
 
-def test_an_empty_folder_and_a_bad_line_change_nothing(run, ready, tmp_path):
+def test_an_empty_folder_and_bad_lines_alone_change_nothing(run, ready, tmp_path):
     (tmp_path / "empty").mkdir()
-    (tmp_path / "bad.jsonl").write_text('{"text": "fine and new"}\n{oops\n')
+    (tmp_path / "bad.jsonl").write_text('{"body": "what is it?"}\n{oops\n')
     before = snapshot(ready)
-    assert "no .txt, .md, .jsonl file" in error(run("data", "add", tmp_path / "empty", code=1))
-    assert "bad.jsonl, line 2 is not JSON" in error(run("data", "add", tmp_path / "bad.jsonl", code=1))
+    assert "no .txt, .md, .markdown" in error(run("data", "add", tmp_path / "empty", code=1))
+    assert "keys body (bad.jsonl, line 1); no JSON" in error(run("data", "add", tmp_path / "bad.jsonl", code=1))
     assert snapshot(ready) == before
 
 
@@ -199,7 +199,7 @@ def test_binary_files_among_the_text_are_skipped_and_counted(run, ready, tmp_pat
     (folder / "a.txt").write_text(some_text(3, seed=5))
     (folder / "b.txt").write_bytes(b"\xff\xfe\x00")
     result = run("data", "add", folder)
-    assert "b.txt was skipped: not UTF-8 text" in result.stderr
+    assert "b.txt was skipped: binary data" in result.stderr
     assert "1 unreadable files" in result.stdout.replace("\n", " ")
 
 

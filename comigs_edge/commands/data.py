@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Optional
 
 import typer
 
+from comigs_edge.commands import owner, reading_report
 from comigs_edge.commands.console import fact, next_command, notes, out, print_json, show_table, size, warn
 from comigs_edge.data import documents
 from comigs_edge.data.corpus import SPLITS, Corpus
@@ -18,24 +19,34 @@ app = typer.Typer(no_args_is_help=True, help="The text that your model learns fr
 
 
 @app.command("add")
-def add(paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Folders, .txt, .md or .jsonl files.")]) -> None:
-    """Add text: notes, pages, chats. A file that was added before is replaced."""
+def add(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Folders and files; docs/guide.md says which kinds.")],
+    me: Annotated[
+        Optional[list[str]],
+        typer.Option(metavar="NAME", help="Your name in conversations: your messages are learned. May be repeated; '' for none."),
+    ] = None,
+) -> None:
+    """Add text: notes, pages, chats, exports of messengers. A file that was added before is replaced."""
     home = homes.locate()
     corpus = homes.corpus(home, home.settings())
-    with notes.status("reading"):
-        reading = documents.read(paths)
+    with notes.status("reading") as spinner:
+        ask = owner.asker(home.owner_file, paths, spinner.stop)
+        reading = documents.read(paths, None if me is None else [name for name in me if name], ask)
         report = corpus.add(reading)
+    owner.remember(home.owner_file, reading.owners)
     for number, document in enumerate(report.samples, 1):
         fact(f"sample {number}", f" ({document.kind})")
         out.print(_excerpt(document), style="dim")
-    for path, reason in reading.skipped:
-        warn(f"{path} was skipped: {reason}")
+    for line in reading_report.warnings(reading):
+        warn(line)
     out.print(
         f"\n{report.added} documents added from {len(reading.files)} files; left out: {report.duplicates} that are there "
         f"already, {report.near_duplicates} near-duplicates, {reading.empty} empty, {len(reading.skipped)} unreadable "
-        f"files, {reading.ignored} files of other kinds",
+        f"files, {sum(reading.ignored.values())} files of other kinds",
         soft_wrap=True,
     )
+    for line in reading_report.remarks(reading):
+        out.print(f"  {line}", markup=False, soft_wrap=True)
     sizes = corpus.sizes()
     for split in SPLITS:
         out.print(f"  {split:<11}{sizes[split]['documents']:>6} documents  {size(sizes[split]['bytes'])}")

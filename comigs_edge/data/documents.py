@@ -1,71 +1,48 @@
-"""Files become documents: plain text, or a chat.
-
-.txt and .md are text; a long file is cut between paragraphs into several documents, so that it can be split. Every line
-of a .jsonl file is one document: {"messages": [...]}, {"prompt", "completion"} or {"text"}, detected line by line;
-other keys are ignored.
-"""
+"""Files become documents: notes, tables of questions and answers, exports of messengers and chat tools, pages and books."""
 
 from __future__ import annotations
 
-import hashlib
-import json
+import contextlib
+import errno
 import os
-import re
-import stat
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
+from comigs_edge.data import notes, shapes, whatsapp
+from comigs_edge.data.conversation import Conversation
+from comigs_edge.data.decode import decode, unpack
+from comigs_edge.data.document import Document, Message, Odd, Unreadable
+from comigs_edge.data.importing import SUFFIXES as IMPORTED
+from comigs_edge.data.importing import Importer, is_missing
+from comigs_edge.data.json_text import Found, read_json, read_notebook, read_table
+from comigs_edge.data.sections import SECTION, sections
+from comigs_edge.data.walk import Walk, files_below, not_ordinary
 from comigs_edge.errors import ComigsError
 from coordinator.protocol.text import well_formed
 
-SUFFIXES = (".txt", ".md", ".jsonl")
-SECTION = 4000  # characters, about a thousand tokens: the length at which a text file is cut
-ROLES = ("system", "user", "assistant")
+__all__ = ["SECTION", "Document", "Message", "Reading", "read"]
+
+_READERS: dict[str, Callable[[str], Iterator[Found]]] = {
+    **dict.fromkeys((".jsonl", ".ndjson", ".json"), read_json),
+    **dict.fromkeys((".csv", ".tsv"), read_table),
+    ".ipynb": read_notebook,
+}
+_TEXTS = (".txt", ".md", ".markdown", ".org", ".rst")
+SUFFIXES = (*_TEXTS, *_READERS, *IMPORTED)
+_PACKED = (".zip", ".7z", ".rar", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst")
 
 
-class Message(NamedTuple):
-    """One turn of a chat."""
+@dataclass
+class Left:
+    """Parts of files that were left out for one reason."""
 
-    role: str
-    content: str
+    count: int
+    first: str  # where the first of them stands
 
-
-@dataclass(frozen=True)
-class Document:
-    """A text (`text` is set) or a chat (`messages` are); the assistant of a chat is the owner of the device."""
-
-    text: str = ""
-    messages: tuple[Message, ...] = ()
-
-    @property
-    def kind(self) -> str:
-        """`text` or `chat`."""
-        return "chat" if self.messages else "text"
-
-    @property
-    def words(self) -> str:
-        """All that was written, without roles."""
-        return "\n".join(message.content for message in self.messages) if self.messages else self.text
-
-    def to_json(self) -> str:
-        """The content in one canonical form, which is also what is stored."""
-        content: Any = {"messages": self.messages} if self.messages else {"text": self.text}
-        return json.dumps(content, ensure_ascii=False)
-
-    @classmethod
-    def from_json(cls, content: str) -> Document:
-        """The reverse of `to_json`."""
-        table = json.loads(content)
-        if "messages" in table:
-            return cls(messages=tuple(Message(*message) for message in table["messages"]))
-        return cls(text=table["text"])
-
-    @property
-    def sha256(self) -> str:
-        """Hash of the content; equal texts are equal documents wherever they come from."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()
+    def __str__(self) -> str:
+        return f"{self.first}" if self.count == 1 else f"{self.count} times, first in {self.first}"
 
 
 @dataclass
@@ -74,114 +51,178 @@ class Reading:
 
     files: dict[Path, list[Document]] = field(default_factory=dict)
     empty: int = 0  # documents without a word
-    skipped: list[tuple[Path, str]] = field(default_factory=list)  # files that are not text, and why
-    ignored: int = 0  # files of other kinds inside folders
+    skipped: list[tuple[Path, str]] = field(default_factory=list)  # files and folders that cannot be read, and why
+    left: dict[str, Left] = field(default_factory=dict)  # lines and chats that are no documents, by their reason
+    ignored: Counter[str] = field(default_factory=Counter)  # files of other kinds inside folders, by their ending
+    missing: Counter[str] = field(default_factory=Counter)  # files that need the extra `import`, by their ending
+    folders: Counter[str] = field(default_factory=Counter)  # folders that are passed over, by their name
+    encodings: dict[Path, str] = field(default_factory=dict)  # of files that are not UTF-8
+    tools: list[Path] = field(default_factory=list)  # exports of chat tools
+    owners: tuple[str, ...] = ()  # the names whose messages are learned, where there are conversations
+
+    def leave(self, odd: Odd, path: Path) -> None:
+        """Counts what is left out."""
+        place = f"{path.name}, line {odd.line}" if odd.line else path.name
+        self.left.setdefault(odd.reason, Left(0, place)).count += 1
 
 
-def read(paths: list[Path]) -> Reading:
-    """Reads files and folders (hidden ones left out).
+def _refuse(names: Counter[str]) -> Iterable[str]:
+    raise ComigsError(f"which of these is you: {', '.join(names)}? say so with --me NAME")
 
-    Raises `ComigsError` for a path that does not exist, a named file of another kind, a JSONL line that is not a
-    document, and where no file is. Files that are not UTF-8 are skipped and counted.
+
+def read(paths: list[Path], me: Iterable[str] | None = None, ask: Callable[[Counter[str]], Iterable[str]] = _refuse) -> Reading:
+    """Reads files and folders (hidden ones and programs' own left out).
+
+    In conversations of a messenger the messages of `me` become the assistant's; None: `ask` is called once with the authors
+    that were found and how much they wrote, if there are any. Without a name (an empty `me`) they are read as plain text.
+    Raises `ComigsError` for a path that does not exist, a named file of another kind, and where nothing could be read.
     """
     reading = Reading()
-    for path in _files(paths, reading):
-        try:
-            text = path.read_bytes().decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            reading.skipped.append((path, f"not UTF-8 text (byte {error.start:,})"))
-            continue
-        except OSError as error:
-            reading.skipped.append((path, error.strerror or str(error)))
-            continue
-        if "\0" in text:
-            reading.skipped.append((path, "binary data"))
-            continue
-        documents = list(_lines(path, text)) if path.suffix.lower() == ".jsonl" else list(_sections(text))
-        kept = [document for document in documents if re.search(r"\w", document.words)]
-        reading.empty += len(documents) - len(kept)
-        reading.files[path] = kept
-    if not reading.files and not reading.skipped:
-        raise ComigsError(f"no {', '.join(SUFFIXES)} file in {', '.join(map(str, paths))}; name a folder or a file with text")
+    found: dict[Path, list[Document | Conversation]] = {}
+    with contextlib.closing(Importer()) as importer:
+        for path in _files(paths, reading):
+            try:
+                pieces = list(_found(path, importer, reading))
+            except Unreadable as error:
+                reading.skipped.append((path, str(error)))
+                continue
+            for piece in pieces:
+                if isinstance(piece, Odd):
+                    reading.leave(piece, path)
+            kept = [piece for piece in pieces if not isinstance(piece, Odd)]
+            if kept or not pieces:
+                found[path] = kept
+    owners = _owners(found.values(), me, ask, reading)
+    for path, known in found.items():
+        reading.files[path] = _documents(path, known, owners, reading)
+    if not any(reading.files.values()) and not reading.empty:
+        raise ComigsError(_nothing(paths, reading))
     return reading
+
+
+def _found(path: Path, importer: Importer, reading: Reading) -> Iterator[Found]:
+    suffix = kind(path)
+    if suffix in IMPORTED:
+        yield from (Document(text=text) for text in importer.read(path))
+        return
+    text, encoding = decode(_bytes(path))
+    if encoding:
+        reading.encodings[path] = encoding
+    if suffix in _READERS:
+        yield from _READERS[suffix](text)
+    elif conversation := whatsapp.conversation(text):
+        yield conversation
+    else:
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+        yield Document(text=notes.CLEANERS.get(suffix, str)(text))
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise Unreadable(error.strerror or str(error)) from None
+    return unpack(data) if path.suffix.lower() == ".gz" else data
+
+
+def kind(path: Path) -> str:
+    """The ending that tells how a file is read; that of what a `.gz` holds."""
+    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
+    if suffixes[-1:] == [".gz"]:
+        return suffixes[0] if suffixes[0] not in (".gz", *IMPORTED) else ".gz"
+    return suffixes[-1] if suffixes else ""
 
 
 def _files(paths: list[Path], reading: Reading) -> Iterator[Path]:
     for path in paths:
         path = path.expanduser().absolute()
-        if path.is_dir():
-            for file in sorted(path.rglob("*")):
-                if os.path.isdir(file) or any(part.startswith(".") for part in file.relative_to(path).parts):
-                    continue
-                if file.suffix.lower() not in SUFFIXES:
-                    reading.ignored += 1
-                elif (reason := _closed(file)) is None:
+        if os.path.isdir(path):
+            walk = Walk()
+            for file in files_below(path, walk):
+                if is_missing(kind(file)):
+                    reading.missing[kind(file)] += 1
+                elif kind(file) in SUFFIXES:
                     yield file
                 else:
-                    reading.skipped.append((file, reason))
-        elif path.exists() and not path.is_file():
-            reading.skipped.append((path, "no ordinary file"))
-        elif not path.exists():
-            raise ComigsError(f"{path} does not exist; name a folder or a {', '.join(SUFFIXES)} file")
-        elif path.suffix.lower() not in SUFFIXES:
-            raise ComigsError(f"{path.name} cannot be read: only {', '.join(SUFFIXES)}; save it as one of these")
+                    reading.ignored[file.suffix.lower() or "without an ending"] += 1
+            reading.folders += walk.folders
+            reading.skipped += [(closed, why) for closed, why in walk.closed if os.path.isdir(closed) or kind(closed) in SUFFIXES]
+        elif reason := not_ordinary(path):
+            if reason == os.strerror(errno.ENOENT):
+                raise ComigsError(f"{path} does not exist; name a folder or a file with text")
+            reading.skipped.append((path, reason))
+        elif kind(path) not in SUFFIXES:
+            remedy = "unpack it and name its folder" if kind(path) in _PACKED else "save it as one of these"
+            raise ComigsError(f"{path.name} cannot be read: only {', '.join(SUFFIXES)}; {remedy}")
         else:
             yield path
 
 
-def _closed(path: Path) -> str | None:
-    """Why a file is not even opened: a pipe or a device could wait for ever."""
-    try:
-        return None if stat.S_ISREG(path.stat().st_mode) else "no ordinary file"
-    except OSError as error:
-        return error.strerror or str(error)
+def _owners(
+    found: Iterable[list[Document | Conversation]], me: Iterable[str] | None,
+    ask: Callable[[Counter[str]], Iterable[str]], reading: Reading,
+) -> frozenset[str]:  # fmt: skip
+    conversations = [each for known in found for each in known if isinstance(each, Conversation)]
+    names = Counter(turn.author for each in conversations if not each.is_tool and not each.own for turn in each.turns)
+    if me is None:
+        me = ask(names) if names else ()
+    if names:
+        reading.owners = tuple(name for name in me if name.strip())
+    owners = frozenset(name.strip().casefold() for name in me if name.strip())
+    known_names = {author.casefold() for each in conversations for author in each.authors}
+    if owners and names and not owners & known_names:
+        raise ComigsError(f"nobody is called {' or '.join(sorted(me))} there, but {_few(names)}; name one of them with --me")
+    return owners
 
 
-def _sections(text: str) -> Iterator[Document]:
-    """Paragraphs joined to at most `SECTION` characters; a longer paragraph is a document by itself."""
-    section = ""
-    for paragraph in re.split(r"\n\s*\n", text.replace("\r\n", "\n")):
-        if section and len(section) + len(paragraph) > SECTION:
-            yield Document(text=section)
-            section = ""
-        section = f"{section}\n\n{paragraph}" if section else paragraph
-    yield Document(text=section.strip())
+def _few(names: Counter[str]) -> str:
+    shown = [f'"{name}"' for name, _ in names.most_common(8)]
+    return ", ".join(shown) + (f" and {len(names) - len(shown)} more" if len(names) > len(shown) else "")
 
 
-def _lines(path: Path, text: str) -> Iterator[Document]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            yield _document(line, f"{path.name}, line {number}")
+def _documents(path: Path, found: list[Document | Conversation], owners: frozenset[str], reading: Reading) -> list[Document]:
+    documents: list[Document] = []
+    is_entry = kind(path) in _READERS  # what stands in a table or list keeps its white space
+    for piece in found:
+        if isinstance(piece, Conversation):
+            documents += _chats(path, piece, owners, reading)
+        elif piece.messages:
+            documents.append(piece)
+        elif is_entry and len(piece.text) <= SECTION:
+            documents.append(Document(text=piece.text.strip()))
+        else:
+            documents += [Document(text=text) for text in sections(piece.text)]
+    sound = [_sound(document) for document in documents]
+    kept = [document for document in sound if document.words.strip()]
+    reading.empty += len(sound) - len(kept)
+    return kept
 
 
-def _document(line: str, where: str) -> Document:
-    try:
-        table = _well_formed(json.loads(line))
-    except (ValueError, RecursionError) as error:
-        raise ComigsError(f"{where} is not JSON ({error}); nothing was added, mend that line") from None
-    if isinstance(table, dict):
-        if isinstance(table.get("messages"), list) and table["messages"]:
-            return Document(messages=tuple(_message(message, where) for message in table["messages"]))
-        if isinstance(table.get("prompt"), str) and isinstance(table.get("completion"), str):
-            turns = (Message("user", table["prompt"].strip()), Message("assistant", table["completion"].strip()))
-            return Document(messages=turns)
-        if isinstance(table.get("text"), str):
-            return Document(text=table["text"].strip())
-    raise ComigsError(
-        f'{where} is no document; nothing was added, each line needs "text", "messages" or "prompt" and "completion"'
-    )
+def _chats(path: Path, conversation: Conversation, owners: frozenset[str], reading: Reading) -> Iterable[Document]:
+    if conversation.is_tool:
+        reading.tools += [path] if path not in reading.tools[-1:] else []
+    elif not owners and not conversation.own:
+        return [Document(text=text) for text in sections(conversation.plain())]
+    chats = list(conversation.chats(owners))
+    if not chats:
+        reading.leave(Odd("a conversation without an answer of yours"), path)
+    return chats
 
 
-def _well_formed(value: Any) -> Any:
-    """The value with characters in place of the halves of characters, as an export that was cut has them."""
-    if isinstance(value, str):
-        return well_formed(value)
-    if isinstance(value, list):
-        return [_well_formed(each) for each in value]
-    return {key: _well_formed(each) for key, each in value.items()} if isinstance(value, dict) else value
+def _sound(document: Document) -> Document:
+    """The same with U+FFFD for halves of characters, which cannot be stored."""
+    messages = tuple(message._replace(content=well_formed(message.content)) for message in document.messages)
+    return replace(document, text=well_formed(document.text), messages=messages)
 
 
-def _message(message: Any, where: str) -> Message:
-    if isinstance(message, dict) and message.get("role") in ROLES and isinstance(message.get("content"), str):
-        return Message(message["role"], message["content"].strip())
-    raise ComigsError(f'{where} has a message that is no {{"role": {" | ".join(ROLES)}, "content": text}}; nothing was added')
+def _nothing(paths: list[Path], reading: Reading) -> str:
+    reasons = [f"{reason} ({left})" for reason, left in reading.left.items()]
+    reasons += [f"{path.name}: {why}" for path, why in reading.skipped]
+    if reading.missing:
+        reasons.append(f"{sum(reading.missing.values())} files need: pip install 'comigs-edge[import]'")
+    where = ", ".join(map(str, paths))
+    if not reasons:
+        return f"no {', '.join(SUFFIXES)} file in {where}; name a folder or a file with text"
+    wanted = f"; a line is read that has {shapes.WANTED}" if reading.left else ""
+    more = f" and {len(reasons) - 3} other reasons" if len(reasons) > 3 else ""
+    return f"nothing in {where} could be read: {'; '.join(reasons[:3])}{more}{wanted}"

@@ -38,6 +38,7 @@ class Home:
         self.base_file = root / "base.gguf"
         self.converted_file = root / ".converted.gguf"  # a base that is not in its place yet
         self.documents_file = root / "data" / "documents.db"
+        self.owner_file = root / "data" / "owner.json"
         self.state = root / "state"
         self.holder_file = self.state / "holder.json"
         self.log_file = self.state / "train.log"  # of a training in the background

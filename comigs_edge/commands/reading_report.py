@@ -1,0 +1,54 @@
+"""What `data add` says about what it read in another way than expected, or not at all."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from comigs_edge.data import shapes
+from comigs_edge.data.decode import INSTALL
+from comigs_edge.data.documents import Reading
+from coordinator.protocol.text import printable
+
+_SHOWN = 5  # files that are named one by one
+
+
+def warnings(reading: Reading) -> Iterator[str]:
+    """What was named and not read."""
+    for path, reason in reading.skipped[:_SHOWN]:
+        yield f"{path} was skipped: {reason}"
+    if len(reading.skipped) > _SHOWN:
+        reasons = Counter(reason for _, reason in reading.skipped[_SHOWN:])
+        yield f"{len(reading.skipped) - _SHOWN} more files were skipped: {_counted(reasons)}"
+    often = sorted(reading.left.items(), key=lambda item: -item[1].count)
+    for reason, left in often[:_SHOWN]:
+        yield f"left out {left}: {reason}"
+    if len(often) > _SHOWN:
+        yield f"left out {sum(left.count for _, left in often[_SHOWN:])} times for {len(often) - _SHOWN} other reasons"
+    if any("keys" in reason for reason in reading.left):
+        yield f"a line is read that has {shapes.WANTED}"
+    if reading.missing:
+        yield f"{_counted(reading.missing)} files were left out; to read them: {INSTALL}"
+
+
+def remarks(reading: Reading) -> Iterator[str]:
+    """What was passed over or read in a special way."""
+    if reading.owners:
+        yield printable(f"learned as your own messages: those of {' and '.join(reading.owners)}")
+    if reading.ignored:
+        yield f"of other kinds: {_counted(reading.ignored)}"
+    if reading.folders:
+        yield f"passed over: {_counted(reading.folders)}"
+    for encoding in dict.fromkeys(reading.encodings.values()):
+        names = [path.name for path, found in reading.encodings.items() if found == encoding]
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        yield printable(f"read as {encoding}: {', '.join(names[:_SHOWN])}{more}")
+    if reading.tools:
+        exports = ", ".join(dict.fromkeys(path.name for path in reading.tools))
+        yield printable(f"{exports}: the chat tool's answers are learned; your own messages with --me user")
+
+
+def _counted(counts: Counter[str]) -> str:
+    shown = [f"{count} {printable(name)}" for name, count in counts.most_common(8)]
+    rest = sum(counts.values()) - sum(count for _, count in counts.most_common(8))
+    return ", ".join(shown) + (f", {rest} others" if rest else "")

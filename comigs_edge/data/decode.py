@@ -1,0 +1,73 @@
+"""Bytes become text: by their mark (BOM), as UTF-8, or in the encoding that chardet finds; `.gz` is unpacked."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import io
+import re
+import zlib
+from importlib.util import find_spec
+
+from comigs_edge.data.document import Unreadable
+
+LARGEST = 200_000_000  # bytes that a packed file may unpack to
+INSTALL = "pip install 'comigs-edge[import]'"
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)  # fmt: skip
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
+
+
+def decode(data: bytes) -> tuple[str, str]:
+    """The text and the encoding it was read as ("" for UTF-8); raises `Unreadable` for what is no text."""
+    for mark, encoding in _MARKS:
+        if data.startswith(mark):
+            return _checked(data.decode(encoding, "replace")), encoding.upper()
+    try:
+        return _checked(data.decode("utf-8-sig")), ""
+    except UnicodeDecodeError as error:
+        place = error.start
+    if _is_mostly_utf8(data[max(0, place - (1 << 19)) : place + (1 << 19)]):
+        return _checked(data.decode("utf-8-sig", "replace")), "UTF-8 with damaged bytes"
+    encoding = _detect(data, place)
+    return _checked(data.decode(encoding, "replace")), encoding
+
+
+def _is_mostly_utf8(data: bytes) -> bool:
+    """Whether nearly all of what is not ASCII is sound."""
+    return data.decode("utf-8", "replace").count("\ufffd") * 4 < len(re.findall(rb"[\xc2-\xf4][\x80-\xbf]", data))
+
+
+def _detect(data: bytes, place: int) -> str:
+    """The encoding of what is not UTF-8 at byte `place`."""
+    if find_spec("chardet") is None:
+        raise Unreadable(f"not UTF-8 text (byte {place:,}); other encodings are read after: {INSTALL}")
+    import chardet
+
+    start = max(0, place - 1000)  # where the bytes are that tell encodings apart
+    piece = data if len(data) <= 200_000 else data[start : start + 200_000]
+    found = chardet.detect(piece, encoding_era=chardet.EncodingEra.MODERN_WEB, prefer_superset=True)["encoding"]
+    if found is None:
+        raise Unreadable(f"not UTF-8 text (byte {place:,}), nor another encoding that could be told")
+    return found
+
+
+def _checked(text: str) -> str:
+    beginning = text[:100_000]
+    if "\0" in text or len(_CONTROL.findall(beginning)) > len(beginning) / 50 or beginning.count("\ufffd") > len(beginning) / 10:
+        raise Unreadable("binary data")
+    return text
+
+
+def unpack(data: bytes) -> bytes:
+    """What a `.gz` file holds; raises `Unreadable` if it is damaged or unpacks to more than `LARGEST` bytes."""
+    try:
+        with gzip.open(io.BytesIO(data)) as file:
+            unpacked = file.read(LARGEST + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise Unreadable(f"a damaged .gz file ({error})") from None
+    if len(unpacked) > LARGEST:
+        raise Unreadable(f"unpacks to more than {LARGEST // 10**6} MB; unpack and cut it yourself")
+    return unpacked

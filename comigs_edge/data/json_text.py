@@ -1,0 +1,83 @@
+"""JSON and JSONL texts become documents and conversations."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from typing import Any
+
+from comigs_edge.data import exports, shapes
+from comigs_edge.data.conversation import Conversation
+from comigs_edge.data.document import Document, Odd
+from comigs_edge.data.json_values import values
+
+Found = Document | Conversation | Odd
+_SEPARATORS = ",;\t"
+csv.field_size_limit(2**31 - 1)
+
+
+def read_json(text: str) -> Iterator[Found]:
+    """What the values in a text hold, one after the other."""
+    records = []  # of a messenger that writes one message a line
+    for line, value in values(text):
+        if isinstance(value, dict) and "sender" in value and "body" in value and "subject" not in value:
+            records.append(value)
+        else:
+            yield from _of_value(value, line)
+    yield from exports.conversations(records) or ()
+
+
+def _of_value(value: Any, line: int) -> Iterator[Found]:
+    if isinstance(value, Odd):
+        yield value
+    elif isinstance(value, dict | list) and not shapes.is_chat(value):
+        if (chat := exports.tool_chat(value)) is not None:
+            yield chat
+        elif (found := exports.conversations(value)) is not None:
+            yield from found
+        elif own := exports.own_words(value):
+            yield Document(text=own)
+        elif isinstance(value, list):
+            for each in value:
+                yield from _of_value(each, line)
+        else:
+            yield from shapes.documents(value, line)
+    else:
+        yield from shapes.documents(value, line)
+
+
+def read_table(text: str) -> Iterator[Found]:
+    """What the rows of a table hold whose first row names the columns; a table of one column is a text a row."""
+    first = text.partition("\n")[0]
+    separator = max(_SEPARATORS, key=first.count)
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+    try:
+        names = [name.strip() for name in next(rows, [])]
+        tables = [(rows.line_num, dict(zip(names, row, strict=False))) for row in rows if any(map(str.strip, row))]
+    except csv.Error as error:
+        yield Odd(f"no table ({error})", rows.line_num)
+        return
+    if "AuthorID" in names:  # a channel of Discord
+        messages = [{name.lower(): each for name, each in row.items()} for _, row in tables]
+        yield from exports.conversations({"messages": messages}) or ()
+        return
+    if own := exports.own_words([row for _, row in tables]):
+        yield Document(text=own)
+        return
+    for line, row in tables:
+        yield from shapes.documents({"text": row[names[0]]} if len(names) == 1 else row, line)
+
+
+def read_notebook(text: str) -> Iterator[Found]:
+    """The words and the code of a notebook's cells, without what the code printed."""
+    for line, value in values(text):
+        cells = value.get("cells") if isinstance(value, dict) else None
+        if not isinstance(cells, list):
+            yield value if isinstance(value, Odd) else Odd("no notebook", line)
+            continue
+        sources = [
+            cell.get("source") for cell in cells if isinstance(cell, dict) and cell.get("cell_type") in ("markdown", "code")
+        ]
+        lines = ["".join(map(str, each)) if isinstance(each, list) else str(each or "") for each in sources]
+        yield Document(text="\n\n".join(lines))

@@ -1,0 +1,146 @@
+"""The shapes in which people have questions and answers, each against the chat that it means."""
+
+import json
+
+import pytest
+
+from comigs_edge.data import documents
+
+QUESTION, ANSWER = "Is the shed painted?", "Two coats."
+CHAT = [("user", QUESTION), ("assistant", ANSWER)]
+ROLES = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]
+SHAPES = {
+    "openai": {"messages": ROLES},
+    "role and content in conversations": {"conversations": ROLES, "id": "x"},
+    "sharegpt": {"conversations": [{"from": "human", "value": QUESTION}, {"from": "gpt", "value": ANSWER}]},
+    "sharegpt of lists": {"conversations": [[{"from": "human", "value": QUESTION}, {"from": "gpt", "value": ANSWER}]]},
+    "alpaca": {"instruction": QUESTION, "input": "", "output": ANSWER},
+    "prompt and response": {"prompt": QUESTION, "response": ANSWER},
+    "prompt and completion": {"prompt": QUESTION, "completion": ANSWER},
+    "question and answer": {"Question": QUESTION, "Answer": ANSWER},
+    "input and output": {"input": QUESTION, "output": ANSWER},
+    "query and response": {"query": QUESTION, "response": ANSWER},
+    "trl": {"prompt": ROLES[:1], "completion": ROLES[1:]},
+    "trl's preferences": {"prompt": ROLES[:1], "chosen": ROLES[1:], "rejected": [{"role": "assistant", "content": "No."}]},
+    "preferences with the prompt inside": {"chosen": ROLES, "rejected": []},
+    "bare list": ROLES,
+    "parts": {
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": QUESTION}, {"type": "image_url", "image_url": {"url": "x"}}]},
+            {"role": "assistant", "content": [ANSWER]},
+        ]
+    },
+    "null and a tool": {
+        "messages": [
+            ROLES[0],
+            {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]},
+            {"role": "tool", "content": "done"},
+            ROLES[1],
+        ]
+    },
+    "wrapped": {"data": [{"prompt": QUESTION, "completion": ANSWER}]},
+}  # fmt: skip
+
+
+def content(document):
+    """A text, or who said what."""
+    return tuple((message.role, message.content) for message in document.messages) or document.text
+
+
+def read(tmp_path, text, name="a.jsonl"):
+    path = tmp_path / name
+    path.write_text(text)
+    return [content(document) for document in documents.read([path]).files[path]]
+
+
+@pytest.mark.parametrize("value", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_a_known_shape_is_the_chat_that_it_means(tmp_path, value, name):
+    assert read(tmp_path, json.dumps(value), name) == [tuple(CHAT)]
+
+
+def test_alpacas_input_and_history_and_system_go_with_the_question(tmp_path):
+    line = {
+        "instruction": "Shorten.", "input": "A long one.", "output": "One.", "system": "Be brief.", "history": [["Hi", "Yo"]],
+    }  # fmt: skip
+    assert read(tmp_path, json.dumps(line)) == [
+        (
+            ("system", "Be brief."), ("user", "Hi"), ("assistant", "Yo"), ("user", "Shorten.\n\nA long one."),
+            ("assistant", "One."),
+        )
+    ]  # fmt: skip
+
+
+def test_a_developer_is_the_system_and_names_are_told_in_any_case(tmp_path):
+    line = {"messages": [{"role": "developer", "content": "Be brief."}, {"role": "User", "content": "a"}, ROLES[1]]}
+    assert read(tmp_path, json.dumps(line)) == [(("system", "Be brief."), ("user", "a"), ("assistant", ANSWER))]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '"first"\n"second"\n',
+        '{"text": "first"}\r\n{"text": "second"}\r\n',
+        '[{"text": "first"}, {"text": "second"}]',
+        '[\n  {\n    "text": "first"\n  },\n  {"text": "second"}\n]\n',
+        '{\n  "text": "first"\n}\n{\n  "text": "second"\n}\n',
+        '["first", "second"]',
+        '\ufeff[\n{"text": "first"},\n{"text": "second"},\n{"text": "cu',
+        '{"data": [{"text": "first"}, {"text": "second"}]}',
+        '{"text": "first", "score": NaN}\n\n\n{"text": "second"}',
+    ],
+)
+def test_arrays_lines_and_values_over_many_lines_are_the_same(tmp_path, text):
+    assert read(tmp_path, text) == ["first", "second"]
+
+
+def test_a_damaged_value_over_many_lines_gives_none_of_its_parts(tmp_path):
+    text = json.dumps([{"messages": ROLES, "tags": ["a", "b"]}], indent=1)[:-4] + "\n"
+    (tmp_path / "good.txt").write_text("good")
+    (tmp_path / "bad.json").write_text(text)
+    assert [path.name for path in documents.read([tmp_path]).files] == ["good.txt"]
+
+
+def test_tables_are_read_by_their_columns(tmp_path):
+    assert read(tmp_path, f'question;answer\n"{QUESTION}";"{ANSWER}"\n', "a.csv") == [tuple(CHAT)]
+    assert read(tmp_path, f"prompt\tcompletion\n{QUESTION}\t{ANSWER}\n", "a.tsv") == [tuple(CHAT)]
+    assert read(tmp_path, 'id,text\n1,"one, two\nthree"\n2,four\n', "b.csv") == ["one, two\nthree", "four"]
+    assert read(tmp_path, "words\nfirst\nsecond\n", "c.csv") == ["first", "second"]
+    assert read(tmp_path, "author,date,text\nBo,2024-01-01,first\nCy,2024-01-02,second\n", "e.csv") == ["first", "second"]
+    (tmp_path / "e.csv").unlink()
+    (tmp_path / "d.csv").write_text("price,size\n1,2\n3,4\n")
+    left = documents.read([tmp_path]).left
+    assert {reason: str(each) for reason, each in left.items()} == {
+        "no known shape with the keys price, size": "2 times, first in d.csv, line 2"
+    }
+
+
+def test_a_notebook_is_its_words_and_code_without_output(tmp_path):
+    cells = [
+        {"cell_type": "markdown", "source": ["# Shed\n", "Paint."]},
+        {"cell_type": "code", "source": "print(1)", "outputs": [{"text": ["SECRET"]}]},
+        {"cell_type": "raw", "source": "raw"},
+    ]
+    assert read(tmp_path, json.dumps({"cells": cells, "nbformat": 4}, indent=1), "a.ipynb") == ["# Shed\nPaint.\n\nprint(1)"]
+
+
+def test_what_is_nobodys_words_is_counted(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(json.dumps(SHAPES[name]) for name in ("openai", "null and a tool", "parts")))
+    left = documents.read([path]).left
+    assert {reason: str(each) for reason, each in left.items()} == {
+        "a message of a tool, or a call of one": "2 times, first in a.jsonl, line 2",
+        "a part of a message that is no text": "a.jsonl, line 3",
+    }
+
+
+def test_an_answer_of_no_weight_is_kept_and_not_learned(tmp_path):
+    line = {"messages": [ROLES[0], {**ROLES[1], "weight": 0}, ROLES[0], {**ROLES[1], "weight": 1}]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(line))
+    [chat] = documents.read([tmp_path / "a.jsonl"]).files[tmp_path / "a.jsonl"]
+    assert [message.scored for message in chat.messages] == [True, False, True, True]
+    path = tmp_path / "b.jsonl"
+    path.write_text(json.dumps({"messages": [ROLES[0], {**ROLES[1], "weight": 0}]}))
+    [document] = documents.read([path]).files[path]
+    assert not document.teaches
+    assert documents.Document.from_json(document.to_json()) == document

@@ -1,0 +1,105 @@
+"""`data add` as a person meets it: what it asks, says and leaves out."""
+
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from comigs_edge.data.corpus import SPLITS, Corpus
+from comigs_edge.home.folder import Home
+
+CHAT = "31.12.23, 22:15 - Bo: Is the shed painted?\n31.12.23, 22:16 - Ada: Two coats.\n"
+
+
+@pytest.fixture
+def ready(run, home, tiny_path):
+    run("init", "--base", tiny_path)
+    return home
+
+
+def stored(home):
+    corpus = Corpus(Home(home).documents_file)
+    return sorted(document.to_json() for split in SPLITS for document in corpus.documents(split))
+
+
+def in_a_terminal(arguments, typed):
+    """What a command shows on a terminal of its own, where `typed` is typed, and its exit code."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "comigs_edge", *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "TERM": "dumb"}
+    with subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True
+    ) as process:
+        os.close(theirs)
+        os.write(ours, typed)
+        shown = b""
+        try:
+            while piece := os.read(ours, 4096):
+                shown += piece
+        except OSError:  # the other end is closed
+            pass
+    os.close(ours)
+    return shown.decode(), process.returncode
+
+
+def test_on_a_terminal_the_owner_is_asked_once_and_remembered(ready, run, tmp_path):
+    (tmp_path / "chat.txt").write_text(CHAT)
+    (tmp_path / "more.txt").write_text(CHAT.replace("shed", "fence"))
+    shown, code = in_a_terminal(["data", "add", tmp_path / "chat.txt"], b"ada\n")
+    assert code == 0, shown
+    assert "There are conversations of Bo, Ada." in shown
+    assert stored(ready) == ['{"messages": [["user", "Is the shed painted?"], ["assistant", "Two coats."]]}']
+    assert "learned as your own messages: those of ada" in run("data", "add", tmp_path / "more.txt").stdout
+    assert len(stored(ready)) == 2
+
+
+def test_without_a_terminal_the_names_and_the_command_are_said(ready, run, tmp_path):
+    (tmp_path / "a chat.txt").write_text(CHAT + CHAT.replace("Bo:", "\x1b[2JEve:"))
+    error = run("data", "add", tmp_path / "a chat.txt", code=1).stderr
+    assert "Ada, Bo, \\x1b[2JEve" in error
+    assert f"comigs-edge data add --me Ada '{tmp_path}/a chat.txt'" in " ".join(error.split())
+    assert stored(ready) == []
+    run("data", "add", "--me", "Ada", tmp_path / "a chat.txt")
+    assert '["assistant", "Two coats."]' in stored(ready)[0]
+
+
+def test_an_empty_name_reads_conversations_as_text(ready, run, tmp_path):
+    (tmp_path / "chat.txt").write_text(CHAT)
+    run("data", "add", "--me", "", tmp_path / "chat.txt")
+    assert stored(ready) == ['{"text": "Bo: Is the shed painted?\\nAda: Two coats."}']
+
+
+def test_everything_that_was_left_out_or_read_otherwise_is_said(ready, run, tmp_path):
+    folder = tmp_path / "notes"
+    for name, content in {
+        "good.md": b"good", "old.txt": "Schöne Grüße aus Köln".encode("cp1252"), "zeros.txt": b"\0\0",
+        "odd.jsonl": b'{"text": "fine"}\n{"body": 1, "id": 2}\n{"body": 3, "id": 4}\n',
+        "a.png": b"x", "b.png": b"x", "node_modules/x.md": b"x", ".git/y.md": b"y",
+        "conversations.json": b'[{"chat_messages": [{"sender": "human", "text": "Hi"}, {"sender": "assistant", "text": "Yo"}]}]',
+    }.items():  # fmt: skip
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    result = run("data", "add", folder)
+    for said in (
+        "zeros.txt was skipped: binary data",
+        "left out 2 times, first in odd.jsonl, line 2: no known shape with the keys body, id",
+        'a line is read that has {"text": ...}',
+    ):
+        assert said in result.stderr
+    for said in (
+        "4 documents added from 4 files",
+        "1 unreadable files, 2 files of other kinds",
+        "of other kinds: 2 .png",
+        "passed over: 1 .git, 1 node_modules",
+        "read as Windows-1252: old.txt",
+        "conversations.json: the chat tool's answers are learned; your own messages with --me user",
+    ):
+        assert said in result.stdout
+
+
+def test_where_nothing_could_be_read_the_exit_code_is_1(ready, run, tmp_path):
+    (tmp_path / "zeros.txt").write_bytes(b"\0")
+    assert "zeros.txt: binary data" in run("data", "add", tmp_path / "zeros.txt", code=1).stderr
