@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from comigs_edge.commands.console import next_command, notes, out, print_json, size, warn
+from comigs_edge.commands.console import bar, next_command, notes, out, print_json, size, warn
 from comigs_edge.data import documents
-from comigs_edge.data.corpus import SPLITS, Corpus
+from comigs_edge.data.arrangement import SPLITS
+from comigs_edge.data.corpus import Corpus, Report
 from comigs_edge.data.documents import Document
 from comigs_edge.home import folder as homes
 
@@ -23,7 +24,9 @@ def add(paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Fol
     corpus = homes.corpus(home, home.settings())
     with notes.status("reading"):
         reading = documents.read(paths)
-        report = corpus.add(reading)
+    folders = [path for each in paths if (path := each.expanduser().absolute()).is_dir()]
+    with bar("taking in") as progress:
+        report = corpus.add(reading, folders, progress)
     for number, document in enumerate(report.samples, 1):
         out.print(f"[bold]sample {number}[/] ({document.kind})", soft_wrap=True)
         out.print(_excerpt(document), style="dim", markup=False)
@@ -35,10 +38,29 @@ def add(paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Fol
         f"files, {reading.ignored} files of other kinds",
         soft_wrap=True,
     )
+    for line in _remarks(report):
+        out.print(line, soft_wrap=True, markup=False)
     sizes = corpus.sizes()
     for split in SPLITS:
         out.print(f"  {split:<11}{sizes[split]['documents']:>6} documents  {size(sizes[split]['bytes'])}")
-    next_command("comigs-edge train")
+    missing = corpus.missing()
+    if missing:
+        warn(missing)
+    next_command("comigs-edge data add PATH" if missing else "comigs-edge train")
+
+
+def _remarks(report: Report) -> list[str]:
+    """What else is to be said of what was added."""
+    files = {"moved": report.moved, "changed": report.changed, "gone": report.gone}
+    counts = {
+        "of the files that were added before: " + ", ".join(f"{n} {what}" for what, n in files.items() if n): sum(files.values()),
+        f"left out: {report.beginnings} chats with which a longer one begins": report.beginnings,
+        f"left out: {report.unanswered} chats without an answer to learn from": report.unanswered,
+        f'{report.unscored} answers have "weight": 0 and are not learned': report.unscored,
+        f"{report.control_tokens} documents have control tokens written out, which are read as plain text": report.control_tokens,
+        f"left out: {report.learned} documents that were for choosing or testing and stand in training text now": report.learned,
+    }
+    return [line for line, count in counts.items() if count]
 
 
 def _excerpt(document: Document) -> str:

@@ -27,6 +27,7 @@ class Message(NamedTuple):
 
     role: str
     content: str
+    scored: bool = True  # False: of the assistant, but not to be learned
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,15 @@ class Document:
         """All that was written, without roles."""
         return "\n".join(message.content for message in self.messages) if self.messages else self.text
 
+    @property
+    def teaches(self) -> bool:
+        """Whether there is something to learn: a text, or a chat with an answer."""
+        return not self.messages or any(m.role == "assistant" and m.scored and m.content.strip() for m in self.messages)
+
     def to_json(self) -> str:
         """The content in one canonical form, which is also what is stored."""
-        content: Any = {"messages": self.messages} if self.messages else {"text": self.text}
+        messages = [message[:2] if message.scored else message for message in self.messages]
+        content: Any = {"messages": messages} if messages else {"text": self.text}
         return json.dumps(content, ensure_ascii=False)
 
     @classmethod
@@ -158,5 +165,5 @@ def _document(line: str, where: str) -> Document:
 
 def _message(message: Any, where: str) -> Message:
     if isinstance(message, dict) and message.get("role") in ROLES and isinstance(message.get("content"), str):
-        return Message(message["role"], message["content"].strip())
+        return Message(message["role"], message["content"].strip(), message.get("weight") != 0)
     raise ComigsError(f'{where} has a message that is no {{"role": {" | ".join(ROLES)}, "content": text}}; nothing was added')

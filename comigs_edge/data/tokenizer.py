@@ -54,7 +54,8 @@ class Tokenizer:
             raise ComigsError(f"the chat template in {path} cannot be read ({error}); choose another base") from error
 
     def encode(self, document: Document) -> Encoded:
-        """A text is scored whole (but for a leading BOS), of a chat the assistant's messages and their end."""
+        """A text is scored whole (but for a leading BOS), of a chat the assistant's messages and their end,
+        but for those with the weight 0."""
         if document.messages:
             return self.chat(document.messages, for_answer=False)
         ids = self._llama.tokenize(document.text.encode(), add_bos=True, special=False)  # BOS where the file wants it
@@ -76,7 +77,7 @@ class Tokenizer:
         for text, message in self._parts(rendered, messages):
             special = self._specials.get(text) if message is None else None
             if special is None:
-                after_answer = message is not None and message.role == "assistant"
+                after_answer = message is not None and message.role == "assistant" and message.scored
                 fragment.append((text.encode(), after_answer))
                 continue
             self._encode_fragment(fragment, out)

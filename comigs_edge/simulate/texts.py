@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from comigs_edge.data import documents
-from comigs_edge.data.corpus import SPLITS, Corpus
+from comigs_edge.data.arrangement import SPLITS
+from comigs_edge.data.corpus import Corpus
 from comigs_edge.data.tokenizer import Encoded, Tokenizer, encode
 from comigs_edge.errors import ComigsError
 from comigs_edge.inference.evaluate import TestText, prepare
