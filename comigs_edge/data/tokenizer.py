@@ -6,7 +6,9 @@ never read as a control token: only the template's own text can contain those.
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -113,6 +115,10 @@ class Tokenizer:
             return
         ids = self._llama.tokenize(data, add_bos=False, special=False)
         ends = _scored_spans(fragment)
+        if not ends:
+            out.ids.extend(ids)
+            out.scored.extend([False] * len(ids))
+            return
         position = sum(len(self.piece(token)) for token in ids)
         start = len(data) - position  # negative where the tokenizer put a space in front
         for token in ids:
@@ -150,14 +156,24 @@ def _template_error(message: str) -> None:
     raise jinja2.TemplateError(message)
 
 
-def encode(documents: Corpus, tokenizer: Tokenizer, split: str, refused: list[str], progress: Progress = SILENT) -> list[Encoded]:
-    """Token ids of the documents of one split; `refused` gets the reason for each that the chat template cannot hold."""
-    texts = documents.documents(split)
-    encoded = []
-    for number, document in enumerate(texts, 1):
+def encode(
+    documents: Corpus, tokenizer: Tokenizer, split: str, refused: list[str], progress: Progress = SILENT,
+    max_tokens: float = math.inf,
+) -> Iterator[Encoded]:  # fmt: skip
+    """Token ids of the documents of one split, one after the other, until there are `max_tokens`.
+
+    `refused` gets the reason for each that the chat template cannot hold.
+    """
+    total, tokens = documents.sizes()[split]["documents"], 0
+    for number, document in enumerate(documents.read(split), 1):
         try:
-            encoded.append(tokenizer.encode(document))
+            encoded = tokenizer.encode(document)
         except ComigsError as error:
             refused.append(str(error))
-        progress(number, len(texts))
-    return encoded
+            continue
+        yield encoded
+        tokens += len(encoded.ids)
+        if tokens >= max_tokens:
+            break
+        progress(number, total)
+    progress(total, total)

@@ -91,7 +91,7 @@ def _splits(path: Path, tokenizer: Tokenizer) -> Splits:
     with tempfile.TemporaryDirectory() as folder:
         corpus = Corpus(Path(folder) / "documents.db", TRAINING, VALIDATION)
         corpus.add(documents.read([path]))
-        splits: Splits = {split: encode(corpus, tokenizer, split, []) for split in SPLITS}
+        splits: Splits = {split: list(encode(corpus, tokenizer, split, [])) for split in SPLITS}
     for split, encoded in splits.items():
         if not encoded:
             raise ComigsError(f"{path} has no {split} text; it needs more documents, ten or so")

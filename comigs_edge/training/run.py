@@ -29,6 +29,8 @@ from comigs_edge.training.schedule import Schedule, make_schedule
 from comigs_edge.training.trainer import Trainer
 from coordinator.protocol.wire import Arrays
 
+TOKENS = 1_500_000  # of training text that are read at least: seven times what the default steps take
+
 
 def open_training(home: Home, resolved: Resolved, progress: Progress = SILENT) -> TrainingRun:
     """Sets torch up as the plan says, and loads the home's text and base; nothing is trained, and nothing is written yet.
@@ -40,7 +42,8 @@ def open_training(home: Home, resolved: Resolved, progress: Progress = SILENT) -
     use(plan.backend)
     refused: list[str] = []
     # The tokenizer is gone before the base is loaded.
-    rows = read_rows(home, settings, plan.context, Tokenizer(home.base_file), refused, progress)
+    tokens = max(TOKENS, settings.train.steps * plan.batch * plan.context)
+    rows = read_rows(home, settings, plan.context, Tokenizer(home.base_file), refused, progress, tokens)
     base = open_base(home.base_file, plan.threads, plan.keep, getattr(torch, plan.precision), plan.device)
     gc.collect()
     tune_allocator(lean=not plan.keep)  # gives back what loading took
@@ -196,16 +199,18 @@ def _differences(wanted: dict[str, object], saved: dict[str, object]) -> str:
 
 
 def read_rows(
-    home: Home, settings: Config, context: int, tokenizer: Tokenizer, refused: list[str], progress: Progress
-) -> tuple[Rows, Rows]:
+    home: Home, settings: Config, context: int, tokenizer: Tokenizer, refused: list[str], progress: Progress,
+    tokens: int = TOKENS,
+) -> tuple[Rows, Rows]:  # fmt: skip
     """Training and validation rows, of `context` tokens, of the home's text; raises `ComigsError` if there is too little.
 
-    Adds to `refused` a sentence for each chat that cannot be used.
+    Of long text they have the first `tokens` tokens of training text, and an eighth as many for validation; documents stand in
+    the order of their hashes, so that is a fair part. Adds to `refused` a sentence for each chat that cannot be used.
     """
     documents = corpus(home, settings)
     documents.check_enough()
     training, validation = (
-        Rows(encode(documents, tokenizer, split, refused, progress), context, settings.train.seed)
-        for split in ("training", "validation")
+        Rows(encode(documents, tokenizer, split, refused, progress, limit), context, settings.train.seed)
+        for split, limit in (("training", tokens), ("validation", tokens // 8))
     )
     return training, validation
