@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Optional
 
 import typer
 
@@ -96,9 +97,27 @@ def list_(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = Fa
 
 
 @app.command("remove")
-def remove(source: Annotated[int, typer.Argument(metavar="ID", help="Number of a file, from `data list`.")]) -> None:
-    """Forget a file and its documents. What a model has learned from them stays until you train anew."""
+def remove(
+    source: Annotated[Optional[int], typer.Argument(metavar="ID", help="Number of a file, from `data list`.")] = None,
+    learned: Annotated[
+        bool, typer.Option("--learned", help="Delete the adapters, models and checkpoints that have learned removed text, too.")
+    ] = False,
+) -> None:
+    """Forget a file and its documents. What a model has learned from them stays until you delete it or train anew."""
+    from comigs_edge.training.learned import delete_remains, find_remains
+
+    if source is None and not learned:
+        raise typer.BadParameter("give the ID of a file, --learned, or both")
     home = homes.locate()
-    path = homes.corpus(home, home.settings()).remove(source)
-    out.print(f"{path} was removed", soft_wrap=True)
-    next_command("comigs-edge train --fresh")
+    corpus = homes.corpus(home, home.settings())
+    with home.lock("data remove") if learned else nullcontext():
+        if source is not None:
+            out.print(f"{corpus.remove(source)} was removed", soft_wrap=True, markup=False)
+        remains = find_remains(home, corpus)
+        if learned:
+            delete_remains(home, remains)
+    if learned:
+        out.print(f"deleted: {remains}" if remains else "nothing that is kept has learned removed text", soft_wrap=True)
+    elif remains:
+        out.print(f"removed text was learned by {remains}; delete with: comigs-edge data remove --learned", soft_wrap=True)
+    next_command("comigs-edge data add PATH" if corpus.missing() else "comigs-edge train --fresh")

@@ -88,6 +88,12 @@ class Corpus:
             self._arrange(db, SILENT)
         return str(row[0])
 
+    def removed(self) -> set[int]:
+        """Numbers of files that were here and are no longer; no number is given twice."""
+        there = {row["id"] for row in self._rows("select id from source")}
+        last = self._rows("select seq from sqlite_sequence where name = 'source'")
+        return set(range(1, last[0]["seq"] + 1 if last else 1)) - there
+
     def sources(self) -> list[dict[str, Any]]:
         """Each file: id, path, added; of its documents that are used their number, bytes, and number in each split."""
         sums = ", ".join(f"coalesce(sum(split = '{split}' and {_USED}), 0) as {split}" for split in SPLITS)

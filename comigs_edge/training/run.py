@@ -24,6 +24,7 @@ from comigs_edge.progress import SILENT, Progress
 from comigs_edge.training import checkpoint
 from comigs_edge.training.activation_cache import ActivationCache, Key, clear
 from comigs_edge.training.batches import Batch, Rows
+from comigs_edge.training.learned import KEY, join_learned
 from comigs_edge.training.memory import tune_allocator
 from comigs_edge.training.schedule import Schedule, make_schedule
 from comigs_edge.training.trainer import Trainer
@@ -62,6 +63,7 @@ class TrainingRun:
         self.text = " ".join(each.digest() for each in rows)  # losses are of this text
         self.warnings: list[str] = []
         self.resumed = False
+        self.learned: list[int] | None = None  # numbers of the files that are trained on, `learned.py`
         self.fleet_mark: str | None = None  # of the generalist that is trained, and of the best one; `Books.mark`
         self.best_mark: str | None = None
         self.trainer: Trainer  # from `begin` on
@@ -102,7 +104,9 @@ class TrainingRun:
                     "start anew with: comigs-edge train --fresh"
                 )
             self.fleet_mark = self.best_mark = saved.manifest.get("fleet_mark")
+            self.learned = join_learned(corpus(self.home, self.settings), saved.manifest)
             return Adapters.from_arrays(saved.layout, self.base.hparams, saved.arrays)
+        self.learned = join_learned(corpus(self.home, self.settings), None)
         return Adapters.initial(wanted, self.base.hparams, self.settings.train.seed)
 
     def _resume(self, arrays: Arrays, progress: checkpoint.Progress, steps: int | None) -> Trainer:
@@ -125,6 +129,7 @@ class TrainingRun:
                 "your text has changed since this training began: it continues from what it learned, and is measured anew; "
                 "to start without that: comigs-edge train --fresh"
             )
+        self.learned = join_learned(corpus(self.home, self.settings), progress)
         self.resumed, self.fleet_mark, self.best_mark = True, progress.get("fleet_mark"), progress.get("best_mark")
         return trainer
 
@@ -163,7 +168,7 @@ class TrainingRun:
         version = self.publish() if trainer.is_done else None
         arrays, progress = trainer.state()
         progress |= {"finished": trainer.is_done, "base_sha256": self.settings.base.sha256, "text": self.text}
-        progress |= {"fleet_mark": self.fleet_mark, "best_mark": self.best_mark}
+        progress |= {"fleet_mark": self.fleet_mark, "best_mark": self.best_mark, KEY: self.learned}
         checkpoint.save(self.home.state, arrays, progress)
         return version
 
@@ -190,6 +195,7 @@ class TrainingRun:
             "validation_loss": trainer.best_loss, "validation_loss_before": trainer.first_loss,
             "expert_steps": trainer.expert_steps, "router_steps": trainer.router_steps,
             "block_format": trainer.schedule.block_format, "fleet_mark": self.best_mark,
+            KEY: self.learned,
         }  # fmt: skip
         return save(self.home.adapters, trainer.best, trainer.adapters.layout, self.settings.base.sha256, notes)
 
