@@ -97,6 +97,7 @@ BENCHMARKS = {
         "SEEDS (lists in quotes), SIZE, PRECISION and DEVICE choose",
         _quick,
     ),
+    "text": Benchmark("what 50,000 documents and 100 MB of text cost `data add` and `train`", lambda: [_figure("text")]),
     "rivals": Benchmark(
         "training speed and memory against the published formulation and PEFT; quiet machine", lambda: [_figure("rivals")]
     ),

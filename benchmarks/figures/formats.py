@@ -64,7 +64,7 @@ class Personal:
     def text(self, tokens: int) -> TestText:
         """Windows of the home's test text."""
         tokenizer = Tokenizer(self.home.base_file)
-        encoded = encode(corpus(self.home, self.settings), tokenizer, "test", [])
+        encoded = list(encode(corpus(self.home, self.settings), tokenizer, "test", []))
         return prepare(encoded, tokenizer, WINDOW, tokens)
 
 

@@ -43,7 +43,7 @@ def scores(home: Path, paths: dict[str, Path], tokens: int = TEST_TOKENS) -> dic
     here = homes.locate()
     settings = here.settings()
     tokenizer = Tokenizer(here.base_file)
-    encoded = encode(corpus(here, settings), tokenizer, "test", [])
+    encoded = list(encode(corpus(here, settings), tokenizer, "test", []))
     text = prepare(encoded, tokenizer, settings.evaluate.context, tokens)
     found = {}
     for name, path in paths.items():

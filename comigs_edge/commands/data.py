@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
 from comigs_edge.commands import owner, reading_report
-from comigs_edge.commands.console import fact, next_command, notes, out, print_json, show_table, size, warn
+from comigs_edge.commands.console import bar, fact, next_command, notes, out, print_json, show_table, size, warn
 from comigs_edge.data import documents
-from comigs_edge.data.corpus import SPLITS, Corpus
+from comigs_edge.data.arrangement import SPLITS
+from comigs_edge.data.corpus import Corpus, Report
 from comigs_edge.data.documents import Document
 from comigs_edge.home import folder as homes
 from coordinator.protocol.text import printable
@@ -32,7 +34,9 @@ def add(
     with notes.status("reading") as spinner:
         ask = owner.asker(home.owner_file, paths, spinner.stop)
         reading = documents.read(paths, None if me is None else [name for name in me if name], ask)
-        report = corpus.add(reading)
+    folders = [path for each in paths if (path := each.expanduser().absolute()).is_dir()]
+    with bar("taking in") as progress:
+        report = corpus.add(reading, folders, progress)
     owner.remember(home.owner_file, reading.owners)
     for number, document in enumerate(report.samples, 1):
         fact(f"sample {number}", f" ({document.kind})")
@@ -45,12 +49,29 @@ def add(
         f"files, {sum(reading.ignored.values())} files of other kinds",
         soft_wrap=True,
     )
-    for line in reading_report.remarks(reading):
+    for line in (*reading_report.remarks(reading), *_remarks(report)):
         out.print(f"  {line}", markup=False, soft_wrap=True)
     sizes = corpus.sizes()
     for split in SPLITS:
         out.print(f"  {split:<11}{sizes[split]['documents']:>6} documents  {size(sizes[split]['bytes'])}")
-    next_command("comigs-edge train")
+    missing = corpus.missing()
+    if missing:
+        warn(missing)
+    next_command("comigs-edge data add PATH" if missing else "comigs-edge train")
+
+
+def _remarks(report: Report) -> list[str]:
+    """What else is to be said of what was added."""
+    files = {"moved": report.moved, "changed": report.changed, "gone": report.gone}
+    counts = {
+        "of the files that were added before: " + ", ".join(f"{n} {what}" for what, n in files.items() if n): sum(files.values()),
+        f"left out: {report.beginnings} chats with which a longer one begins": report.beginnings,
+        f"left out: {report.unanswered} chats without an answer to learn from": report.unanswered,
+        f'{report.unscored} answers have "weight": 0 and are not learned': report.unscored,
+        f"{report.control_tokens} documents have control tokens written out, which are read as plain text": report.control_tokens,
+        f"left out: {report.learned} documents that were for choosing or testing and stand in training text now": report.learned,
+    }
+    return [line for line, count in counts.items() if count]
 
 
 def _excerpt(document: Document) -> str:
@@ -87,9 +108,27 @@ def list_(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = Fa
 
 
 @app.command("remove")
-def remove(source: Annotated[int, typer.Argument(metavar="ID", help="Number of a file, from `data list`.")]) -> None:
-    """Forget a file and its documents. What a model has learned from them stays until you train anew."""
+def remove(
+    source: Annotated[Optional[int], typer.Argument(metavar="ID", help="Number of a file, from `data list`.")] = None,
+    learned: Annotated[
+        bool, typer.Option("--learned", help="Delete the adapters, models and checkpoints that have learned removed text, too.")
+    ] = False,
+) -> None:
+    """Forget a file and its documents. What a model has learned from them stays until you delete it or train anew."""
+    from comigs_edge.training.learned import delete_remains, find_remains
+
+    if source is None and not learned:
+        raise typer.BadParameter("give the ID of a file, --learned, or both")
     home = homes.locate()
-    path = homes.corpus(home, home.settings()).remove(source)
-    out.print(f"{printable(path)} was removed", soft_wrap=True)
-    next_command("comigs-edge train --fresh")
+    corpus = homes.corpus(home, home.settings())
+    with home.lock("data remove") if learned else nullcontext():
+        if source is not None:
+            out.print(f"{printable(corpus.remove(source))} was removed", soft_wrap=True)
+        remains = find_remains(home, corpus)
+        if learned:
+            delete_remains(home, remains)
+    if learned:
+        out.print(f"deleted: {remains}" if remains else "nothing that is kept has learned removed text", soft_wrap=True)
+    elif remains:
+        out.print(f"removed text was learned by {remains}; delete with: comigs-edge data remove --learned", soft_wrap=True)
+    next_command("comigs-edge data add PATH" if corpus.missing() else "comigs-edge train --fresh")

@@ -50,7 +50,7 @@ def evaluate(
         models.newest_adapters(home, settings)  # tells at once if there is nothing to measure
         tokenizer = Tokenizer(home.base_file)
     with bar("reading the test text") as progress:
-        encoded = encode(documents, tokenizer, "test", [], progress)
+        encoded = list(encode(documents, tokenizer, "test", [], progress))
         text = prepare(encoded, tokenizer, settings.evaluate.context, settings.evaluate.max_tokens)
     scores = {}
     tokens = sum(len(window.ids) for window in text.windows)

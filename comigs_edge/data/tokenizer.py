@@ -6,7 +6,9 @@ never read as a control token: only the template's own text can contain those.
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,7 +56,8 @@ class Tokenizer:
             raise ComigsError(f"the chat template in {path} cannot be read ({error}); choose another base") from error
 
     def encode(self, document: Document) -> Encoded:
-        """A text is scored whole (but for a leading BOS), of a chat the assistant's messages and their end."""
+        """A text is scored whole (but for a leading BOS), of a chat the assistant's messages and their end,
+        but for those with the weight 0."""
         if document.messages:
             return self.chat(document.messages, for_answer=False)
         ids = self._llama.tokenize(document.text.encode(), add_bos=True, special=False)  # BOS where the file wants it
@@ -76,7 +79,7 @@ class Tokenizer:
         for text, message in self._parts(rendered, messages):
             special = self._specials.get(text) if message is None else None
             if special is None:
-                after_answer = message is not None and message.role == "assistant"
+                after_answer = message is not None and message.role == "assistant" and message.scored
                 fragment.append((text.encode(), after_answer))
                 continue
             self._encode_fragment(fragment, out)
@@ -112,6 +115,10 @@ class Tokenizer:
             return
         ids = self._llama.tokenize(data, add_bos=False, special=False)
         ends = _scored_spans(fragment)
+        if not ends:
+            out.ids.extend(ids)
+            out.scored.extend([False] * len(ids))
+            return
         position = sum(len(self.piece(token)) for token in ids)
         start = len(data) - position  # negative where the tokenizer put a space in front
         for token in ids:
@@ -149,14 +156,24 @@ def _template_error(message: str) -> None:
     raise jinja2.TemplateError(message)
 
 
-def encode(documents: Corpus, tokenizer: Tokenizer, split: str, refused: list[str], progress: Progress = SILENT) -> list[Encoded]:
-    """Token ids of the documents of one split; `refused` gets the reason for each that the chat template cannot hold."""
-    texts = documents.documents(split)
-    encoded = []
-    for number, document in enumerate(texts, 1):
+def encode(
+    documents: Corpus, tokenizer: Tokenizer, split: str, refused: list[str], progress: Progress = SILENT,
+    max_tokens: float = math.inf,
+) -> Iterator[Encoded]:  # fmt: skip
+    """Token ids of the documents of one split, one after the other, until there are `max_tokens`.
+
+    `refused` gets the reason for each that the chat template cannot hold.
+    """
+    total, tokens = documents.sizes()[split]["documents"], 0
+    for number, document in enumerate(documents.read(split), 1):
         try:
-            encoded.append(tokenizer.encode(document))
+            encoded = tokenizer.encode(document)
         except ComigsError as error:
             refused.append(str(error))
-        progress(number, len(texts))
-    return encoded
+            continue
+        yield encoded
+        tokens += len(encoded.ids)
+        if tokens >= max_tokens:
+            break
+        progress(number, total)
+    progress(total, total)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from comigs_edge.data import documents
-from comigs_edge.data.corpus import SPLITS, Corpus
+from comigs_edge.data.arrangement import SPLITS
+from comigs_edge.data.corpus import Corpus
 from comigs_edge.data.tokenizer import Encoded, Tokenizer, encode
 from comigs_edge.errors import ComigsError
 from comigs_edge.inference.evaluate import TestText, prepare
@@ -90,7 +91,7 @@ def _splits(path: Path, tokenizer: Tokenizer) -> Splits:
     with tempfile.TemporaryDirectory() as folder:
         corpus = Corpus(Path(folder) / "documents.db", TRAINING, VALIDATION)
         corpus.add(documents.read([path]))
-        splits: Splits = {split: encode(corpus, tokenizer, split, []) for split in SPLITS}
+        splits: Splits = {split: list(encode(corpus, tokenizer, split, [])) for split in SPLITS}
     for split, encoded in splits.items():
         if not encoded:
             raise ComigsError(f"{path} has no {split} text; it needs more documents, ten or so")

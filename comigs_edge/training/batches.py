@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -47,11 +49,10 @@ class Batch:
 class Rows:
     """All rows of one split. Raises `ComigsError` if none of them has a token to learn from."""
 
-    def __init__(self, encoded: list[Encoded], context: int, seed: int) -> None:
+    def __init__(self, encoded: Iterable[Encoded], context: int, seed: int) -> None:
         self.context, self.seed = context, seed
-        ids = np.fromiter((i for e in encoded for i in e.ids), np.int32)
-        scored = np.fromiter((s for e in encoded for s in e.scored), bool)
-        document = np.repeat(np.arange(len(encoded), dtype=np.int32), [len(e.ids) for e in encoded])
+        ids, scored, lengths = _join(encoded)
+        document = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
         scored[:1] = False  # the first token of a document has nothing before it
         scored[1:] &= document[1:] == document[:-1]
         padding = -(len(ids) - 1) % context  # only the last row can be short
@@ -112,3 +113,13 @@ class Rows:
             scored=torch.from_numpy(self._scored[index[:, 1:]]).reshape(-1),
             places=tuple(self._places[rows].tolist()),
         )
+
+
+def _join(encoded: Iterable[Encoded]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_], list[int]]:
+    """All ids, whether each is scored, and the lengths of the documents; what was encoded is not kept."""
+    ids, scored, lengths = array("i"), bytearray(), []
+    for each in encoded:
+        ids.extend(each.ids)
+        scored.extend(each.scored)
+        lengths.append(len(each.ids))
+    return np.array(ids, np.int32), np.array(scored, np.uint8).astype(bool), lengths

@@ -25,10 +25,13 @@ from comigs_edge.progress import SILENT, Progress
 from comigs_edge.training import checkpoint
 from comigs_edge.training.activation_cache import ActivationCache, Key, clear
 from comigs_edge.training.batches import Batch, Rows
+from comigs_edge.training.learned import KEY, join_learned
 from comigs_edge.training.memory import tune_allocator
 from comigs_edge.training.schedule import Schedule, make_schedule
 from comigs_edge.training.trainer import Event, Trainer
 from coordinator.protocol.wire import Arrays
+
+TOKENS = 1_500_000  # of training text that are read at least: seven times what the default steps take
 
 
 def open_training(home: Home, resolved: Resolved, progress: Progress = SILENT) -> TrainingRun:
@@ -41,7 +44,8 @@ def open_training(home: Home, resolved: Resolved, progress: Progress = SILENT) -
     use(plan.backend)
     refused: list[str] = []
     # The tokenizer is gone before the base is loaded.
-    rows = read_rows(home, settings, plan.context, Tokenizer(home.base_file), refused, progress)
+    tokens = max(TOKENS, settings.train.steps * plan.batch * plan.context)
+    rows = read_rows(home, settings, plan.context, Tokenizer(home.base_file), refused, progress, tokens)
     base = open_base(home.base_file, plan.threads, plan.keep, getattr(torch, plan.precision), plan.device)
     gc.collect()
     tune_allocator(lean=not plan.keep)  # gives back what loading took
@@ -60,6 +64,7 @@ class TrainingRun:
         self.text = " ".join(each.digest() for each in rows)  # losses are of this text
         self.warnings: list[str] = []
         self.resumed = False
+        self.learned: list[int] | None = None  # numbers of the files that are trained on, `learned.py`
         self.mark = self.best_mark = Mark()  # of the generalist that is trained, and of the best one
         self.trainer: Trainer  # from `begin` on
 
@@ -99,7 +104,9 @@ class TrainingRun:
                     "start anew with: comigs-edge train --fresh"
                 )
             self.mark = self.best_mark = read_mark(saved.manifest)
+            self.learned = join_learned(corpus(self.home, self.settings), saved.manifest)
             return Adapters.from_arrays(saved.layout, self.base.hparams, saved.arrays)
+        self.learned = join_learned(corpus(self.home, self.settings), None)
         return Adapters.initial(wanted, self.base.hparams, self.settings.train.seed)
 
     def _resume(self, arrays: Arrays, progress: checkpoint.Progress, steps: int | None) -> Trainer:
@@ -122,6 +129,7 @@ class TrainingRun:
                 "your text has changed since this training began: it continues from what it learned, and is measured anew; "
                 "to start without that: comigs-edge train --fresh"
             )
+        self.learned = join_learned(corpus(self.home, self.settings), progress)
         self.resumed, self.mark, self.best_mark = True, read_mark(progress), read_mark(progress, "best")
         return trainer
 
@@ -167,7 +175,7 @@ class TrainingRun:
         version = self.publish() if trainer.is_done else None
         arrays, progress = trainer.state()
         progress |= {"finished": trainer.is_done, "base_sha256": self.settings.base.sha256, "text": self.text}
-        progress |= self.mark.facts() | self.best_mark.facts("best")
+        progress |= self.mark.facts() | self.best_mark.facts("best") | {KEY: self.learned}
         checkpoint.save(self.home.state, arrays, progress)
         return version
 
@@ -204,7 +212,7 @@ class TrainingRun:
         notes = {
             "validation_loss": trainer.best_loss, "validation_loss_before": trainer.first_loss,
             "expert_steps": trainer.expert_steps, "router_steps": trainer.router_steps,
-            "block_format": trainer.schedule.block_format, **self.best_mark.facts(),
+            "block_format": trainer.schedule.block_format, **self.best_mark.facts(), KEY: self.learned,
         }  # fmt: skip
         return save(self.home.adapters, trainer.best, trainer.adapters.layout, self.settings.base.sha256, notes)
 
@@ -214,16 +222,18 @@ def _differences(wanted: dict[str, object], saved: dict[str, object]) -> str:
 
 
 def read_rows(
-    home: Home, settings: Config, context: int, tokenizer: Tokenizer, refused: list[str], progress: Progress
-) -> tuple[Rows, Rows]:
+    home: Home, settings: Config, context: int, tokenizer: Tokenizer, refused: list[str], progress: Progress,
+    tokens: int = TOKENS,
+) -> tuple[Rows, Rows]:  # fmt: skip
     """Training and validation rows, of `context` tokens, of the home's text; raises `ComigsError` if there is too little.
 
-    Adds to `refused` a sentence for each chat that cannot be used.
+    Of long text they have the first `tokens` tokens of training text, and an eighth as many for validation; documents stand in
+    the order of their hashes, so that is a fair part. Adds to `refused` a sentence for each chat that cannot be used.
     """
     documents = corpus(home, settings)
     documents.check_enough()
     training, validation = (
-        Rows(encode(documents, tokenizer, split, refused, progress), context, settings.train.seed)
-        for split in ("training", "validation")
+        Rows(encode(documents, tokenizer, split, refused, progress, limit), context, settings.train.seed)
+        for split, limit in (("training", tokens), ("validation", tokens // 8))
     )
     return training, validation

@@ -1,0 +1,184 @@
+"""Files on their way into a corpus: which of them are moved, edited or gone, and what they say now.
+
+An edited document keeps the split of the one whose place it has, so a text that was learned is never tested on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import sqlite3
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from comigs_edge.data.chats import beginnings, question, written
+from comigs_edge.data.documents import Document
+from comigs_edge.data.editing import match, recut
+from comigs_edge.data.runs import Runs, find_origins, runs_of, shared
+from comigs_edge.progress import Advance
+
+RECORDS = (
+    ".csv",
+    ".gz",
+    ".json",
+    ".jsonl",
+    ".mbox",
+    ".ndjson",
+    ".tsv",
+)  # their documents are the file's own, all others are cut from a text
+# As the templates of ChatML, Llama 2 and 3, Gemma, Phi and DeepSeek write them.
+_CONTROL = re.compile(r"<[|｜]\w+(?:[ ▁]\w+)*[|｜]>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>")
+
+
+@dataclass
+class Changes:
+    """What became of files that were added before."""
+
+    moved: int = 0
+    changed: int = 0
+    gone: int = 0
+    unscored: int = 0  # new messages of the assistant that are not to be learned
+    control_tokens: int = 0  # new documents with control tokens written out
+    new: set[int] = field(default_factory=set)  # numbers of the documents that are there for the first time
+
+
+class _Old(NamedTuple):
+    """A document of a file that is added again."""
+
+    id: int
+    place: int
+    sha256: str
+    kind: str
+    split: str | None
+    seen: int
+    content: str
+    runs: bytes
+
+
+def take_in(
+    db: sqlite3.Connection, found: Mapping[Path, list[Document]], folders: Iterable[Path], advance: Advance
+) -> Changes:  # fmt: skip
+    """Takes in the documents of files; inside `folders` a file that is no longer there gives its documents up."""
+    changes = Changes()
+    known = {path: number for number, path in db.execute("select id, path from source")}
+    here = {_name(path) for path in found}
+    gone = {name: number for name, number in known.items() if name not in here and _is_gone(name)}
+    moved = _find_moved(db, {path: documents for path, documents in found.items() if _name(path) not in known}, gone)
+    for path, number in moved.items():
+        db.execute("update source set path = ? where id = ?", (_name(path), number))
+        known[_name(path)] = number
+    changes.moved = len(moved)
+    for name, number in gone.items():
+        if number not in moved.values() and any(Path(name).is_relative_to(folder) for folder in folders):
+            db.execute("delete from document where source = ?", (number,))
+            changes.gone += 1
+    for path, documents in found.items():
+        source = known.get(_name(path))
+        if source is None:
+            source = int(db.execute("insert into source (path) values (?)", (_name(path),)).lastrowid or 0)
+        _replace(db, source, path, documents, changes, advance)
+    db.execute("delete from source where id not in (select source from document)")
+    return changes
+
+
+def _name(path: Path) -> str:
+    """The path as it is stored: a name need not be UTF-8, its other bytes are written as escapes."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
+
+
+def _is_gone(path: str) -> bool:
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        pass
+    return False
+
+
+def _find_moved(db: sqlite3.Connection, new: Mapping[Path, list[Document]], gone: Mapping[str, int]) -> dict[Path, int]:
+    """New files with at least half of the text of one that is gone, and the number of that one; each is found once."""
+    numbers = list(gone.values())
+    if not new or not numbers:
+        return {}
+    old = [_joined(_runs(db, number)) for number in numbers]
+    texts = [_joined([runs_of(written(document)) for document in documents]) for documents in new.values()]
+    moved: dict[Path, int] = {}
+    for path, text, origin in zip(new, texts, find_origins(texts, old), strict=True):
+        if origin is not None and numbers[origin] not in moved.values() and 2 * shared(text, old[origin]) >= len(old[origin]):
+            moved[path] = numbers[origin]
+    return moved
+
+
+def _runs(db: sqlite3.Connection, source: int) -> list[Runs]:
+    rows = db.execute("select runs from document where source = ?", (source,)).fetchall()
+    return [np.frombuffer(runs, np.uint32) for (runs,) in rows]
+
+
+def _joined(runs: list[Runs]) -> Runs:
+    return np.unique(np.concatenate([*runs, np.array([], np.uint32)]))
+
+
+def _replace(
+    db: sqlite3.Connection, source: int, path: Path, documents: list[Document], changes: Changes, advance: Advance
+) -> None:  # fmt: skip
+    """Puts the documents of a file in the place of those that it had."""
+    query = "select id, place, sha256, kind, split, seen, content, runs from document where source = ? order by place"
+    old = [_Old(*row) for row in db.execute(query, (source,))]
+    origins: list[int | None]
+    if old and path.suffix.lower() not in RECORDS and all(each.kind == "text" for each in old):
+        documents, origins = _recut(documents, old)
+    else:
+        new = [(document.sha256, runs_of(written(document))) for document in documents] if old else []
+        origins = (
+            match(new, [(each.sha256, np.frombuffer(each.runs, np.uint32)) for each in old]) if old else [None] * len(documents)
+        )
+    kept = set()
+    for place, (document, origin) in enumerate(zip(documents, origins, strict=True)):
+        before = None if origin is None else old[origin]
+        content = document.to_json()
+        sha256 = hashlib.sha256(content.encode()).hexdigest()
+        if before is not None and before.sha256 == sha256:
+            kept.add(before.id)
+            if before.place != place:
+                db.execute("update document set place = ? where id = ?", (place, before.id))
+        else:
+            changes.new.add(_insert(db, source, place, document, content, sha256, before))
+            changes.unscored += sum(not message.scored for message in document.messages)
+            changes.control_tokens += bool(_CONTROL.search(document.words))
+        advance(len(document.words))
+    lost = [(each.id,) for each in old if each.id not in kept]
+    db.executemany("delete from document where id = ?", lost)
+    changes.changed += bool(old) and (bool(lost) or len(kept) < len(documents))
+
+
+def _recut(documents: list[Document], old: list[_Old]) -> tuple[list[Document], list[int | None]]:
+    """The documents of a text file, cut where it was cut before, and whose place each has."""
+    if all(document.messages == () for document in documents):
+        before = [Document.from_json(each.content).text for each in old]
+        pieces = recut([document.text for document in documents], before)
+        origins = [piece.origin for piece in pieces]
+        free = iter(sorted(set(range(len(old))) - set(origins)))
+        # What was written anew from its first to its last word still has a place.
+        origins = [next(free, None) if origin is None else origin for origin in origins]
+        return [Document(text=piece.text) for piece in pieces], origins
+    texts = [(document.sha256, runs_of(written(document))) for document in documents]
+    return documents, match(texts, [(each.sha256, np.frombuffer(each.runs, np.uint32)) for each in old])
+
+
+def _insert(
+    db: sqlite3.Connection, source: int, place: int, document: Document, content: str, sha256: str, before: _Old | None
+) -> int:  # fmt: skip
+    text = written(document)
+    split, seen = (before.split, before.seen) if before is not None else (None, 0)
+    columns = "source, place, sha256, kind, split, left_out, seen, bytes, content, runs, beginnings, question"
+    values = (
+        source, place, sha256, document.kind, split, None if document.teaches else "unanswered", seen,
+        len(document.words.encode()), content, runs_of(text).tobytes(), beginnings(document), question(document),
+    )  # fmt: skip
+    return int(db.execute(f"insert into document ({columns}) values ({', '.join('?' * len(values))})", values).lastrowid or 0)

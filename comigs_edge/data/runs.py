@@ -1,0 +1,75 @@
+"""What a text is compared by: its runs of three words, as hashes (Broder 1997). Where a script writes without spaces, a character
+is a word.
+
+The share of one text's runs that another one holds tells how much of it stands there, whatever stands around it.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+Runs = npt.NDArray[np.uint32]  # sorted, each once
+LENGTH = 3  # words
+# Kana, Han, Thai, Lao, Tibetan, Burmese, Khmer
+_ALONE = re.compile(
+    "[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
+_PIECE = re.compile(r"[\s\S]{1,65536}(?!\w)|[\s\S]{1,65536}")  # ends between two words, so a long text needs no more memory
+
+
+class _WordHashes(dict[str, int]):
+    """CRC-32 of words, kept for those that come again."""
+
+    def __missing__(self, word: str) -> int:
+        if len(self) > 200_000:
+            self.clear()
+        self[word] = value = zlib.crc32(word.encode("utf-8", "replace"))
+        return value
+
+
+_HASHES = _WordHashes()
+
+
+def words(text: str) -> Iterator[list[str]]:
+    """The words of a text, piece by piece."""
+    for match in _PIECE.finditer(text):
+        piece = match.group().casefold()
+        yield re.findall(r"\w+", _ALONE.sub(r" \g<0> ", piece) if _ALONE.search(piece) else piece)
+
+
+def runs_of(text: str) -> Runs:
+    """The hashes of the runs of a text; none where it has fewer than three words."""
+    pieces = [np.array([_HASHES[word] for word in piece], np.uint64) for piece in words(text)]
+    hashes = np.concatenate([*pieces, np.array([], np.uint64)])
+    if len(hashes) < LENGTH:
+        return np.array([], np.uint32)
+    mixed = hashes[:-2] * np.uint64(0x9E3779B97F4A7C15) + hashes[1:-1] * np.uint64(0xC2B2AE3D27D4EB4F)
+    mixed = (mixed + hashes[2:]) * np.uint64(0xD6E8FEB86659FD93)  # odd factors: the upper half depends on every bit
+    return np.unique((mixed >> np.uint64(32)).astype(np.uint32))
+
+
+def shared(one: Runs, other: Runs) -> int:
+    """How many runs two texts have in common."""
+    if not len(one) or not len(other):
+        return 0
+    return int((other[np.searchsorted(other[:-1], one)] == one).sum())
+
+
+def find_origins(texts: Sequence[Runs], known: Sequence[Runs]) -> list[int | None]:
+    """For each text the `known` one with which it shares at least half of the runs of one of both; None without such."""
+    runs = np.concatenate([*known, np.array([], np.uint32)])
+    owners = np.repeat(np.arange(len(known)), [len(each) for each in known])
+    order = np.argsort(runs, kind="stable")
+    runs, owners = runs[order], owners[order]
+    origins: list[int | None] = []
+    for text in texts:
+        first, last = np.searchsorted(runs, text, "left"), np.searchsorted(runs, text, "right")
+        found, votes = np.unique(owners[first[last == first + 1]], return_counts=True)  # what several have tells nothing
+        best = int(found[votes.argmax()]) if len(found) else None
+        origins.append(best if best is not None and 2 * votes.max() >= min(len(text), len(known[best])) else None)
+    return origins

@@ -1,0 +1,69 @@
+"""The SQLite file of a corpus: its tables, and how one of an earlier version is taken over."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+from comigs_edge import files
+from comigs_edge.errors import ComigsError
+
+VERSION = 2
+# `place`: of a document in its file. `left_out`: why it is not used (`arrangement.LeftOut`), null where it is.
+# `runs`, `beginnings`, `question`: what it is compared by (`runs.py`, `chats.py`); null until that is known.
+_TABLES = """
+create table source (
+    id integer primary key autoincrement, path text unique not null, added text not null default current_timestamp
+);
+create table document (
+    id integer primary key autoincrement, source integer not null references source (id), place integer not null,
+    sha256 text not null, kind text not null, split text, left_out text, seen integer not null default 0,
+    bytes integer not null, runs blob, beginnings blob, question blob, content text not null
+);
+create index document_source on document (source);
+create index document_split on document (split, sha256) where left_out is null;
+create index document_unread on document (id) where runs is null;
+"""
+_FROM_1 = f"""
+alter table source rename to old_source;
+alter table document rename to old_document;
+{_TABLES}
+insert into source select id, path, added from old_source order by id;
+insert into document (source, place, sha256, kind, split, seen, bytes, content)
+    select source, rowid, sha256, kind, split, (select count(distinct split) = 3 from old_document), bytes, content
+    from old_document order by rowid;
+drop table old_document;
+drop table old_source;
+"""
+
+
+@contextlib.contextmanager
+def open_database(path: Path) -> Iterator[sqlite3.Connection]:
+    """One transaction on the file at `path`, which is made where it is missing; an error undoes all of it."""
+    if not path.exists():  # one that is there may be on a disk that can only be read
+        files.make_folder(path.parent)
+        path.touch(mode=0o600)
+    try:
+        with contextlib.closing(sqlite3.connect(path, timeout=30)) as db, db:
+            db.execute("pragma synchronous = full")
+            db.execute("pragma secure_delete = on")  # removed text does not linger in free pages
+            version = db.execute("pragma user_version").fetchone()[0]
+            if version > VERSION:
+                raise ComigsError(f"{path} was made by a newer comigs-edge; upgrade comigs-edge")
+            if version < VERSION:
+                _run(db, _FROM_1 if version else _TABLES)
+            yield db
+    except sqlite3.Error as error:
+        raise ComigsError(f"{path}: {error}; nothing was changed") from error
+
+
+def _run(db: sqlite3.Connection, script: str) -> None:
+    """All statements of a script in one transaction; `executescript` would commit between them."""
+    db.execute("begin immediate")
+    if db.execute("pragma user_version").fetchone()[0] == VERSION:
+        return  # another process was first
+    for statement in filter(str.strip, script.split(";\n")):
+        db.execute(statement)
+    db.execute(f"pragma user_version = {VERSION}")

@@ -1,0 +1,210 @@
+"""Nothing that is chosen or tested on was learned: chats that grow, mails that quote, questions with several answers."""
+
+import json
+import random
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from comigs_edge.data import documents
+from comigs_edge.data.corpus import SPLITS, Corpus
+
+random_words = random.Random(5)
+VOCABULARY = ["".join(random_words.choices("abcdefghijklmnopqrstuvwxyz", k=random_words.randint(2, 8))) for _ in range(2000)]
+
+
+def say(rng, count):
+    return " ".join(rng.choices(VOCABULARY, k=count))
+
+
+def write(path, records):
+    path.write_text("\n".join(map(json.dumps, records)))
+    return path
+
+
+def words_of(document):
+    return " ".join(message.content for message in document.messages) if document.messages else document.text
+
+
+def runs(text):
+    tokens = text.casefold().split()
+    return {tuple(tokens[place : place + 3]) for place in range(len(tokens) - 2)}
+
+
+def leaks(corpus):
+    """Documents of later splits of whose runs of three words nine tenths stand in one document of an earlier one."""
+    splits = [[runs(words_of(document)) for document in corpus.documents(split)] for split in SPLITS]
+    return sum(
+        any(found and len(found & other) >= 0.9 * len(found) for earlier in splits[:number] for other in earlier)
+        for number in (1, 2)
+        for found in splits[number]
+    )
+
+
+def chat(*contents):
+    return {"messages": [{"role": ("user", "assistant")[place % 2], "content": text} for place, text in enumerate(contents)]}
+
+
+def growing_chats(rng, count=30):
+    for _ in range(count):
+        contents = [say(rng, rng.randint(4, 40)) for _ in range(8)]
+        yield from (chat(*contents[:length]) for length in (2, 4, 6, 8))
+
+
+def mails(rng, count=60):
+    for _ in range(count):
+        body = ""
+        for _ in range(5):
+            quoted = "\n".join(f"> {line}" for line in body.split("\n"))
+            body = say(rng, rng.randint(15, 60)) + (f"\n\nOn Monday you wrote:\n{quoted}" if body else "")
+            yield {"text": body}
+
+
+def answers(rng, count=60):
+    for _ in range(count):
+        question = say(rng, rng.randint(3, 12))
+        yield from ({"prompt": question, "completion": say(rng, 20)} for _ in range(3))
+
+
+def test_of_chats_that_grow_only_the_longest_is_used(tmp_path):
+    records = list(growing_chats(random.Random(1)))
+    random.Random(2).shuffle(records)
+    corpus = Corpus(tmp_path / "documents.db")
+    report = corpus.add(documents.read([write(tmp_path / "chats.jsonl", records)]))
+    assert (report.added, report.beginnings) == (30, 90)
+    assert {len(document.messages) for split in SPLITS for document in corpus.documents(split)} == {8}
+    assert leaks(corpus) == 0
+
+
+def test_mails_that_quote_each_other_are_in_one_split(tmp_path):
+    rng = random.Random(3)
+    corpus = Corpus(tmp_path / "documents.db")
+    corpus.add(documents.read([write(tmp_path / "mails.jsonl", mails(rng))]))
+    assert leaks(corpus) == 0
+    places = {}
+    for split in SPLITS:
+        for document in corpus.documents(split):
+            places.setdefault(document.text.split("\n")[-1].strip("> "), set()).add(split)  # the first mail, quoted last
+    assert len(places) == 60
+    assert all(len(each) == 1 for each in places.values())
+
+
+def test_answers_to_one_question_are_in_one_split(tmp_path):
+    corpus = Corpus(tmp_path / "documents.db")
+    report = corpus.add(documents.read([write(tmp_path / "answers.jsonl", answers(random.Random(4)))]))
+    assert report.added == 180
+    training, validation, test = ({document.messages[0].content for document in corpus.documents(split)} for split in SPLITS)
+    assert not training & validation
+    assert not training & test
+    assert not validation & test
+    assert len(training | validation | test) == 60
+
+
+def test_a_script_without_spaces_is_compared_by_its_characters(tmp_path):
+    rng = random.Random(6)
+    text = "".join(chr(rng.randint(0x4E00, 0x9FFF)) for _ in range(600))
+    copies = [{"text": text}, {"text": text[:300] + "\u4e00" + text[301:]}, {"text": text[100:400]}]
+    others = [{"text": "".join(chr(rng.randint(0x4E00, 0x9FFF)) for _ in range(600))} for _ in range(30)]
+    corpus = Corpus(tmp_path / "documents.db")
+    report = corpus.add(documents.read([write(tmp_path / "chinese.jsonl", copies + others)]))
+    assert (report.added, report.near_duplicates) == (32, 1)
+    (part,) = [s for s in SPLITS for document in corpus.documents(s) if document.text == text[100:400]]
+    (whole,) = [
+        s for s in SPLITS for document in corpus.documents(s) if text[100:250] in document.text and len(document.text) == 600
+    ]
+    assert part == whole
+
+
+def test_chats_with_one_system_message_are_compared_without_it(tmp_path):
+    rng = random.Random(7)
+    system = {"role": "system", "content": say(rng, 300)}
+    records = [{"messages": [system, *chat(say(rng, 12), say(rng, 12))["messages"]]} for _ in range(40)]
+    corpus = Corpus(tmp_path / "documents.db")
+    assert corpus.add(documents.read([write(tmp_path / "chats.jsonl", records)])).added == 40
+    assert all(size["documents"] for size in corpus.sizes().values())
+
+
+def test_texts_of_one_form_still_fill_all_splits(tmp_path):
+    rng = random.Random(8)
+    form = say(rng, 80)
+    records = [{"text": f"{form} {say(rng, 8)}"} for _ in range(80)] + [{"text": f"{say(rng, 30)} {form}"} for _ in range(40)]
+    corpus = Corpus(tmp_path / "documents.db")
+    corpus.add(documents.read([write(tmp_path / "forms.jsonl", records)]))
+    assert all(size["documents"] for size in corpus.sizes().values())
+
+
+def test_a_phrase_that_many_have_is_training_text_and_joins_nobody(tmp_path):
+    rng = random.Random(9)
+    phrase = say(rng, 9)
+    records = [{"text": f"{say(rng, 20)} {phrase} {say(rng, 20)}"} for _ in range(200)] + [{"text": phrase}]
+    corpus = Corpus(tmp_path / "documents.db")
+    corpus.add(documents.read([write(tmp_path / "notes.jsonl", records)]))
+    assert phrase in [document.text for document in corpus.documents("training")]
+    assert sum(corpus.sizes()[split]["documents"] for split in SPLITS[1:]) > 20
+    assert leaks(corpus) == 0
+
+
+def test_test_text_that_a_later_text_holds_is_tested_no_longer(tmp_path):
+    rng = random.Random(10)
+    first = [say(rng, 30) for _ in range(60)]
+    corpus = Corpus(tmp_path / "documents.db")
+    corpus.add(documents.read([write(tmp_path / "first.jsonl", [{"text": text} for text in first])]))
+    before = {split: {document.text for document in corpus.documents(split)} for split in SPLITS}
+    book = " ".join(first) + " " + say(rng, 4000)
+    reading = documents.read([write(tmp_path / "book.jsonl", [{"text": book}])])
+    pieces = {document.text for found in reading.files.values() for document in found}
+    report = corpus.add(reading)
+    after = {split: {document.text for document in corpus.documents(split)} for split in SPLITS}
+    assert leaks(corpus) == 0
+    assert after["training"] - pieces <= before["training"]
+    assert report.learned == sum(len(before[split] - after[split]) for split in SPLITS[1:])
+
+
+@st.composite
+def related(draw):
+    """Documents of which some hold, quote, continue or repeat others."""
+    rng = random.Random(draw(st.integers(0, 10**6)))
+    made = [say(rng, rng.randint(3, 60)) for _ in range(6)]
+    for kind in draw(st.lists(st.sampled_from(["quote", "part", "edit", "new", "join"]), min_size=10, max_size=40)):
+        one, other = rng.choice(made), rng.choice(made)
+        tokens = one.split()
+        start = rng.randrange(len(tokens))
+        tokens[start] = "edited"
+        made.append({
+            "quote": f"{say(rng, rng.randint(3, 40))} {one}",
+            "part": " ".join(one.split()[start:]) or one,
+            "edit": " ".join(tokens),
+            "new": say(rng, rng.randint(3, 60)),
+            "join": f"{one} {other}",
+        }[kind])  # fmt: skip
+    return [{"text": text} if rng.random() < 0.7 else chat(text, say(rng, 5), *text.split()[:2]) for text in made]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(data=st.data(), records=related())
+def test_any_order_of_adding_gives_splits_without_a_leak(tmp_path_factory, data, records):
+    folder = tmp_path_factory.mktemp("order")
+    records = data.draw(st.permutations(records))
+    bounds = sorted(data.draw(st.lists(st.integers(0, len(records)), max_size=3)))
+    corpus = Corpus(folder / "documents.db", 0.5, 0.25)  # later splits as large as they can be
+    learned = set()
+    for number, (start, end) in enumerate(zip([0, *bounds], [*bounds, len(records)], strict=True)):
+        if start < end:
+            corpus.add(documents.read([write(folder / f"{number}.jsonl", records[start:end])]))
+            now = {words_of(document) for document in corpus.documents("training")}
+            later = {words_of(document) for split in SPLITS[1:] for document in corpus.documents(split)}
+            assert leaks(corpus) == 0
+            if corpus.sizes()["test"]["documents"] and corpus.sizes()["validation"]["documents"]:
+                assert not learned & later  # what was learned is never tested on
+                learned |= now
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_was_learned_does_not_fill_an_empty_split(tmp_path, count):
+    rng = random.Random(11)
+    corpus = Corpus(tmp_path / "documents.db")
+    corpus.add(documents.read([write(tmp_path / "a.jsonl", [{"text": say(rng, 20)} for _ in range(3)])]))
+    learned = {document.text for document in corpus.documents("training")}
+    corpus.add(documents.read([write(tmp_path / "b.jsonl", [{"text": say(rng, 20)} for _ in range(count)])]))
+    assert learned <= {document.text for document in corpus.documents("training")}
