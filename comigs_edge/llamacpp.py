@@ -117,6 +117,17 @@ def special_tokens(llama: llama_cpp.Llama) -> dict[str, int]:
     }
 
 
+def named_tokens(llama: llama_cpp.Llama) -> dict[str, int]:
+    """The tokens that a chat template may name, as far as the vocabulary has them."""
+    vocabulary = llama_cpp.llama_model_get_vocab(llama.model)
+    getters = {
+        "bos_token": llama_cpp.llama_vocab_bos,
+        "eos_token": llama_cpp.llama_vocab_eos,
+        "pad_token": llama_cpp.llama_vocab_pad,
+    }
+    return {name: token for name, get in getters.items() if (token := get(vocabulary)) >= 0}
+
+
 def is_end(llama: llama_cpp.Llama, token: int) -> bool:
     """Whether a model ends its answer with this token."""
     return bool(llama_cpp.llama_vocab_is_eog(llama_cpp.llama_model_get_vocab(llama.model), token))

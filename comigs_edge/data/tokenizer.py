@@ -7,24 +7,20 @@ never read as a control token: only the template's own text can contain those.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
-
-import jinja2
-import jinja2.sandbox
 
 from comigs_edge import llamacpp
 from comigs_edge.data.corpus import Corpus
 from comigs_edge.data.documents import Document, Message
+from comigs_edge.data.template import CHATML, ChatTemplate, Part
 from comigs_edge.errors import ComigsError
 from comigs_edge.progress import SILENT, Progress
 
-# For a base without a template: ChatML, which llama.cpp falls back to as well.
-CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-_PLACE = re.compile("\ue000(\\d+)\ue001")  # stands for a message's content while the template is rendered
+# A template's name of a token that ends an answer.
+_END = re.compile(r"\s*(<[|｜][^<>\s]+[|｜]>|</s>|<eos>|<end_of_\w+>)")
 
 
 class Encoded(NamedTuple):
@@ -39,19 +35,27 @@ class Tokenizer:
 
     def __init__(self, path: Path) -> None:
         self._llama = llamacpp.load(path, vocab_only=True)
-        metadata = self._llama.metadata
         self.bos, self.eos = self._llama.token_bos(), self._llama.token_eos()
         self.starts_with_bos = self._llama.tokenize(b"", add_bos=True) == [self.bos]
         self._pieces: dict[int, bytes] = {}
         self._specials = llamacpp.special_tokens(self._llama)
         longest_first = sorted(self._specials, key=len, reverse=True)
         self._split_specials = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        environment.globals["raise_exception"] = _template_error
+        self._text_day = datetime.fromtimestamp(path.stat().st_mtime)
+        named = {name: self.piece(token).decode("utf-8", "replace") for name, token in llamacpp.named_tokens(self._llama).items()}
+        self.template = ChatTemplate(self._llama.metadata.get("tokenizer.chat_template") or CHATML, named)
+        self.lacking_end = self._mend_end(named)
+
+    def _mend_end(self, named: dict[str, str]) -> str:
+        """Ends answers with the vocabulary's own end where it lacks the template's, whose name is returned."""
         try:
-            self._template = environment.from_string(metadata.get("tokenizer.chat_template") or CHATML)
-        except jinja2.TemplateError as error:
-            raise ComigsError(f"the chat template in {path} cannot be read ({error}); choose another base") from error
+            end = _END.match(self.template.after_answer())
+        except ComigsError:
+            return ""
+        if end is None or end[1] in self._specials or "eos_token" not in named:
+            return ""
+        self.template = ChatTemplate(self.template.source.replace(end[1], named["eos_token"]), named)
+        return end[1]
 
     def encode(self, document: Document) -> Encoded:
         """A text is scored whole (but for a leading BOS), of a chat the assistant's messages and their end."""
@@ -61,22 +65,20 @@ class Tokenizer:
         return Encoded(ids, [not (self.starts_with_bos and index == 0) for index in range(len(ids))])
 
     def chat(self, messages: tuple[Message, ...], for_answer: bool) -> Encoded:
-        """A chat in the base's template; `for_answer` ends it where the assistant's next message begins."""
-        places = [{"role": m.role, "content": f"\ue000{i}\ue001"} for i, m in enumerate(messages)]
-        try:
-            rendered = self._template.render(
-                messages=places, add_generation_prompt=for_answer, bos_token=self.piece(self.bos).decode(),
-                eos_token=self.piece(self.eos).decode(),
-            )  # fmt: skip
-        except jinja2.TemplateError as error:
-            raise ComigsError(f"the base's chat template refuses this chat: {error}") from error
+        """A chat in the base's template; `for_answer` ends it where the assistant's next message begins.
+
+        Dates in training text are the base file's: they stay the same from one day to the next.
+        """
         out = Encoded([], [])
         fragment: list[tuple[bytes, bool]] = []
         after_answer = False
-        for text, message in self._parts(rendered, messages):
+        parts = list(self._split(self.template.render(messages, for_answer, None if for_answer else self._text_day)))
+        for index, (text, message) in enumerate(parts):
             special = self._specials.get(text) if message is None else None
             if special is None:
-                after_answer = message is not None and message.role == "assistant"
+                # White space between an answer and its end belongs to the end.
+                leads_to_end = not text.strip() and index + 1 < len(parts) and parts[index + 1][0] in self._specials
+                after_answer = message.role == "assistant" if message else after_answer and leads_to_end
                 fragment.append((text.encode(), after_answer))
                 continue
             self._encode_fragment(fragment, out)
@@ -90,20 +92,20 @@ class Tokenizer:
             out.scored.insert(0, False)
         return out
 
-    def _parts(self, rendered: str, messages: tuple[Message, ...]) -> list[tuple[str, Message | None]]:
-        """The rendered chat in pieces: special tokens and other text of the template, and the messages' contents."""
-        parts: list[tuple[str, Message | None]] = []
-        for index, piece in enumerate(_PLACE.split(rendered)):
-            if index % 2:
-                message = messages[int(piece)]
-                parts.append((message.content, message))
+    def _split(self, parts: list[Part]) -> Iterator[Part]:
+        """The same with the template's special tokens as parts of their own."""
+        for text, message in parts:
+            if message is not None:
+                yield text, message
                 continue
             position = 0
-            for match in self._split_specials.finditer(piece):
-                parts += [(piece[position : match.start()], None), (match.group(), None)]
+            for match in self._split_specials.finditer(text):
+                if match.start() > position:
+                    yield text[position : match.start()], None
+                yield match.group(), None
                 position = match.end()
-            parts.append((piece[position:], None))
-        return [part for part in parts if part[0]]
+            if position < len(text):
+                yield text[position:], None
 
     def _encode_fragment(self, fragment: list[tuple[bytes, bool]], out: Encoded) -> None:
         """Appends the text between two special tokens, tokenised as one string, as llama.cpp would."""
@@ -143,10 +145,6 @@ def _scored_spans(fragment: list[tuple[bytes, bool]]) -> list[tuple[int, int]]:
             spans.append((position, position + len(text)))
         position += len(text)
     return spans
-
-
-def _template_error(message: str) -> None:
-    raise jinja2.TemplateError(message)
 
 
 def encode(documents: Corpus, tokenizer: Tokenizer, split: str, refused: list[str], progress: Progress = SILENT) -> list[Encoded]:
