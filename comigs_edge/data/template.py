@@ -46,7 +46,7 @@ class ChatTemplate:
         try:
             self._template = self._environment.from_string(self._environment.counting(source))
         except (jinja2.TemplateError, RecursionError) as error:
-            raise ComigsError(f"the base's chat template cannot be read ({error}); choose another base") from error
+            raise ComigsError(f"the base's chat template cannot be read ({error})") from error
         # A thinking base's template cuts whatever ends in </think>, as the prompt may have opened it.
         self._thoughts = re.compile(_THOUGHTS + (r"|\A.*</think>\s*" if "</think>" in source else ""), re.DOTALL)
         self._form = next(filter(self._holds_question, _FORMS), _FORMS[0])
@@ -194,4 +194,4 @@ def _check_kept(messages: tuple[Message, ...], kept: list[Message], for_answer: 
     asked = messages[-1:] if for_answer else messages
     wanted = [message for message in asked if message.role == ("user" if for_answer else "assistant") and message.content]
     if wanted and not any(message in kept for message in wanted):
-        raise ComigsError(f"the base's chat template leaves out what the {wanted[-1].role} said; choose another base")
+        raise ComigsError(f"the base's chat template leaves out what the {wanted[-1].role} said")

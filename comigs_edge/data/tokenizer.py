@@ -43,7 +43,9 @@ class Tokenizer:
         self._split_specials = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
         self._text_day = datetime.fromtimestamp(path.stat().st_mtime)
         named = {name: self.piece(token).decode("utf-8", "replace") for name, token in llamacpp.named_tokens(self._llama).items()}
-        self.template = ChatTemplate(self._llama.metadata.get("tokenizer.chat_template") or CHATML, named)
+        self.metadata: dict[str, str] = self._llama.metadata
+        self.has_template = bool(self.metadata.get("tokenizer.chat_template"))
+        self.template = ChatTemplate(self.metadata.get("tokenizer.chat_template") or CHATML, named)
         self.lacking_end = self._mend_end(named)
 
     def _mend_end(self, named: dict[str, str]) -> str:
@@ -121,6 +123,11 @@ class Tokenizer:
             out.ids.append(token)
             out.scored.append(any(low < end and start < high for low, high in ends))
             start = end
+
+    def ends_answers(self) -> bool:
+        """Whether an answer in a chat that is trained on ends with a token at which `chat` stops."""
+        encoded = self.chat((Message("user", "?"), Message("assistant", "!")), for_answer=False)
+        return any(self.is_end(token) for token, scored in zip(encoded.ids, encoded.scored, strict=True) if scored)
 
     def piece(self, token: int) -> bytes:
         """The bytes that a token stands for; a control token's are its name."""

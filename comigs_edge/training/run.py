@@ -204,8 +204,10 @@ def read_rows(
     """
     documents = corpus(home, settings)
     documents.check_enough()
-    training, validation = (
-        Rows(encode(documents, tokenizer, split, refused, progress), context, settings.train.seed)
-        for split in ("training", "validation")
-    )
-    return training, validation
+    training, validation = (encode(documents, tokenizer, split, refused, progress) for split in ("training", "validation"))
+    if refused and not (training and validation):
+        raise ComigsError(
+            f"all chats were left out ({refused[0]}); add text, or choose another base: comigs-edge init --force --base FILE"
+        )
+    seed = settings.train.seed
+    return Rows(training, context, seed), Rows(validation, context, seed)
