@@ -51,7 +51,7 @@ def chat(
         size = personal.size if personal else settings.base.size
         plan = planning.chat_plan(
             settings, home.base_file, profile=settings.device(), device=detect(), size=size, busy=load.read() or 0,
-            flags=planning.parse(lines or [], planning.CHAT_LINES),
+            flags=planning.parse(lines or [], planning.CHAT_LINES), model=personal.path if personal else None,
         )  # fmt: skip
         session = Chat(
             personal.path if personal else home.base_file, personal.adapters if personal else (),
