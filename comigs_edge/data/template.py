@@ -101,7 +101,10 @@ class ChatTemplate:
         Thinking bases' do: their prompt holds the thoughts that are left out, the answers of a text do not.
         """
         answer = turns[-1][1]
-        prompt = self._render_merging(turns[:-1], for_answer=True)
+        try:
+            prompt = self._render_merging(turns[:-1], for_answer=True)
+        except ComigsError:  # nobody can ask for it
+            return rendered
         if not answer or answer not in rendered or rendered.startswith(prompt):
             return rendered
         return prompt + rendered[rendered.rindex(answer) :]
