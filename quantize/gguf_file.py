@@ -101,8 +101,6 @@ def foreign_kind(start: bytes) -> str | None:
         return "a web page: its address was wrong, or wants a login; download the model's file itself"
     if start.startswith(b"PK\x03\x04"):
         return "a zip archive, as PyTorch writes it (such files can run code and are not read); name a .gguf file"
-    if start[8:9] == b"{":
-        return "a safetensors file; name the folder that it lies in, with its config.json and tokenizer"
     return None
 
 
@@ -121,8 +119,10 @@ class GGUFFile:
         self.data = _map(path)
         cursor = _Cursor(self.data, path)
         if self.data[:4] != MAGIC:
-            known = foreign_kind(self.data[:64])
-            raise QuantizeError(f"{path} is {known or f'not a GGUF file (it starts with {self.data[:4]!r}); name a .gguf file'}")
+            kind = f"not a GGUF file (it starts with {self.data[:4]!r}); name a .gguf file"
+            if self.data[8:9] == b"{":
+                kind = "a safetensors file; name the folder that it lies in, with its config.json and tokenizer"
+            raise QuantizeError(f"{path} is {foreign_kind(self.data[:64]) or kind}")
         cursor.take(4)
         version = cursor.unsigned(4)
         if version in (2 << 24, 3 << 24):
