@@ -59,11 +59,16 @@ class Tokenizer:
         self.template = ChatTemplate(self.template.source.replace(end[1], named["eos_token"]), named)
         return end[1]
 
-    def encode(self, document: Document) -> Encoded:
-        """A text is scored whole (but for a leading BOS), of a chat the assistant's messages and their end."""
+    def encode(self, document: Document, with_end: bool = False) -> Encoded:
+        """A text is scored whole (but for a leading BOS), of a chat the assistant's messages and their end.
+
+        `with_end` puts the end of an answer behind a text too: a model that reads endless text forgets to stop.
+        """
         if document.messages:
             return self.chat(document.messages, for_answer=False)
         ids = self._llama.tokenize(document.text.encode(), add_bos=True, special=False)  # BOS where the file wants it
+        if with_end and self.eos >= 0:
+            ids.append(self.eos)
         return Encoded(ids, [not (self.starts_with_bos and index == 0) for index in range(len(ids))])
 
     def chat(self, messages: tuple[Message, ...], for_answer: bool) -> Encoded:
@@ -154,13 +159,15 @@ def _scored_spans(fragment: list[tuple[bytes, bool]]) -> list[tuple[int, int]]:
     return spans
 
 
-def encode(documents: Corpus, tokenizer: Tokenizer, split: str, refused: list[str], progress: Progress = SILENT) -> list[Encoded]:
+def encode(
+    documents: Corpus, tokenizer: Tokenizer, split: str, refused: list[str], progress: Progress = SILENT, with_end: bool = False
+) -> list[Encoded]:
     """Token ids of the documents of one split; `refused` gets the reason for each that the chat template cannot hold."""
     texts = documents.documents(split)
     encoded = []
     for number, document in enumerate(texts, 1):
         try:
-            encoded.append(tokenizer.encode(document))
+            encoded.append(tokenizer.encode(document, with_end))
         except ComigsError as error:
             refused.append(str(error))
         progress(number, len(texts))

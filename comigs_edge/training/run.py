@@ -204,7 +204,9 @@ def read_rows(
     """
     documents = corpus(home, settings)
     documents.check_enough()
-    training, validation = (encode(documents, tokenizer, split, refused, progress) for split in ("training", "validation"))
+    training, validation = (
+        encode(documents, tokenizer, split, refused, progress, with_end=True) for split in ("training", "validation")
+    )
     if refused and not (training and validation):
         raise ComigsError(
             f"all chats were left out ({refused[0]}); add text, or choose another base: comigs-edge init --force --base FILE"
