@@ -101,6 +101,9 @@ BENCHMARKS = {
     "rivals": Benchmark(
         "training speed and memory against the published formulation and PEFT; quiet machine", lambda: [_figure("rivals")]
     ),
+    "sampling": Benchmark(
+        "how answers end under ways of drawing them, with the default base; half an hour", lambda: [_figure("sampling")]
+    ),
     "round-bytes": Benchmark("bytes that a device sends in a round", lambda: [_figure("round_bytes")]),
     "kills": Benchmark("the coordinator is killed at 1,000 points; wants strace", _torture("kills")),
     "power-cuts": Benchmark("its disk loses power 200 times; wants root and xfs_io", _torture("power_cuts")),

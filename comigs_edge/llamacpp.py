@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import re
 from pathlib import Path
 from typing import Any
+
+import jinja2
 
 from comigs_edge.errors import ComigsError
 
@@ -14,12 +17,18 @@ except ImportError as error:
     raise ComigsError(f"llama-cpp-python cannot be used ({error}); install it with: pip install llama-cpp-python") from error
 
 
+_ERROR = 4  # ggml_log_level
+_errors: list[str] = []  # of the load that goes on; the first says why, the others that it failed
+
+
 @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
-def _silence(level: int, text: bytes, data: ctypes.c_void_p) -> None:
+def _keep_errors(level: int, text: bytes, data: ctypes.c_void_p) -> None:
     """Takes llama.cpp's log lines; the object must live as long as the library may call it."""
+    if level == _ERROR:
+        _errors.append(text.decode("utf-8", "replace").strip())
 
 
-llama_cpp.llama_log_set(_silence, ctypes.c_void_p(0))
+llama_cpp.llama_log_set(_keep_errors, ctypes.c_void_p(0))
 
 
 def keep_from_amx(library: Any) -> None:
@@ -44,11 +53,16 @@ keep_from_amx(llama_cpp.llama_cpp)
 
 
 def load(path: Path, **options: Any) -> llama_cpp.Llama:
-    """The model at `path` in llama.cpp; `options` are those of `llama_cpp.Llama`."""
+    """The model at `path` in llama.cpp; `options` are those of `llama_cpp.Llama`.
+
+    Raises `ComigsError` with llama.cpp's own reason.
+    """
+    _errors.clear()
     try:
         return llama_cpp.Llama(str(path), verbose=False, **options)
-    except (ValueError, RuntimeError) as error:
-        raise ComigsError(f"llama.cpp cannot load {path}: {error}") from error
+    except (ValueError, RuntimeError, jinja2.TemplateError) as error:
+        reason = re.sub(r"^\w+: (error loading model: )*", "", _errors[0]) if _errors else str(error)
+        raise ComigsError(f"llama.cpp cannot load {path}: {reason}") from error
 
 
 # How a context keeps keys and values, as options of `load`; llama.cpp wants flash attention for values in blocks.
@@ -115,6 +129,17 @@ def special_tokens(llama: llama_cpp.Llama) -> dict[str, int]:
         for token in range(llama.n_vocab())
         if llama_cpp.llama_vocab_get_attr(vocabulary, token) & wanted
     }
+
+
+def named_tokens(llama: llama_cpp.Llama) -> dict[str, int]:
+    """The tokens that a chat template may name, as far as the vocabulary has them."""
+    vocabulary = llama_cpp.llama_model_get_vocab(llama.model)
+    getters = {
+        "bos_token": llama_cpp.llama_vocab_bos,
+        "eos_token": llama_cpp.llama_vocab_eos,
+        "pad_token": llama_cpp.llama_vocab_pad,
+    }
+    return {name: token for name, get in getters.items() if (token := get(vocabulary)) >= 0}
 
 
 def is_end(llama: llama_cpp.Llama, token: int) -> bool:

@@ -21,6 +21,7 @@ class Subject:
     """What is run, in numbers."""
 
     size: int  # bytes of its files
+    repacked: int = 0  # bytes of them that llama.cpp copies, see `repacked_formats`
     num_blocks: int
     heads: int
     keys: int  # width of a token's keys, and of its values
@@ -43,19 +44,24 @@ class ChatPlan:
     reasons: dict[str, str] = field(default_factory=dict)
 
 
+def repacked_formats(features: tuple[str, ...]) -> set[str]:
+    """Block formats of which llama.cpp copies the weights, on a processor with these features; none with AMX, see `llamacpp`."""
+    return set() if "amx" in features else {name for each in features for name in RULES["repack"].get(each, ())}
+
+
 def peak_memory(subject: Subject, cache: Cache, batch: int) -> int:
     """Bytes that a conversation takes beside the program, when the context is full."""
     rules = RULES["chat"]
     kept = 2 * subject.num_blocks * subject.keys * subject.context * CACHES[cache]
     scores = rules["scores"] * subject.heads * subject.context if cache == "F16" else 0  # Q8_0 wants flash attention
-    return int(subject.size + kept + batch * (rules["token"] * subject.ff_width + scores) + rules["spare"])
+    return int(subject.size + subject.repacked + kept + batch * (rules["token"] * subject.ff_width + scores) + rules["spare"])
 
 
-def make(subject: Subject, *, cores: int, busy: float, free: int, wanted: dict[str, Any]) -> ChatPlan:
+def make(subject: Subject, *, cores: int, busy: float, free: int, wanted: dict[str, Any], slow: int = 0) -> ChatPlan:
     """The fastest way that fits in `free` bytes, with the `wanted` lines and no more context than the model was trained with.
 
-    `cores` may be used, of which other programs keep `busy` busy. Raises `ProfileError` saying which context would fit if
-    nothing does.
+    `cores` may be used, of which other programs keep `busy` busy, and `slow` ones beside them are left alone. Raises
+    `ProfileError` saying which context would fit if nothing does.
     """
     wanted = {name: value for name, value in wanted.items() if value is not None}
     threads = max(1, cores - round(busy))
@@ -64,8 +70,8 @@ def make(subject: Subject, *, cores: int, busy: float, free: int, wanted: dict[s
     start = ChatPlan(threads=threads, context=context, mmap=True, cache="F16", batch=BATCHES[0], memory=0)
     reasons = {
         "context": "the base was trained with no more" if is_capped else "as config.toml says",
-        "threads": "every core" if threads == cores else f"other programs keep {busy:.1f} of {cores} cores busy",
-        "mmap": "nothing is copied, and pages that are not used leave memory when it is short",
+        "threads": _threads_reason(threads, cores, busy, slow),
+        "mmap": _mmap_reason(subject),
     }
     budget = int(free * RULES["memory"]["share"])
     for plan in _candidates(replace(start, **wanted), subject, wanted):
@@ -77,6 +83,19 @@ def make(subject: Subject, *, cores: int, busy: float, free: int, wanted: dict[s
         f"a chat with a context of {subject.context:,} tokens takes {plan.memory / 1e6:,.0f} MB, and {budget / 1e6:,.0f} of the "
         f"{free / 1e6:,.0f} MB that are free may be used; " + _would_fit(subject, plan, budget)
     )
+
+
+def _threads_reason(threads: int, cores: int, busy: float, slow: int) -> str:
+    if threads < cores:
+        return f"other programs keep {busy:.1f} of {cores} cores busy"
+    return f"the fast cores; {slow} slow ones would hold them up" if slow else "every core"
+
+
+def _mmap_reason(subject: Subject) -> str:
+    copied = "nothing is copied"
+    if subject.repacked:
+        copied = f"{subject.repacked / 1e6:,.0f} MB are copied into the order that this processor multiplies fastest"
+    return f"{copied}, and pages that are not used leave memory when it is short"
 
 
 def _candidates(start: ChatPlan, subject: Subject, wanted: dict[str, Any]) -> Iterator[ChatPlan]:

@@ -14,12 +14,15 @@ from pathlib import Path
 ARM_PARTS = {
     "0xd03": "Cortex-A53", "0xd05": "Cortex-A55", "0xd07": "Cortex-A57", "0xd08": "Cortex-A72", "0xd09": "Cortex-A73",
     "0xd0a": "Cortex-A75", "0xd0b": "Cortex-A76", "0xd0c": "Neoverse-N1", "0xd41": "Cortex-A78", "0xd42": "Cortex-A78AE",
-    "0xd49": "Neoverse-N2", "0x004": "Carmel",
+    "0xd49": "Neoverse-N2", "0x004": "Carmel", "0xd44": "Cortex-X1", "0xd46": "Cortex-A510", "0xd47": "Cortex-A710",
+    "0xd4d": "Cortex-A715", "0xd80": "Cortex-A520", "0xd81": "Cortex-A720",
 }  # fmt: skip
+LITTLE = {"Cortex-A53", "Cortex-A55", "Cortex-A510", "Cortex-A520"}  # beside faster cores they hold these up
 # What matters for matrix products -> its name in /proc/cpuinfo.
 FEATURES = {
     "neon": "asimd", "dotprod": "asimddp", "i8mm": "i8mm", "bf16": "bf16", "fp16": "asimdhp", "sve": "sve", "avx2": "avx2",
     "avx512": "avx512f", "vnni": "avx512_vnni", "avx_vnni": "avx_vnni", "avx512_bf16": "avx512_bf16",
+    "amx": "amx_int8",
 }  # fmt: skip
 _NO_LIMIT = 1 << 60  # cgroup v1 writes a number of about this size for no limit
 
@@ -65,6 +68,12 @@ class Device:
     def has_bfloat16(self) -> bool:
         """Whether every core multiplies matrices of bfloat16 by instructions for it."""
         return not {"bf16", "avx512_bf16"}.isdisjoint(self.features)
+
+    @property
+    def slow_cores(self) -> int:
+        """Cores that are slow beside others of this device."""
+        slow = sum(each.count for each in self.cores if each.kind in LITTLE)
+        return slow if slow < sum(each.count for each in self.cores) else 0
 
     @property
     def usable_memory(self) -> int:

@@ -72,7 +72,7 @@ def check_rows(name: str, width: int, fmt: BlockFormat) -> None:
     if width % fmt.block:
         raise QuantizeError(
             f"{name} has rows of {width} weights, which is not a multiple of {fmt.name}'s block of {fmt.block}; "
-            "use --format F16, to which llama.cpp's own quantiser falls back too"
+            "use F16 (--format F16, or format in [quantize] of config.toml), to which llama.cpp's own quantiser falls back too"
         )
 
 

@@ -92,6 +92,18 @@ class _Cursor:
         return SCALARS[kind]
 
 
+def foreign_kind(start: bytes) -> str | None:
+    """What a file with this `start` is where it is no model at all, and what to do; None if that is not known."""
+    text = start.lstrip(b"\xef\xbb\xbf \r\n\t").lower()
+    if text.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer and not the file that it stands for; get that with: git lfs pull"
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "a web page: its address was wrong, or wants a login; download the model's file itself"
+    if start.startswith(b"PK\x03\x04"):
+        return "a zip archive, as PyTorch writes it (such files can run code and are not read); name a .gguf file"
+    return None
+
+
 class GGUFFile:
     """A GGUF file, open for reading.
 
@@ -106,9 +118,15 @@ class GGUFFile:
         self.path = path
         self.data = _map(path)
         cursor = _Cursor(self.data, path)
-        if self.data[cursor.take(4) : 4] != MAGIC:
-            raise QuantizeError(f"{path} is not a GGUF file (it starts with {self.data[:4]!r}); name a .gguf file")
+        if self.data[:4] != MAGIC:
+            kind = f"not a GGUF file (it starts with {self.data[:4]!r}); name a .gguf file"
+            if self.data[8:9] == b"{":
+                kind = "a safetensors file; name the folder that it lies in, with its config.json and tokenizer"
+            raise QuantizeError(f"{path} is {foreign_kind(self.data[:64]) or kind}")
+        cursor.take(4)
         version = cursor.unsigned(4)
+        if version in (2 << 24, 3 << 24):
+            raise QuantizeError(f"{path} is big-endian, made for another kind of processor; get the file for little-endian ones")
         if version not in (2, 3):
             raise QuantizeError(f"{path} is GGUF version {version}; versions 2 and 3 can be read")
         num_tensors, num_entries = cursor.unsigned(8), cursor.unsigned(8)
@@ -133,7 +151,10 @@ class GGUFFile:
             shape = tuple(cursor.unsigned(8) for _ in range(dims))[::-1]
             type_id, offset = cursor.unsigned(4), cursor.unsigned(8)
             if type_id not in BY_TYPE_ID:
-                raise QuantizeError(f"{self.path}: tensor {name} has the type {type_id}, which is not supported")
+                raise QuantizeError(
+                    f"{self.path} holds {name} as {_type_name(type_id)}, which is not supported; get the model in Q4_K_M, Q6_K "
+                    "or Q8_0"
+                )
             infos.append((name, shape, BY_TYPE_ID[type_id], offset))
         start = -(-cursor.position // self.alignment) * self.alignment
         tensors = {}
@@ -174,6 +195,12 @@ class GGUFFile:
     def let_go(self) -> None:
         """Drops the pages read so far from memory (madvise); they are read again on demand."""
         self.data.madvise(mmap.MADV_DONTNEED)
+
+
+def _type_name(type_id: int) -> str:
+    from gguf import GGMLQuantizationType
+
+    return GGMLQuantizationType(type_id).name if type_id in set(GGMLQuantizationType) else f"type {type_id}"
 
 
 def _map(path: Path) -> mmap.mmap:

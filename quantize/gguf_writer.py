@@ -70,14 +70,10 @@ def metadata_with(source: GGUFFile, changes: dict[str, str | int | float], prefi
 
 
 def write(
-    file: BinaryIO,
-    metadata: list[bytes],
-    tensors: list[TensorPlan],
-    alignment: int = DEFAULT_ALIGNMENT,
-    progress: Callable[[int], None] = lambda _: None,
+    file: BinaryIO, metadata: list[bytes], tensors: list[TensorPlan], progress: Callable[[int], None] = lambda _: None
 ) -> None:
     """Writes the whole file; `progress` receives the bytes of each tensor as it is written."""
-    offset, infos = 0, b""
+    offset, infos, alignment = 0, b"", DEFAULT_ALIGNMENT
     for tensor in tensors:
         infos += _string(tensor.name) + struct.pack("<I", len(tensor.shape))
         infos += struct.pack(f"<{len(tensor.shape)}Q", *reversed(tensor.shape))

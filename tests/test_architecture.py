@@ -26,7 +26,7 @@ ARROWS = {
     "comigs_edge.data": "comigs_edge coordinator.protocol",
     "comigs_edge.nn": "comigs_edge comigs_edge.base coordinator.protocol profiles quantize",
     "comigs_edge.home": ("comigs_edge comigs_edge.base comigs_edge.data comigs_edge.nn coordinator.protocol profiles"),
-    "comigs_edge.export": "comigs_edge comigs_edge.base comigs_edge.home comigs_edge.nn quantize",
+    "comigs_edge.export": "comigs_edge comigs_edge.base comigs_edge.data comigs_edge.home comigs_edge.nn quantize",
     "comigs_edge.planning": (
         "comigs_edge comigs_edge.base comigs_edge.home comigs_edge.nn coordinator.protocol profiles quantize"
     ),

@@ -351,6 +351,17 @@ def test_a_chat_that_the_template_refuses_is_left_out_and_counted(run, home, tmp
     assert "chats were left out" in run("train", "--steps", "1").stderr
 
 
+def test_where_the_template_refuses_every_chat_its_reason_is_given(run, home, tmp_path):
+    strict = "{% if messages[0]['role'] != 'user' %}{{ raise_exception('the user begins') }}{% endif %}" + TEMPLATE
+    run("init", "--base", write_llama(tmp_path / "strict.gguf", template=strict))
+    said = some_text(60).split("\n\n")
+    chats = [json.dumps({"messages": [{"role": "assistant", "content": text}]}) for text in said]
+    (tmp_path / "a.jsonl").write_text("\n".join(chats))
+    run("data", "add", tmp_path / "a.jsonl")
+    message = error(run("train", "--steps", "1", code=1))
+    assert "all chats were left out (the base's chat template refuses this chat: the user begins)" in message
+
+
 def test_minutes_become_steps(run, ready):
     result = json.loads(run("train", "--minutes", "0.1", "--json").stdout)
     assert result["finished"]

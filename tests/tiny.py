@@ -45,11 +45,14 @@ def write_llama(
     head: int | None = None,
     template: str | None = TEMPLATE,
     add_bos: bool = False,
+    alignment: int | None = None,
 ) -> Path:
     """Writes the model; `quantised` names a block format for the matrices (default F32)."""
     rng = np.random.default_rng(seed)
     head = head or width // heads
     writer = gguf.GGUFWriter(path, architecture)
+    if alignment:
+        writer.add_custom_alignment(alignment)
     writer.add_key_length(head)
     writer.add_value_length(head)
     writer.add_name("tiny")

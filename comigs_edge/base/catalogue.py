@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -76,7 +77,29 @@ def find_base(name_or_file: str) -> tuple[str, Path]:
             f"the base {name_or_file} does not exist; name a .gguf file, a Hugging Face folder or one of "
             f"{', '.join(PACKAGED_BASES)}, or get one with: comigs-edge models pull NAME"
         )
-    return path.stem if path.is_file() else path.name, path
+    path = _snapshot(path)
+    return base_name(path), path
+
+
+def _snapshot(path: Path) -> Path:
+    """The files themselves of a repository's folder in the Hugging Face cache; other paths are returned as they are."""
+    snapshots = path / "snapshots"
+    if not (path.name.startswith("models--") and snapshots.is_dir()):
+        return path
+    main = path / "refs" / "main"
+    named = snapshots / main.read_text().strip() if main.is_file() else None
+    there = sorted(snapshots.iterdir(), key=lambda each: each.stat().st_mtime)
+    if not (named and named.is_dir()) and not there:
+        raise ComigsError(f"{path} holds no snapshot of its model; download it again")
+    return named if named and named.is_dir() else there[-1]
+
+
+def base_name(path: Path) -> str:
+    """A base's name by its path: the repository's in the Hugging Face cache, the whole model's for one of its parts."""
+    if path.is_file():
+        return re.sub(r"-\d{5}-of-\d{5}$", "", path.stem)
+    in_cache = re.search(r"/models--(?:[^/]+--)?([^/]+)/snapshots/[^/]+$", str(path))
+    return in_cache[1] if in_cache else path.name
 
 
 def bases_folder() -> Path:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from comigs_edge import files
+from comigs_edge.base.catalogue import base_name
 from comigs_edge.base.convert_tokenizer import add_tokenizer
+from comigs_edge.base.hparams import why_not
 from comigs_edge.errors import ComigsError
 from comigs_edge.progress import SILENT, Progress
 from quantize import ggml
 from quantize.formats import FILE_TYPES, FORMATS, BlockFormat, block_format, fit_format
 from quantize.ggml import Floats
+from quantize.gguf_file import foreign_kind
 
+_SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})\.safetensors")
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 
 
@@ -62,6 +67,10 @@ def _convert(folder: Path, output: Path, format_name: str, progress: Progress) -
     embedding = next((tensor for tensor in tensors if tensor.name == "token_embd.weight"), None)
     if embedding is None:
         raise ComigsError(f"{folder} has no token embedding; get the whole folder again")
+    if not config.get("tie_word_embeddings") and not any(tensor.name == "output.weight" for tensor in tensors):
+        raise ComigsError(
+            f"{folder} has no lm_head.weight, and its config.json does not say that it is tied; get the whole folder"
+        )
     with files.atomic_writer(output) as file:
         writer = gguf.GGUFWriter(Path(file.name), architecture)
         _add_metadata(writer, config, folder, fmt)
@@ -75,6 +84,16 @@ def architecture_of(folder: Path) -> str:
 
 
 def _config(folder: Path) -> dict[str, Any]:
+    adapter = folder / "adapter_config.json"
+    if adapter.exists() and not (folder / "config.json").exists():
+        try:
+            base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
+        except (OSError, ValueError, KeyError, TypeError):
+            base = "its base"
+        raise ComigsError(
+            f"{folder} holds an adapter of {base} and not a model; merge the two (merge_and_unload of PEFT) and name the "
+            "folder that it saves, or take the base alone"
+        )
     try:
         return dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
@@ -87,12 +106,14 @@ def _config(folder: Path) -> dict[str, Any]:
 def _architecture(config: dict[str, Any], folder: Path) -> str:
     kind = str(config.get("model_type"))
     if kind not in ARCHITECTURES:
+        raise ComigsError(f"{folder} holds a model of type {kind!r}, {why_not(kind)}")
+    if quantised := config.get("quantization_config"):
         raise ComigsError(
-            f"{folder} holds a model of type {kind!r}, of which llama.cpp runs no exact mixture; types that work: "
-            f"{', '.join(ARCHITECTURES)}"
+            f"{folder} is quantised with {quantised.get('quant_method', 'a method that is not known')}, which is not read; name "
+            "the folder of the unquantised model, or a .gguf file of it"
         )
-    if config.get("hidden_act", "silu") != "silu" or config.get("mlp_bias") or config.get("quantization_config"):
-        raise ComigsError(f"{folder}: an MLP without biases, with silu and unquantised weights is supported; choose another base")
+    if config.get("hidden_act", "silu") != "silu" or config.get("mlp_bias"):
+        raise ComigsError(f"{folder}: an MLP without biases and with silu is supported; choose another base")
     return ARCHITECTURES[kind]
 
 
@@ -103,7 +124,8 @@ def _head_width(config: dict[str, Any]) -> int:
 def _rope(config: dict[str, Any]) -> dict[str, Any]:
     """The settings of RoPE, which newer files keep in one place and older ones in two."""
     rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    return {"rope_theta": config.get("rope_theta", 10000.0), "rope_type": rope.pop("type", "default")} | rope
+    kind = rope.pop("type", "linear" if "factor" in rope else "default")
+    return {"rope_theta": config.get("rope_theta") or 10000.0, "rope_type": kind} | rope
 
 
 def _rope_factors(config: dict[str, Any], folder: Path) -> Floats | None:
@@ -124,7 +146,7 @@ def _rope_factors(config: dict[str, Any], folder: Path) -> Floats | None:
 def _add_metadata(writer: gguf.GGUFWriter, config: dict[str, Any], folder: Path, fmt: BlockFormat) -> None:
     rope, width = _rope(config), _head_width(config)
     heads = int(config["num_attention_heads"])
-    writer.add_name(folder.resolve().name)
+    writer.add_name(base_name(folder.absolute()))
     writer.add_block_count(int(config["num_hidden_layers"]))
     # A window that slides over the text is exact as far as the window.
     window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
@@ -171,7 +193,9 @@ def _contents(shard: Path) -> list[tuple[str, tuple[int, ...]]]:
         with safe_open(shard, framework="pt") as file:
             return [(name, tuple(file.get_slice(name).get_shape())) for name in sorted(file.keys())]
     except (SafetensorError, OSError) as error:
-        raise ComigsError(f"{shard} is damaged or cut short ({error}); get the file again") from error
+        with shard.open("rb") as raw:
+            known = foreign_kind(raw.read(64)[:64])
+        raise ComigsError(f"{shard} is {known or f'damaged or cut short ({error}); get the file again'}") from error
 
 
 def _shards(folder: Path) -> list[Path]:
@@ -186,11 +210,24 @@ def _shards(folder: Path) -> list[Path]:
         if missing:
             raise ComigsError(f"{folder} lacks {', '.join(missing)}; get the whole folder")
         return shards
-    shards = sorted(folder.glob("*.safetensors"))
+    # Beside the model may lie an adapter, or the same weights once more as their makers keep them.
+    beside = ("adapter_", "consolidated")
+    shards = [path for path in sorted(folder.glob("*.safetensors")) if not path.name.startswith(beside)]
+    _check_numbers(shards)
     if not shards:
         pickled = " (pickle files can run code and are not read)" if list(folder.glob("*.bin")) else ""
         raise ComigsError(f"{folder} has no .safetensors file{pickled}; get the model's safetensors")
     return shards
+
+
+def _check_numbers(shards: list[Path]) -> None:
+    """Raises `ComigsError` where the names tell that shards are missing."""
+    there = {shard.name for shard in shards}
+    for name in there:
+        if match := _SHARD.fullmatch(name):
+            names = {f"{match[1]}-{number:05}-of-{match[2]}.safetensors" for number in range(1, int(match[2]) + 1)}
+            if missing := sorted(names - there):
+                raise ComigsError(f"{shards[0].parent} lacks {', '.join(missing)}; get the whole folder")
 
 
 def _format(name: str, shape: tuple[int, ...], fmt: BlockFormat) -> BlockFormat:

@@ -56,20 +56,45 @@ def read_hparams(file: GGUFFile) -> HParams:
     """Hyper-parameters of the file; raises `ComigsError` naming what is not supported."""
     meta = file.metadata
     arch = str(meta.get("general.architecture", "unknown"))
+    if kind := _no_whole_model(file, arch):
+        raise ComigsError(f"{file.path} {kind}")
     if arch not in ARCHITECTURES:
-        raise ComigsError(
-            f"{file.path} has the architecture {arch!r}, of which llama.cpp runs no exact mixture; choose a base of "
-            "llama (SmolLM2, Llama 2 and 3, TinyLlama, Mistral), qwen2 (Qwen 2 and 2.5) or qwen3"
-        )
+        raise ComigsError(f"{file.path} has the architecture {arch!r}, {why_not(arch)}")
     if int(meta.get(f"{arch}.expert_count", 0)):
         raise ComigsError(f"{file.path} already holds a mixture of experts; choose a dense base")
-    scaling = str(meta.get(f"{arch}.rope.scaling.type", "none"))
+    scaling = str(meta.get(f"{arch}.rope.scaling.type", "linear"))  # llama.cpp's default; without a factor it changes nothing
     if scaling not in ("none", "linear"):
-        raise ComigsError(f"{file.path} scales RoPE by {scaling!r}; 'none' and 'linear' are supported")
+        raise ComigsError(
+            f"{file.path} scales RoPE by {scaling!r}; 'none' and 'linear' are supported: take the base as it was before its "
+            "context was extended"
+        )
     try:
         return _read(file, arch, scaling)
     except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError) as error:
         raise ComigsError(f"{file.path} is damaged ({error}); get the file again") from error
+
+
+def why_not(kind: str) -> str:
+    """Why bases of this architecture or type are not trained, and which are."""
+    reason = "of which llama.cpp runs no exact mixture"
+    if kind.startswith("granite"):
+        reason = "whose factors on embeddings, attention and residual stream are not computed in training"
+    return f"{reason}; choose a base of llama (SmolLM2, Llama 2 and 3, TinyLlama, Mistral), qwen2 (Qwen 2 and 2.5) or qwen3"
+
+
+def _no_whole_model(file: GGUFFile, arch: str) -> str | None:
+    """What the file holds in place of a model, and what to do."""
+    kind = file.metadata.get("general.type", "model")
+    if kind == "adapter" or any(name.endswith(".lora_a") for name in file.tensors):
+        return "is a LoRA adapter and not a model; name the file of its base, or merge the two with: llama-export-lora"
+    if kind == "mmproj" or arch == "clip":
+        return "is the part of a model that sees pictures (mmproj); name the model's own .gguf file"
+    if int(file.metadata.get("split.count", 1)) > 1:
+        number = int(file.metadata.get("split.no", 0)) + 1
+        return f"is part {number} of {file.metadata['split.count']} of a model; join them with: llama-gguf-split --merge"
+    if not file.tensors:
+        return "holds a vocabulary and no weights; get the model's whole file"
+    return None
 
 
 def _read(file: GGUFFile, arch: str, scaling: str) -> HParams:
@@ -78,6 +103,7 @@ def _read(file: GGUFFile, arch: str, scaling: str) -> HParams:
     head_width = int(meta.get("attention.key_length", width // num_heads))
     if int(meta.get("attention.value_length", head_width)) != head_width:
         raise ComigsError(f"{file.path} has keys and values of different widths, which is not supported")
+    factor = float(meta.get("rope.scaling.factor", meta.get("rope.scale_linear", 1.0)))  # the second: the key of older files
     return HParams(
         architecture=arch,
         num_blocks=int(meta["block_count"]),
@@ -88,7 +114,7 @@ def _read(file: GGUFFile, arch: str, scaling: str) -> HParams:
         head_width=head_width,
         rope_width=int(meta.get("rope.dimension_count", head_width)),
         rope_base=float(meta.get("rope.freq_base", 10000.0)),
-        rope_scale=1 / float(meta.get("rope.scaling.factor", 1.0)) if scaling == "linear" else 1.0,
+        rope_scale=1 / factor if scaling == "linear" and factor else 1.0,
         norm_eps=float(meta["attention.layer_norm_rms_epsilon"]),
         vocab_size=file.tensors["token_embd.weight"].shape[0],
         context_length=int(meta["context_length"]),

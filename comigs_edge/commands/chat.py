@@ -63,19 +63,23 @@ def chat(
     with notes.status("loading"):
         from comigs_edge.data.tokenizer import Tokenizer
         from comigs_edge.inference.chat import Chat
+        from comigs_edge.inference.sampling import choose_sampling
         from comigs_edge.planning import plan as planning
 
         options, tokenizer = settings.chat, Tokenizer(home.base_file)
         size = personal.size if personal else settings.base.size
         plan = planning.chat_plan(
             settings, home.base_file, profile=settings.device(), device=detect(), size=size, busy=load.read() or 0,
-            flags=planning.parse(lines or [], planning.CHAT_LINES),
+            flags=planning.parse(lines or [], planning.CHAT_LINES), model=personal.path if personal else None,
         )  # fmt: skip
         session = Chat(
             personal.path if personal else home.base_file, personal.adapters if personal else (),
             tokenizer, options.system if system is None else system, plan.context, plan.threads,
-            options.temperature if temperature is None else temperature, options.top_p, options.max_tokens, seed, plan.mmap,
-            plan.cache, plan.batch,
+            choose_sampling(
+                tokenizer.metadata, temperature=options.temperature if temperature is None else temperature, top_p=options.top_p,
+                repeat_penalty=options.repeat_penalty,
+            ),
+            options.max_tokens, seed, plan.mmap, plan.cache, plan.batch,
         )  # fmt: skip
     if plan.context < options.context:
         notes.print(f"context: {plan.context} tokens; {plan.reasons['context']}", style="dim", soft_wrap=True)

@@ -10,7 +10,8 @@ import typer
 import profiles
 from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
 from comigs_edge.base.hparams import ARCHITECTURES, check_tensors, read_hparams
-from comigs_edge.commands.console import bar, fact, next_command, out, size
+from comigs_edge.base.parts import is_part, join
+from comigs_edge.commands.console import bar, fact, next_command, out, size, warn
 from comigs_edge.commands.plan import show
 from comigs_edge.home import folder as homes
 from comigs_edge.home.config import Config
@@ -66,10 +67,14 @@ def init(
 def _make_home(
     home: Home, name: str, source: Path, format_name: str, expert_form: str | None, profile: str, specialists: int | None
 ) -> Config:
-    converted = _convert(home, source, format_name, expert_form) if source.is_dir() else None
+    from comigs_edge.inference.runnable import check_runnable
+
+    converted = _convert(home, source, format_name, expert_form) if source.is_dir() or is_part(source) else None
     source = converted or source
     try:
         form = _choose_form(source, expert_form)
+        for oddity in check_runnable(source):
+            warn(oddity)
     except Exception:
         if converted:
             converted.unlink()
@@ -79,13 +84,17 @@ def _make_home(
         return homes.create(home, (name, source), advance, profile=profile, specialists=specialists, expert_form=form)
 
 
-def _convert(home: Home, folder: Path, format_name: str, expert_form: str | None) -> Path:
-    """The base made from a Hugging Face folder, in the home but not in its place yet."""
+def _convert(home: Home, source: Path, format_name: str, expert_form: str | None) -> Path:
+    """The base made from a Hugging Face folder or from parts, in the home but not in its place yet."""
+    if not source.is_dir():
+        with bar("joining the parts") as progress:
+            join(source, home.converted_file, progress)
+        return home.converted_file
     from comigs_edge.base.convert import architecture_of, convert
 
-    _form(architecture_of(folder), expert_form)
+    _form(architecture_of(source), expert_form)
     with bar("converting the base") as progress:
-        convert(folder, home.converted_file, format_name, progress)
+        convert(source, home.converted_file, format_name, progress)
     return home.converted_file
 
 

@@ -9,24 +9,19 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
-
-import jinja2
-import jinja2.sandbox
 
 from comigs_edge import llamacpp
 from comigs_edge.data.corpus import Corpus
 from comigs_edge.data.documents import Document, Message
+from comigs_edge.data.template import CHATML, ChatTemplate, Part
 from comigs_edge.errors import ComigsError
 from comigs_edge.progress import SILENT, Progress
 
-# For a base without a template: ChatML, which llama.cpp falls back to as well.
-CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-_PLACE = re.compile("\ue000(\\d+)\ue001")  # stands for a message's content while the template is rendered
+# A template's name of a token that ends an answer.
+_END = re.compile(r"\s*(<[|｜][^<>\s]+[|｜]>|</s>|<eos>|<end_of_\w+>)")
 
 
 class Encoded(NamedTuple):
@@ -41,45 +36,58 @@ class Tokenizer:
 
     def __init__(self, path: Path) -> None:
         self._llama = llamacpp.load(path, vocab_only=True)
-        metadata = self._llama.metadata
         self.bos, self.eos = self._llama.token_bos(), self._llama.token_eos()
         self.starts_with_bos = self._llama.tokenize(b"", add_bos=True) == [self.bos]
         self._pieces: dict[int, bytes] = {}
         self._specials = llamacpp.special_tokens(self._llama)
         longest_first = sorted(self._specials, key=len, reverse=True)
         self._split_specials = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        environment.globals["raise_exception"] = _template_error
-        try:
-            self._template = environment.from_string(metadata.get("tokenizer.chat_template") or CHATML)
-        except jinja2.TemplateError as error:
-            raise ComigsError(f"the chat template in {path} cannot be read ({error}); choose another base") from error
+        self._text_day = datetime.fromtimestamp(path.stat().st_mtime)
+        named = {name: self.piece(token).decode("utf-8", "replace") for name, token in llamacpp.named_tokens(self._llama).items()}
+        self.metadata: dict[str, str] = self._llama.metadata
+        self.has_template = bool(self.metadata.get("tokenizer.chat_template"))
+        self.template = ChatTemplate(self.metadata.get("tokenizer.chat_template") or CHATML, named)
+        self.lacking_end = self._mend_end(named)
 
-    def encode(self, document: Document) -> Encoded:
+    def _mend_end(self, named: dict[str, str]) -> str:
+        """Ends answers with the vocabulary's own end where it lacks the template's, whose name is returned."""
+        try:
+            end = _END.match(self.template.after_answer())
+        except ComigsError:
+            return ""
+        if end is None or end[1] in self._specials or "eos_token" not in named:
+            return ""
+        self.template = ChatTemplate(self.template.source.replace(end[1], named["eos_token"]), named)
+        return end[1]
+
+    def encode(self, document: Document, with_end: bool = False) -> Encoded:
         """A text is scored whole (but for a leading BOS), of a chat the assistant's messages and their end,
-        but for those with the weight 0."""
+        but for those with the weight 0.
+
+        `with_end` puts the end of an answer behind a text too: a model that reads endless text forgets to stop.
+        """
         if document.messages:
             return self.chat(document.messages, for_answer=False)
         ids = self._llama.tokenize(document.text.encode(), add_bos=True, special=False)  # BOS where the file wants it
+        if with_end and self.eos >= 0:
+            ids.append(self.eos)
         return Encoded(ids, [not (self.starts_with_bos and index == 0) for index in range(len(ids))])
 
     def chat(self, messages: tuple[Message, ...], for_answer: bool) -> Encoded:
-        """A chat in the base's template; `for_answer` ends it where the assistant's next message begins."""
-        places = [{"role": m.role, "content": f"\ue000{i}\ue001"} for i, m in enumerate(messages)]
-        try:
-            rendered = self._template.render(
-                messages=places, add_generation_prompt=for_answer, bos_token=self.piece(self.bos).decode(),
-                eos_token=self.piece(self.eos).decode(),
-            )  # fmt: skip
-        except jinja2.TemplateError as error:
-            raise ComigsError(f"the base's chat template refuses this chat: {error}") from error
+        """A chat in the base's template; `for_answer` ends it where the assistant's next message begins.
+
+        Dates in training text are the base file's: they stay the same from one day to the next.
+        """
         out = Encoded([], [])
         fragment: list[tuple[bytes, bool]] = []
         after_answer = False
-        for text, message in self._parts(rendered, messages):
+        parts = list(self._split(self.template.render(messages, for_answer, None if for_answer else self._text_day)))
+        for index, (text, message) in enumerate(parts):
             special = self._specials.get(text) if message is None else None
             if special is None:
-                after_answer = message is not None and message.role == "assistant" and message.scored
+                # White space between an answer and its end belongs to the end.
+                leads_to_end = not text.strip() and index + 1 < len(parts) and parts[index + 1][0] in self._specials
+                after_answer = message.role == "assistant" and message.scored if message else after_answer and leads_to_end
                 fragment.append((text.encode(), after_answer))
                 continue
             self._encode_fragment(fragment, out)
@@ -93,20 +101,20 @@ class Tokenizer:
             out.scored.insert(0, False)
         return out
 
-    def _parts(self, rendered: str, messages: tuple[Message, ...]) -> list[tuple[str, Message | None]]:
-        """The rendered chat in pieces: special tokens and other text of the template, and the messages' contents."""
-        parts: list[tuple[str, Message | None]] = []
-        for index, piece in enumerate(_PLACE.split(rendered)):
-            if index % 2:
-                message = messages[int(piece)]
-                parts.append((message.content, message))
+    def _split(self, parts: list[Part]) -> Iterator[Part]:
+        """The same with the template's special tokens as parts of their own."""
+        for text, message in parts:
+            if message is not None:
+                yield text, message
                 continue
             position = 0
-            for match in self._split_specials.finditer(piece):
-                parts += [(piece[position : match.start()], None), (match.group(), None)]
+            for match in self._split_specials.finditer(text):
+                if match.start() > position:
+                    yield text[position : match.start()], None
+                yield match.group(), None
                 position = match.end()
-            parts.append((piece[position:], None))
-        return [part for part in parts if part[0]]
+            if position < len(text):
+                yield text[position:], None
 
     def _encode_fragment(self, fragment: list[tuple[bytes, bool]], out: Encoded) -> None:
         """Appends the text between two special tokens, tokenised as one string, as llama.cpp would."""
@@ -126,6 +134,11 @@ class Tokenizer:
             out.ids.append(token)
             out.scored.append(any(low < end and start < high for low, high in ends))
             start = end
+
+    def ends_answers(self) -> bool:
+        """Whether an answer in a chat that is trained on ends with a token at which `chat` stops."""
+        encoded = self.chat((Message("user", "?"), Message("assistant", "!")), for_answer=False)
+        return any(self.is_end(token) for token, scored in zip(encoded.ids, encoded.scored, strict=True) if scored)
 
     def piece(self, token: int) -> bytes:
         """The bytes that a token stands for; a control token's are its name."""
@@ -152,13 +165,9 @@ def _scored_spans(fragment: list[tuple[bytes, bool]]) -> list[tuple[int, int]]:
     return spans
 
 
-def _template_error(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
 def encode(
     documents: Corpus, tokenizer: Tokenizer, split: str, refused: list[str], progress: Progress = SILENT,
-    max_tokens: float = math.inf,
+    max_tokens: float = math.inf, with_end: bool = False,
 ) -> Iterator[Encoded]:  # fmt: skip
     """Token ids of the documents of one split, one after the other, until there are `max_tokens`.
 
@@ -167,7 +176,7 @@ def encode(
     total, tokens = documents.sizes()[split]["documents"], 0
     for number, document in enumerate(documents.read(split), 1):
         try:
-            encoded = tokenizer.encode(document)
+            encoded = tokenizer.encode(document, with_end)
         except ComigsError as error:
             refused.append(str(error))
             continue

@@ -12,11 +12,12 @@ from typing import NamedTuple
 
 from comigs_edge import files
 from comigs_edge.base.hparams import HParams, read_hparams
+from comigs_edge.data.tokenizer import Tokenizer
 from comigs_edge.export.planner import PLANNERS, Metadata, copy_tensor
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.progress import SILENT, Progress, count_up
 from quantize.formats import FILE_TYPES, block_format
-from quantize.gguf_file import GGUFFile
+from quantize.gguf_file import DEFAULT_ALIGNMENT, GGUFFile
 from quantize.gguf_writer import TensorPlan, metadata_with, total_size, write
 
 SOURCE_KEY = "comigs_edge.adapters_sha256"  # which adapters an exported file holds
@@ -85,13 +86,19 @@ def write_model(
 ) -> Exported:
     """Writes a file of the base's metadata with `changes` (the architecture among them) and these tensors."""
     with files.atomic_writer(output) as file:
-        write(file, entries(base, hparams, changes), plans, base.alignment, count_up(progress, total_size(plans)))
+        write(file, entries(base, hparams, changes), plans, count_up(progress, total_size(plans)))
     return summarise(output, plans)
 
 
 def entries(base: GGUFFile, hparams: HParams, changes: Metadata) -> list[bytes]:
-    """The metadata of a file: the base's with `changes`."""
-    return metadata_with(base, changes, (f"{hparams.architecture}.", f"{changes['general.architecture']}."))
+    """The metadata of a file: the base's with `changes`, the alignment that ggml wants, and the template that is chatted in."""
+    mended: Metadata = {}
+    if base.alignment != DEFAULT_ALIGNMENT:
+        mended["general.alignment"] = DEFAULT_ALIGNMENT
+    template = Tokenizer(base.path).template.source
+    if template != base.metadata.get("tokenizer.chat_template"):
+        mended["tokenizer.chat_template"] = template
+    return metadata_with(base, mended | changes, (f"{hparams.architecture}.", f"{changes['general.architecture']}."))
 
 
 def summarise(path: Path, plans: list[TensorPlan]) -> Exported:

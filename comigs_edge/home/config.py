@@ -191,8 +191,11 @@ class ChatConfig:
     """How answers are drawn."""
 
     system: Annotated[str, setting("system prompt; empty: the model's own")] = ""
-    temperature: Annotated[float, setting("", 0, 10)] = 0.7
-    top_p: Annotated[float, setting("", 0, 1)] = 0.9
+    temperature: Annotated[float, setting("this and the next two: default as the model's file says, else", 0, 10, 0.8)] | None = (
+        None
+    )
+    top_p: Annotated[float, setting("", 0, 1, 0.95)] | None = None
+    repeat_penalty: Annotated[float, setting("of the last 64 tokens; 1: none", 1, 10, 1.1)] | None = None
     context: Annotated[int, setting("tokens", 64, 1 << 20)] = 2048
     max_tokens: Annotated[int, setting("of one answer", 1, 1 << 20)] = 512
     threads: Annotated[int, setting("this and the next three are planned, see: comigs-edge plan", 1, 1024, 2)] | None = None

@@ -15,6 +15,7 @@ from comigs_edge import llamacpp
 from comigs_edge.data.documents import Message
 from comigs_edge.data.tokenizer import Tokenizer
 from comigs_edge.errors import ComigsError
+from comigs_edge.inference.sampling import Sampling
 
 
 class Chat:
@@ -22,7 +23,7 @@ class Chat:
 
     def __init__(
         self, model: Path, adapters: tuple[Path, ...], tokenizer: Tokenizer, system: str, context: int, threads: int,
-        temperature: float, top_p: float, max_tokens: int, seed: int | None = None, mmap: bool = True,
+        sampling: Sampling, max_tokens: int, seed: int | None = None, mmap: bool = True,
         cache: str = "F16", batch: int = 512,
     ) -> None:  # fmt: skip
         self._options: dict[str, Any] = {
@@ -33,7 +34,7 @@ class Chat:
             self._options["seed"] = seed
         self._load(model, adapters)
         self.tokenizer, self.context, self.max_tokens = tokenizer, context, max_tokens
-        self.temperature, self.top_p = temperature, top_p
+        self.sampling = sampling
         self.messages: list[Message] = []
         self.set_system(system)
 
@@ -65,11 +66,20 @@ class Chat:
         """The answer in pieces, as they come. However it ends, what was said so far is in the history."""
         self.messages.append(Message("user", text.strip()))
         prompt = self._prompt()
+        way = self.sampling
+        drawn = self.llama.generate(
+            prompt,
+            temp=way.temperature,
+            top_p=way.top_p,
+            top_k=int(way.top_k),
+            min_p=way.min_p,
+            repeat_penalty=way.repeat_penalty,
+        )
         decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character can span two tokens
         said = ""
         try:
             room = min(self.max_tokens, self.context - len(prompt))
-            for count, token in enumerate(self.llama.generate(prompt, temp=self.temperature, top_p=self.top_p), 1):
+            for count, token in enumerate(drawn, 1):
                 if self.tokenizer.is_end(token):
                     break
                 piece = decoder.decode(self.tokenizer.piece(token))

@@ -128,20 +128,31 @@ def _check_bfloat16(device: Device, rates: Rates | None, wanted: str | None) -> 
 
 def chat_plan(
     settings: Config, base: Path, *, profile: DeviceProfile, device: Device, size: int, busy: float = 0,
-    flags: dict[str, Any] | None = None,
+    flags: dict[str, Any] | None = None, model: Path | None = None,
 ) -> ChatPlan:  # fmt: skip
-    """How to talk with a model of `size` bytes made of this base, while other programs keep `busy` cores busy.
+    """How to talk with a `model` (default: the base) of `size` bytes, while other programs keep `busy` cores busy.
 
     Raises `ProfileError` if it does not fit.
     """
-    hparams, chat = read_hparams(GGUFFile(base)), settings.chat
+    file, chat = GGUFFile(base), settings.chat
+    hparams, copied = read_hparams(file), chat_planner.repacked_formats(device.features)
     subject = Subject(
-        size=size, num_blocks=hparams.num_blocks, heads=hparams.num_heads, keys=hparams.num_kv_heads * hparams.head_width,
+        size=size, repacked=repacked_bytes(GGUFFile(model) if model else file, copied),
+        num_blocks=hparams.num_blocks, heads=hparams.num_heads, keys=hparams.num_kv_heads * hparams.head_width,
         head=hparams.head_width, ff_width=hparams.ff_width, context=chat.context, context_length=hparams.context_length,
     )  # fmt: skip
     asked = {name: getattr(chat, name) for name in CHAT_LINES} | (flags or {})
-    cores, free = profile.usable_threads, device.usable_memory
-    return chat_planner.make(subject, cores=cores, busy=busy, free=free, wanted=asked)
+    cores = profile.usable_threads
+    fast = sum(each.count for each in device.cores) - device.slow_cores
+    slow = max(0, cores - fast) if device.slow_cores else 0
+    return chat_planner.make(subject, cores=cores - slow, slow=slow, busy=busy, free=device.usable_memory, wanted=asked)
+
+
+def repacked_bytes(file: GGUFFile, formats: set[str]) -> int:
+    """Bytes of the matrices that llama.cpp copies when it loads the file, of those in these block formats."""
+    looked_up = {"token_embd.weight"} if "output.weight" in file.tensors else set()  # tied, it is multiplied by too
+    matrices = (info for info in file.tensors.values() if len(info.shape) > 1 and info.name not in looked_up)
+    return sum(info.size for info in matrices if info.format.name in formats and info.shape[-2] % 8 == 0)
 
 
 def fixed_lines(home: Home, settings: Config, flags: dict[str, Any], resume: bool | None) -> dict[str, Any]:

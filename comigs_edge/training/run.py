@@ -233,7 +233,14 @@ def read_rows(
     documents = corpus(home, settings)
     documents.check_enough()
     training, validation = (
-        Rows(encode(documents, tokenizer, split, refused, progress, limit), context, settings.train.seed)
+        encode(documents, tokenizer, split, refused, progress, limit, with_end=True)
         for split, limit in (("training", tokens), ("validation", tokens // 8))
     )
-    return training, validation
+    try:
+        return Rows(training, context, settings.train.seed), Rows(validation, context, settings.train.seed)
+    except ComigsError:
+        if not refused:
+            raise
+        raise ComigsError(
+            f"all chats were left out ({refused[0]}); add text, or choose another base: comigs-edge init --force --base FILE"
+        ) from None

@@ -7,6 +7,7 @@ import json
 import shutil
 
 import pytest
+import safetensors.torch
 import sentencepiece
 import tokenizers
 import torch
@@ -16,6 +17,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from comigs_edge import llamacpp
 from comigs_edge.base.convert import convert
 from comigs_edge.base.convert_tokenizer import _RULES
+from comigs_edge.base.hparams import read_hparams
 from comigs_edge.data.tokenizer import Tokenizer
 from comigs_edge.errors import ComigsError
 from comigs_edge.nn.model import Model
@@ -193,7 +195,7 @@ def test_a_folder_becomes_a_home_that_trains_and_chats(run, home, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "gemma2"}, r"type 'gemma2', of which llama.cpp runs no exact mixture; types that work: llama"),
+        ({"model_type": "gemma2"}, r"type 'gemma2', of which llama.cpp runs no exact mixture; choose a base of llama"),
         ({"model_type": "gpt2"}, "type 'gpt2'"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "scales RoPE by 'yarn'"),
         ({"mlp_bias": True}, "an MLP without biases"),
@@ -257,3 +259,100 @@ def test_a_null_in_the_settings_means_the_tokenizers_default(tmp_path):
     convert(tmp_path, tmp_path / "base.gguf", "F16")
     llama = llamacpp.load(tmp_path / "base.gguf", vocab_only=True)
     assert llama.tokenize(TEXT.encode(), add_bos=False, special=False) == model.encode(TEXT)
+
+
+SPACES = {  # how transformers 5 writes sentencepiece's spaces
+    "normalizer": (normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]), None),
+    "metaspace": (None, pre_tokenizers.Metaspace(prepend_scheme="first", split=False)),
+    "no prefix": (normalizers.Replace(" ", "▁"), None),
+}
+
+
+def merged_pieces(folder, spaces):
+    """A tokenizer.json that works like sentencepiece's, trained on the text."""
+    tokenizer = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    normalizer, pre_tokenizer = SPACES[spaces]
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    data = [f"<0x{byte:02X}>" for byte in range(256)]
+    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=["<unk>", "<s>", "</s>", *data], limit_alphabet=60)
+    tokenizer.train_from_iterator([line for text in CORPUS for line in text.split()], trainer)
+    content = json.loads(tokenizer.to_str())
+    content["added_tokens"] = content["added_tokens"][:3]  # the bytes are no special tokens
+    tokenizer = tokenizers.Tokenizer.from_str(json.dumps(content))
+    if normalizer:
+        tokenizer.normalizer = normalizer
+    else:
+        tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Sequence([]), pre_tokenizer
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>"}))
+    return tokenizer
+
+
+@pytest.mark.parametrize("spaces", SPACES)
+def test_pieces_in_a_tokenizer_json_alone_give_the_same_token_ids(tmp_path, spaces):
+    save_model(tmp_path, MODELS["llama"])
+    theirs = merged_pieces(tmp_path, spaces)
+    convert(tmp_path, tmp_path / "base.gguf", "F32")
+    llama = llamacpp.load(tmp_path / "base.gguf", vocab_only=True)
+    for text in (*CORPUS[:4], some_text(2)):
+        found = llama.tokenize(text.encode(), add_bos=False, special=False)
+        assert found == theirs.encode(text, add_special_tokens=False).ids
+
+
+def test_a_file_that_is_called_tokenizer_model_and_is_none_leaves_it_to_tokenizer_json(tmp_path):
+    save_model(tmp_path, MODELS["llama"])
+    theirs = byte_level(tmp_path)
+    (tmp_path / "tokenizer.model").write_text("IQ== 0\nIg== 1\n")
+    convert(tmp_path, tmp_path / "base.gguf", "F32")
+    found = llamacpp.load(tmp_path / "base.gguf", vocab_only=True).tokenize(TEXT.encode(), add_bos=False, special=False)
+    assert found == theirs.encode(TEXT, add_special_tokens=False).ids
+
+
+def test_the_template_in_a_file_of_its_own_goes_before_that_of_the_settings(tmp_path):
+    save_model(tmp_path, MODELS["llama"])
+    byte_level(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("new" + TEMPLATE)
+    convert(tmp_path, tmp_path / "base.gguf", "F32")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path).chat_template
+    assert GGUFFile(tmp_path / "base.gguf").metadata["tokenizer.chat_template"] == theirs == "new" + TEMPLATE
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "consolidated.safetensors"])
+def test_what_lies_beside_a_model_is_left_out(tmp_path, name):
+    save_model(tmp_path, MODELS["llama"])
+    byte_level(tmp_path)
+    convert(tmp_path, tmp_path / "alone.gguf", "F32")
+    safetensors.torch.save_file({"layers.0.attention.wq.weight": torch.zeros(64, 64)}, tmp_path / name)
+    convert(tmp_path, tmp_path / "beside.gguf", "F32")
+    assert (tmp_path / "alone.gguf").read_bytes() == (tmp_path / "beside.gguf").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [({"rope_theta": None, "rope_parameters": None}, 1.0), ({"rope_parameters": None, "rope_scaling": {"factor": 4.0}}, 0.25)],
+)
+def test_a_missing_base_frequency_or_kind_of_scaling_has_the_usual_value(tmp_path, change, expected):
+    save_model(tmp_path, MODELS["llama"])
+    byte_level(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    convert(tmp_path, tmp_path / "base.gguf", "F32")
+    found = read_hparams(GGUFFile(tmp_path / "base.gguf"))
+    assert (found.rope_base, found.rope_scale) == (10000.0, expected)
+
+
+def test_an_output_that_is_missing_and_not_tied_is_named(tmp_path):
+    save_model(tmp_path, MODELS["llama, tied"])
+    byte_level(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    with pytest.raises(ComigsError, match=r"has no lm_head.weight"):
+        convert(tmp_path, tmp_path / "base.gguf", "F32")
+
+
+def test_a_tokenizer_that_is_not_made_of_merges_is_named(tmp_path):
+    save_model(tmp_path, MODELS["llama"])
+    unigram = tokenizers.Tokenizer(models.Unigram([("<unk>", 0.0), ("a", -1.0)], 0, False))
+    unigram.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ComigsError, match="is a Unigram tokenizer"):
+        convert(tmp_path, tmp_path / "base.gguf", "F32")

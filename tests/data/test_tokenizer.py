@@ -55,6 +55,12 @@ def test_text_is_scored_whole_and_bos_is_put_where_the_file_wants_it(tmp_path, t
     assert with_bos.chat(CHAT, for_answer=False).ids[0] == 1
 
 
+def test_a_text_that_is_trained_on_ends_as_an_answer_does(tokenizer):
+    plain, ended = (tokenizer.encode(Document(text="the hen"), with_end) for with_end in (False, True))
+    assert ended == ([*plain.ids, tokenizer.eos], [*plain.scored, True])
+    assert tokenizer.is_end(ended.ids[-1])
+
+
 def test_a_base_without_a_template_chats_in_chatml(tmp_path, tokenizer):
     bare = Tokenizer(write_llama(tmp_path / "bare.gguf", template=None))
     assert bare.chat(CHAT, for_answer=True) == tokenizer.chat(CHAT, for_answer=True)

@@ -18,7 +18,7 @@ from comigs_edge.nn.weights import open_base
 from quantize.formats import QuantizeError
 from quantize.gguf_file import GGUFFile
 from tests.conftest import converted, divergence, llama_logits
-from tests.tiny import write_llama
+from tests.tiny import TEMPLATE, write_llama
 
 IDS = torch.randint(3, 260, (120,), generator=torch.Generator().manual_seed(2)).tolist()
 
@@ -256,3 +256,14 @@ def test_swapping_adapters_while_a_model_is_loaded_gives_what_a_new_start_gives(
         logits.append(llama.scores[: len(IDS)].copy())
     assert (logits[0] == logits[2]).all()
     assert np.abs(logits[0] - logits[1]).max() > 0.01
+
+
+def test_a_base_of_odd_alignment_and_without_a_template_is_exported_as_it_is_chatted_with(tmp_path, make_adapters):
+    template = TEMPLATE.replace("<|im_end|>", "<|eot_id|>")  # a token that the tiny vocabulary lacks
+    path = write_llama(tmp_path / "base.gguf", template=template, alignment=8)
+    base = open_base(path)
+    export(GGUFFile(path), make_adapters(base=base, form="parallel"), "Q8_0", tmp_path / "out.gguf")
+    exported = GGUFFile(tmp_path / "out.gguf")
+    assert exported.alignment == 32
+    assert exported.metadata["tokenizer.chat_template"] == TEMPLATE
+    assert llama_logits(tmp_path / "out.gguf", [5, 9, 30]).isfinite().all()

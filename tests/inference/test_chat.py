@@ -7,12 +7,15 @@ from comigs_edge.data.documents import Message
 from comigs_edge.data.tokenizer import Tokenizer
 from comigs_edge.errors import ComigsError
 from comigs_edge.inference.chat import Chat
+from comigs_edge.inference.sampling import Sampling
 from tests.tiny import write_llama
+
+LIKELIEST = Sampling(temperature=0.0)
 
 
 @pytest.fixture
 def chat(tiny_path):
-    return Chat(tiny_path, (), Tokenizer(tiny_path), "Be kind.", 128, 1, 0.0, 1.0, 8)
+    return Chat(tiny_path, (), Tokenizer(tiny_path), "Be kind.", 128, 1, LIKELIEST, 8)
 
 
 def test_the_history_is_in_the_prompt_and_the_system_prompt_stays(chat):
@@ -48,7 +51,7 @@ def test_a_message_longer_than_the_context_is_a_sentence(chat):
 
 def test_a_smaller_cache_and_batch_answer_too(tmp_path):
     path = write_llama(tmp_path / "base.gguf", head=32)  # a head of whole blocks
-    small = Chat(path, (), Tokenizer(path), "", 128, 1, 0.0, 1.0, 4, cache="Q8_0", batch=16, mmap=False)
+    small = Chat(path, (), Tokenizer(path), "", 128, 1, LIKELIEST, 4, cache="Q8_0", batch=16, mmap=False)
     assert small.llama.n_batch == 16
     assert "".join(small.answer("hen " * 10)).strip() == small.messages[-1].content
 
@@ -66,6 +69,6 @@ def test_the_plans_lines_reach_llama_cpp(ready, run, monkeypatch):
 def test_the_same_history_gives_the_same_answer_with_and_without_the_cache(chat, tiny_path):
     "".join(chat.answer("the inn"))
     second = "".join(chat.answer("the hen"))
-    other = Chat(tiny_path, (), chat.tokenizer, "Be kind.", 128, 1, 0.0, 1.0, 8)
+    other = Chat(tiny_path, (), chat.tokenizer, "Be kind.", 128, 1, LIKELIEST, 8)
     other.messages = chat.messages[:-2]
     assert "".join(other.answer("the hen")) == second

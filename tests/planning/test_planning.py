@@ -1,11 +1,14 @@
 """The plan as commands show it, keep it while a training is interrupted, and follow it."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
 
+import profiles
 from comigs_edge.commands.plan import summary
 from comigs_edge.errors import ComigsError
 from comigs_edge.home import folder as homes
@@ -13,7 +16,10 @@ from comigs_edge.home.config import BaseConfig, Config, ModelConfig
 from comigs_edge.planning import plan as planning
 from comigs_edge.planning.plan import plan_experts
 from profiles import ProfileError, detect
+from profiles.chat import repacked_formats
 from profiles.cost import Plan, Rates
+from quantize.gguf_file import GGUFFile
+from tests.tiny import write_llama
 
 # What /proc/cpuinfo says of the instructions: an Intel Core i5-1240P and a Cortex-A78AE have none for bfloat16.
 WITHOUT_BFLOAT16 = ("flags\t\t: fpu sse avx2 avx_vnni f16c\n", "Features\t: fp asimd fphp asimdhp asimddp\n")
@@ -195,3 +201,34 @@ def test_more_blocks_than_the_base_has_are_refused(tiny_base):
     assert [blocks(number) for number in (None, 0, 2, 1)] == [0, 0, 0, 1]
     with pytest.raises(ComigsError, match=r"blocks = 3 and the base has 2; use at most 2, or 0 for all"):
         blocks(3)
+
+
+ASKING = """
+import ctypes, re, sys, llama_cpp
+said = []
+@llama_cpp.llama_log_callback
+def keep(level, text, data): said.append(text.decode())
+llama_cpp.llama_log_set(keep, ctypes.c_void_p(0))
+llama_cpp.Llama(sys.argv[1], n_ctx=64, verbose=False)
+print(*re.findall(r"CPU_REPACK model buffer size =\\s*([0-9.]+) MiB", "".join(said)) or ["0"])
+"""
+
+
+@pytest.mark.parametrize(("kind", "tied"), [("Q4_0", True), ("Q4_0", False), ("Q8_0", True), (None, True)])
+def test_bytes_that_are_copied_are_those_that_llama_cpp_says(tmp_path, kind, tied):
+    path = write_llama(tmp_path / "base.gguf", width=256, ff_width=512, quantised=kind, tied=tied)
+    asked = subprocess.run([sys.executable, "-c", ASKING, path], capture_output=True, text=True, check=True).stdout
+    features = detect.detect().features
+    expected = 0 if "amx" in features else float(asked) * 2**20
+    assert planning.repacked_bytes(GGUFFile(path), repacked_formats(features)) == pytest.approx(expected, abs=2**20 * 0.006)
+
+
+def test_a_chat_leaves_the_slow_cores_alone(ready, tiny_path, monkeypatch):
+    monkeypatch.setattr(profiles, "available_cores", lambda: 6)
+    settings = homes.locate().settings()
+    cores = (detect.Cores("Cortex-A76", 2, 2400), detect.Cores("Cortex-A55", 4, 1800))
+    device = replace(detect.detect(), cores=cores)
+    plan = planning.chat_plan(settings, tiny_path, profile=settings.device(), device=device, size=1)
+    assert (plan.threads, plan.reasons["threads"]) == (2, "the fast cores; 4 slow ones would hold them up")
+    all_fast = replace(device, cores=cores[:1] * 3)
+    assert planning.chat_plan(settings, tiny_path, profile=settings.device(), device=all_fast, size=1).threads == 6

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from profiles import RULES, ProfileError
-from profiles.chat import Subject, make, peak_memory
+from profiles.chat import Subject, make, peak_memory, repacked_formats
 
 MB = 10**6
 # SmolLM2's blocks and heads; 2 * 30 * 192 * 8,192 numbers of keys and values.
@@ -45,6 +45,34 @@ def test_what_does_not_fit_is_refused_with_a_context_that_would():
 def test_cores_that_others_keep_busy_are_left_to_them():
     assert [planned(busy=busy).threads for busy in (0.0, 0.4, 1.2, 9.0)] == [4, 4, 3, 1]
     assert "keep 1.2 of 4 cores busy" in planned(busy=1.2).reasons["threads"]
+
+
+def test_slow_cores_are_left_alone_and_said():
+    assert "the fast cores; 4 slow ones" in make(SUBJECT, cores=4, slow=4, busy=0.0, free=10**10, wanted={}).reasons["threads"]
+    assert planned().reasons["threads"] == "every core"
+
+
+def test_weights_that_llama_cpp_copies_are_counted_twice_and_said():
+    copying = replace(SUBJECT, repacked=70 * MB)
+    assert peak_memory(copying, "F16", 512) - peak_memory(SUBJECT, "F16", 512) == 70 * MB
+    assert "70 MB are copied" in planned(copying).reasons["mmap"]
+    assert "nothing is copied" in planned().reasons["mmap"]
+
+
+@pytest.mark.parametrize(
+    ("features", "some", "none"),
+    [
+        (("avx2",), {"Q4_0", "Q4_K", "IQ4_NL"}, {"Q8_0", "Q4_1", "Q6_K", "Q2_K"}),
+        (("avx2", "avx512"), {"Q4_0", "Q2_K"}, {"Q8_0"}),
+        (("avx2", "avx512", "amx"), set(), {"Q4_0", "Q2_K"}),
+        (("neon", "dotprod"), {"Q4_0", "Q4_K", "Q6_K", "Q8_0"}, {"Q4_1", "F16"}),
+        (("neon",), set(), {"Q4_0", "Q8_0"}),
+    ],
+)
+def test_which_formats_are_copied_follows_from_the_processor(features, some, none):
+    found = repacked_formats(features)
+    assert some <= found
+    assert not none & found
 
 
 def test_what_is_asked_for_goes_first():

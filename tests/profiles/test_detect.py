@@ -156,3 +156,19 @@ def test_this_device_has_cores_and_memory():
     assert sum(each.count for each in found.cores) >= 1
     assert 0 < found.memory_available <= found.memory
     assert dataclasses.asdict(found)["power"]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "slow"),
+    [
+        ((("Cortex-A76", 4), ("Cortex-A55", 4)), 4),
+        ((("Cortex-A73", 4), ("Cortex-A53", 2)), 2),
+        ((("Cortex-X1", 1), ("Cortex-A78", 3), ("Cortex-A55", 4)), 4),
+        ((("Cortex-A53", 4),), 0),
+        ((("Cortex-A55", 4), ("Cortex-A53", 4)), 0),
+        ((("12th Gen Intel(R) Core(TM) i5-1240P", 16),), 0),
+    ],
+)
+def test_slow_cores_are_those_made_to_stand_beside_faster_ones(tmp_path, kinds, slow):
+    device = dataclasses.replace(detect.detect(tmp_path), cores=tuple(Cores(kind, count, None) for kind, count in kinds))
+    assert device.slow_cores == slow

@@ -1,0 +1,35 @@
+"""Whether llama.cpp runs a base, and what a person should know of how it will chat."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from comigs_edge import llamacpp
+from comigs_edge.data.tokenizer import Tokenizer
+from comigs_edge.errors import ComigsError
+
+
+def check_runnable(path: Path) -> list[str]:
+    """What is odd about chats with this base, a sentence each.
+
+    Raises `ComigsError` if llama.cpp cannot load its vocabulary, template or weights, or if the template refuses every chat.
+    """
+    try:
+        llamacpp.load(path, n_ctx=64, n_batch=64).close()
+        return list(_oddities(Tokenizer(path)))
+    except ComigsError as error:
+        raise ComigsError(f"{str(error).rstrip('.')}; nobody could chat with this base: choose another one") from error
+
+
+def _oddities(tokenizer: Tokenizer) -> Iterator[str]:
+    after = tokenizer.template.after_answer()  # raises where every chat is refused
+    end = f"its vocabulary's own end, {tokenizer.piece(tokenizer.eos).decode('utf-8', 'replace')}," if tokenizer.eos >= 0 else ""
+    if tokenizer.lacking_end:
+        whose = "the base's chat template" if tokenizer.has_template else "ChatML, for want of a template in the base,"
+        yield f"{whose} ends an answer with {tokenizer.lacking_end}, which its vocabulary lacks: {end} is used"
+    elif not tokenizer.ends_answers():
+        yield (
+            f"the base's chat template ends an answer with {after!r}, which is no token that ends one: an answer may go on as "
+            "far as max_tokens in [chat] of config.toml"
+        )
