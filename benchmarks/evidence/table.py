@@ -24,9 +24,9 @@ def markdown(records: dict[Run, Record], recipes: tuple[str, ...]) -> str:
         return "no run is done\n"
     lines = [
         f"{len(done)} of {length(recipes)} runs are done. {_made_on([records[run] for run in done])} Bits per byte of test",
-        "text, mean over devices; the state is chosen by validation text, the last one stands beside it. Rates are the experts' first. The",
-        f"difference is to the better of {' and '.join(RIVALS)}, each at its best rate, over the seeds that both have; the",
-        f"interval holds 95 % of {DRAWS:,} paired draws of test windows. Rates were chosen on this text: it is no judgement.",
+        "text, mean over devices; the state is chosen by validation text, the last one stands beside it. Rates are the experts'",
+        f"first. The difference is to the better of {' and '.join(RIVALS)}, each at its best rate, over the seeds that both",
+        f"have; the interval holds 95 % of {DRAWS:,} paired draws of test windows. Rates were chosen on this text: it is no judgement.",
     ]
     for recipe in recipes:
         there = {run: record for run, record in records.items() if run.recipe == recipe}
