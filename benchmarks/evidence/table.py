@@ -23,10 +23,12 @@ def markdown(records: dict[Run, Record], recipes: tuple[str, ...]) -> str:
     if not done:
         return "no run is done\n"
     lines = [
-        f"{len(done)} of {length(recipes)} runs are done. {_made_on([records[run] for run in done])} Bits per byte of test",
-        "text, mean over devices; the state is chosen by validation text, the last one stands beside it. Rates are the experts'",
-        f"first. The difference is to the better of {' and '.join(RIVALS)}, each at its best rate, over the seeds that both",
-        f"have; the interval holds 95 % of {DRAWS:,} paired draws of test windows. Rates were chosen on this text: it is no judgement.",
+        f"{len(done)} of {length(recipes)} runs are done. {_made_on([records[run] for run in done])}",
+        "",
+        "Bits per byte of test text, mean over devices; the state is chosen by validation text, the last one is beside it.",
+        "Rates are the experts' first. All methods computed the tokens of the last column, routers' included. The difference is",
+        f"to the better of {' and '.join(RIVALS)}, each at its best rate, over the seeds that both have; the interval holds 95 % of",
+        f"{DRAWS:,} paired draws of test windows. Rates were chosen on this text: it is no judgement.",
     ]
     for recipe in recipes:
         there = {run: record for run, record in records.items() if run.recipe == recipe}

@@ -91,7 +91,7 @@ def in_torch(model: Model, text: TestText, advance: Advance = lambda tokens: Non
     device, windows = model.base.device, text.windows
     nats: list[Tensor] = [torch.empty(0)] * len(windows)
     with torch.no_grad():
-        for group in _groups(windows, TOKENS_TOGETHER if device.type == "cuda" else 1):
+        for group in groups(windows, TOKENS_TOGETHER if device.type == "cuda" else 1):
             longest = max(len(windows[index].ids) for index in group) - 1
             # Nothing looks ahead, so what stands behind a window does not change it.
             ids = [windows[index].ids[:-1] + [0] * (longest + 1 - len(windows[index].ids)) for index in group]
@@ -104,7 +104,7 @@ def in_torch(model: Model, text: TestText, advance: Advance = lambda tokens: Non
     return Score(sum(by_window), text.num_tokens, text.num_bytes, by_window)
 
 
-def _groups(windows: list[Window], tokens: int) -> Iterator[list[int]]:
+def groups(windows: list[Window], tokens: int) -> Iterator[list[int]]:
     """Indices of windows that are read together, the longest first: about `tokens` tokens each, and one at least."""
     order = sorted(range(len(windows)), key=lambda index: -len(windows[index].ids))
     while order:
