@@ -27,8 +27,8 @@ def markdown(records: dict[Run, Record], recipes: tuple[str, ...]) -> str:
         "",
         "Bits per byte of test text, mean over devices; the state is chosen by validation text, the last one is beside it.",
         "Rates are the experts' first. All methods computed the tokens of the last column, routers' included. The difference is",
-        f"to the better of {' and '.join(RIVALS)}, each at its best rate, over the seeds that both have; the interval holds 95 % of",
-        f"{DRAWS:,} paired draws of test windows. Rates were chosen on this text: it is no judgement.",
+        f"to the better of {' and '.join(RIVALS)}, each at its best rate, over the seeds that both have; the interval holds",
+        f"95 % of {DRAWS:,} paired draws of test windows. Rates were chosen on this text: it is no judgement.",
     ]
     for recipe in recipes:
         there = {run: record for run, record in records.items() if run.recipe == recipe}
