@@ -18,7 +18,7 @@ def ground(recipe_file, folder, tiny_path, monkeypatch):
     """The tiny base, and three devices in place of every recipe."""
     path = recipe_file()
     monkeypatch.setattr(recipes, "find", lambda name: path)
-    return Ground(text=folder, base=tiny_path, size="quick", rounds=1, test_tokens=200)
+    return Ground(text=folder, base=tiny_path, size="quick", rounds=1, test_tokens=1000)
 
 
 @pytest.mark.parametrize("run", first_seed(RECIPES[:1]), ids=lambda run: f"{run.label}-{run.rate:g}")
