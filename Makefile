@@ -40,7 +40,8 @@ bench: $(READY)
 	@$(BIN)/python -m benchmarks $(WHAT)
 
 evidence: $(READY)
-	@$(BIN)/python -m benchmarks.evidence $(TEXT) $(foreach name,device minutes jobs base size,$(if $($(shell echo $(name) | tr a-z A-Z)),--$(name) $($(shell echo $(name) | tr a-z A-Z))))
+	@$(BIN)/python -m benchmarks.evidence $(TEXT) $(if $(DEVICE),--device $(DEVICE)) $(if $(PRECISION),--precision $(PRECISION)) \
+	  $(if $(MINUTES),--minutes $(MINUTES)) $(if $(JOBS),--jobs $(JOBS)) $(if $(BASE),--base $(BASE)) $(if $(SIZE),--size $(SIZE))
 
 torture: $(READY)
 	@command -v strace > /dev/null && command -v xfs_io > /dev/null || { echo "needed: apt-get install strace xfsprogs"; exit 1; }
