@@ -37,7 +37,7 @@ TEST_CONTEXT = 256  # tokens of a window: 64 windows and more of most texts
 TERMS = (
     "equal tokens: methods whose router has no turns of its own compute the router's tokens in expert steps",
     "each device's state is chosen by validation text at the ends of rounds; train-valid methods have learned from that text",
-    "scored after the exchange; text on which settings may be chosen",
+    "scored after the exchange, the last state also before it; text on which settings may be chosen",
 )
 
 
@@ -118,7 +118,8 @@ def equal_terms(run: Run, found: Recipe, size: Size, hparams: HParams) -> Plan:
     else:
         steps = math.ceil(product.total_steps / size.rounds)
         size = replace(size, local_steps=steps, router_period=steps)
-    return replace(plan, size=replace(size, validation_rows=product.validation_rows, measured_rounds=()))
+    size = replace(size, validation_rows=product.validation_rows, measured_rounds=())
+    return replace(plan, size=size, scores_before=True)
 
 
 def _read_recipe(run: Run, ground: Ground) -> tuple[Recipe, Size]:
@@ -175,7 +176,8 @@ def _device(records: list[dict[str, Any]], name: str, test: TestText, window_byt
     last = own[-1]
     return {
         "bits_per_byte": last["bits_per_byte"], "last_bits_per_byte": last["last_bits_per_byte"],
-        "perplexity": last["perplexity"], "test_text": hashlib.sha256(repr(test.windows).encode()).hexdigest()[:16],
+        "bits_per_byte_before_exchange": last.get("bits_per_byte_before_exchange"), "perplexity": last["perplexity"],
+        "test_text": hashlib.sha256(repr(test.windows).encode()).hexdigest()[:16],
         "window_nats": [round(nats, 3) for nats in last["windows"]], "window_bytes": window_bytes,
         "validation_losses": {str(record["round"]): record["validation_loss"] for record in own},
         "expert_scores": last["expert_scores"],

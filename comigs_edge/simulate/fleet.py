@@ -14,6 +14,7 @@ from typing import Any
 
 from comigs_edge.arrays import digest, select, subtract
 from comigs_edge.data.tokenizer import Encoded
+from comigs_edge.inference.evaluate import Score
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.experts import ExpertsConfig
 from comigs_edge.nn.weights import Base
@@ -72,6 +73,8 @@ class Fleet:
         for device, names, learns in zip(self.devices, self.names, trained, strict=True):
             device.trainer.frozen = set(names) - set(learns)
             done.append(device.train(until, advance, ends_before_router=first))
+        exchanges = any(self.names) and number == self.plan.size.rounds
+        found = [device.measure() for device in self.devices] if exchanges and self.plan.scores_before else None
         sent, received = self._exchange(number, before, trained, [local.tokens for local in done])
         too_early = [local.validation_loss is not None and any(self.names) for local in done]
         if first:
@@ -85,7 +88,7 @@ class Fleet:
         for record, up, down in zip(records, sent, received, strict=True):
             record |= {"bytes_sent": up, "bytes_received": down}
         if self.is_done or number in self.plan.size.measured_rounds:
-            records = self._add_scores(records)
+            records = self._add_scores(records, found)
         return records
 
     def digest(self) -> str:
@@ -147,18 +150,21 @@ class Fleet:
         for device, own in zip(self.devices, shared, strict=True):
             device.load({n: common[n][tuple(slice(0, size) for size in a.shape)] for n, a in own.items()})
 
-    def _add_scores(self, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _add_scores(self, records: list[dict[str, Any]], found: list[dict[str, Score]] | None) -> list[dict[str, Any]]:
         """The records with test scores; a device that stands for several has one record for each text.
 
-        At the end the scores are those of each device's state with the lowest validation loss, and the last state's is beside it.
+        At the end the scores are those of each device's state with the lowest validation loss, and the last state's is beside it;
+        `found` has those of the models that the exchange found.
         """
         scored = []
-        for device, record in zip(self.devices, records, strict=True):
+        for index, (device, record) in enumerate(zip(self.devices, records, strict=True)):
             last = device.measure()
             chosen = device.measure_best() if self.is_done and record["validation_loss"] != device.trainer.best_loss else last
             for name, score in chosen.items():
                 figures = {"bits_per_byte": score.bits_per_byte, "perplexity": score.perplexity, "windows": list(score.windows)}
                 scored.append(record | {"device": name} | figures | {"last_bits_per_byte": last[name].bits_per_byte})
+                if found is not None:
+                    scored[-1]["bits_per_byte_before_exchange"] = found[index][name].bits_per_byte
                 # What was trained for all is counted once.
                 record = record | {"tokens": 0, "seconds": 0.0}
         return scored

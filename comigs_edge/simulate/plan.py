@@ -25,6 +25,7 @@ class Plan:
     method: Method
     seed: int
     leaky: bool = False
+    scores_before: bool = False  # also the models that the last exchange finds, as the paper does
 
     def schedule(self, hparams: HParams, devices: int) -> Schedule:
         """How a device trains; the one device of pooled text has as many batches a step as there are devices."""

@@ -271,6 +271,20 @@ def test_the_reported_state_is_that_with_the_lowest_validation_loss(fleet):
         assert record["last_bits_per_byte"] == device.measure()[device.name].bits_per_byte != record["bits_per_byte"]
 
 
+def test_the_models_that_the_last_exchange_finds_are_scored_where_that_is_asked_for(fleet):
+    one, other, alone = fleet("fedavg"), fleet("fedavg"), fleet("local")
+    for each in (one, alone):
+        each.plan = replace(each.plan, scores_before=True)
+    records = play(one)[-3:]
+    for _ in range(2):
+        other.round(nothing)
+    for device, record in zip(other.devices, records, strict=True):
+        device.train(9, nothing)
+        assert record["bits_per_byte_before_exchange"] == device.measure()[device.name].bits_per_byte
+        assert record["bits_per_byte_before_exchange"] != record["last_bits_per_byte"]
+    assert "bits_per_byte_before_exchange" not in play(alone)[-1]
+
+
 def test_a_better_round_s_end_is_kept_and_a_state_before_the_exchange_never(fleet):
     one = fleet("fedavg")
     for _ in range(3):
