@@ -3,6 +3,8 @@
 # make test    everything that must hold before a change is kept
 # make bench   the list of benchmarks; one of them: make bench WHAT=formats TEXT=FOLDER
 #              figures go to benchmark-work/results, with RECORD=1 over the shipped ones in benchmarks/results
+# make evidence   methods compared at equal terms, the most telling runs first; TEXT=FOLDER, and where wanted DEVICE=cuda MINUTES=12
+#              JOBS=2; run it again to continue; records are kept in benchmarks/results/evidence, without TEXT it prints their table
 # make torture   kills, power cuts, load, forged requests, fuzzing, in one table beside the shipped figures: about an hour, as root,
 #                on a quiet machine; TIME=quick takes minutes, ONLY=kills,tests some parts
 # make clean   removes the environment and what was built
@@ -11,7 +13,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test bench torture clean
+.PHONY: setup demo test bench evidence torture clean
 
 setup: $(READY)
 
@@ -36,6 +38,10 @@ test: $(READY)
 bench: $(READY)
 	@$(if $(filter rivals,$(WHAT)),$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]')
 	@$(BIN)/python -m benchmarks $(WHAT)
+
+evidence: $(READY)
+	@$(BIN)/python -m benchmarks.evidence $(TEXT) $(if $(DEVICE),--device $(DEVICE)) $(if $(PRECISION),--precision $(PRECISION)) \
+	  $(if $(MINUTES),--minutes $(MINUTES)) $(if $(JOBS),--jobs $(JOBS)) $(if $(BASE),--base $(BASE)) $(if $(SIZE),--size $(SIZE))
 
 torture: $(READY)
 	@command -v strace > /dev/null && command -v xfs_io > /dev/null || { echo "needed: apt-get install strace xfsprogs"; exit 1; }

@@ -39,7 +39,8 @@ ARROWS = {
         "comigs_edge.training coordinator.protocol quantize"
     ),
     "comigs_edge.simulate": (
-        "comigs_edge comigs_edge.data comigs_edge.inference comigs_edge.nn comigs_edge.training coordinator.protocol"
+        "comigs_edge comigs_edge.base comigs_edge.data comigs_edge.home comigs_edge.inference comigs_edge.nn "
+        "comigs_edge.planning comigs_edge.training coordinator.protocol"
     ),
 }
 

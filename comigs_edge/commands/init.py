@@ -9,14 +9,14 @@ import typer
 
 import profiles
 from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
-from comigs_edge.base.hparams import ARCHITECTURES, check_tensors, read_hparams
+from comigs_edge.base.hparams import check_tensors, read_hparams
 from comigs_edge.base.parts import is_part, join
 from comigs_edge.commands.console import bar, fact, next_command, out, size, warn
 from comigs_edge.commands.plan import show
 from comigs_edge.home import folder as homes
 from comigs_edge.home.config import Config
 from comigs_edge.home.folder import Home
-from comigs_edge.nn.experts import FORMS, Form, expected_shapes
+from comigs_edge.nn.experts import FORMS, Form, default_form, expected_shapes
 from comigs_edge.progress import count_up
 from coordinator.protocol.text import printable
 from quantize.gguf_file import GGUFFile
@@ -108,7 +108,7 @@ def _choose_form(path: Path, expert_form: str | None) -> Form:
 
 def _form(architecture: str, expert_form: str | None) -> Form:
     """What was asked for, or parallel where llama.cpp can run it; raises `ComigsError` where it was asked for and cannot."""
-    form = cast(Form, expert_form) or ("parallel" if ARCHITECTURES[architecture].compact else "lora")
+    form = cast(Form, expert_form) or default_form(architecture)
     FORMS[form].architecture(architecture, 2)
     return form
 

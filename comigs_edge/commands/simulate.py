@@ -63,12 +63,12 @@ def simulate(
     results, scores = _run(simulation, methods, seeds)
     made_on = report.hardware(results)
     tokens = ", ".join(f"{name} {each.num_training_tokens:,}" for name, each in simulation.texts.items())
+    forms = f"{parsed.experts.form} experts" if parsed.experts.form else "LoRA experts (comigs-edge: as an installation has them)"
     sentences = [
         f"Recipe {path.stem}, size {size}: {parsed.about}.",
         f"Rounds of {wanted.local_steps} expert steps: {wanted.rounds}; {wanted.batch} x {wanted.context} tokens a step.",
         f"Training tokens: {tokens}.",
-        f"Base {base}, {parsed.experts.form} experts, {precision}, on {made_on}"
-        + (", by the published code's leaky loop." if leaky else "."),
+        f"Base {base}, {forms}, {precision}, on {made_on}" + (", by the published code's leaky loop." if leaky else "."),
     ]
     _report(results, scores, sentences, folder, json)
 

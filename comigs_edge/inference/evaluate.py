@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from comigs_edge import llamacpp
 from comigs_edge.data.tokenizer import Encoded, Tokenizer
@@ -21,6 +22,8 @@ from comigs_edge.errors import ComigsError
 from comigs_edge.nn.loss import next_token_loss
 from comigs_edge.nn.model import Model
 from comigs_edge.progress import Advance
+
+TOKENS_TOGETHER = 4096  # on a GPU, which short windows one by one would leave idle
 
 
 class Window(NamedTuple):
@@ -46,6 +49,7 @@ class Score:
     nats: float  # summed over all tokens that count
     num_tokens: int
     num_bytes: int
+    windows: tuple[float, ...] = ()  # nats of each window, in their order
 
     @property
     def bits_per_byte(self) -> float:
@@ -84,14 +88,29 @@ def _windows(document: Encoded, context: int) -> Iterator[Window]:
 
 def in_torch(model: Model, text: TestText, advance: Advance = lambda tokens: None) -> Score:
     """Measures the torch model."""
-    nats, device = 0.0, model.base.device
+    device, windows = model.base.device, text.windows
+    nats: list[Tensor] = [torch.empty(0)] * len(windows)
     with torch.no_grad():
-        for window in text.windows:
-            hidden = model(torch.tensor([window.ids[:-1]], device=device)).hidden
-            targets = torch.tensor(window.ids[1:], device=device)
-            nats += float(next_token_loss(model.base, hidden, targets, torch.tensor(window.scored)))
-            advance(len(window.ids))
-    return Score(nats, text.num_tokens, text.num_bytes)
+        for group in groups(windows, TOKENS_TOGETHER if device.type == "cuda" else 1):
+            longest = max(len(windows[index].ids) for index in group) - 1
+            # Nothing looks ahead, so what stands behind a window does not change it.
+            ids = [windows[index].ids[:-1] + [0] * (longest + 1 - len(windows[index].ids)) for index in group]
+            hidden = model(torch.tensor(ids, device=device)).hidden.view(len(group), longest, -1)
+            for index, rows in zip(group, hidden, strict=True):
+                targets = torch.tensor(windows[index].ids[1:], device=device)
+                nats[index] = next_token_loss(model.base, rows[: len(targets)], targets, torch.tensor(windows[index].scored))
+                advance(len(windows[index].ids))
+    by_window = tuple(torch.stack(nats).tolist())
+    return Score(sum(by_window), text.num_tokens, text.num_bytes, by_window)
+
+
+def groups(windows: list[Window], tokens: int) -> Iterator[list[int]]:
+    """Indices of windows that are read together, the longest first: about `tokens` tokens each, and one at least."""
+    order = sorted(range(len(windows)), key=lambda index: -len(windows[index].ids))
+    while order:
+        count = max(1, tokens // len(windows[order[0]].ids))
+        yield order[:count]
+        order = order[count:]
 
 
 def in_llama_cpp(

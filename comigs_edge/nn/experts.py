@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from comigs_edge.base.hparams import ATTENTION, HParams
+from comigs_edge.base.hparams import ARCHITECTURES, ATTENTION, HParams
 from comigs_edge.errors import ComigsError
 from comigs_edge.nn.form import ExpertForm, Start
 from comigs_edge.nn.lora_form import LORA, low_rank_starts
@@ -16,6 +16,11 @@ from coordinator.protocol.generalist import may_leave
 Form = Literal["lora", "parallel"]
 FORMS: dict[str, ExpertForm[Any]] = {"lora": LORA, "parallel": PARALLEL}
 ROUTER = "router."
+
+
+def default_form(architecture: str) -> Form:
+    """The form of a new home: parallel wherever llama.cpp can run it beside a base of this architecture."""
+    return "parallel" if ARCHITECTURES[architecture].compact else "lora"
 
 
 @dataclass(frozen=True)

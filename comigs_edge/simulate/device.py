@@ -99,9 +99,17 @@ class Device:
         )  # fmt: skip
 
     def measure(self) -> dict[str, Score]:
-        """The scores of its model on its test text."""
-        self.trainer.model.block_format = None
+        """The scores of its model on its test text, in the weights of the exported file."""
+        self.trainer.model.block_format = self.trainer.schedule.block_format
         return {name: in_torch(self.trainer.model, text) for name, text in self.tests.items()}
+
+    def measure_best(self) -> dict[str, Score]:
+        """The scores of its state with the lowest validation loss."""
+        now = self.adapters.arrays()
+        self.adapters.load_arrays(self.trainer.best)
+        scores = self.measure()
+        self.adapters.load_arrays(now)
+        return scores
 
     def loss_to_choose_by(self) -> float:
         """Validation loss of as many rows beside the measured ones: what is chosen by a loss flatters it."""

@@ -8,22 +8,22 @@ it means the same for every method. What float16 takes away from an update is lo
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict
 from typing import Any
 
 from comigs_edge.arrays import digest, select, subtract
 from comigs_edge.data.tokenizer import Encoded
-from comigs_edge.errors import ComigsError
+from comigs_edge.inference.evaluate import Score
 from comigs_edge.nn.adapters import Adapters
-from comigs_edge.nn.experts import FORMS, ExpertsConfig
+from comigs_edge.nn.experts import ExpertsConfig
 from comigs_edge.nn.weights import Base
 from comigs_edge.progress import Advance
-from comigs_edge.simulate.device import Device, Leaky, new_model
-from comigs_edge.simulate.methods.method import Method, Round
-from comigs_edge.simulate.recipe import Recipe, Size
+from comigs_edge.simulate.device import Device, Leaky, Local, new_model
+from comigs_edge.simulate.methods.method import Round
+from comigs_edge.simulate.plan import Plan
 from comigs_edge.simulate.texts import Text
 from comigs_edge.training.batches import Rows
-from comigs_edge.training.schedule import Schedule
 from comigs_edge.training.trainer import Trainer
 from coordinator.protocol import compress, rounds, wire
 from coordinator.protocol.rounds import Rules
@@ -32,47 +32,6 @@ from coordinator.protocol.wire import Arrays
 POOL = "all"  # the name of the one device of `centralized`
 MEMORY = "memory."  # before names of arrays that a method keeps between rounds
 OTHER_ORDER = 1 << 20  # added to the seed of rows that a router learns from in place of validation rows
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What the devices of one run have in common."""
-
-    recipe: Recipe
-    size: Size
-    method: Method
-    seed: int
-    leaky: bool = False
-
-    def schedule(self, devices: int) -> Schedule:
-        """How a device trains; the one device of pooled text has as many batches a step as there are devices."""
-        training, size = self.recipe.training, self.size
-        return Schedule(
-            steps=size.rounds * size.local_steps,
-            batch=size.batch * (devices if self.method.text == "pooled" else 1),
-            expert_learning_rate=training.expert_learning_rate,
-            final_learning_rate=training.final_learning_rate,
-            router_learning_rate=self.method.router_learning_rate or training.router_learning_rate,
-            warmup_steps=training.warmup_steps,
-            router_period=size.router_period,
-            router_steps=0 if self.method.router == "even" else size.router_steps,
-            balance_weight=training.balance_weight,
-            weight_decay=training.weight_decay,
-            validation_rows=size.validation_rows,
-            rates_by_weight=self.method.rates_by_weight,
-            router_offset_rate=self.method.router_offset_rate,
-            jointly=self.method.router == "jointly",
-        )
-
-    def layout(self, specialists: int) -> ExpertsConfig:
-        """The experts of a device that could carry `specialists` specialists."""
-        experts = self.recipe.experts
-        low_rank = FORMS[experts.form].is_low_rank
-        if self.method.lora_only and not low_rank:
-            raise ComigsError(f'{self.method.name} is about low-rank updates; use form = "lora" in [experts]')
-        width = 0 if low_rank else experts.width
-        plain = ExpertsConfig(1, experts.rank, experts.alpha, 2, experts.attention, experts.form, width, experts.blocks)
-        return self.method.layout(plain, specialists)
 
 
 class Fleet:
@@ -105,6 +64,7 @@ class Fleet:
     def round(self, advance: Advance) -> list[dict[str, Any]]:
         """The next round; a record for each device."""
         number = self.number + 1
+        kept = [(device.trainer.best_loss, device.trainer.best) for device in self.devices]
         before = [self._shared_arrays(index) for index in range(len(self.devices))]
         averaging = self.plan.method.averaging or self.plan.recipe.exchange.averaging
         trained = [rounds.trained_names(names, averaging, number) for names in self.names]
@@ -113,6 +73,8 @@ class Fleet:
         for device, names, learns in zip(self.devices, self.names, trained, strict=True):
             device.trainer.frozen = set(names) - set(learns)
             done.append(device.train(until, advance, ends_before_router=first))
+        exchanges = any(self.names) and number == self.plan.size.rounds
+        found = [device.measure() for device in self.devices] if exchanges and self.plan.scores_before else None
         sent, received = self._exchange(number, before, trained, [local.tokens for local in done])
         too_early = [local.validation_loss is not None and any(self.names) for local in done]
         if first:
@@ -120,17 +82,27 @@ class Fleet:
         for device, local, again in zip(self.devices, done, too_early, strict=True):
             if again:
                 local.validation_loss = device.trainer.validate()
+        self._keep_best(kept, done)
         records = [{"round": number, "device": d.name, **asdict(x)} for d, x in zip(self.devices, done, strict=True)]
         self.number = number
         for record, up, down in zip(records, sent, received, strict=True):
             record |= {"bytes_sent": up, "bytes_received": down}
         if self.is_done or number in self.plan.size.measured_rounds:
-            records = self._add_scores(records)
+            records = self._add_scores(records, found)
         return records
 
     def digest(self) -> str:
         """SHA-256 of the adapters of all devices: equal fleets have equal digests."""
         return digest({f"{d.name}/{name}": array for d in self.devices for name, array in d.adapters.arrays().items()})
+
+    def _keep_best(self, kept: list[tuple[float, Arrays]], done: list[Local]) -> None:
+        """Makes each trainer's best state one of those that a round has ended with; the first is what it began with."""
+        for device, (loss, best), local in zip(self.devices, kept, done, strict=True):
+            trainer = device.trainer
+            assert trainer.first_loss is not None
+            trainer.best_loss, trainer.best = trainer.first_loss if math.isinf(loss) else loss, best
+            if local.validation_loss is not None and local.validation_loss < trainer.best_loss:
+                trainer.best_loss, trainer.best = local.validation_loss, device.adapters.arrays()
 
     def _exchange(
         self, number: int, before: list[Arrays], trained: list[list[str]], tokens: list[int]
@@ -178,13 +150,21 @@ class Fleet:
         for device, own in zip(self.devices, shared, strict=True):
             device.load({n: common[n][tuple(slice(0, size) for size in a.shape)] for n, a in own.items()})
 
-    def _add_scores(self, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The records with test scores; a device that stands for several has one record for each text."""
+    def _add_scores(self, records: list[dict[str, Any]], found: list[dict[str, Score]] | None) -> list[dict[str, Any]]:
+        """The records with test scores; a device that stands for several has one record for each text.
+
+        At the end the scores are those of each device's state with the lowest validation loss, and the last state's is beside it;
+        `found` has those of the models that the exchange found.
+        """
         scored = []
-        for device, record in zip(self.devices, records, strict=True):
-            for name, score in device.measure().items():
-                figures = {"bits_per_byte": score.bits_per_byte, "perplexity": score.perplexity}
-                scored.append(record | {"device": name} | figures)
+        for index, (device, record) in enumerate(zip(self.devices, records, strict=True)):
+            last = device.measure()
+            chosen = device.measure_best() if self.is_done and record["validation_loss"] != device.trainer.best_loss else last
+            for name, score in chosen.items():
+                figures = {"bits_per_byte": score.bits_per_byte, "perplexity": score.perplexity, "windows": list(score.windows)}
+                scored.append(record | {"device": name} | figures | {"last_bits_per_byte": last[name].bits_per_byte})
+                if found is not None:
+                    scored[-1]["bits_per_byte_before_exchange"] = found[index][name].bits_per_byte
                 # What was trained for all is counted once.
                 record = record | {"tokens": 0, "seconds": 0.0}
         return scored
@@ -214,7 +194,7 @@ def _make_apart(base: Base, plan: Plan, texts: dict[str, Text]) -> list[Device]:
     devices = []
     for index, (name, text) in enumerate(texts.items()):
         training = text.training + (text.validation if plan.method.text == "both" else [])
-        layout = plan.layout(plan.recipe.devices[name].specialists)
+        layout = plan.layout(base.hparams, plan.recipe.devices[name].specialists)
         trainer = _trainer(base, plan, layout, (training, text.validation), index, len(texts))
         devices.append(Device(name, trainer, {name: text.test}))
     return devices
@@ -224,14 +204,14 @@ def _make_pooled(base: Base, plan: Plan, texts: dict[str, Text]) -> list[Device]
     """One device with the text of all."""
     training = [each for text in texts.values() for each in text.training]
     validation = [each for text in texts.values() for each in text.validation]
-    trainer = _trainer(base, plan, plan.layout(1), (training, validation), 0, len(texts))
+    trainer = _trainer(base, plan, plan.layout(base.hparams, 1), (training, validation), 0, len(texts))
     return [Device(POOL, trainer, {name: text.test for name, text in texts.items()})]
 
 
 def _trainer(
     base: Base, plan: Plan, layout: ExpertsConfig, text: tuple[list[Encoded], list[Encoded]], index: int, devices: int
 ) -> Trainer:
-    context, schedule = plan.size.context, plan.schedule(devices)
+    context, schedule = plan.size.context, plan.schedule(base.hparams, devices)
     # Devices draw other numbers for what is their own; seeds lie so far apart that no two runs share a device.
     seed = plan.seed * 1009 + index
     adapters = Adapters.initial(layout, base.hparams, seed)

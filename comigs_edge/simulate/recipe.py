@@ -47,7 +47,7 @@ class Size:
 class ExpertRecipe:
     """The experts; defaults are the paper's (arXiv:2409.13931, appendix B.1)."""
 
-    form: Form = "lora"
+    form: Form | None = None  # None: LoRA, and for comigs-edge the one that `comigs-edge init` chooses
     rank: Annotated[int, setting("", 1, 1024)] = 8
     width: Annotated[int, setting("", 1, 1 << 16)] = 32  # of parallel experts
     alpha: Annotated[float, setting("", 1e-3, 1e4)] = 16.0
@@ -57,10 +57,10 @@ class ExpertRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRecipe:
-    """Rates and weights; the paper's."""
+    """Rates and weights; defaults are the paper's. `comigs-edge` takes the experts' rates from here where they are given."""
 
-    expert_learning_rate: Rate = 2e-3
-    final_learning_rate: Rate = 2e-4
+    expert_learning_rate: Rate | None = None  # None: 2e-3, and for comigs-edge the product's
+    final_learning_rate: Rate | None = None  # None: a tenth of it
     router_learning_rate: Rate = 2e-3
     warmup_steps: Annotated[int, setting("", 0, 10**9)] = 0
     balance_weight: Annotated[float, setting("", 0, 1e3)] = 0.01

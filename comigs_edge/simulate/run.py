@@ -23,8 +23,9 @@ from comigs_edge.inference.evaluate import in_torch
 from comigs_edge.nn.model import Model
 from comigs_edge.nn.weights import Base
 from comigs_edge.progress import Progress
-from comigs_edge.simulate.fleet import Fleet, Plan
+from comigs_edge.simulate.fleet import Fleet
 from comigs_edge.simulate.methods.method import Method
+from comigs_edge.simulate.plan import Plan
 from comigs_edge.simulate.recipe import Recipe, Size
 from comigs_edge.simulate.texts import Text, digest
 from comigs_edge.training import checkpoint

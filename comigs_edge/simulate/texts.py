@@ -40,7 +40,9 @@ class Text:
         return sum(len(each.ids) for each in self.training)
 
 
-def read(recipe: Recipe, size: Size, folder: Path, tokenizer: Tokenizer, progress: Progress) -> dict[str, Text]:
+def read(
+    recipe: Recipe, size: Size, folder: Path, tokenizer: Tokenizer, progress: Progress, test_context: int = TEST_CONTEXT
+) -> dict[str, Text]:
     """The text of every device, no longer than the size says; raises `ComigsError` where a file or a split is missing."""
     files = {name: find(folder, device.text) for name, device in recipe.devices.items()}
     splits = {}
@@ -55,7 +57,7 @@ def read(recipe: Recipe, size: Size, folder: Path, tokenizer: Tokenizer, progres
             for split, tokens in (("validation", size.validation_tokens), ("test", size.test_tokens))
         )
         training = limit(splits[name]["training"], round(size.training_tokens * device.share))
-        texts[name] = Text(training, validation, prepare(test, tokenizer, TEST_CONTEXT, size.test_tokens))
+        texts[name] = Text(training, validation, prepare(test, tokenizer, test_context, size.test_tokens))
     return texts
 
 

@@ -7,8 +7,10 @@ import torch
 
 from comigs_edge.data.documents import Document
 from comigs_edge.data.tokenizer import Encoded, Tokenizer
+from comigs_edge.inference import evaluate
 from comigs_edge.inference.evaluate import Score, in_llama_cpp, in_torch, prepare
 from comigs_edge.nn.model import Model
+from comigs_edge.nn.weights import open_base
 from tests.conftest import llama_logits
 from tests.tiny import some_text
 
@@ -43,3 +45,22 @@ def test_torch_and_llama_cpp_measure_the_same(tiny_path, tiny_base, tokenizer):
     by_hand = torch.nn.functional.cross_entropy(llama_logits(tiny_path, first.ids[:-1]), torch.tensor(first.ids[1:]))
     alone = prepare([Encoded(first.ids, [True] * len(first.ids))], tokenizer, 64, 1500)
     assert in_llama_cpp(tiny_path, alone, 1).nats == pytest.approx(float(by_hand) * 64, rel=1e-4)
+
+
+def test_windows_that_are_read_together_measure_what_each_does_alone(tiny_base, tokenizer, monkeypatch):
+    """As on a GPU: padded to the longest, which changes nothing before it."""
+    encoded = [tokenizer.encode(Document(text=some_text(2, seed)[: 300 * (seed + 1)])) for seed in range(3)]
+    text, model = prepare(encoded, tokenizer, 64, 1500), Model(tiny_base, None)
+    alone, groups = in_torch(model, text), evaluate.groups
+    monkeypatch.setattr(evaluate, "groups", lambda windows, tokens: groups(windows, 200))
+    together = in_torch(model, text)
+    assert len({len(window.ids) for window in text.windows}) > 2
+    assert together.windows == pytest.approx(alone.windows, rel=1e-5)
+    assert sum(alone.windows) == alone.nats
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_measures_what_the_processor_does(tiny_path, tiny_base, tokenizer):
+    text = prepare([tokenizer.encode(Document(text=some_text(3, seed))) for seed in range(9)], tokenizer, 64, 9000)
+    there = in_torch(Model(open_base(tiny_path, device="cuda"), None), text)
+    assert there.windows == pytest.approx(in_torch(Model(tiny_base, None), text).windows, rel=1e-3)

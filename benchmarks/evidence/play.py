@@ -1,0 +1,184 @@
+"""One run: text and base once for each process, the same tokens for every method, a record at the end.
+
+A method whose router takes turns on validation text computes tokens there too. All methods compute as many as `comigs-edge` does:
+those without turns have more expert steps instead, the paper's method has the same turns as the product.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+import statistics
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.evidence.runs import Run
+from comigs_edge import files
+from comigs_edge.base.hparams import HParams
+from comigs_edge.data.tokenizer import Tokenizer
+from comigs_edge.errors import ComigsError
+from comigs_edge.inference.evaluate import TestText
+from comigs_edge.nn.weights import Base, open_base
+from comigs_edge.progress import SILENT
+from comigs_edge.simulate import recipe as recipes
+from comigs_edge.simulate import texts
+from comigs_edge.simulate.fleet import Fleet
+from comigs_edge.simulate.methods.catalogue import find_method
+from comigs_edge.simulate.plan import Plan
+from comigs_edge.simulate.recipe import Recipe, Size
+from comigs_edge.simulate.texts import Text
+
+TEST_CONTEXT = 256  # tokens of a window: 64 windows and more of most texts
+TERMS = (
+    "equal tokens: methods whose router has no turns of its own compute the router's tokens in expert steps",
+    "each device's state is chosen by validation text at the ends of rounds; train-valid methods have learned from that text",
+    "scored after the exchange, the last state also before it; text on which settings may be chosen",
+)
+
+
+class TimeIsOver(Exception):
+    """The minutes are over; what was begun is dropped."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ground:
+    """What all runs of one list stand on."""
+
+    text: Path
+    base: Path
+    size: str
+    rounds: int | None = None  # in place of the size's
+    test_tokens: int = 32768  # of a device, where the text has as many
+    device: str = "cpu"
+    precision: str = "float32"  # of products; also bfloat16 and, on a GPU, tf32
+    threads: int = 1
+    commit: str = ""
+    until: float = math.inf  # time.time() at which runs are broken off
+
+    @property
+    def size_label(self) -> str:
+        """The size in the names of records."""
+        return self.size if self.rounds is None else f"{self.size}.{self.rounds}"
+
+
+def play(run: Run, ground: Ground) -> dict[str, Any] | None:
+    """The record of a run; None when the time was over before its end. One that diverges has an `error` in its record."""
+    base = _base(ground)
+    found, size = _read_recipe(run, ground)
+    plan = equal_terms(run, found, size, base.hparams)
+    text, test_bytes = _texts(run.recipe, ground)
+    start = time.monotonic()
+    common = {
+        "run": asdict(run), "label": run.label, "size": ground.size_label, "text": texts.digest(text), "commit": ground.commit,
+        "base": _sha256(ground.base), "device": _hardware(ground), "precision": ground.precision, "torch": torch.__version__,
+        "terms": TERMS,
+    }  # fmt: skip
+
+    def advance(steps: int) -> None:
+        if time.time() > ground.until:
+            raise TimeIsOver
+
+    try:
+        fleet = Fleet(base, plan, text)
+        records = [record for _ in range(plan.size.rounds) for record in fleet.round(advance)]
+    except TimeIsOver:
+        return None
+    except ComigsError as error:
+        return common | {"error": str(error)}
+    tests = {name: (each.test, test_bytes[name]) for name, each in text.items()}
+    devices = {device.name: _device(records, device.name, *tests[device.name]) for device in fleet.devices}
+    return common | {
+        "settings": {
+            "schedule": asdict(fleet.devices[0].trainer.schedule), "experts": asdict(fleet.devices[0].adapters.layout),
+            "rounds": plan.size.rounds, "local_steps": plan.size.local_steps, "context": plan.size.context,
+            "exchange": asdict(plan.recipe.exchange), "texts": plan.method.text, "exchanges_first": plan.method.exchanges_first,
+        },
+        "training_tokens": {name: each.num_training_tokens for name, each in text.items()},
+        "tokens": sum(record["tokens"] for record in records),
+        "bytes_moved": sum(record["bytes_sent"] + record["bytes_received"] for record in records),
+        "seconds": round(time.monotonic() - start, 1),
+        "bits_per_byte": statistics.mean(each["bits_per_byte"] for each in devices.values()),
+        "last_bits_per_byte": statistics.mean(each["last_bits_per_byte"] for each in devices.values()),
+        "devices": devices,
+    }  # fmt: skip
+
+
+def equal_terms(run: Run, found: Recipe, size: Size, hparams: HParams) -> Plan:
+    """The run's plan, with as many tokens as `comigs-edge` computes and as many rows to choose a state by."""
+    plan = Plan(found, size, find_method(run.method), run.seed)
+    product = Plan(found, size, find_method("comigs-edge"), run.seed).schedule(hparams, 1)
+    takes_turns = plan.layout(hparams, 1).num_specialists > 0 and plan.method.router in ("validation", "training")
+    if takes_turns:
+        size = replace(size, router_period=product.router_period, router_steps=product.router_steps)
+    else:
+        steps = math.ceil(product.total_steps / size.rounds)
+        size = replace(size, local_steps=steps, router_period=steps)
+    size = replace(size, validation_rows=product.validation_rows, measured_rounds=())
+    return replace(plan, size=size, scores_before=True)
+
+
+def _read_recipe(run: Run, ground: Ground) -> tuple[Recipe, Size]:
+    found = recipes.read(recipes.find(run.recipe))
+    size = replace(found.size(ground.size), test_tokens=ground.test_tokens, measured_rounds=())
+    training = replace(found.training, expert_learning_rate=run.rate, final_learning_rate=None)
+    if run.router_rate is not None:
+        training = replace(training, router_learning_rate=run.router_rate)
+    found = replace(found, experts=replace(found.experts, form=run.form), training=training)
+    return found, size if ground.rounds is None else replace(size, rounds=ground.rounds)
+
+
+@functools.cache
+def _base(ground: Ground) -> Base:
+    torch.set_num_threads(ground.threads)
+    torch.set_float32_matmul_precision("high" if ground.precision == "tf32" else "highest")
+    kind = torch.bfloat16 if ground.precision == "bfloat16" else torch.float32
+    return open_base(ground.base, ground.threads, True, kind, ground.device)
+
+
+@functools.cache
+def _texts(recipe: str, ground: Ground) -> tuple[dict[str, Text], dict[str, list[int]]]:
+    """Each device's text, and the bytes that the counted tokens of each of its test windows stand for."""
+    found, size = _read_recipe(Run("", recipe, "local", 0.0), ground)
+    tokenizer = Tokenizer(ground.base)
+    read = texts.read(found, size, ground.text, tokenizer, SILENT, TEST_CONTEXT)
+    return read, {name: _bytes_by_window(text.test, tokenizer) for name, text in read.items()}
+
+
+def _bytes_by_window(test: TestText, tokenizer: Tokenizer) -> list[int]:
+    return [
+        sum(tokenizer.written_bytes(token) for token, scored in zip(window.ids[1:], window.scored, strict=True) if scored)
+        for window in test.windows
+    ]
+
+
+@functools.cache
+def _sha256(path: Path) -> str:
+    return files.sha256_file(path)
+
+
+def _hardware(ground: Ground) -> str:
+    if ground.device == "cuda":
+        return torch.cuda.get_device_name()
+    from profiles import detect
+
+    cores = " and ".join(f"{each.count} x {each.kind}" for each in detect.detect().cores)
+    return f"{cores}, {ground.threads} thread{'s' if ground.threads > 1 else ''} a run"
+
+
+def _device(records: list[dict[str, Any]], name: str, test: TestText, window_bytes: list[int]) -> dict[str, Any]:
+    """What the record keeps of one device."""
+    own = [record for record in records if record["device"] == name]
+    last = own[-1]
+    return {
+        "bits_per_byte": last["bits_per_byte"], "last_bits_per_byte": last["last_bits_per_byte"],
+        "bits_per_byte_before_exchange": last.get("bits_per_byte_before_exchange"), "perplexity": last["perplexity"],
+        "test_text": hashlib.sha256(repr(test.windows).encode()).hexdigest()[:16],
+        "window_nats": [round(nats, 3) for nats in last["windows"]], "window_bytes": window_bytes,
+        "validation_losses": {str(record["round"]): record["validation_loss"] for record in own},
+        "expert_scores": last["expert_scores"],
+    }  # fmt: skip

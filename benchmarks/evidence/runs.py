@@ -1,0 +1,91 @@
+"""The list: which runs there are, in the order in which they are worth their time.
+
+Every method learns at four rates with one seed, and then with two more seeds at the rate that had the fewest bits. The text is
+what settings may be chosen on: nothing here judges by text that was never looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+from comigs_edge.nn.experts import FORMS, Form
+
+RECIPES = ("multilingual", "domains", "topics-ood", "chat")
+SEED, MORE_SEEDS = 42, (45, 47)
+RATES = (4e-3, 2e-3, 8e-3, 1e-3)  # of experts, the likeliest first
+FACTORS = (1.0, 0.5, 2.0)  # of the product's rate for parallel experts
+ROUTER_RATE = 2e-2  # the product's; the paper's is a tenth of it
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: `rate` is that of the experts at first, `router_rate` replaces the paper's 2e-3."""
+
+    block: str = field(compare=False)
+    recipe: str
+    method: str  # as the catalogue of methods has it
+    rate: float
+    form: Form = "lora"
+    router_rate: float | None = None
+    seed: int = SEED
+
+    @property
+    def label(self) -> str:
+        """The method as the table names it."""
+        return self.method + ("-parallel" if self.form == "parallel" else "") + ("-fast-router" if self.router_rate else "")
+
+    def name(self, size: str) -> str:
+        """Of its record, without suffix."""
+        return f"{self.recipe}-{size}-{self.label}-{self.rate:g}-{self.seed}"
+
+
+LORA = ("comigs-edge", "local", "fedavg", "fedavg-r8", "local-train-valid", "fedavg-train-valid")
+PARALLEL = ("comigs-edge", "local", "fedavg")
+PAPERS = ("comigs-1g1s", "pfedmoe")
+
+
+def no_regret(recipes: Iterable[str]) -> list[Run]:
+    """Is the mixture as good as the better of learning alone and FedAvg? Every method at every rate."""
+    recipes = tuple(recipes)
+    block = "no regret" if recipes == RECIPES[:3] else f"no regret, {', '.join(recipes)}"
+    runs = []
+    for number, rate in enumerate(RATES):
+        runs += [Run(block, recipe, method, rate) for method in LORA for recipe in recipes]
+        if number < len(FACTORS):
+            other = FACTORS[number] * FORMS["parallel"].learning_rate
+            runs += [Run(block, recipe, method, other, "parallel") for method in PARALLEL for recipe in recipes]
+    return runs
+
+
+def fast_routers(recipes: Iterable[str]) -> list[Run]:
+    """The paper's method and its nearest rival, with a router that has time to learn."""
+    return [
+        Run("fast routers", recipe, method, rate, router_rate=ROUTER_RATE)
+        for rate in RATES[:2] for method in PAPERS for recipe in recipes
+    ]  # fmt: skip
+
+
+def first_seed(recipes: tuple[str, ...]) -> list[Run]:
+    """All runs of the first seed."""
+    first, rest = (
+        tuple(each for each in recipes if each in RECIPES[:3]),
+        tuple(each for each in recipes if each not in RECIPES[:3]),
+    )
+    return [*no_regret(first), *(no_regret(rest) if rest else ()), *fast_routers(recipes)]
+
+
+def all_runs(recipes: tuple[str, ...], bits: dict[Run, float]) -> list[Run]:
+    """The list as far as it is known: `bits` has the bits per byte of runs that are done."""
+    runs = first_seed(recipes)
+    by_method: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        by_method.setdefault((run.label, run.recipe), []).append(run)
+    best = [min(each, key=bits.__getitem__) for each in by_method.values() if all(run in bits for run in each)]
+    return runs + [replace(run, block="seeds", seed=seed) for seed in MORE_SEEDS for run in best]
+
+
+def length(recipes: tuple[str, ...]) -> int:
+    """Runs of the whole list, those that are not known yet among them."""
+    runs = first_seed(recipes)
+    return len(runs) + len(MORE_SEEDS) * len({(run.label, run.recipe) for run in runs})

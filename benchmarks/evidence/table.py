@@ -1,0 +1,120 @@
+"""The table of the records that are there: methods at every rate, and each against the better of learning alone and FedAvg."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.evidence.runs import SEED, Run, length
+from benchmarks.evidence.work import Record, bits
+
+DRAWS = 10_000
+RIVALS = ("local", "fedavg")
+Floats = npt.NDArray[np.float64]
+
+
+def markdown(records: dict[Run, Record], recipes: tuple[str, ...]) -> str:
+    """One table for each recipe. Raises `SystemExit` where records of one recipe have different text."""
+    done = [run for run in records if run.recipe in recipes]
+    if not done:
+        return "no run is done\n"
+    lines = [
+        f"{len(done)} of {length(recipes)} runs are done. {_made_on([records[run] for run in done])}",
+        "",
+        "Bits per byte of test text, mean over devices; the state is chosen by validation text, the last one is beside it.",
+        "Rates are the experts' first. All methods computed the tokens of the last column, routers' included. The difference is",
+        f"to the better of {' and '.join(RIVALS)}, each at its best rate, over the seeds that both have; the interval holds",
+        f"95 % of {DRAWS:,} paired draws of test windows. Rates were chosen on this text: it is no judgement.",
+    ]
+    for recipe in recipes:
+        there = {run: record for run, record in records.items() if run.recipe == recipe}
+        if there:
+            lines += ["", *_recipe_table(recipe, there)]
+    return "\n".join(lines) + "\n"
+
+
+def difference(ours: list[Record], theirs: list[Record]) -> tuple[float, float, float]:
+    """By how many percent our bits per byte lie above theirs, and 95 % of paired draws of test windows; seed by seed."""
+    bits_of = {name: [_by_window(records, name) for records in (ours, theirs)] for name in ours[0]["devices"]}
+    counts = {"": np.ones((1, 0))}
+    draws: list[list[Floats]] = [[], []]
+    generator = np.random.default_rng(0)
+    for name, device in ours[0]["devices"].items():
+        sizes, text = np.array(device["window_bytes"], float), device["test_text"]
+        if text not in counts:  # devices with the same text are drawn together
+            drawn = generator.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), DRAWS)
+            counts[text] = np.vstack([np.ones((1, len(sizes))), drawn])
+        for side, windows in zip(draws, bits_of[name], strict=True):
+            side.append(counts[text] @ windows / (counts[text] @ sizes))
+    percent = 100 * (np.mean(draws[0], axis=0) / np.mean(draws[1], axis=0) - 1)
+    low, high = np.quantile(percent[1:], (0.025, 0.975))
+    return float(percent[0]), float(low), float(high)
+
+
+def _by_window(records: list[Record], name: str) -> Floats:
+    """Bits of each window of a device's test text, mean over the records."""
+    return np.asarray(np.mean([record["devices"][name]["window_nats"] for record in records], axis=0) / math.log(2))
+
+
+def _recipe_table(recipe: str, records: dict[Run, Record]) -> list[str]:
+    if len({record["text"] for record in records.values()}) > 1:
+        raise SystemExit(f"the records of {recipe} are of different texts; keep those of one text in a folder")
+    any_record = next((record for record in records.values() if "devices" in record), None)
+    windows = [len(each["window_bytes"]) for each in any_record["devices"].values()] if any_record else []
+    by_label: dict[str, list[Run]] = {}
+    for run in sorted(records, key=lambda run: (run.label, run.rate)):
+        by_label.setdefault(run.label, []).append(run)
+    best = {label: found for label, runs in by_label.items() if (found := best_run(records, runs))}
+    rivals = [best[label] for label in RIVALS if label in best]
+    rival = min(rivals, key=bits(records).__getitem__) if len(rivals) == len(RIVALS) else None
+    against = rival.label if rival else "the better rival"
+    lines = [
+        f"**{recipe}**, test windows of the devices: {', '.join(map(str, windows))}", "",
+        f"| method | at each rate, seed {SEED} | best | last state | against {against} | seeds | "
+        "tokens |", "|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    order = sorted(by_label, key=lambda label: records[best[label]]["bits_per_byte"] if label in best else math.inf)
+    return lines + [_row(label, by_label[label], records, best.get(label), rival) for label in order]
+
+
+def best_run(records: dict[Run, Record], runs: list[Run]) -> Run | None:
+    """The run of the first seed with the fewest bits."""
+    there = [run for run in runs if run.seed == SEED and "devices" in records[run]]
+    return min(there, key=bits(records).__getitem__, default=None)
+
+
+def _row(label: str, runs: list[Run], records: dict[Run, Record], best: Run | None, rival: Run | None) -> str:
+    at_rates = ", ".join(
+        f"{run.rate:g}: " + (f"{records[run]['bits_per_byte']:.4f}" if "devices" in records[run] else "diverged")
+        for run in runs if run.seed == SEED
+    )  # fmt: skip
+    cells: list[Any] = [label, at_rates, "", "", "", "", ""]
+    if best is not None:
+        own = seeds(records, best)
+        cells[2] = f"{statistics.mean(record['bits_per_byte'] for record in own.values()):.4f}"
+        cells[3] = f"{statistics.mean(record['last_bits_per_byte'] for record in own.values()):.4f}"
+        cells[5], cells[6] = len(own), f"{records[best]['tokens']:,}"
+        if rival is not None and rival != best:
+            other = seeds(records, rival)
+            common = sorted(own.keys() & other.keys())
+            percent, low, high = difference([own[seed] for seed in common], [other[seed] for seed in common])
+            cells[4] = f"{percent:+.2f} % [{low:+.2f}, {high:+.2f}]"
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def seeds(records: dict[Run, Record], best: Run) -> dict[int, Record]:
+    """Seed -> record, of this method at this rate."""
+    return {
+        run.seed: record for run, record in records.items()
+        if (run.label, run.rate) == (best.label, best.rate) and "devices" in record
+    }  # fmt: skip
+
+
+def _made_on(records: list[Record]) -> str:
+    """What they were made on, each once."""
+    kinds = sorted({f"{record['device']} in {record['precision']}, commit {record['commit'] or 'unknown'}" for record in records})
+    return f"Made on {'; '.join(kinds)}."

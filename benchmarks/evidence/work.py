@@ -1,0 +1,65 @@
+"""Works the list through with some processes at once; each takes one run after the other, so that it starts and reads once.
+
+A record appears whole or not at all, and a run whose record is there is never computed again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from benchmarks.evidence.play import Ground, play
+from benchmarks.evidence.runs import Run, all_runs, length
+
+Record = dict[str, Any]
+
+
+def read_records(folder: Path, size: str) -> dict[Run, Record]:
+    """Run -> its record, of those of this size that are done."""
+    records = [json.loads(path.read_bytes()) for path in sorted(folder.glob("*.json"))]
+    return {Run(**record["run"]): record for record in records if record["size"] == size}
+
+
+def bits(records: dict[Run, Record]) -> dict[Run, float]:
+    """Run -> bits per byte; infinite where it diverged."""
+    return {run: record.get("bits_per_byte", float("inf")) for run, record in records.items()}
+
+
+def work_through(ground: Ground, folder: Path, recipes: tuple[str, ...], jobs: int) -> None:
+    """Starts runs until the list is done or `ground.until` has come; runs that are not done by then leave nothing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    records, failed, flying = read_records(folder, ground.size_label), set[Run](), dict[Future[Record | None], Run]()
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+        while True:
+            for run in all_runs(recipes, bits(records)):
+                if len(flying) >= jobs or time.time() >= ground.until:
+                    break
+                if run not in records and run not in failed and run not in flying.values():
+                    flying[pool.submit(play, run, ground)] = run
+            if not flying:
+                return
+            for future in wait(flying, return_when=FIRST_COMPLETED).done:
+                run = flying.pop(future)
+                try:
+                    record = future.result()
+                except Exception as error:  # the others go on: this one is tried again next time
+                    print(f"{run.name(ground.size_label)} failed: {error!r}", flush=True)
+                    failed.add(run)
+                    continue
+                if record is not None:
+                    records[run] = record
+                    write(folder / f"{run.name(ground.size_label)}.json", record)
+                    said = record.get("error") or f"{record['bits_per_byte']:.4f} bits per byte in {record['seconds']:.0f} s"
+                    print(f"{len(records)} of {length(recipes)}: {run.name(ground.size_label)}: {said}", flush=True)
+
+
+def write(path: Path, record: Record) -> None:
+    """The record appears whole or not at all."""
+    temporary = path.with_suffix(".part")
+    temporary.write_text(json.dumps(record) + "\n")
+    os.replace(temporary, path)
