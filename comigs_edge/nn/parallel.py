@@ -36,7 +36,7 @@ def small_experts(
     expert's, add nothing.
     """
     wide = [each.gate for each in experts] + [each.up for each in experts]
-    gate_up = torch.cat([quantise_weight(matrix, 1.0, format_name) for matrix in wide]).to(normed.dtype)  # (2 E W, D)
+    gate_up = quantise_weight(torch.cat(wide), 1.0, format_name).to(normed.dtype)  # (2 E W, D), rounded row by row
     down = torch.cat([quantise_weight(each.down, factor, format_name) for each in experts], dim=1).to(normed.dtype)  # (D, E W)
     gate, up = F.linear(normed, gate_up).chunk(2, dim=1)
     hidden = F.silu(gate) * up  # (N, E W)
