@@ -2,6 +2,7 @@
 
 python -m benchmarks.trials prepare TEXT BASE INPUTS      where llama.cpp's tokenizer is: writes INPUTS (.json.gz)
 python -m benchmarks.trials run INPUTS BASE [--records FOLDER] [--device cuda] [--jobs 8] [--minutes 5] [--tar FILE]
+python -m benchmarks.trials report [--records FOLDER]     tables of what is done
 python -m benchmarks.trials list                          names and steps
 """
 
@@ -14,11 +15,12 @@ from benchmarks.common import RESULTS
 from benchmarks.trials import text
 from benchmarks.trials.catalogue import trials
 from benchmarks.trials.processes import run
+from benchmarks.trials.report import report
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("prepare", "run", "list"))
+    parser.add_argument("what", choices=("prepare", "run", "report", "list"))
     parser.add_argument("paths", type=Path, nargs="*")
     parser.add_argument("--records", type=Path, default=RESULTS / "trials")
     parser.add_argument("--device", default="cpu")
@@ -33,6 +35,8 @@ def main() -> None:
         text.prepare(*options.paths)
     elif options.what == "list":
         print("\n".join(f"{trial.name:60} {trial.steps:5} steps" for trial in trials()))
+    elif options.what == "report":
+        report(options.records)
     else:
         run(options)
 

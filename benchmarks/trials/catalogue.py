@@ -56,11 +56,16 @@ def _zero(person: str, changes: dict[str, Any]) -> Trial:
     needs = ["base"]
     if factors.source != "others":
         needs += [f"samples-{name}" for name in (SOURCES if factors.source == "mixed" else (factors.source,))]
-    trains = not factors.closing or factors.experts or not factors.specialists
+    trains = not factors.closing or factors.experts
     if not trains:
-        needs.append(f"person-{person}")
+        needs.append(person_name(person, factors.specialists))
     steps = factors.closing + (140 if trains else 0) + 30
     return Trial(f"zero-{person}-{label}", "zero", {"person": person, **asdict(factors)}, tuple(needs), steps)
+
+
+def person_name(person: str, specialists: int) -> str:
+    """Of the trial that makes a person's model without a zero expert."""
+    return f"person-{person}" + ("" if specialists else "-alone")
 
 
 def _small(person: str, changes: dict[str, Any]) -> Trial:
@@ -100,7 +105,11 @@ GRID: list[dict[str, Any]] = [
 def trials() -> list[Trial]:
     """All of them. What others wait for stands first."""
     first = [Trial("base", "base", {}, (), 30)]
-    first += [Trial(f"person-{person}", "person", {"person": person}, (), 170) for person in PERSONS]
+    persons = [(person, specialists) for specialists in (1, 0) for person in PERSONS]
+    first += [
+        Trial(person_name(person, number), "person", {"person": person, "specialists": number}, (), 170 if number else 130)
+        for person, number in persons
+    ]
     first += [Trial(f"samples-{source}", "samples", {"source": source}, (), 40) for source in SOURCES]
     zero = [_zero(person, changes) for changes in ZERO for person in PERSONS]
     known = [Small(**changes) for changes in SMALL]

@@ -18,6 +18,7 @@ from comigs_edge.training.adamw import AdamW
 from comigs_edge.training.batches import Batch, Rows
 from comigs_edge.training.schedule import Schedule, make_schedule
 from comigs_edge.training.trainer import Trainer
+from quantize.fake import fake_quantize
 
 SEED = 42
 
@@ -66,10 +67,20 @@ class Rehearsing(Trainer):
 
     by_kl = False
 
+    @torch.no_grad()
+    def round_experts(self) -> None:
+        """Makes the experts those of the exported file once and for all: they do not change any more, and steps are faster."""
+        if self.schedule.block_format is not None:
+            scale = self.adapters.layout.expert_scale  # a power of two
+            for name, tensor in self.adapters.named.items():
+                if not is_router(name):
+                    factor = scale if ".ffn_down." in name else 1.0
+                    tensor.copy_(fake_quantize(tensor * factor, self.schedule.block_format) / factor)
+        self.model.block_format = None
+
     def close(self, steps: int) -> None:
         """A closing phase: router steps alone."""
         assert self.router is not None
-        self.model.block_format = self.schedule.block_format
         for _ in range(steps):
             self._router_step(self.router, self.router_rows.batch(self.router_steps, self.schedule.batch))
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.trials import learning
-from benchmarks.trials.catalogue import SAMPLES, SOURCES, TOKENS, Small, Trial, Zero, by_hand
+from benchmarks.trials.catalogue import SAMPLES, SOURCES, TOKENS, Small, Trial, Zero, by_hand, person_name
 from benchmarks.trials.learning import SEED, FixedOffset, Mixed, Rehearsing, Sized
 from benchmarks.trials.sampling import samples, write
 from benchmarks.trials.text import MEASURED, OTHERS, Inputs
@@ -176,10 +176,11 @@ class Workshop:
 
     def of_person(self, trial: Trial) -> Record:
         """One person's model without a zero expert, kept in `cache`."""
-        person = trial.factors["person"]
-        trainer = self.trainer(person, Adapters.initial(self.layout(1, False), self.base.hparams, SEED), self.schedule())
+        layout = self.layout(trial.factors["specialists"], False)
+        initial = Adapters.initial(layout, self.base.hparams, SEED)
+        trainer = self.trainer(trial.factors["person"], initial, self.schedule())
         finish(trainer)
-        np.savez(self.cache / f"person-{person}.npz", **trainer.best)
+        np.savez(self.cache / f"{trial.name}.npz", **trainer.best)
         return {"validation": trainer.best_loss, **self.measure(trainer.model)}
 
     def of_zero(self, trial: Trial) -> Record:
@@ -187,9 +188,9 @@ class Workshop:
         person, factors = trial.factors["person"], by_hand(trial)
         assert isinstance(factors, Zero)
         ordinary, record = self.ordinary(factors), Record()
-        if factors.closing and factors.specialists and not factors.experts:
-            arrays = dict(np.load(self.cache / f"person-{person}.npz"))
-            adapters = Adapters.from_arrays(self.layout(1, False), self.base.hparams, arrays)
+        if factors.closing and not factors.experts:
+            arrays = dict(np.load(self.cache / f"{person_name(person, factors.specialists)}.npz"))
+            adapters = Adapters.from_arrays(self.layout(factors.specialists, False), self.base.hparams, arrays)
         else:
             trainer = self.train(person, factors, ordinary)
             adapters = trainer.adapters
@@ -198,6 +199,7 @@ class Workshop:
         if factors.closing:
             trainer = self.trainer(person, learning.with_zero(adapters, factors.k), self.schedule())
             self.mix(trainer, factors, ordinary)
+            trainer.round_experts()
             trainer.close(max(1, round(factors.closing * self.scale.closing)))
         return record | self.measure(trainer.model) | {"ordinary_rows": len(ordinary)}
 
