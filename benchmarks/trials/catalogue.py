@@ -90,8 +90,8 @@ ZERO: list[dict[str, Any]] = [
 
 _HALF = {"rows": 2, "rate": 0.5, "beta": 0.987}
 SMALL: list[dict[str, Any]] = [
-    {}, _HALF, {"rows": 4, "rate": 0.5, "beta": 0.975}, {"rows": 4, "beta": 0.975}, {"rows": 2, "beta": 0.987},
-    {"rate": 0.5}, {"rate": 2.0}, {"period": 60, "router": 5}, {"router_rows": 2}, {"router_rows": 4}, {"stable": True},
+    {}, {"rate": 0.5}, _HALF, {"rows": 4, "rate": 0.5, "beta": 0.975}, {"rows": 4, "beta": 0.975}, {"rows": 2, "beta": 0.987},
+    {"rate": 2.0}, {"period": 60, "router": 5}, {"router_rows": 2}, {"router_rows": 4}, {"stable": True},
     _HALF | {"period": 60, "router": 5}, _HALF | {"router_rows": 8}, _HALF | {"period": 60, "router": 5, "router_rows": 8},
     _HALF | {"stable": True}, {"rows": 2, "rate": 0.5}, {"rows": 4, "rate": 0.5}, {"rows": 4}, {"rows": 2},
     {"rows": 1, "rate": 0.5, "beta": 0.995}, {"rows": 4, "rate": 2.0, "beta": 0.975},
@@ -104,17 +104,18 @@ GRID: list[dict[str, Any]] = [
 
 def trials() -> list[Trial]:
     """All of them. What others wait for stands first."""
-    first = [Trial("base", "base", {}, (), 30)]
-    persons = [(person, specialists) for specialists in (1, 0) for person in PERSONS]
-    first += [
-        Trial(person_name(person, number), "person", {"person": person, "specialists": number}, (), 170 if number else 130)
-        for person, number in persons
-    ]
-    first += [Trial(f"samples-{source}", "samples", {"source": source}, (), 40) for source in SOURCES]
+    samples = [Trial(f"samples-{source}", "samples", {"source": source}, (), 40) for source in SOURCES]
+    first = [Trial("base", "base", {}, (), 30), *_persons(1), *samples, *_persons(0)]
     zero = [_zero(person, changes) for changes in ZERO for person in PERSONS]
     known = [Small(**changes) for changes in SMALL]
     grid = SMALL + [point for point in GRID if Small(**point) not in known]
     return first + zero + [_small(person, changes) for changes in grid for person in PERSONS]
+
+
+def _persons(specialists: int) -> list[Trial]:
+    factors: list[dict[str, Any]] = [{"person": person, "specialists": specialists} for person in PERSONS]
+    steps = 170 if specialists else 130
+    return [Trial(person_name(each["person"], specialists), "person", each, (), steps) for each in factors]
 
 
 def by_hand(trial: Trial) -> Zero | Small:

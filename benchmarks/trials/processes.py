@@ -81,6 +81,7 @@ def work(options: argparse.Namespace, deadline: float) -> None:
         if claim(options.records / "claims" / ready[0].name):
             start = time.time()
             _try(shop, options, ready[0])
+            torch.cuda.empty_cache()  # other processes want it too
             pace = (time.time() - start) / ready[0].steps
 
 

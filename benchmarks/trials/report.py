@@ -17,7 +17,8 @@ def report(folder: Path) -> None:
     """Prints both tables, means over persons."""
     records: dict[str, Record] = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
     base = records.get("base", {}).get("nats", {})
-    zero, small = defaultdict(list), defaultdict(list)
+    zero: defaultdict[str, list[tuple[float, ...]]] = defaultdict(list)
+    small: defaultdict[str, list[Record]] = defaultdict(list)
     for name, record in records.items():
         if record["kind"] in ("person", "zero"):
             person, label = record["person"], name.split("-", 2)[2] if record["kind"] == "zero" else "without"

@@ -44,7 +44,7 @@ class Scale:
     context: int = 128
     tokens: int = TOKENS  # of training text
     samples: int = SAMPLES  # tokens of each source
-    sample_rows: int = 600  # written at once
+    sample_rows: int = 300  # written at once
     rows: int = 8  # of a step of the zero expert's trials
     closing: float = 1.0  # factor on the steps of a closing phase
     measured: int = 64  # rows of each text
@@ -127,11 +127,13 @@ class Workshop:
     def _instructions(self, model: Model) -> Record:
         """KL divergence from the base on its own answers, and the share that the model would give itself."""
         tokens, answered = self.answers()
-        expected, hidden = Model(self.base, None)(tokens).hidden[answered], model(tokens).hidden[answered]
-        divergence = learning.divergence(model, expected, hidden)
+        passes = Model(self.base, None)(tokens).hidden[answered], model(tokens).hidden[answered]
+        parts = list(zip(*(torch.split(hidden, 512) for hidden in passes), strict=True))  # logits take memory
+        divergence = torch.cat([learning.divergence(model, *part) for part in parts])
+        said = torch.cat([model.logits(hidden).argmax(-1) for _, hidden in parts])
         rows, places = answered.view(len(tokens), -1).nonzero(as_tuple=True)
-        wrong = rows[model.logits(hidden).argmax(-1) != tokens[rows, places + 1]]
-        return {"instructions_kl": float(divergence.mean()), "instructions_same": 1 - len(wrong.unique()) / len(tokens)}
+        wrong = set(rows[said != tokens[rows, places + 1]].tolist())
+        return {"instructions_kl": float(divergence.mean()), "instructions_same": 1 - len(wrong) / len(tokens)}
 
     def _answers(self) -> tuple[Tensor, Tensor]:
         """Instructions with the base's answers, padded (B, T), and the places (B * T,) that an answer's token comes behind."""
