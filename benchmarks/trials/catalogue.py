@@ -79,18 +79,21 @@ def _label(changes: dict[str, Any]) -> str:
     return "-".join(f"{name}.{value}" for name, value in changes.items()) or "default"
 
 
-ZERO: list[dict[str, Any]] = [
+ZERO: list[dict[str, Any]] = [  # each factor alone
     {}, {"source": "others"}, {"kl": True}, {"source": "chat"}, {"source": "words"}, {"source": "start"},
     {"tokens": 10_000}, {"tokens": 200_000}, {"closing": 20}, {"closing": 120}, {"share": 0.25}, {"share": 0.75}, {"k": 3},
     {"offset": False}, {"closing": 0}, {"experts": 0.125}, {"specialists": 0}, {"experts": 0.125, "kl": True},
-    {"tokens": 200_000, "closing": 120, "kl": True}, {"tokens": 200_000, "closing": 120, "share": 0.75},
-    {"source": "others", "kl": True}, {"k": 3, "kl": True}, {"share": 0.75, "kl": True}, {"closing": 0, "kl": True},
-    {"specialists": 0, "kl": True}, {"experts": 0.125, "closing": 0, "kl": True},
+]  # fmt: skip
+TOGETHER: list[dict[str, Any]] = [
+    {"tokens": 200_000, "closing": 120, "kl": True}, {"source": "others", "kl": True}, {"k": 3, "kl": True},
+    {"share": 0.75, "kl": True}, {"tokens": 200_000, "closing": 120, "share": 0.75}, {"specialists": 0, "kl": True},
+    {"closing": 0, "kl": True}, {"experts": 0.125, "closing": 0, "kl": True},
 ]  # fmt: skip
 
 _HALF = {"rows": 2, "rate": 0.5, "beta": 0.987}
-SMALL: list[dict[str, Any]] = [
-    {}, {"rate": 0.5}, _HALF, {"rows": 4, "rate": 0.5, "beta": 0.975}, {"rows": 4, "beta": 0.975}, {"rows": 2, "beta": 0.987},
+SMALL: list[dict[str, Any]] = [{}, {"rate": 0.5}, _HALF]
+SMALLER: list[dict[str, Any]] = [
+    {"rows": 4, "rate": 0.5, "beta": 0.975}, {"rows": 4, "beta": 0.975}, {"rows": 2, "beta": 0.987},
     {"rate": 2.0}, {"period": 60, "router": 5}, {"router_rows": 2}, {"router_rows": 4}, {"stable": True},
     _HALF | {"period": 60, "router": 5}, _HALF | {"router_rows": 8}, _HALF | {"period": 60, "router": 5, "router_rows": 8},
     _HALF | {"stable": True}, {"rows": 2, "rate": 0.5}, {"rows": 4, "rate": 0.5}, {"rows": 4}, {"rows": 2},
@@ -106,10 +109,10 @@ def trials() -> list[Trial]:
     """All of them. What others wait for stands first."""
     samples = [Trial(f"samples-{source}", "samples", {"source": source}, (), 40) for source in SOURCES]
     first = [Trial("base", "base", {}, (), 30), *_persons(1), *samples, *_persons(0)]
-    zero = [_zero(person, changes) for changes in ZERO for person in PERSONS]
-    known = [Small(**changes) for changes in SMALL]
-    grid = SMALL + [point for point in GRID if Small(**point) not in known]
-    return first + zero + [_small(person, changes) for changes in grid for person in PERSONS]
+    known = [Small(**changes) for changes in SMALL + SMALLER]
+    grid = [point for point in GRID if Small(**point) not in known]
+    order = [(_zero, ZERO), (_small, SMALL), (_zero, TOGETHER), (_small, SMALLER + grid)]
+    return first + [make(person, changes) for make, points in order for changes in points for person in PERSONS]
 
 
 def _persons(specialists: int) -> list[Trial]:
