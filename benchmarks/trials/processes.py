@@ -67,7 +67,9 @@ def work(options: argparse.Namespace, deadline: float) -> None:
     queue, pace = chosen(options.only), 0.0  # pace: seconds a step, of the last trial
     while True:
         free = [
-            trial for trial in queue if not (options.records / "claims" / trial.name).exists() and not _is_done(options, trial)
+            trial
+            for trial in queue
+            if not (options.records / "claims" / trial.name).exists() and not _is_there(options, trial.name)
         ]
         short = [trial for trial in free if time.time() + pace * trial.steps < deadline]
         ready = [trial for trial in short if all(_is_there(options, need) for need in trial.needs)]
@@ -80,7 +82,8 @@ def work(options: argparse.Namespace, deadline: float) -> None:
             continue
         if claim(options.records / "claims" / ready[0].name):
             start = time.time()
-            _try(shop, options, ready[0])
+            if not _try(shop, options, ready[0]):
+                return
             torch.cuda.empty_cache()  # other processes want it too
             pace = (time.time() - start) / ready[0].steps
 
@@ -94,24 +97,22 @@ def claim(path: Path) -> bool:
     return True
 
 
-def _try(shop: Workshop, options: argparse.Namespace, trial: Trial) -> None:
+def _try(shop: Workshop, options: argparse.Namespace, trial: Trial) -> bool:
+    """Whether this process can go on: not behind an error of CUDA, which leaves it unusable."""
     try:
         record = shop.run(trial)
     except Exception:
         (options.records / "failed").mkdir(exist_ok=True)
         (options.records / "failed" / trial.name).write_text(traceback.format_exc())
         print(f"{trial.name} failed\n{traceback.format_exc()}", flush=True)
-        return
+        return "CUDA error" not in traceback.format_exc()
     path = options.records / f"{trial.name}.json"
     path.with_suffix(".new").write_text(
         json.dumps(record | {"precision": options.precision, "tiny": options.tiny}, indent=1) + "\n"
     )
     path.with_suffix(".new").replace(path)
     print(f"{trial.name}: {record['seconds']} s", flush=True)
-
-
-def _is_done(options: argparse.Namespace, trial: Trial) -> bool:
-    return _is_there(options, trial.name)
+    return True
 
 
 def _is_there(options: argparse.Namespace, name: str) -> bool:
