@@ -36,7 +36,7 @@ class Adapters:
     """All trainable tensors. `named` is the one list of them; the other attributes are views of it by block.
 
     experts[i]   list of the E experts, the generalist first, as their form views them: `LoRAExpert` or `ParallelExpert`
-    routers[i]   (E, D), or None where the generalist is alone
+    routers[i]   (E, D), with a zero expert (E + 1, D), or None where the generalist is alone
     attention[i] GGUF name -> `LoRA`; empty list without the shared attention update
 
     Below block `first_block` there is nothing: an empty list, None, an empty dictionary.
@@ -58,7 +58,7 @@ class Adapters:
     @classmethod
     def initial(cls, layout: ExpertsConfig, hparams: HParams, seed: int) -> Adapters:
         """Adapters that change nothing yet: random A, zero B (gate and up random, down zero), small random router."""
-        experts_per_token(layout.num_experts, layout.experts_per_token)
+        experts_per_token(layout.num_choices, layout.experts_per_token)
         named: dict[str, Tensor] = {}
         for name, (size, spread) in starts(layout, hparams).items():
             # Each tensor has its own stream, so that adding a specialist leaves the others' start as it was.

@@ -35,11 +35,18 @@ class ExpertsConfig:
     form: Form = "lora"
     expert_width: int = 0  # W, of a parallel expert's hidden layer
     blocks: int = 0  # number of final blocks that have experts; 0: all
+    # One more output of the router, for an expert that adds nothing (zero expert, Jin et al. 2024, arXiv:2410.07348).
+    zero_expert: bool = False
 
     @property
     def num_experts(self) -> int:
         """E: the generalist and the specialists."""
         return 1 + self.num_specialists
+
+    @property
+    def num_choices(self) -> int:
+        """What the router chooses among: the experts, and behind them the zero expert if there is one."""
+        return self.num_experts + self.zero_expert
 
     def first_block(self, num_blocks: int) -> int:
         """The number of the first block with experts."""
@@ -96,8 +103,8 @@ def starts(layout: ExpertsConfig, hparams: HParams) -> dict[str, Start]:
         for role in roles(layout):
             tensors = {**expert, **attention} if role == "generalist" else expert
             every |= {f"{role}.blk.{block}.{name}": start for name, start in tensors.items()}
-        if layout.num_specialists:
-            every[f"{ROUTER}blk.{block}"] = Start((layout.num_experts, hparams.width), math.nan)
+        if layout.num_choices > 1:
+            every[f"{ROUTER}blk.{block}"] = Start((layout.num_choices, hparams.width), math.nan)
     return every
 
 

@@ -40,6 +40,8 @@ def _mix(
     from comigs_edge.nn.lora_mixture import mixture
     from comigs_edge.nn.merged_mlp import quantised_mixture
 
+    if routing is not None and routing.weights.shape[1] > len(experts):
+        raise ValueError("LoRA experts have no zero expert beside them yet")
     mix = mixture if purpose.block_format is None else quantised_mixture
     return x + mix(normed, mlp, experts, routing, scale, purpose)
 

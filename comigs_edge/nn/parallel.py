@@ -32,15 +32,17 @@ def small_experts(
     """What the experts, with their routing `weights` (N, E), add to the frozen MLP, whose normed input is `normed`.
 
     Their matrices are fake quantised if a format is named; `weights` is None for one expert alone. All experts are
-    computed for every token: they are small, and one that was not chosen has a weight of zero.
+    computed for every token: they are small, and one that was not chosen has a weight of zero. Weights behind theirs, a zero
+    expert's, add nothing.
     """
     wide = [each.gate for each in experts] + [each.up for each in experts]
-    gate_up = torch.cat([quantise_weight(matrix, 1.0, format_name) for matrix in wide]).to(normed.dtype)  # (2 E W, D)
+    gate_up = quantise_weight(torch.cat(wide), 1.0, format_name).to(normed.dtype)  # (2 E W, D), rounded row by row
     down = torch.cat([quantise_weight(each.down, factor, format_name) for each in experts], dim=1).to(normed.dtype)  # (D, E W)
     gate, up = F.linear(normed, gate_up).chunk(2, dim=1)
     hidden = F.silu(gate) * up  # (N, E W)
     if weights is not None:  # (N, E)
-        hidden = (hidden.view(len(hidden), len(experts), -1) * weights.to(hidden.dtype)[:, :, None]).flatten(1)
+        theirs = weights[:, : len(experts), None].to(hidden.dtype)
+        hidden = (hidden.view(len(hidden), len(experts), -1) * theirs).flatten(1)
     return F.linear(hidden, down)
 
 

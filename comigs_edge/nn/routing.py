@@ -19,7 +19,7 @@ from torch import Tensor
 class Routing(NamedTuple):
     """What the router decided."""
 
-    weights: Tensor  # (N, E), rows sum to 1, zero where an expert is not chosen
+    weights: Tensor  # (N, E), rows sum to 1, zero where an expert is not chosen; a zero expert is one of the E
     probabilities: Tensor  # (N, E), softmax over all experts
 
 

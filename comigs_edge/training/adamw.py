@@ -15,7 +15,7 @@ BETAS = (0.9, 0.95)  # the paper's
 EPS = 1e-8
 STATE = ("step", "exp_avg", "exp_avg_sq")
 
-_adamw = partial(adamw, fused=True, amsgrad=False, beta1=BETAS[0], beta2=BETAS[1], eps=EPS, maximize=False)
+_adamw = partial(adamw, fused=True, amsgrad=False, beta1=BETAS[0], eps=EPS, maximize=False)
 
 
 class AdamW:
@@ -23,6 +23,7 @@ class AdamW:
 
     def __init__(self, tensors: list[Tensor], learning_rate: float, weight_decay: float) -> None:
         self.tensors, self.learning_rate, self.weight_decay = tensors, learning_rate, weight_decay
+        self.beta2 = BETAS[1]  # of the second moment
         self.state: dict[Tensor, dict[str, Tensor]] = {}
         self.factors: dict[Tensor, float] = {}  # on the learning rate, of tensors whose factor is not 1
 
@@ -38,7 +39,7 @@ class AdamW:
             gradients = [tensor.grad for tensor in tensors if tensor.grad is not None]
             steps, averages, squares = ([state[key] for state in states] for key in STATE)
             rate = self.learning_rate * factor
-            _adamw(tensors, gradients, averages, squares, [], steps, lr=rate, weight_decay=self.weight_decay)
+            _adamw(tensors, gradients, averages, squares, [], steps, lr=rate, beta2=self.beta2, weight_decay=self.weight_decay)
 
 
 def _initial(tensor: Tensor) -> dict[str, Tensor]:

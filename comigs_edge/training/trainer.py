@@ -224,9 +224,10 @@ class Trainer:
         if not self.schedule.rates_by_weight or self.scores is None:
             return {}
         factors: dict[Tensor, float] = {}
+        num_experts = self.adapters.layout.num_experts  # a zero expert has a score and nothing that learns
         for block, scores in enumerate(self.scores, self.adapters.first_block):
-            for tensors, score in zip(self.adapters.by_expert(block), scores, strict=True):
-                factors |= dict.fromkeys(tensors, len(scores) * score)
+            for tensors, score in zip(self.adapters.by_expert(block), scores[:num_experts], strict=True):
+                factors |= dict.fromkeys(tensors, num_experts * score)
         return factors
 
     # State --------------------------------------------------------------------------------------------------------

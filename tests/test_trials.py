@@ -1,0 +1,64 @@
+"""The research trials: their list, the base's own writing, and what counts on ordinary rows."""
+
+import re
+
+import torch
+
+from benchmarks.trials.catalogue import trials
+from benchmarks.trials.learning import Mixed, Rehearsing, divergence, settings, with_zero
+from benchmarks.trials.sampling import write
+from comigs_edge.data.tokenizer import Encoded
+from comigs_edge.nn.adapters import Adapters
+from comigs_edge.nn.experts import ExpertsConfig
+from comigs_edge.nn.model import Model
+from comigs_edge.training.batches import Rows
+from comigs_edge.training.schedule import make_schedule
+from tests.conftest import llama_logits
+
+
+def rows(seed, context=16):
+    ids = torch.randint(3, 260, (200,), generator=torch.Generator().manual_seed(seed)).tolist()
+    return Rows([Encoded(ids, [True] * len(ids))], context, seed)
+
+
+def test_trials_have_names_of_files_each_once_and_need_what_stands_before_them():
+    seen = set()
+    for trial in trials():
+        assert re.fullmatch(r"[\w.-]+", trial.name)
+        assert seen.issuperset(trial.needs)
+        seen.add(trial.name)
+    assert len(seen) == len(trials())
+
+
+def test_at_temperature_zero_the_base_writes_what_llama_cpp_finds_likeliest(tiny_path, tiny_base):
+    prompts = [[5, 90, 33], [200], [17, 18, 19, 20, 21]]
+    for prompt, written in zip(prompts, write(tiny_base, prompts, 12, 0.0, ends=[]), strict=True):
+        assert len(written) == 12
+        assert written[: len(prompt)] == prompt
+        assert llama_logits(tiny_path, written[:-1]).argmax(-1).tolist()[len(prompt) - 1 :] == written[len(prompt) :]
+
+
+def test_what_the_base_writes_ends_with_the_first_end(tiny_base):
+    (written,) = write(tiny_base, [[5, 90, 33]], 12, 0.0, ends=[])
+    assert write(tiny_base, [[5, 90, 33]], 12, 0.0, ends=[written[5]])[0] == written[: written.index(written[5], 3) + 1]
+
+
+def test_ordinary_rows_count_by_their_divergence_from_the_base_and_the_others_by_their_loss(tiny_base):
+    layout = ExpertsConfig(1, form="parallel", expert_width=32)
+    adapters = with_zero(Adapters.initial(layout, tiny_base.hparams, 0), 2)
+    for tensor in adapters.group(router=False):
+        tensor.copy_(torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1)) * 0.1)
+    model, base = Model(tiny_base, adapters, checkpointing="none"), Model(tiny_base, None)
+    trainer = Rehearsing(model, rows(0), rows(1), make_schedule(settings(), 4, 1))
+    trainer.by_kl = True
+    batch = Mixed(rows(1), rows(2), 0.5).batch(0, 4)
+    assert torch.equal(batch.tokens[-batch.ordinary :], rows(2).batch(0, 2).tokens)
+    loss, _ = trainer._loss(batch, None)
+    with torch.no_grad():
+        logits, expected = (each.logits(each(batch.tokens, batch.documents).hidden) for each in (model, base))
+    losses = torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none")
+    kl = (expected.softmax(-1) * (expected.log_softmax(-1) - logits.log_softmax(-1))).sum(-1)
+    by_hand = torch.where(torch.arange(len(losses)) < 32, losses, kl)[batch.scored].mean()
+    torch.testing.assert_close(loss.detach(), by_hand, rtol=1e-4, atol=1e-5)
+    hidden = base(batch.tokens).hidden
+    assert divergence(base, hidden, hidden).abs().max() < 1e-5
