@@ -18,7 +18,7 @@ from tests.fleet.rig import NAME, Device, FolderFleet
 from tests.fleet.test_books import offline
 
 NAMES = ("exchange", "offline", "close", "leave", "roll_back", "turn_back", "reboot", "remove")
-EXAMPLES = int(os.environ.get("COMIGS_EDGE_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("COMIGS_EDGE_EXAMPLES", "20"))
 
 
 def steps(oldest):
