@@ -9,6 +9,7 @@ import select
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -101,7 +102,8 @@ def test_a_home_of_any_name_says_its_name(run, tmp_path, tiny_path, monkeypatch)
 
 def test_halves_of_characters_in_an_export_become_the_sign_for_them(ready, run, tmp_path):
     (tmp_path / "cut.jsonl").write_text(
-        '{"messages": [{"role": "user", "content": "a smile \\ud83d and eight words more for it"}]}'
+        '{"messages": [{"role": "user", "content": "a smile \\ud83d and eight words more for it"}, '
+        '{"role": "assistant", "content": "Eight words are enough for an answer here."}]}'
     )
     assert "a smile � and" in run("data", "add", tmp_path / "cut.jsonl").stdout
 
@@ -254,7 +256,7 @@ def drawn(monkeypatch, width):
         expert_steps=0, router_steps=0, total_steps=400, last_loss=4.428, first_loss=5.0, schedule=SimpleNamespace(steps=400)
     )
     clock = iter(range(0, 100_000, 1000))
-    line = TrainScreen(trainer, lambda: float(next(clock)))
+    line = TrainScreen(trainer, lambda: float(next(clock)), Path("/nowhere/holder.json"))
     event = Event(phase="expert", expert_steps=29, router_steps=0, loss=4.679, tokens=10, validation_loss=None, is_best=False)
     line.show_step(event, 290)
     screen.print(line.make_tasks_table(line.tasks))

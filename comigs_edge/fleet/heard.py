@@ -11,8 +11,9 @@ from pathlib import Path
 from comigs_edge import files
 from comigs_edge.errors import ComigsError
 from comigs_edge.fleet.records import known
-from coordinator.protocol.messages import State
+from coordinator.protocol.messages import COUNTED_IDS, State
 
+MAX_ID = 64  # letters of an update's id
 ALARM = 2  # times: once is what a device sees that was put back from a backup of its own
 
 
@@ -28,9 +29,10 @@ class Heard:
 
     def hear(self, state: State, own: Collection[str]) -> Heard:
         """After an answer of the coordinator; `own` are the ids of this home's updates."""
-        is_strange = self.counted is not None and not {*self.counted, *own}.issuperset(state.counted)
+        counted = tuple(each[:MAX_ID] for each in state.counted[-COUNTED_IDS:])
+        is_strange = self.counted is not None and not {*self.counted, *own}.issuperset(counted)
         return Heard(
-            open_round=state.open_round, waits_for=state.waits_for, counted=tuple(state.counted),
+            open_round=state.open_round, waits_for=state.waits_for, counted=counted,
             strangers=self.strangers + is_strange,
         )  # fmt: skip
 

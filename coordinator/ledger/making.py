@@ -113,10 +113,7 @@ def make_again(wanted: str, before: str, change: str, generalist: Generalist, pa
     table = compress.table(shapes, "float32")
     sums = _sums(Tensors(payloads.path(before), shapes, "float32"), payloads.path(change), shapes)
     payloads.drop(wanted)
-    made = payloads.write(_bytes(table, sums), wire.encoded_size(table))
-    if made != wanted:
-        payloads.drop(made)
-    return made == wanted
+    return payloads.write(_bytes(table, sums), wire.encoded_size(table)) == wanted  # another is collected, if nobody needs it
 
 
 def _sums(before: Tensors, change: Path, shapes: Shapes) -> Iterator[wire.Packed]:

@@ -254,7 +254,14 @@ class FleetMachine(RuleBasedStateMachine):
         target = self.kept_before(model.newest, without=newest)
         if target is None or not room.fleet.payloads.path(newest).exists():
             return
+        query = "SELECT change_sha256 FROM rounds WHERE sha256 = ? AND change_sha256 IS NOT NULL"
+        changes = {row["change_sha256"] for row in room.fleet.database.rows(query, newest)}
+        waiting = {row["sha256"] for row in room.fleet.database.rows("SELECT sha256 FROM updates WHERE round = ?", model.open)}
+        if changes & waiting:
+            return
         damage(room.fleet.payloads.path(newest))
+        for change in changes:  # else it is made again
+            room.fleet.payloads.drop(change)
         room.crash()
         moved = model.rounds.pop()
         model.acknowledged = {k: n + (n == len(model.rounds)) for k, n in model.acknowledged.items()}

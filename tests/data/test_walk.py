@@ -72,7 +72,15 @@ def test_closed_folders_and_files_are_counted():
         root = Path(name)
         make(root, "open/a.md", "closed/b.md", "listed/c.md", "file.md")
         (root / ".loop").symlink_to(root / ".loop")
-        for path, mode in ((root, 0o755), (root / "closed", 0), (root / "listed", 0o744), (root / "file.md", 0)):
+        modes = (
+            (root, 0o755),
+            (root / "open", 0o755),
+            (root / "open" / "a.md", 0o644),
+            (root / "closed", 0),
+            (root / "listed", 0o744),
+            (root / "file.md", 0),
+        )
+        for path, mode in modes:
             path.chmod(mode)
         os.seteuid(65534)
         try:

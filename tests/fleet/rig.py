@@ -16,7 +16,7 @@ from comigs_edge.fleet.transport import News
 from comigs_edge.home.folder import Home
 from coordinator.protocol import compress, keys, rounds, wire
 from coordinator.protocol.aggregate import add_change, aggregate, mean_change
-from coordinator.protocol.messages import Join, Manifest, Restoration, Settings, State
+from coordinator.protocol.messages import Join, Manifest, Receipt, Restoration, Settings, State
 from tests.coordinator.rig import SHAPES, arrays, generalist
 
 BASE = "ab" * 32
@@ -26,20 +26,23 @@ NAME = "generalist.blk.0.ffn_gate.lora_a"
 class FolderFleet:
     """Generalists and updates lie in a folder, as on a stick that is carried around; `close` is its coordinator."""
 
-    def __init__(self, root, update_format="float32", averaging="separate"):
+    def __init__(self, root, update_format="float32", averaging="separate", sums=False):
         self.root, self.key = root, keys.new_key()
         self.settings = Settings(local_steps=2, update_format=update_format, averaging=averaging)
         self.links, self.updates, self.refusals, self.counted, self.rounds = [], {}, [], defaultdict(list), {}
         self.norm_limit, self.note = None, None
+        self.sums = sums  # adds what the devices learned, in place of the mean: then it is exact for any number of them
+        self.tokens, self.content = {}, []  # of each update; ids of the updates that are in each generalist
         root.mkdir()
 
     def turn_back(self, to):
         """Publishes generalist `to` again, as refusals make a coordinator do."""
+        self.content.append(self.content[to])
         self._publish(len(self.links), (self.root / str(to)).read_bytes(), 0, to)
 
     def restore(self, to, says_so=True, number=1):
         """As from a backup that was made when `to` was the newest generalist."""
-        self.links, self.updates = self.links[: to + 1], {}
+        self.links, self.updates, self.content = self.links[: to + 1], {}, self.content[: to + 1]
         for device, ids in self.counted.items():
             self.counted[device] = [each for each in ids if self.rounds[each] <= to]
         if says_so:
@@ -54,6 +57,11 @@ class FolderFleet:
             norm_limit=self.norm_limit, restored=self.note,
         )  # fmt: skip
 
+    def remove(self, device):
+        """What it brought to the open round is dropped; returns the ids of its updates that count."""
+        self.updates.pop(device, None)
+        return self.counted[device]
+
     def arrays(self, number):
         return wire.decode((self.root / str(number)).read_bytes(), "a generalist")
 
@@ -63,12 +71,19 @@ class FolderFleet:
         for device, update in sorted(self.updates.items()):
             names = rounds.trained_names(SHAPES, update.averaging, update.trained_from + 1)
             change = compress.unpack(update.packed, {name: SHAPES[name] for name in names}, update.update_format)
-            stale = rounds.staleness(number - 1, update.trained_from)
+            stale = 0 if self.sums else rounds.staleness(number - 1, update.trained_from)
             changes.append((change, rounds.weight(rounds.Rules(), stale, update.tokens)))
             self.counted[device].append(update.id)
-            self.rounds[update.id] = number
+            self.rounds[update.id], self.tokens[update.id] = number, update.tokens
         before = self.arrays(number - 1) if number else arrays(0.0)
-        data = wire.encode(add_change(before, mean_change(before, changes)) if number else aggregate(before, changes))
+        if number:
+            mean = mean_change(before, changes)
+            factor = np.float32(len(changes) if self.sums else 1)
+            data = wire.encode(add_change(before, {name: array * factor for name, array in mean.items()}))
+        else:
+            data = wire.encode(aggregate(before, changes))
+        known = self.content[-1] if self.content else frozenset()
+        self.content.append(known | {update.id for update in self.updates.values()})
         self._publish(number, data, len(changes), None)
         self.updates = {}
 
@@ -84,14 +99,19 @@ class FolderFleet:
 class FolderTransport:
     """One device's way to a `FolderFleet`; whether an update counts is heard only after its round has closed."""
 
-    def __init__(self, fleet, device):
-        self.fleet, self.device = fleet, device
+    def __init__(self, fleet, device, has_receipts=False):
+        self.fleet, self.device, self.has_receipts = fleet, device, has_receipts
 
     def exchange(self, update, leaves, progress):
+        receipt = None
         if update and self.device not in self.fleet.updates and update.id not in self.fleet.counted[self.device]:
             leaves(len(wire.encode(update.packed)))
             self.fleet.updates[self.device] = update
-        return News(state=self.fleet.state(self.device))
+            receipt = Receipt(round=len(self.fleet.links), weight=1.0) if self.has_receipts else None
+        state = self.fleet.state(self.device)
+        if self.has_receipts and self.device in self.fleet.updates:
+            state.counted = [*state.counted, self.fleet.updates[self.device].id]
+        return News(state=state, receipt=receipt)
 
     def manifests(self, after):
         return self.fleet.links[after + 1 :]
@@ -111,9 +131,9 @@ class Device:
         self.folder, self.gate = FleetFolder(Home(root)), gate
         self.initial = self.local = arrays(0.0)
 
-    def join_folder(self, fleet, name):
+    def join_folder(self, fleet, name, has_receipts=False):
         """In a `FolderFleet`."""
-        self.transport = FolderTransport(fleet, name)
+        self.transport = FolderTransport(fleet, name, has_receipts)
         return self._join("", "", "fleet", name, keys.public_text(fleet.key), fleet.settings)
 
     def join_coordinator(self, link, patience=2.0):

@@ -1,9 +1,11 @@
 """Whatever happens in whatever order, a device and its fleet come to exactly what was learned: integers add exactly."""
 
 import contextlib
+import os
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -15,11 +17,16 @@ from comigs_edge.home.folder import Home
 from tests.fleet.rig import NAME, Device, FolderFleet
 from tests.fleet.test_books import offline
 
-STEPS = st.one_of(
-    st.tuples(st.just("learn"), st.integers(-3, 3)), st.tuples(st.just("kill"), st.integers(0, 5)),
-    st.tuples(st.just("restore"), st.integers(-1, 8)),
-    *(st.tuples(st.just(name), st.none()) for name in ("exchange", "offline", "close", "leave", "roll_back", "turn_back")),
-)  # fmt: skip
+NAMES = ("exchange", "offline", "close", "leave", "roll_back", "turn_back", "reboot", "remove")
+EXAMPLES = int(os.environ.get("COMIGS_EDGE_EXAMPLES", "20"))
+
+
+def steps(oldest):
+    """Of two devices; the coordinator is restored to generalist `oldest` or a later one."""
+    return st.tuples(st.integers(0, 1), st.one_of(
+        st.tuples(st.just("learn"), st.integers(-3, 3)), st.tuples(st.just("kill"), st.integers(0, 5)),
+        st.tuples(st.just("restore"), st.integers(oldest, 8)), *(st.tuples(st.just(name), st.none()) for name in NAMES),
+    ))  # fmt: skip
 
 
 class Killed(BaseException):
@@ -49,40 +56,57 @@ def killed_after(writes):
         files.atomic_writer = real
 
 
-class Story:
-    """One device and its fleet."""
+class Owner:
+    """A device with its checkpoint."""
 
-    def __init__(self, root):
-        self.fleet = FolderFleet(root / "fleet")
-        self.device = Device(root / "home").join_folder(self.fleet, "device")
-        self.home, self.learned, self.restorations = Home(root / "home"), 0, 0
+    def __init__(self, root, fleet, has_receipts):
+        self.device = Device(root).join_folder(fleet, root.name, has_receipts)
+        self.home, self.tokens = Home(root), 0
         self.keep()
 
     def keep(self):
-        """A checkpoint."""
-        self.saved = dict(self.device.local), self.device.books.mark
+        """A checkpoint: the generalist, and what it has learned that no update brought."""
+        device = self.device
+        self.saved = dict(device.local), device.books.mark, device.books.standing.unsent_tokens + self.tokens
 
     def reopen(self):
         self.device.folder = FleetFolder(self.home)
         self.device.open()
         self.device.local = self.device.books.resume(*self.saved)
+        self.tokens = 0
 
-    def step(self, name, value):
-        device, fleet = self.device, self.fleet
+    def exchange(self):
+        tokens, self.tokens = self.tokens, 0
+        self.device.exchange(tokens)
+
+
+class Story:
+    """Devices and their fleet, which adds what they learned."""
+
+    def __init__(self, root, count, has_receipts):
+        self.fleet = FolderFleet(root / "fleet", sums=True)
+        self.owners = [Owner(root / f"device-{number}", self.fleet, has_receipts) for number in range(count)]
+        self.learned, self.trained, self.restorations = 0, 0, 0
+
+    def step(self, owner, name, value):
+        device, fleet = owner.device, self.fleet
         if name == "learn":
             device.learn(float(value))
-            self.learned += value
+            owner.tokens += 1
+            self.learned, self.trained = self.learned + value, self.trained + 1
         elif name == "exchange":
-            device.exchange()
+            owner.exchange()
         elif name == "offline":
             device.transport.exchange = offline
-            device.exchange()
+            owner.exchange()
             del device.transport.exchange
         elif name == "kill":
             with killed_after(value):
-                device.exchange()
-                self.keep()
-            self.reopen()
+                owner.exchange()
+                owner.keep()
+            owner.reopen()
+        elif name == "reboot":
+            owner.reopen()
         elif name == "close" and fleet.updates:
             fleet.close()
         elif name == "turn_back" and len(fleet.links) > 1:
@@ -90,31 +114,46 @@ class Story:
         elif name == "restore" and value < len(fleet.links) - 1:
             self.restorations += 1
             fleet.restore(value, number=self.restorations)
-            device.exchange()
+            for each in self.owners:
+                each.exchange()
+                each.keep()
         elif name == "leave":
             member = device.books.membership
             device.folder.leave()
             device.folder.take_up(member.fleet, member.signing_key)
-            self.reopen()
+            owner.reopen()
+        elif name == "remove":
+            device.folder.rejoin(device.books.membership, fleet.remove(device.transport.device))
+            owner.reopen()
         elif name == "roll_back":
             with contextlib.suppress(ComigsError):
                 _, device.local = roll_back(device.books, None, device.local)
-        self.keep()
+        owner.keep()
 
     def end(self):
-        for _ in range(6):
-            self.step("exchange", None)
-            self.step("close", None)
-        self.step("exchange", None)
+        for _ in range(8):
+            for owner in self.owners:
+                self.step(owner, "exchange", None)
+            self.step(self.owners[0], "close", None)
+        for owner in self.owners:
+            self.step(owner, "exchange", None)
         fleet = self.fleet.arrays(len(self.fleet.links) - 1)[NAME][0, 0]
-        return float(fleet), self.device.value
+        return [float(fleet), *(owner.device.value for owner in self.owners)]
+
+    @property
+    def counted(self):
+        """Tokens of the updates that are in the newest generalist."""
+        return sum(self.fleet.tokens[each] for each in self.fleet.content[-1])
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.lists(STEPS, max_size=25))
-def test_in_any_order_nothing_is_lost_and_nothing_counts_twice(steps):
+@pytest.mark.parametrize("has_receipts", [False, True])
+@pytest.mark.parametrize("count", [1, 2])
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_in_any_order_nothing_is_lost_and_nothing_counts_twice(count, has_receipts, data):
     with tempfile.TemporaryDirectory() as root:
-        story = Story(Path(root))
-        for name, value in steps:
-            story.step(name, value)
-        assert story.end() == (story.learned, story.learned)
+        story = Story(Path(root), count, has_receipts)
+        for number, (name, value) in data.draw(st.lists(steps(-1 if count == 1 else 0), max_size=25)):
+            story.step(story.owners[number % count], name, value)
+        assert story.end() == [story.learned] * (1 + count)
+        assert story.counted == story.trained

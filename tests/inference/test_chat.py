@@ -61,7 +61,7 @@ def test_the_plans_lines_reach_llama_cpp(ready, run, monkeypatch):
     monkeypatch.setattr(llamacpp, "load", lambda path, **options: seen.append(options) or real(path, **options))
     run("chat", "--base", "--prompt", "hen", "--plan", "batch=64", "--plan", "threads=1", "--plan", "mmap=false")
     assert {"n_batch": 64, "n_ubatch": 64, "n_threads": 1, "use_mmap": False}.items() <= seen[-1].items()
-    result = run("chat", "--base", "--plan", "cache=Q2_K", code=1)
+    result = run("chat", "--base", "--prompt", "hen", "--plan", "cache=Q2_K", code=1)
     assert "cache = 'Q2_K' must be one of F16, Q8_0" in result.output
     assert "chat, in llama.cpp" in run("plan", "--no-measure").stdout
 
