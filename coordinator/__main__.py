@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from coordinator.protocol import VERSION
 from coordinator.protocol.errors import CoordinatorError
 from coordinator.protocol.rounds import Rules
 from coordinator.protocol.text import printable
+from coordinator.shown import print_table, show_size, show_time
 
 if TYPE_CHECKING:
     from coordinator.ledger.folder import Folder
@@ -153,7 +155,7 @@ def _print_json(options: argparse.Namespace, result: dict[str, Any]) -> bool:
 def _invite(options: argparse.Namespace) -> None:
     invitation = _call(options, "invite", name=options.name, address=options.address)
     print(invitation["link"])
-    until = _time(invitation["expires"])
+    until = show_time(invitation["expires"])
     print(f"{invitation.get('note') or ''}\nnext, on the device, until {until}: comigs-edge join LINK", file=sys.stderr)
 
 
@@ -165,10 +167,10 @@ def _status(options: argparse.Namespace) -> None:
     print(f"generalist {status['newest_round'] if status['newest_round'] >= 0 else 'none yet'}")
     closes = f"closes at {status['goal']}"
     if status["deadline"] is not None:
-        closes += f", or at {_time(status['deadline'])} with {status['quorum']}"
+        closes += f", or at {show_time(status['deadline'])} with {status['quorum']}"
     print(f"round      {status['open_round']}: {status['updates']} updates, {closes}")
-    print(f"moved      {_size(status['bytes_in'])} in, {_size(status['bytes_out'])} out")
-    print(f"disk       {_size(status['disk_free'])} free")
+    print(f"moved      {show_size(status['bytes_in'])} in, {show_size(status['bytes_out'])} out")
+    print(f"disk       {show_size(status['disk_free'])} free")
     alarms = [f"{name}: {reason}" for name, reason in status.get("alarms", {}).items()]
     for word, sentences in (("note", status.get("notes", [])), ("lost", status["lost"]), ("look at", alarms)):
         for sentence in sentences:
@@ -180,11 +182,11 @@ def _devices(options: argparse.Namespace) -> None:
     rows = _call(options, "devices")["devices"]
     table = [("name", "last contact", "updates", "last round", "in", "out", "")]
     table += [
-        (row["name"], _time(row["last_contact"]), row["updates"], "-" if row["last_round"] is None else row["last_round"],
-         _size(row["bytes_in"]), _size(row["bytes_out"]), "revoked" if row["revoked"] else row.get("alarm") or "")
+        (row["name"], show_time(row["last_contact"]), row["updates"], "-" if row["last_round"] is None else row["last_round"],
+         show_size(row["bytes_in"]), show_size(row["bytes_out"]), "revoked" if row["revoked"] else row.get("alarm") or "")
         for row in rows
     ]  # fmt: skip
-    _print_table(table)
+    print_table(table)
     print("\nnext: comigs-coordinator " + ("rounds" if rows else "invite"))
 
 
@@ -195,10 +197,10 @@ def _rounds(options: argparse.Namespace) -> None:
         loss = row["validation_loss"]
         note = "" if row["rolled_back_to"] is None else f"generalist {row['rolled_back_to']} again"
         table.append((
-            row["number"], _time(row["opened"]), _time(row["closed"]) if row["closed"] else "open", row["devices"],
-            _size(row["bytes_in"]), "-" if loss is None else f"{loss:.4f}", note,
+            row["number"], show_time(row["opened"]), show_time(row["closed"]) if row["closed"] else "open", row["devices"],
+            show_size(row["bytes_in"]), "-" if loss is None else f"{loss:.4f}", note,
         ))  # fmt: skip
-    _print_table(table)
+    print_table(table)
     print("\nnext: comigs-coordinator devices")
 
 
@@ -215,21 +217,24 @@ def _backup(options: argparse.Namespace) -> None:
     backup = admin.backup(options.data, VERSION, file)
     if _print_json(options, backup):
         return
-    print(f"{backup['file']}, {_size(backup['bytes'])}: it holds the coordinator's keys, keep it safe")
+    print(f"{backup['file']}, {show_size(backup['bytes'])}: it holds the coordinator's keys, keep it safe")
     print(f"\nnext, to restore it where no coordinator is: {backup['restore']}")
 
 
 def _check(options: argparse.Namespace) -> None:
     from coordinator import admin
+    from coordinator.ledger import damage
 
+    damage.log.setLevel(logging.ERROR)  # what is mended stands below
     found = admin.examine(options.data, options.repair)
+    is_bad = bool(found["damaged"] or found.get("needed"))
     if not _print_json(options, found):
-        for kind in ("repaired", "lost", "damaged"):
-            for sentence in found[kind]:
+        for kind in ("repaired", "lost", "damaged", "needed"):
+            for sentence in found.get(kind, []):
                 print(f"{kind:<10} {printable(sentence)}")
-        print("" if found["damaged"] else "everything that is kept is sound\n")
+        print("" if is_bad else "everything that is kept is sound\n")
         print(f"next: {found['next']}")
-    sys.exit(1 if found["damaged"] else 0)
+    sys.exit(1 if is_bad else 0)
 
 
 def _restored(options: argparse.Namespace) -> None:
@@ -279,21 +284,6 @@ def _service_status(options: argparse.Namespace) -> None:
     user = " --user" if not options.system else ""
     then = f"journalctl{user} --unit {service.UNIT}" if state["installed"] else "comigs-coordinator service install"
     print(f"\nnext: {then}")
-
-
-def _print_table(table: Sequence[tuple[object, ...]]) -> None:
-    rows = [[printable(str(cell)) for cell in row] for row in table]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-def _time(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
-
-
-def _size(count: float) -> str:
-    return f"{count / 1e6:,.1f} MB"
 
 
 if __name__ == "__main__":

@@ -135,8 +135,11 @@ def examine(root: Path, repair: bool) -> Result:
     if found is not None and repair:
         raise CoordinatorError("a coordinator runs in this folder; stop it, and type the command again")
     found = check.check_folder(root, repair) if found is None else found
-    mend = RESTORE if repair else "comigs-coordinator check --repair, while the coordinator does not run"
-    return {**found, "next": mend if found["damaged"] else "comigs-coordinator status"}
+    if found["damaged"] and not repair:
+        then = "comigs-coordinator check --repair, while the coordinator does not run"
+    else:
+        then = RESTORE if found["damaged"] or found.get("needed") else "comigs-coordinator status"
+    return {**found, "next": then}
 
 
 def backup(root: Path, version: str, target: Path) -> Result:
