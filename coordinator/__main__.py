@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coordinator import addresses
+from coordinator import options as types
 from coordinator.addresses import PORT
 from coordinator.ledger.config import Training
 from coordinator.protocol import VERSION
@@ -56,11 +57,12 @@ def _parser() -> argparse.ArgumentParser:
 
     serve = _add_command(commands, "serve", "Run the coordinator.", _serve)
     _add_address_options(serve)
-    for field in (*fields(Rules), *fields(Training)):
-        kind = type(field.default)
-        serve.add_argument(
-            f"--{field.name.replace('_', '-')}", type=kind, metavar=kind.__name__.upper(), help="in place of config.toml's"
-        )
+    for section in (Rules, Training):
+        for field in fields(section):
+            serve.add_argument(
+                f"--{field.name.replace('_', '-')}", type=types.setting(section, field.name),
+                metavar=type(field.default).__name__.upper(), help="in place of config.toml's",
+            )  # fmt: skip
 
     invite = _add_command(commands, "invite", "Print a one-time link for a device; it is good for 24 hours.", _invite)
     invite.add_argument("--name", help="the device's name, as in kitchen-pi")
@@ -68,8 +70,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_command(commands, "status", "Show the fleet and its open round.", _status)
     _add_command(commands, "devices", "Show the devices.", _devices)
     rounds = _add_command(commands, "rounds", "Show the rounds.", _rounds)
-    rounds.add_argument("--last", type=int, default=20, help="how many; default: 20")
-    _add_command(commands, "revoke", "Remove a device from the fleet, at once.", _revoke).add_argument("name")
+    rounds.add_argument("--last", type=types.count, metavar="COUNT", default=20, help="how many; default: 20")
+    _add_command(commands, "revoke", "Remove a device from the fleet, at once.", _revoke).add_argument("name", type=types.device)
     backup = _add_command(commands, "backup", "Write ledger, keys, settings and generalists into one tar file.", _backup)
     backup.add_argument("file", nargs="?", help="default: comigs-coordinator-DATE.tar")
     text = "Read everything that is kept, and say what is sound, damaged and lost; exits with 1 if something is damaged."
@@ -105,7 +107,9 @@ def _add_service(commands: Commands) -> None:
 
 def _add_command(commands: Commands, name: str, text: str, run: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
-    parser.add_argument("--data", type=Path, default=_default_folder(), metavar="DIR", help=f"default: {_default_folder()}")
+    parser.add_argument(
+        "--data", type=types.folder, default=_default_folder(), metavar="DIR", help=f"default: {_default_folder()}"
+    )
     if name != "serve":
         parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)

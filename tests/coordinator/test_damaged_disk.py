@@ -248,3 +248,17 @@ def test_what_repair_makes_again_is_said_once_and_not_called_left_out(fleet, num
         "",
         "next: comigs-coordinator status",
     ]
+
+
+@pytest.mark.parametrize("data", [lambda ledger: ledger[:6000], lambda ledger: bytes(len(ledger)), lambda ledger: b"\xff" * 40])
+def test_of_a_ledger_that_no_repair_helps_every_command_says_that_a_backup_does(fleet, data):
+    coordinator, _, _ = fleet
+    assert coordinator.stop() == 0
+    ledger = coordinator.data / "coordinator.db"
+    ledger.write_bytes(data(ledger.read_bytes()))
+    with pytest.raises(RuntimeError, match="too little of it can be read; restore a backup") as started:
+        coordinator.restart()
+    assert "Traceback" not in str(started.value)
+    for options in ((), ("--repair",)):
+        found = check(coordinator.data, *options)
+        assert (found.returncode, "too little of it can be read; restore a backup" in found.stderr) == (1, True), found
