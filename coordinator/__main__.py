@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coordinator import addresses
+from coordinator import options as types
 from coordinator.addresses import PORT
 from coordinator.ledger.config import Training
 from coordinator.protocol import VERSION
 from coordinator.protocol.errors import CoordinatorError
 from coordinator.protocol.rounds import Rules
 from coordinator.protocol.text import printable
+from coordinator.shown import print_table, show_size, show_time
 
 if TYPE_CHECKING:
     from coordinator.ledger.folder import Folder
@@ -54,11 +57,12 @@ def _parser() -> argparse.ArgumentParser:
 
     serve = _add_command(commands, "serve", "Run the coordinator.", _serve)
     _add_address_options(serve)
-    for field in (*fields(Rules), *fields(Training)):
-        kind = type(field.default)
-        serve.add_argument(
-            f"--{field.name.replace('_', '-')}", type=kind, metavar=kind.__name__.upper(), help="in place of config.toml's"
-        )
+    for section in (Rules, Training):
+        for field in fields(section):
+            serve.add_argument(
+                f"--{field.name.replace('_', '-')}", type=types.setting(section, field.name),
+                metavar=type(field.default).__name__.upper(), help="in place of config.toml's",
+            )  # fmt: skip
 
     invite = _add_command(commands, "invite", "Print a one-time link for a device; it is good for 24 hours.", _invite)
     invite.add_argument("--name", help="the device's name, as in kitchen-pi")
@@ -66,8 +70,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_command(commands, "status", "Show the fleet and its open round.", _status)
     _add_command(commands, "devices", "Show the devices.", _devices)
     rounds = _add_command(commands, "rounds", "Show the rounds.", _rounds)
-    rounds.add_argument("--last", type=int, default=20, help="how many; default: 20")
-    _add_command(commands, "revoke", "Remove a device from the fleet, at once.", _revoke).add_argument("name")
+    rounds.add_argument("--last", type=types.count, metavar="COUNT", default=20, help="how many; default: 20")
+    _add_command(commands, "revoke", "Remove a device from the fleet, at once.", _revoke).add_argument("name", type=types.device)
     backup = _add_command(commands, "backup", "Write ledger, keys, settings and generalists into one tar file.", _backup)
     backup.add_argument("file", nargs="?", help="default: comigs-coordinator-DATE.tar")
     text = "Read everything that is kept, and say what is sound, damaged and lost; exits with 1 if something is damaged."
@@ -103,7 +107,9 @@ def _add_service(commands: Commands) -> None:
 
 def _add_command(commands: Commands, name: str, text: str, run: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
-    parser.add_argument("--data", type=Path, default=_default_folder(), metavar="DIR", help=f"default: {_default_folder()}")
+    parser.add_argument(
+        "--data", type=types.folder, default=_default_folder(), metavar="DIR", help=f"default: {_default_folder()}"
+    )
     if name != "serve":
         parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
@@ -153,7 +159,7 @@ def _print_json(options: argparse.Namespace, result: dict[str, Any]) -> bool:
 def _invite(options: argparse.Namespace) -> None:
     invitation = _call(options, "invite", name=options.name, address=options.address)
     print(invitation["link"])
-    until = _time(invitation["expires"])
+    until = show_time(invitation["expires"])
     print(f"{invitation.get('note') or ''}\nnext, on the device, until {until}: comigs-edge join LINK", file=sys.stderr)
 
 
@@ -165,10 +171,10 @@ def _status(options: argparse.Namespace) -> None:
     print(f"generalist {status['newest_round'] if status['newest_round'] >= 0 else 'none yet'}")
     closes = f"closes at {status['goal']}"
     if status["deadline"] is not None:
-        closes += f", or at {_time(status['deadline'])} with {status['quorum']}"
+        closes += f", or at {show_time(status['deadline'])} with {status['quorum']}"
     print(f"round      {status['open_round']}: {status['updates']} updates, {closes}")
-    print(f"moved      {_size(status['bytes_in'])} in, {_size(status['bytes_out'])} out")
-    print(f"disk       {_size(status['disk_free'])} free")
+    print(f"moved      {show_size(status['bytes_in'])} in, {show_size(status['bytes_out'])} out")
+    print(f"disk       {show_size(status['disk_free'])} free")
     alarms = [f"{name}: {reason}" for name, reason in status.get("alarms", {}).items()]
     for word, sentences in (("note", status.get("notes", [])), ("lost", status["lost"]), ("look at", alarms)):
         for sentence in sentences:
@@ -180,11 +186,11 @@ def _devices(options: argparse.Namespace) -> None:
     rows = _call(options, "devices")["devices"]
     table = [("name", "last contact", "updates", "last round", "in", "out", "")]
     table += [
-        (row["name"], _time(row["last_contact"]), row["updates"], "-" if row["last_round"] is None else row["last_round"],
-         _size(row["bytes_in"]), _size(row["bytes_out"]), "revoked" if row["revoked"] else row.get("alarm") or "")
+        (row["name"], show_time(row["last_contact"]), row["updates"], "-" if row["last_round"] is None else row["last_round"],
+         show_size(row["bytes_in"]), show_size(row["bytes_out"]), "revoked" if row["revoked"] else row.get("alarm") or "")
         for row in rows
     ]  # fmt: skip
-    _print_table(table)
+    print_table(table)
     print("\nnext: comigs-coordinator " + ("rounds" if rows else "invite"))
 
 
@@ -195,10 +201,10 @@ def _rounds(options: argparse.Namespace) -> None:
         loss = row["validation_loss"]
         note = "" if row["rolled_back_to"] is None else f"generalist {row['rolled_back_to']} again"
         table.append((
-            row["number"], _time(row["opened"]), _time(row["closed"]) if row["closed"] else "open", row["devices"],
-            _size(row["bytes_in"]), "-" if loss is None else f"{loss:.4f}", note,
+            row["number"], show_time(row["opened"]), show_time(row["closed"]) if row["closed"] else "open", row["devices"],
+            show_size(row["bytes_in"]), "-" if loss is None else f"{loss:.4f}", note,
         ))  # fmt: skip
-    _print_table(table)
+    print_table(table)
     print("\nnext: comigs-coordinator devices")
 
 
@@ -215,21 +221,24 @@ def _backup(options: argparse.Namespace) -> None:
     backup = admin.backup(options.data, VERSION, file)
     if _print_json(options, backup):
         return
-    print(f"{backup['file']}, {_size(backup['bytes'])}: it holds the coordinator's keys, keep it safe")
+    print(f"{backup['file']}, {show_size(backup['bytes'])}: it holds the coordinator's keys, keep it safe")
     print(f"\nnext, to restore it where no coordinator is: {backup['restore']}")
 
 
 def _check(options: argparse.Namespace) -> None:
     from coordinator import admin
+    from coordinator.ledger import damage
 
+    damage.log.setLevel(logging.ERROR)  # what is mended stands below
     found = admin.examine(options.data, options.repair)
+    is_bad = bool(found["damaged"] or found.get("needed"))
     if not _print_json(options, found):
-        for kind in ("repaired", "lost", "damaged"):
-            for sentence in found[kind]:
+        for kind in ("repaired", "lost", "damaged", "needed"):
+            for sentence in found.get(kind, []):
                 print(f"{kind:<10} {printable(sentence)}")
-        print("" if found["damaged"] else "everything that is kept is sound\n")
+        print("" if is_bad else "everything that is kept is sound\n")
         print(f"next: {found['next']}")
-    sys.exit(1 if found["damaged"] else 0)
+    sys.exit(1 if is_bad else 0)
 
 
 def _restored(options: argparse.Namespace) -> None:
@@ -279,21 +288,6 @@ def _service_status(options: argparse.Namespace) -> None:
     user = " --user" if not options.system else ""
     then = f"journalctl{user} --unit {service.UNIT}" if state["installed"] else "comigs-coordinator service install"
     print(f"\nnext: {then}")
-
-
-def _print_table(table: Sequence[tuple[object, ...]]) -> None:
-    rows = [[printable(str(cell)) for cell in row] for row in table]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-def _time(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
-
-
-def _size(count: float) -> str:
-    return f"{count / 1e6:,.1f} MB"
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from coordinator.addresses import PORT
 from coordinator.ledger import check, config, overview
 from coordinator.ledger.database import Database
 from coordinator.ledger.fleet import Fleet
-from coordinator.ledger.folder import Folder
+from coordinator.ledger.folder import Folder, check_whole, is_empty
 from coordinator.ledger.restoration import BACKUP, RESTORE
 from coordinator.protocol.errors import CoordinatorError, Refused
 
@@ -119,6 +119,7 @@ def application(context: Context) -> web.Application:
 def call(root: Path, version: str, operation: str, **arguments: Any) -> Result:
     """Result of an operation, by the running coordinator or in this process; raises `CoordinatorError`."""
     if not (root / "coordinator.db").exists():
+        check_whole(root)
         raise CoordinatorError(f"there is no coordinator in {root}; start one with: comigs-coordinator serve --data {root}")
     answered = _ask(root, operation, arguments)
     if answered is not None:
@@ -129,14 +130,22 @@ def call(root: Path, version: str, operation: str, **arguments: Any) -> Result:
 
 def examine(root: Path, repair: bool) -> Result:
     """What is sound, damaged and lost in the folder; a coordinator that runs has mended what it could when it started."""
-    if not (root / "keys").exists():
+    if is_empty(root):
         raise CoordinatorError(f"there is no coordinator in {root}; name its folder with --data")
+    check_whole(root)
+    if not (ledger := root / "coordinator.db").exists():
+        raise CoordinatorError(
+            f"{ledger} is gone; restore a backup, or begin a new fleet: comigs-coordinator serve --data {root}"
+        )
     found = _ask(root, "check", {})
     if found is not None and repair:
         raise CoordinatorError("a coordinator runs in this folder; stop it, and type the command again")
     found = check.check_folder(root, repair) if found is None else found
-    mend = RESTORE if repair else "comigs-coordinator check --repair, while the coordinator does not run"
-    return {**found, "next": mend if found["damaged"] else "comigs-coordinator status"}
+    if found["damaged"] and not repair:
+        then = "comigs-coordinator check --repair, while the coordinator does not run"
+    else:
+        then = RESTORE if found["damaged"] or found.get("needed") else "comigs-coordinator status"
+    return {**found, "next": then}
 
 
 def backup(root: Path, version: str, target: Path) -> Result:

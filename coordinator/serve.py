@@ -52,6 +52,7 @@ def serve(
     try:
         with Folder.open(root) as folder, folder.fleet(Clock(), values) as fleet:
             config.note(fleet.database, fleet.config, fleet.has_settings_file)
+            fleet.warn_where_nothing_is_left()
             server = Server(fleet, version, is_open)
             asyncio.run(_run(server, folder, ready, host=host, port=port, address=address))
     except (sqlite3.OperationalError, DiskFailure) as error:

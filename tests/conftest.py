@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `cli.main` does, before torch is loaded
+os.environ["COLUMNS"] = "200"  # consoles read it when they are made, which may be here
 
 import llama_cpp
 import pytest

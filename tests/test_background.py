@@ -1,5 +1,6 @@
 """A training that runs elsewhere: begun without a terminal, seen, followed and ended from another process."""
 
+import contextlib
 import json
 import os
 import signal
@@ -13,6 +14,15 @@ from comigs_edge.home import holder
 from comigs_edge.home.folder import locate
 
 PATIENCE = 60.0
+
+
+@pytest.fixture(autouse=True)
+def no_dead_children():
+    """Whoever starts a training in the background ends soon, and its children are init's; here it lives on."""
+    yield
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
 
 
 def wait_for(condition):

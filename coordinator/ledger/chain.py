@@ -11,6 +11,7 @@ from coordinator.ledger.database import Database
 from coordinator.ledger.making import Counted, Job, Made
 from coordinator.ledger.members import Device
 from coordinator.ledger.payloads import Payloads
+from coordinator.ledger.standby import sound_before
 from coordinator.protocol import keys, rounds
 from coordinator.protocol.errors import Refused
 from coordinator.protocol.messages import Generalist, Refusal, SignedManifest
@@ -62,7 +63,7 @@ class Chain:
             return None
         before = self._database.row("SELECT * FROM rounds WHERE number = ?", row["number"] - 1)
         if before is None or before["lost"] is not None:
-            before = self.sound_before(row["number"])
+            before = sound_before(self._database, self._payloads, row["number"])
         if before is None and row["number"] > 0:
             return None  # no generalist is left to add to: it waits for its payload
         updates = self._database.rows(
@@ -143,7 +144,7 @@ class Chain:
 
     def roll_back(self, newest: int, generalist: Generalist) -> None:
         """Publishes the generalist before `newest` under the open round's number, which grows by one."""
-        open_round, now, good = newest + 1, self._clock(), self.sound_before(newest)
+        open_round, now, good = newest + 1, self._clock(), sound_before(self._database, self._payloads, newest)
         if good is None:
             return
         with self._database.transaction():
@@ -153,13 +154,3 @@ class Chain:
             self._enter(generalist, number=open_round, sha256=good["sha256"], size=good["size"], devices=0,
                 rolled_back_to=good["number"])  # fmt: skip
         self.collect()
-
-    def sound_before(self, number: int) -> dict[str, Any] | None:
-        """The round whose generalist came before that of `number` and is still sound; None without one."""
-        rows = self._database.rows("SELECT number, rolled_back_to FROM rounds WHERE rolled_back_to IS NOT NULL")
-        again = {row["number"]: row["rolled_back_to"] for row in rows}
-        while (number := rounds.generalist_before(number, again)) >= 0:
-            row = self._database.row("SELECT * FROM rounds WHERE number = ?", number)
-            if row is not None and self._payloads.is_sound(row["sha256"]):
-                return row
-        return None

@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, get_args
 
-from coordinator.ledger import damage, rows, salvage
+from coordinator.ledger import damage, rows, salvage, standby
 from coordinator.ledger.chain import KEPT_GENERALISTS
 from coordinator.ledger.database import DamagedLedger, Database
 from coordinator.ledger.fleet import Fleet
@@ -18,19 +18,19 @@ from coordinator.protocol import compress, keys, wire
 from coordinator.protocol.messages import Generalist, SignedManifest, decode
 
 GAP = "none"  # in place of the hash of a manifest that cannot be read
-Found = dict[str, list[str]]  # "damaged", "lost", "repaired" -> sentences
+Found = dict[str, list[str]]  # "damaged", "lost", "repaired", "needed" (what only the owner can bring back) -> sentences
 
 
 def check(database: Database, payloads: Payloads, signing_key: str) -> Found:
     """Of a ledger that can be opened: its pages and rows; where those are sound, the chain, payloads and unfinished uploads."""
     found = _ledger(database, signing_key)
     if found:
-        return {"damaged": found, "lost": damage.lost(database), "repaired": []}  # what else is read rests on it
-    for sha256 in sorted(damage.find(database, payloads) | _old(database, payloads)):
-        found += damage.describe(database, sha256)
+        return _found(damaged=found, lost=damage.lost(database))  # what else is read rests on it
+    found += _payloads(database, payloads)
     found += [f"the change to generalist {row['number']} is damaged" for row in _changes(database, payloads)]
     found += [f"the unfinished upload {name} {flaw}" for name, flaw in _uploads(database, payloads).items()]
-    return {"damaged": found, "lost": damage.lost(database) + _breaks(database, signing_key), "repaired": []}
+    needed = standby.nothing_left(database, payloads, reads=True)
+    return _found(damaged=found, lost=damage.lost(database) + _breaks(database, signing_key), needed=[needed] if needed else [])
 
 
 def check_folder(root: Path, repair: bool) -> Found:
@@ -43,27 +43,46 @@ def check_folder(root: Path, repair: bool) -> Found:
                 is_sound = not _ledger(database, keys.public_text(key))
         except (DamagedLedger, sqlite3.DatabaseError) as error:
             reason = error.reason if isinstance(error, DamagedLedger) else f"{folder.ledger} is damaged ({error})"
-            found, has_gaps, is_sound = {"damaged": [reason], "lost": [], "repaired": []}, True, False
+            found, has_gaps, is_sound = _found(damaged=[reason]), True, False
         repaired: list[str] = []
         if not is_sound:
             repaired = salvage.rebuild(folder.ledger, payloads, key, time.time(), replace=repair, has_gaps=has_gaps)
         if not repair or not found["damaged"]:
             return found
+        with closing(Database(folder.ledger)) as database:
+            payloads_before = _payloads(database, payloads)
         with folder.fleet(time.time) as fleet:
-            repaired += _repair(fleet)
+            repaired += _repair(fleet, payloads_before)
             return {**check(fleet.database, payloads, fleet.chain.signing_key), "repaired": repaired}
 
 
-def _repair(fleet: Fleet) -> list[str]:
-    """Leaves out what is damaged beside the ledger; what the start has rebuilt is sound again."""
+def _repair(fleet: Fleet, damaged: dict[str, str]) -> list[str]:
+    """Makes again or leaves out what is damaged beside the ledger; returns what was done.
+
+    `damaged` are the payloads before the start, which has mended some: sentence -> SHA-256.
+    """
     database, payloads = fleet.database, fleet.payloads
-    done = check(database, payloads, fleet.chain.signing_key)["damaged"]
+    changes, uploads = _changes(database, payloads), _uploads(database, payloads)
     fleet.lose(_old(database, payloads))
-    for row in _changes(database, payloads):
+    for row in changes:
         payloads.drop(row["sha256"])
-    for name in _uploads(database, payloads):
+    for name in uploads:
         (payloads.uploads / name).unlink(missing_ok=True)
-    return [f"{sentence}: it was left out" for sentence in done]
+    return [
+        *(f"{what}: it was {'made again' if payloads.is_sound(sha256) else 'left out'}" for what, sha256 in damaged.items()),
+        *(f"the change to generalist {row['number']} is damaged: it was left out" for row in changes),
+        *(f"the unfinished upload {name} {flaw}: it was deleted" for name, flaw in uploads.items()),
+    ]
+
+
+def _found(**kinds: list[str]) -> Found:
+    return {"damaged": [], "lost": [], "repaired": [], "needed": [], **kinds}
+
+
+def _payloads(database: Database, payloads: Payloads) -> dict[str, str]:
+    """The payloads that are needed or kept, and not sound: sentence -> SHA-256."""
+    wanted = sorted(damage.find(database, payloads) | _old(database, payloads))
+    return {sentence: sha256 for sha256 in wanted for sentence in damage.describe(database, sha256)}
 
 
 def _ledger(database: Database, signing_key: str) -> list[str]:

@@ -75,9 +75,10 @@ def read(path: Path, makes: bool = True) -> Config | None:
     Raises `CoordinatorError` for what cannot be used.
     """
     try:
-        if makes and not path.exists():
+        is_empty = not path.exists() or not path.read_bytes().strip(b"\0")  # NULs are what a power cut leaves
+        if makes and is_empty:
             path.write_text(template())
-        if not makes and not (path.exists() and path.stat().st_size):
+        elif is_empty:
             return None
         return settings.read(Config, settings.load(path))
     except (OSError, ValueError, SettingsError) as error:

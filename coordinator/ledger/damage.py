@@ -16,7 +16,7 @@ from coordinator.protocol.messages import Generalist, decode
 
 UNPUBLISHED = "round IN (SELECT number FROM rounds WHERE published IS NULL)"
 WHY = "damaged or gone"  # in the ledger
-log = logging.getLogger("comigs-coordinator")
+log = logging.getLogger("comigs-coordinator.damage")
 
 
 def find(database: Database, payloads: Payloads) -> set[str]:

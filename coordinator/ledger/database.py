@@ -88,10 +88,10 @@ CHECKSUMS = 4  # the first version that has them
 
 
 class DamagedLedger(CoordinatorError):
-    """Pages of the ledger, or its tables, cannot be used; `reason` says which."""
+    """Pages of the ledger, its tables or rows, cannot be used; `reason` says which."""
 
-    def __init__(self, path: Path, reason: object) -> None:
-        self.reason = f"{path} is damaged ({printable(str(reason))})"
+    def __init__(self, reason: str) -> None:
+        self.reason = printable(reason)
         super().__init__(f"{self.reason}; mend it with: comigs-coordinator check --repair")
 
 
@@ -128,7 +128,7 @@ class Database:
             raise CoordinatorError(f"{path} cannot be opened ({error}); make room on its disk or check it") from error
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the latter from SQLite's own words about a damaged schema
             self._db.close()
-            raise DamagedLedger(path, error) from error
+            raise DamagedLedger(f"{path} is damaged ({error})") from error
 
     def close(self) -> None:
         """Closes the file."""

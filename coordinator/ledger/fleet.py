@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from coordinator.ledger import damage
+from coordinator.ledger import damage, standby
 from coordinator.ledger.chain import Chain
 from coordinator.ledger.clock import Clock
 from coordinator.ledger.config import Config
@@ -65,6 +65,12 @@ class Fleet:
         """Goes on without payloads that are damaged or gone."""
         if damage.lose(self.database, self.payloads, damaged):
             self._ask_again()
+        self.warn_where_nothing_is_left()
+
+    def warn_where_nothing_is_left(self) -> None:
+        """Says in the log what the owner can do where no generalist is left."""
+        if sentence := standby.nothing_left(self.database, self.payloads):
+            log.warning("%s", sentence)
 
     def restore(self) -> Restoration:
         """Tells the devices that the coordinator goes on from an older copy of its folder."""

@@ -11,11 +11,12 @@ import os
 import shutil
 import sqlite3
 import ssl
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from coordinator.ledger import config, rows
+from coordinator.ledger import config, rows, salvage
 from coordinator.ledger.database import DamagedLedger, Database
 from coordinator.ledger.fleet import Fleet
 from coordinator.ledger.payloads import Payloads, sync_folder
@@ -28,11 +29,10 @@ class Folder:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.certificate, self.tls_key = root / "keys" / "tls.pem", root / "keys" / "tls.key"
+        self.certificate, self.tls_key, self._signing = _key_files(root)
         self.ledger = root / "coordinator.db"
-        self._signing = root / "keys" / "signing.key"
         self._check_owner()
-        self._check_whole()
+        check_whole(root)
         self._config = config.read(root / "config.toml", makes=not self.ledger.exists())
         if not self._signing.exists():
             self._make_keys()
@@ -54,16 +54,6 @@ class Folder:
                 raise CoordinatorError(
                     f"other users may write {path}; type chmod go-w {path}, or name another folder with --data"
                 )
-
-    def _check_whole(self) -> None:
-        """Raises `CoordinatorError` where keys or ledger are gone: new ones would shut every device out."""
-        ledger, payloads = self.ledger, self.root / "payloads"
-        parts = (self.certificate, self.tls_key, self._signing)
-        gone = [path for path in parts if not path.exists()]
-        if gone and (len(gone) < len(parts) or ledger.exists()):
-            raise CoordinatorError(f"{gone[0]} is gone; restore keys/ from a backup: new keys would shut every device out")
-        if not (ledger.exists() and ledger.stat().st_size) and payloads.exists() and any(payloads.iterdir()):
-            raise CoordinatorError(f"{ledger} is gone or empty while {payloads} is not; restore it from a backup")
 
     def _make_keys(self) -> None:
         """All keys come into their place together."""
@@ -104,14 +94,24 @@ class Folder:
     def fleet(self, clock: Callable[[], float], values: dict[str, Any] | None = None) -> Iterator[Fleet]:
         """The fleet of this folder; contacts that are only in memory are written at the end.
 
-        `values` are settings in place of config.toml's. Where that is gone, those of the last start count.
+        `values` are settings in place of config.toml's. Where that is gone, those of the last start count. Raises `DamagedLedger`
+        where a repair helps, and another `CoordinatorError` where only a backup does.
         """
+        try:
+            with self._fleet(clock, values or {}) as fleet:
+                yield fleet
+        except DamagedLedger:
+            salvage.rebuild(self.ledger, Payloads(self.root), self.signing_key, time.time(), replace=False, has_gaps=True)
+            raise
+
+    @contextlib.contextmanager
+    def _fleet(self, clock: Callable[[], float], values: dict[str, Any]) -> Iterator[Fleet]:
         database = Database(self.ledger)
         try:
             if found := rows.damaged(database, keys.public_text(self.signing_key), ("facts", "devices", "rounds")):
                 more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-                raise CoordinatorError(f"{next(iter(found.values()))}{more}; mend it with: comigs-coordinator check --repair")
-            settings = (self._config or config.last(database) or config.Config()).with_values(values or {})
+                raise DamagedLedger(f"{next(iter(found.values()))}{more}")
+            settings = (self._config or config.last(database) or config.Config()).with_values(values)
             fleet = Fleet(database, Payloads(self.root), self.signing_key, settings, clock)
             fleet.has_settings_file = self._config is not None
             yield fleet
@@ -120,9 +120,28 @@ class Folder:
         except sqlite3.DatabaseError as error:
             if type(error) is not sqlite3.DatabaseError:  # a full disk, or a bug
                 raise
-            raise DamagedLedger(self.ledger, error) from error
+            raise DamagedLedger(f"{self.ledger} is damaged ({error})") from error
         finally:
             database.close()
+
+
+def is_empty(root: Path) -> bool:
+    """Whether no coordinator has begun here."""
+    return not any((root / name).exists() for name in ("keys", "coordinator.db", "payloads"))
+
+
+def check_whole(root: Path) -> None:
+    """Raises `CoordinatorError` where keys or ledger are gone: new ones would shut every device out."""
+    ledger, payloads, parts = root / "coordinator.db", root / "payloads", _key_files(root)
+    gone = [path for path in parts if not path.exists()]
+    if gone and (len(gone) < len(parts) or ledger.exists()):
+        raise CoordinatorError(f"{gone[0]} is gone; restore keys/ from a backup: new keys would shut every device out")
+    if not (ledger.exists() and ledger.stat().st_size) and payloads.exists() and any(payloads.iterdir()):
+        raise CoordinatorError(f"{ledger} is gone or empty while {payloads} is not; restore it from a backup")
+
+
+def _key_files(root: Path) -> tuple[Path, Path, Path]:
+    return root / "keys" / "tls.pem", root / "keys" / "tls.key", root / "keys" / "signing.key"
 
 
 def _read(path: Path) -> bytes:

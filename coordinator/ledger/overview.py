@@ -5,11 +5,10 @@ No text, no tensor and no key is in it.
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import asdict
 from typing import Any
 
-from coordinator.ledger import damage
+from coordinator.ledger import damage, standby
 from coordinator.ledger.fleet import Fleet
 from coordinator.protocol import distances, rounds
 
@@ -32,7 +31,7 @@ def overview(fleet: Fleet, started: float, version: str) -> Facts:
         "deadline": None if first is None else first + rules.deadline_seconds,
         "devices": sum(device.revoked is None for device in devices), "active": active,
         "bytes_in": sum(device.bytes_in for device in devices), "bytes_out": sum(device.bytes_out for device in devices),
-        "disk_free": shutil.disk_usage(fleet.payloads.folder).free, "sqlite_journal": fleet.database.journal,
+        "disk_free": fleet.payloads.disk()[0], "sqlite_journal": fleet.database.journal,
         "lost": damage.lost(fleet.database),
         "alarms": alarms(fleet), "waits_for": rounds.waits_for(rules, number, updates), "notes": _notes(fleet, updates),
         "settings": {**asdict(fleet.config.training), "averaging": rules.averaging, "weights": rules.weights},
@@ -46,6 +45,8 @@ def _notes(fleet: Fleet, updates: int) -> list[str]:
     if rounds.waits_for(rules, number, updates):
         few = f"; the fleet has {members}: invite more, or set min_devices" if members < rules.min_devices else ""
         found.append(f"round {number} waits: {updates} of {rules.min_devices} devices have sent{few}")
+    if sentence := standby.nothing_left(fleet.database, fleet.payloads):
+        found.append(sentence)
     if not fleet.has_settings_file:
         found.append(fleet.config.gone())
     return found

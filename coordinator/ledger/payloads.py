@@ -143,6 +143,13 @@ class Payloads:
         except OSError:  # it is gone, or the disk cannot read it
             return False
 
+    def has(self, sha256: str | None, size: int) -> bool:
+        """Whether a payload of this size is here; its bytes are not read."""
+        try:
+            return sha256 is not None and self.path(sha256).stat().st_size == size
+        except OSError:
+            return False
+
     def drop(self, sha256: str) -> None:
         """Deletes a payload that is damaged: nobody gets it any more, and it can come again."""
         with contextlib.suppress(OSError):
@@ -157,11 +164,16 @@ class Payloads:
             path.unlink(missing_ok=True)
         return len(garbage)
 
+    def disk(self) -> tuple[int, int]:
+        """Free and all bytes of the disk that the payloads are on; where their folder is gone, of the coordinator's."""
+        usage = shutil.disk_usage(self.folder if self.folder.exists() else self.folder.parent)
+        return usage.free, usage.total
+
     def check_space(self, size: int) -> None:
         """Raises `Refused` (507) if the disk has no room for `size` bytes."""
-        usage = shutil.disk_usage(self.folder)
-        if usage.free - size < min(SPARE_BYTES, SPARE_SHARE * usage.total):
-            sentence = f"the coordinator's disk is full ({usage.free / 1e6:,.0f} MB free); your update is kept on your device"
+        free, total = self.disk()
+        if free - size < min(SPARE_BYTES, SPARE_SHARE * total):
+            sentence = f"the coordinator's disk is full ({free / 1e6:,.0f} MB free); your update is kept on your device"
             raise Refused(507, "disk_full", sentence, retry_after=600)
 
 

@@ -154,15 +154,18 @@ def check(data, books, signing_key, devices):
 def _at_rest_database(data):
     """The ledger, once the rounds that the crash left closed are published."""
     end = time.monotonic() + 10
-    query = "SELECT count(*) FROM rounds WHERE closed IS NOT NULL AND published IS NULL"
+    waiting = "SELECT count(*) FROM rounds WHERE closed IS NOT NULL AND published IS NULL"
+    stray = "SELECT count(*) FROM updates WHERE round NOT IN (SELECT number FROM rounds)"
     while True:
+        counts = "it cannot be read"
         with contextlib.suppress(sqlite3.DatabaseError):  # it was copied in the middle of a write
             database = _copy(data)
-            if not database.execute(query).fetchone()[0]:
+            counts = [database.execute(query).fetchone()[0] for query in (waiting, stray)]
+            if not any(counts):
                 return database
             database.close()
         if time.monotonic() > end:
-            raise AssertionError("a closed round is not published")
+            raise AssertionError(f"rounds that are closed and not published, updates of no round: {counts}")
         time.sleep(0.01)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import stat
 import subprocess
 import threading
@@ -10,6 +11,7 @@ import time
 import pytest
 
 from coordinator import admin
+from coordinator.__main__ import main
 from coordinator.ledger.folder import Folder
 from coordinator.protocol.errors import CoordinatorError
 from tests.coordinator.ledger.test_fleet import Room, arrays
@@ -26,6 +28,53 @@ def coordinator(tmp_path_factory):
 def test_a_folder_without_a_coordinator_is_told_so(tmp_path):
     with pytest.raises(CoordinatorError, match=r"no coordinator in .*serve --data"):
         admin.call(tmp_path, "1", "status")
+
+
+@pytest.mark.parametrize(
+    ("gone", "operation", "message"),
+    [
+        (("keys",), "check", r"tls.pem is gone; restore keys/ from a backup"),
+        (("keys",), "status", r"tls.pem is gone; restore keys/ from a backup"),
+        (("coordinator.db",), "check", r"coordinator.db is gone or empty while .*payloads is not; restore it"),
+        (("coordinator.db",), "status", r"coordinator.db is gone or empty while .*payloads is not; restore it"),
+        (("coordinator.db", "payloads"), "check", r"coordinator.db is gone; restore a backup"),
+        (("keys", "coordinator.db"), "check", r"coordinator.db is gone or empty while"),
+        (("keys", "coordinator.db", "payloads"), "check", r"no coordinator in"),
+    ],
+)
+def test_a_command_names_what_of_the_folder_is_gone_and_makes_nothing(tmp_path, gone, operation, message):
+    room = Room(tmp_path / "data")
+    room.step((room.join(), arrays(1.0)))
+    room.fleet.database.close()
+    for name in gone:
+        path = room.root / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    before = sorted(room.root.rglob("*"))
+    with pytest.raises(CoordinatorError, match=message):
+        admin.examine(room.root, False) if operation == "check" else admin.call(room.root, "1", operation)
+    assert [path for path in sorted(room.root.rglob("*")) if path.name != "lock"] == [p for p in before if p.name != "lock"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(("rounds", "--last", number) for number in ("99999999999999999999", "0", "-1", "x", "9" * 5000, "")),
+        *(("revoke", name) for name in ("", " ", "a b", "x" * 65, "--")),
+        *(("serve", "--goal", number) for number in ("-1", "99999999999999999999", "nan", "")),
+        *(("serve", "--deadline-seconds", number) for number in ("-1", "nan", "inf", "1e400", "")),
+        ("serve", "--weights", "nonsense"),
+        ("serve", "--port", "65536"),
+        ("serve", "--port", "9" * 5000),
+        ("status", "--data", ""),
+    ],
+)
+def test_a_value_out_of_bounds_is_wrong_usage(tmp_path, monkeypatch, capsys, words):
+    monkeypatch.setenv("COMIGS_COORDINATOR_DATA", str(tmp_path / "data"))
+    with pytest.raises(SystemExit) as ended:
+        main(list(words))
+    assert ended.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
+    assert not (tmp_path / "data").exists()
 
 
 def test_without_a_running_coordinator_the_folder_is_used_itself(tmp_path):

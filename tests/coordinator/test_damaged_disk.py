@@ -1,6 +1,8 @@
 """A coordinator in a process of its own whose files are damaged while it runs and while it does not."""
 
 import os
+import re
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -10,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from comigs_edge.fleet.client import RemoteRefused
+from comigs_edge.fleet.folder import FleetFolder
+from comigs_edge.home.folder import Home
 from coordinator.protocol import keys
 from tests.coordinator.ledger.test_damage import changed, damages, gone
 from tests.coordinator.rig import Coordinator, Member, random_arrays
@@ -175,3 +179,86 @@ def test_repair_recovers_what_can_be_read_of_a_damaged_ledger(fleet):
     coordinator.restart()
     assert {row["name"] for row in coordinator.command("devices")["devices"]} == {"kitchen-pi", "attic-pi"}
     second.push(random_arrays(100))
+
+
+def emptied(folder):
+    for path in folder.iterdir():
+        path.write_bytes(b"")
+
+
+def grow(fleet, rounds):
+    """The fixture's fleet with this many generalists behind the first one."""
+    coordinator, first, second = fleet
+    for number in range(1, rounds + 1):
+        second.push(random_arrays(10 * number))
+        coordinator.until(lambda status, number=number: status["newest_round"] == number)
+        first.push(random_arrays(10 * number + 1))
+
+
+@pytest.mark.parametrize("damage", [shutil.rmtree, emptied])
+def test_where_no_generalist_is_left_the_owner_is_told_and_a_device_s_copy_brings_it_back(fleet, damage, tmp_path):
+    coordinator, first, second = fleet
+    grow(fleet, 2)
+    second.pull(tmp_path, at_least=2)
+    assert coordinator.stop() == 0
+    damage(coordinator.data / "payloads")
+    for options in ((), ("--repair",), ()):
+        found = check(coordinator.data, *options)
+        assert found.returncode == 1, found
+        assert "needed     no generalist is left, and devices wait for generalist 2: put payloads/ back" in found.stdout
+        assert "is sound" not in found.stdout
+    assert "restore a backup" in found.stdout
+    coordinator.restart()
+    (sentence,) = coordinator.ask("status")["notes"]
+    assert sentence in log(coordinator)
+    kept, target = re.search(r"copy (\S+) from .* to (\S+), and start again", sentence).groups()
+    home = Home(tmp_path / "home")
+    assert FleetFolder(home).generalist_path(2) == home.root / kept
+    assert coordinator.stop() == 0
+    shutil.copy(tmp_path / f"{second.id}-2", target)
+    assert check(coordinator.data).returncode == 0
+    coordinator.restart()
+    assert coordinator.ask("status")["notes"] == []
+    second.push(random_arrays(3))
+    first.push(random_arrays(4))
+    coordinator.until(lambda status: status["newest_round"] == 3)
+    assert first.pull(tmp_path, at_least=3)[0] == 3
+
+
+def test_a_running_coordinator_whose_generalists_vanish_says_so_in_its_status(fleet):
+    coordinator, _, _ = fleet
+    shutil.rmtree(coordinator.data / "payloads")
+    (note,) = coordinator.ask("status")["notes"]
+    assert "no generalist is left, and devices wait for generalist 0" in note
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_what_repair_makes_again_is_said_once_and_not_called_left_out(fleet, number):
+    coordinator, _, _ = fleet
+    grow(fleet, 2)
+    assert coordinator.stop() == 0
+    with closing(sqlite3.connect(coordinator.data / "coordinator.db")) as ledger:
+        (sha256,) = ledger.execute("SELECT sha256 FROM rounds WHERE number = ?", (number,)).fetchone()
+    (coordinator.data / "payloads" / sha256).write_bytes(b"")
+    found = check(coordinator.data, "--repair")
+    assert (found.returncode, found.stderr) == (0, ""), found
+    assert found.stdout.splitlines() == [
+        f"repaired   generalist {number} is damaged or gone: it was made again",
+        "everything that is kept is sound",
+        "",
+        "next: comigs-coordinator status",
+    ]
+
+
+@pytest.mark.parametrize("data", [lambda ledger: ledger[:6000], lambda ledger: bytes(len(ledger)), lambda ledger: b"\xff" * 40])
+def test_of_a_ledger_that_no_repair_helps_every_command_says_that_a_backup_does(fleet, data):
+    coordinator, _, _ = fleet
+    assert coordinator.stop() == 0
+    ledger = coordinator.data / "coordinator.db"
+    ledger.write_bytes(data(ledger.read_bytes()))
+    with pytest.raises(RuntimeError, match="too little of it can be read; restore a backup") as started:
+        coordinator.restart()
+    assert "Traceback" not in str(started.value)
+    for options in ((), ("--repair",)):
+        found = check(coordinator.data, *options)
+        assert (found.returncode, "too little of it can be read; restore a backup" in found.stderr) == (1, True), found

@@ -39,7 +39,7 @@ def begin_with(coordinator, text):
     coordinator.restart()
 
 
-@pytest.mark.parametrize("text", [None, ""])
+@pytest.mark.parametrize("text", [None, "", "\0" * 300])
 def test_without_its_file_a_coordinator_goes_on_with_the_settings_that_were_in_force(coordinator, text):
     begin_with(coordinator, "[rounds]\nmin_devices = 3\n")
     assert "setting changed since the last start: rounds.min_devices = 3, it was 1" in log(coordinator)

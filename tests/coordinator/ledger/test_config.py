@@ -12,6 +12,16 @@ from coordinator.protocol.rounds import Rules
 from coordinator.protocol.settings import tomllib
 
 
+@pytest.mark.parametrize("data", [b"", bytes(300)])
+def test_a_file_that_a_power_cut_emptied_or_filled_with_zeros_is_empty(tmp_path, data):
+    path = tmp_path / "config.toml"
+    path.write_bytes(data)
+    assert read(path, makes=False) is None
+    assert path.read_bytes() == data
+    assert read(path, makes=True) == Config()
+    assert path.read_text() == template()
+
+
 def test_the_template_shows_every_setting_with_its_default(tmp_path):
     assert read(tmp_path / "config.toml") == Config()
     assert (tmp_path / "config.toml").read_text() == template()

@@ -82,7 +82,9 @@ def look(folder, before):
     _, refused = said(start, folder)
     assert content(folder) == before if refused is None else found, refused
     assert refused is None or "check --repair" in refused or BACKUP.search(refused), refused
+    advice = refused
     repaired, refused = said(check_folder, folder, repair=True)
+    assert advice is None or ("check --repair" in advice) == (repaired is not None), (advice, refused)
     if repaired is None:
         assert BACKUP.search(refused), refused
         assert "check --repair" not in refused
@@ -172,7 +174,7 @@ def test_of_a_ledger_that_was_cut_check_says_at_once_whether_a_repair_or_a_backu
     assert (checked is None) == (repaired is None)
     if checked is None:
         assert BACKUP.search(refused), refused
-        assert refused == refused_too
+        assert refused == refused_too == said(start, folder)[1]
     else:
         assert "is damaged" in checked["damaged"][0]
         assert repaired["damaged"] == []
