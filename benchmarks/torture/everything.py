@@ -66,6 +66,11 @@ PARTS = (
         ("answers", "ends/other_exceptions", "longest_beyond_patience_seconds", "memory_mb/end", "largest_home_bytes"),
         ("--seconds", "30"),
     ),
+    Part(
+        "flips.py", "flips.json",
+        ("places", "nothing relied on changed", "mended", "only a backup helps", "broken"),
+        ("--every", "50"),
+    ),
 )  # fmt: skip
 SHORT_TESTS = "slow"  # of the tests marked torture, in a quick run
 

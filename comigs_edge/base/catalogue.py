@@ -111,7 +111,10 @@ def bases_folder() -> Path:
 def find_source(model: str) -> tuple[str, str, str | None]:
     """Name, address and, from the catalogue, SHA-256 of what was asked for."""
     if "://" in model:
-        parts = urlsplit(model)
+        try:
+            parts = urlsplit(model)
+        except ValueError:  # brackets that do not close
+            parts = urlsplit("")
         if parts.scheme not in ("http", "https") or not parts.path.endswith(".gguf"):
             raise ComigsError(f"{model} is no address of a .gguf file; name one that starts with https://")
         return Path(parts.path).stem.lower(), model, None

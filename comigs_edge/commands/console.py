@@ -162,6 +162,11 @@ def fact(name: str, value: object, width: int = 0, mark: Text | str = "") -> Non
     out.print(Text.assemble(mark, (f"{name:<{width}}", "bold"), readable(str(value))), soft_wrap=True)
 
 
+def counted(count: int, what: str) -> str:
+    """1 update, 2 updates."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
 def size(count: float) -> str:
     """Bytes in words."""
     for unit in ("bytes", "kB", "MB"):

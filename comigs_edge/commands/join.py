@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from comigs_edge.commands.console import next_command, notes, out, print_json
+from comigs_edge.commands.console import next_command, notes, out, print_json, warn
 from comigs_edge.home import folder as homes
 from coordinator.protocol.text import printable
 
@@ -36,7 +36,9 @@ def join(
         link = sys.stdin.readline(MAX_LINK).strip()
     with home.lock("join"), notes.status("asking the coordinator"):
         generalist = describe_generalist(home, settings)
-        member = joining.join(home, link, name, generalist)
+        member, said = joining.join(home, link, name, generalist)
+    for note in said:
+        warn(note)
     if json:
         print_json({
             "fleet": member.fleet, "device": member.device, "name": member.name, "address": member.address,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from comigs_edge.commands.console import bar, next_command, notes, out, print_json, size, unbroken_output, warn
+from comigs_edge.commands.console import bar, counted, next_command, notes, out, print_json, size, unbroken_output, warn
 from comigs_edge.commands.plan import LINES_HELP, summary
 from comigs_edge.home import folder as homes
 from coordinator.protocol.text import printable
@@ -162,6 +162,7 @@ def _summary_of(totals: Totals) -> str:
     waits = "; an update waits for the next round or for the network, it is brought by: comigs-edge sync" if totals.waits else ""
     waits += f"; {totals.round_waits}" if totals.round_waits else ""
     return (
-        f"fleet: {totals.updates} updates brought ({size(totals.bytes_sent)}), {totals.generalists} generalists taken over "
+        f"fleet: {counted(totals.updates, 'update')} brought ({size(totals.bytes_sent)}), "
+        f"{counted(totals.generalists, 'generalist')} taken over "
         f"({size(totals.bytes_received)}){newest}{waits}"
     )

@@ -24,10 +24,11 @@ import numpy as np
 
 from comigs_edge.arrays import add, digest, norm, subtract, zeros
 from comigs_edge.fleet.chain import Check, Fetch, Link, follow, set_back
-from comigs_edge.fleet.folder import KEPT_HEADS, FleetFolder, Sealed
+from comigs_edge.fleet.folder import KEPT_HEADS, FleetFolder
 from comigs_edge.fleet.kept import Kept
 from comigs_edge.fleet.outbox import check_settings, pack, unpack
 from comigs_edge.fleet.outcome import Outcome
+from comigs_edge.fleet.standing import Sealed
 from comigs_edge.fleet.transport import News
 from coordinator.protocol import rounds, wire
 from coordinator.protocol.generalist import may_leave

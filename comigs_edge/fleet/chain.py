@@ -8,8 +8,8 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from comigs_edge.errors import ComigsError
-from comigs_edge.fleet.folder import Standing
 from comigs_edge.fleet.membership import Membership
+from comigs_edge.fleet.standing import Standing
 from coordinator.protocol import keys
 from coordinator.protocol.messages import Manifest, Restoration, SignedManifest, State
 

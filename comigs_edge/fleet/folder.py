@@ -20,9 +20,8 @@ import hashlib
 import json
 import shutil
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -32,49 +31,14 @@ from comigs_edge.errors import ComigsError
 from comigs_edge.fleet.heard import Heard, read_heard, write_heard
 from comigs_edge.fleet.membership import Membership, find_membership
 from comigs_edge.fleet.records import known, read_record, write_record
+from comigs_edge.fleet.standing import Sealed, Standing
 from comigs_edge.home.folder import Home
 from coordinator.protocol import keys
 from coordinator.protocol.errors import CoordinatorError
 from coordinator.protocol.messages import State
-from coordinator.protocol.wire import Arrays
 
 KEPT_GENERALISTS, KEPT_UPDATES, KEPT_HEADS = 3, 32, 256
 _ON_TOP = "on_top."
-
-
-@dataclass
-class Standing:
-    """Where this device stands with its fleet. `number` grows with every change, so that a checkpoint can name one."""
-
-    number: int = 0
-    trained_from: int = -1  # number of the generalist that training started from; -1: none yet
-    head: int = -1  # the newest generalist that was verified ...
-    head_hash: str = ""  # ... and the hash of its manifest
-    refused: int = -1  # the newest generalist that made this device's text worse
-    kept: dict[str, str] = field(default_factory=dict)  # number -> SHA-256 of the generalists in the folder
-    acknowledged: str = ""  # id of the last update that moved the reference
-    unsent_tokens: int = 0  # trained on since the last update that arrived
-    brought: dict[str, int] = field(default_factory=dict)  # id -> round of the last updates that counted
-    best: int = -1  # the generalist that was best for this device's text; -1: none was judged yet
-    heads: dict[str, str] = field(default_factory=dict)  # number -> hash of the last manifests that were verified
-    restored: int = 0  # number of the coordinator's last restoration that is known
-    dropped: list[str] = field(default_factory=list)  # ids of updates that counted until this device was removed from the fleet
-    # What the coordinator has received of this device's generalist, on top of the one that training started from.
-    reference: Arrays = field(default_factory=dict)
-    on_top: Arrays | None = None  # what it had learned beyond that at the last exchange; None: an earlier version wrote no such
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sealed:
-    """An update on its way: `packed` as it is sent, `id` tells it from others."""
-
-    id: str
-    trained_from: int
-    tokens: int
-    update_format: str
-    averaging: str
-    validation_loss: float | None
-    packed: dict[str, Any]  # arrays of any type
 
 
 class FleetFolder:
@@ -113,7 +77,7 @@ class FleetFolder:
 
     def leave(self) -> None:
         """Sets the folder aside, for the day when this device joins the same fleet again."""
-        aside = self._aside(self._fact("fleet") or "unknown")
+        aside = self._aside(_fact(self.root, "fleet") or "unknown")
         files.make_folder(self._left)
         shutil.rmtree(aside, ignore_errors=True)
         self.root.replace(aside)
@@ -124,35 +88,22 @@ class FleetFolder:
 
         What is there of another fleet is set aside.
         """
-        if self.root.exists() and self._fact("fleet") != fleet:
+        if self.root.exists() and _fact(self.root, "fleet") != fleet:
             self.leave()
         if not self.root.exists() and self._aside(fleet).exists():
             self._aside(fleet).replace(self.root)
-        if self.root.exists() and self._fact("signing_key") != signing_key:
+        if self.root.exists() and _fact(self.root, "signing_key") != signing_key:
             self.leave()
-        return self._fact("joined")
+        return _fact(self.root, "joined")
 
-    def rejoin(self, member: Membership, counted: Collection[str] | None) -> None:
-        """Notes which of the updates that this device brought do not count any more; None: the coordinator does not say.
+    def former_device(self, pin: str) -> str | None:
+        """The id that this device had last in the fleet of the coordinator with this certificate; None: it was never there."""
+        roots = [self.root, *sorted(self._left.glob("*"))]
+        return next((_fact(root, "device") for root in roots if _fact(root, "pin") == pin), None)
 
-        Those that came with another key nobody asks for: of them the coordinator tells nothing.
-        """
-        if self._fact("device") != member.device:
-            self._heard.unlink(missing_ok=True)
-            return
-        standing = self.standing()
-        standing.dropped = [] if counted is None else [each for each in standing.brought if each not in counted]
-        if standing.dropped:
-            self.save_standing(standing, member)
-
-    def _fact(self, name: str) -> str | None:
-        """Of the membership; its standing knows some of them too, where that is damaged."""
-        for path in (self._membership, self._facts):
-            try:
-                return str(json.loads(path.read_bytes())[name])
-            except (OSError, ValueError, TypeError, KeyError):
-                continue
-        return None
+    def forget_heard(self) -> None:
+        """What the coordinator said to another key."""
+        self._heard.unlink(missing_ok=True)
 
     def _aside(self, fleet: str) -> Path:
         return self._left / hashlib.sha256(fleet.encode()).hexdigest()[:16]
@@ -298,3 +249,13 @@ class FleetFolder:
             del standing.kept[old]
             self.generalist_path(int(old)).unlink(missing_ok=True)
         standing.brought = dict(list(standing.brought.items())[-KEPT_UPDATES:])
+
+
+def _fact(root: Path, name: str) -> str | None:
+    """Of the membership in this folder; its standing knows some of them too, where that is damaged."""
+    for path in (root / "membership.json", root / "standing.json"):
+        try:
+            return str(json.loads(path.read_bytes())[name])
+        except (OSError, ValueError, TypeError, KeyError):
+            continue
+    return None

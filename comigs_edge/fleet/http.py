@@ -10,8 +10,9 @@ from comigs_edge.base.hparams import HParams
 from comigs_edge.fleet.books import Books
 from comigs_edge.fleet.client import Remote, RemoteRefused
 from comigs_edge.fleet.exchange import Exchange
-from comigs_edge.fleet.folder import FleetFolder, Sealed
+from comigs_edge.fleet.folder import FleetFolder
 from comigs_edge.fleet.generalist import initial_generalist
+from comigs_edge.fleet.standing import Sealed
 from comigs_edge.fleet.transport import News
 from comigs_edge.home.config import Config
 from comigs_edge.home.folder import Home

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Collection
 from dataclasses import replace
 from urllib.parse import urlsplit
 
@@ -21,8 +22,8 @@ PATIENCE = 30.0  # seconds
 PORT = 8443  # of a coordinator, where nobody says another
 
 
-def join(home: Home, link: str, name: str | None, generalist: Generalist) -> Membership:
-    """Accepts an invitation, with the generalist that this device trains.
+def join(home: Home, link: str, name: str | None, generalist: Generalist) -> tuple[Membership, list[str]]:
+    """Accepts an invitation, with the generalist that this device trains; the membership, and sentences for its owner.
 
     Of a fleet in which this device is or was a member, standing and outbox go on: only address, name and settings change.
     """
@@ -39,15 +40,48 @@ def join(home: Home, link: str, name: str | None, generalist: Generalist) -> Mem
     key = folder.key(makes=True)
     public = keys.public_text(key)
     remote = Remote(address, pin, key, keys.device_id(public), PATIENCE)
-    joined = remote.join(Join(code=code, name=name, public_key=public, generalist=generalist, version=__version__))
+    former = folder.former_device(pin.hex())
+    wish = Join(
+        code=code, name=name, public_key=public, generalist=generalist, version=__version__,
+        former=None if former == keys.device_id(public) else former,
+    )  # fmt: skip
+    joined = remote.join(wish)
     word = folder.take_up(joined.fleet, joined.signing_key)
     member = Membership(
         address=address, pin=pin.hex(), fleet=joined.fleet, device=joined.device, name=joined.name,
         signing_key=joined.signing_key, joined=word or secrets.token_hex(4), **msgspec.structs.asdict(joined.settings),
     )  # fmt: skip
-    folder.rejoin(member, joined.counted)
+    note_counted(folder, member, joined.counted, former, joined.former)
     folder.save_membership(member)
-    return member
+    return member, folder.notes
+
+
+def note_counted(
+    folder: FleetFolder, member: Membership, counted: Collection[str] | None, former: str | None, replaced: str | None
+) -> None:
+    """Notes which of the updates that this home brought do not count any more; None: the coordinator does not say.
+
+    With another key than before (as `former`) the device goes on where that one was only if it was removed and is `replaced`.
+    Otherwise what was brought is that device's own, which may live on: nothing of it is ever brought again from here.
+    """
+    standing = folder.standing()
+    before, own = (standing.brought, standing.dropped, standing.earlier), set(standing.brought).difference(standing.earlier)
+    is_new = former is not None and former != member.device
+    if former != member.device:
+        folder.forget_heard()
+    if is_new and former != replaced:
+        if own:
+            folder.notes.append(
+                "this device has another key now: what it brought with the earlier one stays that device's, also where the fleet "
+                "goes back. A device whose key was lost is removed before it joins again: comigs-coordinator revoke NAME"
+            )
+        standing.brought, standing.dropped, standing.earlier = {}, [], []
+    else:
+        standing.dropped = [] if counted is None else [each for each in standing.brought if each in own.difference(counted)]
+        if is_new:
+            standing.earlier = [each for each in standing.brought if each not in standing.dropped]
+    if before != (standing.brought, standing.dropped, standing.earlier):
+        folder.save_standing(standing, member)
 
 
 def move(home: Home, address: str) -> Membership:
@@ -62,21 +96,15 @@ def move(home: Home, address: str) -> Membership:
 def _checked(address: str) -> str:
     """`https://host:port`; without a scheme it is https, without a port the coordinator's."""
     text = address.strip().rstrip("/")
-    parts = urlsplit(text if "://" in text else f"https://{text}")
+    wrong = ComigsError(f"{address[:60]!r} is no address of a coordinator; it looks like https://192.0.2.7:{PORT}")
     try:
-        port = parts.port or PORT
+        parts = urlsplit(text if "://" in text else f"https://{text}")
+        port = PORT if parts.port is None else parts.port
     except ValueError:
-        port = 0
-    if (
-        parts.scheme != "https"
-        or not parts.hostname
-        or parts.path
-        or parts.query
-        or parts.fragment
-        or "@" in parts.netloc
-        or not port
-    ):
-        raise ComigsError(f"{address[:60]!r} is no address of a coordinator; it looks like https://192.0.2.7:{PORT}")
+        raise wrong from None
+    beyond = parts.path or parts.query or parts.fragment or "@" in parts.netloc
+    if parts.scheme != "https" or not parts.hostname or beyond or not port:
+        raise wrong
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     return f"https://{host}:{port}"
 

@@ -10,8 +10,9 @@ from comigs_edge.arrays import add, subtract
 from comigs_edge.errors import ComigsError
 from comigs_edge.fleet.arrival import bring
 from comigs_edge.fleet.chain import Check
-from comigs_edge.fleet.folder import FleetFolder, Standing
+from comigs_edge.fleet.folder import FleetFolder
 from comigs_edge.fleet.outcome import Judgement
+from comigs_edge.fleet.standing import Standing
 from comigs_edge.fleet.transport import Offline, Transport
 from comigs_edge.progress import SILENT, Progress
 from coordinator.protocol import compress, wire

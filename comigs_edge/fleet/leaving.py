@@ -28,6 +28,7 @@ LEAVES = (
     Leaves("joining", "the invitation's code", (_JOIN + "code",)),
     Leaves("joining", "the device's name", (_JOIN + "name",)),
     Leaves("joining", "the device's public key", (_JOIN + "public_key",)),
+    Leaves("joining", "the id that it had with an earlier key, where that is lost", (_JOIN + "former",)),
     Leaves("joining", "the version of comigs-edge", (_JOIN + "version",)),
     Leaves("joining", "the base's name and SHA-256", (_JOIN + "generalist.base_name", _JOIN + "generalist.base_sha256")),
     Leaves("joining", "form and scale of the experts", (_JOIN + "generalist.form", _JOIN + "generalist.scale")),

@@ -6,8 +6,8 @@ import secrets
 from typing import get_args
 
 from comigs_edge.errors import ComigsError
-from comigs_edge.fleet.folder import Sealed
 from comigs_edge.fleet.membership import Membership
+from comigs_edge.fleet.standing import Sealed
 from coordinator.protocol import compress, counting, rounds
 from coordinator.protocol.messages import Settings
 from coordinator.protocol.wire import Arrays, Shapes

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from comigs_edge.errors import ComigsError
-from comigs_edge.fleet.folder import Sealed
+from comigs_edge.fleet.standing import Sealed
 from comigs_edge.progress import Progress
 from coordinator.protocol.messages import Manifest, Receipt, Refusal, SignedManifest, State
 

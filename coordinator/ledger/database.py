@@ -125,6 +125,8 @@ class Database:
             self._db.close()
             if "locked" in str(error):
                 raise CoordinatorError(f"another program has {path} open; end it, and start again") from error
+            if "file format" in str(error):  # SQLite's word for a damaged header
+                raise DamagedLedger(f"{path} is damaged ({error})") from error
             raise CoordinatorError(f"{path} cannot be opened ({error}); make room on its disk or check it") from error
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the latter from SQLite's own words about a damaged schema
             self._db.close()

@@ -23,6 +23,7 @@ INVITATION_SECONDS = 86400.0
 FLUSH_SECONDS = 600.0  # contacts and counts are written at most this often: polls write nothing
 FORMS = ("lora", "parallel")  # of experts
 MAX_BASE_NAME = 255  # letters
+_FORMER = "former "  # and a device's id: the fact that names whose place it took
 
 
 @dataclass(kw_only=True)
@@ -147,6 +148,11 @@ class Members:
             raise Refused(422, "bad_generalist", flaw)
         if known is not None and (difference := _difference(known, wish.generalist)):
             raise Refused(409, "other_generalist", difference)
+        if (heir := self._heir(identity)) is not None:
+            raise Refused(
+                409, "replaced",
+                f"{heir} took this key's place, with all that it had brought; delete device.key in this home and join as another",
+            )  # fmt: skip
         before = self.devices.get(identity)  # a member before, perhaps revoked: it keeps its name
         if wanted is not None:
             self._check_wish(_checked_name(wanted), before, is_invited=wanted == invitation["name"])
@@ -157,6 +163,8 @@ class Members:
             if known is None:
                 self._database.set_fact("generalist", encode(wish.generalist).decode())
             self._database.run("UPDATE invitations SET device = ? WHERE code = ?", identity, invitation["code"])
+            if before is None and wish.former is not None and self._is_free(wish.former):
+                self._database.set_fact(_FORMER + identity, wish.former)
             if (holder := self._holder(name)) is not None and holder.id != identity:
                 self._free(holder)
             self._database.run(
@@ -186,6 +194,20 @@ class Members:
             raise Refused(409, "name_taken", f"there is a device {name} already; {way}: comigs-coordinator revoke {name}")
         way = f"choose another with --name, or ask for an invitation to it: comigs-coordinator invite --name {name}"
         raise Refused(409, "name_taken", f"{name} is the name of a device that was removed; {way}")
+
+    def former(self, identity: str) -> str | None:
+        """The removed device whose place this one took, because its key was lost: one device at most takes it."""
+        return self._database.fact(_FORMER + identity)
+
+    def _heir(self, former: str) -> str | None:
+        """Name of the device that took this one's place."""
+        query = "SELECT name FROM facts WHERE value = ? AND substr(name, 1, ?) = ?"
+        fact = self._database.value(query, former, len(_FORMER), _FORMER)
+        return None if fact is None else self.devices[fact.removeprefix(_FORMER)].name
+
+    def _is_free(self, former: str) -> bool:
+        device = self.devices.get(former)
+        return device is not None and device.revoked is not None and self._heir(former) is None
 
     def _holder(self, name: str) -> Device | None:
         return next((device for device in self.devices.values() if device.name == name), None)

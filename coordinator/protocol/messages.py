@@ -53,6 +53,7 @@ class Join(Message):
     public_key: str  # Ed25519, base64url of its 32 bytes
     generalist: Generalist
     version: str  # of comigs-edge
+    former: Short | None = None  # the id that it had in this fleet with an earlier key
 
 
 class Settings(Message):
@@ -72,6 +73,7 @@ class Joined(Message):
     signing_key: Short  # the coordinator's Ed25519 key that signs manifests, base64url
     settings: Settings
     counted: list[str] | None = None  # ids of this device's last updates that count; None: from a coordinator that does not say
+    former: Short | None = None  # the removed device whose place it takes with another key: `counted` is of that one too
 
 
 class Manifest(Message):

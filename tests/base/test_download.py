@@ -153,6 +153,7 @@ def test_what_cannot_be_got_is_one_sentence(run, server, url):
     assert "answers 404" in run("models", "pull", url.replace("tiny", "missing"), code=1).stderr
     assert "is not in the catalogue; names are" in run("models", "pull", "gpt-5", code=1).stderr
     assert "is no address of a .gguf file" in run("models", "pull", "ftp://x/y.gguf", code=1).stderr
+    assert "is no address of a .gguf file" in run("models", "pull", "https://[::1/y.gguf", code=1).stderr
     server.content = b"<html>sign in</html>"
     assert "is not a GGUF file" in run("models", "pull", url, code=1).stderr
 

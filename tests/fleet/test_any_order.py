@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from comigs_edge import files
 from comigs_edge.errors import ComigsError
+from comigs_edge.fleet import joining
 from comigs_edge.fleet.back import roll_back
 from comigs_edge.fleet.folder import FleetFolder
 from comigs_edge.home.folder import Home
@@ -123,7 +124,8 @@ class Story:
             device.folder.take_up(member.fleet, member.signing_key)
             owner.reopen()
         elif name == "remove":
-            device.folder.rejoin(device.books.membership, fleet.remove(device.transport.device))
+            member = device.books.membership
+            joining.note_counted(device.folder, member, fleet.remove(device.transport.device), member.device, None)
             owner.reopen()
         elif name == "roll_back":
             with contextlib.suppress(ComigsError):

@@ -158,7 +158,7 @@ def test_over_http_too_a_late_joiner_knows_that_the_fleet_began_where_it_did(tmp
 
 def test_a_fleet_whose_first_generalist_was_a_devices_own_continues_as_it_was(fleet, join):
     """As versions before made it: round 0 took a trained generalist."""
-    from comigs_edge.fleet.folder import Sealed
+    from comigs_edge.fleet.standing import Sealed
 
     old = Sealed(
         id="00cc", trained_from=-1, tokens=640, update_format="float32", averaging="separate", validation_loss=None,

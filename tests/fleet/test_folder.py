@@ -5,7 +5,8 @@ import json
 import numpy as np
 from safetensors.numpy import save
 
-from comigs_edge.fleet.folder import FleetFolder, Sealed
+from comigs_edge.fleet.folder import FleetFolder
+from comigs_edge.fleet.standing import Sealed
 from comigs_edge.home.folder import Home
 from coordinator.protocol import keys
 from tests.coordinator.rig import SHAPES, arrays

@@ -232,7 +232,8 @@ def test_a_coordinator_that_moved_is_followed_with_all_that_waits(tmp_path):
         assert folder.membership().joined == before.joined
         joining.join(home, coordinator.invite(), None, generalist(base=BASE))
         assert folder.membership().joined == before.joined
-        with pytest.raises(ComigsError, match="is no address of a coordinator"):
-            joining.move(home, "http://pi.local")
+        for address in ("http://pi.local", "https://[::1", "https://pi.local:99999"):
+            with pytest.raises(ComigsError, match="is no address of a coordinator"):
+                joining.move(home, address)
     finally:
         coordinator.stop()

@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 import time
 from contextlib import closing
+from typing import NamedTuple
 
 import pytest
 
@@ -20,10 +21,16 @@ from tests.coordinator.ledger.test_fleet import Room, arrays
 BACKUP = re.compile("backup|newer comigs-coordinator")
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+class Look(NamedTuple):
+    """What the check said of a damaged folder, and whether a repair made it whole."""
+
+    found: list[str]
+    is_mended: bool
+
+
+def build(root):
     """A folder with everything that a ledger can hold: five generalists, one of them turned back, and an open round."""
-    room = Room(tmp_path_factory.mktemp("flips") / "room", goal=1, now=time.time() - 1000)
+    room = Room(root, goal=1, now=time.time() - 1000)
     devices = grown(room, 1.0, 2.0, 50.0)
     for device in devices[:2]:
         refuse(room, device)
@@ -37,6 +44,11 @@ def whole(tmp_path_factory):
     room.code()
     room.fleet.database.close()
     return room.root
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("flips") / "room")
 
 
 @pytest.fixture
@@ -73,7 +85,7 @@ def said(action, *arguments, **options):
 
 
 def look(folder, before):
-    """Checks, starts and repairs, each of which may say one sentence; returns the sentences of the check."""
+    """Checks, starts and repairs, each of which may say one sentence."""
     checked, refused = said(check_folder, folder, repair=False)
     found = [refused] if checked is None else checked["damaged"]
     assert refused is None or BACKUP.search(refused), refused
@@ -91,7 +103,7 @@ def look(folder, before):
     else:
         assert repaired["damaged"] == [], repaired
         assert start(folder)
-    return found
+    return Look(found, repaired is not None)
 
 
 def places(folder):
@@ -109,6 +121,12 @@ def test_sixteen_bytes_changed_on_any_page_are_never_a_traceback_and_never_sound
         look(folder, before)
 
 
+@pytest.mark.parametrize("place", range(0, 112, 16))
+def test_a_changed_header_of_the_ledger_is_named_as_damage(whole, folder, place):
+    flip(folder, place)
+    look(folder, content(whole))
+
+
 def test_a_text_changed_in_any_column_of_any_table_is_named(whole, tmp_path):
     before, seen = content(whole), set()
     data = (whole / "coordinator.db").read_bytes()
@@ -123,7 +141,7 @@ def test_a_text_changed_in_any_column_of_any_table_is_named(whole, tmp_path):
                     flip(folder, found.start() + len(text) // 2, 2)
                     if content(folder) != before:
                         seen.add((table, column))
-                        assert any("row of" in sentence for sentence in look(folder, before))
+                        assert any("row of" in sentence for sentence in look(folder, before).found)
                         break
     assert {table for table, _ in seen} == {"facts", "invitations", "devices", "rounds", "updates", "refusals"}
     assert len(seen) >= 15, sorted(seen)
