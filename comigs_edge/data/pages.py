@@ -15,7 +15,7 @@ import posixpath
 import re
 import zipfile
 from collections.abc import Callable, Iterator
-from email.message import EmailMessage
+from email.message import EmailMessage, MIMEPart
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -174,7 +174,7 @@ def _mail(message: EmailMessage) -> str:
     return f"{message.get('subject', '')}\n\n" + "\n".join(kept)
 
 
-def _content(body: EmailMessage) -> str:
+def _content(body: MIMEPart) -> str:
     try:
         return str(body.get_content())
     except LookupError:  # an encoding that nobody knows
