@@ -14,6 +14,8 @@ def main() -> None:
                 "pip install 'comigs-edge[device]'"
             )
         raise
+    except KeyboardInterrupt:
+        sys.exit(130)
     run()
 
 

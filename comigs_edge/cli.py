@@ -44,6 +44,9 @@ class Commands(TyperGroup):
         """Runs the command."""
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt:  # where a command has nothing to say of its own
+            typer.echo("\nstopped by Ctrl-C", err=True)
+            raise typer.Exit(130) from None
         except BrokenPipeError:
             drop_output()
             raise typer.Exit(1) from None

@@ -172,7 +172,16 @@ def test_a_pipe_is_one_message_and_the_answer_alone_is_the_output(ready, run, as
 def test_a_file_stands_below_the_prompt(ready, run, asked, tmp_path):
     (tmp_path / "page.txt").write_text("the page")
     run("chat", "--base", "--prompt", "Sum it up", "--file", tmp_path / "page.txt")
-    assert asked == ["Sum it up\n\nthe page"]
+    (tmp_path / "page.txt").write_text("the page", "utf-16")
+    run("chat", "--base", "--file", tmp_path / "page.txt")
+    assert asked == ["Sum it up\n\nthe page", "the page"]
+
+
+def test_a_file_or_pipe_of_binary_data_is_no_message(ready, run, asked, tmp_path):
+    (tmp_path / "zeros").write_bytes(b"a\0b")
+    assert "zeros cannot be read: binary data; name" in run("chat", "--base", "--file", tmp_path / "zeros", code=1).stderr
+    assert "standard input is binary data" in run("chat", "--base", input="a\0b", code=1).stderr
+    assert asked == []
 
 
 @pytest.mark.parametrize(("given", "says"), [("echo more", True), ("true", False), ("cat /dev/null", False)])

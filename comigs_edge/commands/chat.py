@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from comigs_edge.commands.console import bar, notes, out, warn
+from comigs_edge.data.decode import decode
+from comigs_edge.data.document import Unreadable
 from comigs_edge.errors import EXPECTED, ComigsError, sentence
 from comigs_edge.home import folder as homes
 from comigs_edge.home.config import Config
@@ -98,11 +100,20 @@ def _message(prompt: str | None, file: Path | None) -> str | None:
         warn("standard input is not read beside --prompt; to put it below the prompt: --file -")
     parts = [prompt if prompt and prompt != "-" else "", sys.stdin.read() if from_input else ""]
     if file is not None and str(file) != "-":
-        parts.append(file.expanduser().read_text("utf-8", "replace"))
+        parts.append(_text(file.expanduser()))
+    if any("\0" in part for part in parts):
+        raise ComigsError("standard input is binary data; give text")
     message = well_formed("\n\n".join(part.strip("\n") for part in parts if part.strip()))
     if not message:
         raise ComigsError(NO_MESSAGE)
     return message
+
+
+def _text(file: Path) -> str:
+    try:
+        return decode(file.read_bytes())[0]
+    except Unreadable as error:
+        raise ComigsError(f"{file} cannot be read: {error}; name a file with text") from error
 
 
 def _is_typed() -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Optional
@@ -58,8 +60,18 @@ def train(
         words = _words(steps, minutes, resume, pause=pause, sync=sync, profile=profile, lines=lines)
         elsewhere.start(homes.locate(), words, json)
         return
-    with unbroken_output():
+    with unbroken_output(), _stopped_early():
         _train(steps, minutes, resume, pause=pause, sync=sync, profile=profile, lines=lines, json=json)
+
+
+@contextmanager
+def _stopped_early() -> Iterator[None]:
+    """Says what Ctrl-C means before the first step; from there on the training takes it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        notes.print("stopped by Ctrl-C while loading: no step was trained")
+        raise typer.Exit(130) from None
 
 
 def _words(

@@ -103,7 +103,7 @@ def read(paths: list[Path], me: Iterable[str] | None = None, ask: Callable[[Coun
 def _found(path: Path, importer: Importer, reading: Reading) -> Iterator[Found]:
     suffix = kind(path)
     if suffix in IMPORTED:
-        yield from (Document(text=text) for text in importer.read(path))
+        yield from (Odd("a damaged mail") if text is None else Document(text=text) for text in importer.read(path))
         return
     text, encoding = decode(_bytes(path))
     if encoding:

@@ -1,22 +1,25 @@
-"""JSON exports of messengers (Telegram, Signal, Discord, Meta's) and of chat tools (ChatGPT, Claude)."""
+"""JSON exports of messengers (Telegram, Signal, Discord, Slack, Matrix, Meta's) and of chat tools (ChatGPT, Claude)."""
 
 from __future__ import annotations
 
+import html
+import re
 import time
 from collections.abc import Iterator
 from typing import Any
 
 from comigs_edge.data.conversation import PERSON, TOOL, Conversation, Turn
 
-_AUTHORS = ("sender_name", "sender", "from", "author")
+_AUTHORS = ("sender_name", "sender", "from", "author", "user_profile", "user")
+_NAMES = ("nickname", "global_name", "display_name", "real_name", "name", "username")
 _TEXTS = ("text", "content", "body")
-_TIMES = ("date", "date_unixtime", "timestamp", "timestamp_ms", "sent_at", "received_at", "datetime")
+_TIMES = ("date", "date_unixtime", "timestamp", "timestamp_ms", "sent_at", "received_at", "datetime", "ts", "origin_server_ts")
 
 
 def conversations(value: Any) -> list[Conversation] | None:
     """The conversations of a messenger's export, or None where the value is none."""
     if isinstance(value, list):  # without a frame around it only what no text of a data set looks like
-        is_certain = any(isinstance(each, dict) and ("body" in each or "sender_name" in each) for each in value[:10])
+        is_certain = any(isinstance(each, dict) and ("sender_name" in each or is_message(each)) for each in value[:10])
         return _conversation(value) if is_certain else None
     if not isinstance(value, dict):
         return None
@@ -29,13 +32,19 @@ def conversations(value: Any) -> list[Conversation] | None:
     return _conversation(value["messages"]) if _has_messages(value) else None
 
 
+def is_message(value: dict[str, Any]) -> bool:
+    """Whether this is a message of Signal, Slack or Matrix and no record of a data set, also without a frame around it."""
+    is_slack = value.get("type") == "message" and "user" in value and "ts" in value
+    return "body" in value or is_slack or ("sender" in value and "origin_server_ts" in value)
+
+
 def _has_messages(value: Any) -> bool:
     return isinstance(value, dict) and isinstance(value.get("messages"), list)
 
 
 def _conversation(messages: list[Any], own: str = "") -> list[Conversation] | None:
     """One conversation from messages that say who wrote them and when; None if they do not."""
-    known = [each for each in messages if isinstance(each, dict) and _is_message(each)]
+    known = [each for each in messages if isinstance(each, dict) and _is_dated(each)]
     if len(known) * 2 < len(messages) or not any(key in each for each in known for key in _TEXTS):
         return None
     times = [each for each in map(_time, known) if isinstance(each, int | float)]
@@ -57,7 +66,7 @@ def _author(message: dict[str, Any]) -> str | None:
     for key in _AUTHORS:
         who = message.get(key)
         if isinstance(who, dict):
-            who = next((who[name] for name in ("nickname", "global_name", "name", "username") if who.get(name)), None)
+            who = next((who[name] for name in _NAMES if who.get(name)), None)
         if isinstance(who, str) and who:
             return _mended(who.strip())
     if message.get("type") in ("incoming", "outgoing") and "body" in message:  # Signal's own tables
@@ -65,33 +74,41 @@ def _author(message: dict[str, Any]) -> str | None:
     return None
 
 
-def _is_message(value: dict[str, Any]) -> bool:
+def _is_dated(value: dict[str, Any]) -> bool:
     """Whether it says who wrote, and when or under which number."""
     return (_time(value) is not None or "id" in value) and _author(value) is not None
 
 
 def _time(message: dict[str, Any]) -> str | int | float | None:
-    return next((message[key] for key in _TIMES if isinstance(message.get(key), str | int | float)), None)
+    moment = next((message[key] for key in _TIMES if isinstance(message.get(key), str | int | float)), None)
+    is_number = isinstance(moment, str) and re.fullmatch(r"\d{1,16}(\.\d*)?", moment)
+    return float(moment) if moment is not None and is_number else moment
 
 
 def _day(message: dict[str, Any]) -> str:
     moment = _time(message)
     if moment is None:
         return ""
-    if isinstance(moment, str) and not moment.isdigit():
+    if isinstance(moment, str):
         return moment[:10]
     try:
-        seconds = float(moment)
-        return time.strftime("%Y-%m-%d", time.localtime(seconds / 1000 if seconds > 1e11 else seconds))
+        return time.strftime("%Y-%m-%d", time.localtime(moment / 1000 if moment > 1e11 else moment))
     except (OverflowError, ValueError, OSError):
         return ""
 
 
 def _words(message: dict[str, Any]) -> str:
+    if str(message.get("subtype", "")).startswith(("channel_", "group_", "bot_")):
+        return ""  # Slack's own words
     content = next((message[key] for key in _TEXTS if message.get(key)), "")
     if isinstance(content, list):  # Telegram's parts: bold, links
         parts = [part.get("text") if isinstance(part, dict) else part for part in content]
         content = "".join(part for part in parts if isinstance(part, str))
+    if isinstance(content, dict):  # Matrix's; what a later one says anew stands there twice
+        is_said = content.get("msgtype") in ("m.text", "m.emote") and "m.new_content" not in content
+        content = content.get("body") if is_said else ""
+    if "ts" in message and isinstance(content, str):
+        content = html.unescape(content)  # as Slack writes it
     return _mended(content.strip()) if isinstance(content, str) else ""
 
 

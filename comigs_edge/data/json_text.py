@@ -21,7 +21,12 @@ def read_json(text: str) -> Iterator[Found]:
     """What the values in a text hold, one after the other."""
     records = []  # of a messenger that writes one message a line
     for line, value in values(text):
-        if isinstance(value, dict) and "sender" in value and "body" in value and "subject" not in value:
+        if (
+            isinstance(value, dict)
+            and ("sender" in value or "user" in value)
+            and exports.is_message(value)
+            and "subject" not in value
+        ):
             records.append(value)
         else:
             yield from _of_value(value, line)

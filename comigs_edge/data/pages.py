@@ -15,7 +15,7 @@ import posixpath
 import re
 import zipfile
 from collections.abc import Callable, Iterator
-from email.message import EmailMessage
+from email.message import EmailMessage, MIMEPart
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -144,20 +144,24 @@ def _check_size(members: list[zipfile.ZipInfo]) -> None:
         raise Unreadable(f"unpacks to more than {LARGEST // 10**6} MB")
 
 
-def mails(path: Path) -> Iterator[str]:
-    """Subject and words of each mail of a mailbox, without what it quotes."""
+def mails(path: Path) -> Iterator[str | None]:
+    """Subject and words of each mail of a mailbox, without what it quotes; None in the place of a damaged one."""
     factory = functools.partial(email.message_from_binary_file, policy=email.policy.default)
     with contextlib.closing(mailbox.mbox(path, factory=factory, create=False)) as box:  # type: ignore[arg-type]
         for message in box:
-            if isinstance(message, EmailMessage):
+            if not isinstance(message, EmailMessage):
+                continue
+            try:
                 yield _mail(message)
+            except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError, Unreadable):
+                yield None  # what the library raises over a mail costs this mail only
 
 
 def _mail(message: EmailMessage) -> str:
     body = message.get_body(("plain", "html"))
     words = ""
     if body is not None:
-        content = body.get_content()
+        content = _content(body)
         words = html(content.encode("utf-8", "replace")) if body.get_content_subtype() == "html" else content
     kept: list[str] = []
     for line in words.replace("\r\n", "\n").split("\n"):
@@ -168,6 +172,14 @@ def _mail(message: EmailMessage) -> str:
         elif kept and _ATTRIBUTION.match(kept[-1]):
             kept.pop()  # "On Monday Bo wrote:"
     return f"{message.get('subject', '')}\n\n" + "\n".join(kept)
+
+
+def _content(body: MIMEPart) -> str:
+    try:
+        return str(body.get_content())
+    except LookupError:  # an encoding that nobody knows
+        data = body.get_payload(decode=True)
+        return decode(data)[0] if isinstance(data, bytes) else ""
 
 
 READERS: dict[str, Callable[[bytes], str]] = {".html": html, ".htm": html, ".pdf": pdf, ".docx": docx, ".epub": epub}

@@ -100,7 +100,8 @@ class Chat:
             if len(turns) == 1:
                 self.messages.pop()
                 raise ComigsError(
-                    f"this message has {len(ids):,} tokens and the context holds {self.context:,}; "
+                    f"this message has {len(ids):,} tokens and the context holds {self.context:,}, "
+                    "a quarter of them kept for the answer; "
                     "shorten it, or raise context in [chat] of config.toml"
                 )
             del self.messages[turns[0]]

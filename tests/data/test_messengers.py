@@ -153,6 +153,35 @@ EXPORTS = {
             for (who, words), stamp in zip(PLAIN, MILLISECONDS, strict=True)
         ]
     },
+    "slack": [
+        {"type": "message", "subtype": "channel_join", "user": "U7", "ts": "1704024000.000000", "text": "<@U7> has joined"},
+        *(
+            {"type": "message", "user": who, "ts": f"{stamp / 1000:.6f}", "text": words}
+            for (who, words), stamp in zip(PLAIN, MILLISECONDS, strict=True)
+        ),
+    ],
+    "slack, the newest first": {
+        "ok": True, "messages": [
+            {"type": "message", "user": f"U{who}", "user_profile": {"display_name": "", "real_name": who},
+             "ts": f"{stamp / 1000:.6f}", "text": words}
+            for (who, words), stamp in reversed(list(zip(PLAIN, MILLISECONDS, strict=True)))
+        ],
+    },
+    "matrix": {
+        "room_name": "Shed", "messages": [
+            {"type": "m.room.message", "sender": "Bo", "origin_server_ts": 1_704_024_800_000,
+             "content": {"msgtype": "m.image", "body": "shed.png"}},
+            *(
+                {"type": "m.room.message", "sender": who, "origin_server_ts": stamp,
+                 "content": {"msgtype": "m.text", "body": words}}
+                for (who, words), stamp in zip(PLAIN, MILLISECONDS, strict=True)
+            ),
+            {"type": "m.room.message", "sender": "Ada", "origin_server_ts": 1_704_110_800_000,
+             "content": {"msgtype": "m.text", "body": "* Bye!", "m.new_content": {"body": "Bye!"}}},
+            {"type": "m.room.member", "sender": "Bo", "origin_server_ts": 1_704_110_800_001,
+             "content": {"membership": "leave"}},
+        ],
+    },
     "meta": {
         "participants": [{"name": "Bo"}], "messages": [
             {"sender_name": who, "timestamp_ms": stamp, "content": words}
@@ -169,7 +198,9 @@ def test_json_exports_of_messengers_are_the_same_chats(tmp_path, name):
 
 
 def test_one_message_a_line_and_one_message_a_row_are_the_same_chats(tmp_path):
-    assert chats(tmp_path, "data.jsonl", "\n".join(map(json.dumps, EXPORTS["signal-export"]))) == BO_AND_ADA
+    for records in (EXPORTS["signal-export"], EXPORTS["slack"], EXPORTS["matrix"]["messages"]):
+        assert chats(tmp_path, "data.jsonl", "\n".join(map(json.dumps, records))) == BO_AND_ADA
+    assert chats(tmp_path, "matrix.json", json.dumps(EXPORTS["matrix"]["messages"])) == BO_AND_ADA
     rows = [f'7,{who},{stamp},"{words}",,' for (who, words), stamp in zip(PLAIN, STAMPS, strict=True)]
     assert chats(tmp_path, "a.csv", "\n".join(["AuthorID,Author,Date,Content,Attachments,Reactions", *rows])) == BO_AND_ADA
 
@@ -181,6 +212,11 @@ def test_a_whole_account_knows_its_owner(tmp_path):
     }
     assert chats(tmp_path, "result.json", json.dumps(account), None) == BO_AND_ADA
     assert chats(tmp_path, "signal.json", json.dumps(EXPORTS["signal"]), None) == BO_AND_ADA
+
+
+def test_slack_s_written_out_signs_are_signs(tmp_path):
+    said = [{"type": "message", "user": who, "ts": "1704024000.0001", "text": "a &lt; b &amp; c"} for who in ("Bo", "Ada")]
+    assert chats(tmp_path, "2024-01-01.json", json.dumps(said)) == [(("user", "a < b & c"), ("assistant", "a < b & c"))]
 
 
 def test_meta_s_broken_letters_are_mended(tmp_path):

@@ -94,6 +94,16 @@ def test_a_lost_terminal_ends_a_training_like_ctrl_c(ready):
     assert not checkpoint.load(ready / "state").progress["finished"]
 
 
+def test_ctrl_c_while_loading_says_that_no_step_was_trained(ready):
+    process = subprocess.Popen(command("--steps", "500"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not (ready / "state" / "holder.json").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert "stopped by Ctrl-C while loading: no step was trained" in process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert not generations(ready)
+
+
 def test_ctrl_c_on_a_pipeline_saves_though_nobody_reads_any_more(ready):
     slow_steps(ready)
     line = f"{shlex.join(command('--steps', '500'))} 2>&1 | cat; echo ${{PIPESTATUS[0]}}"
