@@ -34,9 +34,10 @@ def make_again(database: Database, payloads: Payloads, damaged: set[str]) -> set
         "SELECT rounds.number, rounds.sha256, rounds.change_sha256, before.sha256 AS before FROM rounds "
         "JOIN rounds AS before ON before.number = rounds.number - 1 WHERE rounds.change_sha256 IS NOT NULL ORDER BY rounds.number"
     )
-    text, made = database.fact("generalist"), set()
+    text = database.fact("generalist")
+    made: set[str] = set()
     for row in rows:
-        if text is None or row["sha256"] not in damaged or row["before"] is None:
+        if text is None or row["sha256"] not in damaged - made or row["before"] is None:  # a round may have changed nothing
             continue
         generalist = decode(text.encode(), Generalist)
         if making.make_again(row["sha256"], row["before"], row["change_sha256"], generalist, payloads):

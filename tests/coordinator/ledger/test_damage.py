@@ -148,6 +148,18 @@ def test_damaged_generalists_are_made_again_from_the_one_before_and_the_change(t
     room.fleet.database.close()
 
 
+@damages
+def test_a_damaged_generalist_that_the_next_round_did_not_change_is_made_again(tmp_path, damage, caplog):
+    room = Room(tmp_path / "room", goal=1)
+    grown(room, 1.0, 2.0, 2.0)
+    path = payload(room, "SELECT sha256 FROM rounds WHERE number = 1")
+    assert path == payload(room, "SELECT sha256 FROM rounds WHERE number = 2")
+    damage(path)
+    room.crash()
+    assert (room.value(), lost(room), caplog.text.count("was made again")) == (2.0, [None] * 4, 1)
+    room.fleet.database.close()
+
+
 def test_a_damaged_generalist_that_was_refused_is_not_what_comes_again(tmp_path):
     room = Room(tmp_path / "room", goal=1)
     devices = grown(room, 1.0, 2.0, 50.0)
