@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from comigs_edge.data.chats import SIZE
+from comigs_edge.data.coverage import find_overlaps, find_own, is_covered, join_runs
 from comigs_edge.data.likeness import Likeness, compare
 from comigs_edge.data.runs import Runs
 from comigs_edge.progress import SILENT, Progress
@@ -27,6 +30,7 @@ LeftOut = Literal["unanswered", "copy", "beginning", "similar", "learned"]
 NEAR_DUPLICATE = 0.8  # Jaccard similarity of the runs
 SAME_ANSWER = 0.95  # the same of two chats with one question: most of their runs are the question's
 FEW_RUNS = 6  # of eight words; below, a likeness may be chance
+OVERLAPPING = (3, 0.1)  # documents, or share of all, that at most become one group because they overlap
 ASKED_BY_FEW = (3, 0.1)  # documents, or share of all, up to which a question binds them
 
 
@@ -43,11 +47,15 @@ class Entry:
     left_out: LeftOut | None = None  # why it is not used; "unanswered" stays
 
 
-def arrange(entries: Sequence[Entry], training: float, validation: float, progress: Progress = SILENT) -> None:
+def arrange(
+    entries: Sequence[Entry], training: float, validation: float, progress: Progress = SILENT,
+    gone: Mapping[Split, Runs] | None = None,
+) -> None:  # fmt: skip
     """Sets `split`, `left_out` and `seen` of all entries, which stand in the order of their arrival.
 
-    `training` and `validation` are shares of the documents.
+    `training` and `validation` are shares of the documents; `gone` has the runs that were learned and are no longer there.
     """
+    gone = gone or {}
     for entry in entries:
         entry.left_out = "unanswered" if entry.left_out == "unanswered" else None
     groups = _Groups(len(entries))
@@ -61,6 +69,9 @@ def arrange(entries: Sequence[Entry], training: float, validation: float, progre
     for one, other, _ in likeness.held:
         if _is_much(entries[one].runs, entries[other].runs):
             groups.join(one, other)
+    own = _find_own(entries)
+    _bind_overlapping(entries, groups, own)
+    _recall(entries, own, gone)
     for one, other, _ in likeness.held:
         if groups.find(one) != groups.find(other):
             part_of[groups.find(one)].add(groups.find(other))
@@ -68,7 +79,9 @@ def arrange(entries: Sequence[Entry], training: float, validation: float, progre
     splits = _Splits(entries, groups, part_of, common, training, validation)
     splits.decide()
     _leave_out_learned(entries, likeness)
-    splits.fill_empty()
+    _leave_out_covered(entries, own, gone)
+    splits.fill_empty(own)
+    _leave_out_covered(entries, own, gone)
     used = [entry for entry in entries if entry.left_out is None]
     if len({entry.split for entry in used}) == len(SPLITS):  # a training is possible
         for entry in used:
@@ -156,6 +169,43 @@ def _is_much(one: Runs, other: Runs) -> bool:
     return len(one) >= FEW_RUNS and 2 * len(one) >= len(other)
 
 
+def _find_own(entries: Sequence[Entry]) -> dict[int, Runs]:
+    """The own runs of all that are used, by their numbers."""
+    used = [number for number, entry in enumerate(entries) if entry.left_out is None]
+    return dict(zip(used, find_own([entries[number].runs for number in used]), strict=True))
+
+
+def _bind_overlapping(entries: Sequence[Entry], groups: _Groups, own: Mapping[int, Runs]) -> None:
+    """Documents that overlap are one group, as long as it is small: a chain of them would be all text."""
+    sizes = Counter(groups.find(number) for number in own)
+    limit, numbers = max(OVERLAPPING[0], OVERLAPPING[1] * len(own)), list(own)
+    for pair in find_overlaps(list(own.values())):
+        one, other = (groups.find(numbers[place]) for place in pair)
+        if one != other and sizes[one] + sizes[other] <= limit:
+            groups.join(one, other)
+            sizes[groups.find(one)] = sizes[one] + sizes[other]
+
+
+def _recall(entries: Sequence[Entry], own: Mapping[int, Runs], gone: Mapping[Split, Runs]) -> None:
+    """What comes back, edited or not, is in the split that it was in."""
+    for number, runs in own.items():
+        entry = entries[number]
+        if entry.split is None:
+            entry.split = next((split for split in SPLITS if split in gone and is_covered(runs, gone[split])), None)
+            entry.seen = entry.split is not None
+
+
+def _leave_out_covered(entries: Sequence[Entry], own: Mapping[int, Runs], gone: Mapping[Split, Runs]) -> None:
+    """What stands in several texts of earlier splits together is neither chosen nor tested on."""
+    for split in SPLITS[1:]:
+        earlier = SPLITS[: ORDER[split]]
+        learned = [each.runs for each in entries if each.split in earlier and (each.seen or each.left_out is None)]
+        union = join_runs([*learned, *(gone[each] for each in earlier if each in gone)])
+        for number, runs in own.items():
+            if entries[number].left_out is None and entries[number].split == split and is_covered(runs, union):
+                entries[number].left_out = "learned"
+
+
 def _leave_out_learned(entries: Sequence[Entry], likeness: Likeness) -> None:
     """What stands in text of an earlier split is neither chosen nor tested on."""
     for number in likeness.common:
@@ -193,7 +243,7 @@ class _Splits:
             for number in numbers:
                 self.entries[number].split = self.entries[number].split or SPLITS[decided[root]]
 
-    def fill_empty(self) -> None:
+    def fill_empty(self, own: Mapping[int, Runs]) -> None:
         """With few documents the hash can leave a split empty; it then takes the new group of training text nearest to it."""
         edges: dict[Split, float] = {"test": 1.0, "validation": self.training}
         for split, edge in edges.items():
@@ -202,9 +252,24 @@ class _Splits:
                 continue
             training = [root for root, numbers in self.members.items() if any(self._trains(number) for number in numbers)]
             free = [root for root in training if self._is_free(root) and root not in self.common]
+            free = self._alone(free, own)
             if len(training) > 1 and free:
                 for number in self.members[min(free, key=lambda root: (abs(self.draws[root] - edge), self.draws[root]))]:
                     self.entries[number].split = split
+
+    def _alone(self, roots: list[int], own: Mapping[int, Runs]) -> list[int]:
+        """The groups that have a document which the rest of the training text does not cover."""
+        texts = [entry.runs for number, entry in enumerate(self.entries) if self._trains(number)]
+        known, counts = np.unique(np.concatenate([*texts, np.array([], np.uint32)]), return_counts=True)
+        alone = []
+        for root in roots:
+            used = [number for number in self.members[root] if self._trains(number)]
+            runs = np.concatenate([self.entries[number].runs for number in used])
+            inside, times = np.unique(runs, return_counts=True)
+            outside = inside[counts[np.searchsorted(known, inside)] > times]
+            if not all(is_covered(own[number], outside) for number in used):
+                alone.append(root)
+        return alone
 
     def _known(self, root: int) -> int | None:
         return min((ORDER[split] for number in self.members[root] if (split := self.entries[number].split)), default=None)

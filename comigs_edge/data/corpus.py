@@ -19,7 +19,7 @@ import numpy as np
 from comigs_edge.data.arrangement import SPLITS, Entry, LeftOut, Split, arrange
 from comigs_edge.data.chats import beginnings, question, written
 from comigs_edge.data.documents import Document, Reading
-from comigs_edge.data.intake import take_in
+from comigs_edge.data.intake import forget, read_gone, take_in
 from comigs_edge.data.runs import runs_of
 from comigs_edge.data.store import open_database
 from comigs_edge.errors import ComigsError
@@ -83,7 +83,7 @@ class Corpus:
             row = db.execute("select path from source where id = ?", (source,)).fetchone()
             if row is None:
                 raise ComigsError(f"there is no file number {source}; see: comigs-edge data list")
-            db.execute("delete from document where source = ?", (source,))
+            forget(db, source)
             db.execute("delete from source where id = ?", (source,))
             self._arrange(db, SILENT)
         return str(row[0])
@@ -148,7 +148,7 @@ class Corpus:
         query = "select id, left_out, split, seen, sha256, runs, beginnings, question from document order by id"
         rows = db.execute(query).fetchall()
         entries = [_entry(*row[1:]) for row in rows]
-        arrange(entries, self.training, self.validation, progress)
+        arrange(entries, self.training, self.validation, progress, read_gone(db))
         changed = [
             (entry.left_out, entry.split, entry.seen, row[0])
             for row, entry in zip(rows, entries, strict=True)

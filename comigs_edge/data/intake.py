@@ -9,14 +9,16 @@ import hashlib
 import os
 import re
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from comigs_edge.data.arrangement import SPLITS, Split
 from comigs_edge.data.chats import beginnings, question, written
+from comigs_edge.data.coverage import join_runs
 from comigs_edge.data.documents import Document
 from comigs_edge.data.editing import match, recut
 from comigs_edge.data.runs import Runs, find_origins, runs_of, shared
@@ -75,7 +77,7 @@ def take_in(
     changes.moved = len(moved)
     for name, number in gone.items():
         if number not in moved.values() and any(Path(name).is_relative_to(folder) for folder in folders):
-            db.execute("delete from document where source = ?", (number,))
+            forget(db, number)
             changes.gone += 1
     for path, documents in found.items():
         source = known.get(_name(path))
@@ -84,6 +86,28 @@ def take_in(
         _replace(db, source, path, documents, changes, advance)
     db.execute("delete from source where id not in (select source from document)")
     return changes
+
+
+def forget(db: sqlite3.Connection, source: int) -> None:
+    """Deletes the documents of a file; that and where they were learned is kept."""
+    _remember(db, source)
+    db.execute("delete from document where source = ?", (source,))
+
+
+def read_gone(db: sqlite3.Connection) -> dict[Split, Runs]:
+    """The runs of text that was learned and is no longer there, by its split."""
+    return {split: np.frombuffer(runs, np.uint32) for split, runs in db.execute("select split, runs from gone")}
+
+
+def _remember(db: sqlite3.Connection, source: int, lost: Collection[int] | None = None) -> None:
+    """Keeps the runs of the learned documents of a file that go: the `lost` ones, or all."""
+    gone = read_gone(db)
+    rows = db.execute("select id, split, runs from document where source = ? and seen", (source,)).fetchall()
+    for split in SPLITS:
+        runs = [np.frombuffer(each[2], np.uint32) for each in rows if each[1] == split and (lost is None or each[0] in lost)]
+        if runs:
+            joined = join_runs([*runs, *([gone[split]] if split in gone else [])])
+            db.execute("insert or replace into gone values (?, ?)", (split, joined.tobytes()))
 
 
 def _name(path: Path) -> str:
@@ -106,8 +130,8 @@ def _find_moved(db: sqlite3.Connection, new: Mapping[Path, list[Document]], gone
     numbers = list(gone.values())
     if not new or not numbers:
         return {}
-    old = [_joined(_runs(db, number)) for number in numbers]
-    texts = [_joined([runs_of(written(document)) for document in documents]) for documents in new.values()]
+    old = [join_runs(_runs(db, number)) for number in numbers]
+    texts = [join_runs([runs_of(written(document)) for document in documents]) for documents in new.values()]
     moved: dict[Path, int] = {}
     for path, text, origin in zip(new, texts, find_origins(texts, old), strict=True):
         if origin is not None and numbers[origin] not in moved.values() and 2 * shared(text, old[origin]) >= len(old[origin]):
@@ -118,10 +142,6 @@ def _find_moved(db: sqlite3.Connection, new: Mapping[Path, list[Document]], gone
 def _runs(db: sqlite3.Connection, source: int) -> list[Runs]:
     rows = db.execute("select runs from document where source = ?", (source,)).fetchall()
     return [np.frombuffer(runs, np.uint32) for (runs,) in rows]
-
-
-def _joined(runs: list[Runs]) -> Runs:
-    return np.unique(np.concatenate([*runs, np.array([], np.uint32)]))
 
 
 def _replace(
@@ -152,8 +172,10 @@ def _replace(
             changes.unscored += sum(not message.scored for message in document.messages)
             changes.control_tokens += bool(_CONTROL.search(document.words))
         advance(len(document.words))
-    lost = [(each.id,) for each in old if each.id not in kept]
-    db.executemany("delete from document where id = ?", lost)
+    lost = {each.id for each in old if each.id not in kept}
+    if lost:
+        _remember(db, source, lost)
+    db.executemany("delete from document where id = ?", [(number,) for number in lost])
     changes.changed += bool(old) and (bool(lost) or len(kept) < len(documents))
 
 

@@ -10,10 +10,12 @@ from pathlib import Path
 from comigs_edge import files
 from comigs_edge.errors import ComigsError
 
-VERSION = 2
+VERSION = 3
 # `place`: of a document in its file. `left_out`: why it is not used (`arrangement.LeftOut`), null where it is.
 # `runs`, `beginnings`, `question`: what it is compared by (`runs.py`, `chats.py`); null until that is known.
-_TABLES = """
+# `gone`: the runs of text that was learned and is no longer there, one row for each split; no text.
+_GONE = "create table gone (split text primary key, runs blob not null);\n"
+_TABLES = f"""{_GONE}
 create table source (
     id integer primary key autoincrement, path text unique not null, added text not null default current_timestamp
 );
@@ -53,7 +55,7 @@ def open_database(path: Path) -> Iterator[sqlite3.Connection]:
             if version > VERSION:
                 raise ComigsError(f"{path} was made by a newer comigs-edge; upgrade comigs-edge")
             if version < VERSION:
-                _run(db, _FROM_1 if version else _TABLES)
+                _run(db, {0: _TABLES, 1: _FROM_1, 2: _GONE}[version])
             yield db
     except sqlite3.Error as error:
         raise ComigsError(f"{path}: {error}; nothing was changed") from error

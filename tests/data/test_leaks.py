@@ -208,3 +208,38 @@ def test_what_was_learned_does_not_fill_an_empty_split(tmp_path, count):
     learned = {document.text for document in corpus.documents("training")}
     corpus.add(documents.read([write(tmp_path / "b.jsonl", [{"text": say(rng, 20)} for _ in range(count)])]))
     assert learned <= {document.text for document in corpus.documents("training")}
+
+
+def covered(corpus):
+    """Documents of later splits of whose runs at least half stand in the training text as a whole."""
+    training = set().union(*(runs(words_of(document)) for document in corpus.documents("training")))
+    later = [runs(words_of(document)) for split in SPLITS[1:] for document in corpus.documents(split)]
+    return sum(2 * len(found & training) >= len(found) for found in later if found)
+
+
+def windows(rng, length, size, step):
+    tokens = say(rng, length).split()
+    return [" ".join(tokens[start : start + size]) for start in range(0, length - size + 1, step)]
+
+
+@pytest.mark.parametrize(("texts", "length", "size", "step"), [(40, 120, 60, 30), (1, 6000, 300, 150), (4, 1500, 300, 100)])
+def test_windows_over_one_text_are_not_tested_on_what_they_share(tmp_path, texts, length, size, step):
+    rng = random.Random(12)
+    records = [{"text": each} for _ in range(texts) for each in windows(rng, length, size, step)]
+    corpus = Corpus(tmp_path / "documents.db")
+    corpus.add(documents.read([write(tmp_path / "windows.jsonl", records)]))
+    assert covered(corpus) == 0
+    assert all(size["documents"] for size in corpus.sizes().values())
+
+
+def test_tested_text_that_two_later_texts_cover_between_them_is_left_out(tmp_path):
+    rng = random.Random(13)
+    corpus = Corpus(tmp_path / "documents.db")
+    corpus.add(documents.read([write(tmp_path / "a.jsonl", [{"text": say(rng, 60)} for _ in range(60)])]))
+    tested = [document.text.split() for split in SPLITS[1:] for document in corpus.documents(split)]
+    parts = [part for tokens in tested[1:] for part in (tokens[:35], tokens[25:])]
+    corpus.training, corpus.validation = 1.0, 0.0
+    later = [{"text": f"{say(rng, 80)} {' '.join(part)} {say(rng, 80)}"} for part in parts]
+    report = corpus.add(documents.read([write(tmp_path / "b.jsonl", later)]))
+    assert covered(corpus) == 0
+    assert report.learned == len(tested) - 1

@@ -202,3 +202,58 @@ def test_test_text_of_version_1_that_was_learned_is_tested_no_longer(tmp_path):
     (tmp_path / "b.jsonl").write_text(json.dumps({"text": f"{say(rng, 5)} {mail}"}))
     add(corpus, tmp_path / "b.jsonl")
     assert {text for text, split in splits_of(corpus).items() if split == "training"} == {f"{reply} {first}"}
+
+
+def test_learned_notes_that_were_away_and_come_back_edited_are_not_tested(corpus, vault, tmp_path):
+    rng = random.Random(10)
+    before = {text.strip(): split for text, split in splits_of(corpus).items()}
+    shutil.move(vault, tmp_path / "aside")
+    vault.mkdir()
+    (vault / "other.md").write_text(say(rng, 60))
+    assert add(corpus, vault).gone == 200
+    was = {}
+    for path in (tmp_path / "aside").iterdir():
+        words = path.read_text().split()
+        was[" ".join([*words[:10], "edited", *words[11:40], "too", *words[41:]])] = before[path.read_text().strip()]
+    for number, text in enumerate(was):
+        (vault / f"{number}.md").write_text(text)
+    add(corpus, vault)
+    assert was.items() <= splits_of(corpus).items()
+
+
+def test_a_removed_file_that_is_added_again_has_the_splits_that_it_had(tmp_path):
+    rng = random.Random(11)
+    for name in "ab":
+        records = [json.dumps({"text": say(rng, 30)}) for _ in range(60)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(records))
+    first = Corpus(tmp_path / "documents.db", 0.8, 0.1)
+    add(first, tmp_path / "a.jsonl")
+    before = splits_of(first)
+    first.remove(1)
+    other = Corpus(tmp_path / "documents.db", 0.1, 0.1)
+    add(other, tmp_path / "b.jsonl")
+    add(other, tmp_path / "a.jsonl")
+    assert before.items() <= splits_of(other).items()
+
+
+def test_what_an_edit_took_out_of_learned_text_is_not_tested_elsewhere(corpus, vault):
+    rng = random.Random(12)
+    learned = [path for path in sorted(vault.iterdir()) if splits_of(corpus)[path.read_text().strip()] == "training"]
+    cut = [path.read_text().split("\n\n")[0] for path in learned]
+    for path in learned:
+        path.write_text(path.read_text().split("\n\n")[1])
+    add(corpus, vault)
+    for number, text in enumerate(cut):
+        (vault / f"cut {number}.md").write_text(f"{text} {say(rng, 5)}")
+    add(corpus, vault)
+    assert {split for text, split in splits_of(corpus).items() if any(text.startswith(each) for each in cut)} == {"training"}
+
+
+def test_a_database_of_version_2_is_taken_over_with_its_splits(corpus):
+    before = splits_of(corpus)
+    with sqlite3.connect(corpus.path) as db:
+        db.executescript("drop table gone; pragma user_version = 2;")
+    db.close()
+    assert splits_of(corpus) == before
+    corpus.remove(1)
+    assert len(splits_of(corpus)) == 199
