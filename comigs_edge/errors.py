@@ -19,7 +19,6 @@ USER_ERRORS = (ComigsError, QuantizeError, ProfileError, WireError, CoordinatorE
 # What the command line turns into one line and exit code 1: those, and what a disk, a right or a byte does to any line of code.
 EXPECTED = (*USER_ERRORS, OSError, UnicodeError)
 
-READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 _REMEDIES = {
     errno.EROFS: "the disk is read-only: make it writable, or name another folder with COMIGS_EDGE_HOME",
     errno.ENOSPC: "make room on that disk",

@@ -10,6 +10,7 @@ import pytest
 
 from comigs_edge.data.corpus import SPLITS, Corpus
 from comigs_edge.home.folder import Home
+from tests.tiny import some_text
 
 CHAT = "31.12.23, 22:15 - Bo: Is the shed painted?\n31.12.23, 22:16 - Ada: Two coats.\n"
 
@@ -103,3 +104,17 @@ def test_everything_that_was_left_out_or_read_otherwise_is_said(ready, run, tmp_
 def test_where_nothing_could_be_read_the_exit_code_is_1(ready, run, tmp_path):
     (tmp_path / "zeros.txt").write_bytes(b"\0")
     assert "zeros.txt: binary data" in run("data", "add", tmp_path / "zeros.txt", code=1).stderr
+
+
+def test_a_learned_file_that_is_gone_is_named_with_what_holds_its_text(ready, run, tmp_path):
+    notes = tmp_path / "text" / "notes.txt"
+    notes.parent.mkdir()
+    notes.write_text(some_text())
+    run("data", "add", notes.parent)
+    run("train", "--steps", 4, "--plan", "batch=4", "--plan", "context=64")
+    notes.with_name("other.txt").write_text(some_text()[::-1])
+    notes.unlink()
+    said = run("data", "add", notes.parent).stdout
+    assert "1 gone" in said
+    assert "removed text was learned by adapters 0001" in said
+    assert "--learned" in said

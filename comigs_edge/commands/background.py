@@ -36,7 +36,7 @@ def start(home: Home, words: list[str], as_json: bool) -> None:
     if as_json:
         print_json(result)
         return
-    out.print(f"training in the background: process {process}, its words go to {home.log_file}", soft_wrap=True, markup=False)
+    out.print(f"training in the background: process {process}, its words go to {home.log_file}", soft_wrap=True)
     out.print("to end it, with everything saved: comigs-edge train --stop")
     next_command(str(result["next"]))
 
@@ -57,7 +57,7 @@ def stop(home: Home, as_json: bool) -> None:
     next_command("comigs-edge status")
 
 
-def last_words(log_file: Path) -> str:
+def _last_words(log_file: Path) -> str:
     """What a training in the background said last; nothing if there was none."""
     try:
         lines = log_file.read_text(errors="replace").splitlines()
@@ -90,11 +90,12 @@ def _launch(home: Home, command: list[str]) -> int:
 def _await_begin(home: Home, process: int) -> int:
     """The process that trains, once it does or has outlasted the time in which it would have failed; raises `ComigsError`."""
     begin = time.monotonic()
-    while os.waitpid(process, os.WNOHANG) == (0, 0):
+    while (ended := os.waitpid(process, os.WNOHANG)) == (0, 0):
         running = holder.present(home.holder_file)
         if running is not None and (running.progress is not None or time.monotonic() - begin > BEGINS):
             return running.process
         time.sleep(LOOKS)
-    if "error:" in (words := last_words(home.log_file)) or not words:
-        raise ComigsError(f"the training ended at once: {words.removeprefix('error: ') or f'see {home.log_file}'}")
+    if ended[1]:
+        words = _last_words(home.log_file).removeprefix("error: ")
+        raise ComigsError(f"the training ended at once: {words or f'see {home.log_file}'}")
     return process

@@ -41,17 +41,14 @@ class _Unbroken:
         try:
             return int(self._stream.write(text))
         except OSError:
-            self._drop()
+            _drop(self._stream)
             return len(text)
 
     def flush(self) -> None:
         try:
             self._stream.flush()
         except OSError:
-            self._drop()
-
-    def _drop(self) -> None:
-        _drop(self._stream)
+            _drop(self._stream)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
@@ -16,6 +16,9 @@ from comigs_edge.data.corpus import Corpus, Report
 from comigs_edge.data.documents import Document
 from comigs_edge.home import folder as homes
 from coordinator.protocol.text import printable
+
+if TYPE_CHECKING:
+    from comigs_edge.training.learned import Remains
 
 app = typer.Typer(no_args_is_help=True, help="The text that your model learns from; it never leaves this device.")
 
@@ -50,10 +53,14 @@ def add(
         soft_wrap=True,
     )
     for line in (*reading_report.remarks(reading), *_remarks(report)):
-        out.print(f"  {line}", markup=False, soft_wrap=True)
+        out.print(f"  {line}", soft_wrap=True)
     sizes = corpus.sizes()
     for split in SPLITS:
         out.print(f"  {split:<11}{sizes[split]['documents']:>6} documents  {size(sizes[split]['bytes'])}")
+    if report.gone:
+        from comigs_edge.training.learned import find_remains
+
+        _say_remains(find_remains(home, corpus))
     missing = corpus.missing()
     if missing:
         warn(missing)
@@ -104,7 +111,7 @@ def list_(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = Fa
         ],
         long="file",
     )
-    next_command("comigs-edge train" if sources else "comigs-edge data add FOLDER")
+    next_command("comigs-edge data add FOLDER" if corpus.missing() else "comigs-edge train")
 
 
 @app.command("remove")
@@ -129,6 +136,11 @@ def remove(
             delete_remains(home, remains)
     if learned:
         out.print(f"deleted: {remains}" if remains else "nothing that is kept has learned removed text", soft_wrap=True)
-    elif remains:
-        out.print(f"removed text was learned by {remains}; delete with: comigs-edge data remove --learned", soft_wrap=True)
+    else:
+        _say_remains(remains)
     next_command("comigs-edge data add PATH" if corpus.missing() else "comigs-edge train --fresh")
+
+
+def _say_remains(remains: Remains) -> None:
+    if remains:
+        out.print(f"removed text was learned by {remains}; delete with: comigs-edge data remove --learned", soft_wrap=True)

@@ -13,12 +13,14 @@ LOOKS = 0.5  # seconds between two looks at the other process
 
 def line(progress: holder.Progress) -> str:
     """How far a training is, in one line."""
+    from comigs_edge.training.pauses import duration
+
     losses = [
         f"{name} {value:.3f}"
         for name, value in (("loss", progress.loss), ("validation", progress.validation_loss))
         if value is not None
     ]
-    left = "" if progress.seconds_left is None else f", {_duration(progress.seconds_left)} left"
+    left = "" if progress.seconds_left is None else f", {duration(progress.seconds_left)} left"
     speed = f", {progress.tokens_per_second:.0f} tokens/s" if progress.tokens_per_second else ""
     return f"{progress.phase}, step {progress.expert_steps} of {progress.steps}{left}, {' '.join(losses)}{speed}"
 
@@ -34,16 +36,11 @@ def follow_training(home: Home) -> None:
                 screen.update(now)
                 validation = running.progress and running.progress.validation_loss
                 if not notes.is_terminal and validation != said:  # a log: one line for each validation
-                    notes.print(now, markup=False, soft_wrap=True)
+                    notes.print(now, soft_wrap=True)
                     said = validation
                 time.sleep(LOOKS)
     except KeyboardInterrupt:
-        notes.print("the training goes on", markup=False)
+        notes.print("the training goes on")
         return
     if process is not None:
-        notes.print(f"process {process} has ended", markup=False)
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return f"{seconds:.0f} s" if seconds < 100 else f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+        notes.print(f"process {process} has ended")

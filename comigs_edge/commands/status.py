@@ -126,9 +126,7 @@ def _next(facts: dict[str, Any], home: homes.Home, settings: Config) -> str:
     running = facts["running"]
     if running is not None and running["command"] == "train":
         return "comigs-edge status --follow"
-    try:
-        homes.corpus(home, settings).check_enough()
-    except ComigsError:
+    if homes.corpus(home, settings).missing():
         return "comigs-edge chat" if facts["adapters"] else "comigs-edge data add FOLDER"
     if facts["training"]["state"] == "interrupted":
         return "comigs-edge train --resume"

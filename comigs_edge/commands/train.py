@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -17,8 +17,11 @@ from coordinator.protocol.text import printable
 
 if TYPE_CHECKING:
     from comigs_edge.fleet.rounds import Rounds, Totals
+    from comigs_edge.home.config import Config
     from comigs_edge.home.folder import Home
     from comigs_edge.training.loop import Outcome
+    from comigs_edge.training.pauses import Pauses
+    from comigs_edge.training.run import TrainingRun
     from comigs_edge.training.trainer import Trainer
 
 
@@ -49,18 +52,13 @@ def train(
     """Train your model. Ctrl-C stops after the current step and keeps everything."""
     if steps is not None and minutes is not None:
         raise typer.BadParameter("give --steps or --minutes, not both")
-    if stop:
-        from comigs_edge.commands import background as elsewhere
-
-        elsewhere.stop(homes.locate(), json)
-        return
-    if background:
+    if stop or background:
         from comigs_edge.commands import background as elsewhere
 
         words = _words(steps, minutes, resume, pause=pause, sync=sync, profile=profile, lines=lines)
-        elsewhere.start(homes.locate(), words, json)
+        elsewhere.stop(homes.locate(), json) if stop else elsewhere.start(homes.locate(), words, json)
         return
-    with unbroken_output(), _stopped_early():
+    with unbroken_output():
         _train(steps, minutes, resume, pause=pause, sync=sync, profile=profile, lines=lines, json=json)
 
 
@@ -92,40 +90,49 @@ def _train(
 ) -> None:  # fmt: skip
     home = homes.locate()
     settings = home.settings()
+    is_alone = not (sync and settings.fleet.sync)
     with home.lock("train"):
-        with notes.status("loading torch"):
+        with _stopped_early():
+            run, pauses, fleet = _begin(home, settings, steps, minutes, resume, pause, is_alone, profile, lines or ())
             from comigs_edge.commands.train_screen import TrainScreen
-            from comigs_edge.fleet.rounds import open_rounds
-            from comigs_edge.planning import plan as planning
             from comigs_edge.training.loop import run_training
-            from comigs_edge.training.pace import steps_within
-            from comigs_edge.training.pauses import open_pauses
-            from comigs_edge.training.run import open_training
-
-        with notes.status("measuring the processor"):
-            resolved = planning.resolve(home, settings, profile, lines or (), resume=resume, measure=True)
-        plan = resolved.plan
-        notes.print(summary(plan, settings, steps), soft_wrap=True)
-        planning.check_disk(home, plan, resolved.base)
-        with bar("reading your text") as progress:
-            run = open_training(home, resolved, progress)
-        say = partial(notes.print, soft_wrap=True)
-        pauses = open_pauses(settings.pause, pause, not plan.keep, say)
-        pauses.wait()  # nothing has begun: here Ctrl-C has nothing to save
-        if minutes is not None:
-            with notes.status("measuring a step"):
-                steps = steps_within(run, minutes)
-        trainer = run.begin(steps, resume)
-        for warning in run.warnings:
-            warn(warning)
-        if run.resumed:
-            notes.print(f"resuming at expert step {trainer.expert_steps} of {trainer.schedule.steps}")
-        is_alone = not (sync and settings.fleet.sync)
-        with notes.status("asking the coordinator"):
-            fleet = open_rounds(home, run, trainer, say, warn, is_alone)
-        with TrainScreen(trainer, pauses.working_time, home.holder_file) as screen:
+        with TrainScreen(run.trainer, pauses.working_time, home.holder_file) as screen:
             outcome = run_training(run, pauses, fleet, screen)
-    _report(home, trainer, outcome, pauses.seconds, None if is_alone else fleet, json)
+    _report(home, run.trainer, outcome, pauses.seconds, None if is_alone else fleet, json)
+
+
+def _begin(
+    home: Home, settings: Config, steps: int | None, minutes: float | None, resume: bool | None, pause: bool, is_alone: bool,
+    profile: str | None, lines: Sequence[str],
+) -> tuple[TrainingRun, Pauses, Rounds | None]:  # fmt: skip
+    """Everything before the first step: the plan, the text, the trainer and what the fleet has; nothing is learned here."""
+    with notes.status("loading torch"):
+        from comigs_edge.fleet.rounds import open_rounds
+        from comigs_edge.planning import plan as planning
+        from comigs_edge.training.pace import steps_within
+        from comigs_edge.training.pauses import open_pauses
+        from comigs_edge.training.run import open_training
+
+    with notes.status("measuring the processor"):
+        resolved = planning.resolve(home, settings, profile, lines, resume=resume, measure=True)
+    plan = resolved.plan
+    notes.print(summary(plan, settings, steps), soft_wrap=True)
+    planning.check_disk(home, plan, resolved.base)
+    with bar("reading your text") as progress:
+        run = open_training(home, resolved, progress)
+    say = partial(notes.print, soft_wrap=True)
+    pauses = open_pauses(settings.pause, pause, not plan.keep, say)
+    pauses.wait()
+    if minutes is not None:
+        with notes.status("measuring a step"):
+            steps = steps_within(run, minutes)
+    trainer = run.begin(steps, resume)
+    for warning in run.warnings:
+        warn(warning)
+    if run.resumed:
+        notes.print(f"resuming at expert step {trainer.expert_steps} of {trainer.schedule.steps}")
+    with notes.status("asking the coordinator"):
+        return run, pauses, open_rounds(home, run, trainer, say, warn, is_alone)
 
 
 def _report(home: Home, trainer: Trainer, outcome: Outcome, paused: float, fleet: Rounds | None, as_json: bool) -> None:
@@ -161,9 +168,9 @@ def _report(home: Home, trainer: Trainer, outcome: Outcome, paused: float, fleet
         soft_wrap=True,
     )
     if fleet is not None:
-        out.print(_summary_of(fleet.totals), soft_wrap=True, markup=False)
+        out.print(_summary_of(fleet.totals), soft_wrap=True)
         if fleet.totals.trouble is not None:
-            out.print(f"trained alone: {printable(fleet.totals.trouble)}", soft_wrap=True, markup=False)
+            out.print(f"trained alone: {printable(fleet.totals.trouble)}", soft_wrap=True)
     if outcome.version is None:
         out.print("nothing better than the start was found, so the personal model is unchanged")
     next_command(str(result["next"]))

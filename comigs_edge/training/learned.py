@@ -15,6 +15,7 @@ from typing import Any
 from comigs_edge.data.corpus import Corpus
 from comigs_edge.home.folder import Home
 from comigs_edge.home.versions import read_manifest, versions
+from comigs_edge.planning.plan import forget
 from comigs_edge.training import checkpoint
 
 KEY = "learned"  # in manifests and checkpoints
@@ -54,10 +55,11 @@ def delete_remains(home: Home, remains: Remains) -> None:
     for version in remains.versions:
         shutil.rmtree(home.adapters / f"{version:04d}")
     if remains.in_training:
+        from comigs_edge.training.activation_cache import clear  # loads torch, which those who only ask do without
+
         checkpoint.clear(home.state)
-        for path in home.state.glob("below-*.bin"):  # activations of the text
-            path.unlink()
-        (home.state / "plan.json").unlink(missing_ok=True)
+        clear(home.state)
+        forget(home)
 
 
 def join_learned(corpus: Corpus, before: dict[str, Any] | None) -> list[int] | None:
