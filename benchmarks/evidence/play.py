@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.evidence.runs import Run
+from benchmarks.evidence.runs import Run, size_label
 from comigs_edge import files
 from comigs_edge.base.hparams import HParams
 from comigs_edge.data.tokenizer import Tokenizer
@@ -33,6 +33,7 @@ from comigs_edge.simulate.plan import Plan
 from comigs_edge.simulate.recipe import Recipe, Size
 from comigs_edge.simulate.texts import Text
 
+_sha256 = functools.cache(files.sha256_file)
 TEST_CONTEXT = 256  # tokens of a window: 64 windows and more of most texts
 TERMS = (
     "equal tokens: methods whose router has no turns of its own compute the router's tokens in expert steps",
@@ -63,14 +64,14 @@ class Ground:
     @property
     def size_label(self) -> str:
         """The size in the names of records."""
-        return self.size if self.rounds is None else f"{self.size}.{self.rounds}"
+        return size_label(self.size, self.rounds)
 
 
 def play(run: Run, ground: Ground) -> dict[str, Any] | None:
     """The record of a run; None when the time was over before its end. One that diverges has an `error` in its record."""
     base = _base(ground)
-    found, size = _read_recipe(run, ground)
-    plan = equal_terms(run, found, size, base.hparams)
+    found, size = _read_recipe(run.recipe, ground)
+    plan = equal_terms(run, _with_settings(found, run), size, base.hparams)
     text, test_bytes = _texts(run.recipe, ground)
     start = time.monotonic()
     common = {
@@ -122,14 +123,18 @@ def equal_terms(run: Run, found: Recipe, size: Size, hparams: HParams) -> Plan:
     return replace(plan, size=size, scores_before=True)
 
 
-def _read_recipe(run: Run, ground: Ground) -> tuple[Recipe, Size]:
-    found = recipes.read(recipes.find(run.recipe))
-    size = replace(found.size(ground.size), test_tokens=ground.test_tokens, measured_rounds=())
+def _read_recipe(name: str, ground: Ground) -> tuple[Recipe, Size]:
+    found = recipes.read(recipes.find(name))
+    size = replace(found.size(ground.size), test_tokens=ground.test_tokens)
+    return found, size if ground.rounds is None else replace(size, rounds=ground.rounds)
+
+
+def _with_settings(found: Recipe, run: Run) -> Recipe:
+    """The recipe with the run's rates and form of experts."""
     training = replace(found.training, expert_learning_rate=run.rate, final_learning_rate=None)
     if run.router_rate is not None:
         training = replace(training, router_learning_rate=run.router_rate)
-    found = replace(found, experts=replace(found.experts, form=run.form), training=training)
-    return found, size if ground.rounds is None else replace(size, rounds=ground.rounds)
+    return replace(found, experts=replace(found.experts, form=run.form), training=training)
 
 
 @functools.cache
@@ -143,7 +148,7 @@ def _base(ground: Ground) -> Base:
 @functools.cache
 def _texts(recipe: str, ground: Ground) -> tuple[dict[str, Text], dict[str, list[int]]]:
     """Each device's text, and the bytes that the counted tokens of each of its test windows stand for."""
-    found, size = _read_recipe(Run("", recipe, "local", 0.0), ground)
+    found, size = _read_recipe(recipe, ground)
     tokenizer = Tokenizer(ground.base)
     read = texts.read(found, size, ground.text, tokenizer, SILENT, TEST_CONTEXT)
     return read, {name: _bytes_by_window(text.test, tokenizer) for name, text in read.items()}
@@ -154,11 +159,6 @@ def _bytes_by_window(test: TestText, tokenizer: Tokenizer) -> list[int]:
         sum(tokenizer.written_bytes(token) for token, scored in zip(window.ids[1:], window.scored, strict=True) if scored)
         for window in test.windows
     ]
-
-
-@functools.cache
-def _sha256(path: Path) -> str:
-    return files.sha256_file(path)
 
 
 def _hardware(ground: Ground) -> str:

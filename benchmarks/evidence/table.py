@@ -57,9 +57,7 @@ def difference(ours: list[Record], theirs: list[Record]) -> tuple[float, float, 
 def _draw(windows: tuple[int, ...]) -> list[Floats]:  # (1 + DRAWS, windows) each
     """For texts of so many windows, how often each window counts: first once each, then as drawn with replacement."""
     generator = np.random.default_rng(0)
-    return [
-        np.vstack([np.ones((1, count)), generator.multinomial(count, np.full(count, 1 / count), DRAWS)]) for count in windows
-    ]
+    return [np.vstack([np.ones((1, count)), generator.multinomial(count, np.full(count, 1 / count), DRAWS)]) for count in windows]
 
 
 def _by_window(records: list[Record], name: str) -> Floats:
