@@ -15,7 +15,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from benchmarks.common import RESULTS, ROOT
+from benchmarks.common import PRECISIONS, RESULTS, ROOT
 from benchmarks.evidence.runs import RECIPES, size_label
 from benchmarks.evidence.table import markdown
 from benchmarks.evidence.work import read_records, work_through
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("text", type=Path, nargs="?", help="folder with one JSONL file a person; none: the table alone")
     parser.add_argument("--table", action="store_true", help="print the table of the records that are there")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--precision", default="float32", choices=("float32", "tf32", "bfloat16"), help="of products")
+    parser.add_argument("--precision", default="float32", choices=PRECISIONS, help="of products")
     parser.add_argument("--minutes", type=float, default=math.inf, help="then runs are broken off; default: until all are done")
     parser.add_argument("--jobs", type=int, help="processes at once; default: 1, on a GPU 16")
     parser.add_argument("--threads", type=int, default=1, help="of each process")

@@ -17,13 +17,14 @@ from typing import Any
 
 import torch
 
+from benchmarks.common import open_base
 from benchmarks.evidence.runs import Run, size_label
 from comigs_edge import files
 from comigs_edge.base.hparams import HParams
 from comigs_edge.data.tokenizer import Tokenizer
 from comigs_edge.errors import ComigsError
 from comigs_edge.inference.evaluate import TestText
-from comigs_edge.nn.weights import Base, open_base
+from comigs_edge.nn.weights import Base
 from comigs_edge.progress import SILENT
 from comigs_edge.simulate import recipe as recipes
 from comigs_edge.simulate import texts
@@ -56,7 +57,7 @@ class Ground:
     rounds: int | None = None  # in place of the size's
     test_tokens: int = 32768  # of a device, where the text has as many
     device: str = "cpu"
-    precision: str = "float32"  # of products; also bfloat16 and, on a GPU, tf32
+    precision: str = "float32"  # of `benchmarks.common.PRECISIONS`
     threads: int = 1
     commit: str = ""
     until: float = math.inf  # time.time() at which runs are broken off
@@ -139,10 +140,7 @@ def _with_settings(found: Recipe, run: Run) -> Recipe:
 
 @functools.cache
 def _base(ground: Ground) -> Base:
-    torch.set_num_threads(ground.threads)
-    torch.set_float32_matmul_precision("high" if ground.precision == "tf32" else "highest")
-    kind = torch.bfloat16 if ground.precision == "bfloat16" else torch.float32
-    return open_base(ground.base, ground.threads, True, kind, ground.device)
+    return open_base(ground.base, ground.device, ground.precision, ground.threads)
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """The list: which runs there are, in the order in which they are worth their time.
 
-Every method learns at up to four rates with one seed, and then with two more seeds at the rate that had the fewest bits. The text is
-what settings may be chosen on: nothing here judges by text that was never looked at.
+Every method learns at up to four rates with one seed, and then with two more seeds at the rate that had the fewest bits. The text
+is what settings may be chosen on: nothing here judges by text that was never looked at.
 """
 
 from __future__ import annotations
