@@ -87,3 +87,10 @@ def test_every_result_file_has_a_line_in_the_table():
     table = (folder / "README.md").read_text()
     for path in folder.glob("*.json"):
         assert f"`{path.name.removeprefix('simulate-')}`" in table, path.name
+
+
+def test_every_line_of_the_table_of_result_files_names_files_that_are_there():
+    folder = ROOT / "benchmarks" / "results"
+    for line in (folder / "README.md").read_text().splitlines():
+        for name in re.findall(r"`([\w.-]+\.json)`", line.split("|")[1]) if line.startswith("| `") else ():
+            assert (folder / name).is_file() or (folder / f"simulate-{name}").is_file(), name
