@@ -114,6 +114,10 @@ BENCHMARKS = {
         "user07.jsonl, or chitchat-dataset is installed; a quarter of an hour",
         _torture("bad_member"),
     ),
+    "strangers": Benchmark("strangers against a coordinator whose members upload; four minutes", _torture("strangers")),
+    "exchanges": Benchmark("what an exchange of SmolLM2's size costs: requests, bytes, processor seconds", _torture("exchanges")),
+    "answers": Benchmark("a coordinator's odd answers over whole exchanges; four minutes", _torture("answers")),
+    "flips": Benchmark("every 16 bytes of a ledger changed, one place after the other", _torture("flips")),
     "herd": Benchmark("requests a second when a coordinator comes back, simulated", _torture("herd")),
     "same-bits": Benchmark("whether this checkout computes the bits of another one: BEFORE=CHECKOUT", _same_bits),
 }

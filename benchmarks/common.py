@@ -9,11 +9,15 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from comigs_edge.nn.weights import Base
 
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / "benchmark-work"  # homes, and the figures of those who try it
 RESULTS = ROOT / "benchmarks" / "results"  # the figures that are shipped
+PRECISIONS = ("float32", "tf32", "bfloat16")  # of products; tf32 on a GPU
 COMMAND = [sys.executable, "-m", "comigs_edge"]
 
 
@@ -37,6 +41,18 @@ def text_file(folder: Path, name: str) -> Path:
     if not files:
         raise SystemExit(f"{folder} has no {name} anywhere below it")
     return files[0]
+
+
+def open_base(path: Path, device: str, precision: str, threads: int) -> Base:
+    """The dequantised base on `device`, for products in one of `PRECISIONS`; `threads` of the process compute."""
+    import torch
+
+    from comigs_edge.nn import weights
+
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    return weights.open_base(path, threads, True, dtype, device)
 
 
 def environment(home: Path) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """What `make bench` runs exists, and what is tried does not touch the shipped figures."""
 
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,10 @@ import pytest
 
 from benchmarks import common
 from benchmarks.__main__ import BENCHMARKS
+from benchmarks.evidence.runs import RECIPES, length
+from benchmarks.evidence.table import markdown
+from benchmarks.evidence.work import read_records
+from benchmarks.trials.report import report
 
 ROOT = Path(__file__).parent.parent
 
@@ -31,6 +36,44 @@ def test_an_unknown_benchmark_prints_the_list():
         assert all(f"make bench WHAT={name} " in done.stdout for name in BENCHMARKS)
 
 
+def test_benchmarks_that_documents_name_are_in_the_list():
+    for path in (ROOT / "Makefile", *ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/**/*.md")):
+        named = set(re.findall(r"WHAT=([a-z-]+)", path.read_text()))
+        assert named <= BENCHMARKS.keys(), path.name
+
+
+def section(title):
+    """The rows of the first table below this title of docs/results.md, cell by cell, without the header."""
+    text = (ROOT / "docs" / "results.md").read_text().split(f"\n## {title}\n")[1].split("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
+    return text, rows[2:]
+
+
+def test_the_comparison_at_equal_terms_has_the_figures_of_its_records():
+    records = read_records(ROOT / "benchmarks" / "results" / "evidence", "quick")
+    made = markdown(records, RECIPES)
+    text, rows = section("At equal terms, begun")
+    tables = re.split(r"\n\*\*[a-z-]+\*\*", made)[1:]
+    assert f"list of {length(RECIPES)} runs" in text
+    assert f"{len(records)} are done" in text
+    assert all(f"{record['device']} in {record['precision']}" in text for record in records.values())
+    for _, *cells in rows:
+        for cell, table in zip(cells, tables, strict=True):
+            assert f" {cell} " in table
+
+
+def test_the_trials_of_the_zero_expert_have_the_figures_of_their_records(capsys):
+    report(ROOT / "benchmarks" / "results" / "trials")
+    zero = capsys.readouterr().out.split("\n\n")[0]
+    made = {line[:44].strip(): line.split()[-7:-2] for line in zero.splitlines()[1:]}
+    _, rows = section("The zero expert, tried")
+    for _, kept, *harm, kl in rows:
+        figures = [f"{float(kept.split()[0]):.1f}%", *(cell.replace(" ", "") for cell in harm), kl]
+        assert figures in made.values()
+    for label, (_, *harm, _) in made.items():
+        assert all(each.startswith("-") for each in harm) != label.startswith("without")
+
+
 def test_figures_are_shipped_only_where_that_is_asked_for(monkeypatch, tmp_path):
     monkeypatch.setattr(common, "WORK", tmp_path)
     monkeypatch.delenv("RECORD", raising=False)
@@ -44,3 +87,10 @@ def test_every_result_file_has_a_line_in_the_table():
     table = (folder / "README.md").read_text()
     for path in folder.glob("*.json"):
         assert f"`{path.name.removeprefix('simulate-')}`" in table, path.name
+
+
+def test_every_line_of_the_table_of_result_files_names_files_that_are_there():
+    folder = ROOT / "benchmarks" / "results"
+    for line in (folder / "README.md").read_text().splitlines():
+        for name in re.findall(r"`([\w.-]+\.json)`", line.split("|")[1]) if line.startswith("| `") else ():
+            assert (folder / name).is_file() or (folder / f"simulate-{name}").is_file(), name

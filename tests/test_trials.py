@@ -1,12 +1,19 @@
 """The research trials: their list, the base's own writing, and what counts on ordinary rows."""
 
+import gzip
+import json
 import re
+import tarfile
+from argparse import Namespace
+from functools import partial
 
 import torch
 
 from benchmarks.trials.catalogue import trials
 from benchmarks.trials.learning import Mixed, Rehearsing, divergence, settings, with_zero
+from benchmarks.trials.processes import pack, work
 from benchmarks.trials.sampling import write
+from benchmarks.trials.text import MEASURED, OTHERS
 from comigs_edge.data.tokenizer import Encoded
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.experts import ExpertsConfig
@@ -28,6 +35,35 @@ def test_trials_have_names_of_files_each_once_and_need_what_stands_before_them()
         assert seen.issuperset(trial.needs)
         seen.add(trial.name)
     assert len(seen) == len(trials())
+
+
+def test_every_kind_of_trial_leaves_a_record_and_all_go_into_one_file(tmp_path, tiny_path, request):
+    request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
+
+    def ids(length, seed):
+        return torch.randint(3, 260, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+    texts = {
+        name: {split: [[ids(900, 1), [True] * 900]] for split in ("training", "validation", "test")} for name in MEASURED + OTHERS
+    }
+    asked = {name: [ids(4, number) for number in range(3)] for name in ("instructions", "rehearsed", "first_words", "starts")}
+    with gzip.open(tmp_path / "inputs.json.gz", "wt") as file:
+        json.dump({"texts": texts, **asked, "ends": [2]}, file)
+    records = tmp_path / "records"
+    (records / "claims").mkdir(parents=True)
+    options = Namespace(
+        paths=[tmp_path / "inputs.json.gz", tiny_path], records=records, device="cpu", precision="float32", jobs=1, tiny=True,
+        only="zero-de-default,zero-de-closing.0,small-de-stable",
+    )  # fmt: skip
+    work(options, float("inf"))
+    assert not (records / "failed").exists()
+    made = {path.stem: json.loads(path.read_text()) for path in records.glob("*.json")}
+    assert {record["kind"] for record in made.values()} == {"base", "samples", "person", "zero", "small"}
+    assert made["zero-de-closing.0"]["closing"] == 0
+    assert made["small-de-stable.True"]["stable"]
+    pack(records, tmp_path / "all.tgz")
+    with tarfile.open(tmp_path / "all.tgz") as packed:
+        assert sorted(packed.getnames()) == sorted(path.name for path in records.glob("*.json"))
 
 
 def test_at_temperature_zero_the_base_writes_what_llama_cpp_finds_likeliest(tiny_path, tiny_base):

@@ -15,9 +15,11 @@ import subprocess
 import time
 from pathlib import Path
 
-from benchmarks.common import RESULTS, ROOT
-from benchmarks.evidence.runs import RECIPES
+from benchmarks.common import PRECISIONS, RESULTS, ROOT
+from benchmarks.evidence.runs import RECIPES, size_label
+from benchmarks.evidence.table import markdown
 from benchmarks.evidence.work import read_records, work_through
+from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
 
 RECORDS = RESULTS / "evidence"
 
@@ -29,7 +31,7 @@ def main() -> None:
     parser.add_argument("text", type=Path, nargs="?", help="folder with one JSONL file a person; none: the table alone")
     parser.add_argument("--table", action="store_true", help="print the table of the records that are there")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--precision", default="float32", choices=("float32", "tf32", "bfloat16"), help="of products")
+    parser.add_argument("--precision", default="float32", choices=PRECISIONS, help="of products")
     parser.add_argument("--minutes", type=float, default=math.inf, help="then runs are broken off; default: until all are done")
     parser.add_argument("--jobs", type=int, help="processes at once; default: 1, on a GPU 16")
     parser.add_argument("--threads", type=int, default=1, help="of each process")
@@ -41,33 +43,22 @@ def main() -> None:
     parser.add_argument("--commit", default=os.environ.get("COMMIT", ""), help="for the records, where there is no git")
     parser.add_argument("--records", type=Path, default=RECORDS)
     options = parser.parse_args()
-    label, recipes = (
-        options.size if options.rounds is None else f"{options.size}.{options.rounds}",
-        tuple(options.recipes.split(",")),
-    )
+    recipes = tuple(options.recipes.split(","))
     if options.text is not None and not options.table:
         _work(options, recipes, start + 60 * options.minutes)
-    from benchmarks.evidence.table import markdown
-
-    print(markdown(read_records(options.records, label), recipes))
+    print(markdown(read_records(options.records, size_label(options.size, options.rounds)), recipes))
 
 
 def _work(options: argparse.Namespace, recipes: tuple[str, ...], until: float) -> None:
-    from benchmarks.evidence.play import Ground
+    from benchmarks.evidence.play import Ground  # loads torch
 
     ground = Ground(
-        text=options.text.absolute(), base=options.base or _packaged_base(), size=options.size, rounds=options.rounds,
+        text=options.text.absolute(), base=options.base or find_base(DEFAULT_BASE)[1], size=options.size, rounds=options.rounds,
         test_tokens=options.test_tokens, device=options.device, precision=options.precision, threads=options.threads,
         commit=options.commit or _commit(), until=until,
     )  # fmt: skip
     jobs = options.jobs or (16 if options.device == "cuda" else 1)
     work_through(ground, options.records, recipes, jobs)
-
-
-def _packaged_base() -> Path:
-    from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
-
-    return find_base(DEFAULT_BASE)[1]
 
 
 def _commit() -> str:

@@ -17,13 +17,14 @@ from typing import Any
 
 import torch
 
-from benchmarks.evidence.runs import Run
+from benchmarks.common import open_base
+from benchmarks.evidence.runs import Run, size_label
 from comigs_edge import files
 from comigs_edge.base.hparams import HParams
 from comigs_edge.data.tokenizer import Tokenizer
 from comigs_edge.errors import ComigsError
 from comigs_edge.inference.evaluate import TestText
-from comigs_edge.nn.weights import Base, open_base
+from comigs_edge.nn.weights import Base
 from comigs_edge.progress import SILENT
 from comigs_edge.simulate import recipe as recipes
 from comigs_edge.simulate import texts
@@ -33,6 +34,7 @@ from comigs_edge.simulate.plan import Plan
 from comigs_edge.simulate.recipe import Recipe, Size
 from comigs_edge.simulate.texts import Text
 
+_sha256 = functools.cache(files.sha256_file)
 TEST_CONTEXT = 256  # tokens of a window: 64 windows and more of most texts
 TERMS = (
     "equal tokens: methods whose router has no turns of its own compute the router's tokens in expert steps",
@@ -55,7 +57,7 @@ class Ground:
     rounds: int | None = None  # in place of the size's
     test_tokens: int = 32768  # of a device, where the text has as many
     device: str = "cpu"
-    precision: str = "float32"  # of products; also bfloat16 and, on a GPU, tf32
+    precision: str = "float32"  # of `benchmarks.common.PRECISIONS`
     threads: int = 1
     commit: str = ""
     until: float = math.inf  # time.time() at which runs are broken off
@@ -63,14 +65,14 @@ class Ground:
     @property
     def size_label(self) -> str:
         """The size in the names of records."""
-        return self.size if self.rounds is None else f"{self.size}.{self.rounds}"
+        return size_label(self.size, self.rounds)
 
 
 def play(run: Run, ground: Ground) -> dict[str, Any] | None:
     """The record of a run; None when the time was over before its end. One that diverges has an `error` in its record."""
     base = _base(ground)
-    found, size = _read_recipe(run, ground)
-    plan = equal_terms(run, found, size, base.hparams)
+    found, size = _read_recipe(run.recipe, ground)
+    plan = equal_terms(run, _with_settings(found, run), size, base.hparams)
     text, test_bytes = _texts(run.recipe, ground)
     start = time.monotonic()
     common = {
@@ -122,28 +124,29 @@ def equal_terms(run: Run, found: Recipe, size: Size, hparams: HParams) -> Plan:
     return replace(plan, size=size, scores_before=True)
 
 
-def _read_recipe(run: Run, ground: Ground) -> tuple[Recipe, Size]:
-    found = recipes.read(recipes.find(run.recipe))
-    size = replace(found.size(ground.size), test_tokens=ground.test_tokens, measured_rounds=())
+def _read_recipe(name: str, ground: Ground) -> tuple[Recipe, Size]:
+    found = recipes.read(recipes.find(name))
+    size = replace(found.size(ground.size), test_tokens=ground.test_tokens)
+    return found, size if ground.rounds is None else replace(size, rounds=ground.rounds)
+
+
+def _with_settings(found: Recipe, run: Run) -> Recipe:
+    """The recipe with the run's rates and form of experts."""
     training = replace(found.training, expert_learning_rate=run.rate, final_learning_rate=None)
     if run.router_rate is not None:
         training = replace(training, router_learning_rate=run.router_rate)
-    found = replace(found, experts=replace(found.experts, form=run.form), training=training)
-    return found, size if ground.rounds is None else replace(size, rounds=ground.rounds)
+    return replace(found, experts=replace(found.experts, form=run.form), training=training)
 
 
 @functools.cache
 def _base(ground: Ground) -> Base:
-    torch.set_num_threads(ground.threads)
-    torch.set_float32_matmul_precision("high" if ground.precision == "tf32" else "highest")
-    kind = torch.bfloat16 if ground.precision == "bfloat16" else torch.float32
-    return open_base(ground.base, ground.threads, True, kind, ground.device)
+    return open_base(ground.base, ground.device, ground.precision, ground.threads)
 
 
 @functools.cache
 def _texts(recipe: str, ground: Ground) -> tuple[dict[str, Text], dict[str, list[int]]]:
     """Each device's text, and the bytes that the counted tokens of each of its test windows stand for."""
-    found, size = _read_recipe(Run("", recipe, "local", 0.0), ground)
+    found, size = _read_recipe(recipe, ground)
     tokenizer = Tokenizer(ground.base)
     read = texts.read(found, size, ground.text, tokenizer, SILENT, TEST_CONTEXT)
     return read, {name: _bytes_by_window(text.test, tokenizer) for name, text in read.items()}
@@ -154,11 +157,6 @@ def _bytes_by_window(test: TestText, tokenizer: Tokenizer) -> list[int]:
         sum(tokenizer.written_bytes(token) for token, scored in zip(window.ids[1:], window.scored, strict=True) if scored)
         for window in test.windows
     ]
-
-
-@functools.cache
-def _sha256(path: Path) -> str:
-    return files.sha256_file(path)
 
 
 def _hardware(ground: Ground) -> str:

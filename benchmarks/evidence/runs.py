@@ -1,7 +1,7 @@
 """The list: which runs there are, in the order in which they are worth their time.
 
-Every method learns at four rates with one seed, and then with two more seeds at the rate that had the fewest bits. The text is
-what settings may be chosen on: nothing here judges by text that was never looked at.
+Every method learns at up to four rates with one seed, and then with two more seeds at the rate that had the fewest bits. The text
+is what settings may be chosen on: nothing here judges by text that was never looked at.
 """
 
 from __future__ import annotations
@@ -45,6 +45,11 @@ PARALLEL = ("comigs-edge", "local", "fedavg")
 PAPERS = ("comigs-1g1s", "pfedmoe")
 
 
+def size_label(size: str, rounds: int | None) -> str:
+    """The size in the names of records; `rounds` in place of its own."""
+    return size if rounds is None else f"{size}.{rounds}"
+
+
 def no_regret(recipes: Iterable[str]) -> list[Run]:
     """Is the mixture as good as the better of learning alone and FedAvg? Every method at every rate."""
     recipes = tuple(recipes)
@@ -68,10 +73,8 @@ def fast_routers(recipes: Iterable[str]) -> list[Run]:
 
 def first_seed(recipes: tuple[str, ...]) -> list[Run]:
     """All runs of the first seed."""
-    first, rest = (
-        tuple(each for each in recipes if each in RECIPES[:3]),
-        tuple(each for each in recipes if each not in RECIPES[:3]),
-    )
+    first = tuple(each for each in recipes if each in RECIPES[:3])
+    rest = tuple(each for each in recipes if each not in RECIPES[:3])
     return [*no_regret(first), *(no_regret(rest) if rest else ()), *fast_routers(recipes)]
 
 

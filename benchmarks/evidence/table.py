@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 from typing import Any
@@ -39,20 +40,24 @@ def markdown(records: dict[Run, Record], recipes: tuple[str, ...]) -> str:
 
 def difference(ours: list[Record], theirs: list[Record]) -> tuple[float, float, float]:
     """By how many percent our bits per byte lie above theirs, and 95 % of paired draws of test windows; seed by seed."""
-    bits_of = {name: [_by_window(records, name) for records in (ours, theirs)] for name in ours[0]["devices"]}
-    counts = {"": np.ones((1, 0))}
+    devices = ours[0]["devices"]
+    texts = {device["test_text"]: len(device["window_bytes"]) for device in devices.values()}
+    counts = dict(zip(texts, _draw(tuple(texts.values())), strict=True))  # devices with the same text are drawn together
     draws: list[list[Floats]] = [[], []]
-    generator = np.random.default_rng(0)
-    for name, device in ours[0]["devices"].items():
-        sizes, text = np.array(device["window_bytes"], float), device["test_text"]
-        if text not in counts:  # devices with the same text are drawn together
-            drawn = generator.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), DRAWS)
-            counts[text] = np.vstack([np.ones((1, len(sizes))), drawn])
-        for side, windows in zip(draws, bits_of[name], strict=True):
-            side.append(counts[text] @ windows / (counts[text] @ sizes))
+    for name, device in devices.items():
+        sizes, drawn = np.array(device["window_bytes"], float), counts[device["test_text"]]
+        for side, records in zip(draws, (ours, theirs), strict=True):
+            side.append(drawn @ _by_window(records, name) / (drawn @ sizes))
     percent = 100 * (np.mean(draws[0], axis=0) / np.mean(draws[1], axis=0) - 1)
     low, high = np.quantile(percent[1:], (0.025, 0.975))
     return float(percent[0]), float(low), float(high)
+
+
+@functools.lru_cache(maxsize=1)  # the methods of a recipe share their draws
+def _draw(windows: tuple[int, ...]) -> list[Floats]:  # (1 + DRAWS, windows) each
+    """For texts of so many windows, how often each window counts: first once each, then as drawn with replacement."""
+    generator = np.random.default_rng(0)
+    return [np.vstack([np.ones((1, count)), generator.multinomial(count, np.full(count, 1 / count), DRAWS)]) for count in windows]
 
 
 def _by_window(records: list[Record], name: str) -> Floats:

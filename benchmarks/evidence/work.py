@@ -6,15 +6,17 @@ A record appears whole or not at all, and a run whose record is there is never c
 from __future__ import annotations
 
 import json
-import os
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from benchmarks.evidence.play import Ground, play
 from benchmarks.evidence.runs import Run, all_runs, length
+from comigs_edge import files
+
+if TYPE_CHECKING:
+    from benchmarks.evidence.play import Ground
 
 Record = dict[str, Any]
 
@@ -32,6 +34,8 @@ def bits(records: dict[Run, Record]) -> dict[Run, float]:
 
 def work_through(ground: Ground, folder: Path, recipes: tuple[str, ...], jobs: int) -> None:
     """Starts runs until the list is done or `ground.until` has come; runs that are not done by then leave nothing."""
+    from benchmarks.evidence.play import play  # loads torch, which the table does without
+
     folder.mkdir(parents=True, exist_ok=True)
     records, failed, flying = read_records(folder, ground.size_label), set[Run](), dict[Future[Record | None], Run]()
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
@@ -53,13 +57,6 @@ def work_through(ground: Ground, folder: Path, recipes: tuple[str, ...], jobs: i
                     continue
                 if record is not None:
                     records[run] = record
-                    write(folder / f"{run.name(ground.size_label)}.json", record)
+                    files.write_atomic(folder / f"{run.name(ground.size_label)}.json", (json.dumps(record) + "\n").encode())
                     said = record.get("error") or f"{record['bits_per_byte']:.4f} bits per byte in {record['seconds']:.0f} s"
                     print(f"{len(records)} of {length(recipes)}: {run.name(ground.size_label)}: {said}", flush=True)
-
-
-def write(path: Path, record: Record) -> None:
-    """The record appears whole or not at all."""
-    temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(record) + "\n")
-    os.replace(temporary, path)

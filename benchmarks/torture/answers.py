@@ -18,6 +18,8 @@ import traceback
 from collections import Counter
 from pathlib import Path
 
+import psutil
+
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
@@ -75,7 +77,7 @@ class Tally:
 
 def resident() -> float:
     """This process's memory, MB."""
-    return round(int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6, 1)
+    return round(psutil.Process().memory_info().rss / 1e6, 1)
 
 
 def main() -> None:

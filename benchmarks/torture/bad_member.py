@@ -33,6 +33,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.common import result_file, text_file, write_json  # noqa: E402
 from benchmarks.text import chitchat  # noqa: E402
 from benchmarks.text.corpus_from_packages import PEOPLE  # noqa: E402
+from comigs_edge.arrays import subtract  # noqa: E402
 from comigs_edge.base.catalogue import DEFAULT_BASE, find_base  # noqa: E402
 from comigs_edge.data.documents import Document, read  # noqa: E402
 from comigs_edge.data.tokenizer import Tokenizer  # noqa: E402
@@ -71,7 +72,7 @@ class Device:
         self.trainer.adapters.load_generalist(generalist)
         for _ in range(steps):
             self.trainer.step()
-        return less(self.trainer.adapters.generalist(), generalist)
+        return subtract(self.trainer.adapters.generalist(), generalist)
 
     def answer(self, generalist: Arrays, tokenizer: Tokenizer) -> dict[str, Any]:
         """What its own model with this generalist makes of the question."""
@@ -126,11 +127,6 @@ class Fleet:
     def _judge(self, device: Device, best: Arrays, after: Arrays) -> Judgement:
         before = [self.generalist] if best is self.generalist else [self.generalist, best]
         return compare(device.trainer, GATE, before, after)
-
-
-def less(after: Arrays, before: Arrays) -> Arrays:
-    """What is to be added to `before`."""
-    return {name: after[name] - before[name] for name in before}
 
 
 def times(update: Arrays, factor: float) -> Arrays:
@@ -212,10 +208,10 @@ def planted(
         return after, found | devices[0].answer(after.generalist, tokenizer)
 
     before = devices[0].answer(fleet.generalist, tokenizer)
-    fleet, one = step(fleet, [*honest, times(less(target, fleet.generalist), MEMBERS)])
+    fleet, one = step(fleet, [*honest, times(subtract(target, fleet.generalist), MEMBERS)])
     updates = [device.train(fleet.generalist, steps) for device in devices]
     _, honest_round = step(fleet, updates)
-    _, again = step(fleet, [*updates[:-1], times(less(target, fleet.generalist), MEMBERS)])
+    _, again = step(fleet, [*updates[:-1], times(subtract(target, fleet.generalist), MEMBERS)])
     for device, state in zip(devices, states, strict=True):
         device.trainer.restore(*state)
     return {"before": before, "after_one_update": one, "after_an_honest_round": honest_round, "after_a_second_update": again}

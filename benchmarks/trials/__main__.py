@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmarks.common import RESULTS
+from benchmarks.common import PRECISIONS, RESULTS
 from benchmarks.trials import text
 from benchmarks.trials.catalogue import trials
 from benchmarks.trials.processes import run
@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("paths", type=Path, nargs="*")
     parser.add_argument("--records", type=Path, default=RESULTS / "trials")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--precision", choices=("float32", "tf32", "bfloat16"), default="float32")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=1e6)
     parser.add_argument("--only", default="", help="names that begin so, separated by commas, and what they need")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeVar
 
 from benchmarks.trials.text import PERSONS
 
 TOKENS = 102_400  # of training text: 100 steps of 8 rows of 128
 SAMPLES = 67_000  # tokens of each source
 SOURCES = ("start", "words", "chat")
+F = TypeVar("F")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +46,15 @@ class Trial:
     """One record; `kind` says what is done."""
 
     name: str
-    kind: str  # base, samples, person, zero or small
+    kind: Literal["base", "samples", "person", "zero", "small"]
     factors: dict[str, Any]
     needs: tuple[str, ...] = ()
     steps: int = 0
+
+    def person_and(self, kind: type[F]) -> tuple[str, F]:
+        """Whose text it is about, and its factors, of this kind."""
+        factors = dict(self.factors)
+        return factors.pop("person"), kind(**factors)
 
 
 def _zero(person: str, changes: dict[str, Any]) -> Trial:
@@ -119,9 +125,3 @@ def _persons(specialists: int) -> list[Trial]:
     factors: list[dict[str, Any]] = [{"person": person, "specialists": specialists} for person in PERSONS]
     steps = 170 if specialists else 130
     return [Trial(person_name(each["person"], specialists), "person", each, (), steps) for each in factors]
-
-
-def by_hand(trial: Trial) -> Zero | Small:
-    """The factors of a trial as they were given."""
-    factors = {name: value for name, value in trial.factors.items() if name != "person"}
-    return replace(Zero() if trial.kind == "zero" else Small(), **factors)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.trials.catalogue import Small
 from comigs_edge.home.config import BaseConfig, Config, ModelConfig
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.experts import is_router
@@ -140,13 +141,11 @@ class WarmStableDecay(Schedule):
         return min(1.0, (step + 1) / warm) * self.expert_learning_rate - fallen * span
 
 
-def small_step_schedule(
-    tokens: int, rows: int, context: int, rate: float, period: int, router_steps: int, stable: bool
-) -> Schedule:
-    """The product's, for `tokens` of training text in steps of so many rows; `rate` is a factor on the experts' rates."""
-    plain = make_schedule(settings(), rows, max(1, tokens // (rows * context)))
+def small_step_schedule(factors: Small, tokens: int, context: int) -> Schedule:
+    """The product's with these factors, for `tokens` of training text in rows of `context`."""
+    plain, rate = make_schedule(settings(), factors.rows, max(1, tokens // (factors.rows * context))), factors.rate
     changed = replace(
         plain, expert_learning_rate=plain.expert_learning_rate * rate, final_learning_rate=plain.final_learning_rate * rate,
-        router_period=period, router_steps=router_steps,
+        router_period=factors.period, router_steps=factors.router,
     )  # fmt: skip
-    return WarmStableDecay(**asdict(changed)) if stable else changed
+    return WarmStableDecay(**asdict(changed)) if factors.stable else changed

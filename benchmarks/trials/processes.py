@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import multiprocessing
 import os
@@ -15,10 +14,11 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.common import open_base
 from benchmarks.trials import text
 from benchmarks.trials.catalogue import Trial, trials
 from benchmarks.trials.workshop import TINY, Scale, Workshop
-from comigs_edge.nn.weights import open_base
+from comigs_edge import files
 
 
 def chosen(only: str) -> list[Trial]:
@@ -57,12 +57,8 @@ def run(options: argparse.Namespace) -> None:
 
 def work(options: argparse.Namespace, deadline: float) -> None:
     """One process: takes the first trial that is free, ready and short enough, until there is none."""
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // options.jobs))
-    if options.precision == "tf32":
-        torch.set_float32_matmul_precision("high")
-    dtype = torch.bfloat16 if options.precision == "bfloat16" else torch.float32
     inputs, path = options.paths
-    base = open_base(path, 2, True, dtype, options.device)
+    base = open_base(path, options.device, options.precision, max(1, len(os.sched_getaffinity(0)) // options.jobs))
     shop = Workshop(base, text.Inputs(inputs), options.records, TINY if options.tiny else Scale())
     queue, pace = chosen(options.only), 0.0  # pace: seconds a step, of the last trial
     while True:
@@ -106,25 +102,18 @@ def _try(shop: Workshop, options: argparse.Namespace, trial: Trial) -> bool:
         (options.records / "failed" / trial.name).write_text(traceback.format_exc())
         print(f"{trial.name} failed\n{traceback.format_exc()}", flush=True)
         return "CUDA error" not in traceback.format_exc()
-    path = options.records / f"{trial.name}.json"
-    path.with_suffix(".new").write_text(
-        json.dumps(record | {"precision": options.precision, "tiny": options.tiny}, indent=1) + "\n"
-    )
-    path.with_suffix(".new").replace(path)
+    record |= {"precision": options.precision, "tiny": options.tiny}
+    files.write_atomic(options.records / f"{trial.name}.json", (json.dumps(record, indent=1) + "\n").encode())
     print(f"{trial.name}: {record['seconds']} s", flush=True)
     return True
 
 
 def _is_there(options: argparse.Namespace, name: str) -> bool:
-    return bool((options.records / f"{name}.json").exists())
+    return (options.records / f"{name}.json").exists()
 
 
 def pack(records: Path, target: Path) -> None:
     """All records, failures and nothing of the cache in one file, replaced at once."""
-    with tarfile.open(target.with_suffix(".new"), "w:gz") as file:
+    with files.atomic_writer(target) as out, tarfile.open(fileobj=out, mode="w:gz") as file:
         for path in sorted([*records.glob("*.json"), *(records / "failed").glob("*")]):
-            data = path.read_bytes()
-            info = tarfile.TarInfo(str(path.relative_to(records)))
-            info.size = len(data)
-            file.addfile(info, io.BytesIO(data))
-    target.with_suffix(".new").replace(target)
+            file.add(path, str(path.relative_to(records)))

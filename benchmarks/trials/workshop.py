@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.trials import learning
-from benchmarks.trials.catalogue import SAMPLES, SOURCES, TOKENS, Small, Trial, Zero, by_hand, person_name
+from benchmarks.trials.catalogue import SAMPLES, SOURCES, TOKENS, Small, Trial, Zero, person_name
 from benchmarks.trials.learning import SEED, FixedOffset, Mixed, Rehearsing, Sized
 from benchmarks.trials.sampling import samples, write
 from benchmarks.trials.text import MEASURED, OTHERS, Inputs
+from comigs_edge import files
 from comigs_edge.data.tokenizer import Encoded
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.experts import ExpertsConfig
@@ -153,9 +154,7 @@ class Workshop:
         table = self.inputs.table
         prompts = table["instructions"][: self.scale.instructions]
         answers = write(self.base, prompts, max(map(len, prompts)) + ANSWER, 0.0, table["ends"])
-        path = self.cache / "answers.json"
-        path.with_suffix(".new").write_text(json.dumps(answers))
-        path.with_suffix(".new").replace(path)
+        files.write_atomic(self.cache / "answers.json", json.dumps(answers).encode())  # others wait for the file
         return self.measure(Model(self.base, None)) | {"answers": len(answers)}
 
     # The zero expert ----------------------------------------------------------------------------------------------
@@ -166,10 +165,9 @@ class Workshop:
             learning.settings(), self.scale.rows, max(1, self.scale.tokens // (self.scale.rows * self.scale.context))
         )
 
-    def layout(self, specialists: int, zero_expert: bool, k: int | None = None) -> ExpertsConfig:
-        """The product's, for this base; a zero expert more."""
-        plain = plan_experts(learning.settings(specialists).model, self.base.hparams)
-        return replace(plain, zero_expert=True, experts_per_token=k or 2) if zero_expert else plain
+    def layout(self, specialists: int) -> ExpertsConfig:
+        """The product's, for this base."""
+        return plan_experts(learning.settings(specialists).model, self.base.hparams)
 
     def trainer(self, person: str, adapters: Adapters, schedule: Schedule) -> Rehearsing:
         """A trainer on one person's text."""
@@ -178,7 +176,7 @@ class Workshop:
 
     def of_person(self, trial: Trial) -> Record:
         """One person's model without a zero expert, kept in `cache`."""
-        layout = self.layout(trial.factors["specialists"], False)
+        layout = self.layout(trial.factors["specialists"])
         initial = Adapters.initial(layout, self.base.hparams, SEED)
         trainer = self.trainer(trial.factors["person"], initial, self.schedule())
         finish(trainer)
@@ -187,12 +185,11 @@ class Workshop:
 
     def of_zero(self, trial: Trial) -> Record:
         """A personal model with a zero expert; `before`, where it was trained for this, that without."""
-        person, factors = trial.factors["person"], by_hand(trial)
-        assert isinstance(factors, Zero)
+        person, factors = trial.person_and(Zero)
         ordinary, record = self.ordinary(factors), Record()
         if factors.closing and not factors.experts:
             arrays = dict(np.load(self.cache / f"{person_name(person, factors.specialists)}.npz"))
-            adapters = Adapters.from_arrays(self.layout(factors.specialists, False), self.base.hparams, arrays)
+            adapters = Adapters.from_arrays(self.layout(factors.specialists), self.base.hparams, arrays)
         else:
             trainer = self.train(person, factors, ordinary)
             adapters = trainer.adapters
@@ -207,7 +204,9 @@ class Workshop:
 
     def train(self, person: str, factors: Zero, ordinary: Rows) -> Rehearsing:
         """A whole training: with the zero expert in every turn of the router, or still without."""
-        layout = self.layout(factors.specialists, not factors.closing, factors.k)
+        layout = self.layout(factors.specialists)
+        if not factors.closing:
+            layout = replace(layout, zero_expert=True, experts_per_token=factors.k)
         trainer = self.trainer(person, Adapters.initial(layout, self.base.hparams, SEED), self.schedule())
         if not factors.closing:
             self.mix(trainer, factors, ordinary)
@@ -229,12 +228,9 @@ class Workshop:
 
     def of_small(self, trial: Trial) -> Record:
         """Validation losses by tokens learned: [of training, of the router, nats, seconds of training]."""
-        person, factors = trial.factors["person"], by_hand(trial)
-        assert isinstance(factors, Small)
-        schedule = learning.small_step_schedule(
-            self.scale.tokens, factors.rows, self.scale.context, factors.rate, factors.period, factors.router, factors.stable
-        )
-        trainer = self.trainer(person, Adapters.initial(self.layout(1, False), self.base.hparams, SEED), schedule)
+        person, factors = trial.person_and(Small)
+        schedule = learning.small_step_schedule(factors, self.scale.tokens, self.scale.context)
+        trainer = self.trainer(person, Adapters.initial(self.layout(1), self.base.hparams, SEED), schedule)
         trainer.experts.beta2 = factors.beta
         trainer.validation._batch = 32  # as many forward passes however few rows a step has
         if factors.router_rows:

@@ -35,8 +35,7 @@ class ExpertsConfig:
     form: Form = "lora"
     expert_width: int = 0  # W, of a parallel expert's hidden layer
     blocks: int = 0  # number of final blocks that have experts; 0: all
-    # One more output of the router, for an expert that adds nothing (zero expert, Jin et al. 2024, arXiv:2410.07348).
-    zero_expert: bool = False
+    zero_expert: bool = False  # the router may also choose an expert that adds nothing (Jin et al. 2024, arXiv:2410.07348)
 
     @property
     def num_experts(self) -> int:
@@ -45,7 +44,7 @@ class ExpertsConfig:
 
     @property
     def num_choices(self) -> int:
-        """What the router chooses among: the experts, and behind them the zero expert if there is one."""
+        """Logits of the router for a token: of the experts, and behind them of the zero expert if there is one."""
         return self.num_experts + self.zero_expert
 
     def first_block(self, num_blocks: int) -> int:

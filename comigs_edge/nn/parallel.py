@@ -29,19 +29,19 @@ class ParallelExpert(NamedTuple):
 def small_experts(
     normed: Tensor, experts: list[ParallelExpert], weights: Tensor | None, factor: float, format_name: str | None
 ) -> Tensor:  # (N, D) -> (N, D)
-    """What the experts, with their routing `weights` (N, E), add to the frozen MLP, whose normed input is `normed`.
+    """What the experts add to the frozen MLP, whose normed input is `normed`, with their routing `weights` (N, E).
 
     Their matrices are fake quantised if a format is named; `weights` is None for one expert alone. All experts are
-    computed for every token: they are small, and one that was not chosen has a weight of zero. Weights behind theirs, a zero
-    expert's, add nothing.
+    computed for every token: they are small, and one that was not chosen has a weight of zero. A zero expert has the last column
+    of `weights`, then (N, E + 1), and adds nothing.
     """
     wide = [each.gate for each in experts] + [each.up for each in experts]
     gate_up = quantise_weight(torch.cat(wide), 1.0, format_name).to(normed.dtype)  # (2 E W, D), rounded row by row
     down = torch.cat([quantise_weight(each.down, factor, format_name) for each in experts], dim=1).to(normed.dtype)  # (D, E W)
     gate, up = F.linear(normed, gate_up).chunk(2, dim=1)
     hidden = F.silu(gate) * up  # (N, E W)
-    if weights is not None:  # (N, E)
-        theirs = weights[:, : len(experts), None].to(hidden.dtype)
+    if weights is not None:
+        theirs = weights[:, : len(experts), None].to(hidden.dtype)  # (N, E, 1)
         hidden = (hidden.view(len(hidden), len(experts), -1) * theirs).flatten(1)
     return F.linear(hidden, down)
 

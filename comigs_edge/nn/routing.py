@@ -4,7 +4,7 @@ A linear router chooses k experts for each token and the weights are the softmax
 llama.cpp's rule for the llama and granitemoe architectures. What an expert computes is in `lora_mixture.py`,
 `merged_mlp.py` and `parallel.py`.
 
-Shapes: N tokens, D width, F hidden width of the MLP, E experts, K experts per token.
+Shapes: N tokens, D width, F hidden width of the MLP, E experts, a zero expert being the last of them, K experts per token.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 class Routing(NamedTuple):
     """What the router decided."""
 
-    weights: Tensor  # (N, E), rows sum to 1, zero where an expert is not chosen; a zero expert is one of the E
+    weights: Tensor  # (N, E), rows sum to 1, zero where an expert is not chosen
     probabilities: Tensor  # (N, E), softmax over all experts
 
 

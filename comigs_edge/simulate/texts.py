@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,7 +71,7 @@ def find(folder: Path, text: str) -> Path:
     return paths[0]
 
 
-def limit(encoded: list[Encoded], tokens: int) -> list[Encoded]:
+def limit(encoded: Iterable[Encoded], tokens: int) -> list[Encoded]:
     """The first documents, `tokens` tokens in all; the last one is cut."""
     kept: list[Encoded] = []
     for each in encoded:

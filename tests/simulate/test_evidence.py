@@ -1,5 +1,6 @@
 """The list of runs: equal terms for all, nothing computed twice, nothing half; and the figures of its table."""
 
+import json
 import time
 from dataclasses import replace
 
@@ -49,8 +50,7 @@ def test_what_is_done_is_not_computed_again_and_the_next_in_the_list_is(ground, 
     done = {run: {"size": "quick.1"} for run in first_seed(RECIPES[:1])}
     assert [run for run in all_runs(RECIPES[:1], {}) if run not in done] == []
     record = play(Run("", "three", "local", 0.01), ground)
-    path = tmp_path / "a.json"
-    work.write(path, record)
+    (tmp_path / "a.json").write_text(json.dumps(record))
     assert list(work.read_records(tmp_path, "quick.1")) == [Run("another block", "three", "local", 0.01)]
     assert work.read_records(tmp_path, "quick") == {}
 
