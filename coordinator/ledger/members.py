@@ -58,8 +58,7 @@ class Members:
     @property
     def generalist(self) -> Generalist | None:
         """What the fleet trains; None before the first device."""
-        text = self._database.fact("generalist")
-        return None if text is None else decode(text.encode(), Generalist)
+        return read_generalist(self._database)
 
     def active(self, seconds: float) -> int:
         """Number of devices with a contact in the last `seconds`."""
@@ -229,6 +228,12 @@ class Members:
             )
         device.revoked = now
         return device
+
+
+def read_generalist(database: Database) -> Generalist | None:
+    """What a ledger's fleet trains; None before the first device."""
+    text = database.fact("generalist")
+    return None if text is None else decode(text.encode(), Generalist)
 
 
 def _checked_name(name: str) -> str:
