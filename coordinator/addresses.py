@@ -99,6 +99,7 @@ def check_port(text: str) -> int:
 
 def check_address(text: str) -> str:
     """As devices accept it: https, a host, perhaps a port, and nothing else."""
-    if not re.fullmatch(r"https://(\[[0-9A-Fa-f:.]+\]|[^\s/:@?#\[\]]+)(:[0-9]{1,5})?", text):
+    found = re.fullmatch(r"https://(\[[0-9A-Fa-f:.]+\]|[^\s/:@?#\[\]]+)(?::([0-9]{1,5}))?", text)
+    if not found or not 0 < int(found[2] or PORT) <= 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is no address: write https://HOST:PORT")
     return text

@@ -5,14 +5,14 @@ from __future__ import annotations
 import email.utils
 import re
 import time
-from typing import TypeVar, get_args
+from typing import TypeVar
 
 import msgspec
 import requests
 
 from comigs_edge.errors import ComigsError
-from coordinator.protocol import compress, messages, rounds
-from coordinator.protocol.messages import Hello, Problem, Settings
+from coordinator.protocol import messages
+from coordinator.protocol.messages import Hello, Problem
 
 FIRST, LAST = 1.6e9, 7e9  # seconds since 1970 (2020 to 2191): a coordinator's clock beyond is not listened to
 T = TypeVar("T")
@@ -42,15 +42,6 @@ def upload_offset(answer: requests.Response) -> int:
     if not re.fullmatch("[0-9]{1,15}", text):
         raise ComigsError(f"the coordinator says {text[:40]!r} in place of an upload's bytes; tell whoever runs it")
     return int(text)
-
-
-def check_known(settings: Settings) -> None:
-    """Raises `ComigsError` for ways to learn together that are newer than this version."""
-    for value, known in (settings.update_format, compress.FORMATS), (settings.averaging, get_args(rounds.Averaging)):
-        if value not in known:
-            raise ComigsError(
-                f"the fleet works with {value[:40]!r} and this version knows {', '.join(known)}; upgrade comigs-edge"
-            )
 
 
 def epoch(answer: requests.Response) -> str:

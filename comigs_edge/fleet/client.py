@@ -26,7 +26,8 @@ from urllib3.exceptions import ReadTimeoutError
 
 from comigs_edge import files
 from comigs_edge.errors import ComigsError
-from comigs_edge.fleet.answers import check_known, clock, epoch, problem, understood, upload_offset
+from comigs_edge.fleet.answers import clock, epoch, problem, understood, upload_offset
+from comigs_edge.fleet.outbox import check_settings
 from comigs_edge.fleet.session import FAILURES, Session, pieces, read
 from comigs_edge.fleet.transport import Offline
 from comigs_edge.progress import SILENT, Progress
@@ -71,13 +72,13 @@ class Remote:
     def join(self, wish: Join) -> Joined:
         """Becomes a member of the fleet."""
         joined = self._ask(Joined, "POST", "/v1/join", messages.encode(wish))
-        check_known(joined.settings)
+        check_settings(joined.settings)
         return joined
 
     def state(self) -> State:
         """Where the fleet stands."""
         state = self._ask(State, "GET", "/v1/state")
-        check_known(state.settings)
+        check_settings(state.settings)
         return state
 
     def manifests(self, after: int) -> list[SignedManifest]:
@@ -91,7 +92,7 @@ class Remote:
         """Makes an upload an update."""
         receipt = self._ask(Receipt, "POST", "/v1/updates", messages.encode(wish))
         if receipt.state is not None:
-            check_known(receipt.state.settings)
+            check_settings(receipt.state.settings)
         return receipt
 
     def refuse(self, refusal: Refusal) -> None:

@@ -6,6 +6,7 @@ from comigs_edge.arrays import select
 from comigs_edge.base.hparams import HParams, read_hparams
 from comigs_edge.home.config import Config
 from comigs_edge.home.folder import Home
+from comigs_edge.home.marks import Mark, read_mark
 from comigs_edge.home.versions import load, read_manifest, versions
 from comigs_edge.nn.experts import ExpertsConfig, generalist_shapes
 from comigs_edge.planning.plan import plan_experts, resolve
@@ -40,22 +41,21 @@ def initial_generalist(layout: ExpertsConfig, hparams: HParams, seed: int) -> Ar
     return Adapters.initial(layout, hparams, seed).generalist()
 
 
-def interrupted_state(home: Home) -> Arrays | None:
-    """The state of an interrupted training; None if there is no such training."""
+def read_interrupted(home: Home) -> tuple[Arrays, Mark] | None:
+    """The generalist of an interrupted training, and its mark; None if there is no such training."""
     state = checkpoint.load(home.state)
-    return state.arrays if state and state.progress and not state.progress["finished"] else None
+    if state is None or not state.progress or state.progress["finished"]:
+        return None
+    return select_generalist(select(state.arrays, "current.")), read_mark(state.progress)
 
 
 def read_generalist(home: Home, settings: Config) -> Arrays | None:
     """This device's generalist now, of an interrupted training or else of the newest adapters; None before both."""
-    state = interrupted_state(home)
-    if state is not None:
-        arrays = select(state, "current.")
-    elif versions(home.adapters):
-        arrays = load(home.adapters, read_hparams(GGUFFile(home.base_file)), settings.base.sha256).arrays
-    else:
+    if interrupted := read_interrupted(home):
+        return interrupted[0]
+    if not versions(home.adapters):
         return None
-    return select_generalist(arrays)
+    return select_generalist(load(home.adapters, read_hparams(GGUFFile(home.base_file)), settings.base.sha256).arrays)
 
 
 def select_generalist(arrays: Arrays) -> Arrays:

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from comigs_edge.arrays import select
 from comigs_edge.base.hparams import read_hparams
 from comigs_edge.errors import ComigsError
 from comigs_edge.fleet import back
 from comigs_edge.fleet.books import Books
 from comigs_edge.fleet.exchange import Exchange
 from comigs_edge.fleet.folder import FleetFolder
-from comigs_edge.fleet.generalist import interrupted_state, read_generalist, read_layout, select_generalist
+from comigs_edge.fleet.generalist import read_generalist, read_interrupted, read_layout, select_generalist
 from comigs_edge.fleet.http import connect, open_books
 from comigs_edge.fleet.leaving import STAYS, leaving
 from comigs_edge.fleet.outcome import Judge, Judgement, Outcome
@@ -23,7 +22,6 @@ from comigs_edge.home.marks import Mark, read_mark
 from comigs_edge.home.versions import Saved, load, save, versions
 from comigs_edge.planning.plan import resolve
 from comigs_edge.progress import Progress
-from comigs_edge.training import checkpoint
 from coordinator.protocol import wire
 from coordinator.protocol.wire import Arrays
 from quantize.gguf_file import GGUFFile
@@ -52,10 +50,10 @@ def sync(home: Home, settings: Config, progress: Progress) -> Sync:
 
 def _sync(home: Home, settings: Config, progress: Progress) -> Sync:
     exchange = _open(home, settings)
-    is_interrupted = interrupted_state(home) is not None  # it takes over what is new when it is resumed
-    if is_interrupted or not versions(home.adapters):
-        command = "comigs-edge train --resume" if is_interrupted else "comigs-edge train"
-        outcome = exchange.bring_waiting(_interrupted(home), progress)
+    interrupted = read_interrupted(home)  # it takes over what is new when it is resumed
+    if interrupted or not versions(home.adapters):
+        command = "comigs-edge train --resume" if interrupted else "comigs-edge train"
+        outcome = exchange.bring_waiting(interrupted, progress)
         return Sync(outcome=outcome, next_command=command, notes=tuple(exchange.books.folder.notes))
     saved, books = _saved(home, settings), exchange.books
     generalist = books.resume(select_generalist(saved.arrays), *read_mark(saved.manifest))
@@ -68,7 +66,7 @@ def _sync(home: Home, settings: Config, progress: Progress) -> Sync:
 
 def roll_back(home: Home, settings: Config, to: int | None) -> tuple[int, int]:
     """Returns to a kept generalist, the one before by default: its number, and the version of the adapters with it."""
-    if interrupted_state(home) is not None:
+    if read_interrupted(home) is not None:
         raise ComigsError("a training is interrupted and holds the generalist; end it first with: comigs-edge train --resume")
     saved, books = _saved(home, settings), _open(home, settings).books
     number, generalist = back.roll_back(books, to, books.resume(select_generalist(saved.arrays), *read_mark(saved.manifest)))
@@ -88,14 +86,6 @@ def preview(home: Home, settings: Config) -> tuple[dict[str, Any], bool]:
         },
         "leaves": leaving(settings.fleet.report_loss), "stays": list(stays), "changes_nothing_yet": generalist is None,
     }, books.standing.trained_from < 0  # fmt: skip
-
-
-def _interrupted(home: Home) -> tuple[Arrays, Mark] | None:
-    """The generalist of an interrupted training, and its mark."""
-    state = checkpoint.load(home.state)
-    if state is None or not state.progress or state.progress["finished"]:
-        return None
-    return select_generalist(select(state.arrays, "current.")), read_mark(state.progress)
 
 
 def _open(home: Home, settings: Config) -> Exchange:

@@ -13,9 +13,10 @@ from coordinator.ledger.chain import KEPT_GENERALISTS
 from coordinator.ledger.database import DamagedLedger, Database
 from coordinator.ledger.fleet import Fleet
 from coordinator.ledger.folder import Folder
+from coordinator.ledger.members import read_generalist
 from coordinator.ledger.payloads import Payloads
 from coordinator.protocol import compress, keys, wire
-from coordinator.protocol.messages import Generalist, SignedManifest, decode
+from coordinator.protocol.messages import SignedManifest
 
 GAP = "none"  # in place of the hash of a manifest that cannot be read
 Found = dict[str, list[str]]  # "damaged", "lost", "repaired", "needed" (what only the owner can bring back) -> sentences
@@ -23,10 +24,14 @@ Found = dict[str, list[str]]  # "damaged", "lost", "repaired", "needed" (what on
 
 def check(database: Database, payloads: Payloads, signing_key: str) -> Found:
     """Of a ledger that can be opened: its pages and rows; where those are sound, the chain, payloads and unfinished uploads."""
-    found = _ledger(database, signing_key)
-    if found:
-        return _found(damaged=found, lost=damage.lost(database))  # what else is read rests on it
-    found += _payloads(database, payloads)
+    return _check(database, payloads, signing_key, _ledger(database, signing_key))
+
+
+def _check(database: Database, payloads: Payloads, signing_key: str, flaws: list[str]) -> Found:
+    """`flaws` are the ledger's own."""
+    if flaws:
+        return _found(damaged=flaws, lost=damage.lost(database))  # what else is read rests on it
+    found = list(_payloads(database, payloads))
     found += [f"the change to generalist {row['number']} is damaged" for row in _changes(database, payloads)]
     found += [f"the unfinished upload {name} {flaw}" for name, flaw in _uploads(database, payloads).items()]
     needed = standby.nothing_left(database, payloads, reads=True)
@@ -37,15 +42,17 @@ def check_folder(root: Path, repair: bool) -> Found:
     """Of a coordinator that does not run; raises `CoordinatorError` for what only a backup brings back."""
     with Folder.open(root) as folder:
         key, payloads = folder.signing_key, Payloads(root)
+        public = keys.public_text(key)
         try:
             with closing(Database(folder.ledger)) as database:
-                found, has_gaps = check(database, payloads, keys.public_text(key)), False
-                is_sound = not _ledger(database, keys.public_text(key))
+                flaws, has_gaps = _ledger(database, public), False
+                found = _check(database, payloads, public, flaws)
         except (DamagedLedger, sqlite3.DatabaseError) as error:
             reason = error.reason if isinstance(error, DamagedLedger) else f"{folder.ledger} is damaged ({error})"
-            found, has_gaps, is_sound = _found(damaged=[reason]), True, False
+            flaws, has_gaps = [reason], True
+            found = _found(damaged=flaws)
         repaired: list[str] = []
-        if not is_sound:
+        if flaws:
             repaired = salvage.rebuild(folder.ledger, payloads, key, time.time(), replace=repair, has_gaps=has_gaps)
         if not repair or not found["damaged"]:
             return found
@@ -53,7 +60,7 @@ def check_folder(root: Path, repair: bool) -> Found:
             payloads_before = _payloads(database, payloads)
         with folder.fleet(time.time) as fleet:
             repaired += _repair(fleet, payloads_before)
-            return {**check(fleet.database, payloads, fleet.chain.signing_key), "repaired": repaired}
+            return {**check(fleet.database, payloads, public), "repaired": repaired}
 
 
 def _repair(fleet: Fleet, damaged: dict[str, str]) -> list[str]:
@@ -63,7 +70,7 @@ def _repair(fleet: Fleet, damaged: dict[str, str]) -> list[str]:
     """
     database, payloads = fleet.database, fleet.payloads
     changes, uploads = _changes(database, payloads), _uploads(database, payloads)
-    fleet.lose(_old(database, payloads))
+    fleet.lose(payloads.unsound(_old(database)))
     for row in changes:
         payloads.drop(row["sha256"])
     for name in uploads:
@@ -81,8 +88,8 @@ def _found(**kinds: list[str]) -> Found:
 
 def _payloads(database: Database, payloads: Payloads) -> dict[str, str]:
     """The payloads that are needed or kept, and not sound: sentence -> SHA-256."""
-    wanted = sorted(damage.find(database, payloads) | _old(database, payloads))
-    return {sentence: sha256 for sha256 in wanted for sentence in damage.describe(database, sha256)}
+    unsound = payloads.unsound(damage.needed(database) | _old(database))
+    return {sentence: sha256 for sha256 in sorted(unsound) for sentence in damage.describe(database, sha256)}
 
 
 def _ledger(database: Database, signing_key: str) -> list[str]:
@@ -113,9 +120,9 @@ def _kept(database: Database, column: str) -> list[dict[str, Any]]:
     return database.rows(f"{query} ORDER BY number DESC LIMIT ?", KEPT_GENERALISTS)
 
 
-def _old(database: Database, payloads: Payloads) -> set[str]:
-    """Kept generalists that are not sound."""
-    return {row["sha256"] for row in _kept(database, "sha256") if row["lost"] is None and not payloads.is_sound(row["sha256"])}
+def _old(database: Database) -> set[str]:
+    """Generalists that are kept."""
+    return {row["sha256"] for row in _kept(database, "sha256") if row["lost"] is None}
 
 
 def _changes(database: Database, payloads: Payloads) -> list[dict[str, Any]]:
@@ -141,6 +148,6 @@ def _uploads(database: Database, payloads: Payloads) -> dict[str, str]:
 
 def _limit(database: Database) -> int:
     """Bytes of the largest update in whatever format."""
-    text = database.fact("generalist")
-    shapes = decode(text.encode(), Generalist).tensors if text else {}
+    generalist = read_generalist(database)
+    shapes = {} if generalist is None else generalist.tensors
     return max(wire.encoded_size(compress.table(shapes, each)) for each in get_args(compress.UpdateFormat))

@@ -11,21 +11,22 @@ import logging
 from coordinator.ledger import making
 from coordinator.ledger.chain import Chain
 from coordinator.ledger.database import Database
+from coordinator.ledger.members import read_generalist
 from coordinator.ledger.payloads import Payloads
-from coordinator.protocol.messages import Generalist, decode
+from coordinator.protocol.messages import Generalist
 
 UNPUBLISHED = "round IN (SELECT number FROM rounds WHERE published IS NULL)"
 WHY = "damaged or gone"  # in the ledger
 log = logging.getLogger("comigs-coordinator.damage")
 
 
-def find(database: Database, payloads: Payloads) -> set[str]:
-    """The payloads that the next generalist needs, or that devices fetch now, and that are not sound."""
-    needed = database.rows(
+def needed(database: Database) -> set[str]:
+    """The payloads that the next generalist needs, or that devices fetch now."""
+    rows = database.rows(
         "SELECT sha256 FROM rounds WHERE lost IS NULL AND number = (SELECT max(number) FROM rounds WHERE published IS NOT NULL) "
         f"UNION SELECT sha256 FROM updates WHERE lost IS NULL AND {UNPUBLISHED}"
     )
-    return {row["sha256"] for row in needed if not payloads.is_sound(row["sha256"])}
+    return {row["sha256"] for row in rows}
 
 
 def make_again(database: Database, payloads: Payloads, damaged: set[str]) -> set[str]:
@@ -34,12 +35,10 @@ def make_again(database: Database, payloads: Payloads, damaged: set[str]) -> set
         "SELECT rounds.number, rounds.sha256, rounds.change_sha256, before.sha256 AS before FROM rounds "
         "JOIN rounds AS before ON before.number = rounds.number - 1 WHERE rounds.change_sha256 IS NOT NULL ORDER BY rounds.number"
     )
-    text = database.fact("generalist")
-    made: set[str] = set()
+    generalist, made = read_generalist(database), set[str]()
     for row in rows:
-        if text is None or row["sha256"] not in damaged - made or row["before"] is None:  # a round may have changed nothing
+        if generalist is None or row["sha256"] not in damaged - made or row["before"] is None:  # a round may have changed nothing
             continue
-        generalist = decode(text.encode(), Generalist)
         if making.make_again(row["sha256"], row["before"], row["change_sha256"], generalist, payloads):
             log.warning("generalist %d was damaged or gone; it was made again from the one before", row["number"])
             database.run("UPDATE rounds SET lost = NULL WHERE sha256 = ?", row["sha256"])
@@ -96,7 +95,7 @@ def mend(database: Database, payloads: Payloads, chain: Chain, generalist: Gener
     for row in database.rows("SELECT DISTINCT sha256 FROM rounds WHERE lost IS NOT NULL"):
         if payloads.is_sound(row["sha256"]):
             database.run("UPDATE rounds SET lost = NULL WHERE sha256 = ?", row["sha256"])
-    updates = lose(database, payloads, find(database, payloads))
+    updates = lose(database, payloads, payloads.unsound(needed(database)))
     newest = chain.newest_number
     is_lost = database.value("SELECT lost FROM rounds WHERE number = ?", newest) is not None
     waits = database.value("SELECT 1 FROM rounds WHERE closed IS NOT NULL AND published IS NULL")

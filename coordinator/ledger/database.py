@@ -78,7 +78,9 @@ MIGRATIONS = (
     INSERT INTO refusals SELECT * FROM refusals_2;
     DROP TABLE refusals_2;
     """,
+    # Which removed device a new one with another key goes on for; a checksum of every row.
     """
+    ALTER TABLE devices ADD COLUMN former TEXT;
     CREATE TABLE checksums (
         name TEXT NOT NULL, row TEXT NOT NULL, checksum INTEGER NOT NULL, PRIMARY KEY (name, row)
     ) STRICT, WITHOUT ROWID;

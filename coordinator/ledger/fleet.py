@@ -137,7 +137,7 @@ class Fleet:
         device = self.members.join(wish)
         return Joined(
             fleet=self.id, device=device.id, name=device.name, signing_key=self.chain.signing_key, settings=self.config.settings,
-            counted=self._counted(device, JOINED_IDS), former=self.members.former(device.id),
+            counted=self._counted(device, JOINED_IDS), former=device.former,
         )  # fmt: skip
 
     def revoke(self, name: str) -> dict[str, object]:
@@ -160,8 +160,8 @@ class Fleet:
     def _counted(self, device: Device, last: int) -> list[str]:
         """The ids of a device's last updates, newest last; before them those of the device whose place it took."""
         query = "SELECT update_id FROM updates WHERE device = ? AND update_id IS NOT NULL ORDER BY round DESC LIMIT ?"
-        ids = [self.members.former(device.id), device.id]
-        return [row["update_id"] for each in ids for row in reversed(self.database.rows(query, each, last))]
+        ids = [device.former, device.id]
+        return [row["update_id"] for each in ids if each for row in reversed(self.database.rows(query, each, last))]
 
     def may_read(self, device: Device, number: int) -> bool:
         """Whether a generalist is for this device: the newest, and those since it joined.

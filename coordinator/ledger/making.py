@@ -88,7 +88,7 @@ def make_generalist(job: Job, payloads: Payloads) -> Made:
     It takes memory for one tensor, for any number of devices and any size of the generalist. Raises `Damaged`.
     """
     wanted = {update.sha256 for update in job.updates} | ({job.before} if job.before is not None else set())
-    if damaged := {sha256 for sha256 in wanted if not payloads.is_sound(sha256)}:
+    if damaged := payloads.unsound(wanted):
         raise Damaged(damaged)
     shapes = {name: tuple(shape) for name, shape in job.generalist.tensors.items()}
     table = compress.table(shapes, "float32")

@@ -23,7 +23,6 @@ INVITATION_SECONDS = 86400.0
 FLUSH_SECONDS = 600.0  # contacts and counts are written at most this often: polls write nothing
 FORMS = ("lora", "parallel")  # of experts
 MAX_BASE_NAME = 255  # letters
-_FORMER = "former "  # and a device's id: the fact that names whose place it took
 
 
 @dataclass(kw_only=True)
@@ -36,6 +35,7 @@ class Device:
     revoked: float | None
     last_contact: float
     joined_at: int  # number of the generalist that was the newest then; -1: none
+    former: str | None  # id of the removed device whose place it took, because its key was lost: one device at most takes it
     bytes_in: int = 0
     bytes_out: int = 0
 
@@ -48,7 +48,7 @@ class Members:
         self.devices = {
             row["id"]: Device(
                 id=row["id"], name=row["name"], public_key=keys.public_key(row["public_key"]), revoked=row["revoked"],
-                last_contact=row["last_contact"], joined_at=row["joined_at"],
+                last_contact=row["last_contact"], joined_at=row["joined_at"], former=row["former"],
                 bytes_in=row["bytes_in"], bytes_out=row["bytes_out"],
             ) for row in database.rows("SELECT * FROM devices")
         }  # fmt: skip
@@ -58,8 +58,7 @@ class Members:
     @property
     def generalist(self) -> Generalist | None:
         """What the fleet trains; None before the first device."""
-        text = self._database.fact("generalist")
-        return None if text is None else decode(text.encode(), Generalist)
+        return read_generalist(self._database)
 
     def active(self, seconds: float) -> int:
         """Number of devices with a contact in the last `seconds`."""
@@ -159,22 +158,21 @@ class Members:
         name, now = wanted or (before.name if before else self._free_name()), self._clock()
         newest = self._database.value("SELECT coalesce(max(number), -1) FROM rounds WHERE published IS NOT NULL")
         joined_at = before.joined_at if before and before.revoked is None else newest  # who was removed begins anew
+        former = before.former if before else wish.former if self._is_free(wish.former) else None
         with self._database.transaction():
             if known is None:
                 self._database.set_fact("generalist", encode(wish.generalist).decode())
             self._database.run("UPDATE invitations SET device = ? WHERE code = ?", identity, invitation["code"])
-            if before is None and wish.former is not None and self._is_free(wish.former):
-                self._database.set_fact(_FORMER + identity, wish.former)
             if (holder := self._holder(name)) is not None and holder.id != identity:
                 self._free(holder)
             self._database.run(
-                "INSERT INTO devices (id, name, public_key, joined, last_contact, version, joined_at) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?)"
+                "INSERT INTO devices (id, name, public_key, joined, last_contact, version, joined_at, former) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
                 " ON CONFLICT (id) DO UPDATE SET name = excluded.name, revoked = NULL, joined_at = excluded.joined_at",
-                identity, name, wish.public_key, now, now, wish.version[:32], joined_at,
+                identity, name, wish.public_key, now, now, wish.version[:32], joined_at, former,
             )  # fmt: skip
         self.devices[identity] = Device(
-            id=identity, name=name, public_key=public_key, revoked=None, last_contact=now, joined_at=joined_at,
+            id=identity, name=name, public_key=public_key, revoked=None, last_contact=now, joined_at=joined_at, former=former,
             bytes_in=before.bytes_in if before else 0, bytes_out=before.bytes_out if before else 0,
         )  # fmt: skip
 
@@ -195,19 +193,13 @@ class Members:
         way = f"choose another with --name, or ask for an invitation to it: comigs-coordinator invite --name {name}"
         raise Refused(409, "name_taken", f"{name} is the name of a device that was removed; {way}")
 
-    def former(self, identity: str) -> str | None:
-        """The removed device whose place this one took, because its key was lost: one device at most takes it."""
-        return self._database.fact(_FORMER + identity)
-
     def _heir(self, former: str) -> str | None:
         """Name of the device that took this one's place."""
-        query = "SELECT name FROM facts WHERE value = ? AND substr(name, 1, ?) = ?"
-        fact = self._database.value(query, former, len(_FORMER), _FORMER)
-        return None if fact is None else self.devices[fact.removeprefix(_FORMER)].name
+        return next((device.name for device in self.devices.values() if device.former == former), None)
 
-    def _is_free(self, former: str) -> bool:
-        device = self.devices.get(former)
-        return device is not None and device.revoked is not None and self._heir(former) is None
+    def _is_free(self, former: str | None) -> bool:
+        device = None if former is None else self.devices.get(former)
+        return device is not None and device.revoked is not None and self._heir(device.id) is None
 
     def _holder(self, name: str) -> Device | None:
         return next((device for device in self.devices.values() if device.name == name), None)
@@ -236,6 +228,12 @@ class Members:
             )
         device.revoked = now
         return device
+
+
+def read_generalist(database: Database) -> Generalist | None:
+    """What a ledger's fleet trains; None before the first device."""
+    text = database.fact("generalist")
+    return None if text is None else decode(text.encode(), Generalist)
 
 
 def _checked_name(name: str) -> str:

@@ -13,11 +13,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from coordinator.ledger import checksums, damage, rows
 from coordinator.ledger.checksums import Row
 from coordinator.ledger.database import Database
+from coordinator.ledger.members import read_generalist
 from coordinator.ledger.payloads import Payloads
 from coordinator.ledger.restoration import BACKUP, RESTORE
 from coordinator.protocol import keys
 from coordinator.protocol.errors import CoordinatorError
-from coordinator.protocol.messages import Generalist, Manifest, SignedManifest, decode
+from coordinator.protocol.messages import Manifest, SignedManifest
 
 PRECIOUS = ("fleet", "generalist")  # facts that stand nowhere else
 
@@ -155,10 +156,10 @@ def _sign_again(ledger: Ledger, found: dict[str, Any]) -> SignedManifest | None:
         ledger.database.row("SELECT number, manifest, signature FROM rounds WHERE number = ?", found["number"] + step) or {}
         for step in (-1, 1)
     )
-    if found["number"] > 0 and _open(ledger, before) is None:
+    generalist = read_generalist(ledger.database)
+    if generalist is None or (found["number"] > 0 and _open(ledger, before) is None):
         return None
     previous = SignedManifest(manifest=before["manifest"], signature=before["signature"]) if before else None
-    generalist = decode((ledger.database.fact("generalist") or "").encode(), Generalist)
     fleet = str(ledger.database.fact("fleet"))
     try:
         manifest = keys.next_manifest(

@@ -143,6 +143,10 @@ class Payloads:
         except OSError:  # it is gone, or the disk cannot read it
             return False
 
+    def unsound(self, wanted: set[str]) -> set[str]:
+        """Those of the payloads that are not sound; each is read once."""
+        return {sha256 for sha256 in wanted if not self.is_sound(sha256)}
+
     def has(self, sha256: str | None, size: int) -> bool:
         """Whether a payload of this size is here; its bytes are not read."""
         try:

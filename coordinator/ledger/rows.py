@@ -55,6 +55,7 @@ class _Device(msgspec.Struct):
     bytes_in: Count
     bytes_out: Count
     joined_at: Number
+    former: DeviceId | None
 
 
 class _Round(msgspec.Struct):

@@ -30,7 +30,7 @@ def rebuild(
     try:
         with closing(Database(new)) as database:
             count = _copy(path, database)
-            if database.fact("fleet") is None or database.value("SELECT 1 FROM rounds") is None:
+            if not _holds_a_fleet(database):
                 raise CoordinatorError(f"{path} is damaged, and too little of it can be read; {RESTORE}")
             done = mend_rows(database, payloads, key, now)
             if has_gaps:  # what came last may be missing, and nobody knows: as in a backup
@@ -42,6 +42,14 @@ def rebuild(
         return [f"{count} rows of the ledger were read; the damaged file is {aside.name}", *done]
     finally:
         _delete(new)
+
+
+def _holds_a_fleet(database: Database) -> bool:
+    """Its id and a round; and what it trains, if a generalist was published."""
+    if database.fact("fleet") is None or database.value("SELECT 1 FROM rounds") is None:
+        return False
+    published = database.value("SELECT 1 FROM rounds WHERE published IS NOT NULL")
+    return published is None or database.fact("generalist") is not None
 
 
 def _delete(path: Path) -> None:

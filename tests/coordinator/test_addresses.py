@@ -1,5 +1,6 @@
 """Where the coordinator listens, and what its invitations say, with this machine's real sockets."""
 
+import argparse
 import os
 import socket
 import stat
@@ -7,6 +8,7 @@ import stat
 import pytest
 
 from coordinator import addresses, serve
+from coordinator.protocol import keys
 
 
 @pytest.mark.parametrize("host", ["", "::"])
@@ -52,6 +54,18 @@ def test_a_name_that_mdns_answers_for_is_in_invitations(monkeypatch):
         monkeypatch.setattr(addresses, "_resolve", lambda name, answer=answer: [(socket.AF_INET, answer)])
         assert addresses.invited("::", 1) == expected
     assert addresses.invited("fd00::1", 1) == "https://[fd00::1]:1"
+
+
+@pytest.mark.parametrize("text", ["https://pi:0", "https://pi:65536", "https://pi:99999", "https://pi:", "http://pi:1", "pi:1"])
+def test_an_address_that_devices_cannot_reach_is_wrong_usage(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="is no address: write https://HOST:PORT"):
+        addresses.check_address(text)
+
+
+@pytest.mark.parametrize("text", ["https://pi", "https://pi.local:1", "https://192.0.2.7:65535", "https://[fd00::1]:8443"])
+def test_an_address_that_is_taken_is_one_that_devices_take(text):
+    link = keys.link(addresses.check_address(text), keys.new_code(), bytes(32))
+    assert keys.read_link(link)[0] == text
 
 
 def test_a_folder_in_which_others_may_write_is_closed_to_them(tmp_path):

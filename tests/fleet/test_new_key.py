@@ -135,3 +135,21 @@ def test_a_lost_key_without_a_removal_is_told_what_it_costs(run, ready, coordina
     run("sync")
     assert counted(coordinator) == before
     assert json.loads(run("sync", "--json").stdout)["waits"] is False
+
+
+def test_a_device_in_the_place_of_a_removed_one_stays_there_over_a_restart(pair):
+    coordinator, first, second = pair
+    first.learn(2.0)
+    first.exchange(tokens=100)
+    close_with(second, coordinator)
+    former = first.folder.membership().device
+    first.folder.key_file.unlink()
+    coordinator.ask("revoke", name="first")
+    join_again(coordinator, first, "first")
+    counted_before = first.transport.state().counted
+    port = coordinator.port
+    coordinator.stop()
+    assert coordinator.command("check")["damaged"] == []
+    coordinator.start(port)
+    assert first.transport.state().counted == counted_before != []
+    assert former not in counted_before

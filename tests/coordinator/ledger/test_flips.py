@@ -183,6 +183,16 @@ def test_what_the_fleet_trains_stands_nowhere_else_so_only_a_backup_helps(folder
     assert (folder / "coordinator.db").read_bytes() == data
 
 
+def test_a_ledger_that_has_lost_what_the_fleet_trains_without_a_trace_is_referred_to_a_backup(folder):
+    with closing(sqlite3.connect(folder / "coordinator.db")) as database, database:
+        database.execute("DELETE FROM facts WHERE name = 'generalist'")
+        database.execute("DELETE FROM checksums WHERE row = 'generalist'")
+    flip_text(folder, "SELECT manifest FROM rounds WHERE number = 1")
+    for repair in (False, True):
+        with pytest.raises(CoordinatorError, match="too little of it can be read; restore a backup"):
+            check_folder(folder, repair)
+
+
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.7, 0.9])
 def test_of_a_ledger_that_was_cut_check_says_at_once_whether_a_repair_or_a_backup_helps(folder, share):
     path = folder / "coordinator.db"
