@@ -18,10 +18,9 @@ import numpy as np
 
 from comigs_edge.data.arrangement import SPLITS, Split
 from comigs_edge.data.chats import beginnings, question, written
-from comigs_edge.data.coverage import join_runs
 from comigs_edge.data.documents import Document
 from comigs_edge.data.editing import match, recut
-from comigs_edge.data.runs import Runs, find_origins, runs_of, shared
+from comigs_edge.data.runs import NO_RUNS, Runs, find_origins, join_runs, runs_of, shared
 from comigs_edge.progress import Advance
 
 RECORDS = (
@@ -106,7 +105,7 @@ def _remember(db: sqlite3.Connection, source: int, lost: Collection[int] | None 
     for split in SPLITS:
         runs = [np.frombuffer(each[2], np.uint32) for each in rows if each[1] == split and (lost is None or each[0] in lost)]
         if runs:
-            joined = join_runs([*runs, *([gone[split]] if split in gone else [])])
+            joined = join_runs([*runs, gone.get(split, NO_RUNS)])
             db.execute("insert or replace into gone values (?, ?)", (split, joined.tobytes()))
 
 
