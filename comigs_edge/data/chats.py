@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from comigs_edge.data.documents import Document
+from comigs_edge.data.document import Document
 from comigs_edge.data.runs import words
 
 QUESTION = 5  # words from which a question is one of its own: "go on" is asked in many chats
