@@ -17,11 +17,10 @@ from typing import Any
 import numpy as np
 
 from comigs_edge.data.arrangement import SPLITS, Entry, LeftOut, Split, arrange
-from comigs_edge.data.chats import beginnings, question, written
+from comigs_edge.data.chats import traits
 from comigs_edge.data.document import Document
 from comigs_edge.data.documents import Reading
 from comigs_edge.data.intake import forget, read_gone, take_in
-from comigs_edge.data.runs import runs_of
 from comigs_edge.data.store import open_database
 from comigs_edge.errors import ComigsError
 from comigs_edge.progress import SILENT, Progress, count_up
@@ -172,10 +171,9 @@ class Corpus:
             unread = [number for (number,) in db.execute("select id from document where runs is null")]
             for number in unread:
                 (content,) = db.execute("select content from document where id = ?", (number,)).fetchone()
-                document = Document.from_json(content)
-                left_out = None if document.teaches else "unanswered"
-                values = runs_of(written(document)).tobytes(), beginnings(document), question(document), left_out, number
-                db.execute("update document set runs = ?, beginnings = ?, question = ?, left_out = ? where id = ?", values)
+                known = traits(Document.from_json(content))
+                columns = ", ".join(f"{name} = ?" for name in known)
+                db.execute(f"update document set {columns} where id = ?", (*known.values(), number))
             if unread:
                 self._arrange(db, SILENT)
             yield db

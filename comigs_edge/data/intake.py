@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from comigs_edge.data.arrangement import SPLITS, Split
-from comigs_edge.data.chats import beginnings, question, written
+from comigs_edge.data.chats import traits, written
 from comigs_edge.data.document import Document
 from comigs_edge.data.documents import RECORDS, kind
 from comigs_edge.data.editing import match, recut
@@ -187,11 +187,10 @@ def _recut(documents: list[Document], old: list[_Old]) -> tuple[list[Document], 
 def _insert(
     db: sqlite3.Connection, source: int, place: int, document: Document, sha256: str, before: _Old | None
 ) -> int:  # fmt: skip
-    text = written(document)
     split, seen = (before.split, before.seen) if before is not None else (None, 0)
-    columns = "source, place, sha256, kind, split, left_out, seen, bytes, content, runs, beginnings, question"
-    values = (
-        source, place, sha256, document.kind, split, None if document.teaches else "unanswered", seen,
-        len(document.words.encode()), document.to_json(), runs_of(text).tobytes(), beginnings(document), question(document),
-    )  # fmt: skip
-    return int(db.execute(f"insert into document ({columns}) values ({', '.join('?' * len(values))})", values).lastrowid or 0)
+    row = {
+        "source": source, "place": place, "sha256": sha256, "kind": document.kind, "split": split, "seen": seen,
+        "bytes": len(document.words.encode()), "content": document.to_json(), **traits(document),
+    }  # fmt: skip
+    insert = f"insert into document ({', '.join(row)}) values ({', '.join('?' * len(row))})"
+    return int(db.execute(insert, tuple(row.values())).lastrowid or 0)
