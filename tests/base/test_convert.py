@@ -301,7 +301,7 @@ def test_pieces_in_a_tokenizer_json_alone_give_the_same_token_ids(tmp_path, spac
         assert found == theirs.encode(text, add_special_tokens=False).ids
 
 
-def test_a_file_that_is_called_tokenizer_model_and_is_none_leaves_it_to_tokenizer_json(tmp_path):
+def test_a_tokenizer_model_that_is_none_leaves_it_to_tokenizer_json(tmp_path):
     save_model(tmp_path, MODELS["llama"])
     theirs = byte_level(tmp_path)
     (tmp_path / "tokenizer.model").write_text("IQ== 0\nIg== 1\n")
