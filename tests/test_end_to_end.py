@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
-from comigs_edge.data.documents import Document
+from comigs_edge.data.document import Document
 from comigs_edge.data.tokenizer import Tokenizer
 from comigs_edge.export import folder as models
 from comigs_edge.home import folder as homes

@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.common import result_file, write_json
 from comigs_edge import llamacpp
 from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
-from comigs_edge.data.documents import Message
+from comigs_edge.data.document import Message
 from comigs_edge.data.tokenizer import Tokenizer
 
 LIMIT = 384

@@ -35,7 +35,8 @@ from benchmarks.text import chitchat  # noqa: E402
 from benchmarks.text.corpus_from_packages import PEOPLE  # noqa: E402
 from comigs_edge.arrays import subtract  # noqa: E402
 from comigs_edge.base.catalogue import DEFAULT_BASE, find_base  # noqa: E402
-from comigs_edge.data.documents import Document, read  # noqa: E402
+from comigs_edge.data.document import Document  # noqa: E402
+from comigs_edge.data.documents import read  # noqa: E402
 from comigs_edge.data.tokenizer import Tokenizer  # noqa: E402
 from comigs_edge.fleet.gate import compare  # noqa: E402
 from comigs_edge.fleet.outcome import Judgement  # noqa: E402

@@ -13,7 +13,7 @@ from typing import Any
 
 from comigs_edge.data import documents
 from comigs_edge.data.corpus import Corpus
-from comigs_edge.data.documents import Document, Message
+from comigs_edge.data.document import Document, Message
 from comigs_edge.data.tokenizer import Encoded, Tokenizer, encode
 from comigs_edge.simulate.texts import TRAINING, VALIDATION, find, limit
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from comigs_edge import files
 from comigs_edge.base.catalogue import base_name
 from comigs_edge.base.convert_tokenizer import add_tokenizer
 from comigs_edge.base.hparams import why_not
+from comigs_edge.base.parts import numbered
 from comigs_edge.errors import ComigsError
 from comigs_edge.progress import SILENT, Progress
 from quantize import ggml
@@ -32,7 +32,6 @@ from quantize.formats import FILE_TYPES, FORMATS, BlockFormat, block_format, fit
 from quantize.ggml import Floats
 from quantize.gguf_file import foreign_kind
 
-_SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})\.safetensors")
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 
 
@@ -223,11 +222,8 @@ def _shards(folder: Path) -> list[Path]:
 def _check_numbers(shards: list[Path]) -> None:
     """Raises `ComigsError` where the names tell that shards are missing."""
     there = {shard.name for shard in shards}
-    for name in there:
-        if match := _SHARD.fullmatch(name):
-            names = {f"{match[1]}-{number:05}-of-{match[2]}.safetensors" for number in range(1, int(match[2]) + 1)}
-            if missing := sorted(names - there):
-                raise ComigsError(f"{shards[0].parent} lacks {', '.join(missing)}; get the whole folder")
+    if missing := sorted({part for name in there for part in numbered(name)} - there):
+        raise ComigsError(f"{shards[0].parent} lacks {', '.join(missing)}; get the whole folder")
 
 
 def _format(name: str, shape: tuple[int, ...], fmt: BlockFormat) -> BlockFormat:

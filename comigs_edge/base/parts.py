@@ -11,12 +11,19 @@ from comigs_edge.progress import SILENT, Progress, count_up
 from quantize.gguf_file import GGUFFile
 from quantize.gguf_writer import metadata_with, plan_copy, total_size, write
 
-_NAME = re.compile(r"(?P<name>.+)-\d{5}-of-(?P<count>\d{5})\.gguf")
+_NAME = re.compile(r"(?P<name>.+)-\d{5}-of-(?P<count>\d{5})(?P<ending>\.gguf|\.safetensors)")
 
 
 def is_part(path: Path) -> bool:
     """Whether the file at `path` is one of several that are a model together."""
     return path.is_file() and int(GGUFFile(path).metadata.get("split.count", 1)) > 1
+
+
+def numbered(name: str) -> list[str]:
+    """The names of all parts of the model of which a file with this name is one; none where the name is no part's."""
+    if (match := _NAME.fullmatch(name)) is None:
+        return []
+    return [f"{match['name']}-{number:05}-of-{match['count']}{match['ending']}" for number in range(1, int(match["count"]) + 1)]
 
 
 def join(path: Path, output: Path, progress: Progress = SILENT) -> None:
@@ -37,10 +44,9 @@ def join(path: Path, output: Path, progress: Progress = SILENT) -> None:
 
 
 def _paths(path: Path) -> list[Path]:
-    match = _NAME.fullmatch(path.name)
-    if match is None:
+    names = numbered(path.name)
+    if not names:
         raise ComigsError(f"{path} is one part of a model; give the parts their names back, like model-00001-of-00003.gguf")
-    names = [f"{match['name']}-{number:05}-of-{match['count']}.gguf" for number in range(1, int(match["count"]) + 1)]
     if missing := [name for name in names if not (path.parent / name).is_file()]:
         raise ComigsError(f"{path} is one part of a model, and {', '.join(missing)} is missing beside it; get all parts")
     return [path.parent / name for name in names]

@@ -13,7 +13,7 @@ from comigs_edge.commands.console import bar, fact, next_command, notes, out, pr
 from comigs_edge.data import documents
 from comigs_edge.data.arrangement import SPLITS
 from comigs_edge.data.corpus import Corpus, Report
-from comigs_edge.data.documents import Document
+from comigs_edge.data.document import Document
 from comigs_edge.home import folder as homes
 from coordinator.protocol.text import printable
 

@@ -13,14 +13,15 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 
 from comigs_edge.data.chats import SIZE
-from comigs_edge.data.coverage import find_overlaps, find_own, is_covered, join_runs
+from comigs_edge.data.coverage import find_overlaps, find_own, is_covered
 from comigs_edge.data.likeness import Likeness, compare
-from comigs_edge.data.runs import Runs
+from comigs_edge.data.runs import NO_RUNS, Runs, join_runs
 from comigs_edge.progress import SILENT, Progress
 
 Split = Literal["training", "validation", "test"]
@@ -80,8 +81,8 @@ def arrange(
     splits.decide()
     _leave_out_learned(entries, likeness)
     _leave_out_covered(entries, own, gone)
-    splits.fill_empty(own)
-    _leave_out_covered(entries, own, gone)
+    if splits.fill_empty(own):
+        _leave_out_covered(entries, own, gone)
     used = [entry for entry in entries if entry.left_out is None]
     if len({entry.split for entry in used}) == len(SPLITS):  # a training is possible
         for entry in used:
@@ -191,16 +192,16 @@ def _recall(entries: Sequence[Entry], own: Mapping[int, Runs], gone: Mapping[Spl
     for number, runs in own.items():
         entry = entries[number]
         if entry.split is None:
-            entry.split = next((split for split in SPLITS if split in gone and is_covered(runs, gone[split])), None)
+            entry.split = next((split for split in SPLITS if is_covered(runs, gone.get(split, NO_RUNS))), None)
             entry.seen = entry.split is not None
 
 
 def _leave_out_covered(entries: Sequence[Entry], own: Mapping[int, Runs], gone: Mapping[Split, Runs]) -> None:
     """What stands in several texts of earlier splits together is neither chosen nor tested on."""
-    for split in SPLITS[1:]:
-        earlier = SPLITS[: ORDER[split]]
-        learned = [each.runs for each in entries if each.split in earlier and (each.seen or each.left_out is None)]
-        union = join_runs([*learned, *(gone[each] for each in earlier if each in gone)])
+    union = NO_RUNS
+    for earlier, split in pairwise(SPLITS):
+        learned = [each.runs for each in entries if each.split == earlier and (each.seen or each.left_out is None)]
+        union = join_runs([union, *learned, gone.get(earlier, NO_RUNS)])
         for number, runs in own.items():
             if entries[number].left_out is None and entries[number].split == split and is_covered(runs, union):
                 entries[number].left_out = "learned"
@@ -243,8 +244,9 @@ class _Splits:
             for number in numbers:
                 self.entries[number].split = self.entries[number].split or SPLITS[decided[root]]
 
-    def fill_empty(self, own: Mapping[int, Runs]) -> None:
-        """With few documents the hash can leave a split empty; it then takes the new group of training text nearest to it."""
+    def fill_empty(self, own: Mapping[int, Runs]) -> bool:
+        """Gives a split that the hash left empty the new group of training text nearest to it; whether there was one."""
+        filled = False
         edges: dict[Split, float] = {"test": 1.0, "validation": self.training}
         for split, edge in edges.items():
             used = [entry for entry in self.entries if entry.left_out is None]
@@ -256,11 +258,13 @@ class _Splits:
             if len(training) > 1 and free:
                 for number in self.members[min(free, key=lambda root: (abs(self.draws[root] - edge), self.draws[root]))]:
                     self.entries[number].split = split
+                filled = True
+        return filled
 
     def _alone(self, roots: list[int], own: Mapping[int, Runs]) -> list[int]:
         """The groups that have a document which the rest of the training text does not cover."""
         texts = [entry.runs for number, entry in enumerate(self.entries) if self._trains(number)]
-        known, counts = np.unique(np.concatenate([*texts, np.array([], np.uint32)]), return_counts=True)
+        known, counts = np.unique(np.concatenate([*texts, NO_RUNS]), return_counts=True)
         alone = []
         for root in roots:
             used = [number for number in self.members[root] if self._trains(number)]

@@ -1,14 +1,27 @@
-"""What of a chat another chat can have too: its beginning and its question. The system's messages are left out of both."""
+"""What documents are compared by: their runs, and what of a chat another chat can have too, its beginning and its question.
+
+The system's messages, which many chats share, are left out of all.
+"""
 
 from __future__ import annotations
 
 import hashlib
 
-from comigs_edge.data.documents import Document
-from comigs_edge.data.runs import words
+from comigs_edge.data.document import Document
+from comigs_edge.data.runs import runs_of, words
 
 QUESTION = 5  # words from which a question is one of its own: "go on" is asked in many chats
 SIZE = 8  # bytes of a hash
+
+
+def traits(document: Document) -> dict[str, bytes | str | None]:
+    """What a document is arranged by, as the columns of its table in the database."""
+    return {
+        "runs": runs_of(written(document)).tobytes(),
+        "beginnings": beginnings(document),
+        "question": question(document),
+        "left_out": None if document.teaches else "unanswered",
+    }
 
 
 def beginnings(document: Document) -> bytes:
@@ -31,7 +44,7 @@ def question(document: Document) -> bytes:
 
 
 def written(document: Document) -> str:
-    """What documents are compared by: the text, or all messages but the system's, which many chats share."""
+    """The text, or all messages but the system's."""
     if not document.messages:
         return document.text
     return "\n".join(message.content for message in document.messages if message.role != "system")

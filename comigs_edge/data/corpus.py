@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from comigs_edge.data.arrangement import SPLITS, Entry, LeftOut, Split, arrange
-from comigs_edge.data.chats import beginnings, question, written
-from comigs_edge.data.documents import Document, Reading
+from comigs_edge.data.chats import traits
+from comigs_edge.data.document import Document
+from comigs_edge.data.documents import Reading
 from comigs_edge.data.intake import forget, read_gone, take_in
-from comigs_edge.data.runs import runs_of
 from comigs_edge.data.store import open_database
 from comigs_edge.errors import ComigsError
 from comigs_edge.progress import SILENT, Progress, count_up
@@ -59,7 +59,7 @@ class Corpus:
         Files inside `folders` that were added before and are gone from the disk give their documents up.
         """
         documents = [document for each in reading.files.values() for document in each]
-        total = sum(map(_size, documents)) or 1
+        total = sum(len(document.words) for document in documents) or 1
         with self._open() as db:
             before = _reasons(db)
             changes = take_in(db, reading.files, list(folders), count_up(lambda done, _: progress(done, 2 * total), total))
@@ -171,10 +171,9 @@ class Corpus:
             unread = [number for (number,) in db.execute("select id from document where runs is null")]
             for number in unread:
                 (content,) = db.execute("select content from document where id = ?", (number,)).fetchone()
-                document = Document.from_json(content)
-                left_out = None if document.teaches else "unanswered"
-                values = runs_of(written(document)).tobytes(), beginnings(document), question(document), left_out, number
-                db.execute("update document set runs = ?, beginnings = ?, question = ?, left_out = ? where id = ?", values)
+                known = traits(Document.from_json(content))
+                columns = ", ".join(f"{name} = ?" for name in known)
+                db.execute(f"update document set {columns} where id = ?", (*known.values(), number))
             if unread:
                 self._arrange(db, SILENT)
             yield db
@@ -192,7 +191,3 @@ def _entry(
 def _reasons(db: sqlite3.Connection) -> dict[int, str | None]:
     """Why each document is left out, by its number."""
     return dict(db.execute("select id, left_out from document"))
-
-
-def _size(document: Document) -> int:
-    return sum(len(message.content) for message in document.messages) if document.messages else len(document.text)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from comigs_edge.data import notes, shapes, whatsapp
 from comigs_edge.data.conversation import Conversation
-from comigs_edge.data.decode import decode, unpack
-from comigs_edge.data.document import Document, Message, Odd, Unreadable
+from comigs_edge.data.decode import INSTALL, decode, unpack
+from comigs_edge.data.document import Document, Odd, Unreadable
 from comigs_edge.data.importing import SUFFIXES as IMPORTED
 from comigs_edge.data.importing import Importer, is_missing
 from comigs_edge.data.json_text import Found, read_json, read_notebook, read_table
@@ -22,13 +22,12 @@ from comigs_edge.data.walk import Walk, files_below, not_ordinary
 from comigs_edge.errors import ComigsError
 from coordinator.protocol.text import well_formed
 
-__all__ = ["SECTION", "Document", "Message", "Reading", "read"]
-
-_READERS: dict[str, Callable[[str], Iterator[Found]]] = {
+_TABLES: dict[str, Callable[[str], Iterator[Found]]] = {
     **dict.fromkeys((".jsonl", ".ndjson", ".json"), read_json),
     **dict.fromkeys((".csv", ".tsv"), read_table),
-    ".ipynb": read_notebook,
 }
+_READERS = _TABLES | {".ipynb": read_notebook}
+RECORDS = (*_TABLES, ".mbox")  # their documents are the file's own, all others are cut from a text
 _TEXTS = (".txt", ".md", ".markdown", ".org", ".rst")
 SUFFIXES = (*_TEXTS, *_READERS, *IMPORTED)
 _PACKED = (".zip", ".7z", ".rar", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst")
@@ -219,7 +218,7 @@ def _nothing(paths: list[Path], reading: Reading) -> str:
     reasons = [f"{reason} ({left})" for reason, left in reading.left.items()]
     reasons += [f"{path.name}: {why}" for path, why in reading.skipped]
     if reading.missing:
-        reasons.append(f"{sum(reading.missing.values())} files need: pip install 'comigs-edge[import]'")
+        reasons.append(f"{sum(reading.missing.values())} files need: {INSTALL}")
     where = ", ".join(map(str, paths))
     if not reasons:
         return f"no {', '.join(SUFFIXES)} file in {where}; name a folder or a file with text"

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from comigs_edge.data.documents import SECTION
 from comigs_edge.data.runs import Runs, find_origins, runs_of
+from comigs_edge.data.sections import SECTION
 
 
 class Piece(NamedTuple):
@@ -108,8 +108,8 @@ def _length(block: _Block) -> int:
     return sum(map(len, block.lines)) + len(block.lines)
 
 
-def match(new: Sequence[tuple[str, Runs]], old: Sequence[tuple[str, Runs]]) -> list[int | None]:
-    """For each new document (SHA-256, runs) the old one that it is, or is an edit of; each old one is given once."""
+def match(new: Sequence[tuple[str, str]], old: Sequence[tuple[str, Runs]]) -> list[int | None]:
+    """For each new document (SHA-256, words) the old one (SHA-256, runs) that it is, or is an edit of; each is given once."""
     places: dict[str, list[int]] = {}
     for number in range(len(old) - 1, -1, -1):
         places.setdefault(old[number][0], []).append(number)
@@ -118,7 +118,8 @@ def match(new: Sequence[tuple[str, Runs]], old: Sequence[tuple[str, Runs]]) -> l
     rest = [number for number in range(len(old)) if number not in taken]
     edited = [number for number, origin in enumerate(origins) if origin is None]
     if rest and edited:
-        for number, found in zip(edited, find_origins([new[n][1] for n in edited], [old[n][1] for n in rest]), strict=True):
+        texts = [runs_of(new[number][1]) for number in edited]
+        for number, found in zip(edited, find_origins(texts, [old[n][1] for n in rest]), strict=True):
             if found is not None and rest[found] not in taken:
                 origins[number] = rest[found]
                 taken.add(rest[found])

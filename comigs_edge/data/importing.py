@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import IO
 
 import comigs_edge
-from comigs_edge.data import pages
 from comigs_edge.data.decode import INSTALL
 from comigs_edge.data.document import Unreadable
 
@@ -114,6 +113,8 @@ def _answer(path: Path) -> dict[str, str | list[str | None]]:
 
 
 def _texts(path: Path) -> Iterator[str | None]:
+    from comigs_edge.data import pages  # needed in this process only
+
     if path.suffix.lower() == ".mbox":
         yield from pages.mails(path)
     else:

@@ -5,11 +5,10 @@ An edited document keeps the split of the one whose place it has, so a text that
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import sqlite3
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -17,36 +16,15 @@ from typing import NamedTuple
 import numpy as np
 
 from comigs_edge.data.arrangement import SPLITS, Split
-from comigs_edge.data.chats import beginnings, question, written
-from comigs_edge.data.coverage import join_runs
-from comigs_edge.data.documents import Document
+from comigs_edge.data.chats import traits, written
+from comigs_edge.data.document import Document
+from comigs_edge.data.documents import RECORDS, kind
 from comigs_edge.data.editing import match, recut
-from comigs_edge.data.runs import Runs, find_origins, runs_of, shared
+from comigs_edge.data.runs import NO_RUNS, Runs, find_origins, join_runs, runs_of, shared
 from comigs_edge.progress import Advance
 
-RECORDS = (
-    ".csv",
-    ".gz",
-    ".json",
-    ".jsonl",
-    ".mbox",
-    ".ndjson",
-    ".tsv",
-)  # their documents are the file's own, all others are cut from a text
 # As the templates of ChatML, Llama 2 and 3, Gemma, Phi and DeepSeek write them.
 _CONTROL = re.compile(r"<[|｜]\w+(?:[ ▁]\w+)*[|｜]>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>")
-
-
-@dataclass
-class Changes:
-    """What became of files that were added before."""
-
-    moved: int = 0
-    changed: int = 0
-    gone: int = 0
-    unscored: int = 0  # new messages of the assistant that are not to be learned
-    control_tokens: int = 0  # new documents with control tokens written out
-    new: set[int] = field(default_factory=set)  # numbers of the documents that are there for the first time
 
 
 class _Old(NamedTuple):
@@ -60,6 +38,19 @@ class _Old(NamedTuple):
     seen: int
     content: str
     runs: bytes
+
+
+@dataclass
+class Changes:
+    """What became of files that were added before."""
+
+    moved: int = 0
+    changed: int = 0
+    gone: int = 0
+    unscored: int = 0  # new messages of the assistant that are not to be learned
+    control_tokens: int = 0  # new documents with control tokens written out
+    new: set[int] = field(default_factory=set)  # numbers of the documents that are there for the first time
+    lost: list[_Old] = field(default_factory=list)  # learned documents that are deleted
 
 
 def take_in(
@@ -77,21 +68,21 @@ def take_in(
     changes.moved = len(moved)
     for name, number in gone.items():
         if number not in moved.values() and any(Path(name).is_relative_to(folder) for folder in folders):
-            forget(db, number)
+            changes.lost += _delete(db, _read_old(db, number))
             changes.gone += 1
     for path, documents in found.items():
         source = known.get(_name(path))
         if source is None:
             source = int(db.execute("insert into source (path) values (?)", (_name(path),)).lastrowid or 0)
         _replace(db, source, path, documents, changes, advance)
+    _remember(db, changes.lost)
     db.execute("delete from source where id not in (select source from document)")
     return changes
 
 
 def forget(db: sqlite3.Connection, source: int) -> None:
     """Deletes the documents of a file; that and where they were learned is kept."""
-    _remember(db, source)
-    db.execute("delete from document where source = ?", (source,))
+    _remember(db, _delete(db, _read_old(db, source)))
 
 
 def read_gone(db: sqlite3.Connection) -> dict[Split, Runs]:
@@ -99,15 +90,24 @@ def read_gone(db: sqlite3.Connection) -> dict[Split, Runs]:
     return {split: np.frombuffer(runs, np.uint32) for split, runs in db.execute("select split, runs from gone")}
 
 
-def _remember(db: sqlite3.Connection, source: int, lost: Collection[int] | None = None) -> None:
-    """Keeps the runs of the learned documents of a file that go: the `lost` ones, or all."""
+def _remember(db: sqlite3.Connection, lost: list[_Old]) -> None:
+    """Keeps the runs of learned documents that are deleted; writes all that is kept, so it is called once for all files."""
     gone = read_gone(db)
-    rows = db.execute("select id, split, runs from document where source = ? and seen", (source,)).fetchall()
     for split in SPLITS:
-        runs = [np.frombuffer(each[2], np.uint32) for each in rows if each[1] == split and (lost is None or each[0] in lost)]
-        if runs:
-            joined = join_runs([*runs, *([gone[split]] if split in gone else [])])
+        if runs := [np.frombuffer(each.runs, np.uint32) for each in lost if each.split == split]:
+            joined = join_runs([*runs, gone.get(split, NO_RUNS)])
             db.execute("insert or replace into gone values (?, ?)", (split, joined.tobytes()))
+
+
+def _read_old(db: sqlite3.Connection, source: int) -> list[_Old]:
+    query = "select id, place, sha256, kind, split, seen, content, runs from document where source = ? order by place"
+    return [_Old(*row) for row in db.execute(query, (source,))]
+
+
+def _delete(db: sqlite3.Connection, documents: list[_Old]) -> list[_Old]:
+    """Deletes them; returns those that were learned, without their text."""
+    db.executemany("delete from document where id = ?", [(each.id,) for each in documents])
+    return [each._replace(content="") for each in documents if each.seen]
 
 
 def _name(path: Path) -> str:
@@ -148,59 +148,49 @@ def _replace(
     db: sqlite3.Connection, source: int, path: Path, documents: list[Document], changes: Changes, advance: Advance
 ) -> None:  # fmt: skip
     """Puts the documents of a file in the place of those that it had."""
-    query = "select id, place, sha256, kind, split, seen, content, runs from document where source = ? order by place"
-    old = [_Old(*row) for row in db.execute(query, (source,))]
-    origins: list[int | None]
-    if old and path.suffix.lower() not in RECORDS and all(each.kind == "text" for each in old):
+    old = _read_old(db, source)
+    kinds = {each.kind for each in old} | {each.kind for each in documents}
+    if old and kind(path) not in RECORDS and kinds == {"text"}:
         documents, origins = _recut(documents, old)
     else:
-        new = [(document.sha256, runs_of(written(document))) for document in documents] if old else []
-        origins = (
-            match(new, [(each.sha256, np.frombuffer(each.runs, np.uint32)) for each in old]) if old else [None] * len(documents)
-        )
+        new = [(document.sha256, written(document)) for document in documents] if old else []
+        known = [(each.sha256, np.frombuffer(each.runs, np.uint32)) for each in old]
+        origins = match(new, known) if old else [None] * len(documents)
     kept = set()
     for place, (document, origin) in enumerate(zip(documents, origins, strict=True)):
         before = None if origin is None else old[origin]
-        content = document.to_json()
-        sha256 = hashlib.sha256(content.encode()).hexdigest()
+        sha256 = document.sha256
         if before is not None and before.sha256 == sha256:
             kept.add(before.id)
             if before.place != place:
                 db.execute("update document set place = ? where id = ?", (place, before.id))
         else:
-            changes.new.add(_insert(db, source, place, document, content, sha256, before))
+            changes.new.add(_insert(db, source, place, document, sha256, before))
             changes.unscored += sum(not message.scored for message in document.messages)
             changes.control_tokens += bool(_CONTROL.search(document.words))
         advance(len(document.words))
-    lost = {each.id for each in old if each.id not in kept}
-    if lost:
-        _remember(db, source, lost)
-    db.executemany("delete from document where id = ?", [(number,) for number in lost])
+    lost = [each for each in old if each.id not in kept]
+    changes.lost += _delete(db, lost)
     changes.changed += bool(old) and (bool(lost) or len(kept) < len(documents))
 
 
 def _recut(documents: list[Document], old: list[_Old]) -> tuple[list[Document], list[int | None]]:
     """The documents of a text file, cut where it was cut before, and whose place each has."""
-    if all(document.messages == () for document in documents):
-        before = [Document.from_json(each.content).text for each in old]
-        pieces = recut([document.text for document in documents], before)
-        origins = [piece.origin for piece in pieces]
-        free = iter(sorted(set(range(len(old))) - set(origins)))
-        # What was written anew from its first to its last word still has a place.
-        origins = [next(free, None) if origin is None else origin for origin in origins]
-        return [Document(text=piece.text) for piece in pieces], origins
-    texts = [(document.sha256, runs_of(written(document))) for document in documents]
-    return documents, match(texts, [(each.sha256, np.frombuffer(each.runs, np.uint32)) for each in old])
+    pieces = recut([document.text for document in documents], [Document.from_json(each.content).text for each in old])
+    origins = [piece.origin for piece in pieces]
+    free = iter(sorted(set(range(len(old))) - set(origins)))
+    # What was written anew from its first to its last word still has a place.
+    origins = [next(free, None) if origin is None else origin for origin in origins]
+    return [Document(text=piece.text) for piece in pieces], origins
 
 
 def _insert(
-    db: sqlite3.Connection, source: int, place: int, document: Document, content: str, sha256: str, before: _Old | None
+    db: sqlite3.Connection, source: int, place: int, document: Document, sha256: str, before: _Old | None
 ) -> int:  # fmt: skip
-    text = written(document)
     split, seen = (before.split, before.seen) if before is not None else (None, 0)
-    columns = "source, place, sha256, kind, split, left_out, seen, bytes, content, runs, beginnings, question"
-    values = (
-        source, place, sha256, document.kind, split, None if document.teaches else "unanswered", seen,
-        len(document.words.encode()), content, runs_of(text).tobytes(), beginnings(document), question(document),
-    )  # fmt: skip
-    return int(db.execute(f"insert into document ({columns}) values ({', '.join('?' * len(values))})", values).lastrowid or 0)
+    row = {
+        "source": source, "place": place, "sha256": sha256, "kind": document.kind, "split": split, "seen": seen,
+        "bytes": len(document.words.encode()), "content": document.to_json(), **traits(document),
+    }  # fmt: skip
+    insert = f"insert into document ({', '.join(row)}) values ({', '.join('?' * len(row))})"
+    return int(db.execute(insert, tuple(row.values())).lastrowid or 0)

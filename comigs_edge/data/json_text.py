@@ -1,4 +1,4 @@
-"""JSON and JSONL texts become documents and conversations."""
+"""JSON, JSONL, tables (CSV, TSV) and notebooks become documents and conversations."""
 
 from __future__ import annotations
 

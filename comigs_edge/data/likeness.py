@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from comigs_edge.data.runs import Runs, shared
+from comigs_edge.data.runs import Runs, join_runs, shared
 from comigs_edge.progress import SILENT, Progress
 
 HELD = 0.8  # share of a document's runs in another one, from which that one holds it
@@ -40,7 +40,7 @@ def compare(texts: Sequence[Runs], progress: Progress = SILENT) -> Likeness:
     if not counts.sum():
         return Likeness([], set())
     document = np.repeat(np.arange(len(texts), dtype=np.int32), counts)  # (Q,)
-    known = np.unique(np.concatenate(asked))
+    known = join_runs(asked)
     key = np.searchsorted(known, np.concatenate(asked)).astype(np.int32)  # (Q,) place in `known`
     hit_key, hit_document = _look_up(texts, known, progress)
     in_documents = np.bincount(hit_key, minlength=len(known)).astype(np.int64)

@@ -72,7 +72,7 @@ def _no_shape(value: Any, line: int) -> Odd:
     return Odd(f"no document but a {_KINDS.get(type(value), 'list')}", line)
 
 
-_KINDS = {int: "number", float: "number", bool: "truth value", type(None): "null", str: "text"}
+_KINDS = {int: "number", float: "number", bool: "truth value", type(None): "null"}
 
 
 def _pair(table: dict[str, Any], question: Any, answer: Any, line: int) -> Iterator[Document | Odd]:

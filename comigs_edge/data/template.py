@@ -17,7 +17,7 @@ import jinja2.ext
 import jinja2.nodes
 import jinja2.sandbox
 
-from comigs_edge.data.documents import Message
+from comigs_edge.data.document import Message
 from comigs_edge.errors import ComigsError
 
 # For a base without a template: ChatML, which llama.cpp falls back to as well.
@@ -29,7 +29,7 @@ MAX_TURNS = 3_000_000  # of all loops together: about two seconds
 MAX_TEXT = 1_000_000  # characters that one multiplication may make
 _PLACE = re.compile("[\ue000\ue002](\\d+)\ue001")  # \ue002: inside a JSON string
 _THOUGHTS = r"\A\s*<((?:\w+:)?think(?:ing)?)>.*?(?:</\1>\s*|\Z)"
-_PROBE = (Message("user", "?"), Message("assistant", "!"))
+PROBE = (Message("user", "?"), Message("assistant", "!"))  # the simplest chat with an answer
 # How a chat is handed over: whether content is a list of parts, as for pictures, and what stands for no tools.
 _FORMS: tuple[tuple[bool, list[str] | None], ...] = ((False, None), (False, []), (True, None), (True, []))
 
@@ -69,8 +69,8 @@ class ChatTemplate:
 
     def after_answer(self) -> str:
         """The template's text behind an answer; raises `ComigsError` if it refuses the simplest chat."""
-        parts = self.render(_PROBE, for_answer=False)
-        last = max(index for index, (_, message) in enumerate(parts) if message == _PROBE[1])
+        parts = self.render(PROBE, for_answer=False)
+        last = max(index for index, (_, message) in enumerate(parts) if message == PROBE[1])
         return "".join(text for text, _ in parts[last + 1 :])
 
     def _without_thoughts(self, message: Message) -> Message:

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from comigs_edge import llamacpp
 from comigs_edge.data.corpus import Corpus
-from comigs_edge.data.documents import Document, Message
-from comigs_edge.data.template import CHATML, ChatTemplate, Part
+from comigs_edge.data.document import Document, Message
+from comigs_edge.data.template import CHATML, PROBE, ChatTemplate, Part
 from comigs_edge.errors import ComigsError
 from comigs_edge.progress import SILENT, Progress
 
@@ -137,7 +137,7 @@ class Tokenizer:
 
     def ends_answers(self) -> bool:
         """Whether an answer in a chat that is trained on ends with a token at which `chat` stops."""
-        encoded = self.chat((Message("user", "?"), Message("assistant", "!")), for_answer=False)
+        encoded = self.chat(PROBE, for_answer=False)
         return any(self.is_end(token) for token, scored in zip(encoded.ids, encoded.scored, strict=True) if scored)
 
     def piece(self, token: int) -> bytes:

@@ -107,6 +107,12 @@ def save_model(folder, config, **options):
     return model
 
 
+def converted_vocabulary(folder):
+    """The tokenizer of the converted folder in llama.cpp."""
+    convert(folder, folder / "base.gguf", "F16")
+    return llamacpp.load(folder / "base.gguf", vocab_only=True)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_equal_those_of_transformers(tmp_path, name):
     model = save_model(tmp_path, MODELS[name])
@@ -126,8 +132,7 @@ def test_logits_equal_those_of_transformers(tmp_path, name):
 def test_token_ids_of_a_byte_level_tokenizer_are_the_same(tmp_path, rule):
     save_model(tmp_path, MODELS["llama"])
     tokenizer = byte_level(tmp_path, rule)
-    convert(tmp_path, tmp_path / "base.gguf", "F16")
-    llama = llamacpp.load(tmp_path / "base.gguf", vocab_only=True)
+    llama = converted_vocabulary(tmp_path)
     for text in (TEXT, "We'll see, it's 123456 o'clock.", " \n \n  x", "…—“quoted”"):
         assert llama.tokenize(text.encode(), add_bos=True, special=False) == tokenizer.encode(text).ids
     ids = llama.tokenize(b"<|im_start|>user\nhi<|im_end|>", add_bos=False, special=True)
@@ -139,8 +144,7 @@ def test_token_ids_of_a_byte_level_tokenizer_are_the_same(tmp_path, rule):
 def test_token_ids_of_a_sentencepiece_tokenizer_are_the_same(tmp_path):
     save_model(tmp_path, MODELS["llama"])
     model = pieces(tmp_path)
-    convert(tmp_path, tmp_path / "base.gguf", "F16")
-    llama = llamacpp.load(tmp_path / "base.gguf", vocab_only=True)
+    llama = converted_vocabulary(tmp_path)
     for text in (TEXT, "We'll see, it's 123456 o'clock.", "…—“quoted”"):
         assert llama.tokenize(text.encode(), add_bos=False, special=False) == model.encode(text)
     assert llama.tokenize(b"a", add_bos=True)[0] == model.bos_id()
@@ -256,8 +260,7 @@ def test_a_null_in_the_settings_means_the_tokenizers_default(tmp_path):
     save_model(tmp_path, MODELS["llama"])
     model = pieces(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text('{"add_prefix_space": null}')
-    convert(tmp_path, tmp_path / "base.gguf", "F16")
-    llama = llamacpp.load(tmp_path / "base.gguf", vocab_only=True)
+    llama = converted_vocabulary(tmp_path)
     assert llama.tokenize(TEXT.encode(), add_bos=False, special=False) == model.encode(TEXT)
 
 
@@ -292,19 +295,17 @@ def merged_pieces(folder, spaces):
 def test_pieces_in_a_tokenizer_json_alone_give_the_same_token_ids(tmp_path, spaces):
     save_model(tmp_path, MODELS["llama"])
     theirs = merged_pieces(tmp_path, spaces)
-    convert(tmp_path, tmp_path / "base.gguf", "F32")
-    llama = llamacpp.load(tmp_path / "base.gguf", vocab_only=True)
+    llama = converted_vocabulary(tmp_path)
     for text in (*CORPUS[:4], some_text(2)):
         found = llama.tokenize(text.encode(), add_bos=False, special=False)
         assert found == theirs.encode(text, add_special_tokens=False).ids
 
 
-def test_a_file_that_is_called_tokenizer_model_and_is_none_leaves_it_to_tokenizer_json(tmp_path):
+def test_a_tokenizer_model_that_is_none_leaves_it_to_tokenizer_json(tmp_path):
     save_model(tmp_path, MODELS["llama"])
     theirs = byte_level(tmp_path)
     (tmp_path / "tokenizer.model").write_text("IQ== 0\nIg== 1\n")
-    convert(tmp_path, tmp_path / "base.gguf", "F32")
-    found = llamacpp.load(tmp_path / "base.gguf", vocab_only=True).tokenize(TEXT.encode(), add_bos=False, special=False)
+    found = converted_vocabulary(tmp_path).tokenize(TEXT.encode(), add_bos=False, special=False)
     assert found == theirs.encode(TEXT, add_special_tokens=False).ids
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from comigs_edge.data import documents
 from comigs_edge.data.document import Document, Message
+from comigs_edge.data.sections import SECTION
 from comigs_edge.errors import ComigsError
 
 
@@ -29,7 +30,7 @@ def test_a_long_text_is_cut_between_paragraphs_and_nothing_is_lost(tmp_path):
     (tmp_path / "long.txt").write_text("\n\n".join(paragraphs))
     found = documents.read([tmp_path]).files[tmp_path / "long.txt"]
     assert len(found) > 3
-    assert all(len(document.text) <= documents.SECTION for document in found)
+    assert all(len(document.text) <= SECTION for document in found)
     assert "".join("".join(d.text for d in found).split()) == "".join("".join(paragraphs).split())
 
 

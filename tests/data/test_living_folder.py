@@ -1,5 +1,6 @@
 """A folder that is added again is read as what it is: moved, edited, deleted and new files are told apart."""
 
+import gzip
 import json
 import random
 import shutil
@@ -9,6 +10,7 @@ import pytest
 
 from comigs_edge.data import documents
 from comigs_edge.data.corpus import SPLITS, Corpus
+from comigs_edge.data.document import Document
 from tests.data.test_leaks import leaks, say
 
 
@@ -93,22 +95,27 @@ def test_a_note_that_was_moved_and_edited_takes_its_own_place(tmp_path):
     assert "the shed is blue now" in next(iter(splits_of(corpus)))
 
 
-def test_the_newest_entry_at_the_top_of_a_journal_shifts_no_text_to_another_split(tmp_path):
+@pytest.mark.parametrize("name", ["journal.md", "journal.md.gz"])
+def test_the_newest_entry_at_the_top_of_a_journal_shifts_no_text_to_another_split(tmp_path, name):
     rng = random.Random(4)
     entries = [f"## Day {day}\n\n" + "\n\n".join(say(rng, 60) for _ in range(3)) for day in range(60)]
-    journal = tmp_path / "journal.md"
+    journal = tmp_path / name
     corpus = Corpus(tmp_path / "documents.db")
 
     def paragraphs():
         return {part: split for text, split in splits_of(corpus).items() for part in text.split("\n\n") if len(part) > 40}
 
-    journal.write_text("\n\n".join(entries))
+    def write():
+        text = "\n\n".join(entries).encode()
+        journal.write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+
+    write()
     add(corpus, journal)
     before = paragraphs()
     for day in range(60, 65):
         entries.insert(0, f"## Day {day}\n\n{say(rng, 60)}")
         entries[20] = entries[20].replace(entries[20].split()[9], "better")
-        journal.write_text("\n\n".join(entries))
+        write()
         add(corpus, journal)
     after = paragraphs()
     assert len(before.keys() & after.keys()) > 150
@@ -172,7 +179,7 @@ def old_database(path, texts):
     db.executescript(OLD_SCHEMA)
     db.execute("insert into source (id, path) values (7, '/notes/a.jsonl')")
     for text, split in texts.items():
-        document = documents.Document(text=text)
+        document = Document(text=text)
         row = (document.sha256, 7, "text", split, len(text), document.to_json(), b"")
         db.execute("insert into document values (?, ?, ?, ?, ?, ?, ?)", row)
     db.commit()

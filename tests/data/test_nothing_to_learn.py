@@ -6,7 +6,7 @@ import pytest
 
 from comigs_edge.data import documents
 from comigs_edge.data.corpus import SPLITS, Corpus
-from comigs_edge.data.documents import Document, Message
+from comigs_edge.data.document import Document, Message
 
 
 def add(tmp_path, *records):

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from comigs_edge.data import documents
+from comigs_edge.data.document import Document
 
 QUESTION, ANSWER = "Is the shed painted?", "Two coats."
 CHAT = [("user", QUESTION), ("assistant", ANSWER)]
@@ -143,4 +144,4 @@ def test_an_answer_of_no_weight_is_kept_and_not_learned(tmp_path):
     path.write_text(json.dumps({"messages": [ROLES[0], {**ROLES[1], "weight": 0}]}))
     [document] = documents.read([path]).files[path]
     assert not document.teaches
-    assert documents.Document.from_json(document.to_json()) == document
+    assert Document.from_json(document.to_json()) == document

@@ -2,7 +2,7 @@
 
 import pytest
 
-from comigs_edge.data.documents import Message
+from comigs_edge.data.document import Message
 from comigs_edge.data.tokenizer import Tokenizer
 from comigs_edge.errors import ComigsError
 from tests.data.shipped import Reference, shipped_templates

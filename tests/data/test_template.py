@@ -7,7 +7,7 @@ import time
 import jinja2
 import pytest
 
-from comigs_edge.data.documents import Message
+from comigs_edge.data.document import Message
 from comigs_edge.data.template import ChatTemplate
 from comigs_edge.data.tokenizer import Tokenizer
 from comigs_edge.errors import ComigsError

@@ -3,7 +3,7 @@
 import pytest
 
 from comigs_edge import llamacpp
-from comigs_edge.data.documents import Document, Message
+from comigs_edge.data.document import Document, Message
 from comigs_edge.data.tokenizer import Tokenizer
 from tests.tiny import write_llama
 

@@ -3,7 +3,7 @@
 import pytest
 
 from comigs_edge import llamacpp
-from comigs_edge.data.documents import Message
+from comigs_edge.data.document import Message
 from comigs_edge.data.tokenizer import Tokenizer
 from comigs_edge.errors import ComigsError
 from comigs_edge.inference.chat import Chat

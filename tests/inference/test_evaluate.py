@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from comigs_edge.data.documents import Document
+from comigs_edge.data.document import Document
 from comigs_edge.data.tokenizer import Encoded, Tokenizer
 from comigs_edge.inference import evaluate
 from comigs_edge.inference.evaluate import Score, in_llama_cpp, in_torch, prepare
