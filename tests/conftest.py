@@ -54,9 +54,9 @@ def tiny_base(tiny_path):
 def make_adapters(tiny_base):
     """Adapters as after a training: every tensor is random, so that nothing is hidden by a zero."""
 
-    def make(specialists=1, k=None, attention=False, base=None, form="lora", blocks=0):
-        k = min(2, 1 + specialists) if k is None else k
-        layout = ExpertsConfig(specialists, 4, 8.0, k, attention, form, 32 if form == "parallel" else 0, blocks)
+    def make(specialists=1, k=None, attention=False, base=None, form="lora", blocks=0, zero=False):
+        k = min(2, 1 + specialists + zero) if k is None else k
+        layout = ExpertsConfig(specialists, 4, 8.0, k, attention, form, 32 if form == "parallel" else 0, blocks, zero)
         adapters = Adapters.initial(layout, (base or tiny_base).hparams, 0)
         generator = torch.Generator().manual_seed(1)
         for tensor in adapters.named.values():

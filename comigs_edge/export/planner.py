@@ -2,10 +2,10 @@
 
 `copies`: layout of Mixtral, each expert's updates merged into its own copy of the MLP, the copies stacked in
 `ffn_{gate,up,down}_exps` with the generalist first; a generalist alone becomes a dense model. `beside`: layout of Granite's
-mixture, the base's MLP as the shared expert (`*_shexp`), its bytes unchanged, the small experts in `*_exps`. The router is
-`ffn_gate_inp` (F32). A block without experts gets what llama.cpp asks for in every block: copies of the base's MLP, or small
-experts of zeros, and a router of zeros. What training does not change keeps the base's bytes; F32 is the reference format, in
-which every tensor is F32.
+mixture, the base's MLP as the shared expert (`*_shexp`), its bytes unchanged, the small experts in `*_exps` and a zero expert
+as one of zeros behind them. The router is `ffn_gate_inp` (F32). A block without experts gets what llama.cpp asks for in every
+block: copies of the base's MLP, or small experts of zeros, and a router of zeros. What training does not change keeps the
+base's bytes; F32 is the reference format, in which every tensor is F32.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Planner(ABC):
     ) -> None:
         self.base, self.hparams, self.adapters, self.fmt, self.threads = base, hparams, adapters, fmt, threads
         self.layout, self.architecture = adapters.layout, architecture
-        self.is_mixture = self.always_mixture or self.layout.num_experts > 1
+        self.is_mixture = self.always_mixture or self.layout.num_choices > 1
         self.in_llama_order = needs_llama_order(hparams, architecture)
 
     @abstractmethod
@@ -98,7 +98,7 @@ class Planner(ABC):
             yield plan_router(block, tensor_to_numpy(router))
         elif self.is_mixture:
             # A generalist alone, where the softmax over one logit is 1, or a block whose experts are all alike.
-            yield plan_router(block, np.zeros((self.layout.num_experts, self.hparams.width), np.float32))
+            yield plan_router(block, np.zeros((self.layout.num_choices, self.hparams.width), np.float32))
 
 
 class CopiesPlanner(Planner):
@@ -141,12 +141,11 @@ class BesidePlanner(Planner):
         yield self._plan_trained(stacked_name(name), (len(small), *small[0].shape), lambda: (weight * factor for weight in small))
 
     def _matrices(self, block: int, index: int) -> list[Floats]:
-        """One matrix of every expert."""
-        if self._has_experts(block):
-            return [tensor_to_numpy(expert[index]) for expert in self.adapters.experts[block]]
+        """One matrix of every expert, and of the zero expert."""
         size = (self.layout.expert_width, self.hparams.width)
         zeros = np.zeros(size[::-1] if FFN[index] == FFN[-1] else size, np.float32)
-        return [zeros] * self.layout.num_experts
+        there = self.adapters.experts[block] if self._has_experts(block) else []
+        return [tensor_to_numpy(expert[index]) for expert in there] + [zeros] * (self.layout.num_choices - len(there))
 
 
 PLANNERS: dict[str, type[Planner]] = {"copies": CopiesPlanner, "beside": BesidePlanner}
@@ -155,7 +154,7 @@ PLANNERS: dict[str, type[Planner]] = {"copies": CopiesPlanner, "beside": BesideP
 def mixture_metadata(architecture: str, hparams: HParams, layout: ExpertsConfig) -> Metadata:
     """What tells llama.cpp that a model is a mixture."""
     changes: Metadata = {
-        f"{architecture}.expert_count": layout.num_experts,
+        f"{architecture}.expert_count": layout.num_choices,
         f"{architecture}.expert_used_count": layout.experts_per_token,
     }
     if architecture == "qwen3moe":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from comigs_edge.base.hparams import ARCHITECTURES, ATTENTION, HParams
@@ -46,6 +46,14 @@ class ExpertsConfig:
     def num_choices(self) -> int:
         """Logits of the router for a token: of the experts, and behind them of the zero expert if there is one."""
         return self.num_experts + self.zero_expert
+
+    def with_zero(self) -> ExpertsConfig:
+        """The same experts with a zero expert; a generalist alone then needs a router that chooses both."""
+        return replace(self, zero_expert=True, experts_per_token=max(2, self.experts_per_token))
+
+    def without_zero(self) -> ExpertsConfig:
+        """The same experts without a zero expert: what generalist and specialists learn in."""
+        return replace(self, zero_expert=False, experts_per_token=min(self.experts_per_token, self.num_experts))
 
     def first_block(self, num_blocks: int) -> int:
         """The number of the first block with experts."""

@@ -10,9 +10,11 @@ import torch
 from comigs_edge import files, llamacpp
 from comigs_edge.errors import ComigsError
 from comigs_edge.export import hot
-from comigs_edge.export.merged import SOURCE_KEY, Origin, export
+from comigs_edge.export.merged import SOURCE_KEY, Origin, export, planned_size
 from comigs_edge.export.replace import replace_experts
 from comigs_edge.home.config import FORMATS_TO_EXPORT, TRAINABLE
+from comigs_edge.nn.adapters import Adapters
+from comigs_edge.nn.experts import ExpertsConfig
 from comigs_edge.nn.model import Model
 from comigs_edge.nn.weights import open_base
 from quantize.formats import QuantizeError
@@ -42,6 +44,16 @@ def torch_logits(base, adapters, block_format=None):
         return model.logits(model(torch.tensor([IDS])).hidden)
 
 
+def first_input(base, block, ids):
+    """What the router of a block reads in the bare base, (D,)."""
+    adapters, read = Adapters.initial(ExpertsConfig(1), base.hparams, 0), []
+    model = Model(base, adapters)
+    model.watch = lambda number, normed, routing: read.append(normed[0])
+    with torch.no_grad():
+        model(torch.tensor([ids]))
+    return read[block]
+
+
 def exact(expected, logits, base):
     assert divergence(expected, logits) < 1e-8
     assert (expected.argmax(-1) == logits.argmax(-1)).all()
@@ -61,6 +73,42 @@ def test_exported_mixture_equals_torch_in_llama_cpp(tmp_path, make_adapters, spe
         return
     export(GGUFFile(path), adapters, "F32", tmp_path / "out.gguf")
     exact(llama_logits(tmp_path / "out.gguf", IDS), torch_logits(base, adapters), base)
+
+
+@pytest.mark.parametrize("name", ["F32", "Q8_0", "Q4_0", "Q4_1"])
+@pytest.mark.parametrize(("specialists", "k", "blocks"), [(0, 2, 0), (1, 2, 0), (1, 3, 0), (2, 2, 1)])
+def test_a_zero_expert_in_llama_cpp_equals_torch(tmp_path, tiny_path, tiny_base, make_adapters, specialists, k, blocks, name):
+    adapters = make_adapters(specialists, k, form="parallel", blocks=blocks, zero=True)
+    export(GGUFFile(tiny_path), adapters, name, tmp_path / "out.gguf")
+    found, expected = llama_logits(tmp_path / "out.gguf", IDS), torch_logits(tiny_base, adapters, None if name == "F32" else name)
+    if name == "F32":
+        exact(found, expected, tiny_base)
+    assert divergence(expected, found) < 0.02  # llama.cpp rounds what a layer reads to 8 bits
+    file = GGUFFile(tmp_path / "out.gguf")
+    assert file.metadata["granitemoe.expert_count"] == specialists + 2
+    for part in ("gate", "up", "down"):
+        assert not file.dequantize(f"blk.1.ffn_{part}_exps.weight")[-1].any()
+
+
+@pytest.mark.parametrize("specialists", [0, 1])
+def test_where_the_zero_expert_speaks_alone_llama_cpp_computes_the_base(
+    tmp_path, tiny_path, tiny_base, make_adapters, specialists
+):
+    adapters = make_adapters(specialists, 2, form="parallel", zero=True)
+    token = [50]
+    for block, router in enumerate(adapters.routers):
+        router.zero_()[-1] = 100 * first_input(tiny_base, block, token)
+    export(GGUFFile(tiny_path), adapters, "F32", tmp_path / "out.gguf")
+    with torch.no_grad():
+        base = Model(tiny_base, None)
+        expected = base.logits(base(torch.tensor([token])).hidden).double()
+    torch.testing.assert_close(llama_logits(tmp_path / "out.gguf", token), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_zero_expert_costs_the_bytes_of_one_expert_and_of_its_rows_in_the_routers(tmp_path, tiny_path, make_adapters):
+    sizes = [planned_size(GGUFFile(tiny_path), make_adapters(1, form="parallel", zero=zero), "Q8_0") for zero in (False, True)]
+    one_expert, row = 3 * 32 * 64 * 34 // 32, 4 * 64
+    assert sizes[1] - sizes[0] == 2 * (one_expert + row)
 
 
 @pytest.mark.parametrize("options", BASES.values(), ids=BASES.keys())
