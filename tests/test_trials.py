@@ -12,7 +12,6 @@ import torch
 from benchmarks.trials.catalogue import trials
 from benchmarks.trials.learning import Mixed, Rehearsing, divergence, settings, with_zero
 from benchmarks.trials.processes import pack, work
-from benchmarks.trials.sampling import write
 from benchmarks.trials.text import MEASURED, OTHERS
 from comigs_edge.data.tokenizer import Encoded
 from comigs_edge.nn.adapters import Adapters
@@ -20,7 +19,6 @@ from comigs_edge.nn.experts import ExpertsConfig
 from comigs_edge.nn.model import Model
 from comigs_edge.training.batches import Rows
 from comigs_edge.training.schedule import make_schedule
-from tests.conftest import llama_logits
 
 
 def rows(seed, context=16):
@@ -64,19 +62,6 @@ def test_every_kind_of_trial_leaves_a_record_and_all_go_into_one_file(tmp_path, 
     pack(records, tmp_path / "all.tgz")
     with tarfile.open(tmp_path / "all.tgz") as packed:
         assert sorted(packed.getnames()) == sorted(path.name for path in records.glob("*.json"))
-
-
-def test_at_temperature_zero_the_base_writes_what_llama_cpp_finds_likeliest(tiny_path, tiny_base):
-    prompts = [[5, 90, 33], [200], [17, 18, 19, 20, 21]]
-    for prompt, written in zip(prompts, write(tiny_base, prompts, 12, 0.0, ends=[]), strict=True):
-        assert len(written) == 12
-        assert written[: len(prompt)] == prompt
-        assert llama_logits(tiny_path, written[:-1]).argmax(-1).tolist()[len(prompt) - 1 :] == written[len(prompt) :]
-
-
-def test_what_the_base_writes_ends_with_the_first_end(tiny_base):
-    (written,) = write(tiny_base, [[5, 90, 33]], 12, 0.0, ends=[])
-    assert write(tiny_base, [[5, 90, 33]], 12, 0.0, ends=[written[5]])[0] == written[: written.index(written[5], 3) + 1]
 
 
 def test_ordinary_rows_count_by_their_divergence_from_the_base_and_the_others_by_their_loss(tiny_base):

@@ -17,7 +17,7 @@ from torch import Tensor
 from benchmarks.trials import learning
 from benchmarks.trials.catalogue import SAMPLES, SOURCES, TOKENS, Small, Trial, Zero, person_name
 from benchmarks.trials.learning import SEED, FixedOffset, Mixed, Rehearsing, Sized
-from benchmarks.trials.sampling import samples, write
+from benchmarks.trials.sampling import samples
 from benchmarks.trials.text import MEASURED, OTHERS, Inputs
 from comigs_edge import files
 from comigs_edge.data.tokenizer import Encoded
@@ -26,6 +26,7 @@ from comigs_edge.nn.experts import ExpertsConfig
 from comigs_edge.nn.model import Model
 from comigs_edge.nn.routing_stats import MeanWeights
 from comigs_edge.nn.weights import Base
+from comigs_edge.nn.writing import write
 from comigs_edge.planning.plan import plan_experts
 from comigs_edge.simulate.device import new_model
 from comigs_edge.simulate.texts import limit

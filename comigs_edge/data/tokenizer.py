@@ -155,6 +155,10 @@ class Tokenizer:
         """Whether the model ends its answer with this token."""
         return llamacpp.is_end(self._llama, token)
 
+    def ends(self) -> frozenset[int]:
+        """All such tokens."""
+        return frozenset(token for token in range(self._llama.n_vocab()) if self.is_end(token))
+
 
 def _scored_spans(fragment: list[tuple[bytes, bool]]) -> list[tuple[int, int]]:
     spans, position = [], 0

@@ -85,7 +85,7 @@ def attention(
         eps = hparams.norm_eps
         qk = torch.cat((rms_norm(q.float(), block.attn_q_norm, eps), rms_norm(k.float(), block.attn_k_norm, eps)), 2)
     # Always in float32: torch's kernel takes three times as long in bfloat16.
-    qk, v = _rotate(qk.float(), where.turns, hparams.rope_width), v.float()
+    qk, v = rotate(qk.float(), where.turns, hparams.rope_width), v.float()
     if time <= SHORT_ROWS and not qk.is_cuda:
         out = attend(qk, v, hparams.num_heads, where.allowed, buffers)
     else:
@@ -120,7 +120,7 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, update: Update | Non
     return F.linear(x, torch.cat(merged).to(x.dtype), bias)
 
 
-def _rotate(x: Tensor, turns: Tensor, width: int) -> Tensor:  # (B, T, heads, head)
+def rotate(x: Tensor, turns: Tensor, width: int) -> Tensor:  # (B, T, heads, head)
     """Rotary embedding of interleaved pairs, for which `weights.py` orders the rows of q and k: a product of complex numbers."""
     pairs = torch.view_as_complex(x[..., :width].view(*x.shape[:-1], -1, 2))
     turned = torch.view_as_real(pairs * turns).flatten(-2)

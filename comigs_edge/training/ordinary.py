@@ -1,0 +1,85 @@
+"""Ordinary text: what the base itself answers to short instructions, made on the device, once for each base.
+
+A router learns from it where the base alone should speak, and other such text shows how much a model has lost elsewhere. What is
+made is kept after every few answers, so a making that was killed goes on. Bases without a chat template write from their start.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files as package_files
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from comigs_edge import files
+from comigs_edge.data.document import Message
+from comigs_edge.data.tokenizer import Encoded, Tokenizer
+from comigs_edge.nn.weights import Base
+from comigs_edge.nn.writing import rows_at_once, write
+from comigs_edge.progress import SILENT, Progress
+
+LENGTH = 128  # tokens of an answer with its instruction, at most
+TEST_TOKENS = 4096  # of the text that is only measured
+TEMPERATURE = 1.0  # the base's own distribution
+Part = Literal["learning", "test"]
+
+
+class Asked(NamedTuple):
+    """What the base writes behind, and the tokens that end an answer."""
+
+    prompts: list[list[int]]
+    ends: frozenset[int]
+
+
+def instructions(part: Part) -> list[str]:
+    """The instructions of this part; every eighth is for the test alone."""
+    text = package_files("comigs_edge.training").joinpath("instructions.txt").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    return [line for number, line in enumerate(lines, 1) if (number % 8 == 0) == (part == "test")]
+
+
+def ask(tokenizer: Tokenizer, part: Part) -> Asked:
+    """The instructions in the base's chat template, or the start of a text where it has none."""
+    if not tokenizer.has_template:
+        return Asked([[next((token for token in (tokenizer.bos, tokenizer.eos) if token >= 0), 0)]], tokenizer.ends())
+    chats = ((Message("user", line),) for line in instructions(part))
+    return Asked([tokenizer.chat(chat, for_answer=True).ids[: LENGTH - 1] for chat in chats], tokenizer.ends())
+
+
+class OrdinaryText:
+    """One part of the ordinary text of a base, in a file of `folder`; `answers` grow to at least `tokens` tokens."""
+
+    def __init__(self, folder: Path, base_sha256: str, part: Part, tokens: int) -> None:
+        self.path, self.part, self.tokens = folder / f"ordinary-{part}-{base_sha256[:16]}.json", part, tokens
+        self.answers = _read(self.path)
+
+    @property
+    def num_tokens(self) -> int:
+        """Those that were made."""
+        return sum(len(answer.ids) for answer in self.answers)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether there are enough."""
+        return self.num_tokens >= self.tokens
+
+    def make(self, base: Base, asked: Asked, progress: Progress = SILENT) -> None:
+        """Lets the base write what is missing; `progress` gets tokens. Raises `OSError` where the disk refuses."""
+        for path in self.path.parent.glob(f"ordinary-{self.part}-*.json"):
+            if path != self.path:  # of another base
+                path.unlink()
+        rows, prompts = rows_at_once(base, LENGTH), asked.prompts
+        while not self.is_complete:
+            done = len(self.answers)  # which also says what is asked next, and the seed
+            chosen = [prompts[number % len(prompts)] for number in range(done, done + rows)]
+            for prompt, ids in zip(chosen, write(base, chosen, LENGTH, TEMPERATURE, asked.ends, done), strict=True):
+                self.answers.append(Encoded(ids, [place >= len(prompt) for place in range(len(ids))]))
+            files.write_atomic(self.path, json.dumps(self.answers).encode())
+            progress(min(self.num_tokens, self.tokens), self.tokens)
+
+
+def _read(path: Path) -> list[Encoded]:
+    try:
+        return [Encoded(*answer) for answer in json.loads(path.read_bytes())]
+    except (FileNotFoundError, ValueError, TypeError):  # never made, or damaged: it is made anew
+        return []
