@@ -79,6 +79,7 @@ class Plan:
     device: Processor = "cpu"  # that computes
     blocks: int = 0  # number of final blocks that have experts; 0: all
     cache: bool = False  # the outputs of the blocks without experts stay on disk
+    zero_expert: bool = False  # the training ends with an expert that adds nothing
     cached: float = 0.0  # share of the tokens whose outputs are in that cache
     reasons: dict[str, str] = field(default_factory=dict)
 

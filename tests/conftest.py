@@ -88,6 +88,7 @@ def ready(run, home, tiny_path, tmp_path, request):
     run("init", "--base", tiny_path, *(["--expert-form", form] if form else []))
     settings = home / "config.toml"
     quick = "batch = 4\ncontext = 64\nrouter_period = 4\nrouter_steps = 2\nvalidation_rows = 4\n"
+    quick += "closing_steps = 3\nordinary_tokens = 512\n"
     text = settings.read_text().replace("[train]\n", f"[train]\n{quick}")
     settings.write_text(text.replace("# enabled = true", "enabled = false"))  # for tests that start processes, see `calm`
     (tmp_path / "text").mkdir()

@@ -58,7 +58,7 @@ def read_rows(folder: Path, source: Path) -> Figures:
     """What `train` does with the text before its first step."""
     from comigs_edge.data.tokenizer import Tokenizer, encode
     from comigs_edge.training.batches import Rows
-    from comigs_edge.training.run import TOKENS
+    from comigs_edge.training.text import TOKENS
 
     corpus, tokenizer, calls = Corpus(folder / "documents.db"), Tokenizer(find_base(DEFAULT_BASE)[1]), []
     started, before = time.process_time(), _peak()

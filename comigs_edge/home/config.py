@@ -50,6 +50,17 @@ class ModelConfig:
     )
     alpha: Annotated[float, setting("updates are scaled by alpha / sqrt(rank)", 1e-3, 1e4)] = 16.0
     experts_per_token: Annotated[int, setting("default: 2, or 1 for one expert alone", 1, 64, 2)] | None = None
+    zero_expert: (
+        Annotated[
+            bool,
+            setting(
+                "a last expert that adds nothing: the router learns when the base should speak alone; default: with parallel "
+                "experts",
+                example=True,
+            ),
+        ]
+        | None
+    ) = None
     attention: Annotated[bool, setting("also one shared low-rank update of the attention; it is part of the generalist")] = False
 
 
@@ -105,6 +116,13 @@ class TrainConfig:
     warmup_steps: Annotated[int, setting("", 0, 10**9)] = 0
     router_period: Annotated[int, setting("expert steps on training text, then ...", 1, 10**9)] = 30
     router_steps: Annotated[int, setting("... router steps on validation text", 0, 10**9)] = 10
+    closing_steps: Annotated[  # ours, measured
+        int,
+        setting("router steps at the end with the zero expert, on validation and ordinary text; 0.6 of steps at most", 1, 10**6),
+    ] = 60
+    ordinary_tokens: Annotated[  # ours, measured: what those steps read
+        int, setting("of ordinary text for them: the base's own answers, made once", 128, 10**8)
+    ] = 32_000
     balance_weight: Annotated[float, setting("of the load-balance loss, where it is not constant", 0, 1e3)] = 0.01
     weight_decay: Annotated[float, setting("", 0, 1)] = 0.01
     validation_rows: Annotated[  # ours
@@ -254,6 +272,12 @@ class Config:
             first = FORMS[self.model.expert_form].learning_rate
         final = self.train.final_learning_rate
         return first, first / 10 if final is None else final
+
+    @property
+    def has_zero_expert(self) -> bool:
+        """Whether a training ends with a zero expert: with parallel experts, unless it is turned off."""
+        wanted = self.model.zero_expert
+        return not FORMS[self.model.expert_form].is_low_rank if wanted is None else wanted
 
     def storage(self, layout: str | None = None, format_name: str | None = None) -> Storage:
         """How the exported file holds what training changes; arguments go before the file's settings.

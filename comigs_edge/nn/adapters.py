@@ -81,6 +81,21 @@ class Adapters:
         """
         return cls(layout, hparams, {name: torch.from_numpy(arrays[name]) for name in expected_shapes(layout, hparams)})
 
+    def with_zero(self, seed: int) -> Adapters:
+        """The same experts, shared, and routers (copies) that may also choose a zero expert; those rows are drawn."""
+        other = Adapters.initial(self.layout.with_zero(), self.hparams, seed)
+        for name, tensor in self.named.items():
+            if is_router(name):
+                other.named[name][: len(tensor)] = tensor
+        shared = {name: tensor for name, tensor in self.named.items() if not is_router(name)}
+        return Adapters(other.layout, self.hparams, {name: shared.get(name, tensor) for name, tensor in other.named.items()})
+
+    def without_zero(self) -> Adapters:
+        """The same experts and routers, shared, without the zero expert."""
+        layout = self.layout.without_zero()
+        shapes = expected_shapes(layout, self.hparams)
+        return Adapters(layout, self.hparams, {name: self.named[name][: shape[0]] for name, shape in shapes.items()})
+
     def to(self, device: torch.device) -> Adapters:
         """The same on another device."""
         return Adapters(self.layout, self.hparams, {name: tensor.to(device) for name, tensor in self.named.items()})

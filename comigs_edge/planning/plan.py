@@ -32,6 +32,7 @@ LINES: dict[str, Any] = {  # of a training's plan, which --plan may fix -> type 
     "specialists": _MODEL["specialists"], "batch": _TRAIN["batch"], "context": _TRAIN["context"],
     "threads": _TRAIN["threads"], "precision": Precision, "keep": bool, "checkpointing": Checkpointing, "backend": Backend,
     "device": Processor, "blocks": _MODEL["blocks"], "cache": bool,
+    "zero_expert": bool,
 }  # fmt: skip
 CHAT_LINES: dict[str, Any] = {name: _CHAT[name] for name in ("threads", "mmap", "cache", "batch")}
 RESULTS = ("specialists", "batch", "context", "precision", "blocks", "cache", "device")  # what the result depends on
@@ -100,16 +101,29 @@ def make(
         raise _too_many_blocks(fixed["blocks"], base.num_blocks)
     if fixed.get("blocks") == base.num_blocks:
         fixed = fixed | {"blocks": 0}
+    if fixed.get("zero_expert") and FORMS[settings.model.expert_form].is_low_rank:
+        raise ComigsError(
+            "zero_expert = true is asked for and only parallel experts can have one; train with: --plan zero_expert=false"
+        )
     if fixed.get("precision") == "bfloat16":
         _check_bfloat16(device, rates, fixed.get("device"))
     disk = int(RULES["cache"]["share"] * shutil.disk_usage(home.root).free)
     if settings.train.cache_mb is not None:
         disk = settings.train.cache_mb * 10**6
-    return planner.make(
+    plan = planner.make(
         profile, base, rates, fixed, memory=profile.memory or device.memory_limit or device.memory,
         free=min(device.usable_memory, profile.memory or device.usable_memory), tokens=training_tokens(home, settings),
         disk=disk, steps=settings.train.steps,
     )  # fmt: skip
+    return plan if "zero_expert" in fixed else _with_zero_expert(plan, settings)
+
+
+def _with_zero_expert(plan: Plan, settings: Config) -> Plan:
+    has_one = settings.has_zero_expert
+    reason = (
+        "the router learns when the base should speak alone" if has_one else f"none beside {settings.model.expert_form} experts"
+    )
+    return replace(plan, zero_expert=has_one, reasons=plan.reasons | {"zero_expert": reason})
 
 
 def _check_bfloat16(device: Device, rates: Rates | None, wanted: str | None) -> None:
@@ -166,6 +180,7 @@ def fixed_lines(home: Home, settings: Config, flags: dict[str, Any], resume: boo
         "specialists": settings.model.specialists, "batch": train.batch, "context": train.context,
         "threads": train.threads, "precision": train.precision, "checkpointing": train.checkpointing,
         "keep": None if train.base is None else train.base == "dequantised", "blocks": settings.model.blocks,
+        "zero_expert": settings.model.zero_expert,
     } | flags  # fmt: skip
     asked = {name: value for name, value in asked.items() if value is not None}
     return (_earlier_lines(home, settings, asked) if resume is not False else {}) | asked
@@ -213,7 +228,8 @@ def settings_of(settings: Config, plan: Plan) -> Config:
         settings.train, batch=plan.batch, context=plan.context, threads=plan.threads, precision=plan.precision,
         base="dequantised" if plan.keep else "quantised", checkpointing=plan.checkpointing,
     )  # fmt: skip
-    return replace(settings, model=replace(settings.model, specialists=plan.specialists, blocks=plan.blocks), train=train)
+    model = replace(settings.model, specialists=plan.specialists, blocks=plan.blocks, zero_expert=plan.zero_expert)
+    return replace(settings, model=model, train=train)
 
 
 def parse(lines: Iterable[str], known: dict[str, Any] = LINES) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def run_training(run: TrainingRun, pauses: Pauses, fleet: Fleet | None, screen: 
 
     What the disk refuses meanwhile is said once and tried again; raises `ComigsError` if at the end nothing could be saved.
     """
-    trainer, tokens, is_said = run.trainer, 0, False
+    tokens, is_said = 0, False
     started = saved = pauses.working_time()
 
     def save(older_than: float) -> None:
@@ -73,13 +73,13 @@ def run_training(run: TrainingRun, pauses: Pauses, fleet: Fleet | None, screen: 
         save(older_than=PAUSE_SAVES)
 
     with stop_on_signal() as stop:
-        for event in trainer.run():
+        for event in run.steps():
             tokens += event.tokens
             run.count(event)
             screen.show_step(event, tokens)
             if fleet is not None:
                 fleet.after(event)
-            if not stop and not trainer.is_done:
+            if not stop and not run.is_done:
                 save(older_than=run.settings.train.checkpoint_minutes * 60)
                 pauses.wait(stop, prepare_pause)
                 screen.show_phase(event.phase)

@@ -7,6 +7,7 @@ made is kept after every few answers, so a making that was killed goes on. Bases
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -14,6 +15,7 @@ from typing import Literal, NamedTuple
 from comigs_edge import files
 from comigs_edge.data.document import Message
 from comigs_edge.data.tokenizer import Encoded, Tokenizer
+from comigs_edge.errors import EXPECTED
 from comigs_edge.nn.weights import Base
 from comigs_edge.nn.writing import rows_at_once, write
 from comigs_edge.progress import SILENT, Progress
@@ -47,11 +49,15 @@ def ask(tokenizer: Tokenizer, part: Part) -> Asked:
 
 
 class OrdinaryText:
-    """One part of the ordinary text of a base, in a file of `folder`; `answers` grow to at least `tokens` tokens."""
+    """One part of the ordinary text of a base, in a file of `folder`; `answers` grow to at least `tokens` tokens.
 
-    def __init__(self, folder: Path, base_sha256: str, part: Part, tokens: int) -> None:
+    What `make` will need of the tokenizer is read here: it is gone when the base is loaded.
+    """
+
+    def __init__(self, folder: Path, base_sha256: str, part: Part, tokens: int, tokenizer: Tokenizer) -> None:
         self.path, self.part, self.tokens = folder / f"ordinary-{part}-{base_sha256[:16]}.json", part, tokens
         self.answers = _read(self.path)
+        self.asked = Asked([], frozenset()) if self.is_complete else ask(tokenizer, part)
 
     @property
     def num_tokens(self) -> int:
@@ -63,18 +69,19 @@ class OrdinaryText:
         """Whether there are enough."""
         return self.num_tokens >= self.tokens
 
-    def make(self, base: Base, asked: Asked, progress: Progress = SILENT) -> None:
-        """Lets the base write what is missing; `progress` gets tokens. Raises `OSError` where the disk refuses."""
+    def make(self, base: Base, progress: Progress = SILENT) -> None:
+        """Lets the base write what is missing; `progress` gets tokens."""
         for path in self.path.parent.glob(f"ordinary-{self.part}-*.json"):
             if path != self.path:  # of another base
                 path.unlink()
-        rows, prompts = rows_at_once(base, LENGTH), asked.prompts
+        rows, (prompts, ends) = rows_at_once(base, LENGTH), self.asked
         while not self.is_complete:
             done = len(self.answers)  # which also says what is asked next, and the seed
             chosen = [prompts[number % len(prompts)] for number in range(done, done + rows)]
-            for prompt, ids in zip(chosen, write(base, chosen, LENGTH, TEMPERATURE, asked.ends, done), strict=True):
+            for prompt, ids in zip(chosen, write(base, chosen, LENGTH, TEMPERATURE, ends, done), strict=True):
                 self.answers.append(Encoded(ids, [place >= len(prompt) for place in range(len(ids))]))
-            files.write_atomic(self.path, json.dumps(self.answers).encode())
+            with suppress(*EXPECTED):  # then it is made again next time
+                files.write_atomic(self.path, json.dumps(self.answers).encode())
             progress(min(self.num_tokens, self.tokens), self.tokens)
 
 

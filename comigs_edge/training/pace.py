@@ -43,7 +43,8 @@ def steps_within(run: TrainingRun, minutes: float) -> int:
 def steps_that_fit(seconds: float, pace: Pace, plan: Schedule, has_router: bool) -> int:
     """The most expert steps (at least one) whose training takes no longer than `seconds`, by the same schedule.
 
-    A router step is counted as an expert step; there is one validation at the start and one after every period.
+    A router step is counted as an expert step; there is one validation at the start and one after every period, and one after
+    the closing phase.
     """
 
     def cost(steps: int) -> float:
@@ -52,7 +53,9 @@ def steps_that_fit(seconds: float, pace: Pace, plan: Schedule, has_router: bool)
         total = plain * pace.step + (steps - plain) * pace.quantised_step
         total -= pace.saved * max(0.0, steps - pace.epoch)
         router = total * of_steps.router_due(steps) / steps if has_router else 0
-        return total + router + pace.validation * (1 + math.ceil(steps / plan.router_period))
+        closing = of_steps.closing * (pace.quantised_step if plan.block_format else pace.step)
+        validations = 1 + math.ceil(steps / plan.router_period) + bool(closing)
+        return total + router + closing + pace.validation * validations
 
     steps = 1
     while cost(steps + 1) <= seconds:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import gc
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 
 import torch
 from torch import Tensor
 
 from comigs_edge.arrays import digest
-from comigs_edge.data.tokenizer import Tokenizer, encode
+from comigs_edge.data.tokenizer import Tokenizer
 from comigs_edge.errors import ComigsError
-from comigs_edge.home.config import Config
 from comigs_edge.home.folder import Home, corpus
 from comigs_edge.home.marks import Mark, read_mark
 from comigs_edge.home.versions import load, read_manifest, save, versions
@@ -25,13 +25,14 @@ from comigs_edge.progress import SILENT, Progress
 from comigs_edge.training import checkpoint
 from comigs_edge.training.activation_cache import ActivationCache, Key, clear
 from comigs_edge.training.batches import Batch, Rows
+from comigs_edge.training.closing import PROGRESS, Closing
 from comigs_edge.training.learned import KEY, join_learned
 from comigs_edge.training.memory import tune_allocator
+from comigs_edge.training.ordinary import OrdinaryText
 from comigs_edge.training.schedule import Schedule, make_schedule
+from comigs_edge.training.text import TOKENS, open_ordinary, read_rows
 from comigs_edge.training.trainer import Event, Trainer
 from coordinator.protocol.wire import Arrays
-
-TOKENS = 1_500_000  # of training text that are read at least: seven times what the default steps take
 
 
 def open_training(home: Home, resolved: Resolved, progress: Progress = SILENT) -> TrainingRun:
@@ -45,28 +46,37 @@ def open_training(home: Home, resolved: Resolved, progress: Progress = SILENT) -
     refused: list[str] = []
     # The tokenizer is gone before the base is loaded.
     tokens = max(TOKENS, settings.train.steps * plan.batch * plan.context)
-    rows = read_rows(home, settings, plan.context, Tokenizer(home.base_file), refused, progress, tokens)
+    tokenizer = Tokenizer(home.base_file)
+    rows = read_rows(home, settings, plan.context, tokenizer, refused, progress, tokens)
+    ordinary = open_ordinary(home, settings, tokenizer) if settings.has_zero_expert else []
+    del tokenizer
     base = open_base(home.base_file, plan.threads, plan.keep, getattr(torch, plan.precision), plan.device)
     gc.collect()
     tune_allocator(lean=not plan.keep)  # gives back what loading took
-    run = TrainingRun(home, resolved, base, rows)
+    run = TrainingRun(home, resolved, base, rows, ordinary)
     if refused:
         run.warnings.append(f"{len(refused)} chats were left out: {refused[0]}")
     return run
 
 
 class TrainingRun:
-    """A home's text and base in memory, and from `begin` on the trainer; this is where its state is saved."""
+    """A home's text and base in memory, and from `begin` on the trainer; this is where its state is saved.
 
-    def __init__(self, home: Home, resolved: Resolved, base: Base, rows: tuple[Rows, Rows]) -> None:
+    `ordinary` text has two parts, of the closing phase and for the test; without it there is no closing phase.
+    """
+
+    def __init__(
+        self, home: Home, resolved: Resolved, base: Base, rows: tuple[Rows, Rows], ordinary: Sequence[OrdinaryText] = ()
+    ) -> None:
         self.home, self.settings, self.plan = home, resolved.settings, resolved.plan
-        self.base, self.rows = base, rows  # rows: of training and of validation text
+        self.base, self.rows, self.ordinary = base, rows, ordinary  # rows: of training and of validation text
         self.text = " ".join(each.digest() for each in rows)  # losses are of this text
         self.warnings: list[str] = []
         self.resumed = False
         self.learned: list[int] | None = None  # numbers of the files that are trained on, `learned.py`
         self.mark = self.best_mark = Mark()  # of the generalist that is trained, and of the best one
         self.trainer: Trainer  # from `begin` on
+        self.closing: Closing | None = None
 
     # Start --------------------------------------------------------------------------------------------------------
 
@@ -98,14 +108,14 @@ class TrainingRun:
         wanted = plan_experts(self.settings.model, self.base.hparams)
         if resume is None and versions(self.home.adapters):
             saved = load(self.home.adapters, self.base.hparams, self.settings.base.sha256)
-            if saved.layout != wanted:
+            if (layout := saved.layout.without_zero()) != wanted:
                 raise ComigsError(
-                    f"the settings ask for {_differences(asdict(wanted), asdict(saved.layout))}; go back to that, or "
+                    f"the settings ask for {_differences(asdict(wanted), asdict(layout))}; go back to that, or "
                     "start anew with: comigs-edge train --fresh"
                 )
             self.mark = self.best_mark = read_mark(saved.manifest)
             self.learned = join_learned(corpus(self.home, self.settings), saved.manifest)
-            return Adapters.from_arrays(saved.layout, self.base.hparams, saved.arrays)
+            return Adapters.from_arrays(saved.layout, self.base.hparams, saved.arrays).without_zero()
         self.learned = join_learned(corpus(self.home, self.settings), None)
         return Adapters.initial(wanted, self.base.hparams, self.settings.train.seed)
 
@@ -113,7 +123,10 @@ class TrainingRun:
         if progress["base_sha256"] != self.settings.base.sha256:
             raise ComigsError("the interrupted training belongs to another base; start anew with: comigs-edge train --fresh")
         schedule, layout = Schedule(**progress["schedule"]), ExpertsConfig(**progress["layout"])
-        wanted = asdict(make_schedule(self.settings, self.plan.batch, steps or schedule.steps))
+        asked = make_schedule(self.settings, self.plan.batch, steps or schedule.steps)
+        if PROGRESS not in progress:  # what comes at the end can still be chosen, and was not there in earlier versions
+            schedule = replace(schedule, closing_steps=asked.closing_steps)
+        wanted = asdict(asked)
         wanted |= asdict(plan_experts(self.settings.model, self.base.hparams))
         saved = asdict(schedule) | asdict(layout)
         if wanted != saved:
@@ -123,7 +136,11 @@ class TrainingRun:
             )
         trainer = self._cached_trainer(Adapters.initial(layout, self.base.hparams, self.settings.train.seed), schedule)
         trainer.restore(arrays, progress)
-        if progress.get("text", self.text) != self.text:
+        if progress.get("text", self.text) == self.text:
+            if PROGRESS in progress:
+                self.closing = self._make_closing(trainer)
+                self.closing.restore(arrays, progress)
+        else:
             trainer.measure_anew()
             self.warnings.append(
                 "your text has changed since this training began: it continues from what it learned, and is measured anew; "
@@ -156,6 +173,44 @@ class TrainingRun:
         )
         return training, validation
 
+    # Steps --------------------------------------------------------------------------------------------------------
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole training."""
+        return self.trainer.total_steps + (self.trainer.schedule.closing if self.ordinary else 0)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all steps have been done, those of the closing phase too if there is something to close."""
+        return self.trainer.is_done and (not self._closes or (self.closing is not None and self.closing.is_done))
+
+    @property
+    def _closes(self) -> bool:
+        trainer = self.trainer
+        return bool(self.ordinary) and trainer.schedule.closing > 0 and self._has_improved
+
+    @property
+    def _has_improved(self) -> bool:
+        return self.trainer.first_loss is not None and self.trainer.best_loss < self.trainer.first_loss
+
+    def steps(self) -> Iterator[Event]:
+        """Does step after step; stop iterating to interrupt."""
+        yield from self.trainer.run()
+        if self._closes:
+            self.closing = self.closing or self._make_closing(self.trainer)
+            yield from self.closing.run()
+
+    def make_ordinary(self, progress: Progress = SILENT) -> None:
+        """Lets the base write its ordinary text, which takes minutes once; `progress` gets tokens."""
+        for text in self.ordinary:
+            text.make(self.base, progress)
+
+    def _make_closing(self, trainer: Trainer) -> Closing:
+        self.make_ordinary()
+        seed = self.settings.train.seed
+        return Closing(trainer, Rows(self.ordinary[0].answers, self.plan.context, seed), seed, self._model)
+
     def count(self, event: Event) -> None:
         """After each step: what the generalist has learned."""
         if event.phase == "expert":
@@ -171,10 +226,12 @@ class TrainingRun:
         Nothing else marks a training as finished, and here its adapters are on disk before: a kill in between costs the time
         since the last checkpoint, never the result.
         """
-        trainer = self.trainer
-        version = self.publish() if trainer.is_done else None
-        arrays, progress = trainer.state()
-        progress |= {"finished": trainer.is_done, "base_sha256": self.settings.base.sha256, "text": self.text}
+        version = self.publish() if self.is_done else None
+        arrays, progress = self.trainer.state()
+        if self.closing is not None:
+            more, phase = self.closing.state()
+            arrays, progress = arrays | more, progress | phase
+        progress |= {"finished": self.is_done, "base_sha256": self.settings.base.sha256, "text": self.text}
         progress |= self.mark.facts() | self.best_mark.facts("best") | {KEY: self.learned}
         checkpoint.save(self.home.state, arrays, progress)
         return version
@@ -182,7 +239,7 @@ class TrainingRun:
     def end(self) -> int | None:
         """Saves and publishes a training that has finished or was interrupted; returns the adapters' version if they have one."""
         version = self.save()
-        if not self.trainer.is_done:
+        if not self.is_done:
             return self.publish()
         self.drop_caches()
         forget(self.home)
@@ -202,45 +259,28 @@ class TrainingRun:
         return bool(state and state.progress and not state.progress["finished"])
 
     def publish(self) -> int | None:
-        """Makes the best state the newest adapters; None if the training has made nothing better than its start."""
+        """Makes the best state the newest adapters, closed if the training is done; None if nothing is better than its start."""
         trainer = self.trainer
-        if trainer.first_loss is None or not trainer.best_loss < trainer.first_loss:
+        if not self._has_improved:
             return None
+        arrays, layout, loss = self._result()
         there = versions(self.home.adapters)
-        if there and read_manifest(self.home.adapters, there[-1])["sha256"] == digest(trainer.best):
+        if there and read_manifest(self.home.adapters, there[-1])["sha256"] == digest(arrays):
             return there[-1]
         notes = {
-            "validation_loss": trainer.best_loss, "validation_loss_before": trainer.first_loss,
+            "validation_loss": loss, "validation_loss_before": trainer.first_loss,
             "expert_steps": trainer.expert_steps, "router_steps": trainer.router_steps,
             "block_format": trainer.schedule.block_format, **self.best_mark.facts(), KEY: self.learned,
         }  # fmt: skip
-        return save(self.home.adapters, trainer.best, trainer.adapters.layout, self.settings.base.sha256, notes)
+        return save(self.home.adapters, arrays, layout, self.settings.base.sha256, notes)
+
+    def _result(self) -> tuple[Arrays, ExpertsConfig, float]:
+        """What is published, and its validation loss; a closing phase that has spoiled a slight gain is left out."""
+        trainer, closing = self.trainer, self.closing
+        if closing is not None and closing.is_done and trainer.first_loss is not None and closing.loss < trainer.first_loss:
+            return closing.adapters.arrays(), closing.adapters.layout, closing.loss
+        return trainer.best, trainer.adapters.layout, trainer.best_loss
 
 
 def _differences(wanted: dict[str, object], saved: dict[str, object]) -> str:
     return ", ".join(f"{key} = {wanted[key]} where it is {saved[key]}" for key in wanted if wanted[key] != saved.get(key))
-
-
-def read_rows(
-    home: Home, settings: Config, context: int, tokenizer: Tokenizer, refused: list[str], progress: Progress,
-    tokens: int = TOKENS,
-) -> tuple[Rows, Rows]:  # fmt: skip
-    """Training and validation rows, of `context` tokens, of the home's text; raises `ComigsError` if there is too little.
-
-    Of long text they have the first `tokens` tokens of training text, and an eighth as many for validation; documents stand in
-    the order of their hashes, so that is a fair part. Adds to `refused` a sentence for each chat that cannot be used.
-    """
-    documents = corpus(home, settings)
-    documents.check_enough()
-    training, validation = (
-        encode(documents, tokenizer, split, refused, progress, limit, with_end=True)
-        for split, limit in (("training", tokens), ("validation", tokens // 8))
-    )
-    try:
-        return Rows(training, context, settings.train.seed), Rows(validation, context, settings.train.seed)
-    except ComigsError:
-        if not refused:
-            raise
-        raise ComigsError(
-            f"all chats were left out ({refused[0]}); add text, or choose another base: comigs-edge init --force --base FILE"
-        ) from None

@@ -37,7 +37,7 @@ from coordinator.protocol.wire import Arrays
 
 OFFSETS = "router.offsets"  # name of their moments in a state
 
-Phase = Literal["expert", "router"]
+Phase = Literal["expert", "router", "closing"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ class Trainer:
         }
         if self.router is not None and self.router.of_offsets is not None:
             self._learners[OFFSETS] = self.router.of_offsets, self.router.offsets
-        learns = bool(routers) and router_rows is None and not schedule.jointly
+        learns = (bool(routers) or schedule.closing > 0) and router_rows is None and not schedule.jointly
         self.validation = Validation(model, validation, schedule, None if caches is None else caches[1], learns)
         self.router_rows = self.validation.router_rows if router_rows is None else router_rows
 

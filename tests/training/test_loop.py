@@ -23,7 +23,7 @@ class Life:
         self.trainer = self.fleet = self.screen = self.pauses = self
         self.pause_at = None
 
-    def run(self):
+    def steps(self):
         while not self.is_done:
             self.done += 1
             self.now += 2 * MINUTE

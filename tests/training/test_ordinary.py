@@ -17,8 +17,10 @@ def asked(tiny_path):
     return ask(Tokenizer(tiny_path), "learning")
 
 
-def text(folder, tokens=400, part="learning", sha256="a" * 64):
-    return OrdinaryText(folder, sha256, part, tokens)
+@pytest.fixture
+def text(tiny_path):
+    tokenizer = Tokenizer(tiny_path)
+    return lambda folder, tokens=400, part="learning", sha256="a" * 64: OrdinaryText(folder, sha256, part, tokens, tokenizer)
 
 
 def test_instructions_are_each_there_once_and_those_of_the_test_are_no_others():
@@ -39,10 +41,11 @@ def test_a_base_without_a_template_writes_from_its_start_token(tmp_path):
     assert ask(Tokenizer(path), "learning").prompts == [[1]]
 
 
-def test_answers_are_scored_where_the_base_wrote_and_end_where_it_did(tmp_path, tiny_base, tiny_path):
+def test_answers_are_scored_where_the_base_wrote_and_end_where_it_did(tmp_path, tiny_base, tiny_path, text):
     short = Asked([[5, 90], [7, 8, 9]], frozenset({2}))
     made = text(tmp_path, 2000)
-    made.make(tiny_base, short)
+    made.asked = short
+    made.make(tiny_base)
     assert 2000 <= made.num_tokens < 2000 + 64 * ordinary.LENGTH
     for number, (ids, scored) in enumerate(made.answers):
         prompt = short.prompts[number % 2]
@@ -53,11 +56,11 @@ def test_answers_are_scored_where_the_base_wrote_and_end_where_it_did(tmp_path, 
     assert llama_logits(tiny_path, ids).isfinite().all()
 
 
-def test_a_making_that_was_killed_goes_on_to_the_same_text(tmp_path, tiny_base, asked, monkeypatch):
+def test_a_making_that_was_killed_goes_on_to_the_same_text(tmp_path, tiny_base, text, monkeypatch):
     monkeypatch.setattr(ordinary, "rows_at_once", lambda base, length: 4)
     straight, seen = text(tmp_path / "one", 2000), []
     straight.path.parent.mkdir()
-    straight.make(tiny_base, asked, lambda done, total: seen.append((done, total)))
+    straight.make(tiny_base, lambda done, total: seen.append((done, total)))
     assert seen == sorted(seen)
     assert seen[-1] == (2000, 2000)
 
@@ -67,32 +70,32 @@ def test_a_making_that_was_killed_goes_on_to_the_same_text(tmp_path, tiny_base, 
     cut = text(tmp_path, 2000)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            cut.make(tiny_base, asked, killed)
+            cut.make(tiny_base, killed)
         cut = text(tmp_path, 2000)
         assert 0 < cut.num_tokens < 2000
-    cut.make(tiny_base, asked)
+    cut.make(tiny_base)
     assert cut.answers == straight.answers == text(tmp_path).answers
     more = text(tmp_path, 2500)
-    more.make(tiny_base, asked)
+    more.make(tiny_base)
     assert more.answers[: len(cut.answers)] == cut.answers
 
 
-def test_a_complete_text_is_not_made_again_and_a_damaged_one_is(tmp_path, tiny_base, asked):
+def test_a_complete_text_is_not_made_again_and_a_damaged_one_is(tmp_path, tiny_base, text):
     made = text(tmp_path)
-    made.make(tiny_base, asked)
+    made.make(tiny_base)
     before = made.path.stat().st_mtime_ns
     again = text(tmp_path)
     assert again.is_complete
-    again.make(tiny_base, asked)
+    again.make(tiny_base)
     assert made.path.stat().st_mtime_ns == before
     for damage in (b"", b"[[1, 2", json.dumps([1, 2]).encode()):
         made.path.write_bytes(damage)
         assert text(tmp_path).answers == []
 
 
-def test_a_home_keeps_the_text_of_one_base_and_both_parts_of_it(tmp_path, tiny_base, asked):
+def test_a_home_keeps_the_text_of_one_base_and_both_parts_of_it(tmp_path, tiny_base, text):
     for part, sha256 in (("learning", "a" * 64), ("test", "a" * 64), ("learning", "b" * 64)):
-        text(tmp_path, 100, part, sha256).make(tiny_base, asked)
+        text(tmp_path, 100, part, sha256).make(tiny_base)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         f"ordinary-learning-{'b' * 16}.json", f"ordinary-test-{'a' * 16}.json"
     ]  # fmt: skip

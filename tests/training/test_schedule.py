@@ -12,13 +12,24 @@ BASE = BaseConfig("tiny", "ab" * 32, 1)
 TRAIN = TrainConfig(
     steps=7, batch=3, expert_learning_rate=0.5, final_learning_rate=0.25, router_learning_rate=0.125,
     router_offset_rate=0.0625, rates_by_weight=False, warmup_steps=5, router_period=11, router_steps=13,
-    balance_weight=0.03, weight_decay=0.07, validation_rows=17,
+    balance_weight=0.03, weight_decay=0.07, validation_rows=17, closing_steps=19,
 )  # fmt: skip
-ELSEWHERE = {"context", "threads", "precision", "base", "checkpointing", "cache_mb", "checkpoint_minutes", "seed"}
+MODEL = ModelConfig(expert_form="parallel")
+ELSEWHERE = {
+    "context",
+    "threads",
+    "precision",
+    "base",
+    "checkpointing",
+    "cache_mb",
+    "checkpoint_minutes",
+    "seed",
+    "ordinary_tokens",
+}
 
 
 def test_every_setting_of_a_training_reaches_its_schedule():
-    plan, default = make_schedule(Config(base=BASE, train=TRAIN), TRAIN.batch, None), TrainConfig()
+    plan, default = make_schedule(Config(base=BASE, model=MODEL, train=TRAIN), TRAIN.batch, None), TrainConfig()
     names = {each.name for each in fields(TrainConfig)} - ELSEWHERE
     assert names <= {each.name for each in fields(Schedule)}
     for name in names:
@@ -35,6 +46,16 @@ def test_how_the_file_holds_the_experts_reaches_the_schedule():
 def test_each_form_learns_at_the_rate_that_was_measured_for_it(form, rate):
     plan = make_schedule(Config(base=BASE, model=ModelConfig(expert_form=form)), 8, None)
     assert (plan.expert_learning_rate, plan.final_learning_rate) == (rate, pytest.approx(rate / 10))
+
+
+@pytest.mark.parametrize(("form", "zero", "steps"), [("parallel", None, 60), ("parallel", False, 0), ("lora", None, 0)])
+def test_a_training_of_parallel_experts_ends_with_a_zero_expert_unless_it_is_turned_off(form, zero, steps):
+    plan = make_schedule(Config(base=BASE, model=ModelConfig(expert_form=form, zero_expert=zero)), 8, None)
+    assert plan.closing == plan.closing_steps == steps
+
+
+def test_behind_a_short_training_the_closing_phase_is_short_too():
+    assert [schedule(steps=steps, closing_steps=60).closing for steps in (1, 10, 100, 101, 10**6)] == [1, 6, 60, 60, 60]
 
 
 def test_learning_rate_warms_up_and_ends_at_the_final_rate():

@@ -1,0 +1,94 @@
+"""The closing phase of a training: the best state gets a zero expert, and the router alone learns when to be silent.
+
+It learns from the device's validation text and from ordinary text, half of the rows each: where the experts help it calls them,
+elsewhere the base is to speak alone. The experts are those of the best state to the last bit, and what comes out is what is kept.
+docs/results.md has what was tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import torch
+
+from comigs_edge.arrays import select
+from comigs_edge.nn.adapters import Adapters
+from comigs_edge.nn.model import Model
+from comigs_edge.training.batches import Batch, Rows
+from comigs_edge.training.checkpoint import Progress
+from comigs_edge.training.trainer import Event, Trainer
+from coordinator.protocol.wire import Arrays
+
+PREFIX = "closing."  # of its arrays in a checkpoint, and with `PROGRESS` of what JSON can hold
+PROGRESS = "closing"
+
+
+class MixedRows(Rows):
+    """Batches of which the first half of the rows is the device's own text and the other half ordinary text."""
+
+    def __init__(self, own: Rows, ordinary: Rows) -> None:
+        self.own, self.ordinary = own, ordinary
+
+    def batch(self, number: int, size: int) -> Batch:
+        """The batch with this number; of an odd `size` every other batch has one row more of the one or the other."""
+        count = size * (number + 1) // 2 - size * number // 2
+        parts = self.own.batch(number, size - count), self.ordinary.batch(number, count)
+        tensors = {
+            name: torch.cat([getattr(part, name) for part in parts]) for name in ("tokens", "documents", "targets", "scored")
+        }
+        return Batch(**tensors, places=())
+
+
+class Closing:
+    """The closing phase of the training that `main` has done; `arrays` are what it ends with."""
+
+    def __init__(self, main: Trainer, ordinary: Rows, seed: int, make_model: Callable[[Adapters], Model]) -> None:
+        self.main = main
+        best = Adapters.from_arrays(main.adapters.layout, main.adapters.hparams, main.best)
+        schedule = replace(
+            main.schedule, steps=1, router_period=1, router_steps=main.schedule.closing, balance_weight=0.0, jointly=False
+        )  # fmt: skip
+        self._trainer = Trainer(make_model(best.with_zero(seed)), main.training, main.validation.rows, schedule)
+        self._trainer.router_rows = MixedRows(self._trainer.validation.router_rows, ordinary)
+        self._trainer.expert_steps, self._trainer.first_loss = 1, main.best_loss  # all that is left are router steps
+
+    @property
+    def adapters(self) -> Adapters:
+        """What is trained: experts that stay as they are, and the router."""
+        return self._trainer.adapters
+
+    @property
+    def steps(self) -> int:
+        """Those that were done."""
+        return self._trainer.router_steps
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all of them are."""
+        return self._trainer.is_done
+
+    @property
+    def loss(self) -> float:
+        """Validation loss of what came out, nats a token."""
+        return self._trainer.last_loss
+
+    def run(self) -> Iterator[Event]:
+        """Does step after step, counted behind those of `main`; stop iterating to interrupt."""
+        done = self.main.expert_steps, self.main.router_steps
+        for event in self._trainer.run():
+            router_steps = done[1] + event.router_steps
+            yield replace(event, phase="closing", expert_steps=done[0], router_steps=router_steps, is_best=False)
+
+    def state(self) -> tuple[Arrays, Progress]:
+        """What a checkpoint needs beside the state of `main`: router and moments; the arrays are views."""
+        arrays, progress = self._trainer.state()
+        kept = {PREFIX + name: array for name, array in arrays.items() if name.split(".")[1] == "router" and name[:5] != "best."}
+        return kept, {PROGRESS: {name: progress[name] for name in ("router_steps", "last_loss")}}
+
+    def restore(self, arrays: Arrays, progress: Progress) -> None:
+        """The reverse of `state`, after the same `main`."""
+        current = {f"current.{name}": array for name, array in self.adapters.arrays().items()}
+        self._trainer.restore(current | select(arrays, PREFIX), {
+            "expert_steps": 1, "first_loss": self.main.best_loss, "best_loss": float("inf"), **progress[PROGRESS]
+        })  # fmt: skip

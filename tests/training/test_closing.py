@@ -1,0 +1,166 @@
+"""The closing phase: the best state gets a zero expert, and the router alone learns."""
+
+import pytest
+import torch
+
+from comigs_edge.arrays import digest
+from comigs_edge.data.tokenizer import Encoded
+from comigs_edge.errors import ComigsError
+from comigs_edge.home.folder import Home
+from comigs_edge.home.versions import load, read_manifest
+from comigs_edge.nn.adapters import Adapters
+from comigs_edge.nn.experts import ExpertsConfig, is_router
+from comigs_edge.planning.plan import resolve
+from comigs_edge.training import checkpoint
+from comigs_edge.training.batches import Rows
+from comigs_edge.training.closing import MixedRows
+from comigs_edge.training.run import open_training
+
+STEPS = 5  # and three closing ones
+
+
+@pytest.fixture
+def opened(ready):
+    home = Home(ready)
+    home.state.mkdir(exist_ok=True)  # as the lock does that a command takes
+    return lambda *lines: open_training(home, resolve(home, home.settings(), lines=["threads=1", *lines]))
+
+
+def train(run, resume=False, stop_after=None):
+    run.begin(None if resume else STEPS, resume)
+    for number, _ in enumerate(run.steps(), 1):
+        if number == stop_after:
+            break
+    return run.end()
+
+
+def newest(run):
+    saved = load(run.home.adapters, run.base.hparams, run.settings.base.sha256)
+    return Adapters.from_arrays(saved.layout, run.base.hparams, saved.arrays)
+
+
+@pytest.mark.parametrize("specialists", [0, 1, 2])
+def test_what_is_kept_is_the_best_state_with_a_zero_expert_and_another_router(opened, specialists):
+    run = opened(f"specialists={specialists}")
+    assert train(run) == 1
+    kept, best = newest(run), run.trainer.best
+    assert kept.layout == ExpertsConfig(specialists, 8, 16.0, 2, False, "parallel", 32, zero_expert=True)
+    for name, tensor in kept.named.items():
+        assert torch.equal(tensor, torch.from_numpy(best[name])) if not is_router(name) else len(tensor) == specialists + 2
+    if specialists:
+        assert not torch.equal(kept.named["router.blk.1"][:-1], torch.from_numpy(best["router.blk.1"]))
+    manifest = read_manifest(run.home.adapters, 1)
+    assert manifest["validation_loss"] == run.closing.loss < manifest["validation_loss_before"]
+    assert run.make_trainer(kept).validate() == pytest.approx(run.closing.loss, abs=1e-6)
+
+
+def test_router_rows_are_half_the_devices_own_and_half_ordinary():
+    own, ordinary = (Rows([Encoded([token] * 200, [True] * 200)], 8, 0) for token in (5, 7))
+    mixed = MixedRows(own, ordinary)
+    for size, counts in ((8, [4, 4]), (3, [1, 2]), (1, [0, 1])):
+        batches = [mixed.batch(number, size) for number in range(2)]
+        assert [int((batch.tokens[:, 0] == 7).sum()) for batch in batches] == counts
+        assert all(batch.tokens.shape == (size, 8) and len(batch.targets) == 8 * size for batch in batches)
+
+
+def test_an_interruption_in_the_closing_phase_changes_no_bit_of_what_comes_out(opened):
+    straight = opened()
+    train(straight)
+    expected = digest(newest(straight).arrays())
+    for path in [*straight.home.state.glob("checkpoint-*")]:
+        path.unlink()
+    straight.home.adapters.rename(straight.home.root / "elsewhere")
+    total = straight.total_steps
+    for stop_after in (total - 2, 1):  # after the first closing step, and after the second
+        cut = opened()
+        assert train(cut, resume=cut.is_saved, stop_after=stop_after) == 1
+        assert not cut.is_done
+        assert not read_manifest(cut.home.adapters, 1)["layout"]["zero_expert"]
+    last = opened()
+    assert train(last, resume=True) == 2
+    assert digest(newest(last).arrays()) == expected
+    assert checkpoint.load(last.home.state).progress["finished"]
+
+
+def test_without_a_zero_expert_a_training_ends_with_its_best_state(opened):
+    run = opened("zero_expert=false")
+    train(run)
+    assert run.closing is None
+    assert digest(newest(run).arrays()) == digest(run.trainer.best)
+    assert not list(run.home.state.glob("ordinary-*"))
+
+
+def test_an_interrupted_training_may_still_leave_out_the_zero_expert_before_its_closing_phase(opened):
+    train(opened(), stop_after=3)
+    run = opened("zero_expert=false")
+    train(run, resume=True)
+    assert not newest(run).layout.zero_expert
+
+
+def test_training_further_goes_on_without_the_zero_expert_and_closes_again(opened):
+    run = opened()
+    train(run)
+    before = newest(run)
+    again = opened()
+    trainer = again.begin(STEPS, None)
+    assert digest(trainer.adapters.arrays()) == digest(before.without_zero().arrays())
+    for _ in again.steps():
+        pass
+    assert again.end() == 2
+    assert newest(again).layout.zero_expert
+
+
+def test_adapters_of_an_earlier_version_are_trained_further_and_get_a_zero_expert(opened):
+    run = opened("zero_expert=false")
+    train(run)
+    saved = load(run.home.adapters, run.base.hparams, run.settings.base.sha256)
+    path = run.home.adapters / "0001" / "manifest.json"
+    text = path.read_text()
+    assert '"zero_expert": false' in text  # earlier manifests and checkpoints know nothing of it
+    path.write_text(text.replace(',\n  "zero_expert": false', ""))
+    again = opened()
+    assert "zero_expert" not in read_manifest(again.home.adapters, 1)["layout"]
+    trainer = again.begin(STEPS, None)
+    assert digest(trainer.adapters.arrays()) == digest(saved.arrays)
+    for _ in again.steps():
+        pass
+    assert again.end() == 2
+    assert newest(again).layout.zero_expert
+
+
+def test_a_checkpoint_of_an_earlier_version_goes_on_and_closes(opened):
+    run = opened()
+    run.begin(STEPS, False)
+    for _ in run.trainer.run(until=3):
+        pass
+    arrays, progress = run.trainer.state()
+    del progress["schedule"]["closing_steps"], progress["layout"]["zero_expert"]
+    progress |= {"finished": False, "base_sha256": run.settings.base.sha256, "text": run.text, "learned": []}
+    checkpoint.save(run.home.state, arrays, progress | run.mark.facts() | run.best_mark.facts("best"))
+    (run.home.state / "plan.json").unlink()
+    again = opened()
+    assert train(again, resume=True) == 1
+    assert newest(again).layout.zero_expert
+
+
+def test_a_closing_phase_that_spoils_a_slight_gain_is_left_out(opened):
+    run = opened()
+    run.begin(STEPS, False)
+    for _ in run.steps():
+        pass
+    run.closing._trainer.last_loss = run.trainer.first_loss
+    run.end()
+    assert digest(newest(run).arrays()) == digest(run.trainer.best)
+
+
+def test_lora_experts_have_no_zero_expert(opened, run, tiny_path, tmp_path, monkeypatch):
+    monkeypatch.setenv("COMIGS_EDGE_HOME", str(tmp_path / "lora"))
+    run("init", "--base", tiny_path, "--expert-form", "lora")
+    home = Home(tmp_path / "lora")
+    assert not resolve(home, home.settings()).settings.has_zero_expert
+    with pytest.raises(ComigsError, match="only parallel experts can have one"):
+        resolve(home, home.settings(), lines=["zero_expert=true"])
+    text = home.config_file.read_text().replace("# zero_expert = true", "zero_expert = true")
+    home.config_file.write_text(text)
+    with pytest.raises(ComigsError, match=r"model\.zero_expert = true is for parallel experts"):
+        home.settings()
