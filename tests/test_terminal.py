@@ -262,10 +262,11 @@ def drawn(monkeypatch, width):
     screen = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
     monkeypatch.setattr(train_screen, "notes", screen)
     trainer = SimpleNamespace(
-        expert_steps=0, router_steps=0, total_steps=400, last_loss=4.428, first_loss=5.0, schedule=SimpleNamespace(steps=400)
+        expert_steps=0, router_steps=0, last_loss=4.428, first_loss=5.0, schedule=SimpleNamespace(steps=400)
     )
+    run = SimpleNamespace(trainer=trainer, steps_done=0, total_steps=400)
     clock = iter(range(0, 100_000, 1000))
-    line = TrainScreen(trainer, lambda: float(next(clock)), Path("/nowhere/holder.json"))
+    line = TrainScreen(run, lambda: float(next(clock)), Path("/nowhere/holder.json"))
     event = Event(phase="expert", expert_steps=29, router_steps=0, loss=4.679, tokens=10, validation_loss=None, is_best=False)
     line.show_step(event, 290)
     screen.print(line.make_tasks_table(line.tasks))

@@ -42,8 +42,8 @@ from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.model import Model
 from comigs_edge.nn.weights import open_base
 from comigs_edge.training.memory import tune_allocator
-from comigs_edge.training.text import read_rows
 from comigs_edge.training.schedule import make_schedule
+from comigs_edge.training.text import read_rows
 from comigs_edge.training.trainer import Trainer
 from quantize.formats import FILE_TYPES
 from quantize.gguf_file import GGUFFile

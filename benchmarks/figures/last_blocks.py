@@ -39,8 +39,8 @@ from comigs_edge.planning.plan import plan_experts
 from comigs_edge.training.batches import Rows
 from comigs_edge.training.memory import tune_allocator
 from comigs_edge.training.pace import Pace, steps_that_fit
-from comigs_edge.training.text import read_rows
 from comigs_edge.training.schedule import Schedule
+from comigs_edge.training.text import read_rows
 from comigs_edge.training.trainer import Trainer
 from profiles import available_cores, load
 

@@ -16,7 +16,10 @@ from comigs_edge.progress import Advance, count_up
 from profiles.detect import usable_memory
 
 if TYPE_CHECKING:
+    from comigs_edge.data.tokenizer import Tokenizer
+    from comigs_edge.inference.elsewhere import Elsewhere
     from comigs_edge.inference.evaluate import Score, TestText
+    from comigs_edge.nn.weights import Base
 
 MODELS = ("base", "generalist", "specialists", "mixture")
 
@@ -57,14 +60,41 @@ def evaluate(
     for name in MODELS:
         with bar(f"measuring {name}") as progress:
             scores[name] = _score(name, home, settings, text, engine, count_up(progress, tokens))
-    _report(scores, text, engine, json)
+    _report(scores, text, engine, _elsewhere(home, settings, tokenizer), json)
+
+
+def _elsewhere(home: Home, settings: Config, tokenizer: Tokenizer) -> Elsewhere:
+    """What the personal model has lost on the base's own answers, which are made if there are none yet."""
+    from comigs_edge import files
+    from comigs_edge.export import folder as models
+    from comigs_edge.inference.elsewhere import measure_elsewhere
+    from comigs_edge.nn.model import Model
+    from comigs_edge.training.ordinary import TEST_TOKENS, OrdinaryText
+
+    files.make_folder(home.state)
+    ordinary, base = OrdinaryText(home.state, settings.base.sha256, "test", TEST_TOKENS, tokenizer), _open_base(home, settings)
+    if not ordinary.is_complete:
+        with bar("the base writes answers to measure on") as progress:
+            ordinary.make(base, progress)
+    adapters, _ = models.newest_adapters(home, settings)
+    model = Model(base, adapters)
+    model.block_format = settings.storage().fake_format
+    with bar("measuring what is lost elsewhere") as progress:
+        return measure_elsewhere(model, ordinary.answers, count_up(progress, ordinary.num_tokens))
+
+
+def _open_base(home: Home, settings: Config) -> Base:
+    from comigs_edge.nn.weights import open_base
+
+    # Dequantised, a base takes five to eight times its file; where that is not free it stays in the file.
+    free = usable_memory(Path("/"))
+    return open_base(home.base_file, settings.threads("train"), keep=free is None or free > 10 * home.base_file.stat().st_size)
 
 
 def _score(name: str, home: Home, settings: Config, text: TestText, engine: Engine, advance: Advance) -> Score | None:
     from comigs_edge.export import folder as models
     from comigs_edge.inference.evaluate import in_llama_cpp, in_torch
     from comigs_edge.nn.model import Model
-    from comigs_edge.nn.weights import open_base
 
     storage, threads = settings.storage(), settings.threads("chat")
     if engine == Engine.llama_cpp and name == "base":
@@ -76,16 +106,13 @@ def _score(name: str, home: Home, settings: Config, text: TestText, engine: Engi
     others = tuple(range(1, adapters.layout.num_experts))
     if name == "specialists" and not others:
         return None
-    # Dequantised, a base takes five to eight times its file; where that is not free it stays in the file.
-    free = usable_memory(Path("/"))
-    base = open_base(home.base_file, settings.threads("train"), keep=free is None or free > 10 * home.base_file.stat().st_size)
     only = {"generalist": (0,), "specialists": others}.get(name)
-    model = Model(base, None if name == "base" else adapters, only)
+    model = Model(_open_base(home, settings), None if name == "base" else adapters, only)
     model.block_format = storage.fake_format
     return in_torch(model, text, advance)
 
 
-def _report(scores: dict[str, Score | None], text: TestText, engine: Engine, as_json: bool) -> None:
+def _report(scores: dict[str, Score | None], text: TestText, engine: Engine, elsewhere: Elsewhere, as_json: bool) -> None:
     engines = {name: engine.value if name in ("base", "mixture") else "torch" for name in MODELS}
     if as_json:
         print_json({
@@ -93,6 +120,7 @@ def _report(scores: dict[str, Score | None], text: TestText, engine: Engine, as_
             "test_tokens": text.num_tokens,
             "bits_per_byte": {name: score and score.bits_per_byte for name, score in scores.items()},
             "perplexity": {name: score and score.perplexity for name, score in scores.items()},
+            "elsewhere": elsewhere._asdict(),
             "engine": engines,
         })  # fmt: skip
         return
@@ -105,4 +133,5 @@ def _report(scores: dict[str, Score | None], text: TestText, engine: Engine, as_
             rows.append((label, f"{score.bits_per_byte:.4f}", change, f"{score.perplexity:.2f}", engines[name]))
     out.print(f"{size(text.num_bytes)} of test text ({text.num_tokens:,} tokens) that nothing was trained on:")
     show_table(("model", "bits per byte", "against the base", "perplexity", "measured in"), rows, long="model")
+    out.print(f"elsewhere, on answers of the base itself: {elsewhere}", soft_wrap=True)
     next_command("comigs-edge chat")

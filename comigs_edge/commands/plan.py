@@ -79,9 +79,11 @@ def show(plan: Plan, settings: Config, neighbours: list[Plan]) -> None:
         "batch": f"{plan.batch} rows", "context": f"{plan.context} tokens", "threads": str(plan.threads),
         "device": plan.device, "precision": plan.precision, "backend": plan.backend,
         "weights": "in memory" if plan.keep else "in its file", "recompute": plan.checkpointing,
-        "cache": "on disk" if plan.cache else "none", "memory": size(plan.memory), "format": storage.format,
+        "cache": "on disk" if plan.cache else "none",
+        "zero": "yes" if plan.zero_expert else "no", "memory": size(plan.memory), "format": storage.format,
     }, reasons | {
         "experts": reasons["specialists"], "weights": reasons["keep"], "recompute": reasons["checkpointing"],
+        "zero": reasons["zero_expert"],
         "format": f"trained in {storage.fake_format or 'the weights as they are'}",
     })  # fmt: skip
     if plan.step_seconds is not None:
@@ -111,8 +113,11 @@ def summary(plan: Plan, settings: Config, steps: int | None = None) -> str:
 
 def _minutes(plan: Plan, settings: Config) -> float | None:
     """Of a whole training, without validation: router steps are counted as expert steps."""
+    from comigs_edge.training.schedule import make_schedule
+
     if plan.step_seconds is None:
         return None
     train = settings.train
     router = -(-train.steps // train.router_period) * train.router_steps if plan.specialists else 0
-    return (train.steps + router) * plan.step_seconds / 60
+    closing = make_schedule(settings, plan.batch, None).closing
+    return (train.steps + router + closing) * plan.step_seconds / 60

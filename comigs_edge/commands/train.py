@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from comigs_edge.fleet.rounds import Rounds, Totals
     from comigs_edge.home.config import Config
     from comigs_edge.home.folder import Home
+    from comigs_edge.inference.elsewhere import Elsewhere
     from comigs_edge.training.loop import Outcome
     from comigs_edge.training.pauses import Pauses
     from comigs_edge.training.run import TrainingRun
-    from comigs_edge.training.trainer import Trainer
+
+WRITING = 0.7  # seconds in which a base writes as many tokens as a step has, by those of a step
 
 
 def train(
@@ -96,9 +98,10 @@ def _train(
             run, pauses, fleet = _begin(home, settings, steps, minutes, resume, pause, is_alone, profile, lines or ())
             from comigs_edge.commands.train_screen import TrainScreen
             from comigs_edge.training.loop import run_training
-        with TrainScreen(run.trainer, pauses.working_time, home.holder_file) as screen:
+        with TrainScreen(run, pauses.working_time, home.holder_file) as screen:
             outcome = run_training(run, pauses, fleet, screen)
-    _report(home, run.trainer, outcome, pauses.seconds, None if is_alone else fleet, json)
+        elsewhere = _measure_elsewhere(run)
+    _report(home, run, outcome, pauses.seconds, None if is_alone else fleet, elsewhere, json)
 
 
 def _begin(
@@ -116,7 +119,7 @@ def _begin(
     with notes.status("measuring the processor"):
         resolved = planning.resolve(home, settings, profile, lines, resume=resume, measure=True)
     plan = resolved.plan
-    notes.print(summary(plan, settings, steps), soft_wrap=True)
+    notes.print(summary(plan, resolved.settings, steps), soft_wrap=True)
     planning.check_disk(home, plan, resolved.base)
     with bar("reading your text") as progress:
         run = open_training(home, resolved, progress)
@@ -129,20 +132,57 @@ def _begin(
     trainer = run.begin(steps, resume)
     for warning in run.warnings:
         warn(warning)
+    _make_ordinary(run)
     if run.resumed:
         notes.print(f"resuming at expert step {trainer.expert_steps} of {trainer.schedule.steps}")
     with notes.status("asking the coordinator"):
         return run, pauses, open_rounds(home, run, trainer, say, warn, is_alone)
 
 
-def _report(home: Home, trainer: Trainer, outcome: Outcome, paused: float, fleet: Rounds | None, as_json: bool) -> None:
+def _make_ordinary(run: TrainingRun) -> None:
+    """Lets the base write its ordinary text, where it has not yet."""
+    missing = sum(max(0, text.tokens - text.num_tokens) for text in run.ordinary)
+    if not missing:
+        return
+    minutes = (run.plan.step_seconds or 0) * missing / (run.plan.batch * run.plan.context) * WRITING / 60
+    about = f", in about {minutes:.0f} minutes" if minutes >= 1 else ""
+    notes.print(
+        f"the base writes {missing:,} tokens of its own answers{about}, once: from them your model learns when to let it speak "
+        "alone (--plan zero_expert=false does without)",
+        soft_wrap=True,
+    )
+    with bar("the base writes") as progress:
+        run.make_ordinary(progress)
+
+
+def _measure_elsewhere(run: TrainingRun) -> Elsewhere | None:
+    """What the newest adapters have lost on the base's own answers; None without those or without adapters."""
+    from comigs_edge.export.folder import newest_adapters
+    from comigs_edge.home.versions import versions
+    from comigs_edge.inference.elsewhere import measure_elsewhere
+    from comigs_edge.nn.model import Model
+
+    if not run.ordinary or not versions(run.home.adapters):
+        return None
+    adapters, _ = newest_adapters(run.home, run.settings)
+    model = Model(run.base, adapters.to(run.base.device))
+    model.block_format = run.settings.storage().fake_format
+    with notes.status("measuring what is lost elsewhere"):
+        return measure_elsewhere(model, run.ordinary[1].answers)
+
+
+def _report(
+    home: Home, run: TrainingRun, outcome: Outcome, paused: float, fleet: Rounds | None, elsewhere: Elsewhere | None,
+    as_json: bool,
+) -> None:  # fmt: skip
     from comigs_edge.arrays import digest
     from comigs_edge.home.versions import versions
     from comigs_edge.training.pauses import duration
 
+    trainer = run.trainer
     then = "comigs-edge chat" if versions(home.adapters) else "comigs-edge chat --base"
     result = {
-        "finished": trainer.is_done,
+        "finished": run.is_done,
         "expert_steps": trainer.expert_steps,
         "router_steps": trainer.router_steps,
         "validation_loss_before": trainer.first_loss,
@@ -150,23 +190,26 @@ def _report(home: Home, trainer: Trainer, outcome: Outcome, paused: float, fleet
         "tokens": outcome.tokens,
         "seconds": round(outcome.seconds, 1),
         "paused_seconds": round(paused, 1),
+        "elsewhere": None if elsewhere is None else elsewhere._asdict(),
         "adapters_version": outcome.version,
         "adapters_sha256": digest(trainer.adapters.arrays()),
         "best_sha256": digest(trainer.best),
         "fleet": None if fleet is None else asdict(fleet.totals),
-        "next": then if trainer.is_done else "comigs-edge train --resume",
+        "next": then if run.is_done else "comigs-edge train --resume",
     }
     if as_json:
         print_json(result)
         return
     stopped = f"stopped at expert step {trainer.expert_steps} of {trainer.schedule.steps}, everything is saved"
-    state = "trained" if trainer.is_done else stopped
+    state = "trained" if run.is_done else stopped
     pauses = f", paused for {duration(paused)}" if paused else ""
     out.print(
         f"{state}: validation loss {trainer.first_loss:.4f} before, {trainer.best_loss:.4f} at its best "
         f"({outcome.tokens:,} tokens in {outcome.seconds / 60:.1f} minutes{pauses})",
         soft_wrap=True,
     )
+    if elsewhere is not None:
+        out.print(f"elsewhere, on answers of the base itself: {elsewhere}", soft_wrap=True)
     if fleet is not None:
         out.print(_summary_of(fleet.totals), soft_wrap=True)
         if fleet.totals.trouble is not None:

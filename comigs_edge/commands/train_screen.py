@@ -14,12 +14,13 @@ from rich.table import Table
 
 from comigs_edge.commands.console import notes, size, warn
 from comigs_edge.home import holder
-from comigs_edge.training.trainer import Event, Phase, Trainer
+from comigs_edge.training.run import TrainingRun
+from comigs_edge.training.trainer import Event, Phase
 
 TELLS = 2.0  # seconds between two notes for `status`, at least
 # Each with the width of a terminal from which on it is there: times are always.
 COLUMNS = (
-    (0, TextColumn("{task.fields[phase]:<6}")), (76, BarColumn(bar_width=10)), (0, TextColumn("{task.fields[steps]}")),
+    (0, TextColumn("{task.fields[phase]:<7}")), (76, BarColumn(bar_width=10)), (0, TextColumn("{task.fields[steps]}")),
     (68, TextColumn("{task.fields[losses]}")), (104, TextColumn("{task.fields[speed]}")),
     (0, TimeElapsedColumn()), (0, TextColumn("ETA")), (0, TimeRemainingColumn()),
 )  # fmt: skip
@@ -28,13 +29,13 @@ COLUMNS = (
 class TrainScreen(Progress):
     """A `training.loop.Screen`; `clock` counts seconds of work. Other processes find how far it is in the holder's file."""
 
-    def __init__(self, trainer: Trainer, clock: Callable[[], float], holder_file: Path) -> None:
+    def __init__(self, run: TrainingRun, clock: Callable[[], float], holder_file: Path) -> None:
         super().__init__(console=notes, refresh_per_second=2, speed_estimate_period=600, get_time=clock)
-        self._trainer, done = trainer, trainer.expert_steps + trainer.router_steps
+        self._trainer = run.trainer
         self._holder_file, self._told = holder_file, 0.0
         self._loss: float | None = None
         self._speed = 0.0  # tokens a second
-        total = trainer.total_steps
+        done, total = run.steps_done, run.total_steps
         self._task = self.add_task("", completed=done, total=total, phase="start", steps="", losses="", speed="")
 
     def make_tasks_table(self, tasks: Iterable[Task]) -> Table:

@@ -50,17 +50,9 @@ class ModelConfig:
     )
     alpha: Annotated[float, setting("updates are scaled by alpha / sqrt(rank)", 1e-3, 1e4)] = 16.0
     experts_per_token: Annotated[int, setting("default: 2, or 1 for one expert alone", 1, 64, 2)] | None = None
-    zero_expert: (
-        Annotated[
-            bool,
-            setting(
-                "a last expert that adds nothing: the router learns when the base should speak alone; default: with parallel "
-                "experts",
-                example=True,
-            ),
-        ]
-        | None
-    ) = None
+    zero_expert: Annotated[
+        bool, setting("parallel experts: one more that adds nothing, so that the router learns when the base should speak alone")
+    ] = True
     attention: Annotated[bool, setting("also one shared low-rank update of the attention; it is part of the generalist")] = False
 
 
@@ -276,8 +268,7 @@ class Config:
     @property
     def has_zero_expert(self) -> bool:
         """Whether a training ends with a zero expert: with parallel experts, unless it is turned off."""
-        wanted = self.model.zero_expert
-        return not FORMS[self.model.expert_form].is_low_rank if wanted is None else wanted
+        return self.model.zero_expert and not FORMS[self.model.expert_form].is_low_rank
 
     def storage(self, layout: str | None = None, format_name: str | None = None) -> Storage:
         """How the exported file holds what training changes; arguments go before the file's settings.

@@ -60,11 +60,6 @@ def _check(config: Config) -> None:
             f'export.layout = "hot" is for LoRA experts in F16 or F32, not for {model.expert_form} experts in '
             f'{stored.format}: use layout = "merged"'
         )
-    if low_rank and model.zero_expert:
-        raise SettingsError(
-            f"model.zero_expert = true is for parallel experts, not for {model.expert_form} experts: delete it, or make a home "
-            "with parallel ones"
-        )
     if not low_rank and stored.format not in ("F16", "F32") and (model.expert_width or 0) % 32:
         raise SettingsError(
             f"model.expert_width = {model.expert_width} is not a multiple of 32, the block of {stored.format}: use one, "

@@ -180,7 +180,7 @@ def fixed_lines(home: Home, settings: Config, flags: dict[str, Any], resume: boo
         "specialists": settings.model.specialists, "batch": train.batch, "context": train.context,
         "threads": train.threads, "precision": train.precision, "checkpointing": train.checkpointing,
         "keep": None if train.base is None else train.base == "dequantised", "blocks": settings.model.blocks,
-        "zero_expert": settings.model.zero_expert,
+        "zero_expert": None if settings.model.zero_expert else False,
     } | flags  # fmt: skip
     asked = {name: value for name, value in asked.items() if value is not None}
     return (_earlier_lines(home, settings, asked) if resume is not False else {}) | asked

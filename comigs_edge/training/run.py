@@ -181,6 +181,12 @@ class TrainingRun:
         return self.trainer.total_steps + (self.trainer.schedule.closing if self.ordinary else 0)
 
     @property
+    def steps_done(self) -> int:
+        """Those that were done."""
+        closing = 0 if self.closing is None else self.closing.steps
+        return self.trainer.expert_steps + self.trainer.router_steps + closing
+
+    @property
     def is_done(self) -> bool:
         """Whether all steps have been done, those of the closing phase too if there is something to close."""
         return self.trainer.is_done and (not self._closes or (self.closing is not None and self.closing.is_done))

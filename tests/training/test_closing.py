@@ -160,7 +160,3 @@ def test_lora_experts_have_no_zero_expert(opened, run, tiny_path, tmp_path, monk
     assert not resolve(home, home.settings()).settings.has_zero_expert
     with pytest.raises(ComigsError, match="only parallel experts can have one"):
         resolve(home, home.settings(), lines=["zero_expert=true"])
-    text = home.config_file.read_text().replace("# zero_expert = true", "zero_expert = true")
-    home.config_file.write_text(text)
-    with pytest.raises(ComigsError, match=r"model\.zero_expert = true is for parallel experts"):
-        home.settings()

@@ -48,7 +48,7 @@ def test_each_form_learns_at_the_rate_that_was_measured_for_it(form, rate):
     assert (plan.expert_learning_rate, plan.final_learning_rate) == (rate, pytest.approx(rate / 10))
 
 
-@pytest.mark.parametrize(("form", "zero", "steps"), [("parallel", None, 60), ("parallel", False, 0), ("lora", None, 0)])
+@pytest.mark.parametrize(("form", "zero", "steps"), [("parallel", True, 60), ("parallel", False, 0), ("lora", True, 0)])
 def test_a_training_of_parallel_experts_ends_with_a_zero_expert_unless_it_is_turned_off(form, zero, steps):
     plan = make_schedule(Config(base=BASE, model=ModelConfig(expert_form=form, zero_expert=zero)), 8, None)
     assert plan.closing == plan.closing_steps == steps
