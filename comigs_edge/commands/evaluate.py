@@ -69,10 +69,10 @@ def _elsewhere(home: Home, settings: Config, tokenizer: Tokenizer) -> Elsewhere:
     from comigs_edge.export import folder as models
     from comigs_edge.inference.elsewhere import measure_elsewhere
     from comigs_edge.nn.model import Model
-    from comigs_edge.training.ordinary import TEST_TOKENS, OrdinaryText
+    from comigs_edge.training.text import open_part
 
     files.make_folder(home.state)
-    ordinary, base = OrdinaryText(home.state, settings.base.sha256, "test", TEST_TOKENS, tokenizer), _open_base(home, settings)
+    ordinary, base = open_part(home, settings, "test", tokenizer), _open_base(home, settings)
     if not ordinary.is_complete:
         with bar("the base writes answers to measure on") as progress:
             ordinary.make(base, progress)

@@ -25,7 +25,7 @@ MAX_ROWS = 64
 def rows_at_once(base: Base, length: int) -> int:
     """How many rows of `length` tokens are written together."""
     hparams = base.hparams
-    one = hparams.num_blocks * 2 * hparams.num_kv_heads * length * hparams.head_width * 4
+    one = hparams.num_blocks * 2 * hparams.num_kv_heads * length * hparams.head_width * 2
     return max(1, min(MAX_ROWS, CACHE_BYTES // one))
 
 
@@ -42,8 +42,12 @@ def write(
     last = torch.tensor(sorted(ends), device=base.device)
     has_ended = torch.zeros(len(prompts), dtype=torch.bool, device=base.device)
     tokens, reader = given.clone(), _Reader(base, len(prompts), length)
+    shortest = min(map(len, prompts))
     for place in range(length - 1):
-        logits = reader(tokens[:, place], place)
+        hidden = reader(tokens[:, place], place)
+        if place + 1 < shortest:
+            continue
+        logits = reader.model.logits(hidden)
         if temperature:
             drawn = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator).squeeze(1)
         else:
@@ -68,18 +72,18 @@ class _Reader:
         hparams = base.hparams
         self.base, self.hparams, self.model = base, hparams, Model(base, None)
         shape = (hparams.num_blocks, 2, rows, hparams.num_kv_heads, length, hparams.head_width)
-        self.cache = torch.empty(shape, device=base.device)
+        self.cache = torch.empty(shape, dtype=torch.float16, device=base.device)
         self.turns = torch.complex(*rope_tables(hparams, base.rope_factors, length))[:, None].to(base.device)
 
-    def __call__(self, tokens: Tensor, place: int) -> Tensor:  # (B,) -> (B, V)
-        """Logits of the token behind that at `place`."""
+    def __call__(self, tokens: Tensor, place: int) -> Tensor:  # (B,) -> (B, D)
+        """The hidden state behind the last norm of the token at `place`."""
         x, eps, kind = self.base.embed(tokens), self.hparams.norm_eps, self.base.dtype
         for number in range(self.hparams.num_blocks):
             block = self.base.block(number)
             x = x + self._attend(number, block, rms_norm(x, block.attn_norm, eps, kind), place)
             mlp = Frozen(block.ffn_gate_up, block.ffn_down)
             x = x + frozen_mlp(rms_norm(x, block.ffn_norm, eps, kind), mlp, Pass(self.base.buffers))
-        return self.model.logits(rms_norm(x, self.base.output_norm, eps))
+        return rms_norm(x, self.base.output_norm, eps)
 
     def _attend(self, number: int, block: Block, normed: Tensor, place: int) -> Tensor:  # (B, D) -> (B, D)
         heads, kv, width = self.hparams.num_heads, self.hparams.num_kv_heads, self.hparams.head_width
@@ -89,7 +93,7 @@ class _Reader:
             q, k = (rms_norm(*each, self.hparams.norm_eps) for each in ((q, block.attn_q_norm), (k, block.attn_k_norm)))
         q, k = (rotate(each, self.turns[place : place + 1], self.hparams.rope_width) for each in (q, k))
         self.cache[number, 0, :, :, place], self.cache[number, 1, :, :, place] = k[:, 0], v[:, 0]
-        keys, values = self.cache[number, :, :, :, : place + 1]  # (B, KV, T, width)
+        keys, values = self.cache[number, :, :, :, : place + 1].float()  # (B, KV, T, width)
         scores = (q.view(len(q), kv, -1, width) * width**-0.5) @ keys.transpose(2, 3)  # (B, KV, G, T)
         seen = (scores.softmax(-1) @ values).flatten(1).to(normed.dtype)
         return _linear(seen, block.attn_output, block.attn_output_bias)

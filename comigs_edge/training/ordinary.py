@@ -7,6 +7,7 @@ made is kept after every few answers, so a making that was killed goes on. Bases
 from __future__ import annotations
 
 import json
+import math
 from contextlib import suppress
 from importlib.resources import files as package_files
 from pathlib import Path
@@ -21,7 +22,7 @@ from comigs_edge.nn.writing import rows_at_once, write
 from comigs_edge.progress import SILENT, Progress
 
 LENGTH = 128  # tokens of an answer with its instruction, at most
-TEST_TOKENS = 4096  # of the text that is only measured
+TEST_SHARE = 8  # the text that is only measured has an eighth of the tokens
 TEMPERATURE = 1.0  # the base's own distribution
 Part = Literal["learning", "test"]
 
@@ -74,8 +75,9 @@ class OrdinaryText:
         for path in self.path.parent.glob(f"ordinary-{self.part}-*.json"):
             if path != self.path:  # of another base
                 path.unlink()
-        rows, (prompts, ends) = rows_at_once(base, LENGTH), self.asked
+        most, (prompts, ends) = rows_at_once(base, LENGTH), self.asked
         while not self.is_complete:
+            rows = min(most, math.ceil((self.tokens - self.num_tokens) / (LENGTH / 2)))
             done = len(self.answers)  # which also says what is asked next, and the seed
             chosen = [prompts[number % len(prompts)] for number in range(done, done + rows)]
             for prompt, ids in zip(chosen, write(base, chosen, LENGTH, TEMPERATURE, ends, done), strict=True):

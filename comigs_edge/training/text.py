@@ -8,16 +8,20 @@ from comigs_edge.home.config import Config
 from comigs_edge.home.folder import Home, corpus
 from comigs_edge.progress import Progress
 from comigs_edge.training.batches import Rows
-from comigs_edge.training.ordinary import TEST_TOKENS, OrdinaryText
+from comigs_edge.training.ordinary import TEST_SHARE, OrdinaryText, Part
 
 TOKENS = 1_500_000  # of training text that are read at least: seven times what the default steps take
 
 
 def open_ordinary(home: Home, settings: Config, tokenizer: Tokenizer) -> list[OrdinaryText]:
     """The text that the closing phase learns from, and that which tells what is lost elsewhere."""
-    sha256 = settings.base.sha256
-    learning = OrdinaryText(home.state, sha256, "learning", settings.train.ordinary_tokens, tokenizer)
-    return [learning, OrdinaryText(home.state, sha256, "test", TEST_TOKENS, tokenizer)]
+    return [open_part(home, settings, "learning", tokenizer), open_part(home, settings, "test", tokenizer)]
+
+
+def open_part(home: Home, settings: Config, part: Part, tokenizer: Tokenizer) -> OrdinaryText:
+    """One part of the ordinary text."""
+    tokens = settings.train.ordinary_tokens // (TEST_SHARE if part == "test" else 1)
+    return OrdinaryText(home.state, settings.base.sha256, part, tokens, tokenizer)
 
 
 def read_rows(

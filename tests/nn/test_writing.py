@@ -45,5 +45,5 @@ def test_tokens_are_drawn_as_often_as_llama_cpp_finds_them_likely(tiny_path, tin
 
 def test_long_rows_are_written_few_at_a_time(tiny_base):
     assert rows_at_once(tiny_base, 128) == 64
-    assert rows_at_once(tiny_base, 1 << 17) == 128 * 2**20 // (2 * 2 * 2 * 2**17 * 16 * 4)
+    assert rows_at_once(tiny_base, 1 << 17) == 128 * 2**20 // (2 * 2 * 2 * 2**17 * 16 * 2)
     assert rows_at_once(tiny_base, 1 << 24) == 1
