@@ -84,10 +84,12 @@ def _open(
         import torch
 
         from comigs_edge.data.tokenizer import Tokenizer
+        from comigs_edge.home.config import TrainConfig
         from comigs_edge.nn.weights import open_base
         from comigs_edge.simulate import texts
         from comigs_edge.simulate.run import Simulation
         from comigs_edge.training.memory import tune_allocator
+        from comigs_edge.training.ordinary import OrdinaryText
 
         if where[0] == "cuda" and not torch.cuda.is_available():
             raise ComigsError("torch sees no CUDA device; leave --device out")
@@ -100,7 +102,8 @@ def _open(
         sha256 = files.sha256_file(file)
         opened = open_base(file, count, True, getattr(torch, where[1]), where[0])
         tune_allocator()
-    return Simulation(recipe, size, corpora, opened, folder, leaky, sha256, where[1], _hardware(where[0]))
+    ordinary = OrdinaryText(folder, sha256, "learning", TrainConfig().ordinary_tokens, tokenizer)
+    return Simulation(recipe, size, corpora, opened, folder, leaky, sha256, where[1], _hardware(where[0]), ordinary)
 
 
 def _hardware(device: str) -> str:
@@ -119,6 +122,8 @@ def _run(simulation: Simulation, methods: list[Method], seeds: list[int]) -> tup
             with bar("measuring the base") as progress:
                 scores = simulation.measure_base(progress)
             for method in methods:
+                with bar("the base writes ordinary text") as progress:
+                    simulation.write_ordinary(method, progress)
                 for seed in seeds:
                     with bar(f"{method.name}, seed {seed}") as progress:
                         results.append(simulation.run(method, seed, progress))

@@ -179,21 +179,22 @@ def _report(
     from comigs_edge.home.versions import versions
     from comigs_edge.training.pauses import duration
 
-    trainer = run.trainer
+    trainer, (kept, layout, loss) = run.trainer, run.result()
     then = "comigs-edge chat" if versions(home.adapters) else "comigs-edge chat --base"
     result = {
         "finished": run.is_done,
         "expert_steps": trainer.expert_steps,
         "router_steps": trainer.router_steps,
         "validation_loss_before": trainer.first_loss,
-        "validation_loss": trainer.best_loss,
+        "validation_loss": loss,
+        "zero_expert": layout.zero_expert,
         "tokens": outcome.tokens,
         "seconds": round(outcome.seconds, 1),
         "paused_seconds": round(paused, 1),
         "elsewhere": None if elsewhere is None else elsewhere._asdict(),
         "adapters_version": outcome.version,
         "adapters_sha256": digest(trainer.adapters.arrays()),
-        "best_sha256": digest(trainer.best),
+        "best_sha256": digest(kept),
         "fleet": None if fleet is None else asdict(fleet.totals),
         "next": then if run.is_done else "comigs-edge train --resume",
     }
@@ -204,7 +205,8 @@ def _report(
     state = "trained" if run.is_done else stopped
     pauses = f", paused for {duration(paused)}" if paused else ""
     out.print(
-        f"{state}: validation loss {trainer.first_loss:.4f} before, {trainer.best_loss:.4f} at its best "
+        f"{state}: validation loss {trainer.first_loss:.4f} before, {trainer.best_loss:.4f} at its best"
+        f"{f', {loss:.4f} with the zero expert' if layout.zero_expert else ''} "
         f"({outcome.tokens:,} tokens in {outcome.seconds / 60:.1f} minutes{pauses})",
         soft_wrap=True,
     )

@@ -16,7 +16,8 @@ from comigs_edge.nn.weights import Base
 from comigs_edge.progress import Advance
 from comigs_edge.training.activation_cache import ActivationCache
 from comigs_edge.training.adamw import AdamW
-from comigs_edge.training.batches import Batch
+from comigs_edge.training.batches import Batch, Rows
+from comigs_edge.training.closing import Closing, closes
 from comigs_edge.training.trainer import Event, Trainer
 from coordinator.protocol.wire import Arrays
 
@@ -110,6 +111,19 @@ class Device:
         scores = self.measure()
         self.adapters.load_arrays(now)
         return scores
+
+    def measure_closed(self, ordinary: Rows, seed: int, advance: Advance) -> dict[str, Score]:
+        """The scores of what a training keeps: of its best state with a zero expert, or without if nothing is to close."""
+        trainer, base = self.trainer, self.trainer.model.base
+        if not closes(trainer):
+            return self.measure_best()
+        tokens = trainer.schedule.batch * trainer.training.context
+        closing = Closing(trainer, ordinary, seed, lambda adapters: new_model(base, adapters, tokens))
+        for _ in closing.run():
+            advance(1)
+        if not closing.is_kept:
+            return self.measure_best()
+        return {name: in_torch(closing.model, text) for name, text in self.tests.items()}  # in the file's format
 
     def loss_to_choose_by(self) -> float:
         """Validation loss of as many rows beside the measured ones: what is chosen by a loss flatters it."""

@@ -9,6 +9,7 @@ it means the same for every method. What float16 takes away from an update is lo
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -24,6 +25,7 @@ from comigs_edge.simulate.methods.method import Round
 from comigs_edge.simulate.plan import Plan
 from comigs_edge.simulate.texts import Text
 from comigs_edge.training.batches import Rows
+from comigs_edge.training.closing import closes
 from comigs_edge.training.trainer import Trainer
 from coordinator.protocol import compress, rounds, wire
 from coordinator.protocol.rounds import Rules
@@ -35,10 +37,14 @@ OTHER_ORDER = 1 << 20  # added to the seed of rows that a router learns from in 
 
 
 class Fleet:
-    """The devices. `number` is that of the last round that was done."""
+    """The devices. `number` is that of the last round that was done.
 
-    def __init__(self, base: Base, plan: Plan, texts: dict[str, Text]) -> None:
+    With `ordinary` text a training of the product ends as in an installation: its best state gets a zero expert.
+    """
+
+    def __init__(self, base: Base, plan: Plan, texts: dict[str, Text], ordinary: Sequence[Encoded] = ()) -> None:
         self.plan, self.number = plan, 0
+        self.ordinary = Rows(ordinary, plan.size.context, plan.seed) if ordinary and plan.method.is_product else None
         self.devices = _make_pooled(base, plan, texts) if plan.method.text == "pooled" else _make_apart(base, plan, texts)
         self.names = [  # of the tensors that each device shares
             sorted(filter(plan.method.shares, device.adapters.named)) if len(self.devices) > 1 else [] for device in self.devices
@@ -54,7 +60,8 @@ class Fleet:
     @property
     def total_steps(self) -> int:
         """Expert and router steps of all devices."""
-        return sum(device.trainer.total_steps for device in self.devices)
+        closing = 0 if self.ordinary is None else sum(device.trainer.schedule.closing for device in self.devices)
+        return sum(device.trainer.total_steps for device in self.devices) + closing
 
     @property
     def steps(self) -> int:
@@ -88,7 +95,7 @@ class Fleet:
         for record, up, down in zip(records, sent, received, strict=True):
             record |= {"bytes_sent": up, "bytes_received": down}
         if self.is_done or number in self.plan.size.measured_rounds:
-            records = self._add_scores(records, found)
+            records = self._add_scores(records, found, advance)
         return records
 
     def digest(self) -> str:
@@ -150,19 +157,28 @@ class Fleet:
         for device, own in zip(self.devices, shared, strict=True):
             device.load({n: common[n][tuple(slice(0, size) for size in a.shape)] for n, a in own.items()})
 
-    def _add_scores(self, records: list[dict[str, Any]], found: list[dict[str, Score]] | None) -> list[dict[str, Any]]:
+    def _add_scores(
+        self, records: list[dict[str, Any]], found: list[dict[str, Score]] | None, advance: Advance
+    ) -> list[dict[str, Any]]:
         """The records with test scores; a device that stands for several has one record for each text.
 
         At the end the scores are those of each device's state with the lowest validation loss, and the last state's is beside it;
-        `found` has those of the models that the exchange found.
+        with a zero expert also those of the best state without it. `found` has those of the models that the exchange found.
         """
         scored = []
         for index, (device, record) in enumerate(zip(self.devices, records, strict=True)):
             last = device.measure()
-            chosen = device.measure_best() if self.is_done and record["validation_loss"] != device.trainer.best_loss else last
+            best = device.measure_best() if self.is_done and record["validation_loss"] != device.trainer.best_loss else last
+            ordinary = self.ordinary if self.is_done else None
+            chosen = best if ordinary is None else device.measure_closed(ordinary, self.plan.seed, advance)
+            if ordinary is not None and closes(device.trainer):
+                schedule = device.trainer.schedule
+                record = record | {"tokens": record["tokens"] + schedule.closing * schedule.batch * self.plan.size.context}
             for name, score in chosen.items():
                 figures = {"bits_per_byte": score.bits_per_byte, "perplexity": score.perplexity, "windows": list(score.windows)}
                 scored.append(record | {"device": name} | figures | {"last_bits_per_byte": last[name].bits_per_byte})
+                if ordinary is not None:
+                    scored[-1]["bits_per_byte_without_zero_expert"] = best[name].bits_per_byte
                 if found is not None:
                     scored[-1]["bits_per_byte_before_exchange"] = found[index][name].bits_per_byte
                 # What was trained for all is counted once.

@@ -18,17 +18,19 @@ from typing import Any
 import filelock
 
 from comigs_edge import files
+from comigs_edge.data.tokenizer import Encoded
 from comigs_edge.errors import ComigsError
 from comigs_edge.inference.evaluate import in_torch
 from comigs_edge.nn.model import Model
 from comigs_edge.nn.weights import Base
-from comigs_edge.progress import Progress
+from comigs_edge.progress import SILENT, Progress
 from comigs_edge.simulate.fleet import Fleet
 from comigs_edge.simulate.methods.method import Method
 from comigs_edge.simulate.plan import Plan
 from comigs_edge.simulate.recipe import Recipe, Size
 from comigs_edge.simulate.texts import Text, digest
 from comigs_edge.training import checkpoint
+from comigs_edge.training.ordinary import OrdinaryText
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Simulation:
     base_sha256: str = ""
     precision: str = "float32"
     hardware: str = ""
+    ordinary: OrdinaryText | None = None  # of the product's closing phase
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -80,13 +83,20 @@ class Simulation:
             _write(path, scores)
         return dict(json.loads(path.read_bytes()))
 
+    def write_ordinary(self, method: Method, progress: Progress = SILENT) -> list[Encoded]:
+        """The ordinary text that the method's closing phase reads, made once."""
+        if self.ordinary is None or not method.is_product:
+            return []
+        self.ordinary.make(self.base, progress)
+        return self.ordinary.answers
+
     def run(self, method: Method, seed: int, progress: Progress) -> dict[str, Any]:
         """One method with one seed: what was done is read, what was begun is continued, bit for bit."""
         folder = self.folder / f"{method.name}-{seed}"
         path = folder / "result.json"
         if path.exists():
             return dict(json.loads(path.read_bytes()))
-        fleet = Fleet(self.base, Plan(self.recipe, self.size, method, seed, self.leaky), self.texts)
+        fleet = Fleet(self.base, Plan(self.recipe, self.size, method, seed, self.leaky), self.texts, self.write_ordinary(method))
         records = _resume(fleet, folder)
         progress(fleet.steps, fleet.total_steps)
         while not fleet.is_done:

@@ -40,6 +40,11 @@ class MixedRows(Rows):
         return Batch(**tensors, places=())
 
 
+def closes(main: Trainer) -> bool:
+    """Whether a training that is done has a closing phase: one that has found nothing better than its start has none."""
+    return main.schedule.closing > 0 and main.first_loss is not None and main.best_loss < main.first_loss
+
+
 class Closing:
     """The closing phase of the training that `main` has done; `arrays` are what it ends with."""
 
@@ -54,8 +59,13 @@ class Closing:
         self._trainer.expert_steps, self._trainer.first_loss = 1, main.best_loss  # all that is left are router steps
 
     @property
+    def model(self) -> Model:
+        """With what is trained: experts that stay as they are, and the router."""
+        return self._trainer.model
+
+    @property
     def adapters(self) -> Adapters:
-        """What is trained: experts that stay as they are, and the router."""
+        """Those of `model`."""
         return self._trainer.adapters
 
     @property
@@ -67,6 +77,11 @@ class Closing:
     def is_done(self) -> bool:
         """Whether all of them are."""
         return self._trainer.is_done
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether it is done, and has not spoiled a slight gain."""
+        return self.is_done and self.main.first_loss is not None and self.loss < self.main.first_loss
 
     @property
     def loss(self) -> float:

@@ -25,7 +25,7 @@ from comigs_edge.progress import SILENT, Progress
 from comigs_edge.training import checkpoint
 from comigs_edge.training.activation_cache import ActivationCache, Key, clear
 from comigs_edge.training.batches import Batch, Rows
-from comigs_edge.training.closing import PROGRESS, Closing
+from comigs_edge.training.closing import PROGRESS, Closing, closes
 from comigs_edge.training.learned import KEY, join_learned
 from comigs_edge.training.memory import tune_allocator
 from comigs_edge.training.ordinary import OrdinaryText
@@ -193,12 +193,7 @@ class TrainingRun:
 
     @property
     def _closes(self) -> bool:
-        trainer = self.trainer
-        return bool(self.ordinary) and trainer.schedule.closing > 0 and self._has_improved
-
-    @property
-    def _has_improved(self) -> bool:
-        return self.trainer.first_loss is not None and self.trainer.best_loss < self.trainer.first_loss
+        return bool(self.ordinary) and closes(self.trainer)
 
     def steps(self) -> Iterator[Event]:
         """Does step after step; stop iterating to interrupt."""
@@ -267,9 +262,9 @@ class TrainingRun:
     def publish(self) -> int | None:
         """Makes the best state the newest adapters, closed if the training is done; None if nothing is better than its start."""
         trainer = self.trainer
-        if not self._has_improved:
+        if trainer.first_loss is None or not trainer.best_loss < trainer.first_loss:
             return None
-        arrays, layout, loss = self._result()
+        arrays, layout, loss = self.result()
         there = versions(self.home.adapters)
         if there and read_manifest(self.home.adapters, there[-1])["sha256"] == digest(arrays):
             return there[-1]
@@ -280,10 +275,10 @@ class TrainingRun:
         }  # fmt: skip
         return save(self.home.adapters, arrays, layout, self.settings.base.sha256, notes)
 
-    def _result(self) -> tuple[Arrays, ExpertsConfig, float]:
-        """What is published, and its validation loss; a closing phase that has spoiled a slight gain is left out."""
+    def result(self) -> tuple[Arrays, ExpertsConfig, float]:
+        """What is kept, and its validation loss, nats a token."""
         trainer, closing = self.trainer, self.closing
-        if closing is not None and closing.is_done and trainer.first_loss is not None and closing.loss < trainer.first_loss:
+        if closing is not None and closing.is_kept:
             return closing.adapters.arrays(), closing.adapters.layout, closing.loss
         return trainer.best, trainer.adapters.layout, trainer.best_loss
 

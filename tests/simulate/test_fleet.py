@@ -1,16 +1,25 @@
 """Virtual devices train by the real trainer, exchange over the real wire format, and go on bit for bit."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
+from comigs_edge.data.tokenizer import Encoded
 from comigs_edge.errors import ComigsError
 from comigs_edge.home.folder import Home
+from comigs_edge.inference.evaluate import in_torch
+from comigs_edge.nn.adapters import Adapters
+from comigs_edge.nn.model import Model
 from comigs_edge.planning.plan import resolve
+from comigs_edge.simulate.device import new_model
+from comigs_edge.simulate.fleet import Fleet
 from comigs_edge.simulate.methods.catalogue import METHODS, find_method
 from comigs_edge.simulate.recipe import ExchangeRecipe, ExpertRecipe, TrainingRecipe
+from comigs_edge.training.batches import Rows
+from comigs_edge.training.closing import Closing, closes
 from comigs_edge.training.run import open_training
 from coordinator.protocol import compress, wire
 from tests.tiny import some_text
@@ -293,6 +302,25 @@ def test_a_better_round_s_end_is_kept_and_a_state_before_the_exchange_never(flee
             assert device.trainer.best_loss <= record["validation_loss"]
             if device.trainer.best_loss == record["validation_loss"]:
                 assert all((device.trainer.best[name] == array).all() for name, array in now.items())
+
+
+def test_a_training_of_the_product_ends_with_a_zero_expert_as_in_an_installation(fleet, tiny_base, recipe, read_texts):
+    text, ordinary = read_texts(recipe), [Encoded(list(range(3, 200)), [True] * 197)]
+    plan, seen = fleet("comigs-edge").plan, []
+    one = Fleet(tiny_base, plan, text, ordinary)
+    records = [record for _ in range(3) for record in one.round(seen.append)]
+    assert one.total_steps == len(seen) == 3 * (9 + 6) + 2 * 10  # one device has no router before
+    for device, record in zip(one.devices, records[-3:], strict=True):
+        closing = Closing(device.trainer, Rows(ordinary, 32, 0), 0, partial(new_model, tiny_base, tokens=64))
+        assert closes(device.trainer)
+        for _ in closing.run():
+            pass
+        model = Model(tiny_base, Adapters.from_arrays(closing.adapters.layout, tiny_base.hparams, closing.adapters.arrays()))
+        model.block_format = device.trainer.schedule.block_format
+        expected = in_torch(model, device.tests[device.name]).bits_per_byte
+        assert record["bits_per_byte"] == pytest.approx(expected, rel=1e-6)
+        assert record["bits_per_byte"] != record["bits_per_byte_without_zero_expert"]
+        assert record["bits_per_byte_without_zero_expert"] == device.measure_best()[device.name].bits_per_byte
 
 
 def test_experts_that_weigh_the_same_do_so_to_the_end_and_the_router_takes_no_step(fleet):
