@@ -132,14 +132,14 @@ def _begin(
     trainer = run.begin(steps, resume)
     for warning in run.warnings:
         warn(warning)
-    _make_ordinary(run)
+    _make_ordinary(run, pauses)
     if run.resumed:
         notes.print(f"resuming at expert step {trainer.expert_steps} of {trainer.schedule.steps}")
     with notes.status("asking the coordinator"):
         return run, pauses, open_rounds(home, run, trainer, say, warn, is_alone)
 
 
-def _make_ordinary(run: TrainingRun) -> None:
+def _make_ordinary(run: TrainingRun, pauses: Pauses) -> None:
     """Lets the base write its ordinary text, where it has not yet."""
     missing = sum(max(0, text.tokens - text.num_tokens) for text in run.ordinary)
     if not missing:
@@ -152,7 +152,12 @@ def _make_ordinary(run: TrainingRun) -> None:
         soft_wrap=True,
     )
     with bar("the base writes") as progress:
-        run.make_ordinary(progress)
+
+        def show(done: int, total: int) -> None:
+            progress(done, total)
+            pauses.wait()
+
+        run.make_ordinary(show)
 
 
 def _measure_elsewhere(run: TrainingRun) -> Elsewhere | None:

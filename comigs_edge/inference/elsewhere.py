@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from comigs_edge.data.tokenizer import Encoded
 from comigs_edge.nn.model import Model
 from comigs_edge.progress import Advance
+
+ROWS = 8  # that are read together
 
 
 class Elsewhere(NamedTuple):
@@ -23,18 +25,23 @@ class Elsewhere(NamedTuple):
         return f"{self.change:+.1%} (KL divergence from the base {self.divergence:.3f})"
 
 
-def measure_elsewhere(model: Model, answers: Iterable[Encoded], advance: Advance = lambda tokens: None) -> Elsewhere:
+def measure_elsewhere(model: Model, answers: Sequence[Encoded], advance: Advance = lambda tokens: None) -> Elsewhere:
     """Measures a model on its base's own answers, as far as they are scored; one at least must be."""
     base, device = Model(model.base, None), model.base.device
     sums, count = torch.zeros(3, dtype=torch.float64), 0  # nats of the base, of the model, and of the divergence
     with torch.no_grad():
-        for ids, scored in answers:
-            rows = [place - 1 for place in range(1, len(ids)) if scored[place]]
-            tokens, targets = torch.tensor([ids[:-1]], device=device), torch.tensor(ids[1:], device=device)[rows]
-            theirs, ours = (each.logits(each(tokens).hidden[rows]).log_softmax(-1) for each in (base, model))
-            losses = [F.nll_loss(each, targets, reduction="sum") for each in (theirs, ours)]
-            sums += torch.stack([*losses, F.kl_div(ours, theirs, log_target=True, reduction="sum")]).double().cpu()
-            count += len(rows)
-            advance(len(ids))
+        for start in range(0, len(answers), ROWS):
+            group = answers[start : start + ROWS]
+            longest = max(len(ids) for ids, _ in group)
+            # Nothing looks ahead, so what stands behind an answer does not change it.
+            tokens = torch.tensor([ids + [0] * (longest - len(ids)) for ids, _ in group], device=device)
+            hidden = [each(tokens).hidden.view(*tokens.shape, -1) for each in (base, model)]
+            for row, (ids, scored) in enumerate(group):
+                places = [place - 1 for place in range(1, len(ids)) if scored[place]]
+                theirs, ours = (model.logits(each[row, places]).log_softmax(-1) for each in hidden)
+                losses = [F.nll_loss(each, tokens[row, 1:][places], reduction="sum") for each in (theirs, ours)]
+                sums += torch.stack([*losses, F.kl_div(ours, theirs, log_target=True, reduction="sum")]).double().cpu()
+                count += len(places)
+                advance(len(ids))
     nats, with_experts, divergence = sums.tolist()
     return Elsewhere(with_experts / nats - 1, divergence / count)

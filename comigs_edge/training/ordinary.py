@@ -81,14 +81,19 @@ class OrdinaryText:
             done = len(self.answers)  # which also says what is asked next, and the seed
             chosen = [prompts[number % len(prompts)] for number in range(done, done + rows)]
             for prompt, ids in zip(chosen, write(base, chosen, LENGTH, TEMPERATURE, ends, done), strict=True):
-                self.answers.append(Encoded(ids, [place >= len(prompt) for place in range(len(ids))]))
+                self.answers.append(_answer(ids, len(prompt)))
             with suppress(*EXPECTED):  # then it is made again next time
-                files.write_atomic(self.path, json.dumps(self.answers).encode())
+                kept = [(ids, scored.count(False)) for ids, scored in self.answers]
+                files.write_atomic(self.path, json.dumps(kept).encode())
             progress(min(self.num_tokens, self.tokens), self.tokens)
+
+
+def _answer(ids: list[int], start: int) -> Encoded:
+    return Encoded(ids, [place >= start for place in range(len(ids))])
 
 
 def _read(path: Path) -> list[Encoded]:
     try:
-        return [Encoded(*answer) for answer in json.loads(path.read_bytes())]
+        return [_answer(*answer) for answer in json.loads(path.read_bytes())]
     except (FileNotFoundError, ValueError, TypeError):  # never made, or damaged: it is made anew
         return []

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from comigs_edge.arrays import digest
 from comigs_edge.errors import ComigsError
 from comigs_edge.nn import reference
 from comigs_edge.nn.adapters import Adapters
@@ -50,6 +51,23 @@ def test_where_the_router_chooses_the_zero_expert_the_model_is_the_base(tiny_bas
             assert router.shape == (specialists + 2, tiny_base.hparams.width)
             router[-1] = 100 * normed[0]
         torch.testing.assert_close(model(token).hidden, expected)
+
+
+@pytest.mark.parametrize("specialists", [0, 1, 2])
+def test_a_zero_expert_is_added_and_taken_away_without_a_change_to_the_others(tiny_base, specialists):
+    plain = ExpertsConfig(specialists, experts_per_token=min(2, specialists + 1), form="parallel", expert_width=32)
+    before = Adapters.initial(plain, tiny_base.hparams, seed=3)
+    with_zero = before.with_zero(seed=5)
+    assert with_zero.layout == layout(specialists)
+    assert with_zero.generalist().keys() == before.generalist().keys()  # what a fleet sees stays as it is
+    after = with_zero.without_zero()
+    assert after.layout == plain
+    assert after.named.keys() == before.named.keys()
+    for name, tensor in before.named.items():
+        assert torch.equal(after.named[name], tensor)
+    routers = with_zero.group(router=True)
+    routers[0][0] += 1  # a router of its own
+    assert digest(before.arrays()) == digest(Adapters.initial(plain, tiny_base.hparams, seed=3).arrays())
 
 
 def test_without_a_zero_expert_every_tensor_is_as_before(tiny_base):
