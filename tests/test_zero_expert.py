@@ -1,6 +1,7 @@
 """What a person sees of the zero expert: in the plan, after a training, in an evaluation, in the exported file."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -27,7 +28,7 @@ def test_a_training_says_what_is_lost_elsewhere_and_an_evaluation_measures_the_s
 def test_the_exported_file_of_a_training_has_the_zero_expert(ready, run):
     assert json.loads(run(*STEPS, "--json").stdout)["zero_expert"]
     exported = json.loads(run("export", "--json").stdout)
-    assert GGUFFile(exported["path"]).metadata["granitemoe.expert_count"] == 3
+    assert GGUFFile(Path(exported["path"])).metadata["granitemoe.expert_count"] == 3
 
 
 def test_a_line_of_the_plan_turns_it_off(ready, run):
