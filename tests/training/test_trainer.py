@@ -239,6 +239,10 @@ def test_steps_that_fit_by_hand():
     # 20 steps: 10 * 8 + 10 * 16 = 240, as much again by half for the 10 router steps, two validations: 380.
     assert steps_that_fit(380, pace, quantised, has_router=True) == 20
     assert steps_that_fit(379, pace, quantised, has_router=True) == 19
+    closing = schedule(router_period=30, router_steps=10, closing_steps=60)
+    # 30 steps: 340 s as above, 18 closing steps of 8 s, and a validation more.
+    assert steps_that_fit(494, pace, closing, has_router=True) == 30
+    assert steps_that_fit(493, pace, closing, has_router=True) == 29
 
 
 def test_a_restored_trainer_ends_with_the_same_bits(trainer):
