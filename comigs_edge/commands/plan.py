@@ -119,5 +119,5 @@ def _minutes(plan: Plan, settings: Config) -> float | None:
         return None
     train = settings.train
     router = -(-train.steps // train.router_period) * train.router_steps if plan.specialists else 0
-    closing = make_schedule(settings, plan.batch, None).closing
+    closing = make_schedule(settings, plan.batch, None).closing if plan.zero_expert else 0
     return (train.steps + router + closing) * plan.step_seconds / 60

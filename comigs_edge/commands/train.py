@@ -119,7 +119,7 @@ def _begin(
     with notes.status("measuring the processor"):
         resolved = planning.resolve(home, settings, profile, lines, resume=resume, measure=True)
     plan = resolved.plan
-    notes.print(summary(plan, resolved.settings, steps), soft_wrap=True)
+    notes.print(summary(plan, settings, steps), soft_wrap=True)
     planning.check_disk(home, plan, resolved.base)
     with bar("reading your text") as progress:
         run = open_training(home, resolved, progress)
