@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Optional
@@ -100,7 +100,7 @@ def _train(
             from comigs_edge.training.loop import run_training
         with TrainScreen(run, pauses.working_time, home.holder_file) as screen:
             outcome = run_training(run, pauses, fleet, screen)
-        elsewhere = _measure_elsewhere(run)
+        elsewhere = _measure_elsewhere(run) if run.is_done and outcome.version is not None else None
     _report(home, run, outcome, pauses.seconds, None if is_alone else fleet, elsewhere, json)
 
 
@@ -161,19 +161,19 @@ def _make_ordinary(run: TrainingRun, pauses: Pauses) -> None:
 
 
 def _measure_elsewhere(run: TrainingRun) -> Elsewhere | None:
-    """What the newest adapters have lost on the base's own answers; None without those or without adapters."""
+    """What the newest adapters have lost on the base's own answers; None without those, or after Ctrl-C: all is saved."""
     from comigs_edge.export.folder import newest_adapters
-    from comigs_edge.home.versions import versions
     from comigs_edge.inference.elsewhere import measure_elsewhere
     from comigs_edge.nn.model import Model
 
-    if not run.ordinary or not versions(run.home.adapters):
+    if not run.ordinary:
         return None
     adapters, _ = newest_adapters(run.home, run.settings)
     model = Model(run.base, adapters.to(run.base.device))
     model.block_format = run.settings.storage().fake_format
-    with notes.status("measuring what is lost elsewhere"):
+    with suppress(KeyboardInterrupt), notes.status("measuring what is lost elsewhere"):
         return measure_elsewhere(model, run.ordinary[1].answers)
+    return None
 
 
 def _report(
