@@ -65,13 +65,11 @@ def evaluate(
 
 def _elsewhere(home: Home, settings: Config, tokenizer: Tokenizer) -> Elsewhere:
     """What the personal model has lost on the base's own answers, which are made if there are none yet."""
-    from comigs_edge import files
     from comigs_edge.export import folder as models
     from comigs_edge.inference.elsewhere import measure_elsewhere
     from comigs_edge.nn.model import Model
     from comigs_edge.training.text import open_part
 
-    files.make_folder(home.state)
     ordinary, base = open_part(home, settings, "test", tokenizer), _open_base(home, settings)
     if not ordinary.is_complete:
         with bar("the base writes answers to measure on") as progress:

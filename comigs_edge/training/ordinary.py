@@ -71,10 +71,7 @@ class OrdinaryText:
         return self.num_tokens >= self.tokens
 
     def make(self, base: Base, progress: Progress = SILENT) -> None:
-        """Lets the base write what is missing; `progress` gets tokens."""
-        for path in self.path.parent.glob(f"ordinary-{self.part}-*.json"):
-            if path != self.path:  # of another base
-                path.unlink()
+        """Lets the base write what is missing; `progress` gets tokens. What cannot be kept is made again next time."""
         most, (prompts, ends) = rows_at_once(base, LENGTH), self.asked
         while not self.is_complete:
             rows = min(most, math.ceil((self.tokens - self.num_tokens) / (LENGTH / 2)))
@@ -82,10 +79,17 @@ class OrdinaryText:
             chosen = [prompts[number % len(prompts)] for number in range(done, done + rows)]
             for prompt, ids in zip(chosen, write(base, chosen, LENGTH, TEMPERATURE, ends, done), strict=True):
                 self.answers.append(_answer(ids, len(prompt)))
-            with suppress(*EXPECTED):  # then it is made again next time
-                kept = [(ids, scored.count(False)) for ids, scored in self.answers]
-                files.write_atomic(self.path, json.dumps(kept).encode())
+            with suppress(*EXPECTED):
+                self._keep()
             progress(min(self.num_tokens, self.tokens), self.tokens)
+
+    def _keep(self) -> None:
+        files.make_folder(self.path.parent)
+        kept = [(ids, scored.count(False)) for ids, scored in self.answers]
+        files.write_atomic(self.path, json.dumps(kept).encode())
+        for path in self.path.parent.glob(f"ordinary-{self.part}-*.json"):
+            if path != self.path:  # of another base
+                path.unlink()
 
 
 def _answer(ids: list[int], start: int) -> Encoded:
@@ -95,5 +99,5 @@ def _answer(ids: list[int], start: int) -> Encoded:
 def _read(path: Path) -> list[Encoded]:
     try:
         return [_answer(*answer) for answer in json.loads(path.read_bytes())]
-    except (FileNotFoundError, ValueError, TypeError):  # never made, or damaged: it is made anew
+    except (OSError, ValueError, TypeError):  # never made, closed or damaged: it is made anew
         return []

@@ -59,7 +59,6 @@ def test_answers_are_scored_where_the_base_wrote_and_end_where_it_did(tmp_path, 
 def test_a_making_that_was_killed_goes_on_to_the_same_text(tmp_path, tiny_base, text, monkeypatch):
     monkeypatch.setattr(ordinary, "rows_at_once", lambda base, length: 4)
     straight, seen = text(tmp_path / "one", 2000), []
-    straight.path.parent.mkdir()
     straight.make(tiny_base, lambda done, total: seen.append((done, total)))
     assert seen == sorted(seen)
     assert seen[-1] == (2000, 2000)
@@ -91,6 +90,13 @@ def test_a_complete_text_is_not_made_again_and_a_damaged_one_is(tmp_path, tiny_b
     for damage in (b"", b"[[1, 2", json.dumps([1, 2]).encode()):
         made.path.write_bytes(damage)
         assert text(tmp_path).answers == []
+
+
+def test_where_the_disk_refuses_the_text_is_there_all_the_same(tmp_path, tiny_base, text):
+    (tmp_path / "file").write_text("")  # no folder can be made here
+    made = text(tmp_path / "file")
+    made.make(tiny_base)
+    assert made.is_complete
 
 
 def test_a_home_keeps_the_text_of_one_base_and_both_parts_of_it(tmp_path, tiny_base, text):
