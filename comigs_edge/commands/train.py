@@ -190,6 +190,7 @@ def _report(
         "finished": run.is_done,
         "expert_steps": trainer.expert_steps,
         "router_steps": trainer.router_steps,
+        "closing_steps": 0 if run.closing is None else run.closing.steps,
         "validation_loss_before": trainer.first_loss,
         "validation_loss": loss,
         "zero_expert": layout.zero_expert,
