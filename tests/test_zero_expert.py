@@ -14,7 +14,7 @@ STEPS = ("train", "--steps", "4", "--plan", "threads=1", "--plan", "precision=fl
 
 def test_a_training_says_what_is_lost_elsewhere_and_an_evaluation_measures_the_same(ready, run):
     first = run(*STEPS, "--json")
-    assert "the base writes 576 tokens of its own answers" in first.stderr
+    assert "the base writes 448 tokens of its own answers" in first.stderr
     trained, evaluated = json.loads(first.stdout), json.loads(run("evaluate", "--json").stdout)
     assert trained["elsewhere"].keys() == {"change", "divergence"}
     assert trained["elsewhere"] == pytest.approx(evaluated["elsewhere"], rel=1e-3)

@@ -6,6 +6,7 @@ made is kept after every few answers, so a making that was killed goes on. Bases
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from contextlib import suppress
@@ -50,20 +51,26 @@ def ask(tokenizer: Tokenizer, part: Part) -> Asked:
 
 
 class OrdinaryText:
-    """One part of the ordinary text of a base, in a file of `folder`; `answers` grow to at least `tokens` tokens.
+    """One part of the ordinary text of a base, in a file of `folder`, of which the first `tokens` tokens are wanted.
 
-    What `make` will need of the tokenizer is read here: it is gone when the base is loaded.
+    What `make` will need of the tokenizer is read here: it is gone when the base is loaded. `tokens` may become fewer.
     """
 
     def __init__(self, folder: Path, base_sha256: str, part: Part, tokens: int, tokenizer: Tokenizer) -> None:
         self.path, self.part, self.tokens = folder / f"ordinary-{part}-{base_sha256[:16]}.json", part, tokens
-        self.answers = _read(self.path)
+        self._made = _read(self.path)
         self.asked = Asked([], frozenset()) if self.is_complete else ask(tokenizer, part)
 
     @property
     def num_tokens(self) -> int:
         """Those that were made."""
-        return sum(len(answer.ids) for answer in self.answers)
+        return sum(len(answer.ids) for answer in self._made)
+
+    @property
+    def answers(self) -> list[Encoded]:
+        """The first that were made, as many as are wanted."""
+        before = itertools.accumulate((len(answer.ids) for answer in self._made), initial=0)
+        return [answer for answer, count in zip(self._made, before, strict=False) if count < self.tokens]
 
     @property
     def is_complete(self) -> bool:
@@ -75,17 +82,17 @@ class OrdinaryText:
         most, (prompts, ends) = rows_at_once(base, LENGTH), self.asked
         while not self.is_complete:
             rows = min(most, math.ceil((self.tokens - self.num_tokens) / (LENGTH / 2)))
-            done = len(self.answers)  # which also says what is asked next, and the seed
+            done = len(self._made)  # which also says what is asked next, and the seed
             chosen = [prompts[number % len(prompts)] for number in range(done, done + rows)]
             for prompt, ids in zip(chosen, write(base, chosen, LENGTH, TEMPERATURE, ends, done), strict=True):
-                self.answers.append(_answer(ids, len(prompt)))
+                self._made.append(_answer(ids, len(prompt)))
             with suppress(*EXPECTED):
                 self._keep()
             progress(min(self.num_tokens, self.tokens), self.tokens)
 
     def _keep(self) -> None:
         files.make_folder(self.path.parent)
-        kept = [(ids, scored.count(False)) for ids, scored in self.answers]
+        kept = [(ids, scored.count(False)) for ids, scored in self._made]
         files.write_atomic(self.path, json.dumps(kept).encode())
         for path in self.path.parent.glob(f"ordinary-{self.part}-*.json"):
             if path != self.path:  # of another base

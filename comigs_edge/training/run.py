@@ -157,6 +157,8 @@ class TrainingRun:
         model = self._model(adapters)
         caches = self._open_caches(model, plan.batch) if self.plan.cache and model.first_block else None
         clear(self.home.state, tuple(cache.path for cache in caches or ()))
+        for text in self.ordinary[:1]:  # no more than the closing phase will read
+            text.tokens = min(text.tokens, plan.closing * -(-plan.batch // 2) * self.plan.context)
         return Trainer(model, *self.rows, plan, caches)
 
     def _open_caches(self, model: Model, batch: int) -> tuple[ActivationCache, ActivationCache]:

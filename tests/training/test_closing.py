@@ -11,8 +11,10 @@ from comigs_edge.data.tokenizer import Encoded
 from comigs_edge.errors import ComigsError
 from comigs_edge.home.folder import Home
 from comigs_edge.home.versions import load, read_manifest
+from comigs_edge.inference.elsewhere import measure_elsewhere
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.experts import ExpertsConfig, is_router
+from comigs_edge.nn.model import Model
 from comigs_edge.planning.plan import resolve
 from comigs_edge.training import checkpoint
 from comigs_edge.training.batches import Rows
@@ -55,6 +57,33 @@ def test_what_is_kept_is_the_best_state_with_a_zero_expert_and_another_router(op
     manifest = read_manifest(run.home.adapters, 1)
     assert manifest["validation_loss"] == run.closing.loss < manifest["validation_loss_before"]
     assert run.make_trainer(kept).validate() == pytest.approx(run.closing.loss, abs=1e-6)
+
+
+def test_the_router_never_learns_from_the_rows_that_the_loss_is_measured_on(opened):
+    run = opened()
+    train(run)
+    closing, main = run.closing._trainer, run.trainer
+    measured = {place for batch in main.validation.rows.first(main.validation.measured_rows, 4) for place in batch.places}
+    own = {place for number in range(8) for place in closing.router_rows.own.batch(number, 4).places}
+    assert own
+    assert measured.isdisjoint(own)
+    assert closing.validation.measured_rows == main.validation.measured_rows
+
+
+def test_the_closing_phase_brings_the_model_back_to_the_base_on_its_own_answers(opened, ready):
+    settings = ready / "config.toml"
+    settings.write_text(settings.read_text().replace("closing_steps = 3\n", "closing_steps = 40\n"))
+    run = opened()
+    run.begin(40, False)
+    for _ in run.steps():
+        pass
+    best = Adapters.from_arrays(run.trainer.adapters.layout, run.base.hparams, run.trainer.best)
+    before, after = (
+        measure_elsewhere(Model(run.base, adapters), run.ordinary[1].answers) for adapters in (best, run.closing.adapters)
+    )
+    assert after.divergence < 0.7 * before.divergence
+    gain = run.trainer.first_loss - run.trainer.best_loss
+    assert run.trainer.first_loss - run.closing.loss > 0.8 * gain
 
 
 def test_router_rows_are_half_the_devices_own_and_half_ordinary():

@@ -77,6 +77,7 @@ def test_a_making_that_was_killed_goes_on_to_the_same_text(tmp_path, tiny_base, 
     more = text(tmp_path, 2500)
     more.make(tiny_base)
     assert more.answers[: len(cut.answers)] == cut.answers
+    assert text(tmp_path, 2000).answers == cut.answers  # no more than are wanted
 
 
 def test_a_complete_text_is_not_made_again_and_a_damaged_one_is(tmp_path, tiny_base, text):
