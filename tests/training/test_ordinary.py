@@ -73,7 +73,7 @@ def test_a_making_that_was_killed_goes_on_to_the_same_text(tmp_path, tiny_base, 
         cut = text(tmp_path, 2000)
         assert 0 < cut.num_tokens < 2000
     cut.make(tiny_base)
-    assert cut.answers == straight.answers == text(tmp_path).answers
+    assert cut.answers == straight.answers == text(tmp_path, 2000).answers
     more = text(tmp_path, 2500)
     more.make(tiny_base)
     assert more.answers[: len(cut.answers)] == cut.answers
