@@ -145,7 +145,7 @@ def _make_ordinary(run: TrainingRun, pauses: Pauses) -> None:
     if not missing:
         return
     minutes = (run.plan.step_seconds or 0) * missing / (run.plan.batch * run.plan.context) * WRITING / 60
-    about = f", in about {minutes:.0f} minutes" if minutes >= 1 else ""
+    about = f", in about {counted(round(minutes), 'minute')}" if minutes >= 1 else ""
     notes.print(
         f"the base writes {missing:,} tokens of its own answers{about}, once: from them your model learns when to let it speak "
         "alone (--plan zero_expert=false does without)",
