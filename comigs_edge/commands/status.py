@@ -95,18 +95,19 @@ def _training_line(training: dict[str, Any], running: dict[str, Any] | None) -> 
 
 def _fleet(home: homes.Home) -> dict[str, Any] | None:
     from comigs_edge.fleet.folder import FleetFolder
+    from comigs_edge.fleet.waiting import waits
 
     folder = FleetFolder(home)
     if not folder.is_member:
         return None
-    heard, standing, member = folder.heard, folder.standing(), None
+    heard, standing, member, unsent = folder.heard, folder.standing(), None, None
     troubles = [heard.trouble, heard.alarm(folder.key_file)]
     try:
-        member = folder.membership()
+        member, unsent = folder.membership(), waits(home, FleetFolder(home))
     except ComigsError as error:
         troubles = [str(error)]
     return {
-        "address": member and member.address, "name": member and member.name, "waits": folder.outbox() is not None,
+        "address": member and member.address, "name": member and member.name, "waits": unsent,
         "generalist": None if standing.trained_from < 0 else standing.trained_from,
         "local_steps": member and member.local_steps, "round_waits": heard.waiting,
         "troubles": [*filter(None, troubles), *folder.notes],
@@ -116,7 +117,7 @@ def _fleet(home: homes.Home) -> dict[str, Any] | None:
 def _fleet_line(fleet: dict[str, Any]) -> str:
     facts = [fleet["address"], fleet["name"] and f"as {printable(fleet['name'])}"]
     facts += ["no generalist yet" if fleet["generalist"] is None else f"generalist {fleet['generalist']}"]
-    facts += ["an update waits" if fleet["waits"] else None, fleet["round_waits"]]
+    facts += ["an update waits (comigs-edge sync brings it)" if fleet["waits"] else None, fleet["round_waits"]]
     troubles = "".join(f"\n          {printable(each)}" for each in fleet["troubles"])
     return ", ".join(filter(None, facts)) + troubles
 

@@ -109,7 +109,8 @@ def _report(result: Sync, json: bool) -> None:
     if outcome.restored_to is not None:
         out.print(outcome.restoration, soft_wrap=True)
     for receipt in outcome.receipts:
-        out.print(f"brought an update to round {receipt.round}, it counts {receipt.weight:.2f} ({size(outcome.bytes_sent)})")
+        what = f"an update to round {receipt.round}, it counts {receipt.weight:.2f}"
+        out.print(f"brought {what if receipt.round else 'the initial generalist'} ({size(outcome.bytes_sent)})")
     if outcome.had_arrived:
         out.print("the update that waited had arrived already, it counts")
     if outcome.taken_over is not None:
@@ -120,8 +121,12 @@ def _report(result: Sync, json: bool) -> None:
         out.print(
             f"generalist {outcome.refused} is worse for your text ({before:.3f} to {after:.3f} nats a token): kept the old one"
         )
-    if not (outcome.receipts or outcome.had_arrived) and outcome.taken_over is None and outcome.refused is None:
-        out.print("an update waits for the next round" if outcome.waits else "there is nothing new")
+    if outcome.waits:
+        out.print(
+            "an update waits for the next round, it is brought by: comigs-edge sync, or by the next training", soft_wrap=True
+        )
+    elif not (outcome.receipts or outcome.had_arrived) and outcome.taken_over is None and outcome.refused is None:
+        out.print("there is nothing new")
     if waiting := outcome.heard.waiting:
         out.print(waiting)
     next_command(result.next_command)

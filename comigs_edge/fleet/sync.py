@@ -61,7 +61,9 @@ def _sync(home: Home, settings: Config, progress: Progress) -> Sync:
     version = None
     if outcome.generalist is not None:
         version = _publish(home, settings, saved, outcome.generalist, outcome.taken_over, books)
-    return Sync(outcome=outcome, version=version, next_command="comigs-edge chat", notes=tuple(books.folder.notes))
+    begins = outcome.waits and books.standing.trained_from < 0  # what was learned is brought once there is a generalist
+    command = "comigs-edge sync" if begins else "comigs-edge chat"
+    return Sync(outcome=outcome, version=version, next_command=command, notes=tuple(books.folder.notes))
 
 
 def roll_back(home: Home, settings: Config, to: int | None) -> tuple[int, int]:
