@@ -109,6 +109,7 @@ def _begin(
     with notes.status("loading torch"):
         from comigs_edge.fleet.rounds import open_rounds
         from comigs_edge.planning import plan as planning
+        from comigs_edge.training import checkpoint
         from comigs_edge.training.pace import steps_within
         from comigs_edge.training.pauses import open_pauses
         from comigs_edge.training.run import open_training
@@ -116,7 +117,9 @@ def _begin(
     with notes.status("measuring the processor"):
         resolved = planning.resolve(home, settings, profile, lines, resume=resume, measure=True)
     plan = resolved.plan
-    notes.print(summary(plan, settings, steps), soft_wrap=True)
+    before = None if resume is False else checkpoint.interrupted(home.state)
+    schedule, done = (before.progress["schedule"], before.progress["expert_steps"]) if before else ({}, 0)
+    notes.print(summary(plan, settings, steps or schedule.get("steps"), done), soft_wrap=True)
     planning.check_disk(home, plan, resolved.base)
     with bar("reading your text") as progress:
         run = open_training(home, resolved, progress)

@@ -39,7 +39,7 @@ def waits(home: Home, folder: FleetFolder) -> bool:
 
 def _kept(home: Home) -> Mark:
     """Of an interrupted training or else of the newest adapters; of nothing that was trained: no tokens."""
-    state, made = checkpoint.load(home.state), versions(home.adapters)
-    if state is not None and state.progress and not state.progress["finished"]:
+    state, made = checkpoint.interrupted(home.state), versions(home.adapters)
+    if state is not None:
         return read_mark(state.progress)
     return read_mark(read_manifest(home.adapters, made[-1])) if made else Mark()

@@ -62,6 +62,12 @@ def load(folder: Path) -> Checkpoint | None:
     return Checkpoint({}, {}, warnings) if warnings else None
 
 
+def interrupted(folder: Path) -> Checkpoint | None:
+    """The newest sound generation of a training that has not finished; None where there is no such training."""
+    state = load(folder)
+    return None if state is None or not state.progress or state.progress["finished"] else state
+
+
 def clear(folder: Path) -> None:
     """Deletes all generations."""
     for *_, path in _generations(folder):

@@ -198,8 +198,7 @@ class TrainingRun:
     @property
     def is_saved(self) -> bool:
         """Whether there is a state of this training, or of one before, to go on from."""
-        state = checkpoint.load(self.home.state)
-        return bool(state and state.progress and not state.progress["finished"])
+        return checkpoint.interrupted(self.home.state) is not None
 
     def publish(self) -> int | None:
         """Makes the best state the newest adapters; None if the training has made nothing better than its start."""
