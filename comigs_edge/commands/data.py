@@ -32,8 +32,12 @@ def add(
     ] = None,
 ) -> None:
     """Add text: notes, pages, chats, exports of messengers. A file that was added before is replaced."""
+    from comigs_edge.training.learned import find_remains
+    from comigs_edge.training.next_step import find_next
+
     home = homes.locate()
-    corpus = homes.corpus(home, home.settings())
+    settings = home.settings()
+    corpus = homes.corpus(home, settings)
     with notes.status("reading") as spinner:
         ask = owner.asker(home.owner_file, paths, spinner.stop)
         reading = documents.read(paths, None if me is None else [name for name in me if name], ask)
@@ -58,13 +62,10 @@ def add(
     for split in SPLITS:
         out.print(f"  {split:<11}{sizes[split]['documents']:>6} documents  {size(sizes[split]['bytes'])}")
     if report.gone:
-        from comigs_edge.training.learned import find_remains
-
         _say_remains(find_remains(home, corpus))
-    missing = corpus.missing()
-    if missing:
+    if missing := corpus.missing():
         warn(missing)
-    next_command("comigs-edge data add PATH" if missing else "comigs-edge train")
+    next_command(find_next(home, settings, has_new_text=True))
 
 
 def _remarks(report: Report) -> list[str]:
@@ -96,8 +97,10 @@ def _short(text: str, length: int) -> str:
 @app.command("list")
 def list_(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Show the files that were added, and how their documents are split."""
+    from comigs_edge.training.next_step import find_next
+
     home = homes.locate()
-    home.settings()
+    settings = home.settings()
     corpus = Corpus(home.documents_file)
     sources = corpus.sources()
     if json:
@@ -111,7 +114,7 @@ def list_(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = Fa
         ],
         long="file",
     )
-    next_command("comigs-edge data add FOLDER" if corpus.missing() else "comigs-edge train")
+    next_command(find_next(home, settings))
 
 
 @app.command("remove")
@@ -123,11 +126,13 @@ def remove(
 ) -> None:
     """Forget a file and its documents. What a model has learned from them stays until you delete it or train anew."""
     from comigs_edge.training.learned import delete_remains, find_remains
+    from comigs_edge.training.next_step import find_next
 
     if source is None and not learned:
         raise typer.BadParameter("give the ID of a file, --learned, or both")
     home = homes.locate()
-    corpus = homes.corpus(home, home.settings())
+    settings = home.settings()
+    corpus = homes.corpus(home, settings)
     with home.lock("data remove") if learned else nullcontext():
         if source is not None:
             out.print(f"{printable(corpus.remove(source))} was removed", soft_wrap=True)
@@ -138,7 +143,7 @@ def remove(
         out.print(f"deleted: {remains}" if remains else "nothing that is kept has learned removed text", soft_wrap=True)
     else:
         _say_remains(remains)
-    next_command("comigs-edge data add PATH" if corpus.missing() else "comigs-edge train --fresh")
+    next_command(find_next(home, settings))
 
 
 def _say_remains(remains: Remains) -> None:

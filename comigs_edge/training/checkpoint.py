@@ -32,6 +32,11 @@ class Checkpoint(NamedTuple):
     progress: Progress
     warnings: list[str]  # one for each generation that was skipped
 
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether a training is to be resumed from here."""
+        return bool(self.progress) and not self.progress["finished"]
+
 
 def save(folder: Path, arrays: Arrays, progress: Progress) -> None:
     """Writes the next generation and drops all but the last two; raises `ComigsError` if the system refuses."""

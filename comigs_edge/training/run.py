@@ -81,7 +81,7 @@ class TrainingRun:
             self.warnings += state.warnings
             if not state.progress:
                 raise ComigsError(f"no sound checkpoint is left in {self.home.state}; start anew with: comigs-edge train --fresh")
-        if state is not None and not state.progress["finished"]:
+        if state is not None and state.is_interrupted:
             self.trainer = self._resume(state.arrays, state.progress, steps)
         elif resume:
             raise ComigsError("there is no interrupted training to resume; start one with: comigs-edge train")
@@ -199,7 +199,7 @@ class TrainingRun:
     def is_saved(self) -> bool:
         """Whether there is a state of this training, or of one before, to go on from."""
         state = checkpoint.load(self.home.state)
-        return bool(state and state.progress and not state.progress["finished"])
+        return state is not None and state.is_interrupted
 
     def publish(self) -> int | None:
         """Makes the best state the newest adapters; None if the training has made nothing better than its start."""
