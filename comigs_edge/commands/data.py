@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
@@ -9,11 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from comigs_edge.commands import owner, reading_report
-from comigs_edge.commands.console import bar, fact, next_command, notes, out, print_json, show_table, size, warn
+from comigs_edge.commands.console import bar, counted, fact, next_command, notes, out, print_json, show_table, size, warn
 from comigs_edge.data import documents
 from comigs_edge.data.arrangement import SPLITS
 from comigs_edge.data.corpus import Corpus, Report
 from comigs_edge.data.document import Document
+from comigs_edge.errors import ComigsError
 from comigs_edge.home import folder as homes
 from coordinator.protocol.text import printable
 
@@ -40,7 +44,10 @@ def add(
     corpus = homes.corpus(home, settings)
     with notes.status("reading") as spinner:
         ask = owner.asker(home.owner_file, paths, spinner.stop)
-        reading = documents.read(paths, None if me is None else [name for name in me if name], ask)
+        try:
+            reading = documents.read(paths, None if me is None else [name for name in me if name], ask)
+        except ComigsError as error:
+            raise ComigsError(f"{error}{_staying(corpus, paths)}") from error
     folders = [path for each in paths if (path := each.expanduser().absolute()).is_dir()]
     with bar("taking in") as progress:
         report = corpus.add(reading, folders, progress)
@@ -66,6 +73,17 @@ def add(
     if missing := corpus.missing():
         warn(missing)
     next_command(find_next(home, settings, has_new_text=True))
+
+
+def _staying(corpus: Corpus, paths: Sequence[Path]) -> str:
+    """What is said where nothing could be read, of files that were added from there and are gone: their text stays."""
+    gone = {
+        path: len(files) for path in paths if (files := corpus.inside(path)) and not any(map(os.path.lexists, files.values()))
+    }
+    if not gone:
+        return ""
+    count, where = counted(sum(gone.values()), "file"), " ".join(shlex.quote(str(path)) for path in gone)
+    return f"; the text of {count} that were added from there before stays; to forget it: comigs-edge data remove {where}"
 
 
 def _remarks(report: Report) -> list[str]:
@@ -119,23 +137,26 @@ def list_(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = Fa
 
 @app.command("remove")
 def remove(
-    source: Annotated[Optional[int], typer.Argument(metavar="ID", help="Number of a file, from `data list`.")] = None,
+    files: Annotated[
+        Optional[list[str]], typer.Argument(metavar="ID|PATH...", help="Numbers of files, from `data list`, or their folder.")
+    ] = None,
     learned: Annotated[
         bool, typer.Option("--learned", help="Delete the adapters, models and checkpoints that have learned removed text, too.")
     ] = False,
 ) -> None:
-    """Forget a file and its documents. What a model has learned from them stays until you delete it or train anew."""
+    """Forget files and their documents. What a model has learned from them stays until you delete it or train anew."""
     from comigs_edge.training.learned import delete_remains, find_remains
     from comigs_edge.training.next_step import find_next
 
-    if source is None and not learned:
+    if not files and not learned:
         raise typer.BadParameter("give the ID of a file, --learned, or both")
     home = homes.locate()
     settings = home.settings()
     corpus = homes.corpus(home, settings)
     with home.lock("data remove") if learned else nullcontext():
-        if source is not None:
-            out.print(f"{printable(corpus.remove(source))} was removed", soft_wrap=True)
+        numbers = dict.fromkeys(number for each in files or () for number in _numbers(corpus, each))
+        for path in corpus.remove(*numbers) if numbers else ():
+            out.print(f"{printable(path)} was removed", soft_wrap=True)
         remains = find_remains(home, corpus)
         if learned:
             delete_remains(home, remains)
@@ -144,6 +165,15 @@ def remove(
     else:
         _say_remains(remains)
     next_command(find_next(home, settings))
+
+
+def _numbers(corpus: Corpus, file: str) -> Iterable[int]:
+    """The files that a person names by a number or a path."""
+    if file.isdecimal():
+        return [int(file)]
+    if not (known := corpus.inside(Path(file))):
+        raise ComigsError(f"no file was added from {file}; see: comigs-edge data list")
+    return known
 
 
 def _say_remains(remains: Remains) -> None:

@@ -20,7 +20,7 @@ from comigs_edge.data.arrangement import SPLITS, Entry, LeftOut, Split, arrange
 from comigs_edge.data.chats import traits
 from comigs_edge.data.document import Document
 from comigs_edge.data.documents import Reading
-from comigs_edge.data.intake import forget, read_gone, take_in
+from comigs_edge.data.intake import forget, read_gone, stored_name, take_in
 from comigs_edge.data.store import open_database
 from comigs_edge.errors import ComigsError
 from comigs_edge.progress import SILENT, Progress, count_up
@@ -77,16 +77,25 @@ class Corpus:
                 report.samples.append(Document.from_json(row[0]))
         return report
 
-    def remove(self, source: int) -> str:
-        """Forgets a file and its documents; returns its path."""
+    def remove(self, *sources: int) -> list[str]:
+        """Forgets files and their documents, or none if one of the numbers is unknown; returns their paths."""
+        paths = []
         with self._open() as db:
-            row = db.execute("select path from source where id = ?", (source,)).fetchone()
-            if row is None:
-                raise ComigsError(f"there is no file number {source}; see: comigs-edge data list")
-            forget(db, source)
-            db.execute("delete from source where id = ?", (source,))
+            for source in sources:
+                row = db.execute("select path from source where id = ?", (source,)).fetchone()
+                if row is None:
+                    raise ComigsError(f"there is no file number {source}; see: comigs-edge data list")
+                forget(db, source)
+                db.execute("delete from source where id = ?", (source,))
+                paths.append(str(row[0]))
             self._arrange(db, SILENT)
-        return str(row[0])
+        return paths
+
+    def inside(self, path: Path) -> dict[int, str]:
+        """Numbers and paths of the files that were added from a folder, or of the one file with that path."""
+        top = stored_name(path.expanduser().absolute())
+        rows = self._rows("select id, path from source order by id")
+        return {row["id"]: row["path"] for row in rows if Path(row["path"]).is_relative_to(top)}
 
     def removed(self) -> set[int]:
         """Numbers of files that were here and are no longer; no number is given twice."""

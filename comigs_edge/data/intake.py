@@ -59,21 +59,21 @@ def take_in(
     """Takes in the documents of files; inside `folders` a file that is no longer there gives its documents up."""
     changes = Changes()
     known = {path: number for number, path in db.execute("select id, path from source")}
-    here = {_name(path) for path in found}
+    here = {stored_name(path) for path in found}
     gone = {name: number for name, number in known.items() if name not in here and _is_gone(name)}
-    moved = _find_moved(db, {path: documents for path, documents in found.items() if _name(path) not in known}, gone)
+    moved = _find_moved(db, {path: documents for path, documents in found.items() if stored_name(path) not in known}, gone)
     for path, number in moved.items():
-        db.execute("update source set path = ? where id = ?", (_name(path), number))
-        known[_name(path)] = number
+        db.execute("update source set path = ? where id = ?", (stored_name(path), number))
+        known[stored_name(path)] = number
     changes.moved = len(moved)
     for name, number in gone.items():
         if number not in moved.values() and any(Path(name).is_relative_to(folder) for folder in folders):
             changes.lost += _delete(db, _read_old(db, number))
             changes.gone += 1
     for path, documents in found.items():
-        source = known.get(_name(path))
+        source = known.get(stored_name(path))
         if source is None:
-            source = int(db.execute("insert into source (path) values (?)", (_name(path),)).lastrowid or 0)
+            source = int(db.execute("insert into source (path) values (?)", (stored_name(path),)).lastrowid or 0)
         _replace(db, source, path, documents, changes, advance)
     _remember(db, changes.lost)
     db.execute("delete from source where id not in (select source from document)")
@@ -110,7 +110,7 @@ def _delete(db: sqlite3.Connection, documents: list[_Old]) -> list[_Old]:
     return [each._replace(content="") for each in documents if each.seen]
 
 
-def _name(path: Path) -> str:
+def stored_name(path: Path) -> str:
     """The path as it is stored: a name need not be UTF-8, its other bytes are written as escapes."""
     return str(path).encode("utf-8", "backslashreplace").decode()
 
