@@ -142,3 +142,10 @@ def test_the_text_of_a_folder_that_is_empty_or_gone_stays_and_is_forgotten_by_it
     assert stored(ready) == ['{"text": "something else"}']
     assert "no file was added from" in run("data", "remove", folder, code=1).stderr
     assert "--learned" not in run("data", "add", folder, code=1).stderr
+
+
+def test_what_is_left_out_is_said_by_every_command_that_shows_the_text(ready, run, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"messages": [{"role": "user", "content": "Is it painted?"}]}\n{"text": "fine"}\n')
+    run("data", "add", tmp_path / "a.jsonl")
+    for command in (("status",), ("data", "list")):
+        assert "left out: 1 chats without an answer to learn from" in run(*command).stdout

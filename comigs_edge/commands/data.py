@@ -88,14 +88,17 @@ def _staying(corpus: Corpus, paths: Sequence[Path]) -> str:
 
 def _remarks(report: Report) -> list[str]:
     """What else is to be said of what was added."""
-    files = {"moved": report.moved, "changed": report.changed, "gone": report.gone}
+    files = {
+        "moved": report.moved, "changed": report.changed, "gone": report.gone,
+        "read anew (nobody touched them; they are read otherwise now)": report.read_anew,
+    }  # fmt: skip
+    left = reading_report.left_out({"unanswered": report.unanswered, "beginning": report.beginnings, "learned": report.learned})
     counts = {
         "of the files that were added before: " + ", ".join(f"{n} {what}" for what, n in files.items() if n): sum(files.values()),
-        f"left out: {report.beginnings} chats with which a longer one begins": report.beginnings,
-        f"left out: {report.unanswered} chats without an answer to learn from": report.unanswered,
+        f"of the text of an earlier version left out: {reading_report.left_out(report.taken_over)}": report.taken_over.total(),
+        f"left out: {left}": len(left),
         f'{report.unscored} answers have "weight": 0 and are not learned': report.unscored,
         f"{report.control_tokens} documents have control tokens written out, which are read as plain text": report.control_tokens,
-        f"left out: {report.learned} documents that were for choosing or testing and stand in training text now": report.learned,
     }
     return [line for line, count in counts.items() if count]
 
@@ -122,7 +125,7 @@ def list_(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = Fa
     corpus = Corpus(home.documents_file)
     sources = corpus.sources()
     if json:
-        print_json({"files": sources, "splits": corpus.sizes()})
+        print_json({"files": sources, "splits": corpus.sizes(), "left_out": corpus.left_out()})
         return
     show_table(
         ("id", "file", "documents", "size", *SPLITS),
@@ -132,6 +135,8 @@ def list_(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = Fa
         ],
         long="file",
     )
+    if left := reading_report.left_out(corpus.left_out()):
+        out.print(f"left out: {left}", soft_wrap=True)
     next_command(find_next(home, settings))
 
 

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from comigs_edge.commands import reading_report
 from comigs_edge.commands.console import fact, next_command, print_json, size
 from comigs_edge.commands.follow import follow_training, line
-from comigs_edge.data.corpus import Corpus
 from comigs_edge.errors import ComigsError
 from comigs_edge.home import folder as homes
 from comigs_edge.home import holder
@@ -40,6 +40,8 @@ def _show(facts: dict[str, Any]) -> None:
         data = ", ".join(f"{s['documents']} {name}" for name, s in facts["data"].items())
         total = sum(s["bytes"] for s in facts["data"].values())
         rows.append(("text", f"{data} documents, {size(total)}"))
+        if left := reading_report.left_out(facts["left_out"]):
+            rows.append(("", f"left out: {left}"))
         made = facts["adapters"]
         rows.append(("training", _training_line(facts["training"], facts["running"])))
         if remains := facts["removed_text_in"]:
@@ -60,7 +62,7 @@ def _collect() -> dict[str, Any]:
     home = homes.locate()
     facts: dict[str, Any] = {
         "home": str(home.root), "base": None, "data": {}, "training": {"state": "none", "expert_steps": 0, "steps": 0},
-        "running": None, "adapters": None, "models": [], "fleet": None, "removed_text_in": "",
+        "running": None, "adapters": None, "models": [], "fleet": None, "left_out": {}, "removed_text_in": "",
         "next": "comigs-edge init",
     }  # fmt: skip
     if not home.exists:
@@ -71,7 +73,9 @@ def _collect() -> dict[str, Any]:
     from comigs_edge.training.next_step import find_next
 
     settings = home.settings()
-    facts |= {"base": asdict(settings.base), "profile": settings.profile, "data": Corpus(home.documents_file).sizes()}
+    corpus = homes.corpus(home, settings)
+    facts |= {"base": asdict(settings.base), "profile": settings.profile, "data": corpus.sizes()}
+    facts["left_out"] = corpus.left_out()
     saved = checkpoint.load(home.state)
     if saved is not None and saved.progress:
         state, steps = "interrupted" if saved.is_interrupted else "finished", saved.progress["schedule"]["steps"]
@@ -84,7 +88,6 @@ def _collect() -> dict[str, Any]:
         facts["adapters"] = read_manifest(home.adapters, numbers[-1])
     facts["models"] = [{"path": str(p), "bytes": p.stat().st_size} for p in sorted(home.models.glob("*.gguf"))]
     facts["fleet"] = _fleet(home)
-    corpus = homes.corpus(home, settings)
     facts |= {"removed_text_in": str(find_remains(home, corpus)), "next": find_next(home, settings)}
     return facts
 

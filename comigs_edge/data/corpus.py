@@ -44,6 +44,8 @@ class Report:
     moved: int = 0  # files
     changed: int = 0  # files
     gone: int = 0  # files
+    read_anew: int = 0  # files that nobody touched and this version reads otherwise
+    taken_over: Counter[str] = field(default_factory=Counter)  # what was left out of an earlier version's text, by reason
     samples: list[Document] = field(default_factory=list)  # the first three that were added
 
 
@@ -52,6 +54,7 @@ class Corpus:
 
     def __init__(self, path: Path, training: float = 0.8, validation: float = 0.1) -> None:
         self.path, self.training, self.validation = path, training, validation
+        self._taken_over = Counter[str]()
 
     def add(self, reading: Reading, folders: Iterable[Path] = (), progress: Progress = SILENT) -> Report:
         """Takes in the documents of all files, or none if anything fails. A file added before is replaced.
@@ -65,7 +68,8 @@ class Corpus:
             changes = take_in(db, reading.files, list(folders), count_up(lambda done, _: progress(done, 2 * total), total))
             self._arrange(db, lambda done, of: progress(total + done * total // max(1, of), 2 * total))
             after = _reasons(db)
-            report = Report(moved=changes.moved, changed=changes.changed, gone=changes.gone)
+            report = Report(moved=changes.moved, changed=changes.changed, gone=changes.gone, read_anew=changes.read_anew)
+            report.taken_over = self._taken_over
             report.learned = sum(reason == "learned" != before.get(number) for number, reason in after.items())
             reasons = Counter(after[number] for number in changes.new)
             report.added, report.near_duplicates, report.beginnings = reasons[None], reasons["similar"], reasons["beginning"]
@@ -120,6 +124,11 @@ class Corpus:
             )
         }
         return {split: sizes.get(split, {"documents": 0, "bytes": 0}) for split in SPLITS}
+
+    def left_out(self) -> dict[str, int]:
+        """Documents that are not used, by their reason (`arrangement.LeftOut`)."""
+        rows = self._rows("select left_out, count(*) as documents from document where left_out is not null group by left_out")
+        return {row["left_out"]: row["documents"] for row in rows}
 
     def documents(self, split: str) -> list[Document]:
         """The documents of one split, in the order of their hashes."""
@@ -185,6 +194,7 @@ class Corpus:
                 db.execute(f"update document set {columns} where id = ?", (*known.values(), number))
             if unread:
                 self._arrange(db, SILENT)
+                self._taken_over = Counter(filter(None, _reasons(db).values()))
             yield db
 
 
