@@ -16,8 +16,9 @@ from comigs_edge.data.decode import INSTALL, decode, unpack
 from comigs_edge.data.document import Document, Odd, Unreadable
 from comigs_edge.data.importing import SUFFIXES as IMPORTED
 from comigs_edge.data.importing import Importer, is_missing
-from comigs_edge.data.json_text import Found, read_json, read_notebook, read_table
+from comigs_edge.data.json_text import Found, read_json, read_notebook
 from comigs_edge.data.sections import SECTION, sections
+from comigs_edge.data.tables import read_table
 from comigs_edge.data.walk import Walk, files_below, not_ordinary
 from comigs_edge.errors import ComigsError
 from coordinator.protocol.text import well_formed
@@ -222,6 +223,8 @@ def _nothing(paths: list[Path], reading: Reading) -> str:
     where = ", ".join(map(str, paths))
     if not reasons:
         return f"no {', '.join(SUFFIXES)} file in {where}; name a folder or a file with text"
-    wanted = f"; a line is read that has {shapes.WANTED}" if reading.left else ""
+    wanted = (
+        f"; a line is read that has {shapes.WANTED}" if any("keys" in each or "JSON" in each for each in reading.left) else ""
+    )
     more = f" and {len(reasons) - 3} other reasons" if len(reasons) > 3 else ""
     return f"nothing in {where} could be read: {'; '.join(reasons[:3])}{more}{wanted}"
