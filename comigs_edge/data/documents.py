@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from comigs_edge.data import notes, shapes, whatsapp
+from comigs_edge.data.archives import holds_export, read_exports
 from comigs_edge.data.conversation import Conversation
 from comigs_edge.data.decode import INSTALL, decode, unpack
 from comigs_edge.data.document import Document, Odd, Unreadable
@@ -28,10 +29,10 @@ _TABLES: dict[str, Callable[[str], Iterator[Found]]] = {
     **dict.fromkeys((".csv", ".tsv"), read_table),
 }
 _READERS = _TABLES | {".ipynb": read_notebook}
-RECORDS = (*_TABLES, ".mbox")  # their documents are the file's own, all others are cut from a text
+RECORDS = (*_TABLES, ".mbox", ".zip")  # their documents are the file's own, all others are cut from a text
 _TEXTS = (".txt", ".md", ".markdown", ".org", ".rst")
-SUFFIXES = (*_TEXTS, *_READERS, *IMPORTED)
-_PACKED = (".zip", ".7z", ".rar", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst")
+SUFFIXES = (*_TEXTS, *_READERS, *IMPORTED, ".zip")
+_PACKED = (".7z", ".rar", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst")
 
 
 @dataclass
@@ -105,9 +106,14 @@ def _found(path: Path, importer: Importer, reading: Reading) -> Iterator[Found]:
     if suffix in IMPORTED:
         yield from (Odd("a damaged mail") if text is None else Document(text=text) for text in importer.read(path))
         return
-    text, encoding = decode(_bytes(path))
-    if encoding:
-        reading.encodings[path] = encoding
+    for name, data in read_exports(path) if suffix == ".zip" else ((path, _bytes(path)),):
+        text, encoding = decode(data)
+        if encoding:
+            reading.encodings[path] = encoding
+        yield from _parts(kind(name), text)
+
+
+def _parts(suffix: str, text: str) -> Iterator[Found]:
     if suffix in _READERS:
         yield from _READERS[suffix](text)
     elif conversation := whatsapp.conversation(text):
@@ -129,7 +135,7 @@ def kind(path: Path) -> str:
     """The ending that tells how a file is read; that of what a `.gz` holds."""
     suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
     if suffixes[-1:] == [".gz"]:
-        return suffixes[0] if suffixes[0] not in (".gz", *IMPORTED) else ".gz"
+        return suffixes[0] if suffixes[0] not in (".gz", ".zip", *IMPORTED) else ".gz"
     return suffixes[-1] if suffixes else ""
 
 
@@ -141,7 +147,7 @@ def _files(paths: list[Path], reading: Reading) -> Iterator[Path]:
             for file in files_below(path, walk):
                 if is_missing(kind(file)):
                     reading.missing[kind(file)] += 1
-                elif kind(file) in SUFFIXES:
+                elif kind(file) in SUFFIXES and (kind(file) != ".zip" or holds_export(file)):
                     yield file
                 else:
                     reading.ignored[file.suffix.lower() or "without an ending"] += 1
