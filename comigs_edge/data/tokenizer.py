@@ -32,9 +32,10 @@ class Encoded(NamedTuple):
 
 
 class Tokenizer:
-    """The tokenizer and chat template inside the GGUF file at `path`."""
+    """The tokenizer and chat template inside the GGUF file at `path`; `thinking` is as in `ChatTemplate`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, thinking: bool = False) -> None:
+        self._thinking = thinking
         self._llama = llamacpp.load(path, vocab_only=True)
         self.bos, self.eos = self._llama.token_bos(), self._llama.token_eos()
         self.starts_with_bos = self._llama.tokenize(b"", add_bos=True) == [self.bos]
@@ -46,7 +47,7 @@ class Tokenizer:
         named = {name: self.piece(token).decode("utf-8", "replace") for name, token in llamacpp.named_tokens(self._llama).items()}
         self.metadata: dict[str, str] = self._llama.metadata
         self.has_template = bool(self.metadata.get("tokenizer.chat_template"))
-        self.template = ChatTemplate(self.metadata.get("tokenizer.chat_template") or CHATML, named)
+        self.template = ChatTemplate(self.metadata.get("tokenizer.chat_template") or CHATML, named, thinking)
         self.lacking_end = self._mend_end(named)
 
     def _mend_end(self, named: dict[str, str]) -> str:
@@ -57,7 +58,7 @@ class Tokenizer:
             return ""
         if end is None or end[1] in self._specials or "eos_token" not in named:
             return ""
-        self.template = ChatTemplate(self.template.source.replace(end[1], named["eos_token"]), named)
+        self.template = ChatTemplate(self.template.source.replace(end[1], named["eos_token"]), named, self._thinking)
         return end[1]
 
     def encode(self, document: Document, with_end: bool = False) -> Encoded:

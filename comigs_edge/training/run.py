@@ -45,7 +45,7 @@ def open_training(home: Home, resolved: Resolved, progress: Progress = SILENT) -
     refused: list[str] = []
     # The tokenizer is gone before the base is loaded.
     tokens = max(TOKENS, settings.train.steps * plan.batch * plan.context)
-    rows = read_rows(home, settings, plan.context, Tokenizer(home.base_file), refused, progress, tokens)
+    rows = read_rows(home, settings, plan.context, Tokenizer(home.base_file, settings.model.thinking), refused, progress, tokens)
     base = open_base(home.base_file, plan.threads, plan.keep, getattr(torch, plan.precision), plan.device)
     gc.collect()
     tune_allocator(lean=not plan.keep)  # gives back what loading took
