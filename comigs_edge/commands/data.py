@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from comigs_edge.commands import owner, reading_report
-from comigs_edge.commands.console import bar, counted, fact, next_command, notes, out, print_json, show_table, size, warn
+from comigs_edge.commands.console import bar, counted, fact, next_command, out, print_json, show_table, size, warn
 from comigs_edge.data import documents
 from comigs_edge.data.arrangement import SPLITS
 from comigs_edge.data.corpus import Corpus, Report
@@ -42,10 +42,10 @@ def add(
     home = homes.locate()
     settings = home.settings()
     corpus = homes.corpus(home, settings)
-    with notes.status("reading") as spinner:
-        ask = owner.asker(home.owner_file, paths, spinner.stop)
+    with bar("reading") as progress:
+        ask = owner.asker(home.owner_file, paths, progress.stop)
         try:
-            reading = documents.read(paths, None if me is None else [name for name in me if name], ask)
+            reading = documents.read(paths, None if me is None else [name for name in me if name], ask, progress)
         except ComigsError as error:
             raise ComigsError(f"{error}{_staying(corpus, paths)}") from error
     folders = [path for each in paths if (path := each.expanduser().absolute()).is_dir()]

@@ -22,6 +22,7 @@ from comigs_edge.data.sections import SECTION, sections
 from comigs_edge.data.tables import read_table
 from comigs_edge.data.walk import Walk, files_below, not_ordinary
 from comigs_edge.errors import ComigsError
+from comigs_edge.progress import SILENT, Progress, count_up
 from coordinator.protocol.text import well_formed
 
 _TABLES: dict[str, Callable[[str], Iterator[Found]]] = {
@@ -71,22 +72,30 @@ def _refuse(names: Counter[str]) -> Iterable[str]:
     raise ComigsError(f"which of these is you: {', '.join(names)}? say so with --me NAME")
 
 
-def read(paths: list[Path], me: Iterable[str] | None = None, ask: Callable[[Counter[str]], Iterable[str]] = _refuse) -> Reading:
+def read(
+    paths: list[Path], me: Iterable[str] | None = None, ask: Callable[[Counter[str]], Iterable[str]] = _refuse,
+    progress: Progress = SILENT,
+) -> Reading:  # fmt: skip
     """Reads files and folders (hidden ones and programs' own left out).
 
     In conversations of a messenger the messages of `me` become the assistant's; None: `ask` is called once with the authors
     that were found and how much they wrote, if there are any. Without a name (an empty `me`) they are read as plain text.
+    `progress` gets bytes of files.
     Raises `ComigsError` for a path that does not exist, a named file of another kind, and where nothing could be read.
     """
     reading = Reading()
     found: dict[Path, list[Document | Conversation]] = {}
     with contextlib.closing(Importer()) as importer:
-        for path in _files(paths, reading):
+        sizes = {path: _size(path) for path in _files(paths, reading)}
+        advance = count_up(progress, sum(sizes.values()))
+        for path, size in sizes.items():
             try:
                 pieces = list(_found(path, importer, reading))
             except Unreadable as error:
                 reading.skipped.append((path, str(error)))
                 continue
+            finally:
+                advance(size)
             for piece in pieces:
                 if isinstance(piece, Odd):
                     reading.leave(piece, path)
@@ -99,6 +108,13 @@ def read(paths: list[Path], me: Iterable[str] | None = None, ask: Callable[[Coun
     if not any(reading.files.values()) and not reading.empty:
         raise ComigsError(_nothing(paths, reading))
     return reading
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # which reading it tells
+        return 0
 
 
 def _found(path: Path, importer: Importer, reading: Reading) -> Iterator[Found]:
