@@ -119,7 +119,7 @@ def _begin(
     notes.print(summary(plan, settings, steps), soft_wrap=True)
     planning.check_disk(home, plan, resolved.base)
     with bar("reading your text") as progress:
-        run = open_training(home, resolved, progress)
+        run = open_training(home, resolved, progress, resume)
     say = partial(notes.print, soft_wrap=True)
     pauses = open_pauses(settings.pause, pause, not plan.keep, say)
     pauses.wait()

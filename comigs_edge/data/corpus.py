@@ -134,13 +134,20 @@ class Corpus:
         """The documents of one split, in the order of their hashes."""
         return list(self.read(split))
 
-    def read(self, split: str) -> Iterator[Document]:
-        """The same one by one, without all of them in memory."""
+    def read(self, split: str, after: str = "") -> Iterator[Document]:
+        """The same one by one, without all of them in memory; those up to the hash `after` come last."""
         if self.path.exists():
             with self._open() as db:
-                query = f"select content from document where split = ? and {_USED} order by sha256"
-                for (content,) in db.execute(query, (split,)):
-                    yield Document.from_json(content)
+                for place in (">", "<="):
+                    query = f"select content from document where split = ? and {_USED} and sha256 {place} ? order by sha256"
+                    for (content,) in db.execute(query, (split, after)):
+                        yield Document.from_json(content)
+
+    def hash_of(self, split: str, after: str, number: int) -> str:
+        """SHA-256 of the document that `read` gives as this number, counted from 1; empty for the last one of all."""
+        query = f"select sha256 from document where split = ? and {_USED} order by sha256 <= ?, sha256 limit 2 offset ?"
+        rows = self._rows(query, split, after, number - 1)
+        return str(rows[0]["sha256"]) if len(rows) == 2 else ""
 
     def check_enough(self) -> None:
         """Raises `ComigsError` unless all three splits have text."""

@@ -20,6 +20,7 @@ from comigs_edge.data.template import CHATML, PROBE, ChatTemplate, Part
 from comigs_edge.errors import ComigsError
 from comigs_edge.progress import SILENT, Progress
 
+_PARTS = 1000  # in which reading is shown: documents or tokens, whichever ends it
 # A template's name of a token that ends an answer.
 _END = re.compile(r"\s*(<[|｜][^<>\s]+[|｜]>|</s>|<eos>|<end_of_\w+>)")
 
@@ -168,14 +169,14 @@ def _scored_spans(fragment: list[tuple[bytes, bool]]) -> list[tuple[int, int]]:
 
 def encode(
     documents: Corpus, tokenizer: Tokenizer, split: str, refused: list[str], progress: Progress = SILENT,
-    max_tokens: float = math.inf, with_end: bool = False,
+    max_tokens: float = math.inf, with_end: bool = False, after: str = "",
 ) -> Iterator[Encoded]:  # fmt: skip
-    """Token ids of the documents of one split, one after the other, until there are `max_tokens`.
+    """Token ids of the documents of one split, one after the other, until there are `max_tokens`; from `after` on as in `read`.
 
     `refused` gets the reason for each that the chat template cannot hold.
     """
     total, tokens = documents.sizes()[split]["documents"], 0
-    for number, document in enumerate(documents.read(split), 1):
+    for number, document in enumerate(documents.read(split, after), 1):
         try:
             encoded = tokenizer.encode(document, with_end)
         except ComigsError as error:
@@ -185,5 +186,5 @@ def encode(
         tokens += len(encoded.ids)
         if tokens >= max_tokens:
             break
-        progress(number, total)
-    progress(total, total)
+        progress(int(_PARTS * max(number / total, tokens / max_tokens)), _PARTS)
+    progress(_PARTS, _PARTS)
