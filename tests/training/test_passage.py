@@ -9,7 +9,7 @@ import pytest
 
 from comigs_edge.arrays import digest
 from comigs_edge.data.corpus import Corpus
-from comigs_edge.data.tokenizer import Tokenizer
+from comigs_edge.data.tokenizer import Tokenizer, encode
 from comigs_edge.home.folder import Home
 from comigs_edge.planning.plan import resolve
 from comigs_edge.training import run as training
@@ -111,3 +111,21 @@ def test_the_next_passage_begins_when_all_rows_of_one_were_read():
     assert one.after(6) == Passage(start="a", end="b", rows=10, first_row=6)
     assert one.after(6).after(4) == Passage(start="b")
     assert Passage(rows=10).after(16) == Passage(rows=10, first_row=16)  # of text that is read whole there is no next one
+
+
+def test_reading_is_shown_by_the_share_of_what_a_training_may_hold(long):
+    corpus, shown = Corpus(long.documents_file), []
+    texts = list(encode(corpus, Tokenizer(long.base_file), "training", [], lambda *where: shown.append(where), 1500))
+    assert len(texts) < corpus.sizes()["training"]["documents"] / 3  # the limit ends it
+    done = [number / total for number, total in shown]
+    assert done == sorted(done)
+    assert done[-1] == 1
+    assert max(later - earlier for earlier, later in pairwise([0, *done])) < 3 / len(texts)
+
+
+def test_the_hash_of_a_document_is_that_of_the_one_that_is_read(long):
+    corpus = Corpus(long.documents_file)
+    hashes = [document.sha256 for document in corpus.read("training")]
+    turned = [document.sha256 for document in corpus.read("training", hashes[4])]
+    assert turned == hashes[5:] + hashes[:5]
+    assert [corpus.hash_of("training", hashes[4], number + 1) for number in range(len(turned))] == [*turned[:-1], ""]
