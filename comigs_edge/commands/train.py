@@ -122,7 +122,7 @@ def _begin(
     notes.print(summary(plan, settings, steps or schedule.get("steps"), done), soft_wrap=True)
     planning.check_disk(home, plan, resolved.base)
     with bar("reading your text") as progress:
-        run = open_training(home, resolved, progress)
+        run = open_training(home, resolved, progress, resume)
     say = partial(notes.print, soft_wrap=True)
     pauses = open_pauses(settings.pause, pause, not plan.keep, say)
     pauses.wait()
@@ -141,8 +141,10 @@ def _begin(
 def _report(home: Home, trainer: Trainer, outcome: Outcome, paused: float, fleet: Rounds | None, as_json: bool) -> None:
     from comigs_edge.arrays import digest
     from comigs_edge.home.versions import versions
+    from comigs_edge.training.next_step import find_next
     from comigs_edge.training.pauses import duration
 
+    # A training that made nothing better than the base leaves it to be talked to.
     then = "comigs-edge chat" if versions(home.adapters) else "comigs-edge chat --base"
     result = {
         "finished": trainer.is_done,
@@ -157,7 +159,7 @@ def _report(home: Home, trainer: Trainer, outcome: Outcome, paused: float, fleet
         "adapters_sha256": digest(trainer.adapters.arrays()),
         "best_sha256": digest(trainer.best),
         "fleet": None if fleet is None else asdict(fleet.totals),
-        "next": then if trainer.is_done else "comigs-edge train --resume",
+        "next": then if trainer.is_done else find_next(home, home.settings()),
     }
     if as_json:
         print_json(result)

@@ -51,6 +51,9 @@ class ModelConfig:
     alpha: Annotated[float, setting("updates are scaled by alpha / sqrt(rank)", 1e-3, 1e4)] = 16.0
     experts_per_token: Annotated[int, setting("default: 2, or 1 for one expert alone", 1, 64, 2)] | None = None
     attention: Annotated[bool, setting("also one shared low-rank update of the attention; it is part of the generalist")] = False
+    thinking: Annotated[
+        bool, setting("a thinking base thinks aloud before it answers: prompts ask for it, in training as in chat")
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)

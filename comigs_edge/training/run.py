@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 from torch import Tensor
@@ -23,10 +23,12 @@ from comigs_edge.planning.plan import Resolved, forget, plan_experts, remember
 from comigs_edge.planning.rates import use
 from comigs_edge.progress import SILENT, Progress
 from comigs_edge.training import checkpoint
+from comigs_edge.training import passage as passages
 from comigs_edge.training.activation_cache import ActivationCache, Key, clear
 from comigs_edge.training.batches import Batch, Rows
 from comigs_edge.training.learned import KEY, join_learned
 from comigs_edge.training.memory import tune_allocator
+from comigs_edge.training.passage import Passage, find_passage
 from comigs_edge.training.schedule import Schedule, make_schedule
 from comigs_edge.training.trainer import Event, Trainer
 from coordinator.protocol.wire import Arrays
@@ -34,10 +36,10 @@ from coordinator.protocol.wire import Arrays
 TOKENS = 1_500_000  # of training text that are read at least: seven times what the default steps take
 
 
-def open_training(home: Home, resolved: Resolved, progress: Progress = SILENT) -> TrainingRun:
+def open_training(home: Home, resolved: Resolved, progress: Progress = SILENT, resume: bool | None = None) -> TrainingRun:
     """Sets torch up as the plan says, and loads the home's text and base; nothing is trained, and nothing is written yet.
 
-    Raises `ComigsError` if there is too little text.
+    `resume` is as in `TrainingRun.begin`. Raises `ComigsError` if there is too little text.
     """
     settings, plan = resolved.settings, resolved.plan
     torch.set_num_threads(plan.threads)
@@ -45,11 +47,14 @@ def open_training(home: Home, resolved: Resolved, progress: Progress = SILENT) -
     refused: list[str] = []
     # The tokenizer is gone before the base is loaded.
     tokens = max(TOKENS, settings.train.steps * plan.batch * plan.context)
-    rows = read_rows(home, settings, plan.context, Tokenizer(home.base_file), refused, progress, tokens)
+    tokenizer = Tokenizer(home.base_file, settings.model.thinking)
+    passage = Passage() if resume is False else find_passage(checkpoint.load(home.state))
+    training, validation, passage = read_rows(home, settings, plan.context, tokenizer, refused, progress, tokens, passage)
+    del tokenizer
     base = open_base(home.base_file, plan.threads, plan.keep, getattr(torch, plan.precision), plan.device)
     gc.collect()
     tune_allocator(lean=not plan.keep)  # gives back what loading took
-    run = TrainingRun(home, resolved, base, rows)
+    run = TrainingRun(home, resolved, base, (training, validation), passage)
     if refused:
         run.warnings.append(f"{len(refused)} chats were left out: {refused[0]}")
     return run
@@ -58,9 +63,9 @@ def open_training(home: Home, resolved: Resolved, progress: Progress = SILENT) -
 class TrainingRun:
     """A home's text and base in memory, and from `begin` on the trainer; this is where its state is saved."""
 
-    def __init__(self, home: Home, resolved: Resolved, base: Base, rows: tuple[Rows, Rows]) -> None:
+    def __init__(self, home: Home, resolved: Resolved, base: Base, rows: tuple[Rows, Rows], passage: Passage) -> None:
         self.home, self.settings, self.plan = home, resolved.settings, resolved.plan
-        self.base, self.rows = base, rows  # rows: of training and of validation text
+        self.base, self.rows, self.passage = base, rows, passage  # rows: of training and of validation text
         self.text = " ".join(each.digest() for each in rows)  # losses are of this text
         self.warnings: list[str] = []
         self.resumed = False
@@ -81,7 +86,7 @@ class TrainingRun:
             self.warnings += state.warnings
             if not state.progress:
                 raise ComigsError(f"no sound checkpoint is left in {self.home.state}; start anew with: comigs-edge train --fresh")
-        if state is not None and not state.progress["finished"]:
+        if state is not None and state.is_interrupted:
             self.trainer = self._resume(state.arrays, state.progress, steps)
         elif resume:
             raise ComigsError("there is no interrupted training to resume; start one with: comigs-edge train")
@@ -175,7 +180,8 @@ class TrainingRun:
         version = self.publish() if trainer.is_done else None
         arrays, progress = trainer.state()
         progress |= {"finished": trainer.is_done, "base_sha256": self.settings.base.sha256, "text": self.text}
-        progress |= self.mark.facts() | self.best_mark.facts("best") | {KEY: self.learned}
+        progress |= self.mark.facts() | self.best_mark.facts("best")
+        progress |= {KEY: self.learned, passages.KEY: asdict(self.passage)}
         checkpoint.save(self.home.state, arrays, progress)
         return version
 
@@ -222,21 +228,24 @@ def _differences(wanted: dict[str, object], saved: dict[str, object]) -> str:
 
 def read_rows(
     home: Home, settings: Config, context: int, tokenizer: Tokenizer, refused: list[str], progress: Progress,
-    tokens: int = TOKENS,
-) -> tuple[Rows, Rows]:  # fmt: skip
+    tokens: int = TOKENS, passage: Passage = Passage(),
+) -> tuple[Rows, Rows, Passage]:  # fmt: skip
     """Training and validation rows, of `context` tokens, of the home's text; raises `ComigsError` if there is too little.
 
-    Of long text they have the first `tokens` tokens of training text, and an eighth as many for validation; documents stand in
-    the order of their hashes, so that is a fair part. Adds to `refused` a sentence for each chat that cannot be used.
+    Of long text they have `tokens` tokens of training text, from where `passage` begins, and an eighth as many for validation,
+    always the first; documents stand in the order of their hashes, so that is a fair part. The third is what was read. Adds to
+    `refused` a sentence for each chat that cannot be used.
     """
     documents = corpus(home, settings)
     documents.check_enough()
-    training, validation = (
-        encode(documents, tokenizer, split, refused, progress, limit, with_end=True)
-        for split, limit in (("training", tokens), ("validation", tokens // 8))
-    )
+    seed, after = settings.train.seed, passage.start
+    encoded = encode(documents, tokenizer, "training", refused, progress, tokens, with_end=True, after=after)
+    chosen = encode(documents, tokenizer, "validation", refused, progress, tokens // 8, with_end=True)
     try:
-        return Rows(training, context, settings.train.seed), Rows(validation, context, settings.train.seed)
+        training = Rows(encoded, context, seed, passage.first_row)
+        end = documents.hash_of("training", after, training.num_documents + len(refused))
+        passage = replace(passage, end=end, rows=len(training))
+        return training, Rows(chosen, context, seed), passage
     except ComigsError:
         if not refused:
             raise
