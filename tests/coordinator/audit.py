@@ -152,7 +152,7 @@ def check(data, books, signing_key, devices):
 
 
 def _at_rest_database(data):
-    """The ledger, once it is sound and the rounds that the crash left closed are published; raises where it does not come to that."""
+    """The ledger, once it is sound and the rounds that the crash left closed are published; raises where that never comes."""
     end = time.monotonic() + 10
     waiting = "SELECT count(*) FROM rounds WHERE closed IS NOT NULL AND published IS NULL"
     stray = "SELECT count(*) FROM updates WHERE round NOT IN (SELECT number FROM rounds)"
