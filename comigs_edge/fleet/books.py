@@ -21,13 +21,12 @@ from dataclasses import replace
 from functools import reduce
 
 import msgspec
-import numpy as np
 
 from comigs_edge.arrays import add, digest, norm, subtract, zeros
 from comigs_edge.fleet.chain import Check, Fetch, Link, follow, set_back
 from comigs_edge.fleet.folder import KEPT_HEADS, FleetFolder
 from comigs_edge.fleet.kept import Kept
-from comigs_edge.fleet.outbox import check_settings, pack, unpack
+from comigs_edge.fleet.outbox import check_settings, pack, unpack, within
 from comigs_edge.fleet.outcome import Outcome
 from comigs_edge.fleet.standing import Sealed
 from comigs_edge.fleet.transport import News
@@ -40,10 +39,7 @@ from coordinator.protocol.wire import Arrays, Shapes
 
 
 class Books:
-    """Of one device, on its disk. `gate`: how much worse (nats a token) a new generalist may make the validation text.
-
-    `initial` makes the generalist with which this device's training began.
-    """
+    """Of one device, on its disk. `initial` makes the generalist that its training began with; the `gate` is in nats a token."""
 
     def __init__(
         self, folder: FleetFolder, shapes: Shapes, initial: Callable[[], Arrays], base_sha256: str, gate: float,
@@ -59,8 +55,7 @@ class Books:
         if not self.standing.reference:
             self.standing.reference = zeros(self._shapes)
         if self.standing.on_top is None:
-            update = folder.outbox()
-            self.standing.on_top = zeros(self._shapes) if update is None else self._unpack(update)
+            self.standing.on_top = self._unpack(update) if (update := folder.outbox()) else zeros(self._shapes)
 
     def _recover(self) -> bool:
         """Makes a lost reference anew, of the generalist that training started from and what was brought; returns success."""
@@ -110,11 +105,18 @@ class Books:
         They may be older than what was exchanged or sealed since: then the generalist as it was sent is the one, so that no step
         is sent twice. The tokens that it has learned and no update brought are noted with it.
         """
-        self._was_in_a_fleet, standing = was_in_a_fleet(self.membership, mark), self.standing
+        kept, standing = Mark(mark, tokens), self.standing
+        self._was_in_a_fleet = was_in_a_fleet(self.membership, mark)
         if standing.number and mark != self.mark and self._has_reference:
+            alone = self.folder.alone.learned(standing, generalist, kept)
             generalist = add(standing.reference, standing.on_top or {})
+            if alone is not None:
+                generalist = add(generalist, alone)
+                self.note(generalist)
+                self.save()
         elif tokens is not None:
-            standing.unsent_tokens = unsent_tokens(self.membership, standing, Mark(mark, tokens)) or 0
+            standing.unsent_tokens = unsent_tokens(self.membership, standing, kept) or 0
+        self.folder.alone.forget(kept)
         if standing.dropped:
             self._take_back(generalist)
         return generalist
@@ -149,11 +151,9 @@ class Books:
         """
         standing, tokens = self.standing, self.standing.unsent_tokens
         change = subtract(zeros(self._shapes) if generalist is None else generalist, standing.reference)
-        if (length := norm(change)) > self._norm_limit:
-            share = np.float32(self._norm_limit / length * (1 - 2**-10))  # rounding must not lift it over the bound
-            change = {name: array * share for name, array in change.items()}
-            tokens = int(tokens * share)
-        return pack(change, max(0, standing.trained_from), self.membership, tokens, loss if self.reports_loss else None)
+        change, share = within(change, self._norm_limit)
+        loss = loss if self.reports_loss else None
+        return pack(change, max(0, standing.trained_from), self.membership, int(tokens * share), loss)
 
     def seal(self, generalist: Arrays, loss: float | None) -> None:
         """Puts what was not sent yet into the outbox; before the first take-over it is only noted."""
@@ -175,10 +175,9 @@ class Books:
 
     def seal_rest(self, generalist: Arrays) -> None:
         """At a training's end: what the open round did not take goes to the outbox."""
-        if self.standing.unsent_tokens and (self.folder.outbox() is None or self.folder.was_rejected):
-            self.seal(generalist, None)
-        elif self.standing.unsent_tokens:
-            self.keep(generalist)
+        if self.standing.unsent_tokens:
+            is_taken = self.folder.outbox() is not None and not self.folder.was_rejected
+            self.keep(generalist) if is_taken else self.seal(generalist, None)
 
     def keep(self, generalist: Arrays, tokens: int = 0) -> None:
         """Writes what was learned and no update can hold yet; before the first exchange the adapters alone hold it."""

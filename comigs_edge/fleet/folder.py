@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from comigs_edge import files
 from comigs_edge.arrays import select
 from comigs_edge.errors import ComigsError
+from comigs_edge.fleet.alone import Alone
 from comigs_edge.fleet.heard import Heard, read_heard, write_heard
 from comigs_edge.fleet.membership import Membership, find_membership
 from comigs_edge.fleet.records import known, read_record, write_record
@@ -46,6 +47,7 @@ class FleetFolder:
 
     def __init__(self, home: Home) -> None:
         self.root, self._left = home.root / "fleet", home.root / "left"
+        self.alone = Alone(home.root / "alone")
         self.notes: list[str] = []  # sentences for the user: what was found damaged
         self.key_file = home.root / "device.key"
         self._membership, self._standing = self.root / "membership.json", self.root / "standing.safetensors"
@@ -75,6 +77,11 @@ class FleetFolder:
         self._clear(self._membership)
         if not self._membership.exists() or self._membership.read_bytes() != data:
             files.write_atomic(self._membership, data)
+
+    @property
+    def was_member(self) -> bool:
+        """Whether this device has left a fleet, which it may join again."""
+        return self._left.exists()
 
     def leave(self) -> None:
         """Sets the folder aside, for the day when this device joins the same fleet again."""

@@ -188,6 +188,9 @@ def open_rounds(
 ) -> Rounds | None:  # fmt: skip
     """The rounds of this training, with the newest generalist taken over; None for a device that belongs to no fleet."""
     with contextlib.suppress(PermissionError):  # its rounds say so, and the training goes on alone
-        if not FleetFolder(home).is_member:
+        folder = FleetFolder(home)
+        if not folder.is_member:
+            if training.mark.word is not None or folder.was_member:
+                folder.alone.begin(trainer.adapters.generalist(), training.mark)
             return None
     return Rounds(home, training, trainer, say, warn, is_alone)

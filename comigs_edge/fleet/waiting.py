@@ -33,7 +33,7 @@ def waits(home: Home, folder: FleetFolder) -> bool:
         return True
     kept = _kept(home)
     if standing.number and kept.word != present_mark(member, standing, update):
-        return standing.unsent_tokens > 0
+        return standing.unsent_tokens > 0 or folder.alone.has_begun(kept)
     return unsent_tokens(member, standing, kept) != 0
 
 

@@ -3,16 +3,23 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 
+from comigs_edge.arrays import add, subtract
+from comigs_edge.base.hparams import read_hparams
 from comigs_edge.fleet import joining, rounds
+from comigs_edge.fleet import sync as syncing
 from comigs_edge.fleet.client import RemoteRefused
+from comigs_edge.fleet.generalist import select_generalist
 from comigs_edge.fleet.heard import Heard
 from comigs_edge.fleet.outcome import Judgement
 from comigs_edge.home.folder import Home
+from comigs_edge.home.versions import load, read_manifest, versions
 from coordinator.protocol import keys
 from coordinator.protocol.errors import CoordinatorError
 from coordinator.protocol.messages import Settings, State
+from quantize.gguf_file import GGUFFile
 from tests.coordinator.rig import Coordinator, generalist
 from tests.fleet.rig import BASE, NAME, Device
 from tests.fleet.test_exchange import settled
@@ -94,6 +101,59 @@ def spoil(path, damage):
 
 
 DAMAGES = ["unlink", "cut", "empty", "folder"]
+
+
+def present_generalist(home):
+    """Of the newest adapters."""
+    number = versions(home / "adapters")[-1]
+    hparams = read_hparams(GGUFFile(home / "base.gguf"))
+    return select_generalist(load(home / "adapters", hparams, read_manifest(home / "adapters", number)["base_sha256"]).arrays)
+
+
+def away_and_back(run, home, coordinator, how):
+    """Out of the fleet, trained alone meanwhile, and back."""
+    if how == "leave":
+        run("leave")
+    else:
+        (home / "fleet").rename(home / "elsewhere")
+    run("train", "--steps", 3)
+    if how == "leave":
+        run("join", coordinator.invite("pi"))
+    else:
+        (home / "elsewhere").rename(home / "fleet")
+
+
+@pytest.mark.parametrize("how", ["leave", "moved away"])
+@pytest.mark.parametrize("first", ["train", "sync", "refused"])
+def test_what_was_trained_alone_counts_wherever_the_books_stood(run, ready, coordinator, monkeypatch, how, first):
+    run("join", coordinator.invite("pi"))
+    run("train", "--steps", 2)
+    settled(coordinator)
+    run("sync")
+    settled(coordinator)
+    steps, again = 2, 0
+    if first == "sync":  # brings what it took up, and takes over
+        run("train", "--steps", 2, "--no-sync")
+        run("sync")
+        steps += 2
+    if first == "refused":
+        run("train", "--steps", 2)
+        steps += 2
+        settled(coordinator)
+        with monkeypatch.context() as patch:
+            patch.setattr(syncing, "_judge", lambda *_: lambda before, after: Judgement(1.0, 9.0))
+            refused = json.loads(run("sync", "--json").stdout)["refused"]
+        again = coordinator.rounds()[refused]["tokens"]  # it is turned back, so what it had of this device comes once more
+    before = present_generalist(ready)
+    away_and_back(run, ready, coordinator, how)
+    alone = subtract(present_generalist(ready), before)
+    assert json.loads(run("status", "--json").stdout)["fleet"]["waits"]
+    sync_until_quiet(run, coordinator)
+    assert counted(coordinator) == (steps + 3) * ROW + again
+    if first != "refused":
+        after = present_generalist(ready)
+        for name, array in add(before, alone).items():
+            np.testing.assert_allclose(after[name], array, rtol=0, atol=2**-9)  # updates travel as float32, changes as float16
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
