@@ -118,3 +118,34 @@ def test_a_learned_file_that_is_gone_is_named_with_what_holds_its_text(ready, ru
     assert "1 gone" in said
     assert "removed text was learned by adapters 0001" in said
     assert "--learned" in said
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_the_text_of_a_folder_that_is_empty_or_gone_stays_and_is_forgotten_by_its_name(ready, run, tmp_path, is_there):
+    folder = tmp_path / "my notes"
+    folder.mkdir()
+    (tmp_path / "other.txt").write_text("something else")
+    for name in ("a.txt", "b.txt"):
+        (folder / name).write_text(some_text(3, seed=ord(name[0])))
+    run("data", "add", folder, tmp_path / "other.txt")
+    before = stored(ready)
+    for path in folder.iterdir():
+        path.unlink()
+    if not is_there:
+        folder.rmdir()
+    error = run("data", "add", folder, code=1).stderr
+    assert ("no .txt" if is_there else "does not exist") in error
+    command = f"comigs-edge data remove '{folder}'"
+    assert f"the text of 2 files that were added from there before stays; to forget it: {command}" in " ".join(error.split())
+    assert stored(ready) == before
+    assert "b.txt was removed" in run("data", "remove", folder).stdout
+    assert stored(ready) == ['{"text": "something else"}']
+    assert "no file was added from" in run("data", "remove", folder, code=1).stderr
+    assert "--learned" not in run("data", "add", folder, code=1).stderr
+
+
+def test_what_is_left_out_is_said_by_every_command_that_shows_the_text(ready, run, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"messages": [{"role": "user", "content": "Is it painted?"}]}\n{"text": "fine"}\n')
+    run("data", "add", tmp_path / "a.jsonl")
+    for command in (("status",), ("data", "list")):
+        assert "left out: 1 chats without an answer to learn from" in run(*command).stdout

@@ -48,8 +48,8 @@ MEASUREMENTS_FIGURES = (
      ("user03/evaluation/bits_per_byte/base", "user03/evaluation/bits_per_byte/mixture")),
     *((f"{name}", "fleet.json", "{:.3f}", 1, tuple(f"evaluated/{name}/{path}" for path in FLEET))
       for name in ("de", "fr", "it", "nl")),
-    ("1,055 SIGKILLs", "kills.json", "{:,}", 1, ("kills", "acknowledged", "lost", "doubled", "generalists_compared")),
-    ("60 power cuts", "power-cuts.json", "{:,}", 1, ("synced/cuts", "synced/acknowledged", "fsync_does_nothing/lost")),
+    ("1,062 SIGKILLs", "kills.json", "{:,}", 1, ("kills", "acknowledged", "lost", "doubled", "generalists_compared")),
+    ("200 power cuts", "power-cuts.json", "{:,}", 1, ("synced/cuts", "synced/acknowledged", "fsync_does_nothing/lost")),
     ("memory over ten", "load.json", "{}", 1, ("mixed/rss_slope_mb_per_hour",)),
     ("signed requests", "load.json", "{:.0f}", 1, ("polls/requests_per_second", "polls/p99_ms", "flood/p99_ms")),
     ("... or after a second", "bad-member.json", "{}", 1, ("planted/bound_on/after_a_second_update/probability",)),

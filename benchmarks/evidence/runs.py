@@ -43,6 +43,7 @@ class Run:
 LORA = ("comigs-edge", "local", "fedavg", "fedavg-r8", "local-train-valid", "fedavg-train-valid")
 PARALLEL = ("comigs-edge", "local", "fedavg")
 PAPERS = ("comigs-1g1s", "pfedmoe")
+RIVALS = ("fedalt", "fedsa-lora", "fedex-lora")
 
 
 def size_label(size: str, rounds: int | None) -> str:
@@ -71,11 +72,16 @@ def fast_routers(recipes: Iterable[str]) -> list[Run]:
     ]  # fmt: skip
 
 
+def rivals(recipes: Iterable[str]) -> list[Run]:
+    """Later methods that are personal, or whose mean is exact."""
+    return [Run("rivals", recipe, method, rate) for rate in RATES for method in RIVALS for recipe in recipes]
+
+
 def first_seed(recipes: tuple[str, ...]) -> list[Run]:
     """All runs of the first seed."""
     first = tuple(each for each in recipes if each in RECIPES[:3])
     rest = tuple(each for each in recipes if each not in RECIPES[:3])
-    return [*no_regret(first), *(no_regret(rest) if rest else ()), *fast_routers(recipes)]
+    return [*no_regret(first), *(no_regret(rest) if rest else ()), *fast_routers(recipes), *rivals(recipes)]
 
 
 def all_runs(recipes: tuple[str, ...], bits: dict[Run, float]) -> list[Run]:

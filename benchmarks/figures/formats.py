@@ -254,7 +254,7 @@ def training(homes: Path, work: Path) -> dict[str, Any]:
     for name in ("de-lora", "de-parallel"):
         personal = Personal(homes / name)
         device, tokenizer = personal.settings.device(), Tokenizer(personal.home.base_file)
-        rows = read_rows(personal.home, personal.settings, device.context, tokenizer, [], lambda *_: None)
+        rows = read_rows(personal.home, personal.settings, device.context, tokenizer, [], lambda *_: None)[:2]
         tune_allocator()
         plan = make_schedule(personal.settings, device.batch, 10**6)
         plan = replace(plan, batch=8, router_period=10**6, block_format="Q4_0")

@@ -241,6 +241,8 @@ async def scenario(folder: Path, parts: set[str], minutes: float, idle_seconds: 
         await asyncio.sleep(8)  # the rate limit's buckets fill
     if "uploads" in parts:
         result["uploads"] = await uploads(watched, connections, rng)
+        while watched.coordinator.ask("status")["newest_round"] < 1:  # the mean is made, and is no part of being idle
+            await asyncio.sleep(0.5)
         result["after_the_round_mb"] = watched.memory()
     if "idle" in parts:
         result["idle"] = await idle(watched, connections, idle_seconds, rng)

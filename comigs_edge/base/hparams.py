@@ -11,6 +11,12 @@ ATTENTION = ("attn_q", "attn_k", "attn_v", "attn_output")  # the matrices of a b
 FFN = ("ffn_gate", "ffn_up", "ffn_down")
 _NORMS = ("attn_norm", "ffn_norm")
 MAX_BLOCKS = 1024
+_REASONS = {  # by the beginning of an architecture or of a Hugging Face type, the longer one first
+    "granitehybrid": "whose Mamba layers are not computed in training",
+    "granitemoehybrid": "whose Mamba layers are not computed in training",
+    "granitemoe": "which is a mixture of experts already",
+    "granite": "whose factors on embeddings, attention, residual stream and logits are not computed in training",
+}
 _HEAD_NORMS = ("attn_q_norm", "attn_k_norm")
 _BIASES = {f"{name}.bias" for name in ATTENTION}
 _TOP_TENSORS = {"token_embd.weight", "output_norm.weight", "output.weight", "rope_freqs.weight"}
@@ -58,9 +64,12 @@ def read_hparams(file: GGUFFile) -> HParams:
     arch = str(meta.get("general.architecture", "unknown"))
     if kind := _no_whole_model(file, arch):
         raise ComigsError(f"{file.path} {kind}")
+    is_mixture = bool(int(meta.get(f"{arch}.expert_count", 0)))
+    if any(key.startswith("comigs_edge.") for key in meta) and (is_mixture or arch not in ARCHITECTURES):
+        raise ComigsError(f"{file.path} is a personal model that comigs-edge made of a base; name that base")
     if arch not in ARCHITECTURES:
         raise ComigsError(f"{file.path} has the architecture {arch!r}, {why_not(arch)}")
-    if int(meta.get(f"{arch}.expert_count", 0)):
+    if is_mixture:
         raise ComigsError(f"{file.path} already holds a mixture of experts; choose a dense base")
     scaling = str(meta.get(f"{arch}.rope.scaling.type", "linear"))  # llama.cpp's default; without a factor it changes nothing
     if scaling not in ("none", "linear"):
@@ -76,9 +85,7 @@ def read_hparams(file: GGUFFile) -> HParams:
 
 def why_not(kind: str) -> str:
     """Why bases of this architecture or type are not trained, and which are."""
-    reason = "of which llama.cpp runs no exact mixture"
-    if kind.startswith("granite"):
-        reason = "whose factors on embeddings, attention and residual stream are not computed in training"
+    reason = next((why for name, why in _REASONS.items() if kind.startswith(name)), "of which llama.cpp runs no exact mixture")
     return f"{reason}; choose a base of llama (SmolLM2, Llama 2 and 3, TinyLlama, Mistral), qwen2 (Qwen 2 and 2.5) or qwen3"
 
 

@@ -68,7 +68,7 @@ def chat(
         from comigs_edge.inference.sampling import choose_sampling
         from comigs_edge.planning import plan as planning
 
-        options, tokenizer = settings.chat, Tokenizer(home.base_file)
+        options, tokenizer = settings.chat, Tokenizer(home.base_file, settings.model.thinking)
         size = personal.size if personal else settings.base.size
         plan = planning.chat_plan(
             settings, home.base_file, profile=settings.device(), device=detect(), size=size, busy=load.read() or 0,

@@ -95,9 +95,20 @@ def unbroken_output() -> Iterator[None]:
         sys.stdout, sys.stderr = streams
 
 
+class Bar:
+    """A progress bar on the screen."""
+
+    def __init__(self, show: Callable[[int, int], None], stop: Callable[[], None]) -> None:
+        self._show, self.stop = show, stop  # `stop` takes it away, where something is to be asked
+
+    def __call__(self, done: int, total: int) -> None:
+        """What is done, and what there is in all."""
+        self._show(done, total)
+
+
 @contextmanager
-def bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar; call the result with what is done and what there is in all."""
+def bar(what: str) -> Iterator[Bar]:
+    """A progress bar while this lasts."""
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
     what, room = printable(what), notes.width - 16  # columns that spinner, share and time leave
@@ -109,7 +120,7 @@ def bar(what: str) -> Iterator[Callable[[int, int], None]]:
     columns += [TextColumn("{task.percentage:>3.0f}%"), TimeRemainingColumn()]
     with Progress(*columns, console=notes, transient=True) as progress:
         task = progress.add_task(what, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+        yield Bar(lambda done, total: progress.update(task, completed=done, total=total), progress.stop)
 
 
 def print_json(value: Any) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
@@ -9,11 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from comigs_edge.commands import owner, reading_report
-from comigs_edge.commands.console import bar, fact, next_command, notes, out, print_json, show_table, size, warn
+from comigs_edge.commands.console import bar, counted, fact, next_command, out, print_json, show_table, size, warn
 from comigs_edge.data import documents
 from comigs_edge.data.arrangement import SPLITS
 from comigs_edge.data.corpus import Corpus, Report
 from comigs_edge.data.document import Document
+from comigs_edge.errors import ComigsError
 from comigs_edge.home import folder as homes
 from coordinator.protocol.text import printable
 
@@ -32,11 +36,18 @@ def add(
     ] = None,
 ) -> None:
     """Add text: notes, pages, chats, exports of messengers. A file that was added before is replaced."""
+    from comigs_edge.training.learned import find_remains
+    from comigs_edge.training.next_step import find_next
+
     home = homes.locate()
-    corpus = homes.corpus(home, home.settings())
-    with notes.status("reading") as spinner:
-        ask = owner.asker(home.owner_file, paths, spinner.stop)
-        reading = documents.read(paths, None if me is None else [name for name in me if name], ask)
+    settings = home.settings()
+    corpus = homes.corpus(home, settings)
+    with bar("reading") as progress:
+        ask = owner.asker(home.owner_file, paths, progress.stop)
+        try:
+            reading = documents.read(paths, None if me is None else [name for name in me if name], ask, progress)
+        except ComigsError as error:
+            raise ComigsError(f"{error}{_staying(corpus, paths)}") from error
     folders = [path for each in paths if (path := each.expanduser().absolute()).is_dir()]
     with bar("taking in") as progress:
         report = corpus.add(reading, folders, progress)
@@ -58,25 +69,36 @@ def add(
     for split in SPLITS:
         out.print(f"  {split:<11}{sizes[split]['documents']:>6} documents  {size(sizes[split]['bytes'])}")
     if report.gone:
-        from comigs_edge.training.learned import find_remains
-
         _say_remains(find_remains(home, corpus))
-    missing = corpus.missing()
-    if missing:
+    if missing := corpus.missing():
         warn(missing)
-    next_command("comigs-edge data add PATH" if missing else "comigs-edge train")
+    next_command(find_next(home, settings, has_new_text=True))
+
+
+def _staying(corpus: Corpus, paths: Sequence[Path]) -> str:
+    """What is said where nothing could be read, of files that were added from there and are gone: their text stays."""
+    gone = {
+        path: len(files) for path in paths if (files := corpus.inside(path)) and not any(map(os.path.lexists, files.values()))
+    }
+    if not gone:
+        return ""
+    count, where = counted(sum(gone.values()), "file"), " ".join(shlex.quote(str(path)) for path in gone)
+    return f"; the text of {count} that were added from there before stays; to forget it: comigs-edge data remove {where}"
 
 
 def _remarks(report: Report) -> list[str]:
     """What else is to be said of what was added."""
-    files = {"moved": report.moved, "changed": report.changed, "gone": report.gone}
+    files = {
+        "moved": report.moved, "changed": report.changed, "gone": report.gone,
+        "read anew (nobody touched them; they are read otherwise now)": report.read_anew,
+    }  # fmt: skip
+    left = reading_report.left_out({"unanswered": report.unanswered, "beginning": report.beginnings, "learned": report.learned})
     counts = {
         "of the files that were added before: " + ", ".join(f"{n} {what}" for what, n in files.items() if n): sum(files.values()),
-        f"left out: {report.beginnings} chats with which a longer one begins": report.beginnings,
-        f"left out: {report.unanswered} chats without an answer to learn from": report.unanswered,
+        f"of the text of an earlier version left out: {reading_report.left_out(report.taken_over)}": report.taken_over.total(),
+        f"left out: {left}": len(left),
         f'{report.unscored} answers have "weight": 0 and are not learned': report.unscored,
         f"{report.control_tokens} documents have control tokens written out, which are read as plain text": report.control_tokens,
-        f"left out: {report.learned} documents that were for choosing or testing and stand in training text now": report.learned,
     }
     return [line for line, count in counts.items() if count]
 
@@ -96,12 +118,14 @@ def _short(text: str, length: int) -> str:
 @app.command("list")
 def list_(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Show the files that were added, and how their documents are split."""
+    from comigs_edge.training.next_step import find_next
+
     home = homes.locate()
-    home.settings()
+    settings = home.settings()
     corpus = Corpus(home.documents_file)
     sources = corpus.sources()
     if json:
-        print_json({"files": sources, "splits": corpus.sizes()})
+        print_json({"files": sources, "splits": corpus.sizes(), "left_out": corpus.left_out()})
         return
     show_table(
         ("id", "file", "documents", "size", *SPLITS),
@@ -111,26 +135,33 @@ def list_(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = Fa
         ],
         long="file",
     )
-    next_command("comigs-edge data add FOLDER" if corpus.missing() else "comigs-edge train")
+    if left := reading_report.left_out(corpus.left_out()):
+        out.print(f"left out: {left}", soft_wrap=True)
+    next_command(find_next(home, settings))
 
 
 @app.command("remove")
 def remove(
-    source: Annotated[Optional[int], typer.Argument(metavar="ID", help="Number of a file, from `data list`.")] = None,
+    files: Annotated[
+        Optional[list[str]], typer.Argument(metavar="ID|PATH...", help="Numbers of files, from `data list`, or their folder.")
+    ] = None,
     learned: Annotated[
         bool, typer.Option("--learned", help="Delete the adapters, models and checkpoints that have learned removed text, too.")
     ] = False,
 ) -> None:
-    """Forget a file and its documents. What a model has learned from them stays until you delete it or train anew."""
+    """Forget files and their documents. What a model has learned from them stays until you delete it or train anew."""
     from comigs_edge.training.learned import delete_remains, find_remains
+    from comigs_edge.training.next_step import find_next
 
-    if source is None and not learned:
+    if not files and not learned:
         raise typer.BadParameter("give the ID of a file, --learned, or both")
     home = homes.locate()
-    corpus = homes.corpus(home, home.settings())
+    settings = home.settings()
+    corpus = homes.corpus(home, settings)
     with home.lock("data remove") if learned else nullcontext():
-        if source is not None:
-            out.print(f"{printable(corpus.remove(source))} was removed", soft_wrap=True)
+        numbers = dict.fromkeys(number for each in files or () for number in _numbers(corpus, each))
+        for path in corpus.remove(*numbers) if numbers else ():
+            out.print(f"{printable(path)} was removed", soft_wrap=True)
         remains = find_remains(home, corpus)
         if learned:
             delete_remains(home, remains)
@@ -138,7 +169,16 @@ def remove(
         out.print(f"deleted: {remains}" if remains else "nothing that is kept has learned removed text", soft_wrap=True)
     else:
         _say_remains(remains)
-    next_command("comigs-edge data add PATH" if corpus.missing() else "comigs-edge train --fresh")
+    next_command(find_next(home, settings))
+
+
+def _numbers(corpus: Corpus, file: str) -> Iterable[int]:
+    """The files that a person names by a number or a path."""
+    if file.isdecimal():
+        return [int(file)]
+    if not (known := corpus.inside(Path(file))):
+        raise ComigsError(f"no file was added from {file}; see: comigs-edge data list")
+    return known
 
 
 def _say_remains(remains: Remains) -> None:

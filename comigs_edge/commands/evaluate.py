@@ -51,7 +51,7 @@ def evaluate(
         documents = corpus(home, settings)
         documents.check_enough()
         models.newest_adapters(home, settings)  # tells at once if there is nothing to measure
-        tokenizer = Tokenizer(home.base_file)
+        tokenizer = Tokenizer(home.base_file, settings.model.thinking)
     with bar("reading the test text") as progress:
         encoded = list(encode(documents, tokenizer, "test", [], progress))
         text = prepare(encoded, tokenizer, settings.evaluate.context, settings.evaluate.max_tokens)

@@ -99,11 +99,13 @@ def _show_lines(values: dict[str, str], reasons: dict[str, str]) -> None:
         fact(name, f"{value:<18} {reasons[name]}", 11, "  ")
 
 
-def summary(plan: Plan, settings: Config, steps: int | None = None) -> str:
-    """The plan in one line; `steps` replaces the settings'."""
-    settings = replace(settings, train=replace(settings.train, steps=steps or settings.train.steps))
-    minutes = _minutes(plan, settings)
-    time = "" if minutes is None else f", {settings.train.steps} steps in about {minutes:.0f} minutes"
+def summary(plan: Plan, settings: Config, steps: int | None = None, done: int = 0) -> str:
+    """The plan in one line; `steps` replaces the settings', of which `done` were done before."""
+    steps = steps or settings.train.steps
+    minutes = _minutes(plan, replace(settings, train=replace(settings.train, steps=steps - done)))
+    left = f"the last {steps - done} of {steps} steps" if steps > done else "the last router steps"
+    count = left if done else f"{steps} steps"
+    time = "" if minutes is None else f", {count} in about {minutes:.0f} minutes"
     where = "on the GPU" if plan.device == "cuda" else f"{plan.threads} threads"
     return (
         f"plan: 1 generalist + {plan.specialists}, {plan.batch} x {plan.context} tokens, {plan.precision}, {where}, "

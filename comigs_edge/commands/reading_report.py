@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from comigs_edge.data import shapes
 from comigs_edge.data.decode import INSTALL
 from comigs_edge.data.documents import Reading
 from coordinator.protocol.text import printable
 
+REASONS: dict[str, str] = {  # why a document is not used
+    "unanswered": "chats without an answer to learn from",
+    "beginning": "chats with which a longer one begins",
+    "copy": "that are there already",
+    "similar": "near-duplicates",
+    "learned": "that were for choosing or testing and stand in training text",
+}
 _SHOWN = 5  # files that are named one by one
 
 
@@ -46,6 +53,11 @@ def remarks(reading: Reading) -> Iterator[str]:
     if reading.tools:
         exports = ", ".join(dict.fromkeys(path.name for path in reading.tools))
         yield printable(f"{exports}: the chat tool's answers are learned; your own messages with --me user")
+
+
+def left_out(counts: Mapping[str, int]) -> str:
+    """How many documents are not used, and why."""
+    return ", ".join(f"{counts[reason]} {words}" for reason, words in REASONS.items() if counts.get(reason))
 
 
 def _counted(counts: Counter[str]) -> str:

@@ -7,13 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
+from comigs_edge.commands import reading_report
 from comigs_edge.commands.console import fact, next_command, print_json, size
 from comigs_edge.commands.follow import follow_training, line
-from comigs_edge.data.corpus import Corpus
 from comigs_edge.errors import ComigsError
 from comigs_edge.home import folder as homes
 from comigs_edge.home import holder
-from comigs_edge.home.config import Config
 from coordinator.protocol.text import printable
 
 
@@ -41,8 +40,14 @@ def _show(facts: dict[str, Any]) -> None:
         data = ", ".join(f"{s['documents']} {name}" for name, s in facts["data"].items())
         total = sum(s["bytes"] for s in facts["data"].values())
         rows.append(("text", f"{data} documents, {size(total)}"))
+        if left := reading_report.left_out(facts["left_out"]):
+            rows.append(("", f"left out: {left}"))
         made = facts["adapters"]
         rows.append(("training", _training_line(facts["training"], facts["running"])))
+        if remains := facts["removed_text_in"]:
+            rows.append(
+                ("removed", f"text that was removed was learned by {remains}; delete with: comigs-edge data remove --learned")
+            )
         if made:
             losses = f"{made['validation_loss_before']:.4f} before, {made['validation_loss']:.4f} after"
             rows.append(("adapters", f"version {made['version']}, validation loss {losses}"))
@@ -57,20 +62,24 @@ def _collect() -> dict[str, Any]:
     home = homes.locate()
     facts: dict[str, Any] = {
         "home": str(home.root), "base": None, "data": {}, "training": {"state": "none", "expert_steps": 0, "steps": 0},
-        "running": None, "adapters": None, "models": [], "fleet": None, "next": "comigs-edge init",
+        "running": None, "adapters": None, "models": [], "fleet": None, "left_out": {}, "removed_text_in": "",
+        "next": "comigs-edge init",
     }  # fmt: skip
     if not home.exists:
         return facts
     from comigs_edge.home.versions import read_manifest, versions
     from comigs_edge.training import checkpoint
+    from comigs_edge.training.learned import find_remains
+    from comigs_edge.training.next_step import find_next
 
     settings = home.settings()
-    facts |= {"base": asdict(settings.base), "profile": settings.profile, "data": Corpus(home.documents_file).sizes()}
+    corpus = homes.corpus(home, settings)
+    facts |= {"base": asdict(settings.base), "profile": settings.profile, "data": corpus.sizes()}
+    facts["left_out"] = corpus.left_out()
     saved = checkpoint.load(home.state)
-    if saved is not None and saved[1]:
-        state = "finished" if saved[1]["finished"] else "interrupted"
-        steps = saved[1]["schedule"]["steps"]
-        facts["training"] = {"state": state, "expert_steps": saved[1]["expert_steps"], "steps": steps}
+    if saved is not None and saved.progress:
+        state, steps = "interrupted" if saved.is_interrupted else "finished", saved.progress["schedule"]["steps"]
+        facts["training"] = {"state": state, "expert_steps": saved.progress["expert_steps"], "steps": steps}
     running = holder.present(home.holder_file)
     if running is not None:
         facts["running"] = asdict(running)
@@ -79,7 +88,7 @@ def _collect() -> dict[str, Any]:
         facts["adapters"] = read_manifest(home.adapters, numbers[-1])
     facts["models"] = [{"path": str(p), "bytes": p.stat().st_size} for p in sorted(home.models.glob("*.gguf"))]
     facts["fleet"] = _fleet(home)
-    facts["next"] = _next(facts, home, settings)
+    facts |= {"removed_text_in": str(find_remains(home, corpus)), "next": find_next(home, settings)}
     return facts
 
 
@@ -95,18 +104,19 @@ def _training_line(training: dict[str, Any], running: dict[str, Any] | None) -> 
 
 def _fleet(home: homes.Home) -> dict[str, Any] | None:
     from comigs_edge.fleet.folder import FleetFolder
+    from comigs_edge.fleet.waiting import waits
 
     folder = FleetFolder(home)
     if not folder.is_member:
         return None
-    heard, standing, member = folder.heard, folder.standing(), None
+    heard, standing, member, unsent = folder.heard, folder.standing(), None, None
     troubles = [heard.trouble, heard.alarm(folder.key_file)]
     try:
-        member = folder.membership()
+        member, unsent = folder.membership(), waits(home, FleetFolder(home))
     except ComigsError as error:
         troubles = [str(error)]
     return {
-        "address": member and member.address, "name": member and member.name, "waits": folder.outbox() is not None,
+        "address": member and member.address, "name": member and member.name, "waits": unsent,
         "generalist": None if standing.trained_from < 0 else standing.trained_from,
         "local_steps": member and member.local_steps, "round_waits": heard.waiting,
         "troubles": [*filter(None, troubles), *folder.notes],
@@ -116,18 +126,6 @@ def _fleet(home: homes.Home) -> dict[str, Any] | None:
 def _fleet_line(fleet: dict[str, Any]) -> str:
     facts = [fleet["address"], fleet["name"] and f"as {printable(fleet['name'])}"]
     facts += ["no generalist yet" if fleet["generalist"] is None else f"generalist {fleet['generalist']}"]
-    facts += ["an update waits" if fleet["waits"] else None, fleet["round_waits"]]
+    facts += ["an update waits (comigs-edge sync brings it)" if fleet["waits"] else None, fleet["round_waits"]]
     troubles = "".join(f"\n          {printable(each)}" for each in fleet["troubles"])
     return ", ".join(filter(None, facts)) + troubles
-
-
-def _next(facts: dict[str, Any], home: homes.Home, settings: Config) -> str:
-    """A command that will not refuse."""
-    running = facts["running"]
-    if running is not None and running["command"] == "train":
-        return "comigs-edge status --follow"
-    if homes.corpus(home, settings).missing():
-        return "comigs-edge chat" if facts["adapters"] else "comigs-edge data add FOLDER"
-    if facts["training"]["state"] == "interrupted":
-        return "comigs-edge train --resume"
-    return "comigs-edge chat" if facts["adapters"] else "comigs-edge train"

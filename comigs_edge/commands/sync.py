@@ -25,6 +25,7 @@ def sync(
     from comigs_edge.commands.console import bar
     from comigs_edge.fleet import joining
     from comigs_edge.fleet import sync as syncing
+    from comigs_edge.training.next_step import find_next
 
     home = homes.locate()
     settings = home.settings()
@@ -36,7 +37,7 @@ def sync(
             return
         with bar("exchanging generalists") as progress:
             result = syncing.sync(home, settings, progress)
-        _report(result, json)
+        _report(result, "comigs-edge sync" if result.begins else find_next(home, settings), json)
 
 
 def rollback(
@@ -86,7 +87,7 @@ def _show_preview(preview: dict[str, Any], may_be_first: bool, json: bool) -> No
     next_command("comigs-edge sync")
 
 
-def _report(result: Sync, json: bool) -> None:
+def _report(result: Sync, then: str, json: bool) -> None:
     from comigs_edge.commands.console import next_command, out, print_json, size, warn
     from comigs_edge.errors import ComigsError
 
@@ -98,7 +99,7 @@ def _report(result: Sync, json: bool) -> None:
             "restored_to": outcome.restored_to, "refused": outcome.refused, "waits": outcome.waits,
             "round_waits": outcome.heard.waiting,
             "offline": outcome.offline, "bytes_sent": outcome.bytes_sent, "bytes_received": outcome.bytes_received,
-            "adapters_version": result.version, "next": result.next_command,
+            "adapters_version": result.version, "next": then,
         })  # fmt: skip
     for note in result.notes:
         warn(note)
@@ -109,7 +110,8 @@ def _report(result: Sync, json: bool) -> None:
     if outcome.restored_to is not None:
         out.print(outcome.restoration, soft_wrap=True)
     for receipt in outcome.receipts:
-        out.print(f"brought an update to round {receipt.round}, it counts {receipt.weight:.2f} ({size(outcome.bytes_sent)})")
+        what = f"an update to round {receipt.round}, it counts {receipt.weight:.2f}"
+        out.print(f"brought {what if receipt.round else 'the initial generalist'} ({size(outcome.bytes_sent)})")
     if outcome.had_arrived:
         out.print("the update that waited had arrived already, it counts")
     if outcome.taken_over is not None:
@@ -120,8 +122,12 @@ def _report(result: Sync, json: bool) -> None:
         out.print(
             f"generalist {outcome.refused} is worse for your text ({before:.3f} to {after:.3f} nats a token): kept the old one"
         )
-    if not (outcome.receipts or outcome.had_arrived) and outcome.taken_over is None and outcome.refused is None:
-        out.print("an update waits for the next round" if outcome.waits else "there is nothing new")
+    if outcome.waits:
+        out.print(
+            "an update waits for the next round, it is brought by: comigs-edge sync, or by the next training", soft_wrap=True
+        )
+    elif not (outcome.receipts or outcome.had_arrived) and outcome.taken_over is None and outcome.refused is None:
+        out.print("there is nothing new")
     if waiting := outcome.heard.waiting:
         out.print(waiting)
-    next_command(result.next_command)
+    next_command(then)

@@ -112,6 +112,7 @@ def _begin(
     with notes.status("loading torch"):
         from comigs_edge.fleet.rounds import open_rounds
         from comigs_edge.planning import plan as planning
+        from comigs_edge.training import checkpoint
         from comigs_edge.training.pace import steps_within
         from comigs_edge.training.pauses import open_pauses
         from comigs_edge.training.run import open_training
@@ -119,10 +120,12 @@ def _begin(
     with notes.status("measuring the processor"):
         resolved = planning.resolve(home, settings, profile, lines, resume=resume, measure=True)
     plan = resolved.plan
-    notes.print(summary(plan, settings, steps), soft_wrap=True)
+    before = None if resume is False else checkpoint.interrupted(home.state)
+    schedule, done = (before.progress["schedule"], before.progress["expert_steps"]) if before else ({}, 0)
+    notes.print(summary(plan, settings, steps or schedule.get("steps"), done), soft_wrap=True)
     planning.check_disk(home, plan, resolved.base)
     with bar("reading your text") as progress:
-        run = open_training(home, resolved, progress)
+        run = open_training(home, resolved, progress, resume)
     say = partial(notes.print, soft_wrap=True)
     pauses = open_pauses(settings.pause, pause, not plan.keep, say)
     pauses.wait()
@@ -182,9 +185,11 @@ def _report(
 ) -> None:  # fmt: skip
     from comigs_edge.arrays import digest
     from comigs_edge.home.versions import versions
+    from comigs_edge.training.next_step import find_next
     from comigs_edge.training.pauses import duration
 
     trainer, (kept, layout, loss) = run.trainer, run.result()
+    # A training that made nothing better than the base leaves it to be talked to.
     then = "comigs-edge chat" if versions(home.adapters) else "comigs-edge chat --base"
     result = {
         "finished": run.is_done,
@@ -202,7 +207,7 @@ def _report(
         "adapters_sha256": digest(trainer.adapters.arrays()),
         "best_sha256": digest(kept),
         "fleet": None if fleet is None else asdict(fleet.totals),
-        "next": then if run.is_done else "comigs-edge train --resume",
+        "next": then if run.is_done else find_next(home, home.settings()),
     }
     if as_json:
         print_json(result)

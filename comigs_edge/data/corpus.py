@@ -20,7 +20,7 @@ from comigs_edge.data.arrangement import SPLITS, Entry, LeftOut, Split, arrange
 from comigs_edge.data.chats import traits
 from comigs_edge.data.document import Document
 from comigs_edge.data.documents import Reading
-from comigs_edge.data.intake import forget, read_gone, take_in
+from comigs_edge.data.intake import forget, read_gone, stored_name, take_in
 from comigs_edge.data.store import open_database
 from comigs_edge.errors import ComigsError
 from comigs_edge.progress import SILENT, Progress, count_up
@@ -44,6 +44,8 @@ class Report:
     moved: int = 0  # files
     changed: int = 0  # files
     gone: int = 0  # files
+    read_anew: int = 0  # files that nobody touched and this version reads otherwise
+    taken_over: Counter[str] = field(default_factory=Counter)  # what was left out of an earlier version's text, by reason
     samples: list[Document] = field(default_factory=list)  # the first three that were added
 
 
@@ -52,6 +54,7 @@ class Corpus:
 
     def __init__(self, path: Path, training: float = 0.8, validation: float = 0.1) -> None:
         self.path, self.training, self.validation = path, training, validation
+        self._taken_over = Counter[str]()
 
     def add(self, reading: Reading, folders: Iterable[Path] = (), progress: Progress = SILENT) -> Report:
         """Takes in the documents of all files, or none if anything fails. A file added before is replaced.
@@ -65,7 +68,8 @@ class Corpus:
             changes = take_in(db, reading.files, list(folders), count_up(lambda done, _: progress(done, 2 * total), total))
             self._arrange(db, lambda done, of: progress(total + done * total // max(1, of), 2 * total))
             after = _reasons(db)
-            report = Report(moved=changes.moved, changed=changes.changed, gone=changes.gone)
+            report = Report(moved=changes.moved, changed=changes.changed, gone=changes.gone, read_anew=changes.read_anew)
+            report.taken_over = self._taken_over
             report.learned = sum(reason == "learned" != before.get(number) for number, reason in after.items())
             reasons = Counter(after[number] for number in changes.new)
             report.added, report.near_duplicates, report.beginnings = reasons[None], reasons["similar"], reasons["beginning"]
@@ -77,16 +81,25 @@ class Corpus:
                 report.samples.append(Document.from_json(row[0]))
         return report
 
-    def remove(self, source: int) -> str:
-        """Forgets a file and its documents; returns its path."""
+    def remove(self, *sources: int) -> list[str]:
+        """Forgets files and their documents, or none if one of the numbers is unknown; returns their paths."""
+        paths = []
         with self._open() as db:
-            row = db.execute("select path from source where id = ?", (source,)).fetchone()
-            if row is None:
-                raise ComigsError(f"there is no file number {source}; see: comigs-edge data list")
-            forget(db, source)
-            db.execute("delete from source where id = ?", (source,))
+            for source in sources:
+                row = db.execute("select path from source where id = ?", (source,)).fetchone()
+                if row is None:
+                    raise ComigsError(f"there is no file number {source}; see: comigs-edge data list")
+                forget(db, source)
+                db.execute("delete from source where id = ?", (source,))
+                paths.append(str(row[0]))
             self._arrange(db, SILENT)
-        return str(row[0])
+        return paths
+
+    def inside(self, path: Path) -> dict[int, str]:
+        """Numbers and paths of the files that were added from a folder, or of the one file with that path."""
+        top = stored_name(path.expanduser().absolute())
+        rows = self._rows("select id, path from source order by id")
+        return {row["id"]: row["path"] for row in rows if Path(row["path"]).is_relative_to(top)}
 
     def removed(self) -> set[int]:
         """Numbers of files that were here and are no longer; no number is given twice."""
@@ -112,17 +125,29 @@ class Corpus:
         }
         return {split: sizes.get(split, {"documents": 0, "bytes": 0}) for split in SPLITS}
 
+    def left_out(self) -> dict[str, int]:
+        """Documents that are not used, by their reason (`arrangement.LeftOut`)."""
+        rows = self._rows("select left_out, count(*) as documents from document where left_out is not null group by left_out")
+        return {row["left_out"]: row["documents"] for row in rows}
+
     def documents(self, split: str) -> list[Document]:
         """The documents of one split, in the order of their hashes."""
         return list(self.read(split))
 
-    def read(self, split: str) -> Iterator[Document]:
-        """The same one by one, without all of them in memory."""
+    def read(self, split: str, after: str = "") -> Iterator[Document]:
+        """The same one by one, without all of them in memory; those up to the hash `after` come last."""
         if self.path.exists():
             with self._open() as db:
-                query = f"select content from document where split = ? and {_USED} order by sha256"
-                for (content,) in db.execute(query, (split,)):
-                    yield Document.from_json(content)
+                for place in (">", "<="):
+                    query = f"select content from document where split = ? and {_USED} and sha256 {place} ? order by sha256"
+                    for (content,) in db.execute(query, (split, after)):
+                        yield Document.from_json(content)
+
+    def hash_of(self, split: str, after: str, number: int) -> str:
+        """SHA-256 of the document that `read` gives as this number, counted from 1; empty for the last one of all."""
+        query = f"select sha256 from document where split = ? and {_USED} order by sha256 <= ?, sha256 limit 2 offset ?"
+        rows = self._rows(query, split, after, number - 1)
+        return str(rows[0]["sha256"]) if len(rows) == 2 else ""
 
     def check_enough(self) -> None:
         """Raises `ComigsError` unless all three splits have text."""
@@ -176,6 +201,7 @@ class Corpus:
                 db.execute(f"update document set {columns} where id = ?", (*known.values(), number))
             if unread:
                 self._arrange(db, SILENT)
+                self._taken_over = Counter(filter(None, _reasons(db).values()))
             yield db
 
 

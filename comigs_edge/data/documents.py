@@ -11,15 +11,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from comigs_edge.data import notes, shapes, whatsapp
+from comigs_edge.data.archives import holds_export, read_exports
 from comigs_edge.data.conversation import Conversation
 from comigs_edge.data.decode import INSTALL, decode, unpack
 from comigs_edge.data.document import Document, Odd, Unreadable
 from comigs_edge.data.importing import SUFFIXES as IMPORTED
 from comigs_edge.data.importing import Importer, is_missing
-from comigs_edge.data.json_text import Found, read_json, read_notebook, read_table
+from comigs_edge.data.json_text import Found, read_json, read_notebook
 from comigs_edge.data.sections import SECTION, sections
+from comigs_edge.data.tables import read_table
 from comigs_edge.data.walk import Walk, files_below, not_ordinary
 from comigs_edge.errors import ComigsError
+from comigs_edge.progress import SILENT, Progress, count_up
 from coordinator.protocol.text import well_formed
 
 _TABLES: dict[str, Callable[[str], Iterator[Found]]] = {
@@ -27,10 +30,10 @@ _TABLES: dict[str, Callable[[str], Iterator[Found]]] = {
     **dict.fromkeys((".csv", ".tsv"), read_table),
 }
 _READERS = _TABLES | {".ipynb": read_notebook}
-RECORDS = (*_TABLES, ".mbox")  # their documents are the file's own, all others are cut from a text
+RECORDS = (*_TABLES, ".mbox", ".zip")  # their documents are the file's own, all others are cut from a text
 _TEXTS = (".txt", ".md", ".markdown", ".org", ".rst")
-SUFFIXES = (*_TEXTS, *_READERS, *IMPORTED)
-_PACKED = (".zip", ".7z", ".rar", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst")
+SUFFIXES = (*_TEXTS, *_READERS, *IMPORTED, ".zip")
+_PACKED = (".7z", ".rar", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst")
 
 
 @dataclass
@@ -69,22 +72,30 @@ def _refuse(names: Counter[str]) -> Iterable[str]:
     raise ComigsError(f"which of these is you: {', '.join(names)}? say so with --me NAME")
 
 
-def read(paths: list[Path], me: Iterable[str] | None = None, ask: Callable[[Counter[str]], Iterable[str]] = _refuse) -> Reading:
+def read(
+    paths: list[Path], me: Iterable[str] | None = None, ask: Callable[[Counter[str]], Iterable[str]] = _refuse,
+    progress: Progress = SILENT,
+) -> Reading:  # fmt: skip
     """Reads files and folders (hidden ones and programs' own left out).
 
     In conversations of a messenger the messages of `me` become the assistant's; None: `ask` is called once with the authors
     that were found and how much they wrote, if there are any. Without a name (an empty `me`) they are read as plain text.
+    `progress` gets bytes of files.
     Raises `ComigsError` for a path that does not exist, a named file of another kind, and where nothing could be read.
     """
     reading = Reading()
     found: dict[Path, list[Document | Conversation]] = {}
     with contextlib.closing(Importer()) as importer:
-        for path in _files(paths, reading):
+        sizes = {path: _size(path) for path in _files(paths, reading)}
+        advance = count_up(progress, sum(sizes.values()))
+        for path, size in sizes.items():
             try:
                 pieces = list(_found(path, importer, reading))
             except Unreadable as error:
                 reading.skipped.append((path, str(error)))
                 continue
+            finally:
+                advance(size)
             for piece in pieces:
                 if isinstance(piece, Odd):
                     reading.leave(piece, path)
@@ -99,14 +110,26 @@ def read(paths: list[Path], me: Iterable[str] | None = None, ask: Callable[[Coun
     return reading
 
 
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # which reading it tells
+        return 0
+
+
 def _found(path: Path, importer: Importer, reading: Reading) -> Iterator[Found]:
     suffix = kind(path)
     if suffix in IMPORTED:
         yield from (Odd("a damaged mail") if text is None else Document(text=text) for text in importer.read(path))
         return
-    text, encoding = decode(_bytes(path))
-    if encoding:
-        reading.encodings[path] = encoding
+    for name, data in read_exports(path) if suffix == ".zip" else ((path, _bytes(path)),):
+        text, encoding = decode(data)
+        if encoding:
+            reading.encodings[path] = encoding
+        yield from _parts(kind(name), text)
+
+
+def _parts(suffix: str, text: str) -> Iterator[Found]:
     if suffix in _READERS:
         yield from _READERS[suffix](text)
     elif conversation := whatsapp.conversation(text):
@@ -128,7 +151,7 @@ def kind(path: Path) -> str:
     """The ending that tells how a file is read; that of what a `.gz` holds."""
     suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
     if suffixes[-1:] == [".gz"]:
-        return suffixes[0] if suffixes[0] not in (".gz", *IMPORTED) else ".gz"
+        return suffixes[0] if suffixes[0] not in (".gz", ".zip", *IMPORTED) else ".gz"
     return suffixes[-1] if suffixes else ""
 
 
@@ -140,7 +163,7 @@ def _files(paths: list[Path], reading: Reading) -> Iterator[Path]:
             for file in files_below(path, walk):
                 if is_missing(kind(file)):
                     reading.missing[kind(file)] += 1
-                elif kind(file) in SUFFIXES:
+                elif kind(file) in SUFFIXES and (kind(file) != ".zip" or holds_export(file)):
                     yield file
                 else:
                     reading.ignored[file.suffix.lower() or "without an ending"] += 1
@@ -222,6 +245,8 @@ def _nothing(paths: list[Path], reading: Reading) -> str:
     where = ", ".join(map(str, paths))
     if not reasons:
         return f"no {', '.join(SUFFIXES)} file in {where}; name a folder or a file with text"
-    wanted = f"; a line is read that has {shapes.WANTED}" if reading.left else ""
+    wanted = (
+        f"; a line is read that has {shapes.WANTED}" if any("keys" in each or "JSON" in each for each in reading.left) else ""
+    )
     more = f" and {len(reasons) - 3} other reasons" if len(reasons) > 3 else ""
     return f"nothing in {where} could be read: {'; '.join(reasons[:3])}{more}{wanted}"

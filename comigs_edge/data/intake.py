@@ -10,6 +10,7 @@ import re
 import sqlite3
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,6 +47,7 @@ class Changes:
 
     moved: int = 0
     changed: int = 0
+    read_anew: int = 0  # untouched since they were read last, and read otherwise now
     gone: int = 0
     unscored: int = 0  # new messages of the assistant that are not to be learned
     control_tokens: int = 0  # new documents with control tokens written out
@@ -59,22 +61,23 @@ def take_in(
     """Takes in the documents of files; inside `folders` a file that is no longer there gives its documents up."""
     changes = Changes()
     known = {path: number for number, path in db.execute("select id, path from source")}
-    here = {_name(path) for path in found}
+    here = {stored_name(path) for path in found}
     gone = {name: number for name, number in known.items() if name not in here and _is_gone(name)}
-    moved = _find_moved(db, {path: documents for path, documents in found.items() if _name(path) not in known}, gone)
+    moved = _find_moved(db, {path: documents for path, documents in found.items() if stored_name(path) not in known}, gone)
     for path, number in moved.items():
-        db.execute("update source set path = ? where id = ?", (_name(path), number))
-        known[_name(path)] = number
+        db.execute("update source set path = ? where id = ?", (stored_name(path), number))
+        known[stored_name(path)] = number
     changes.moved = len(moved)
     for name, number in gone.items():
         if number not in moved.values() and any(Path(name).is_relative_to(folder) for folder in folders):
             changes.lost += _delete(db, _read_old(db, number))
             changes.gone += 1
+    read_at = {number: datetime.fromisoformat(f"{at}+00:00") for number, at in db.execute("select id, added from source")}
     for path, documents in found.items():
-        source = known.get(_name(path))
+        source = known.get(stored_name(path))
         if source is None:
-            source = int(db.execute("insert into source (path) values (?)", (_name(path),)).lastrowid or 0)
-        _replace(db, source, path, documents, changes, advance)
+            source = int(db.execute("insert into source (path) values (?)", (stored_name(path),)).lastrowid or 0)
+        _replace(db, source, path, documents, changes, read_at.get(source), advance)
     _remember(db, changes.lost)
     db.execute("delete from source where id not in (select source from document)")
     return changes
@@ -110,7 +113,7 @@ def _delete(db: sqlite3.Connection, documents: list[_Old]) -> list[_Old]:
     return [each._replace(content="") for each in documents if each.seen]
 
 
-def _name(path: Path) -> str:
+def stored_name(path: Path) -> str:
     """The path as it is stored: a name need not be UTF-8, its other bytes are written as escapes."""
     return str(path).encode("utf-8", "backslashreplace").decode()
 
@@ -145,9 +148,10 @@ def _runs(db: sqlite3.Connection, source: int) -> list[Runs]:
 
 
 def _replace(
-    db: sqlite3.Connection, source: int, path: Path, documents: list[Document], changes: Changes, advance: Advance
+    db: sqlite3.Connection, source: int, path: Path, documents: list[Document], changes: Changes, read_at: datetime | None,
+    advance: Advance,
 ) -> None:  # fmt: skip
-    """Puts the documents of a file in the place of those that it had."""
+    """Puts the documents of a file in the place of those that it had when it was read, at `read_at`."""
     old = _read_old(db, source)
     kinds = {each.kind for each in old} | {each.kind for each in documents}
     if old and kind(path) not in RECORDS and kinds == {"text"}:
@@ -171,7 +175,11 @@ def _replace(
         advance(len(document.words))
     lost = [each for each in old if each.id not in kept]
     changes.lost += _delete(db, lost)
-    changes.changed += bool(old) and (bool(lost) or len(kept) < len(documents))
+    if old and (lost or len(kept) < len(documents)):
+        untouched = read_at is not None and path.stat().st_ctime < read_at.timestamp()
+        changes.read_anew += untouched
+        changes.changed += not untouched
+        db.execute("update source set added = current_timestamp where id = ?", (source,))
 
 
 def _recut(documents: list[Document], old: list[_Old]) -> tuple[list[Document], list[int | None]]:

@@ -1,9 +1,7 @@
-"""JSON, JSONL, tables (CSV, TSV) and notebooks become documents and conversations."""
+"""JSON, JSONL and notebooks become documents and conversations."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,8 +11,6 @@ from comigs_edge.data.document import Document, Odd
 from comigs_edge.data.json_values import values
 
 Found = Document | Conversation | Odd
-_SEPARATORS = ",;\t"
-csv.field_size_limit(2**31 - 1)
 
 
 def read_json(text: str) -> Iterator[Found]:
@@ -50,28 +46,6 @@ def _of_value(value: Any, line: int) -> Iterator[Found]:
             yield from shapes.documents(value, line)
     else:
         yield from shapes.documents(value, line)
-
-
-def read_table(text: str) -> Iterator[Found]:
-    """What the rows of a table hold whose first row names the columns; a table of one column is a text a row."""
-    first = text.partition("\n")[0]
-    separator = max(_SEPARATORS, key=first.count)
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
-    try:
-        names = [name.strip() for name in next(rows, [])]
-        tables = [(rows.line_num, dict(zip(names, row, strict=False))) for row in rows if any(map(str.strip, row))]
-    except csv.Error as error:
-        yield Odd(f"no table ({error})", rows.line_num)
-        return
-    if "AuthorID" in names:  # a channel of Discord
-        messages = [{name.lower(): each for name, each in row.items()} for _, row in tables]
-        yield from exports.conversations({"messages": messages}) or ()
-        return
-    if own := exports.own_words([row for _, row in tables]):
-        yield Document(text=own)
-        return
-    for line, row in tables:
-        yield from shapes.documents({"text": row[names[0]]} if len(names) == 1 else row, line)
 
 
 def read_notebook(text: str) -> Iterator[Found]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from comigs_edge.data.document import Document, Message, Odd
@@ -24,6 +24,12 @@ ROLES = {
     **dict.fromkeys(("observation", "ipython", "tool_calls", "tool_result"), ""),
 }
 _NAMES_SHOWN = 6
+
+
+def is_known(names: Iterable[str]) -> bool:
+    """Whether a table with these keys is a text, or a question and its answer."""
+    keys = {name.lower() for name in names}
+    return not keys.isdisjoint(TEXTS) or any(keys.issuperset(pair) for pair in PAIRS)
 
 
 def documents(value: Any, line: int) -> Iterator[Document | Odd]:

@@ -11,6 +11,7 @@ from comigs_edge import files
 from comigs_edge.errors import ComigsError
 
 VERSION = 3
+# `added`: when a file was read as its documents show it (UTC).
 # `place`: of a document in its file. `left_out`: why it is not used (`arrangement.LeftOut`), null where it is.
 # `runs`, `beginnings`, `question`: what it is compared by (`runs.py`, `chats.py`); null until that is known.
 # `gone`: the runs of text that was learned and is no longer there, one row for each split; no text.

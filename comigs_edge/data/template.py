@@ -38,10 +38,13 @@ Turn = tuple[str, str]  # role, and the place of the content
 
 
 class ChatTemplate:
-    """A template and the tokens that it may name (`bos_token`, ...); raises `ComigsError` if it cannot be compiled."""
+    """A template and the tokens that it may name (`bos_token`, ...); raises `ComigsError` if it cannot be compiled.
 
-    def __init__(self, source: str, tokens: dict[str, str]) -> None:
-        self.source, self._tokens = source, tokens
+    `thinking`: prompts of a thinking base ask for thoughts before the answer.
+    """
+
+    def __init__(self, source: str, tokens: dict[str, str], thinking: bool = False) -> None:
+        self.source, self._tokens, self._thinking = source, tokens, thinking
         self._environment = _Environment()
         try:
             self._template = self._environment.from_string(self._environment.counting(source))
@@ -98,8 +101,11 @@ class ChatTemplate:
     def _begin_as_asked(self, rendered: str, turns: list[Turn]) -> str:
         """The last answer begins where `chat` would ask for it, also in templates that write an answer otherwise.
 
-        Thinking bases' do: their prompt holds the thoughts that are left out, the answers of a text do not.
+        Thinking bases' do: their prompt holds the thoughts that are left out, the answers of a text do not. Where they are to
+        think, thoughts stand between prompt and answer: a text's answer is written as the template writes it.
         """
+        if self._thinking:
+            return rendered
         answer = turns[-1][1]
         try:
             prompt = self._render_merging(turns[:-1], for_answer=True)
@@ -115,7 +121,7 @@ class ChatTemplate:
         self._environment.turns = 0
         try:
             return self._template.render(
-                messages=messages, add_generation_prompt=for_answer, enable_thinking=False, tools=tools, documents=None,
+                messages=messages, add_generation_prompt=for_answer, enable_thinking=self._thinking, tools=tools, documents=None,
                 **self._tokens,
             )  # fmt: skip
         except Exception as error:  # the template is foreign code: it can raise anything

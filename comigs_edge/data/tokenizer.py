@@ -20,6 +20,7 @@ from comigs_edge.data.template import CHATML, PROBE, ChatTemplate, Part
 from comigs_edge.errors import ComigsError
 from comigs_edge.progress import SILENT, Progress
 
+_PARTS = 1000  # in which reading is shown: documents or tokens, whichever ends it
 # A template's name of a token that ends an answer.
 _END = re.compile(r"\s*(<[|｜][^<>\s]+[|｜]>|</s>|<eos>|<end_of_\w+>)")
 
@@ -32,9 +33,10 @@ class Encoded(NamedTuple):
 
 
 class Tokenizer:
-    """The tokenizer and chat template inside the GGUF file at `path`."""
+    """The tokenizer and chat template inside the GGUF file at `path`; `thinking` is as in `ChatTemplate`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, thinking: bool = False) -> None:
+        self._thinking = thinking
         self._llama = llamacpp.load(path, vocab_only=True)
         self.bos, self.eos = self._llama.token_bos(), self._llama.token_eos()
         self.starts_with_bos = self._llama.tokenize(b"", add_bos=True) == [self.bos]
@@ -46,7 +48,7 @@ class Tokenizer:
         named = {name: self.piece(token).decode("utf-8", "replace") for name, token in llamacpp.named_tokens(self._llama).items()}
         self.metadata: dict[str, str] = self._llama.metadata
         self.has_template = bool(self.metadata.get("tokenizer.chat_template"))
-        self.template = ChatTemplate(self.metadata.get("tokenizer.chat_template") or CHATML, named)
+        self.template = ChatTemplate(self.metadata.get("tokenizer.chat_template") or CHATML, named, thinking)
         self.lacking_end = self._mend_end(named)
 
     def _mend_end(self, named: dict[str, str]) -> str:
@@ -57,7 +59,7 @@ class Tokenizer:
             return ""
         if end is None or end[1] in self._specials or "eos_token" not in named:
             return ""
-        self.template = ChatTemplate(self.template.source.replace(end[1], named["eos_token"]), named)
+        self.template = ChatTemplate(self.template.source.replace(end[1], named["eos_token"]), named, self._thinking)
         return end[1]
 
     def encode(self, document: Document, with_end: bool = False) -> Encoded:
@@ -171,14 +173,14 @@ def _scored_spans(fragment: list[tuple[bytes, bool]]) -> list[tuple[int, int]]:
 
 def encode(
     documents: Corpus, tokenizer: Tokenizer, split: str, refused: list[str], progress: Progress = SILENT,
-    max_tokens: float = math.inf, with_end: bool = False,
+    max_tokens: float = math.inf, with_end: bool = False, after: str = "",
 ) -> Iterator[Encoded]:  # fmt: skip
-    """Token ids of the documents of one split, one after the other, until there are `max_tokens`.
+    """Token ids of the documents of one split, one after the other, until there are `max_tokens`; from `after` on as in `read`.
 
     `refused` gets the reason for each that the chat template cannot hold.
     """
     total, tokens = documents.sizes()[split]["documents"], 0
-    for number, document in enumerate(documents.read(split), 1):
+    for number, document in enumerate(documents.read(split, after), 1):
         try:
             encoded = tokenizer.encode(document, with_end)
         except ComigsError as error:
@@ -188,5 +190,5 @@ def encode(
         tokens += len(encoded.ids)
         if tokens >= max_tokens:
             break
-        progress(number, total)
-    progress(total, total)
+        progress(int(_PARTS * max(number / total, tokens / max_tokens)), _PARTS)
+    progress(_PARTS, _PARTS)

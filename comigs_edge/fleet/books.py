@@ -18,18 +18,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import reduce
 
 import msgspec
-import numpy as np
 
 from comigs_edge.arrays import add, digest, norm, subtract, zeros
 from comigs_edge.fleet.chain import Check, Fetch, Link, follow, set_back
 from comigs_edge.fleet.folder import KEPT_HEADS, FleetFolder
 from comigs_edge.fleet.kept import Kept
-from comigs_edge.fleet.outbox import check_settings, pack, unpack
+from comigs_edge.fleet.outbox import check_settings, pack, unpack, within
 from comigs_edge.fleet.outcome import Outcome
 from comigs_edge.fleet.standing import Sealed
 from comigs_edge.fleet.transport import News
+from comigs_edge.fleet.waiting import present_mark, unsent_tokens, was_in_a_fleet
+from comigs_edge.home.marks import Mark
 from coordinator.protocol import rounds, wire
 from coordinator.protocol.generalist import may_leave
 from coordinator.protocol.messages import State
@@ -37,10 +39,7 @@ from coordinator.protocol.wire import Arrays, Shapes
 
 
 class Books:
-    """Of one device, on its disk. `gate`: how much worse (nats a token) a new generalist may make the validation text.
-
-    `initial` makes the generalist with which this device's training began.
-    """
+    """Of one device, on its disk. `initial` makes the generalist that its training began with; the `gate` is in nats a token."""
 
     def __init__(
         self, folder: FleetFolder, shapes: Shapes, initial: Callable[[], Arrays], base_sha256: str, gate: float,
@@ -56,8 +55,7 @@ class Books:
         if not self.standing.reference:
             self.standing.reference = zeros(self._shapes)
         if self.standing.on_top is None:
-            update = folder.outbox()
-            self.standing.on_top = zeros(self._shapes) if update is None else self._unpack(update)
+            self.standing.on_top = self._unpack(update) if (update := folder.outbox()) else zeros(self._shapes)
 
     def _recover(self) -> bool:
         """Makes a lost reference anew, of the generalist that training started from and what was brought; returns success."""
@@ -70,10 +68,7 @@ class Books:
 
     def brought(self, chosen: Callable[[int, str], bool]) -> Arrays:
         """The sum of the updates that counted and are chosen by round and id."""
-        total = zeros(self._shapes)
-        for update in self._chosen(chosen):
-            total = add(total, self._unpack(update))
-        return total
+        return reduce(add, map(self._unpack, self._chosen(chosen)), zeros(self._shapes))
 
     def _chosen(self, chosen: Callable[[int, str], bool]) -> Iterator[Sealed]:
         for update_id, number in self.standing.brought.items():
@@ -96,22 +91,32 @@ class Books:
 
     @property
     def mark(self) -> str:
-        """Names what was exchanged and sealed so far; a checkpoint keeps it."""
-        update = self.folder.outbox()
-        return f"{self.membership.joined}/{self.standing.number}/{update.id if update else ''}"
+        """What a checkpoint keeps of these books."""
+        return present_mark(self.membership, self.standing, self.folder.outbox())
+
+    @property
+    def waits(self) -> bool:
+        """Whether something was learned that the fleet has not received."""
+        return self.standing.unsent_tokens > 0 or self.folder.outbox() is not None
 
     def resume(self, generalist: Arrays, mark: str | None, tokens: int | None = None) -> Arrays:
         """The generalist to train on with; `mark` and `tokens` were kept with `generalist`, in a checkpoint or with adapters.
 
-        They may be older than what was exchanged or sealed since: then the generalist as it was sent is the one, so that
-        no step is sent twice. Whichever it is, the tokens that it has learned and no update brought are noted with it.
+        They may be older than what was exchanged or sealed since: then the generalist as it was sent is the one, so that no step
+        is sent twice. The tokens that it has learned and no update brought are noted with it.
         """
-        self._was_in_a_fleet = mark is not None and not mark.startswith(f"{self.membership.joined}/0/")
-        standing = self.standing
+        kept, standing = Mark(mark, tokens), self.standing
+        self._was_in_a_fleet = was_in_a_fleet(self.membership, mark)
         if standing.number and mark != self.mark and self._has_reference:
+            alone = self.folder.alone.learned(standing, generalist, kept)
             generalist = add(standing.reference, standing.on_top or {})
+            if alone is not None:
+                generalist = add(generalist, alone)
+                self.note(generalist)
+                self.save()
         elif tokens is not None:
-            standing.unsent_tokens = 0 if self._was_in_a_fleet and not standing.number else tokens
+            standing.unsent_tokens = unsent_tokens(self.membership, standing, kept) or 0
+        self.folder.alone.forget(kept)
         if standing.dropped:
             self._take_back(generalist)
         return generalist
@@ -127,8 +132,7 @@ class Books:
 
     def frozen(self) -> set[str]:
         """The generalist's tensors that this round's averaging does not train."""
-        trained = rounds.trained_names(self._shapes, self.membership.averaging, self.standing.trained_from + 1)
-        return self._shapes.keys() - set(trained)
+        return self._shapes.keys() - rounds.trained_names(self._shapes, self.membership.averaging, self.standing.trained_from + 1)
 
     # Sending ------------------------------------------------------------------------------------------------------
 
@@ -147,12 +151,9 @@ class Books:
         """
         standing, tokens = self.standing, self.standing.unsent_tokens
         change = subtract(zeros(self._shapes) if generalist is None else generalist, standing.reference)
-        if (length := norm(change)) > self._norm_limit:
-            share = np.float32(self._norm_limit / length * (1 - 2**-10))  # rounding must not lift it over the bound
-            change = {name: array * share for name, array in change.items()}
-            tokens = int(tokens * share)
+        change, share = within(change, self._norm_limit)
         loss = loss if self.reports_loss else None
-        return pack(change, max(0, standing.trained_from), self.membership, tokens, loss)
+        return pack(change, max(0, standing.trained_from), self.membership, int(tokens * share), loss)
 
     def seal(self, generalist: Arrays, loss: float | None) -> None:
         """Puts what was not sent yet into the outbox; before the first take-over it is only noted."""
@@ -172,13 +173,11 @@ class Books:
         if not self.folder.was_tried:  # what may have arrived goes first, as it is
             self.folder.seal(update)
 
-    def seal_rest(self, generalist: Arrays) -> bool:
-        """At a training's end: what the open round did not take goes to the outbox. Returns whether something waits."""
-        if self.standing.unsent_tokens and (self.folder.outbox() is None or self.folder.was_rejected):
-            self.seal(generalist, None)
-        elif self.standing.unsent_tokens:
-            self.keep(generalist)
-        return self.folder.outbox() is not None
+    def seal_rest(self, generalist: Arrays) -> None:
+        """At a training's end: what the open round did not take goes to the outbox."""
+        if self.standing.unsent_tokens:
+            is_taken = self.folder.outbox() is not None and not self.folder.was_rejected
+            self.keep(generalist) if is_taken else self.seal(generalist, None)
 
     def keep(self, generalist: Arrays, tokens: int = 0) -> None:
         """Writes what was learned and no update can hold yet; before the first exchange the adapters alone hold it."""
@@ -208,6 +207,8 @@ class Books:
         check_settings(state.settings)
         self.membership = replace(self.membership, **msgspec.structs.asdict(state.settings))
         self.folder.save_membership(self.membership)
+        if self._has_reference and self.standing.number and not self.folder.has_standing:
+            self.write()
         self._norm_limit = math.inf if state.norm_limit is None else state.norm_limit
         own = {*self.standing.brought, self.standing.acknowledged, "" if brought is None else brought.id}
         outcome.heard = self.folder.hear(state, own)

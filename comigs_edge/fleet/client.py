@@ -56,6 +56,10 @@ class RemoteRefused(ComigsError):
         self.code = code
 
 
+class AnotherKey(ComigsError):
+    """Who answers has another certificate than the one that is expected."""
+
+
 class Remote:
     """One coordinator, as one device sees it. `patience` is how long (seconds) a call is retried."""
 
@@ -71,7 +75,13 @@ class Remote:
 
     def join(self, wish: Join) -> Joined:
         """Becomes a member of the fleet."""
-        joined = self._ask(Joined, "POST", "/v1/join", messages.encode(wish))
+        try:
+            joined = self._ask(Joined, "POST", "/v1/join", messages.encode(wish))
+        except AnotherKey as error:
+            raise ComigsError(
+                f"the coordinator at {self.address} shows another key than the invitation names, so it may be somebody else; "
+                "nothing was sent. Ask for a new one: comigs-coordinator invite"
+            ) from error
         check_settings(joined.settings)
         return joined
 
@@ -234,7 +244,7 @@ class Remote:
                     refusal = problem(answer)
             except requests.exceptions.SSLError as error:
                 if "ingerprint" in str(error):
-                    raise ComigsError(
+                    raise AnotherKey(
                         f"the coordinator at {self.address} shows another key than at joining, so it may be somebody else; "
                         "nothing was sent. If its folder was made anew, join again: comigs-edge join LINK"
                     ) from error

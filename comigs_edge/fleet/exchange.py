@@ -60,7 +60,7 @@ class Exchange:
             self._not_before = self._clock() + random.uniform(0, min(MAX_PAUSE, PAUSE * 2**self._failures))
             if standing.unsent_tokens:
                 self.books.seal(generalist, loss)
-        outcome.waits = self.books.folder.outbox() is not None
+        outcome.waits = self.books.waits
         return outcome
 
     def _seal(self, state: State, generalist: Arrays, loss: float | None) -> bool:
@@ -83,7 +83,7 @@ class Exchange:
             self._bring(outcome, progress)
         except Offline as error:
             outcome.offline = str(error)
-        outcome.waits = self.books.folder.outbox() is not None
+        outcome.waits = self.books.waits
         return outcome
 
     def _bring(self, outcome: Outcome, progress: Progress) -> State:

@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from comigs_edge import files
 from comigs_edge.arrays import select
 from comigs_edge.errors import ComigsError
+from comigs_edge.fleet.alone import Alone
 from comigs_edge.fleet.heard import Heard, read_heard, write_heard
 from comigs_edge.fleet.membership import Membership, find_membership
 from comigs_edge.fleet.records import known, read_record, write_record
@@ -46,6 +47,7 @@ class FleetFolder:
 
     def __init__(self, home: Home) -> None:
         self.root, self._left = home.root / "fleet", home.root / "left"
+        self.alone = Alone(home.root / "alone")
         self.notes: list[str] = []  # sentences for the user: what was found damaged
         self.key_file = home.root / "device.key"
         self._membership, self._standing = self.root / "membership.json", self.root / "standing.safetensors"
@@ -72,8 +74,14 @@ class FleetFolder:
     def save_membership(self, membership: Membership) -> None:
         """Writes it, if it changed."""
         data = json.dumps(asdict(membership), indent=1).encode()
+        self._clear(self._membership)
         if not self._membership.exists() or self._membership.read_bytes() != data:
             files.write_atomic(self._membership, data)
+
+    @property
+    def was_member(self) -> bool:
+        """Whether this device has left a fleet, which it may join again."""
+        return self._left.exists()
 
     def leave(self) -> None:
         """Sets the folder aside, for the day when this device joins the same fleet again."""
@@ -166,8 +174,14 @@ class FleetFolder:
         facts = dict(vars(standing))
         reference, on_top = facts.pop("reference"), facts.pop("on_top") or {}
         tensors = reference | {_ON_TOP + name: array for name, array in on_top.items()}
+        self._clear(self._facts)
         write_record(self._standing, tensors, facts)
         files.write_atomic(self._facts, json.dumps(facts | asdict(member)).encode())
+
+    @property
+    def has_standing(self) -> bool:
+        """Whether there is one, and not only its facts."""
+        return self._standing.is_file()
 
     def outbox(self) -> Sealed | None:
         """The update that waits; a damaged one is set aside: the standing has what is in it."""
@@ -188,10 +202,19 @@ class FleetFolder:
             self._set_aside(path, str(error))
             return None
 
+    def _clear(self, path: Path) -> None:
+        if path.is_dir():
+            self._set_aside(path, f"{path} is a folder and no file")
+
     def _set_aside(self, path: Path, why: str) -> None:
+        aside = path.with_name(f"{path.name}.damaged")
+        if aside.is_dir():
+            shutil.rmtree(aside, ignore_errors=True)
         if path.exists():
-            path.replace(path.with_name(f"{path.name}.damaged"))
-        self.notes.append(f"{path} is damaged ({why[:200]}); it was set aside, and what the model has learned is kept")
+            path.replace(aside)
+            self.notes.append(f"{why[:300]}; it was set aside, and what the model has learned is kept")
+        else:
+            self.notes.append(f"{why[:300]}; what the model has learned is kept")
 
     @property
     def was_tried(self) -> bool:

@@ -43,8 +43,7 @@ def initial_generalist(layout: ExpertsConfig, hparams: HParams, seed: int) -> Ar
 
 def read_interrupted(home: Home) -> tuple[Arrays, Mark] | None:
     """The generalist of an interrupted training, and its mark; None if there is no such training."""
-    state = checkpoint.load(home.state)
-    if state is None or not state.progress or state.progress["finished"]:
+    if (state := checkpoint.interrupted(home.state)) is None:
         return None
     return select_generalist(select(state.arrays, "current.")), read_mark(state.progress)
 

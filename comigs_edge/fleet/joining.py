@@ -17,6 +17,7 @@ from comigs_edge.fleet.membership import Membership
 from comigs_edge.home.folder import Home
 from coordinator.protocol import keys
 from coordinator.protocol.messages import Generalist, Join
+from coordinator.protocol.text import printable
 
 PATIENCE = 30.0  # seconds
 PORT = 8443  # of a coordinator, where nobody says another
@@ -51,6 +52,10 @@ def join(home: Home, link: str, name: str | None, generalist: Generalist) -> tup
         address=address, pin=pin.hex(), fleet=joined.fleet, device=joined.device, name=joined.name,
         signing_key=joined.signing_key, joined=word or secrets.token_hex(4), **msgspec.structs.asdict(joined.settings),
     )  # fmt: skip
+    if name is not None and member.name != name:
+        folder.notes.append(
+            f"this device is known there as {printable(member.name)} and keeps that name, {printable(name)} is not used"
+        )
     note_counted(folder, member, joined.counted, former, joined.former)
     folder.save_membership(member)
     return member, folder.notes

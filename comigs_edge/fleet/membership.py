@@ -6,6 +6,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from comigs_edge.errors import ComigsError
 from comigs_edge.fleet.records import known
 
@@ -44,4 +46,4 @@ def find_membership(path: Path, facts: Path) -> tuple[Membership, str | None]:
 
 
 def _read(path: Path) -> Membership:
-    return Membership(**known(json.loads(path.read_bytes()), Membership))
+    return msgspec.convert(known(json.loads(path.read_bytes()), Membership), Membership)

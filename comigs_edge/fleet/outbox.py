@@ -5,6 +5,9 @@ from __future__ import annotations
 import secrets
 from typing import get_args
 
+import numpy as np
+
+from comigs_edge.arrays import norm
 from comigs_edge.errors import ComigsError
 from comigs_edge.fleet.membership import Membership
 from comigs_edge.fleet.standing import Sealed
@@ -21,6 +24,14 @@ def pack(change: Arrays, trained_from: int, membership: Membership, tokens: int 
         id=secrets.token_hex(8), trained_from=trained_from, tokens=tokens, update_format=format_name, validation_loss=loss,
         averaging=membership.averaging, packed=compress.pack({name: change[name] for name in names}, format_name),
     )  # fmt: skip
+
+
+def within(change: Arrays, limit: float) -> tuple[Arrays, float]:
+    """The change scaled down to this L2 norm where it is longer, and the factor."""
+    if (length := norm(change)) <= limit:
+        return change, 1.0
+    share = np.float32(limit / length * (1 - 2**-10))  # rounding must not lift it over the bound
+    return {name: array * share for name, array in change.items()}, float(share)
 
 
 def unpack(update: Sealed, shapes: Shapes) -> Arrays:

@@ -34,7 +34,7 @@ class Outcome:
     judgement: Judgement | None = None
     restored_to: int | None = None  # the generalist that the coordinator was restored to
     offline: str | None = None  # why the fleet was not reached
-    waits: bool = False  # an update waits in the outbox
+    waits: bool = False  # something was learned that the fleet has not received
     heard: Heard = field(default_factory=Heard)  # what the coordinator said last
     bytes_sent: int = 0
     bytes_received: int = 0

@@ -26,12 +26,14 @@ def write_record(path: Path, arrays: dict[str, Any], facts: dict[str, Any]) -> N
 
 
 def read_record(path: Path, kind: type[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Arrays and facts; raises `ComigsError` where the file is damaged."""
+    """Arrays and facts; raises `ComigsError` where the file is damaged or gone."""
     try:
         tensors = parse(path.read_bytes())
         facts = known(json.loads(tensors.pop(_FACTS).tobytes()), kind)
     except (OSError, SafetensorError, ValueError, KeyError, AttributeError) as error:
-        raise ComigsError(f"{path} is damaged ({error}); run: comigs-edge sync") from error
+        raise ComigsError(
+            f"{path} is gone" if isinstance(error, FileNotFoundError) else f"{path} is damaged ({error})"
+        ) from error
     return tensors, facts
 
 

@@ -35,7 +35,7 @@ class Totals:
     bytes_sent: int = 0
     bytes_received: int = 0
     newest: int | None = None  # number of the generalist that was taken over last
-    waits: bool = False  # an update waits in the outbox
+    waits: bool = False  # something was learned that the fleet has not received
     round_waits: str | None = None  # why the open round does not close
     trouble: str | None = None  # why the training went on alone
     rounds: list[int] = field(default_factory=list)  # that an update counted in
@@ -135,7 +135,8 @@ class Rounds:
 
     def _bring_rest(self) -> None:
         self.exchange()
-        self.totals.waits = self._books.seal_rest(self._trainer.adapters.generalist())
+        self._books.seal_rest(self._trainer.adapters.generalist())
+        self.totals.waits = self._books.waits
 
     def exchange(self) -> None:
         """Brings and takes over what there is."""
@@ -187,6 +188,9 @@ def open_rounds(
 ) -> Rounds | None:  # fmt: skip
     """The rounds of this training, with the newest generalist taken over; None for a device that belongs to no fleet."""
     with contextlib.suppress(PermissionError):  # its rounds say so, and the training goes on alone
-        if not FleetFolder(home).is_member:
+        folder = FleetFolder(home)
+        if not folder.is_member:
+            if training.mark.word is not None or folder.was_member:
+                folder.alone.begin(trainer.adapters.generalist(), training.mark)
             return None
     return Rounds(home, training, trainer, say, warn, is_alone)

@@ -20,6 +20,7 @@ class Standing:
     kept: dict[str, str] = field(default_factory=dict)  # number -> SHA-256 of the generalists in the folder
     acknowledged: str = ""  # id of the last update that moved the reference
     unsent_tokens: int = 0  # trained on since the last update that arrived
+    alone: str = ""  # name of the last begin of trainings alone whose result is in `on_top`
     brought: dict[str, int] = field(default_factory=dict)  # id -> round of the last updates that counted
     best: int = -1  # the generalist that was best for this device's text; -1: none was judged yet
     heads: dict[str, str] = field(default_factory=dict)  # number -> hash of the last manifests that were verified

@@ -34,8 +34,8 @@ class Sync:
     """What an exchange by hand did."""
 
     outcome: Outcome
-    next_command: str
     version: int | None = None  # of the adapters that hold the generalist that was taken over
+    begins: bool = False  # the fleet has no generalist yet: what was learned is brought by the next one
     notes: tuple[str, ...] = ()  # what was found damaged
 
 
@@ -52,16 +52,16 @@ def _sync(home: Home, settings: Config, progress: Progress) -> Sync:
     exchange = _open(home, settings)
     interrupted = read_interrupted(home)  # it takes over what is new when it is resumed
     if interrupted or not versions(home.adapters):
-        command = "comigs-edge train --resume" if interrupted else "comigs-edge train"
         outcome = exchange.bring_waiting(interrupted, progress)
-        return Sync(outcome=outcome, next_command=command, notes=tuple(exchange.books.folder.notes))
+        return Sync(outcome=outcome, notes=tuple(exchange.books.folder.notes))
     saved, books = _saved(home, settings), exchange.books
     generalist = books.resume(select_generalist(saved.arrays), *read_mark(saved.manifest))
     outcome = exchange.run(generalist, 0, _judge(home, settings, saved), None, progress)
     version = None
     if outcome.generalist is not None:
         version = _publish(home, settings, saved, outcome.generalist, outcome.taken_over, books)
-    return Sync(outcome=outcome, version=version, next_command="comigs-edge chat", notes=tuple(books.folder.notes))
+    begins = outcome.waits and books.standing.trained_from < 0
+    return Sync(outcome=outcome, version=version, begins=begins, notes=tuple(books.folder.notes))
 
 
 def roll_back(home: Home, settings: Config, to: int | None) -> tuple[int, int]:

@@ -54,6 +54,9 @@ class ModelConfig:
         bool, setting("parallel experts: one more that adds nothing, so that the router learns when the base should speak alone")
     ] = True
     attention: Annotated[bool, setting("also one shared low-rank update of the attention; it is part of the generalist")] = False
+    thinking: Annotated[
+        bool, setting("a thinking base thinks aloud before it answers: prompts ask for it, in training as in chat")
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)

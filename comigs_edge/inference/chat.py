@@ -92,17 +92,17 @@ class Chat:
 
     def _prompt(self) -> list[int]:
         """Token ids of the history, without the oldest turns if a quarter of the context were not left to answer."""
+        most = self.context * 3 // 4
         while True:
             ids = self.tokenizer.chat(tuple(self.messages), for_answer=True).ids
-            if len(ids) <= self.context * 3 // 4:
+            if len(ids) <= most:
                 return ids
             turns = [index for index, message in enumerate(self.messages) if message.role != "system"]
             if len(turns) == 1:
                 self.messages.pop()
                 raise ComigsError(
-                    f"this message has {len(ids):,} tokens and the context holds {self.context:,}, "
-                    "a quarter of them kept for the answer; "
-                    "shorten it, or raise context in [chat] of config.toml"
+                    f"this message has {len(ids):,} tokens, and of the context's {self.context:,} there are {most:,} for it "
+                    f"and {self.context - most:,} kept for the answer; shorten it, or raise context in [chat] of config.toml"
                 )
             del self.messages[turns[0]]
             if len(turns) > 2 and self.messages[turns[0]].role == "assistant":

@@ -8,6 +8,7 @@ it means the same for every method. What float16 takes away from an update is lo
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -74,7 +75,8 @@ class Fleet:
         kept = [(device.trainer.best_loss, device.trainer.best) for device in self.devices]
         before = [self._shared_arrays(index) for index in range(len(self.devices))]
         averaging = self.plan.method.averaging or self.plan.recipe.exchange.averaging
-        trained = [rounds.trained_names(names, averaging, number) for names in self.names]
+        freezes = self.plan.method.freezes
+        trained = [rounds.trained_names(itertools.filterfalse(freezes, names), averaging, number) for names in self.names]
         until, first = number * self.plan.size.local_steps, self.plan.method.exchanges_first
         done = []
         for device, names, learns in zip(self.devices, self.names, trained, strict=True):
@@ -128,7 +130,7 @@ class Fleet:
         results = method.exchange(state)
         for device, result in zip(self.devices, results, strict=True):
             device.load(result)
-        whole = [wire.encoded_size(compress.table(_shapes(arrays), "float32")) for arrays in before]
+        whole = [wire.encoded_size(compress.table(_shapes(arrays), "float32")) for arrays in results]
         return sent, [size * method.downloads(len(self.devices)) for size in whole]
 
     def _over_the_wire(self, before: Arrays, now: Arrays, names: list[str]) -> tuple[int, Arrays]:

@@ -47,11 +47,12 @@ class Batch:
 
 
 class Rows:
-    """All rows of one split. Raises `ComigsError` if none of them has a token to learn from."""
+    """All rows of one split; batches begin with number `first_row`. Raises `ComigsError` if none has a token to learn from."""
 
-    def __init__(self, encoded: Iterable[Encoded], context: int, seed: int) -> None:
-        self.context, self.seed = context, seed
+    def __init__(self, encoded: Iterable[Encoded], context: int, seed: int, first_row: int = 0) -> None:
+        self.context, self.seed, self.first_row = context, seed, first_row
         ids, scored, lengths = _join(encoded)
+        self.num_documents = len(lengths)
         document = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
         scored[:1] = False  # the first token of a document has nothing before it
         scored[1:] &= document[1:] == document[:-1]
@@ -71,7 +72,8 @@ class Rows:
 
     def batch(self, number: int, size: int) -> Batch:
         """The batch with this number: `size` rows, each row once in an epoch."""
-        return self._make([self._row(position) for position in range(number * size, (number + 1) * size)])
+        start = self.first_row + number * size
+        return self._make([self._row(position) for position in range(start, start + size)])
 
     def first(self, count: int, size: int) -> list[Batch]:
         """Batches of at most `size` rows with the first `count` rows of the first epoch: always the same ones."""

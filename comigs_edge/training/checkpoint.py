@@ -32,6 +32,11 @@ class Checkpoint(NamedTuple):
     progress: Progress
     warnings: list[str]  # one for each generation that was skipped
 
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether a training is to be resumed from here."""
+        return bool(self.progress) and not self.progress["finished"]
+
 
 def save(folder: Path, arrays: Arrays, progress: Progress) -> None:
     """Writes the next generation and drops all but the last two; raises `ComigsError` if the system refuses."""
@@ -60,6 +65,12 @@ def load(folder: Path) -> Checkpoint | None:
             return Checkpoint(tensors, progress, warnings)
         warnings.append(f"the checkpoint {path.name[:19]} is damaged and was passed over")
     return Checkpoint({}, {}, warnings) if warnings else None
+
+
+def interrupted(folder: Path) -> Checkpoint | None:
+    """The newest sound generation of a training that has not finished; None where there is no such training."""
+    state = load(folder)
+    return state if state is not None and state.is_interrupted else None
 
 
 def clear(folder: Path) -> None:

@@ -23,22 +23,24 @@ from comigs_edge.planning.plan import Resolved, forget, plan_experts, remember
 from comigs_edge.planning.rates import use
 from comigs_edge.progress import SILENT, Progress
 from comigs_edge.training import checkpoint
+from comigs_edge.training import passage as passages
 from comigs_edge.training.activation_cache import ActivationCache, Key, clear
 from comigs_edge.training.batches import Batch, Rows
 from comigs_edge.training.closing import PROGRESS, Closing, closes
 from comigs_edge.training.learned import KEY, join_learned
 from comigs_edge.training.memory import tune_allocator
 from comigs_edge.training.ordinary import OrdinaryText
+from comigs_edge.training.passage import Passage, find_passage
 from comigs_edge.training.schedule import Schedule, make_schedule
 from comigs_edge.training.text import TOKENS, open_ordinary, read_rows
 from comigs_edge.training.trainer import Event, Trainer
 from coordinator.protocol.wire import Arrays
 
 
-def open_training(home: Home, resolved: Resolved, progress: Progress = SILENT) -> TrainingRun:
+def open_training(home: Home, resolved: Resolved, progress: Progress = SILENT, resume: bool | None = None) -> TrainingRun:
     """Sets torch up as the plan says, and loads the home's text and base; nothing is trained, and nothing is written yet.
 
-    Raises `ComigsError` if there is too little text.
+    `resume` is as in `TrainingRun.begin`. Raises `ComigsError` if there is too little text.
     """
     settings, plan = resolved.settings, resolved.plan
     torch.set_num_threads(plan.threads)
@@ -46,14 +48,15 @@ def open_training(home: Home, resolved: Resolved, progress: Progress = SILENT) -
     refused: list[str] = []
     # The tokenizer is gone before the base is loaded.
     tokens = max(TOKENS, settings.train.steps * plan.batch * plan.context)
-    tokenizer = Tokenizer(home.base_file)
-    rows = read_rows(home, settings, plan.context, tokenizer, refused, progress, tokens)
+    tokenizer = Tokenizer(home.base_file, settings.model.thinking)
+    passage = Passage() if resume is False else find_passage(checkpoint.load(home.state))
+    training, validation, passage = read_rows(home, settings, plan.context, tokenizer, refused, progress, tokens, passage)
     ordinary = open_ordinary(home, settings, tokenizer) if settings.has_zero_expert else []
     del tokenizer
     base = open_base(home.base_file, plan.threads, plan.keep, getattr(torch, plan.precision), plan.device)
     gc.collect()
     tune_allocator(lean=not plan.keep)  # gives back what loading took
-    run = TrainingRun(home, resolved, base, rows, ordinary)
+    run = TrainingRun(home, resolved, base, (training, validation), passage, ordinary)
     if refused:
         run.warnings.append(f"{len(refused)} chats were left out: {refused[0]}")
     return run
@@ -66,10 +69,12 @@ class TrainingRun:
     """
 
     def __init__(
-        self, home: Home, resolved: Resolved, base: Base, rows: tuple[Rows, Rows], ordinary: Sequence[OrdinaryText] = ()
-    ) -> None:
+        self, home: Home, resolved: Resolved, base: Base, rows: tuple[Rows, Rows], passage: Passage,
+        ordinary: Sequence[OrdinaryText] = (),
+    ) -> None:  # fmt: skip
         self.home, self.settings, self.plan = home, resolved.settings, resolved.plan
-        self.base, self.rows, self.ordinary = base, rows, ordinary  # rows: of training and of validation text
+        self.base, self.rows, self.passage = base, rows, passage  # rows: of training and of validation text
+        self.ordinary = ordinary
         self.text = " ".join(each.digest() for each in rows)  # losses are of this text
         self.warnings: list[str] = []
         self.resumed = False
@@ -91,7 +96,7 @@ class TrainingRun:
             self.warnings += state.warnings
             if not state.progress:
                 raise ComigsError(f"no sound checkpoint is left in {self.home.state}; start anew with: comigs-edge train --fresh")
-        if state is not None and not state.progress["finished"]:
+        if state is not None and state.is_interrupted:
             self.trainer = self._resume(state.arrays, state.progress, steps)
         elif resume:
             raise ComigsError("there is no interrupted training to resume; start one with: comigs-edge train")
@@ -235,7 +240,8 @@ class TrainingRun:
             more, phase = self.closing.state()
             arrays, progress = arrays | more, progress | phase
         progress |= {"finished": self.is_done, "base_sha256": self.settings.base.sha256, "text": self.text}
-        progress |= self.mark.facts() | self.best_mark.facts("best") | {KEY: self.learned}
+        progress |= self.mark.facts() | self.best_mark.facts("best")
+        progress |= {KEY: self.learned, passages.KEY: asdict(self.passage)}
         checkpoint.save(self.home.state, arrays, progress)
         return version
 
@@ -258,8 +264,7 @@ class TrainingRun:
     @property
     def is_saved(self) -> bool:
         """Whether there is a state of this training, or of one before, to go on from."""
-        state = checkpoint.load(self.home.state)
-        return bool(state and state.progress and not state.progress["finished"])
+        return checkpoint.interrupted(self.home.state) is not None
 
     def publish(self) -> int | None:
         """Makes the best state the newest adapters, closed if the training is done; None if nothing is better than its start."""

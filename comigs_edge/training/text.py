@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from comigs_edge.data.tokenizer import Tokenizer, encode
 from comigs_edge.errors import ComigsError
 from comigs_edge.home.config import Config
@@ -9,6 +11,7 @@ from comigs_edge.home.folder import Home, corpus
 from comigs_edge.progress import Progress
 from comigs_edge.training.batches import Rows
 from comigs_edge.training.ordinary import TEST_SHARE, OrdinaryText, Part
+from comigs_edge.training.passage import Passage
 
 TOKENS = 1_500_000  # of training text that are read at least: seven times what the default steps take
 
@@ -26,21 +29,24 @@ def open_part(home: Home, settings: Config, part: Part, tokenizer: Tokenizer) ->
 
 def read_rows(
     home: Home, settings: Config, context: int, tokenizer: Tokenizer, refused: list[str], progress: Progress,
-    tokens: int = TOKENS,
-) -> tuple[Rows, Rows]:  # fmt: skip
+    tokens: int = TOKENS, passage: Passage = Passage(),
+) -> tuple[Rows, Rows, Passage]:  # fmt: skip
     """Training and validation rows, of `context` tokens, of the home's text; raises `ComigsError` if there is too little.
 
-    Of long text they have the first `tokens` tokens of training text, and an eighth as many for validation; documents stand in
-    the order of their hashes, so that is a fair part. Adds to `refused` a sentence for each chat that cannot be used.
+    Of long text they have `tokens` tokens of training text, from where `passage` begins, and an eighth as many for validation,
+    always the first; documents stand in the order of their hashes, so that is a fair part. The third is what was read. Adds to
+    `refused` a sentence for each chat that cannot be used.
     """
     documents = corpus(home, settings)
     documents.check_enough()
-    training, validation = (
-        encode(documents, tokenizer, split, refused, progress, limit, with_end=True)
-        for split, limit in (("training", tokens), ("validation", tokens // 8))
-    )
+    seed, after = settings.train.seed, passage.start
+    encoded = encode(documents, tokenizer, "training", refused, progress, tokens, with_end=True, after=after)
+    chosen = encode(documents, tokenizer, "validation", refused, progress, tokens // 8, with_end=True)
     try:
-        return Rows(training, context, settings.train.seed), Rows(validation, context, settings.train.seed)
+        training = Rows(encoded, context, seed, passage.first_row)
+        end = documents.hash_of("training", after, training.num_documents + len(refused))
+        passage = replace(passage, end=end, rows=len(training))
+        return training, Rows(chosen, context, seed), passage
     except ComigsError:
         if not refused:
             raise

@@ -199,6 +199,8 @@ def test_a_folder_becomes_a_home_that_trains_and_chats(run, home, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"model_type": "granite"}, r"type 'granite', whose factors on embeddings, .* choose a base of llama"),
+        ({"model_type": "granitemoehybrid"}, r"type 'granitemoehybrid', whose Mamba layers are not computed in training"),
         ({"model_type": "gemma2"}, r"type 'gemma2', of which llama.cpp runs no exact mixture; choose a base of llama"),
         ({"model_type": "gpt2"}, "type 'gpt2'"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "scales RoPE by 'yarn'"),

@@ -70,6 +70,7 @@ def lora(path):
 
 
 KIND = gguf.GGUFValueType
+ONE = {"a": np.zeros(2, np.float32)}
 WRONG = {
     "pointer": (as_bytes(POINTER), "is a Git LFS pointer .* git lfs pull"),
     "page": (as_bytes(b"<!DOCTYPE html>\n<html><title>401</title></html>"), "is a web page: its address was wrong"),
@@ -79,8 +80,13 @@ WRONG = {
     "adapter": (lora, "is a LoRA adapter and not a model"),
     "pictures": (lambda path: write(path, {"general.type": "mmproj"}, {}, "clip"), r"sees pictures \(mmproj\)"),
     "vocabulary": (lambda path: write(path, {}, {}), "holds a vocabulary and no weights"),
-    "granite": (lambda path: write(path, {}, {"a": np.zeros(2, np.float32)}, "granite"), "whose factors on embeddings"),
-    "gemma": (lambda path: write(path, {}, {"a": np.zeros(2, np.float32)}, "gemma3"), "runs no exact mixture; choose a base"),
+    "granite": (
+        lambda path: write_llama(path, architecture="granite"),
+        "'granite', whose factors on .* are not computed in training; choose a base",
+    ),
+    "granite of experts": (lambda path: write(path, {}, ONE, "granitemoe"), "which is a mixture of experts already; choose"),
+    "granite 4": (lambda path: write(path, {}, ONE, "granitehybrid"), "whose Mamba layers are not computed"),
+    "gemma": (lambda path: write(path, {}, ONE, "gemma3"), "runs no exact mixture; choose a base"),
     "no tokenizer rule": (
         lambda path: rewritten(path, write_llama(path.with_suffix(".tmp")), {"tokenizer.ggml.pre": ("qwen99", KIND.STRING)}),
         "unknown pre-tokenizer type: 'qwen99'; nobody could chat with this base",
@@ -105,6 +111,15 @@ def test_what_is_no_base_is_named_for_what_it_is(run, home, tmp_path, name):
     output = run("init", "--base", tmp_path / "wrong.gguf", code=1).output
     assert re.search(sentence, output), output
     assert not home.exists()
+
+
+@pytest.mark.parametrize(("ready", "architecture"), [("lora", "llama"), ("parallel", "granitemoe")], indirect=["ready"])
+def test_a_personal_model_is_no_base_and_is_called_what_it_is(ready, run, tmp_path, architecture):
+    run("train", "--steps", 2)
+    run("export", "--output", tmp_path / "mine.gguf")
+    assert gguf.GGUFReader(tmp_path / "mine.gguf").get_field("general.architecture").contents() == architecture
+    output = run("init", "--force", "--base", tmp_path / "mine.gguf", code=1).output
+    assert "mine.gguf is a personal model that comigs-edge made of a base; name that base" in output
 
 
 def test_a_format_that_is_not_read_is_called_by_its_name(run, tmp_path):

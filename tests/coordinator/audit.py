@@ -144,16 +144,15 @@ def check(data, books, signing_key, devices):
     try:
         rows = [dict(row) for row in database.execute("SELECT * FROM updates")]
         rounds = {row["number"]: dict(row) for row in database.execute("SELECT * FROM rounds")}
-        found = [] if database.execute("PRAGMA integrity_check").fetchone()[0] == "ok" else ["integrity_check fails"]
     finally:
         database.close()
-    found += _receipts(books, rows)
+    found = _receipts(books, rows)
     found += _payloads(data, rows, rounds, devices)
     return found + _generalists(data, books, rows, rounds, signing_key)
 
 
 def _at_rest_database(data):
-    """The ledger, once the rounds that the crash left closed are published."""
+    """The ledger, once it is sound and the rounds that the crash left closed are published; raises where that never comes."""
     end = time.monotonic() + 10
     waiting = "SELECT count(*) FROM rounds WHERE closed IS NOT NULL AND published IS NULL"
     stray = "SELECT count(*) FROM updates WHERE round NOT IN (SELECT number FROM rounds)"
@@ -162,6 +161,8 @@ def _at_rest_database(data):
         with contextlib.suppress(sqlite3.DatabaseError):  # it was copied in the middle of a write
             database = _copy(data)
             counts = [database.execute(query).fetchone()[0] for query in (waiting, stray)]
+            is_sound = database.execute("PRAGMA integrity_check").fetchone()[0] == "ok"  # not copied in the middle of a write
+            counts += [] if is_sound else ["integrity_check fails"]
             if not any(counts):
                 return database
             database.close()

@@ -91,12 +91,12 @@ class Reference:
         writer.write_tensors_to_file()
         writer.close()
 
-    def text(self, chat: list[dict[str, str]], for_answer: bool) -> str | None:
+    def text(self, chat: list[dict[str, str]], for_answer: bool, thinking: bool = False) -> str | None:
         """transformers' text; None where the template refuses the chat."""
         for tools in (None, []):  # no tools; templates that go through them anyway want an empty list
             try:
                 return self.tokenizer.apply_chat_template(
-                    chat, tools, tokenize=False, add_generation_prompt=for_answer, enable_thinking=False
+                    chat, tools, tokenize=False, add_generation_prompt=for_answer, enable_thinking=thinking
                 )
             except Exception:
                 continue

@@ -71,7 +71,7 @@ def test_remove_forgets_a_file_and_its_text(add, corpus):
     add("a.jsonl", "the secret canary word " + words(1))
     add("b.jsonl", *(words(seed) for seed in range(2, 8)))
     source = corpus.sources()[0]
-    assert corpus.remove(source["id"]) == source["path"]
+    assert corpus.remove(source["id"]) == [source["path"]]
     assert len(corpus.sources()) == 1
     assert b"canary" not in corpus.path.read_bytes()
     with pytest.raises(ComigsError, match="no file number 99"):

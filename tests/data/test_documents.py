@@ -157,3 +157,11 @@ def test_halves_of_characters_are_replaced(tmp_path):
     assert text.text == "cut \ufffd"
     assert chat.messages == (Message("user", "\ufffd"), Message("assistant", "whole 😀"))
     assert len(chat.sha256) == 64
+
+
+def test_reading_tells_how_many_of_all_bytes_it_has_read(tmp_path):
+    for name, size in (("a.txt", 100), ("b.txt", 50), ("c.txt", 850)):
+        (tmp_path / name).write_bytes(b"x" * size if name != "b.txt" else bytes(size))  # which cannot be read
+    seen = []
+    documents.read([tmp_path, tmp_path / "a.txt"], progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(100, 1000), (150, 1000), (1000, 1000)]

@@ -10,7 +10,7 @@ import pytest
 
 from comigs_edge.data import documents
 from comigs_edge.data.corpus import SPLITS, Corpus
-from comigs_edge.data.document import Document
+from comigs_edge.data.document import Document, Message
 from tests.data.test_leaks import leaks, say
 
 
@@ -196,6 +196,50 @@ def test_a_database_of_version_1_is_taken_over_with_its_splits(tmp_path):
     (tmp_path / "b.jsonl").write_text("\n".join(json.dumps({"text": say(rng, 40)}) for _ in range(30)))
     add(corpus, tmp_path / "b.jsonl")
     assert old.items() <= splits_of(corpus).items()
+
+
+def test_files_that_nobody_touched_and_that_are_read_otherwise_now_are_no_changed_ones(tmp_path):
+    rng = random.Random(13)
+    folder, path = tmp_path / "notes", tmp_path / "documents.db"
+    folder.mkdir()
+    old_database(path, {say(rng, 40): split for split in SPLITS})
+    with sqlite3.connect(path) as db:
+        for number, when in (("1", "+1 hour"), ("2", "+1 hour"), ("3", "-1 hour")):  # the third was written after it was read
+            words = f"---\ndate: 2020-01-0{number}\n---\n{say(rng, 40)}"
+            (folder / f"{number}.md").write_text(words)
+            document = Document(text=words)
+            db.execute("insert into source values (?, ?, datetime('now', ?))", (number, str(folder / f"{number}.md"), when))
+            row = (document.sha256, number, "text", "training", len(words), document.to_json(), b"")
+            db.execute("insert into document values (?, ?, ?, ?, ?, ?, ?)", row)
+    db.close()
+    report = add(Corpus(path), folder)
+    assert (report.read_anew, report.changed) == (2, 1)
+    report = add(Corpus(path), folder)
+    assert (report.read_anew, report.changed) == (0, 0)
+    (folder / "1.md").write_text(say(rng, 40))
+    report = add(Corpus(path), folder)
+    assert (report.read_anew, report.changed) == (0, 1)
+
+
+def test_what_a_takeover_leaves_out_is_counted_by_its_reason(tmp_path):
+    rng = random.Random(14)
+    texts = {say(rng, 40): split for split in SPLITS}
+    path = tmp_path / "documents.db"
+    old_database(path, texts)
+    begins = [("user", say(rng, 9)), ("assistant", say(rng, 9))]
+    chats = [begins, [*begins, ("user", say(rng, 9)), ("assistant", say(rng, 9))], [("user", say(rng, 9))]]
+    with sqlite3.connect(path) as db:
+        for turns in chats:
+            document = Document(messages=tuple(Message(*turn) for turn in turns))
+            row = (document.sha256, 7, "chat", "training", 9, document.to_json(), b"")
+            db.execute("insert into document values (?, ?, ?, ?, ?, ?, ?)", row)
+    db.close()
+    (tmp_path / "new.txt").write_text(say(rng, 40))
+    corpus = Corpus(path)
+    report = add(corpus, tmp_path / "new.txt")
+    assert report.taken_over == {"beginning": 1, "unanswered": 1}
+    assert corpus.left_out() == {"beginning": 1, "unanswered": 1}
+    assert not add(Corpus(path), tmp_path / "new.txt").taken_over
 
 
 def test_test_text_of_version_1_that_was_learned_is_tested_no_longer(tmp_path):

@@ -1,11 +1,13 @@
 """The shapes in which people have questions and answers, each against the chat that it means."""
 
+import csv
 import json
 
 import pytest
 
 from comigs_edge.data import documents
 from comigs_edge.data.document import Document
+from comigs_edge.errors import ComigsError
 
 QUESTION, ANSWER = "Is the shed painted?", "Two coats."
 CHAT = [("user", QUESTION), ("assistant", ANSWER)]
@@ -109,10 +111,42 @@ def test_tables_are_read_by_their_columns(tmp_path):
     assert read(tmp_path, "words\nfirst\nsecond\n", "c.csv") == ["first", "second"]
     assert read(tmp_path, "author,date,text\nBo,2024-01-01,first\nCy,2024-01-02,second\n", "e.csv") == ["first", "second"]
     (tmp_path / "e.csv").unlink()
-    (tmp_path / "d.csv").write_text("price,size\n1,2\n3,4\n")
+    (tmp_path / "d.csv").write_text("price;size\n1;2\n3;4\n")
     left = documents.read([tmp_path]).left
     assert {reason: str(each) for reason, each in left.items()} == {
-        "no known shape with the keys price, size": "2 times, first in d.csv, line 2"
+        "a table whose columns are unknown (price, size); wanted are text, or two such as prompt and completion, question and "
+        "answer": "d.csv, line 1"
+    }
+
+
+TABLE = [("Datum", "Titel, kurz", "Inhalt"), ("2024-01-01", "Zaun", "Der Zaun ist gestrichen; zweimal, mit guter Farbe.")]
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("first", ["", "sep={}\n"])
+def test_the_only_text_of_a_table_is_read_whatever_separates_it_and_is_called(tmp_path, separator, first):
+    with (path := tmp_path / "a.csv").open("w", newline="") as file:
+        file.write(first.format(separator))
+        csv.writer(file, delimiter=separator).writerows(TABLE)
+    assert [content(document) for document in documents.read([path]).files[path]] == [TABLE[1][2]]
+
+
+def test_of_two_texts_in_a_table_with_unknown_columns_none_is_guessed(tmp_path):
+    words = "these are more than six words here"
+    (tmp_path / "a.csv").write_text(f"Frage;Antwort\n{words};{words} too\n{words};{words}\n")
+    with pytest.raises(ComigsError, match=r"columns are unknown \(Frage, Antwort\); wanted are text, or two such as") as error:
+        documents.read([tmp_path / "a.csv"])
+    assert "messages" not in str(error.value)  # which no table has
+
+
+def test_a_row_with_more_cells_than_columns_is_left_out_and_a_lonely_column_keeps_its_commas(tmp_path):
+    assert read(tmp_path, "words\nfirst, and more\nsecond\n", "c.csv") == ["first, and more", "second"]
+    (tmp_path / "d.csv").write_text(f"question,answer\n{QUESTION},{ANSWER}\nWhy?,Rain, and wind.\nWhen?,Now,,\n")
+    reading = documents.read([tmp_path / "d.csv"])
+    (found,) = reading.files.values()
+    assert [content(document)[1][1] for document in found] == [ANSWER, "Now"]
+    assert {reason: str(each) for reason, each in reading.left.items()} == {
+        "a row with more cells than the table has columns": "d.csv, line 3"
     }
 
 

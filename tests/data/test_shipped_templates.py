@@ -52,25 +52,25 @@ def merged(chat):
     return [chat[1] | {"content": f"{chat[0]['content']}\n{chat[1]['content']}"}, *chat[2:]]
 
 
-def expected(reference, chat, for_answer):
+def expected(reference, chat, for_answer, thinking):
     """Text, or None where transformers refuses the chat."""
-    text = reference.text(chat, for_answer)
+    text = reference.text(chat, for_answer, thinking)
     if text is None and chat[0]["role"] == "system" and len(chat) > 1:
         chat = merged(chat)
-        text = reference.text(chat, for_answer)
-    if text and not for_answer and chat[-2]["role"] == "user" and chat[-1]["content"]:
+        text = reference.text(chat, for_answer, thinking)
+    if text and not thinking and not for_answer and chat[-2]["role"] == "user" and chat[-1]["content"]:
         prompt, answer = reference.text(chat[:-1], True), chat[-1]["content"]
         if not text.startswith(prompt):  # an answer begins where it would be asked for
             text = prompt + text[text.rindex(answer) :]
     return text
 
 
-def differences(name, template, path):
+def differences(name, template, path, thinking=False):
     reference = Reference(template, path)
-    tokenizer = Tokenizer(path)
+    tokenizer = Tokenizer(path, thinking)
     for kind, (chat, for_answer) in CHATS.items():
         chat = without_thoughts(chat)
-        text = expected(reference, chat, for_answer)
+        text = expected(reference, chat, for_answer, thinking)
         try:
             found = tokenizer.chat(tuple(Message(**message) for message in CHATS[kind][0]), for_answer)
         except ComigsError as error:
@@ -89,6 +89,21 @@ def test_ids_and_masks_of_every_shipped_template_are_those_of_transformers(templ
     assert len(templates) >= 60
     found = [line for name in templates for line in differences(name, templates[name], tmp_path / "vocabulary.gguf")]
     assert found == []
+
+
+def test_where_a_base_is_to_think_ids_and_masks_are_those_of_transformers_that_thinks(templates, tmp_path):
+    path = tmp_path / "vocabulary.gguf"
+    thinking = {name: source for name, source in templates.items() if "enable_thinking" in source}
+    assert len(thinking) >= 5
+    found = [line for name, source in thinking.items() for line in differences(name, source, path, thinking=True)]
+    assert found == []
+    Reference(thinking["Qwen-Qwen3-0.6B"], path)
+    question = (Message("user", "Hi there."),)
+    asked = {way: Tokenizer(path, way).chat(question, True).ids for way in (True, False)}
+    assert len(asked[True]) < len(asked[False])  # which holds the thoughts that are not to come
+    answered = Tokenizer(path, True).chat((*question, Message("assistant", f"{THOUGHTS}Hello.")), False)
+    assert answered.ids[: len(asked[True])] == asked[True]
+    assert answered == Tokenizer(path, True).chat((*question, Message("assistant", "Hello.")), False)
 
 
 def test_nothing_is_scored_that_a_template_does_not_mark_as_the_assistants(templates, tmp_path):

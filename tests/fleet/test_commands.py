@@ -92,7 +92,10 @@ def test_what_was_trained_before_joining_is_not_in_the_first_generalist(run, rea
     run("train", "--steps", 2)
     trained = read_manifest(ready / "adapters", 1)
     run("join", coordinator.invite())
-    assert [update["round"] for update in json.loads(run("sync", "--json").stdout)["updates"]] == [0]
+    assert json.loads(run("status", "--json").stdout)["fleet"]["waits"]
+    begun = json.loads(run("sync", "--json").stdout)
+    assert [update["round"] for update in begun["updates"]] == [0]
+    assert (begun["waits"], begun["next"]) == (True, "comigs-edge sync")
     coordinator.until(lambda status: status["newest_round"] == 0)
     initial = Adapters.initial(ExpertsConfig(**trained["layout"]), read_hparams(GGUFFile(ready / "base.gguf")), 42).generalist()
     sent = wire.decode((coordinator.data / "payloads" / coordinator.rounds()[0]["sha256"]).read_bytes(), "generalist 0")
@@ -101,6 +104,8 @@ def test_what_was_trained_before_joining_is_not_in_the_first_generalist(run, rea
         np.testing.assert_allclose(sent[name], array, rtol=0, atol=2**-29)
     found = json.loads(run("sync", "--json").stdout)
     assert (found["taken_over"], [update["round"] for update in found["updates"]]) == (0, [1])
+    assert (found["waits"], found["next"]) == (False, "comigs-edge chat")
+    assert not json.loads(run("status", "--json").stdout)["fleet"]["waits"]
     before, after = (ready / "adapters" / number / "generalist.safetensors" for number in ("0001", "0002"))
     after = wire.decode(after.read_bytes(), "with the fleet")
     for name, array in wire.decode(before.read_bytes(), "before the fleet").items():

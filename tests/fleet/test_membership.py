@@ -3,15 +3,23 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 
+from comigs_edge.arrays import add, subtract
+from comigs_edge.base.hparams import read_hparams
 from comigs_edge.fleet import joining, rounds
+from comigs_edge.fleet import sync as syncing
 from comigs_edge.fleet.client import RemoteRefused
+from comigs_edge.fleet.generalist import select_generalist
 from comigs_edge.fleet.heard import Heard
 from comigs_edge.fleet.outcome import Judgement
 from comigs_edge.home.folder import Home
+from comigs_edge.home.versions import load, read_manifest, versions
+from coordinator.protocol import keys
 from coordinator.protocol.errors import CoordinatorError
 from coordinator.protocol.messages import Settings, State
+from quantize.gguf_file import GGUFFile
 from tests.coordinator.rig import Coordinator, generalist
 from tests.fleet.rig import BASE, NAME, Device
 from tests.fleet.test_exchange import settled
@@ -75,38 +83,137 @@ def test_what_was_trained_alone_while_removed_counts_when_the_device_is_back(run
     assert "lost was removed from the fleet" in json.loads(run("status", "--json").stdout)["fleet"]["troubles"][0]
     run("train", "--steps", 3, "--no-sync")
     run("join", coordinator.invite("lost"))
+    assert json.loads(run("status", "--json").stdout)["fleet"]["waits"]
     sync_until_quiet(run, coordinator)
     assert counted(coordinator) == (2 + 4 + 3) * ROW
     assert json.loads(run("status", "--json").stdout)["fleet"]["troubles"] == []
 
 
-@pytest.mark.parametrize("damage", ["unlink", "cut"])
+def spoil(path, damage):
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:40])
+        return
+    path.unlink()
+    if damage == "empty":
+        path.write_text("{}")
+    if damage == "folder":
+        (path / "in").mkdir(parents=True)
+
+
+DAMAGES = ["unlink", "cut", "empty", "folder"]
+
+
+def present_generalist(home):
+    """Of the newest adapters."""
+    number = versions(home / "adapters")[-1]
+    hparams = read_hparams(GGUFFile(home / "base.gguf"))
+    return select_generalist(load(home / "adapters", hparams, read_manifest(home / "adapters", number)["base_sha256"]).arrays)
+
+
+def away_and_back(run, home, coordinator, how):
+    """Out of the fleet, trained alone meanwhile, and back."""
+    if how == "leave":
+        run("leave")
+    else:
+        (home / "fleet").rename(home / "elsewhere")
+    run("train", "--steps", 3)
+    if how == "leave":
+        run("join", coordinator.invite("pi"))
+    else:
+        (home / "elsewhere").rename(home / "fleet")
+
+
+@pytest.mark.parametrize("how", ["leave", "moved away"])
+@pytest.mark.parametrize("first", ["train", "sync", "refused"])
+def test_what_was_trained_alone_counts_wherever_the_books_stood(run, ready, coordinator, monkeypatch, how, first):
+    run("join", coordinator.invite("pi"))
+    run("train", "--steps", 2)
+    settled(coordinator)
+    run("sync")
+    settled(coordinator)
+    steps, again = 2, 0
+    if first == "sync":  # brings what it took up, and takes over
+        run("train", "--steps", 2, "--no-sync")
+        run("sync")
+        steps += 2
+    if first == "refused":
+        run("train", "--steps", 2)
+        steps += 2
+        settled(coordinator)
+        with monkeypatch.context() as patch:
+            patch.setattr(syncing, "_judge", lambda *_: lambda before, after: Judgement(1.0, 9.0))
+            refused = json.loads(run("sync", "--json").stdout)["refused"]
+        again = coordinator.rounds()[refused]["tokens"]  # it is turned back, so what it had of this device comes once more
+    before = present_generalist(ready)
+    away_and_back(run, ready, coordinator, how)
+    alone = subtract(present_generalist(ready), before)
+    assert json.loads(run("status", "--json").stdout)["fleet"]["waits"]
+    sync_until_quiet(run, coordinator)
+    assert counted(coordinator) == (steps + 3) * ROW + again
+    if first != "refused":
+        after = present_generalist(ready)
+        for name, array in add(before, alone).items():
+            np.testing.assert_allclose(after[name], array, rtol=0, atol=2**-9)  # updates travel as float32, changes as float16
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_or_deleted_membership_is_made_anew_of_what_the_standing_knows(run, ready, coordinator, damage):
     run("join", coordinator.invite("pi"))
     run("train", "--steps", 2)
     path = ready / "fleet" / "membership.json"
     before = path.read_bytes()
-    path.unlink() if damage == "unlink" else path.write_bytes(before[:40])
+    spoil(path, damage)
     assert "is made anew of what standing.json says" in json.loads(run("status", "--json").stdout)["fleet"]["troubles"][0]
     assert "is made anew" in run("sync").stderr.replace("\n", " ")
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("damage", ["unlink", "cut"])
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_without_any_membership_the_way_back_is_said_and_training_goes_on_alone(run, ready, coordinator, damage):
     run("join", coordinator.invite("pi"))
     run("train", "--steps", 2)
     for name in ("membership.json", "standing.json"):
-        path = ready / "fleet" / name
-        path.unlink() if damage == "unlink" else path.write_bytes(path.read_bytes()[:40])
+        spoil(ready / "fleet" / name, damage)
     way = "ask for an invitation (comigs-coordinator invite) and join again: comigs-edge join LINK"
     result = run("train", "--steps", 2, "--json")
     assert way in result.stderr.replace("\n", " ")
     assert json.loads(result.stdout)["finished"]
     assert way in json.loads(run("status", "--json").stdout)["fleet"]["troubles"][0]
-    assert way in run("sync", code=1).stderr.replace("\n", " ")
+    said = run("sync", code=1).stderr.replace("\n", " ")
+    assert way in said
+    assert "__init__" not in said  # no word of Python's
     run("join", coordinator.invite("pi"))
     run("sync")
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_lost_standing_is_named_once_and_its_device_goes_on(run, ready, coordinator, damage):
+    run("join", coordinator.invite("pi"))
+    run("train", "--steps", 2)
+    settled(coordinator)
+    run("sync")
+    spoil(ready / "fleet" / "standing.safetensors", damage)
+    said = run("sync").stderr.replace("\n", " ")
+    assert "what the model has learned is kept" in said
+    assert ("was set aside" in said) == (damage != "unlink")
+    assert said.count("is damaged") + said.count("is gone") <= 1
+    assert counted(coordinator) == 2 * ROW
+    assert "learned" not in run("sync").stderr
+
+
+def test_a_member_that_asks_for_another_name_hears_that_it_keeps_its_own(run, ready, coordinator):
+    link = coordinator.invite()
+    run("join", link, "--name", "pi")
+    said = run("join", link, "--name", "other").stderr.replace("\n", " ")
+    assert "is known there as pi and keeps that name, other is not used" in said
+    assert "known there" not in run("join", link, "--name", "pi").stderr
+    assert "already known as pi" in run("join", coordinator.invite(), "--name", "other", code=1).stderr.replace("\n", " ")
+
+
+def test_an_invitation_to_somebody_else_says_so(run, ready, coordinator):
+    address, code, _ = keys.read_link(coordinator.invite("pi"))
+    said = run("join", keys.link(address, code, bytes(32)), code=1).stderr.replace("\n", " ")
+    assert "shows another key than the invitation names" in said
 
 
 def test_a_known_key_keeps_its_name_and_a_name_its_key(coordinator, tmp_path):

@@ -44,7 +44,8 @@ def test_the_oldest_turns_leave_when_the_context_is_full(chat):
 
 
 def test_a_message_longer_than_the_context_is_a_sentence(chat):
-    with pytest.raises(ComigsError, match="the context holds 128, a quarter of them kept for the answer"):
+    wanted = "tokens, and of the context's 128 there are 96 for it and 32 kept for the answer; shorten it"
+    with pytest.raises(ComigsError, match=wanted):
         "".join(chat.answer("hen " * 200))
     "".join(chat.answer("hen"))
 

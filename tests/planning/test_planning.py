@@ -192,6 +192,10 @@ def test_the_plan_in_a_line_says_what_computes():
     plan = replace(PLAN, threads=6, precision="bfloat16", step_seconds=0.5)
     assert "bfloat16, 6 threads, up to" in summary(plan, settings)
     assert "bfloat16, on the GPU, up to" in summary(replace(plan, device="cuda"), settings)
+    # 60 expert steps and the 20 router steps of their two periods, half a second each
+    assert "60 steps in about 1 minutes" in summary(plan, settings, 60)
+    assert "the last 120 of 180 steps in about 1 minutes" in summary(plan, settings, 180, 60)
+    assert "the last router steps in about 0 minutes" in summary(plan, settings, 180, 180)
 
 
 def test_more_blocks_than_the_base_has_are_refused(tiny_base):

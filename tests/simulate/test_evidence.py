@@ -72,14 +72,14 @@ def test_more_seeds_come_at_each_methods_best_rate_once_all_rates_are_done():
     bits.pop(next(run for run in bits if run.label == "fedavg"))
     more = all_runs(RECIPES[:1], bits)[len(runs) :]
     assert [(run.label, run.rate, run.seed) for run in more] == [("local", 2e-3, 45), ("local", 2e-3, 47)]
-    assert length(RECIPES[:1]) == len(all_runs(RECIPES[:1], dict.fromkeys(runs, 1.0))) == 33 + 4 + 2 * 11
+    assert length(RECIPES[:1]) == len(all_runs(RECIPES[:1], dict.fromkeys(runs, 1.0))) == 33 + 4 + 12 + 2 * 14
 
 
 def test_the_most_telling_runs_come_first():
     runs = first_seed(RECIPES)
     assert {run.recipe for run in runs[:18]} == set(RECIPES[:3])
     assert {run.rate for run in runs[:18]} == {RATES[0]}
-    assert len(set(runs)) == len(runs) == 4 * 37
+    assert len(set(runs)) == len(runs) == 4 * 49
 
 
 def record_of(nats, run=None, text="t"):
@@ -110,7 +110,7 @@ def test_the_table_compares_with_the_better_rival_and_refuses_another_text():
     }
     records[Run("", "chat", "comigs-edge", 8e-3)] |= {"precision": "float32", "commit": "c"}
     text = markdown(records, ("chat",))
-    assert "4 of 59 runs are done" in text
+    assert "4 of 77 runs are done" in text
     assert "against local" in text
     row = next(line for line in text.splitlines() if line.startswith("| comigs-edge "))
     assert "-2.00 % [-2.00, -2.00]" in row

@@ -179,6 +179,38 @@ def test_frozen_a_stays_as_it_was_drawn(fleet):
         assert same == name.endswith("lora_a")
 
 
+def test_no_step_of_fedalt_changes_what_the_others_have_learned(fleet):
+    one, plain = fleet("fedalt"), fleet("comigs-1g1s")
+    records = one.round(nothing)
+    own = [{name: array for name, array in each.items() if name.startswith("specialist.")} for each in arrays(one)]
+    for device, each in enumerate(arrays(one)):
+        for name in filter(METHODS["comigs-1g1s"].shares, each):
+            others = [other[name.replace("generalist", "specialist.1")] for index, other in enumerate(own) if index != device]
+            np.testing.assert_allclose(each[name], sum(others) / 2, rtol=0, atol=2e-3)  # what is sent is float16
+    found = arrays(one)
+    one.devices[0].train(6, nothing)
+    after = arrays(one)[0]
+    assert all((after[name] == array).all() for name, array in found[0].items() if name.startswith("generalist."))
+    assert any((after[name] != array).any() for name, array in found[0].items() if name.startswith("specialist."))
+    expected = plain.round(nothing)[0]
+    for name in ("bytes_sent", "bytes_received"):  # as much as a mixture's generalist: their names are a little longer
+        assert records[0][name] == pytest.approx(expected[name], rel=0.02)
+
+
+def test_the_residual_of_fedex_lora_is_changed_by_exchanges_alone(fleet):
+    one = fleet("fedex-lora")
+    before = arrays(one)[0]
+    one.round(nothing)
+    found = arrays(one)
+    assert any((found[0][name] != array).any() for name, array in before.items() if name.startswith("specialist."))
+    shared = [name for name in before if not name.startswith("router.")]
+    assert all((each[name] == found[0][name]).all() for each in found for name in shared)
+    one.devices[0].train(6, nothing)
+    for name in shared:
+        is_same = (arrays(one)[0][name] == found[0][name]).all()
+        assert is_same == name.startswith("specialist.")
+
+
 def test_unequal_ranks_train_and_exchange(fleet):
     for name in ("hetlora", "flexlora"):
         one = fleet(name)

@@ -98,6 +98,53 @@ def test_flexlora_equals_the_dense_decomposition_of_the_weighted_mean():
         assert result[A].dtype == result[B].dtype == np.float32
 
 
+def pair(expert, a, b):
+    name = f"{expert}.blk.0.ffn_up"
+    return {f"{name}.lora_a": np.array(a, np.float32), f"{name}.lora_b": np.array(b, np.float32)}
+
+
+def test_fedsa_lora_passes_a_and_keeps_b():
+    method, names = find_method("fedsa-lora"), [A, B, "router.blk.0"]
+    assert list(filter(method.shares, names)) == [A]
+    found = Round([{A: np.float32([[1.0]])}] * 2, [{A: np.float32([[1.0]])}, {A: np.float32([[3.0]])}], [1, 1], lambda *_: 0.0)
+    assert [result[A].item() for result in method.exchange(found)] == [3.0, 3.0]  # 1 + (1 + 3) / 2
+
+
+def test_fedalt_gives_each_device_the_mean_of_the_others_and_leaves_its_own_alone():
+    method = find_method("fedalt")
+    zeros = pair("generalist", [[9.0]], [[9.0]]) | pair("specialist.1", [[0.0]], [[0.0]])
+    own = [pair("specialist.1", [[each]], [[10 * each]]) for each in (1.0, 2.0, 6.0)]
+    first, second, third = method.exchange(Round([zeros] * 3, own, [1, 1, 3], lambda *_: 0.0))
+    assert (first[A], first[B]) == (5.0, 50.0)  # (2 + 3 * 6) / 4
+    assert (second[A], second[B]) == (4.75, 47.5)  # (1 + 3 * 6) / 4
+    assert (third[A], third[B]) == (1.5, 15.0)
+    assert first.keys() == {A, B}  # so nothing overwrites the individual expert
+    assert list(filter(method.freezes, [*zeros, "router.blk.0"])) == [A, B]
+
+
+def test_fedex_lora_keeps_what_the_mean_of_products_has_and_the_product_of_means_has_not():
+    method, rng = find_method("fedex-lora"), np.random.default_rng(0)
+    shapes = {"generalist": (6, 6), "specialist.1": (6, 6)}  # of a rank that holds the whole residual
+    first = {e: pair(e, rng.standard_normal((r, 5)), rng.standard_normal((4, q))) for e, (r, q) in shapes.items()}
+    before = first["generalist"] | first["specialist.1"]
+    changes = [pair("generalist", rng.standard_normal((6, 5)), rng.standard_normal((4, 6))) for _ in range(3)]
+    weights = [1, 2, 5]
+    results = method.exchange(Round([before] * 3, changes, weights, lambda *_: 0.0))
+    products = [np.float64(before[B] + change[B]) @ np.float64(before[A] + change[A]) for change in changes]
+    mean = sum(w * product for w, product in zip(weights, products, strict=True)) / 8
+    rest_a, rest_b = first["specialist.1"].values()
+    for result in results:
+        kept_a, kept_b = (result[name.replace("generalist", "specialist.1")] for name in (A, B))
+        np.testing.assert_allclose(result[B] @ result[A] + kept_b @ kept_a, mean + rest_b @ rest_a, atol=1e-4)
+    assert list(filter(method.freezes, before)) == list(first["specialist.1"])
+
+
+def test_both_experts_of_fedex_lora_count_as_much_as_the_one_of_fedavg():
+    one, two = (find_method(name).layout(PLAIN, 1) for name in ("fedavg", "fedex-lora"))
+    assert (two.rank, two.num_experts) == (one.rank, 2)
+    assert two.scale / 2 == one.scale  # an even router gives each half a weight
+
+
 def test_pcl_trusts_by_the_softmax_of_negative_perplexities():
     assert pcl.trust([5.0, 5.0]) == [0.5, 0.5]
     assert pcl.trust([1.0, 1.0 + math.log(3)]) == pytest.approx([0.75, 0.25])
@@ -155,7 +202,18 @@ def test_what_each_method_shares():
         assert shared_by(name) == []
     for name in ("comigs-1g1s", "comigs-1gxs", "comigs-1g7s", "comigs-tr", "pfedmoe"):
         assert shared_by(name) == [A]
-    for name in ("comigs-2g", "fedavg", "fedavg-even", "ffa-lora", "hetlora", "flexlora", "pcl", "fdlora"):
+    for name in (
+        "comigs-2g",
+        "fedavg",
+        "fedavg-even",
+        "ffa-lora",
+        "hetlora",
+        "flexlora",
+        "pcl",
+        "fdlora",
+        "fedex-lora",
+        "fedalt",
+    ):
         assert shared_by(name) == [A, "specialist.1.x", "specialist.2.x"]
 
 
@@ -191,8 +249,8 @@ def test_unequal_ranks_have_the_weights_of_all_experts_and_one_scale(tiny_base, 
 
 def test_where_routers_learn_and_experts_too():
     assert {name for name, method in METHODS.items() if method.router == "training"} == {"comigs-tr"}
-    assert {name for name, method in METHODS.items() if method.router == "jointly"} == {"pfedmoe"}
-    assert {name for name, method in METHODS.items() if method.router == "even"} == {"local-even", "fedavg-even"}
+    assert {name for name, method in METHODS.items() if method.router == "jointly"} == {"pfedmoe", "fedalt"}
+    assert {name for name, method in METHODS.items() if method.router == "even"} == {"local-even", "fedavg-even", "fedex-lora"}
     assert find_method("local-train-valid").text == "both"
     assert find_method("centralized").text == "pooled"
 

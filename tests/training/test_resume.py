@@ -100,7 +100,8 @@ def test_ctrl_c_while_loading_says_that_no_step_was_trained(ready):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     assert "stopped by Ctrl-C while loading: no step was trained" in process.communicate(timeout=60)[1]
-    assert process.returncode == 130
+    # A shell says 130 to both: CPython ends by the signal where the interruption came through `exec` of a string.
+    assert process.returncode in (130, -signal.SIGINT)
     assert not generations(ready)
 
 

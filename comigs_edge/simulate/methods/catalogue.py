@@ -3,13 +3,41 @@
 from __future__ import annotations
 
 from comigs_edge.errors import ComigsError
-from comigs_edge.simulate.methods import centralized, comigs, fdlora, fedavg, ffa_lora, flexlora, hetlora, local, pcl, pfedmoe
+from comigs_edge.simulate.methods import (
+    centralized,
+    comigs,
+    fdlora,
+    fedalt,
+    fedavg,
+    fedex_lora,
+    fedsa_lora,
+    ffa_lora,
+    flexlora,
+    hetlora,
+    local,
+    pcl,
+    pfedmoe,
+)  # fmt: skip
 from comigs_edge.simulate.methods.method import Method
 
 CORE = ("local", "fedavg", "comigs-1g1s", "comigs-2g", "comigs-2s")
 METHODS: dict[str, Method] = {
     method.name: method
-    for module in (local, fedavg, comigs, pfedmoe, centralized, ffa_lora, hetlora, flexlora, pcl, fdlora)
+    for module in (
+        local,
+        fedavg,
+        comigs,
+        pfedmoe,
+        centralized,
+        ffa_lora,
+        fedsa_lora,
+        fedex_lora,
+        fedalt,
+        hetlora,
+        flexlora,
+        pcl,
+        fdlora,
+    )
     for method in module.METHODS
 }
 

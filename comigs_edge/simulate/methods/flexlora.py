@@ -9,6 +9,8 @@ drops out of the mean.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -17,6 +19,7 @@ from comigs_edge.simulate.methods.ranks import Floats, match_parameters, pairs
 from coordinator.protocol.wire import Arrays
 
 Doubles = npt.NDArray[np.float64]
+Floating = npt.NDArray[np.floating[Any]]
 
 
 def mean_product_svd(parts: list[tuple[Floats, Floats]], weights: list[int]) -> tuple[Doubles, Doubles, Doubles]:
@@ -25,8 +28,12 @@ def mean_product_svd(parts: list[tuple[Floats, Floats]], weights: list[int]) -> 
     The factors stand side by side and their QR decompositions make the problem K x K: nothing of full size is formed.
     """
     share = np.array(weights, np.float64) / sum(weights)
-    left = np.concatenate([b * w for (_, b), w in zip(parts, share, strict=True)], axis=1)  # (out, K)
-    right = np.concatenate([a for a, _ in parts])  # (K, in)
+    left = np.concatenate([b * w for (_, b), w in zip(parts, share, strict=True)], axis=1)
+    return product_svd(left, np.concatenate([a for a, _ in parts]))
+
+
+def product_svd(left: Floating, right: Floating) -> tuple[Doubles, Doubles, Doubles]:
+    """U (out, K), S (K,), V' (K, in) of left (out, K) times right (K, in)."""
     q_left, r_left = np.linalg.qr(left.astype(np.float64))
     q_right, r_right = np.linalg.qr(right.T.astype(np.float64))
     u, s, vt = np.linalg.svd(r_left @ r_right.T, full_matrices=False)

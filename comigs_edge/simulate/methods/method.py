@@ -83,6 +83,7 @@ class Method:
     layout: Callable[[ExpertsConfig, int], ExpertsConfig] = twice_as_large  # of plain experts and the device's specialists
     shares: Callable[[str], bool] = shares_nothing  # tensors that pass, by name
     exchange: Exchange = average
+    freezes: Callable[[str], bool] = shares_nothing  # tensors that pass and that no step trains, by name
     router: str = "validation"  # what it learns from: validation or training text, jointly with the experts; or `even`: never
     text: str = "training"  # what experts learn from: also `both` (and validation text) or `pooled` (of all devices)
     is_product: bool = False  # schedule and experts are those of `comigs-edge train`

@@ -1,0 +1,28 @@
+"""What to type next in a home: one answer for all commands, and never a command that refuses."""
+
+from __future__ import annotations
+
+from comigs_edge.home import folder as homes
+from comigs_edge.home import holder
+from comigs_edge.home.config import Config
+from comigs_edge.home.folder import Home
+from comigs_edge.home.versions import versions
+from comigs_edge.training import checkpoint
+from comigs_edge.training.learned import find_remains
+
+
+def find_next(home: Home, settings: Config, has_new_text: bool = False) -> str:
+    """The command; `has_new_text` says that there is something to learn although there may be a model already."""
+    running, made, corpus = holder.present(home.holder_file), versions(home.adapters), homes.corpus(home, settings)
+    if running is not None and running.command == "train":
+        return "comigs-edge status --follow"
+    if corpus.missing():
+        return "comigs-edge chat" if made else "comigs-edge data add FOLDER"
+    state, remains = checkpoint.load(home.state), find_remains(home, corpus)
+    interrupted = state is not None and state.is_interrupted
+    holds_removed = remains.in_training if interrupted else bool(made) and made[-1] in remains.versions
+    if holds_removed or (state is not None and not state.progress):  # of a damaged state nothing goes on
+        return "comigs-edge train --fresh"
+    if interrupted:
+        return "comigs-edge train --resume"
+    return "comigs-edge chat" if made and not has_new_text else "comigs-edge train"

@@ -1,0 +1,37 @@
+"""Which part of long text a training reads: each one goes on where the one before it stopped, so that all is learned in turn.
+
+Documents stand in the order of their hashes, and after the last comes the first. As many as a training may hold are a passage;
+its rows come in a seeded order, and the next passage begins when all of them have been read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+from comigs_edge.training.checkpoint import Checkpoint
+
+KEY = "passage"  # in checkpoints
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passage:
+    """A part of the training text, and how much of it earlier trainings have read."""
+
+    start: str = ""  # SHA-256 of the document behind which it begins; empty: with the first one
+    end: str = ""  # of the last document in it; empty: it holds all text
+    rows: int = 0  # in it
+    first_row: int = 0  # with which a training begins; it goes on with the next epoch behind the last one
+
+    def after(self, rows: int) -> Passage:
+        """What is to be read by the training after one that has read so many rows."""
+        first_row = self.first_row + rows
+        return Passage(start=self.end) if self.end and first_row >= self.rows else replace(self, first_row=first_row)
+
+
+def find_passage(state: Checkpoint | None) -> Passage:
+    """What a training reads that resumes the one in this state, or that comes after it where it is finished."""
+    if state is None or not state.progress:
+        return Passage()
+    progress, names = state.progress, {field.name for field in fields(Passage)}
+    passage = Passage(**{name: value for name, value in progress.get(KEY, {}).items() if name in names})
+    return passage.after(progress["expert_steps"] * progress["schedule"]["batch"]) if progress["finished"] else passage

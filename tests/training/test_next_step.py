@@ -1,0 +1,70 @@
+"""What every command says comes next: the same as `status`, and nothing that refuses."""
+
+import pytest
+
+from comigs_edge.data.corpus import Corpus
+from comigs_edge.home.folder import Home
+from comigs_edge.training import checkpoint
+from tests.tiny import some_text
+
+FAST = ("--plan", "batch=4", "--plan", "context=64")
+
+
+def said_next(result):
+    return result.stdout.splitlines()[-1].removeprefix("next: ")
+
+
+@pytest.fixture
+def ready(run, home, tiny_path, tmp_path):
+    """A home with three files of text."""
+    run("init", "--base", tiny_path)
+    for seed in range(3):
+        (tmp_path / f"{seed}.txt").write_text(some_text(seed=seed))
+        run("data", "add", tmp_path / f"{seed}.txt")
+    return Home(home)
+
+
+def interrupt(home):
+    """Makes the state of a finished training that of one that was interrupted."""
+    arrays, progress, _ = checkpoint.load(home.state)
+    checkpoint.save(home.state, arrays, progress | {"finished": False})
+
+
+def test_after_a_removal_under_an_interrupted_training_all_say_to_start_anew(ready, run):
+    run("train", "--steps", 4, *FAST)
+    interrupt(ready)
+    assert said_next(run("status")) == said_next(run("data", "list")) == "comigs-edge train --resume"
+    assert said_next(run("data", "remove", 3)) == "comigs-edge train --fresh"
+    status = run("status")
+    assert said_next(status) == said_next(run("data", "list")) == "comigs-edge train --fresh"
+    assert "text that was removed was learned by adapters 0001, the state of the training;" in status.stdout
+    assert said_next(run("data", "remove", "--learned")) == said_next(run("status")) == "comigs-edge train"
+    assert "removed was learned" not in run("status").stdout
+
+
+def test_a_model_of_removed_text_is_made_anew_and_another_one_chatted_with(ready, run):
+    run("train", "--steps", 4, *FAST)
+    assert said_next(run("status")) == "comigs-edge chat"
+    assert said_next(run("data", "remove", 3)) == said_next(run("status")) == "comigs-edge train --fresh"
+    assert said_next(run("train", "--fresh", "--steps", 4, *FAST)) == said_next(run("status")) == "comigs-edge chat"
+
+
+def test_new_text_under_an_interrupted_training_goes_on_with_that(ready, run, tmp_path):
+    run("train", "--steps", 4, *FAST)
+    (tmp_path / "more.txt").write_text(some_text(seed=9))
+    assert said_next(run("data", "add", tmp_path / "more.txt")) == "comigs-edge train"
+    interrupt(ready)
+    assert said_next(run("data", "add", tmp_path / "more.txt")) == said_next(run("status")) == "comigs-edge train --resume"
+
+
+def test_where_no_sound_state_is_left_the_next_training_is_a_new_one(ready, run):
+    run("train", "--steps", 2, *FAST)
+    for path in ready.state.glob("checkpoint-*"):
+        path.write_bytes(b"damaged")
+    assert said_next(run("status")) == "comigs-edge train --fresh"
+
+
+def test_without_text_the_next_command_adds_some(ready, run):
+    for source in Corpus(ready.documents_file).sources():
+        said = said_next(run("data", "remove", source["id"]))
+    assert said == said_next(run("status")) == said_next(run("data", "list")) == "comigs-edge data add FOLDER"
