@@ -26,9 +26,7 @@ SEED = 42
 
 def settings(specialists: int = 1) -> Config:
     """The product's defaults, as `comigs-edge init` writes them for a small base."""
-    return Config(
-        base=BaseConfig("", "", 0), model=ModelConfig(specialists=specialists, expert_form="parallel", zero_expert=False)
-    )
+    return Config(base=BaseConfig("", "", 0), model=ModelConfig(specialists=specialists, expert_form="parallel"))
 
 
 @dataclass(frozen=True)

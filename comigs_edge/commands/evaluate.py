@@ -35,8 +35,12 @@ def evaluate(
     engine: Annotated[
         Engine, typer.Option(help="What computes base and mixture: llama.cpp on the files that chat runs, or torch.")
     ] = Engine.llama_cpp,
+    elsewhere: Annotated[
+        bool, typer.Option("--elsewhere", help="Also measure what is lost on answers of the base itself, which it writes once; "
+                           "always done for a model with a zero expert.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
+) -> None:  # fmt: skip
     """Measure test text, which nothing was trained on: bits per byte and perplexity; lower is better."""
     home = homes.locate()
     settings = home.settings()
@@ -50,7 +54,9 @@ def evaluate(
         torch.set_num_threads(settings.threads("train"))
         documents = corpus(home, settings)
         documents.check_enough()
-        models.newest_adapters(home, settings)  # tells at once if there is nothing to measure
+        adapters, _ = models.newest_adapters(home, settings)  # tells at once if there is nothing to measure
+        elsewhere = elsewhere or adapters.layout.zero_expert
+        del adapters
         tokenizer = Tokenizer(home.base_file, settings.model.thinking)
     with bar("reading the test text") as progress:
         encoded = list(encode(documents, tokenizer, "test", [], progress))
@@ -60,10 +66,10 @@ def evaluate(
     for name in MODELS:
         with bar(f"measuring {name}") as progress:
             scores[name] = _score(name, home, settings, text, engine, count_up(progress, tokens))
-    _report(scores, text, engine, _elsewhere(home, settings, tokenizer), json)
+    _report(scores, text, engine, _measure_elsewhere(home, settings, tokenizer) if elsewhere else None, json)
 
 
-def _elsewhere(home: Home, settings: Config, tokenizer: Tokenizer) -> Elsewhere:
+def _measure_elsewhere(home: Home, settings: Config, tokenizer: Tokenizer) -> Elsewhere:
     """What the personal model has lost on the base's own answers, which are made if there are none yet."""
     from comigs_edge.export import folder as models
     from comigs_edge.inference.elsewhere import measure_elsewhere
@@ -110,7 +116,7 @@ def _score(name: str, home: Home, settings: Config, text: TestText, engine: Engi
     return in_torch(model, text, advance)
 
 
-def _report(scores: dict[str, Score | None], text: TestText, engine: Engine, elsewhere: Elsewhere, as_json: bool) -> None:
+def _report(scores: dict[str, Score | None], text: TestText, engine: Engine, elsewhere: Elsewhere | None, as_json: bool) -> None:
     engines = {name: engine.value if name in ("base", "mixture") else "torch" for name in MODELS}
     if as_json:
         print_json({
@@ -118,8 +124,8 @@ def _report(scores: dict[str, Score | None], text: TestText, engine: Engine, els
             "test_tokens": text.num_tokens,
             "bits_per_byte": {name: score and score.bits_per_byte for name, score in scores.items()},
             "perplexity": {name: score and score.perplexity for name, score in scores.items()},
-            "elsewhere": elsewhere._asdict(),
             "engine": engines,
+            **({} if elsewhere is None else {"elsewhere": elsewhere._asdict()}),
         })  # fmt: skip
         return
     rows = []
@@ -131,5 +137,6 @@ def _report(scores: dict[str, Score | None], text: TestText, engine: Engine, els
             rows.append((label, f"{score.bits_per_byte:.4f}", change, f"{score.perplexity:.2f}", engines[name]))
     out.print(f"{size(text.num_bytes)} of test text ({text.num_tokens:,} tokens) that nothing was trained on:")
     show_table(("model", "bits per byte", "against the base", "perplexity", "measured in"), rows, long="model")
-    out.print(f"elsewhere, on answers of the base itself: {elsewhere}", soft_wrap=True)
+    if elsewhere is not None:
+        out.print(f"elsewhere, on answers of the base itself: {elsewhere}", soft_wrap=True)
     next_command("comigs-edge chat")

@@ -102,7 +102,7 @@ def _show_lines(values: dict[str, str], reasons: dict[str, str]) -> None:
 def summary(plan: Plan, settings: Config, steps: int | None = None, done: int = 0) -> str:
     """The plan in one line; `steps` replaces the settings', of which `done` were done before."""
     steps = steps or settings.train.steps
-    minutes = _minutes(plan, replace(settings, train=replace(settings.train, steps=steps - done)))
+    minutes = _minutes(plan, replace(settings, train=replace(settings.train, steps=steps)), done)
     left = f"the last {steps - done} of {steps} steps" if steps > done else "the last router steps"
     count = left if done else f"{steps} steps"
     time = "" if minutes is None else f", {count} in about {minutes:.0f} minutes"
@@ -113,13 +113,14 @@ def summary(plan: Plan, settings: Config, steps: int | None = None, done: int = 
     )
 
 
-def _minutes(plan: Plan, settings: Config) -> float | None:
-    """Of a whole training, without validation: router steps are counted as expert steps."""
+def _minutes(plan: Plan, settings: Config, done: int = 0) -> float | None:
+    """Of a training of which `done` steps were done, without validation: all steps are counted as expert steps."""
+    from comigs_edge.planning.plan import settings_of
     from comigs_edge.training.schedule import make_schedule
 
     if plan.step_seconds is None:
         return None
-    train = settings.train
-    router = -(-train.steps // train.router_period) * train.router_steps if plan.specialists else 0
-    closing = make_schedule(settings, plan.batch, None).closing if plan.zero_expert else 0
-    return (train.steps + router + closing) * plan.step_seconds / 60
+    train, left = settings.train, settings.train.steps - done
+    router = -(-left // train.router_period) * train.router_steps if plan.specialists else 0
+    closing = make_schedule(settings_of(settings, plan), plan.batch, None).closing
+    return (left + router + closing) * plan.step_seconds / 60

@@ -36,6 +36,9 @@ def simulate(
     threads: Annotated[Optional[int], typer.Option(min=1, help="Threads; default: the profile's of this device.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     precision: Annotated[str, typer.Option(help="Of products: float32 or bfloat16.")] = "float32",
+    zero_expert: Annotated[
+        bool, typer.Option("--zero-expert", help="comigs-edge with parallel experts ends with a zero expert; off in a new home.")
+    ] = False,
     leaky: Annotated[
         bool, typer.Option("--leaky", help="Train by the loop of the paper's published code, whose gradients leak between router "
                            "and experts: for comparison only.")
@@ -59,7 +62,7 @@ def simulate(
     methods = [catalogue.find_method(name) for name in dict.fromkeys(method or catalogue.CORE)]
     seeds = list(dict.fromkeys(seed or [42]))
     folder = output or Path("simulations") / f"{path.stem}-{size}"
-    simulation = _open(parsed, wanted, text, folder, base, threads, (device, precision), leaky)
+    simulation = _open(parsed, wanted, text, folder, base, threads, (device, precision), leaky, zero_expert)
     results, scores = _run(simulation, methods, seeds)
     made_on = report.hardware(results)
     tokens = ", ".join(f"{name} {each.num_training_tokens:,}" for name, each in simulation.texts.items())
@@ -74,8 +77,9 @@ def simulate(
 
 
 def _open(
-    recipe: Recipe, size: Size, text: Path, folder: Path, base: str, threads: int | None, where: tuple[str, str], leaky: bool
-) -> Simulation:
+    recipe: Recipe, size: Size, text: Path, folder: Path, base: str, threads: int | None, where: tuple[str, str], leaky: bool,
+    zero_expert: bool,
+) -> Simulation:  # fmt: skip
     """Reads text and base."""
     name, file = find_base(base)
     if not file.is_file():
@@ -102,7 +106,7 @@ def _open(
         sha256 = files.sha256_file(file)
         opened = open_base(file, count, True, getattr(torch, where[1]), where[0])
         tune_allocator()
-    ordinary = OrdinaryText(folder, sha256, "learning", TrainConfig().ordinary_tokens, tokenizer)
+    ordinary = OrdinaryText(folder, sha256, "learning", TrainConfig().ordinary_tokens, tokenizer) if zero_expert else None
     return Simulation(recipe, size, corpora, opened, folder, leaky, sha256, where[1], _hardware(where[0]), ordinary)
 
 
@@ -122,8 +126,9 @@ def _run(simulation: Simulation, methods: list[Method], seeds: list[int]) -> tup
             with bar("measuring the base") as progress:
                 scores = simulation.measure_base(progress)
             for method in methods:
-                with bar("the base writes ordinary text") as progress:
-                    simulation.write_ordinary(method, progress)
+                if simulation.ordinary is not None:
+                    with bar("the base writes ordinary text") as progress:
+                        simulation.write_ordinary(method, progress)
                 for seed in seeds:
                     with bar(f"{method.name}, seed {seed}") as progress:
                         results.append(simulation.run(method, seed, progress))

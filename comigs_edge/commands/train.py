@@ -202,13 +202,14 @@ def _report(
         "tokens": outcome.tokens,
         "seconds": round(outcome.seconds, 1),
         "paused_seconds": round(paused, 1),
-        "elsewhere": None if elsewhere is None else elsewhere._asdict(),
         "adapters_version": outcome.version,
         "adapters_sha256": digest(trainer.adapters.arrays()),
         "best_sha256": digest(kept),
         "fleet": None if fleet is None else asdict(fleet.totals),
         "next": then if run.is_done else find_next(home, home.settings()),
     }
+    if elsewhere is not None:
+        result["elsewhere"] = elsewhere._asdict()
     if as_json:
         print_json(result)
         return

@@ -52,7 +52,7 @@ class ModelConfig:
     experts_per_token: Annotated[int, setting("default: 2, or 1 for one expert alone", 1, 64, 2)] | None = None
     zero_expert: Annotated[
         bool, setting("parallel experts: one more that adds nothing, so that the router learns when the base should speak alone")
-    ] = True
+    ] = False
     attention: Annotated[bool, setting("also one shared low-rank update of the attention; it is part of the generalist")] = False
     thinking: Annotated[
         bool, setting("a thinking base thinks aloud before it answers: prompts ask for it, in training as in chat")
@@ -270,7 +270,7 @@ class Config:
 
     @property
     def has_zero_expert(self) -> bool:
-        """Whether a training ends with a zero expert: with parallel experts, unless it is turned off."""
+        """Whether a training ends with a zero expert: with parallel experts, if it is turned on."""
         return self.model.zero_expert and not FORMS[self.model.expert_form].is_low_rank
 
     def storage(self, layout: str | None = None, format_name: str | None = None) -> Storage:

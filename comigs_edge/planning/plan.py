@@ -115,15 +115,9 @@ def make(
         free=min(device.usable_memory, profile.memory or device.usable_memory), tokens=training_tokens(home, settings),
         disk=disk, steps=settings.train.steps,
     )  # fmt: skip
-    return plan if "zero_expert" in fixed else _with_zero_expert(plan, settings)
-
-
-def _with_zero_expert(plan: Plan, settings: Config) -> Plan:
-    has_one = settings.has_zero_expert
-    reason = (
-        "the router learns when the base should speak alone" if has_one else f"none beside {settings.model.expert_form} experts"
-    )
-    return replace(plan, zero_expert=has_one, reasons=plan.reasons | {"zero_expert": reason})
+    is_low_rank = FORMS[settings.model.expert_form].is_low_rank
+    reason = f"none beside {settings.model.expert_form} experts" if is_low_rank else "off unless it is asked for"
+    return replace(plan, reasons={"zero_expert": reason} | plan.reasons)
 
 
 def _check_bfloat16(device: Device, rates: Rates | None, wanted: str | None) -> None:
@@ -180,7 +174,7 @@ def fixed_lines(home: Home, settings: Config, flags: dict[str, Any], resume: boo
         "specialists": settings.model.specialists, "batch": train.batch, "context": train.context,
         "threads": train.threads, "precision": train.precision, "checkpointing": train.checkpointing,
         "keep": None if train.base is None else train.base == "dequantised", "blocks": settings.model.blocks,
-        "zero_expert": None if settings.model.zero_expert else False,
+        "zero_expert": settings.model.zero_expert or None,
     } | flags  # fmt: skip
     asked = {name: value for name, value in asked.items() if value is not None}
     return (_earlier_lines(home, settings, asked) if resume is not False else {}) | asked
@@ -202,7 +196,9 @@ def _earlier_lines(home: Home, settings: Config, asked: dict[str, Any]) -> dict[
         manifest = read_manifest(home.adapters, numbers[-1])
         if manifest["base_sha256"] == settings.base.sha256:
             layout = manifest["layout"]
-            return {"specialists": layout["num_specialists"], "blocks": layout.get("blocks", 0)}
+            lines = {"specialists": layout["num_specialists"], "blocks": layout.get("blocks", 0)}
+            has_zero = layout.get("zero_expert", False) and not FORMS[settings.model.expert_form].is_low_rank
+            return lines | ({"zero_expert": True} if has_zero else {})
     return {}
 
 

@@ -26,6 +26,7 @@ class Plan:
     seed: int
     leaky: bool = False
     scores_before: bool = False  # also the models that the last exchange finds, as the paper does
+    zero_expert: bool = False  # the product's trainings end with one
 
     def schedule(self, hparams: HParams, devices: int) -> Schedule:
         """How a device trains; the one device of pooled text has as many batches a step as there are devices."""
@@ -68,6 +69,7 @@ class Plan:
         model = ModelConfig(
             specialists=specialists, expert_form=experts.form or default_form(hparams.architecture), rank=experts.rank,
             expert_width=experts.width, alpha=experts.alpha, attention=experts.attention, blocks=experts.blocks,
+            zero_expert=self.zero_expert,
         )  # fmt: skip
         rates = TrainConfig(expert_learning_rate=training.expert_learning_rate, final_learning_rate=training.final_learning_rate)
         return Config(base=BaseConfig("", "", 0), model=model, train=rates)

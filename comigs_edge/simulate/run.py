@@ -46,7 +46,7 @@ class Simulation:
     base_sha256: str = ""
     precision: str = "float32"
     hardware: str = ""
-    ordinary: OrdinaryText | None = None  # of the product's closing phase
+    ordinary: OrdinaryText | None = None  # with it the product's trainings end with a zero expert
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -96,7 +96,8 @@ class Simulation:
         path = folder / "result.json"
         if path.exists():
             return dict(json.loads(path.read_bytes()))
-        fleet = Fleet(self.base, Plan(self.recipe, self.size, method, seed, self.leaky), self.texts, self.write_ordinary(method))
+        plan = Plan(self.recipe, self.size, method, seed, self.leaky, zero_expert=self.ordinary is not None)
+        fleet = Fleet(self.base, plan, self.texts, self.write_ordinary(method))
         records = _resume(fleet, folder)
         progress(fleet.steps, fleet.total_steps)
         while not fleet.is_done:
@@ -117,7 +118,7 @@ class Simulation:
             "recipe": asdict(self.recipe) | {"sizes": None}, "size": asdict(self.size), "text": digest(self.texts),
             "base": self.base_sha256, "leaky": self.leaky, "precision": self.precision,
             "training_tokens": {name: text.num_training_tokens for name, text in self.texts.items()},
-        }  # fmt: skip
+        } | ({} if self.ordinary is None else {"zero_expert": True})  # fmt: skip
         return dict(json.loads(json.dumps(identity)))  # as it comes back from the file
 
 

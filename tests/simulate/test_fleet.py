@@ -336,9 +336,9 @@ def test_a_better_round_s_end_is_kept_and_a_state_before_the_exchange_never(flee
                 assert all((device.trainer.best[name] == array).all() for name, array in now.items())
 
 
-def test_a_training_of_the_product_ends_with_a_zero_expert_as_in_an_installation(fleet, tiny_base, recipe, read_texts):
+def test_where_it_is_asked_for_a_training_of_the_product_ends_with_a_zero_expert(fleet, tiny_base, recipe, read_texts):
     text, ordinary = read_texts(recipe), [Encoded(list(range(3, 200)), [True] * 197)]
-    plan, seen = fleet("comigs-edge").plan, []
+    plan, seen = replace(fleet("comigs-edge").plan, zero_expert=True), []
     one = Fleet(tiny_base, plan, text, ordinary)
     records = [record for _ in range(3) for record in one.round(seen.append)]
     assert one.total_steps == len(seen) == 3 * (9 + 6) + 2 * 10  # one device has no router before

@@ -28,7 +28,7 @@ STEPS = 5  # and three closing ones
 def opened(ready):
     home = Home(ready)
     home.state.mkdir(exist_ok=True)  # as the lock does that a command takes
-    return lambda *lines: open_training(home, resolve(home, home.settings(), lines=["threads=1", *lines]))
+    return lambda *lines: open_training(home, resolve(home, home.settings(), lines=["threads=1", "zero_expert=true", *lines]))
 
 
 def train(run, resume=False, stop_after=None):

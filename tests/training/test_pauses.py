@@ -167,7 +167,7 @@ def test_paused_time_is_not_the_trainings(ready, run, monkeypatch):
     world.pauses = Pauses(LIMITS, world.lines.append, read=world.read, clock=lambda: world.now, sleep=world.sleep)
     monkeypatch.setattr(pauses, "open_pauses", lambda *_: world.pauses)
     monkeypatch.setattr(Trainer, "step", slow(world, Trainer.step))
-    result, _ = train(run, "--plan", "zero_expert=false")
+    result, _ = train(run)
     assert world.lines == [
         "paused: 85 °C, resumes below 70", "going on after 10 seconds",
         "paused: 85 °C, resumes below 70", "going on after 5 seconds",

@@ -14,7 +14,7 @@ TRAIN = TrainConfig(
     router_offset_rate=0.0625, rates_by_weight=False, warmup_steps=5, router_period=11, router_steps=13,
     balance_weight=0.03, weight_decay=0.07, validation_rows=17, closing_steps=19,
 )  # fmt: skip
-MODEL = ModelConfig(expert_form="parallel")
+MODEL = ModelConfig(expert_form="parallel", zero_expert=True)
 ELSEWHERE = {
     "context",
     "threads",
@@ -49,7 +49,7 @@ def test_each_form_learns_at_the_rate_that_was_measured_for_it(form, rate):
 
 
 @pytest.mark.parametrize(("form", "zero", "steps"), [("parallel", True, 60), ("parallel", False, 0), ("lora", True, 0)])
-def test_a_training_of_parallel_experts_ends_with_a_zero_expert_unless_it_is_turned_off(form, zero, steps):
+def test_a_training_of_parallel_experts_ends_with_a_zero_expert_if_it_is_turned_on(form, zero, steps):
     plan = make_schedule(Config(base=BASE, model=ModelConfig(expert_form=form, zero_expert=zero)), 8, None)
     assert plan.closing == plan.closing_steps == steps
 
