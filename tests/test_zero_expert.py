@@ -10,15 +10,16 @@ from comigs_edge.home.versions import read_manifest
 from quantize.gguf_file import GGUFFile
 
 STEPS = ("train", "--steps", "4", "--plan", "threads=1", "--plan", "precision=float32")
+ON = ("--plan", "zero_expert=true")
 
 
 def test_a_training_says_what_is_lost_elsewhere_and_an_evaluation_measures_the_same(ready, run):
-    first = run(*STEPS, "--json")
+    first = run(*STEPS, *ON, "--json")
     assert "the base writes 448 tokens of its own answers" in first.stderr
     trained, evaluated = json.loads(first.stdout), json.loads(run("evaluate", "--json").stdout)
     assert trained["elsewhere"].keys() == {"change", "divergence"}
     assert trained["elsewhere"] == pytest.approx(evaluated["elsewhere"], rel=1e-3)
-    again = run(*STEPS, "--fresh")
+    again = run(*STEPS, *ON, "--fresh")
     assert "the base writes" not in again.stderr  # it has written
     assert "with the zero expert" in again.stdout
     assert "elsewhere, on answers of the base itself: " in again.stdout
@@ -26,24 +27,42 @@ def test_a_training_says_what_is_lost_elsewhere_and_an_evaluation_measures_the_s
 
 
 def test_the_exported_file_of_a_training_has_the_zero_expert(ready, run):
-    assert json.loads(run(*STEPS, "--json").stdout)["zero_expert"]
+    assert json.loads(run(*STEPS, *ON, "--json").stdout)["zero_expert"]
     exported = json.loads(run("export", "--json").stdout)
     assert GGUFFile(Path(exported["path"])).metadata["granitemoe.expert_count"] == 3
 
 
-def test_a_line_of_the_plan_turns_it_off(ready, run):
-    assert "the router learns when the base should speak alone" in run("plan", "--no-measure").stdout
-    assert json.loads(run("plan", "--no-measure", "--json", "--plan", "zero_expert=false").stdout)["plan"]["zero_expert"] is False
-    trained = json.loads(run(*STEPS, "--plan", "zero_expert=false", "--json").stdout)
-    assert trained["elsewhere"] is None
-    assert not trained["zero_expert"]
+def test_it_is_off_unless_it_is_asked_for_and_then_no_ordinary_text_is_written(ready, run):
+    assert "off unless it is asked for" in run("plan", "--no-measure").stdout
+    first = run(*STEPS, "--json")
+    trained = json.loads(first.stdout)
+    assert "the base writes" not in first.stderr
+    assert "elsewhere" not in trained
+    assert trained["closing_steps"] == 0
     assert not read_manifest(Home(ready).adapters, 1)["layout"]["zero_expert"]
-    assert json.loads(run("evaluate", "--json").stdout)["elsewhere"]["divergence"] > 0
+    assert "elsewhere" not in json.loads(run("evaluate", "--json").stdout)
+    assert "elsewhere" not in run("evaluate").stdout
+    assert not list(ready.rglob("ordinary-*"))
+    assert json.loads(run("evaluate", "--elsewhere", "--json").stdout)["elsewhere"]["divergence"] > 0
+
+
+def test_a_model_that_has_one_keeps_it_when_it_is_trained_further_until_it_is_turned_off(ready, run):
+    run(*STEPS, *ON)
+    assert json.loads(run("plan", "--no-measure", "--json").stdout)["plan"]["zero_expert"]
+    assert json.loads(run(*STEPS, "--json").stdout)["closing_steps"] == 3
+    assert json.loads(run(*STEPS, "--plan", "zero_expert=false", "--json").stdout)["closing_steps"] == 0
+
+
+def test_the_settings_of_a_home_turn_it_on(ready, run):
+    settings = ready / "config.toml"
+    settings.write_text(settings.read_text().replace("[model]\n", "[model]\nzero_expert = true\n"))
+    assert json.loads(run("plan", "--no-measure", "--json").stdout)["plan"]["zero_expert"]
+    assert json.loads(run(*STEPS, "--json").stdout)["zero_expert"]
 
 
 @pytest.mark.parametrize("ready", ["lora"], indirect=True)
 def test_lora_experts_have_none_and_what_they_lose_elsewhere_is_measured(ready, run):
-    assert json.loads(run("plan", "--no-measure", "--json").stdout)["plan"]["zero_expert"] is False
-    assert "only parallel experts can have one" in run(*STEPS, "--plan", "zero_expert=true", code=1).stderr
-    assert json.loads(run(*STEPS, "--json").stdout)["elsewhere"] is None
-    assert json.loads(run("evaluate", "--json").stdout)["elsewhere"]["divergence"] > 0
+    assert "none beside lora experts" in run("plan", "--no-measure").stdout
+    assert "only parallel experts can have one" in run(*STEPS, *ON, code=1).stderr
+    assert "elsewhere" not in json.loads(run(*STEPS, "--json").stdout)
+    assert json.loads(run("evaluate", "--elsewhere", "--json").stdout)["elsewhere"]["divergence"] > 0

@@ -129,6 +129,14 @@ def test_an_interrupted_training_may_still_leave_out_the_zero_expert_before_its_
     assert not newest(run).layout.zero_expert
 
 
+def test_a_training_that_was_begun_with_a_zero_expert_goes_on_to_it_without_being_asked_again(opened):
+    run = opened()
+    train(run, stop_after=3)
+    again = open_training(run.home, resolve(run.home, run.home.settings(), lines=["threads=1"]))
+    train(again, resume=True)
+    assert newest(again).layout.zero_expert
+
+
 def test_training_further_goes_on_without_the_zero_expert_and_closes_again(opened):
     run = opened()
     train(run)
