@@ -101,6 +101,15 @@ def test_answers_to_one_question_are_in_one_split(tmp_path):
     assert len(training | validation | test) == 60
 
 
+def test_two_answers_to_one_long_question_are_not_one_text(tmp_path):
+    rng = random.Random(14)
+    question = say(rng, 60)
+    records = [{"prompt": question, "completion": say(rng, 5)} for _ in range(2)]  # nine tenths of the runs: the question's
+    corpus = Corpus(tmp_path / "documents.db")
+    report = corpus.add(documents.read([write(tmp_path / "answers.jsonl", records)]))
+    assert (report.added, report.near_duplicates) == (2, 0)
+
+
 def test_a_script_without_spaces_is_compared_by_its_characters(tmp_path):
     rng = random.Random(6)
     text = "".join(chr(rng.randint(0x4E00, 0x9FFF)) for _ in range(600))

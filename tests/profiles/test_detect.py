@@ -103,6 +103,12 @@ TREES = {
         "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
         "sys/fs/cgroup/memory/docker/x/memory.limit_in_bytes": "536870912\n",
     },
+    "Pi that was hot": {"sys/devices/platform/soc/soc:firmware/get_throttled": "80000\n"},
+    "Pi that is hot": {"sys/devices/platform/soc/soc:firmware/get_throttled": "8\n"},
+    "battery alone": {
+        "sys/class/power_supply/BAT0/type": "Battery\n", "sys/class/power_supply/BAT0/status": "Full\n",
+        "sys/class/power_supply/BAT0/capacity": "97\n",
+    },
     "nothing": {},
 }  # fmt: skip
 EXPECTED = {
@@ -130,6 +136,9 @@ EXPECTED = {
     },
     "container": {"memory_limit": 1 << 30, "usable_memory": 500_000_000, "features": ("avx2", "avx512", "vnni")},
     "old container": {"memory_limit": 512 << 20, "usable_memory": 512 << 20},
+    "Pi that was hot": {"throttled": ("too hot earlier",)},
+    "Pi that is hot": {"throttled": ("too hot now",)},
+    "battery alone": {"power": Power(True, True, 97)},  # no file says that a charger is there: it does not discharge
     "nothing": {"model": "unknown", "cores": (), "memory": 0, "power": Power(False, True, None)},
 }  # fmt: skip
 
