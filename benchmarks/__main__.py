@@ -124,7 +124,9 @@ BENCHMARKS = {
     "answers": Benchmark("a coordinator's odd answers over whole exchanges; four minutes", _torture("answers")),
     "flips": Benchmark("every 16 bytes of a ledger changed, one place after the other", _torture("flips")),
     "herd": Benchmark("requests a second when a coordinator comes back, simulated", _torture("herd")),
-    "mutants": Benchmark("faults put into the source one at a time, which the tests should notice; ONLY, JOBS; an hour", _mutants),
+    "mutants": Benchmark(
+        "faults put into the source one at a time, which the tests should notice; ONLY, JOBS; an hour", _mutants
+    ),
     "same-bits": Benchmark("whether this checkout computes the bits of another one: BEFORE=CHECKOUT", _same_bits),
 }
 

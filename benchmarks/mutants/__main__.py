@@ -1,13 +1,14 @@
 """Runs the tests on each mutant: `make bench WHAT=mutants`; `python -m benchmarks.mutants --only training --jobs 2` for some.
 
-Each mutant is put into a copy of the tree and the tests named beside it run until the first fails. What is done is kept in
-benchmark-work/mutants.json and not done again until the mutant's file or its tests change.
+Each mutant is put into a copy of the tree and the tests named beside it run until the first fails, in a process that has the
+libraries already. Outcomes are kept in benchmark-work/mutants.json until the mutant's file or its tests change.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
+import contextlib
+import importlib
 import json
 import os
 import shutil
@@ -17,47 +18,65 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 from benchmarks.common import ROOT, WORK, result_file, write_json
 from benchmarks.mutants.listed import Mutant, read_mutants
 
 DONE = WORK / "mutants.json"
-LEFT_OUT = (".git", ".venv", "__pycache__", "benchmark-work", "results", ".*_cache", ".hypothesis", "*.egg-info")
+LEFT_OUT = (".git", ".venv", "__pycache__", "benchmark-work", "simulations", ".*_cache", ".hypothesis", "*.egg-info")
 OUTCOMES = {0: "survived", 1: "killed", 2: "killed"}  # by pytest's exit code; 2: a file of tests could not be imported
 LEAST_SECONDS, FACTOR = 60.0, 5.0  # that tests may take: so many times as long as without the mutant
+LIBRARIES = (
+    "pytest", "torch", "torch.optim.adamw", "llama_cpp", "gguf", "numpy", "hypothesis", "safetensors.numpy", "msgspec", "aiohttp",
+    "cryptography.x509", "http_message_signatures", "requests", "jinja2", "typer.testing", "rich.console", "psutil", "filelock",
+    "tenacity", "schemathesis",
+)  # fmt: skip  # none of which imports the source
+ENVIRONMENT = {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 class Tree:
     """A copy of the source, in which one mutant at a time lives."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.temporary = folder / "tree", folder / "temporary"
+        self.folder, self.temporary, self.said = folder / "tree", folder / "temporary", folder / "said"
+        self._usual: dict[tuple[str, ...], float] = {}
         shutil.copytree(ROOT, self.folder, ignore=shutil.ignore_patterns(*LEFT_OUT))
         # Of a mutant nothing is kept as bytecode; what does not change is compiled once.
         subprocess.run([sys.executable, "-m", "compileall", "-q", str(self.folder)], check=True)
+        os.environ |= ENVIRONMENT | {"PYTHONPATH": str(self.folder)}
+        for name in LIBRARIES:
+            with contextlib.suppress(ImportError):
+                importlib.import_module(name)
 
-    def run(self, tests: Sequence[str], limit: float | None) -> tuple[str, float]:
+    def run(self, tests: tuple[str, ...], limit: float | None) -> tuple[str, float]:
         """What became of these tests, and the seconds that they took."""
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--basetemp", str(self.temporary)]
-        environment = {"PYTHONPATH": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-        start = time.monotonic()
-        with subprocess.Popen(
-            [*command, *tests], cwd=self.folder, env=os.environ | environment, start_new_session=True, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        ) as process:  # fmt: skip
-            try:
-                said, _ = process.communicate(timeout=limit)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                return "timeout", time.monotonic() - start
-        if process.returncode not in OUTCOMES:
-            raise SystemExit(f"pytest {' '.join(tests)} cannot run:\n{said}")
-        return OUTCOMES[process.returncode], time.monotonic() - start
+        start, process = time.monotonic(), get_context("fork").Process(target=self._test, args=(tests,))
+        process.start()
+        process.join(limit)
+        if process.exitcode is None:
+            os.killpg(process.pid or 0, signal.SIGKILL)
+            process.join()
+            return "timeout", time.monotonic() - start
+        if process.exitcode not in OUTCOMES:
+            raise SystemExit(f"pytest {' '.join(tests)} cannot run:\n{self.said.read_text()}")
+        return OUTCOMES[process.exitcode], time.monotonic() - start
+
+    def _test(self, tests: tuple[str, ...]) -> None:
+        """In a process of its own, in the copy."""
+        import pytest
+
+        os.setsid()
+        os.chdir(self.folder)
+        sys.path[:] = [str(self.folder), *(path for path in sys.path if path not in ("", str(ROOT)))]
+        with self.said.open("w") as file:
+            for descriptor in (1, 2):
+                os.dup2(file.fileno(), descriptor)
+        options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--basetemp", str(self.temporary)]
+        os._exit(pytest.main([*options, *tests]))
 
     def try_mutant(self, mutant: Mutant) -> dict[str, Any]:
         """The outcome of its tests with it; raises `SystemExit` where they fail without it."""
@@ -68,15 +87,15 @@ class Tree:
             outcome, seconds = self.run(mutant.tests, max(LEAST_SECONDS, FACTOR * usual))
         finally:
             path.write_text(source)
-        return {"outcome": outcome, "seconds": round(seconds, 1), "digest": mutant.digest(ROOT)}
+        return {"outcome": outcome, "seconds": round(seconds, 1), "usual": round(usual, 1), "digest": mutant.digest(ROOT)}
 
-    @functools.cache  # noqa: B019  a tree lives as long as the process
     def usual(self, tests: tuple[str, ...]) -> float:
         """Seconds of these tests without a mutant."""
-        outcome, seconds = self.run(tests, None)
-        if outcome != "survived":
-            raise SystemExit(f"without a mutant these tests fail: {' '.join(tests)}")
-        return seconds
+        if tests not in self._usual:
+            outcome, self._usual[tests] = self.run(tests, None)
+            if outcome != "survived":
+                raise SystemExit(f"without a mutant these tests fail: {' '.join(tests)}\n{self.said.read_text()[-4000:]}")
+        return self._usual[tests]
 
 
 def main() -> None:
@@ -100,25 +119,29 @@ def main() -> None:
         write_json(result_file("mutants.json"), record)
 
 
+_tree: Tree  # of a process that tries mutants
+
+
+def _make_tree(folder: Path) -> None:
+    global _tree
+    _tree = Tree(Path(tempfile.mkdtemp(dir=folder)))
+
+
+def _try(mutant: Mutant) -> dict[str, Any]:
+    try:
+        return _tree.try_mutant(mutant)
+    except SystemExit as error:  # which a pool would wait for
+        raise RuntimeError(str(error)) from error
+
+
 def _run(left: list[Mutant], done: dict[str, dict[str, Any]], folder: Path, jobs: int) -> None:
     """Runs those that are left, and keeps each outcome."""
-    trees: SimpleQueue[Tree] = SimpleQueue()
-    for number in range(min(jobs, len(left))):
-        trees.put(Tree(folder / str(number)))
-
-    def run(mutant: Mutant) -> tuple[Mutant, dict[str, Any]]:
-        tree = trees.get()
-        try:
-            return mutant, tree.try_mutant(mutant)
-        finally:
-            trees.put(tree)
-
     DONE.parent.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(jobs) as pool:
-        for number, (mutant, outcome) in enumerate(pool.map(run, left), 1):
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _make_tree, (folder,)) as pool:
+        for number, (mutant, outcome) in enumerate(zip(left, pool.map(_try, left), strict=True), 1):
             done[mutant.key] = outcome
             DONE.write_text(json.dumps(done, indent=1))
-            print(f"{number}/{len(left)} {outcome['outcome']:8} {outcome['seconds']:5.1f} s  {mutant.key[:140]!r}", flush=True)
+            print(f"{number}/{len(left)} {outcome['outcome']:8} {outcome['seconds']:5.1f} s  {mutant.key[:120]!r}", flush=True)
 
 
 def summary(mutants: list[Mutant], done: dict[str, dict[str, Any]]) -> dict[str, Any]:

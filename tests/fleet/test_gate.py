@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from comigs_edge.arrays import digest
 from comigs_edge.data.tokenizer import Encoded
 from comigs_edge.fleet import gate
-from comigs_edge.fleet.gate import GATE_ROWS, GROUP, MAX_GATE_ROWS, compare
+from comigs_edge.fleet.gate import GATE_ROWS, MAX_GATE_ROWS, compare
 from comigs_edge.nn.model import Model
 from comigs_edge.training.batches import Rows
 from comigs_edge.training.trainer import Trainer
@@ -100,4 +100,3 @@ def test_no_row_is_read_that_the_router_learns_from(trainer, monkeypatch):
     assert GATE_ROWS < one.validation.measured_rows < MAX_GATE_ROWS
     assert len(found) == one.validation.measured_rows
     assert not found & learned
-    assert GROUP < GATE_ROWS

@@ -69,7 +69,7 @@ def test_a_digest_is_of_everything_that_is_trained_on_and_measured(recipe, read_
     assert digest(found) == digest(dict(found))
 
 
-def test_the_splits_of_a_simulation_are_three_fifths_and_two_of_one_fifth(folder, tokenizer, tmp_path):
+def test_the_splits_of_a_simulation_are_three_fifths_and_two_of_one_fifth(tokenizer, tmp_path):
     lines = [json.dumps({"text": f"{number} {text}"}) for number, text in enumerate(some_text(300, 5).split("\n\n"))]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     counts = {split: len(encoded) for split, encoded in texts._splits(tmp_path / "a.jsonl", tokenizer).items()}
