@@ -31,9 +31,9 @@ LEFT_OUT = (".git", ".venv", "__pycache__", "benchmark-work", "simulations", ".*
 OUTCOMES = {0: "survived", 1: "killed", 2: "killed"}  # by pytest's exit code; 2: a file of tests could not be imported
 LEAST_SECONDS, FACTOR = 60.0, 5.0  # that tests may take: so many times as long as without the mutant
 LIBRARIES = (
-    "pytest", "torch", "torch.optim.adamw", "llama_cpp", "gguf", "numpy", "hypothesis", "safetensors.numpy", "msgspec", "aiohttp",
+    "pytest", "torch", "torch.optim.adamw", "llama_cpp", "gguf", "numpy", "safetensors.numpy", "msgspec", "aiohttp",
     "cryptography.x509", "http_message_signatures", "requests", "jinja2", "typer.testing", "rich.console", "psutil", "filelock",
-    "tenacity", "schemathesis",
+    "tenacity",
 )  # fmt: skip  # none of which imports the source
 ENVIRONMENT = {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
@@ -75,7 +75,18 @@ class Tree:
         with self.said.open("w") as file:
             for descriptor in (1, 2):
                 os.dup2(file.fileno(), descriptor)
-        options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--basetemp", str(self.temporary)]
+        options = [
+            "-x",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "no:xdist",
+            "-p",
+            "no:schemathesis",
+            "--basetemp",
+            str(self.temporary),
+        ]
         os._exit(pytest.main([*options, *tests]))
 
     def try_mutant(self, mutant: Mutant) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import torch
 
 from comigs_edge.base.hparams import check_tensors, read_hparams
 from comigs_edge.errors import ComigsError
-from comigs_edge.nn import attention, loss
+from comigs_edge.nn import attention, loss, recompute
 from comigs_edge.nn.loss import next_token_loss
 from comigs_edge.nn.model import Model
 from comigs_edge.nn.norm import rms_norm
@@ -143,6 +143,21 @@ def test_what_is_kept_in_memory_changes_no_gradient(tmp_path, make_adapters, arc
         assert grad.abs().max() > 0, name
         for other in grads[1:]:
             torch.testing.assert_close(grad, other[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["lora", "parallel"])
+def test_computing_some_rows_at_a_time_changes_no_gradient(tiny_base, make_adapters, monkeypatch, form):
+    monkeypatch.setattr(recompute, "PIECES", {"block": 40, "attention": 40})
+    adapters, grads = make_adapters(specialists=2, form=form), []
+    for checkpointing in ("none", "attention", "block"):
+        for tensor in adapters.named.values():
+            tensor.requires_grad_(True).grad = None
+        hidden = Model(tiny_base, adapters, checkpointing=checkpointing)(torch.tensor(IDS).view(5, 20)).hidden
+        hidden.square().sum().backward()
+        grads.append([tensor.grad.clone() for tensor in adapters.named.values()])
+    for whole, *others in zip(*grads, strict=True):
+        for other in others:
+            torch.testing.assert_close(other, whole, rtol=1e-3, atol=1e-3)
 
 
 def test_the_balance_loss_of_a_model_is_the_mean_over_its_blocks(tiny_base, make_adapters):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from quantize import ggml
-from quantize.formats import FORMATS, QuantizeError
+from quantize.formats import FILE_TYPES, FORMATS, QuantizeError
 from quantize.gguf_file import GGUFFile
 from tests.tiny import write_llama
 
@@ -42,6 +42,13 @@ def test_formats_have_ggmls_sizes():
     for name, fmt in FORMATS.items():
         kind = gguf.GGMLQuantizationType[name]
         assert (fmt.type_id, fmt.block, fmt.size) == (int(kind), *gguf.GGML_QUANT_SIZES[kind])
+
+
+def test_file_types_are_those_that_gguf_py_knows():
+    for name, number in FILE_TYPES.items():
+        kind = gguf.LlamaFileType(number).name
+        assert kind.removeprefix("MOSTLY_").removeprefix("ALL_") in (name, f"{name}_M"), name  # Q4_K_M: most of it is Q4_K
+    assert FILE_TYPES.keys() == FORMATS.keys()
 
 
 def test_a_file_cut_anywhere_is_one_sentence(tmp_path, tiny_path):
