@@ -1,6 +1,7 @@
 """Text of virtual devices: split without a leak, cut to the size, mixed where the recipe says so."""
 
 import json
+import random
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ from comigs_edge.data.tokenizer import Encoded
 from comigs_edge.errors import ComigsError
 from comigs_edge.simulate import texts
 from comigs_edge.simulate.texts import digest, find, limit
-from tests.tiny import some_text
+from tests.data.test_leaks import say
 
 
 def tokens(encoded):
@@ -70,10 +71,11 @@ def test_a_digest_is_of_everything_that_is_trained_on_and_measured(recipe, read_
 
 
 def test_the_splits_of_a_simulation_are_three_fifths_and_two_of_one_fifth(tokenizer, tmp_path):
-    lines = [json.dumps({"text": f"{number} {text}"}) for number, text in enumerate(some_text(300, 5).split("\n\n"))]
+    rng = random.Random(5)
+    lines = [json.dumps({"text": say(rng, 30)}) for _ in range(300)]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     counts = {split: len(encoded) for split, encoded in texts._splits(tmp_path / "a.jsonl", tokenizer).items()}
     total = sum(counts.values())
-    assert total > 200
+    assert total == 300
     assert counts["training"] / total == pytest.approx(0.6, abs=0.1)
     assert counts["validation"] / total == pytest.approx(0.2, abs=0.08)
