@@ -107,6 +107,8 @@ def test_experts_and_routers_are_drawn_as_wide_as_was_measured(tiny_base, form):
     named = Adapters.initial(layout, tiny_base.hparams, 0).named
     drawn = {name: tensor for name, tensor in named.items() if tensor.any()}
     assert len({float(tensor[0, 0]) for tensor in drawn.values()}) == len(drawn)  # each draws for itself
+    other = Adapters.initial(layout, tiny_base.hparams, 1).named
+    assert not any(torch.equal(tensor, other[name]) for name, tensor in drawn.items())
     for name, tensor in drawn.items():
         if name.startswith("router."):
             assert tensor.std() == pytest.approx(0.02, rel=0.15)
