@@ -125,8 +125,8 @@ def test_every_mutant_fits_into_the_source_and_names_tests_that_are_there():
 
 def test_the_record_of_the_mutants_has_its_figures_in_the_text_and_names_each_survivor_with_a_reason():
     record = json.loads((ROOT / "benchmarks" / "results" / "mutants.json").read_text())
-    assert record["killed"] + len(record["survivors"]) == record["mutants"]
+    assert record["killed"] + len(record["survivors"]) == record["tried"] <= record["mutants"]
     assert all(each["reason"] for each in record["survivors"])
     text = (ROOT / "docs" / "measurements.md").read_text()
-    assert f"{record['mutants']} small faults" in text
+    assert f"{record['tried']} of {record['mutants']} small faults" in text
     assert f"tests notice {record['killed']} of them" in text
