@@ -77,6 +77,15 @@ def test_of_chats_that_grow_only_the_longest_is_used(tmp_path):
     assert leaks(corpus) == 0
 
 
+def test_a_chat_that_ends_with_an_answer_which_stands_in_another_is_not_its_beginning(tmp_path):
+    rng = random.Random(17)
+    answer = say(rng, 4)
+    records = [chat(say(rng, 20), answer), chat(say(rng, 20), answer, say(rng, 20), say(rng, 20))]
+    corpus = Corpus(tmp_path / "documents.db")
+    report = corpus.add(documents.read([write(tmp_path / "chats.jsonl", records)]))
+    assert (report.added, report.beginnings) == (2, 0)
+
+
 def test_mails_that_quote_each_other_are_in_one_split(tmp_path):
     rng = random.Random(3)
     corpus = Corpus(tmp_path / "documents.db")
@@ -125,12 +134,13 @@ def test_a_script_without_spaces_is_compared_by_its_characters(tmp_path):
     assert part == whole
 
 
-def test_chats_with_one_system_message_are_compared_without_it(tmp_path):
+@pytest.mark.parametrize("count", [10, 40])
+def test_chats_with_one_system_message_are_compared_without_it(tmp_path, count):
     rng = random.Random(7)
     system = {"role": "system", "content": say(rng, 300)}
-    records = [{"messages": [system, *chat(say(rng, 12), say(rng, 12))["messages"]]} for _ in range(40)]
+    records = [{"messages": [system, *chat(say(rng, 12), say(rng, 12))["messages"]]} for _ in range(count)]
     corpus = Corpus(tmp_path / "documents.db")
-    assert corpus.add(documents.read([write(tmp_path / "chats.jsonl", records)])).added == 40
+    assert corpus.add(documents.read([write(tmp_path / "chats.jsonl", records)])).added == count
     assert all(size["documents"] for size in corpus.sizes().values())
 
 
