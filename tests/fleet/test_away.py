@@ -7,8 +7,8 @@ import pytest
 from comigs_edge.fleet import exchange as module
 from comigs_edge.fleet.exchange import MAX_PAUSE, Exchange
 from comigs_edge.fleet.outcome import Judgement
-from tests.coordinator.rig import SHAPES
-from tests.fleet.rig import Device, FolderFleet
+from tests.coordinator.rig import SHAPES, arrays
+from tests.fleet.rig import NAME, Device, FolderFleet
 from tests.fleet.test_books import offline
 
 
@@ -115,3 +115,25 @@ def test_where_sides_are_averaged_in_turn_the_other_one_is_frozen(tmp_path):
         device.exchange(tokens=0)
         sides.append({name.rsplit(".", 1)[1] for name in device.books.frozen()})
     assert sides == [{"lora_a"}, {"lora_b"}, {"lora_a"}, {"lora_b"}]  # the out side in odd rounds, which come first
+
+
+def test_an_update_that_may_have_arrived_is_not_sealed_anew_while_the_fleet_is_away(device, fleet):
+    device.learn(2.0)
+    device.exchange()
+    tried = fleet.updates.pop("device")
+    there, device.transport.exchange = device.transport.exchange, offline
+    device.learn(1.0)
+    device.exchange()
+    device.transport.exchange = there
+    device.exchange(tokens=0)
+    assert fleet.updates["device"].id == tried.id
+
+
+def test_once_the_first_generalist_has_arrived_what_was_learned_is_on_top_of_it(tmp_path, fleet):
+    device = Device(tmp_path / "home")
+    device.initial = device.local = arrays(0.5)
+    device.join_folder(fleet, "device", has_receipts=True)
+    device.learn(1.0)
+    assert device.exchange().receipts
+    assert device.reference == 0.5
+    assert float(device.books.standing.on_top[NAME][0, 0]) == 1.0

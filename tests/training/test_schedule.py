@@ -1,5 +1,6 @@
 """Every setting of a training reaches its schedule; the learning rate warms up and follows a cosine."""
 
+import math
 from dataclasses import fields
 
 import pytest
@@ -44,6 +45,7 @@ def test_learning_rate_warms_up_and_ends_at_the_final_rate():
     assert [plan.learning_rate(step) for step in range(4)] == [2.5e-3, 5e-3, 7.5e-3, 1e-2]
     assert plan.learning_rate(4) == pytest.approx(1e-2)
     assert plan.learning_rate(52) == pytest.approx((1e-2 + 1e-3) / 2)
+    assert plan.learning_rate(28) == pytest.approx(1e-3 + 9e-3 * (1 + math.sqrt(0.5)) / 2)  # a quarter: no straight line
     assert plan.learning_rate(100) == pytest.approx(1e-3)
 
 
