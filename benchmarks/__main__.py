@@ -67,6 +67,11 @@ def _same_bits() -> list[Command]:
     return [[script, "make", work, "--checkout", _needed("BEFORE", "CHECKOUT")], [script, "check", work]]
 
 
+def _mutants() -> list[Command]:
+    flags = [part for name in ("only", "jobs") if (value := os.environ.get(name.upper())) for part in (f"--{name}", value)]
+    return [["-m", "benchmarks.mutants", *flags]]
+
+
 def _torture(name: str) -> Callable[[], list[Command]]:
     return lambda: [[f"benchmarks/torture/{name}.py"]]
 
@@ -119,6 +124,9 @@ BENCHMARKS = {
     "answers": Benchmark("a coordinator's odd answers over whole exchanges; four minutes", _torture("answers")),
     "flips": Benchmark("every 16 bytes of a ledger changed, one place after the other", _torture("flips")),
     "herd": Benchmark("requests a second when a coordinator comes back, simulated", _torture("herd")),
+    "mutants": Benchmark(
+        "faults put into the source one at a time, which the tests should notice; ONLY, JOBS; an hour", _mutants
+    ),
     "same-bits": Benchmark("whether this checkout computes the bits of another one: BEFORE=CHECKOUT", _same_bits),
 }
 

@@ -122,6 +122,11 @@ def _default_folder() -> Path:
     return Path(named or f"{share}/comigs-coordinator").expanduser()
 
 
+def _named(options: argparse.Namespace) -> str:
+    """The words of a command that name the folder, if it is not the usual one."""
+    return "" if options.data == _default_folder() else f" --data {shlex.quote(str(options.data))}"
+
+
 def _serve(options: argparse.Namespace) -> None:
     from coordinator.log import start_log
     from coordinator.serve import serve
@@ -130,11 +135,10 @@ def _serve(options: argparse.Namespace) -> None:
     values = {field.name: getattr(options, field.name) for field in (*fields(Rules), *fields(Training))}
 
     def ready(address: str, pin: bytes, folder: Folder) -> None:
-        data = "" if options.data == _default_folder() else f" --data {options.data}"
         print(f"coordinator  {address}")
         print(f"fingerprint  {pin.hex()}")
         print(f"data         {folder.root}")
-        print(f"\nnext, in another terminal: comigs-coordinator invite{data}", flush=True)
+        print(f"\nnext, in another terminal: comigs-coordinator invite{_named(options)}", flush=True)
 
     serve(options.data, values, VERSION, ready,
           host=options.host, port=options.port, address=options.address, is_open=options.open)  # fmt: skip
@@ -176,10 +180,10 @@ def _status(options: argparse.Namespace) -> None:
     print(f"moved      {show_size(status['bytes_in'])} in, {show_size(status['bytes_out'])} out")
     print(f"disk       {show_size(status['disk_free'])} free")
     alarms = [f"{name}: {reason}" for name, reason in status.get("alarms", {}).items()]
-    for word, sentences in (("note", status.get("notes", [])), ("lost", status["lost"]), ("look at", alarms)):
+    for word, sentences in (("note", status.get("notes", [])), ("lost", status.get("lost", [])), ("look at", alarms)):
         for sentence in sentences:
             print(f"{word:<10} {sentence}")
-    print("\nnext: comigs-coordinator " + ("rounds" if status["devices"] else "invite"))
+    print("\nnext: comigs-coordinator " + ("rounds" if status["devices"] else "invite") + _named(options))
 
 
 def _devices(options: argparse.Namespace) -> None:
@@ -191,7 +195,7 @@ def _devices(options: argparse.Namespace) -> None:
         for row in rows
     ]  # fmt: skip
     print_table(table)
-    print("\nnext: comigs-coordinator " + ("rounds" if rows else "invite"))
+    print("\nnext: comigs-coordinator " + ("rounds" if rows else "invite") + _named(options))
 
 
 def _rounds(options: argparse.Namespace) -> None:
@@ -205,13 +209,13 @@ def _rounds(options: argparse.Namespace) -> None:
             show_size(row["bytes_in"]), "-" if loss is None else f"{loss:.4f}", note,
         ))  # fmt: skip
     print_table(table)
-    print("\nnext: comigs-coordinator devices")
+    print(f"\nnext: comigs-coordinator devices{_named(options)}")
 
 
 def _revoke(options: argparse.Namespace) -> None:
     device = _call(options, "revoke", name=options.name)
     print(f"{printable(device['name'])} is not in the fleet any more; its next request is refused")
-    print(f"\nnext, to have it back: comigs-coordinator invite --name {printable(device['name'])}")
+    print(f"\nnext, to have it back: comigs-coordinator invite --name {printable(device['name'])}{_named(options)}")
 
 
 def _backup(options: argparse.Namespace) -> None:
@@ -244,7 +248,7 @@ def _check(options: argparse.Namespace) -> None:
 def _restored(options: argparse.Namespace) -> None:
     print(f"the devices are told that the fleet goes on from generalist {_call(options, 'restored')['round']}")
     print("devices that were removed since the copy was made are members again; those that joined since are not")
-    print("\nnext, look for such devices: comigs-coordinator devices")
+    print(f"\nnext, look for such devices: comigs-coordinator devices{_named(options)}")
 
 
 def _service_install(options: argparse.Namespace) -> None:

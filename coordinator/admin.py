@@ -13,6 +13,7 @@ import os
 import secrets
 import shutil
 import socket
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -94,6 +95,10 @@ def _perform(context: Context, operation: str, arguments: dict[str, Any]) -> Res
         raise CoordinatorError(error.message) from error
     except OSError as error:
         raise CoordinatorError(f"the system refused: {error}") from error
+    except sqlite3.OperationalError as error:
+        raise CoordinatorError(
+            f"the ledger in {context.folder.root} cannot be written ({error}); make room on its disk"
+        ) from error
 
 
 def application(context: Context) -> web.Application:
@@ -118,8 +123,9 @@ def application(context: Context) -> web.Application:
 
 def call(root: Path, version: str, operation: str, **arguments: Any) -> Result:
     """Result of an operation, by the running coordinator or in this process; raises `CoordinatorError`."""
-    if not (root / "coordinator.db").exists():
+    if not (ledger := root / "coordinator.db").exists():
         check_whole(root)
+    if not ledger.exists():
         raise CoordinatorError(f"there is no coordinator in {root}; start one with: comigs-coordinator serve --data {root}")
     answered = _ask(root, operation, arguments)
     if answered is not None:
@@ -142,9 +148,9 @@ def examine(root: Path, repair: bool) -> Result:
         raise CoordinatorError("a coordinator runs in this folder; stop it, and type the command again")
     found = check.check_folder(root, repair) if found is None else found
     if found["damaged"] and not repair:
-        then = "comigs-coordinator check --repair, while the coordinator does not run"
+        then = f"comigs-coordinator check --repair --data {root}, while the coordinator does not run"
     else:
-        then = RESTORE if found["damaged"] or found.get("needed") else "comigs-coordinator status"
+        then = RESTORE if found["damaged"] or found.get("needed") else f"comigs-coordinator status --data {root}"
     return {**found, "next": then}
 
 

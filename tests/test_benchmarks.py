@@ -1,6 +1,7 @@
 """What `make bench` runs exists, and what is tried does not touch the shipped figures."""
 
 import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from benchmarks.__main__ import BENCHMARKS
 from benchmarks.evidence.runs import RECIPES, length
 from benchmarks.evidence.table import markdown
 from benchmarks.evidence.work import read_records
+from benchmarks.mutants.listed import Mutant, read_mutants
 from benchmarks.trials.report import report
 
 ROOT = Path(__file__).parent.parent
@@ -94,3 +96,37 @@ def test_every_line_of_the_table_of_result_files_names_files_that_are_there():
     for line in (folder / "README.md").read_text().splitlines():
         for name in re.findall(r"`([\w.-]+\.json)`", line.split("|")[1]) if line.startswith("| `") else ():
             assert (folder / name).is_file() or (folder / f"simulate-{name}").is_file(), name
+
+
+MUTANT = Mutant(file="a.py", text="x < 1", replacement="x <= 1", tests=("tests",), reason="")
+
+
+def test_a_mutant_is_put_where_its_text_stands_once():
+    assert MUTANT.put_into("if x < 1:\n    pass\n") == "if x <= 1:\n    pass\n"
+    for source in ("if x < 2:\n    pass\n", "if x < 1 or x < 1:\n    pass\n"):
+        with pytest.raises(ValueError, match=r"a\.py has [02] times 'x < 1'"):
+            MUTANT.put_into(source)
+
+
+def test_every_mutant_fits_into_the_source_and_names_tests_that_are_there():
+    mutants = read_mutants()
+    assert len({mutant.key for mutant in mutants}) == len(mutants) >= 200
+    for mutant in mutants:
+        assert mutant.put_into((ROOT / mutant.file).read_text())
+        paths = [ROOT / each.partition("::")[0] for each in mutant.tests if each.startswith("tests/")]
+        files = [file for path in paths for file in ([path] if path.is_file() else path.rglob("test_*.py"))]
+        text = "".join(file.read_text() for file in files)
+        wanted = [each.partition("::")[2] for each in mutant.tests if "::" in each]
+        if "-k" in mutant.tests:
+            wanted += re.findall(r"\w+", re.sub(r"\b(and|or|not)\b", "", mutant.tests[-1]))
+        assert all(path.exists() for path in paths), mutant.key
+        assert all(word in text for word in wanted), mutant.key
+
+
+def test_the_record_of_the_mutants_has_its_figures_in_the_text_and_names_each_survivor_with_a_reason():
+    record = json.loads((ROOT / "benchmarks" / "results" / "mutants.json").read_text())
+    assert record["killed"] + len(record["survivors"]) == record["tried"] <= record["mutants"]
+    assert all(each["reason"] for each in record["survivors"])
+    text = (ROOT / "docs" / "measurements.md").read_text()
+    assert f"{record['tried']} of {record['mutants']} small faults" in text
+    assert f"tests notice {record['killed']} of them" in text

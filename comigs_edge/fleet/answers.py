@@ -14,7 +14,7 @@ from comigs_edge.errors import ComigsError
 from coordinator.protocol import messages
 from coordinator.protocol.messages import Hello, Problem
 
-FIRST, LAST = 1.6e9, 7e9  # seconds since 1970 (2020 to 2191): a coordinator's clock beyond is not listened to
+LAST = 7e9  # seconds since 1970 (2191): a coordinator's clock beyond is not listened to; a board without a battery is in 1970
 T = TypeVar("T")
 
 
@@ -63,4 +63,4 @@ def clock(answer: requests.Response) -> float:
         now = email.utils.parsedate_to_datetime(answer.headers.get("Date", "")).timestamp()
     except (ValueError, TypeError, OverflowError, OSError, IndexError):
         return 0.0
-    return now - time.time() if FIRST < now < LAST else 0.0
+    return now - time.time() if 0 <= now < LAST else 0.0

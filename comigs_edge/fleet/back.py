@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from comigs_edge.arrays import add, subtract
 from comigs_edge.errors import ComigsError
 from comigs_edge.fleet.books import Books
-from comigs_edge.fleet.chain import ForkedChain
+from comigs_edge.fleet.chain import ForkedChain, restoration
 from comigs_edge.fleet.folder import KEPT_UPDATES
 from comigs_edge.fleet.transport import Offline, Transport
 from coordinator.protocol import keys
@@ -66,6 +68,25 @@ def go_back(books: Books, note: Restoration, state: State, generalist: Arrays, t
     books.note(generalist)
     books.save()
     return generalist
+
+
+def take_back_lost(books: Books, before: Sequence[str], state: State) -> None:
+    """Updates that counted when the fleet was heard `before`, and do not now, are on top again: they come once more.
+
+    Its coordinator was put back from a copy and does not say so. Ids come in order, and the oldest fall out: what is behind the
+    last that both lists have is lost.
+    """
+    standing = books.standing
+    if restoration(books.membership, standing, state) is not None:
+        return  # which is followed in order
+    common = [at for at, each in enumerate(before) if each in state.counted]
+    lost = set(before[common[-1] + 1 :] if common else before)
+    if lost.isdisjoint(standing.brought):
+        return
+    generalist = add(standing.reference, standing.on_top or {})
+    standing.reference = subtract(standing.reference, books.forget(lambda _, each: each in lost))
+    books.note(generalist)
+    books.save()
 
 
 def _move_back(books: Books, begin: int, manifest_hash: str) -> None:

@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import Callable
 
-from comigs_edge.fleet.back import go_back
+from comigs_edge.fleet.back import go_back, take_back_lost
 from comigs_edge.fleet.books import Books
 from comigs_edge.fleet.chain import ForkedChain, Link, restoration
 from comigs_edge.fleet.outcome import Judge, Judgement, Outcome
@@ -99,7 +99,10 @@ class Exchange:
             self.books.folder.mark_tried()
             return was_tried
 
-        return self.books.enter(self.transport.exchange(update, leaves, progress), update, outcome)
+        before = self.books.folder.heard.counted or ()
+        state = self.books.enter(self.transport.exchange(update, leaves, progress), update, outcome)
+        take_back_lost(self.books, before, state)
+        return state
 
     def _take_over(self, state: State, generalist: Arrays, judge: Judge | None, outcome: Outcome, progress: Progress) -> None:
         books = self.books

@@ -57,7 +57,7 @@ def read_heard(path: Path) -> Heard:
     try:
         facts = known(json.loads(path.read_bytes()), Heard)
         return Heard(**facts | {"counted": None if facts["counted"] is None else tuple(facts["counted"])})
-    except (OSError, ValueError, TypeError, AttributeError, KeyError):
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError):
         return Heard()
 
 

@@ -133,6 +133,7 @@ def is_empty(root: Path) -> bool:
 def check_whole(root: Path) -> None:
     """Raises `CoordinatorError` where keys or ledger are gone: new ones would shut every device out."""
     ledger, payloads, parts = root / "coordinator.db", root / "payloads", _key_files(root)
+    salvage.finish(ledger)
     gone = [path for path in parts if not path.exists()]
     if gone and (len(gone) < len(parts) or ledger.exists()):
         raise CoordinatorError(f"{gone[0]} is gone; restore keys/ from a backup: new keys would shut every device out")

@@ -37,11 +37,18 @@ def rebuild(
                 database.set_fact(BACKUP, str(now))
         if replace:
             path.replace(aside)
-            _delete(path)
-            new.replace(path)
+            finish(path)
         return [f"{count} rows of the ledger were read; the damaged file is {aside.name}", *done]
     finally:
         _delete(new)
+
+
+def finish(path: Path) -> None:
+    """Puts a file that was made whole in the place of the one that was set aside; also after a kill between the two."""
+    new = path.with_suffix(".recovered.db")
+    if new.exists() and not path.exists():
+        _delete(path)  # the journal of the one before
+        new.replace(path)
 
 
 def _holds_a_fleet(database: Database) -> bool:

@@ -45,8 +45,8 @@ class Generalist(Message):
     tensors: dict[str, tuple[int, ...]]  # name -> shape
 
 
-class Join(Message):
-    """A device asks to join, signed with the key in this message."""
+class Join(Message, omit_defaults=True):
+    """A device asks to join, signed with the key in this message; what is not said is left out, for older coordinators."""
 
     code: str  # of the invitation, base64url
     name: str | None  # None: the invitation's, or one is made up

@@ -25,6 +25,21 @@ def coordinator(tmp_path_factory):
     running.stop()
 
 
+@pytest.mark.parametrize("operation", ["check", "status"])
+def test_a_repair_that_was_killed_in_its_last_step_ends_with_the_next_command(tmp_path, operation):
+    room = Room(tmp_path / "data")
+    room.step((room.join(), arrays(1.0)))
+    room.fleet.database.close()
+    ledger = room.root / "coordinator.db"
+    shutil.copy(ledger, room.root / "coordinator.recovered.db")
+    (room.root / "coordinator.db-journal").write_bytes(b"of the damaged one")
+    ledger.replace(room.root / "coordinator.damaged.db")
+    found = admin.examine(room.root, False) if operation == "check" else admin.call(room.root, "1", "status")
+    assert found["damaged"] == [] if operation == "check" else found["newest_round"] == 0
+    assert ledger.exists()
+    assert not (room.root / "coordinator.recovered.db").exists()
+
+
 def test_a_folder_without_a_coordinator_is_told_so(tmp_path):
     with pytest.raises(CoordinatorError, match=r"no coordinator in .*serve --data"):
         admin.call(tmp_path, "1", "status")

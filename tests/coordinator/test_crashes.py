@@ -3,6 +3,7 @@
 The long sweeps are benchmarks/torture/; here is a handful of each.
 """
 
+import contextlib
 import os
 import random
 import runpy
@@ -18,6 +19,7 @@ import pytest
 
 from comigs_edge.fleet.client import RemoteRefused
 from comigs_edge.fleet.transport import Offline
+from coordinator.protocol.errors import CoordinatorError
 from tests.coordinator.audit import Books, Trainer, check, settle
 from tests.coordinator.inject import ATTEMPTS, injected, needs_strace
 from tests.coordinator.ledger.test_chain import grown, opened, refuse
@@ -144,8 +146,15 @@ def test_a_full_disk_is_said_and_changes_nothing(tmp_path):
         (disk / "filler").write_bytes(bytes(int(shutil.disk_usage(disk).free - 1.1e6)))
         with pytest.raises(RemoteRefused, match=r"disk is full .*your update is kept on your device"):
             trainers[0].step()
+        with contextlib.suppress(OSError), open(disk / "rest", "wb", buffering=0) as rest:
+            while True:
+                rest.write(bytes(4096))
+        for operation, words in (("invite", {"name": "late"}), ("backup", {})):
+            with pytest.raises(CoordinatorError, match=r"make room on its disk|No space left"):
+                coordinator.ask(operation, **words)
         assert coordinator.process.poll() is None
         (disk / "filler").unlink()
+        (disk / "rest").unlink()
         settle(trainers)
         ids = {trainer.member.id for trainer in trainers}
         assert check(coordinator.data, books, trainers[0].member.joined.signing_key, ids) == []

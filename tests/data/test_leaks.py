@@ -77,6 +77,15 @@ def test_of_chats_that_grow_only_the_longest_is_used(tmp_path):
     assert leaks(corpus) == 0
 
 
+def test_a_chat_that_ends_with_an_answer_which_stands_in_another_is_not_its_beginning(tmp_path):
+    rng = random.Random(17)
+    answer = say(rng, 4)
+    records = [chat(say(rng, 20), answer), chat(say(rng, 20), answer, say(rng, 20), say(rng, 20))]
+    corpus = Corpus(tmp_path / "documents.db")
+    report = corpus.add(documents.read([write(tmp_path / "chats.jsonl", records)]))
+    assert (report.added, report.beginnings) == (2, 0)
+
+
 def test_mails_that_quote_each_other_are_in_one_split(tmp_path):
     rng = random.Random(3)
     corpus = Corpus(tmp_path / "documents.db")
@@ -101,6 +110,15 @@ def test_answers_to_one_question_are_in_one_split(tmp_path):
     assert len(training | validation | test) == 60
 
 
+def test_two_answers_to_one_long_question_are_not_one_text(tmp_path):
+    rng = random.Random(14)
+    question = say(rng, 60)
+    records = [{"prompt": question, "completion": say(rng, 5)} for _ in range(2)]  # nine tenths of the runs: the question's
+    corpus = Corpus(tmp_path / "documents.db")
+    report = corpus.add(documents.read([write(tmp_path / "answers.jsonl", records)]))
+    assert (report.added, report.near_duplicates) == (2, 0)
+
+
 def test_a_script_without_spaces_is_compared_by_its_characters(tmp_path):
     rng = random.Random(6)
     text = "".join(chr(rng.randint(0x4E00, 0x9FFF)) for _ in range(600))
@@ -116,12 +134,13 @@ def test_a_script_without_spaces_is_compared_by_its_characters(tmp_path):
     assert part == whole
 
 
-def test_chats_with_one_system_message_are_compared_without_it(tmp_path):
+@pytest.mark.parametrize("count", [10, 40])
+def test_chats_with_one_system_message_are_compared_without_it(tmp_path, count):
     rng = random.Random(7)
     system = {"role": "system", "content": say(rng, 300)}
-    records = [{"messages": [system, *chat(say(rng, 12), say(rng, 12))["messages"]]} for _ in range(40)]
+    records = [{"messages": [system, *chat(say(rng, 12), say(rng, 12))["messages"]]} for _ in range(count)]
     corpus = Corpus(tmp_path / "documents.db")
-    assert corpus.add(documents.read([write(tmp_path / "chats.jsonl", records)])).added == 40
+    assert corpus.add(documents.read([write(tmp_path / "chats.jsonl", records)])).added == count
     assert all(size["documents"] for size in corpus.sizes().values())
 
 
@@ -134,11 +153,12 @@ def test_texts_of_one_form_still_fill_all_splits(tmp_path):
     assert all(size["documents"] for size in corpus.sizes().values())
 
 
-def test_a_phrase_that_many_have_is_training_text_and_joins_nobody(tmp_path):
+@pytest.mark.parametrize("training", [0.8, 0.1])
+def test_a_phrase_that_many_have_is_training_text_and_joins_nobody(tmp_path, training):
     rng = random.Random(9)
     phrase = say(rng, 9)
     records = [{"text": f"{say(rng, 20)} {phrase} {say(rng, 20)}"} for _ in range(200)] + [{"text": phrase}]
-    corpus = Corpus(tmp_path / "documents.db")
+    corpus = Corpus(tmp_path / "documents.db", training, 0.1)
     corpus.add(documents.read([write(tmp_path / "notes.jsonl", records)]))
     assert phrase in [document.text for document in corpus.documents("training")]
     assert sum(corpus.sizes()[split]["documents"] for split in SPLITS[1:]) > 20
@@ -208,6 +228,31 @@ def test_what_was_learned_does_not_fill_an_empty_split(tmp_path, count):
     learned = {document.text for document in corpus.documents("training")}
     corpus.add(documents.read([write(tmp_path / "b.jsonl", [{"text": say(rng, 20)} for _ in range(count)])]))
     assert learned <= {document.text for document in corpus.documents("training")}
+
+
+def test_learned_text_that_comes_back_does_not_fill_a_split_that_has_become_empty(tmp_path):
+    rng, corpus = random.Random(15), Corpus(tmp_path / "documents.db")
+    for number in range(12):
+        corpus.add(documents.read([write(tmp_path / f"{number}.jsonl", [{"text": say(rng, 20)}])]))
+    learned = {document.text for document in corpus.documents("training")}
+    sources = corpus.sources()
+    back = next(source for source in sources if source["training"])
+    for source in sources:
+        if source["test"] or source is back:
+            corpus.remove(source["id"])
+    corpus.add(documents.read([tmp_path / back["path"]]))
+    assert {document.text for document in corpus.documents("training")} == learned
+    assert corpus.sizes()["test"]["documents"] == 0
+
+
+def test_two_texts_that_share_two_fifths_are_in_one_split(tmp_path):
+    rng, corpus = random.Random(16), Corpus(tmp_path / "documents.db", 0.5, 0.25)
+    shared = [say(rng, 24) for _ in range(40)]
+    records = [{"text": text} for part in shared for text in (f"{say(rng, 36)} {part}", f"{part} {say(rng, 36)}")]
+    corpus.add(documents.read([write(tmp_path / "pairs.jsonl", records)]))
+    texts = {split: " ".join(document.text for document in corpus.documents(split)) for split in SPLITS}
+    assert [sum(text.count(part) for text in texts.values()) for part in shared] == [2] * 40
+    assert all(2 in [text.count(part) for text in texts.values()] for part in shared)
 
 
 def covered(corpus):

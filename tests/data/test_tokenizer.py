@@ -1,11 +1,16 @@
 """Token ids equal llama.cpp's, and what a person wrote never becomes a control token."""
 
+import json
+import math
+
 import pytest
 
 from comigs_edge import llamacpp
+from comigs_edge.data import documents
+from comigs_edge.data.corpus import Corpus
 from comigs_edge.data.document import Document, Message
-from comigs_edge.data.tokenizer import Tokenizer
-from tests.tiny import write_llama
+from comigs_edge.data.tokenizer import Tokenizer, encode
+from tests.tiny import some_text, write_llama
 
 CHAT = (Message("system", "Be short."), Message("user", "the inn?"), Message("assistant", "then an ant"), Message("user", "on?"))
 RENDERED = (
@@ -70,3 +75,30 @@ def test_bytes_of_a_token_leave_control_tokens_out(tokenizer):
     ids = tokenizer.encode(Document(text="Grüße")).ids
     assert sum(map(tokenizer.written_bytes, ids)) == len("Grüße".encode())
     assert tokenizer.written_bytes(2) == 0
+
+
+def test_an_answer_of_no_weight_is_read_and_not_learned(tokenizer):
+    messages = (*CHAT[1:3], Message("user", "on?"), Message("assistant", "the hen", scored=False))
+    encoded = tokenizer.chat(messages, for_answer=False)
+    scored = b"".join(tokenizer.piece(token) for token, s in zip(encoded.ids, encoded.scored, strict=True) if s)
+    assert scored == b"then an ant<|im_end|>"
+    assert b"the hen" in b"".join(map(tokenizer.piece, encoded.ids))
+
+
+def test_a_token_that_an_answer_shares_with_what_stands_before_it_is_learned(tmp_path):
+    found = Tokenizer(
+        write_llama(tmp_path / "base.gguf", template="{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}")
+    )
+    encoded = found.chat((Message("user", "on?"), Message("assistant", "the hen")), for_answer=False)
+    pieces = [(found.piece(token), s) for token, s in zip(encoded.ids, encoded.scored, strict=True)]
+    assert (b" the", True) in pieces  # one token of the template's space and the answer
+    assert b"".join(piece for piece, s in pieces if s) == b" the hen"
+
+
+def test_of_long_text_no_more_is_encoded_than_was_asked_for(tmp_path, tokenizer):
+    corpus = Corpus(tmp_path / "documents.db", 0.98, 0.01)
+    (tmp_path / "text.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in some_text(20).split("\n\n")))
+    corpus.add(documents.read([tmp_path / "text.jsonl"]))
+    every, some = (list(encode(corpus, tokenizer, "training", [], max_tokens=tokens)) for tokens in (math.inf, 2000))
+    assert some == every[: len(some)]
+    assert sum(len(each.ids) for each in some) >= 2000 > sum(len(each.ids) for each in some[:-1])

@@ -1,9 +1,13 @@
 """The device's client: through a restart of the coordinator, with a wrong clock, against a repeating chain."""
 
 import datetime
+import shutil
+import time
 
 import pytest
+import requests
 
+from comigs_edge.fleet.answers import clock
 from comigs_edge.fleet.chain import Check, ForkedChain, follow
 from coordinator.protocol import keys
 from coordinator.protocol.messages import Manifest
@@ -39,6 +43,22 @@ def test_a_device_without_a_clock_is_understood(coordinator, monkeypatch, years)
     monkeypatch.setattr("comigs_edge.fleet.client.time.time", lambda: real + 86400 * 365 * years)
     monkeypatch.setattr("coordinator.protocol.signatures.datetime.datetime", Wrong)
     assert Member(coordinator.invite()).remote.state().open_round == 0
+
+
+@pytest.mark.skipif(shutil.which("faketime") is None, reason="wants faketime")
+@pytest.mark.parametrize("year", [1970, 2045])
+def test_a_coordinator_without_a_clock_is_understood(tmp_path, year):
+    running = Coordinator(tmp_path / "data", prefix=["faketime", f"{year}-01-02 00:00:00"])
+    try:
+        assert Member(running.invite()).remote.state().open_round == 0
+    finally:
+        running.stop()
+
+
+def test_the_clock_of_a_coordinator_that_began_in_1970_is_listened_to():
+    answer = requests.Response()
+    answer.headers["Date"] = "Fri, 02 Jan 1970 00:00:00 GMT"
+    assert clock(answer) == pytest.approx(86400 - time.time(), abs=5)
 
 
 def test_a_coordinator_that_repeats_old_links_is_not_listened_to_for_ever():

@@ -186,6 +186,41 @@ def test_an_acknowledged_update_that_the_coordinators_disk_lost_is_brought_again
         coordinator.stop()
 
 
+@pytest.mark.parametrize("closes", [False, True])
+@pytest.mark.parametrize("rounds", [0, 1])
+def test_a_copy_of_the_same_open_round_that_is_put_back_loses_nothing(tmp_path, rounds, closes):
+    coordinator = Coordinator(tmp_path / "data", update_format="float32", goal=3)
+    try:
+        first, lost, *others = devices = make(coordinator, tmp_path, 4)
+        begin(coordinator, devices)
+        for _ in range(rounds):
+            for device in (first, lost, others[0]):
+                device.learn(1.0)
+                assert device.exchange().receipts
+            settled(coordinator)
+        for device in devices:
+            device.exchange(tokens=0)
+        first.learn(1.0)
+        assert first.exchange().receipts
+        copied(coordinator, tmp_path / "copy")
+        lost.learn(1.0)
+        assert lost.exchange().receipts
+        put_back(coordinator, tmp_path / "copy")
+        if closes:
+            for device in others:
+                device.learn(1.0)
+                assert device.exchange().receipts
+            settled(coordinator)
+        reopened(lost)
+        assert lost.exchange(tokens=0).receipts
+        for _ in range(2):
+            assert not lost.exchange(tokens=0).receipts
+        brought = 300 * rounds + 200 + 200 * closes
+        assert sum(update["tokens"] for row in coordinator.rounds() for update in row["updates"]) == brought
+    finally:
+        coordinator.stop()
+
+
 def test_an_open_rounds_update_that_a_backup_held_counts_once(tmp_path):
     coordinator = Coordinator(tmp_path / "data", update_format="float32", goal=2)
     try:

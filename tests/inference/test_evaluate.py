@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from comigs_edge.data.document import Document
+from comigs_edge.data.document import Document, Message
 from comigs_edge.data.tokenizer import Encoded, Tokenizer
 from comigs_edge.inference import evaluate
 from comigs_edge.inference.evaluate import Score, in_llama_cpp, in_torch, prepare
@@ -64,3 +64,25 @@ def test_a_gpu_measures_what_the_processor_does(tiny_path, tiny_base, tokenizer)
     text = prepare([tokenizer.encode(Document(text=some_text(3, seed))) for seed in range(9)], tokenizer, 64, 9000)
     there = in_torch(Model(open_base(tiny_path, device="cuda"), None), text)
     assert there.windows == pytest.approx(in_torch(Model(tiny_base, None), text).windows, rel=1e-3)
+
+
+def test_of_a_chat_the_answer_alone_is_measured_in_torch_and_in_llama_cpp(tiny_path, tiny_base, tokenizer):
+    messages = (Message("user", "the inn?" * 20), Message("assistant", "then an ant"), Message("user", "on?"))
+    chat = tokenizer.encode(Document(messages=messages))
+    text = prepare([chat], tokenizer, 512, 1000)
+    answer = [place for place, counts in enumerate(chat.scored) if counts]
+    assert (text.num_tokens, text.num_bytes) == (len(answer), len("then an ant"))
+    logits = llama_logits(tiny_path, chat.ids[:-1]).log_softmax(-1)
+    wanted = -sum(float(logits[place - 1, chat.ids[place]]) for place in answer)
+    assert in_torch(Model(tiny_base, None), text).nats == pytest.approx(wanted, rel=1e-4)
+    assert in_llama_cpp(tiny_path, text, 1).nats == pytest.approx(wanted, rel=1e-3)
+    narrow = prepare([chat], tokenizer, 16, 1000)  # windows with nothing of the answer are not read at all
+    assert all(any(window.scored) for window in narrow.windows)
+    assert (narrow.num_tokens, narrow.num_bytes) == (text.num_tokens, text.num_bytes)
+
+
+def test_no_more_tokens_are_measured_than_the_settings_say(tokenizer):
+    encoded = [tokenizer.encode(Document(text=some_text(1, seed))) for seed in range(9)]
+    text = prepare(encoded, tokenizer, 64, 500)
+    assert 400 < sum(len(window.ids) for window in text.windows) <= 500
+    assert len(prepare(encoded, tokenizer, 64, 1).windows) == 1  # but one at least

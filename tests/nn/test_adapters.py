@@ -1,5 +1,6 @@
 """What adapters look like, how they start, and what of them may leave the device."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -98,3 +99,25 @@ def test_new_adapters_change_nothing_and_any_changed_zero_shows(tiny_base, form)
         adapters.named[name][0, 0] = 1.0
         assert not adapters.is_initial
         adapters.named[name][0, 0] = 0.0
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_experts_and_routers_are_drawn_as_wide_as_was_measured(tiny_base, form):
+    layout = ExpertsConfig(3, 8, 16.0, 2, False, form, 32)
+    named = Adapters.initial(layout, tiny_base.hparams, 0).named
+    drawn = {name: tensor for name, tensor in named.items() if tensor.any()}
+    assert len({float(tensor[0, 0]) for tensor in drawn.values()}) == len(drawn)  # each draws for itself
+    other = Adapters.initial(layout, tiny_base.hparams, 1).named
+    assert not any(torch.equal(tensor, other[name]) for name, tensor in drawn.items())
+    for name, tensor in drawn.items():
+        if name.startswith("router."):
+            assert tensor.std() == pytest.approx(0.02, rel=0.15)
+            continue
+        bound = torch.nn.init.kaiming_uniform_(torch.empty(10_000, tensor.shape[1]), math.sqrt(5)).max()
+        assert tensor.abs().max() == pytest.approx(float(bound) * (1 if form == "lora" else 3), rel=0.02)
+
+
+def test_what_an_expert_adds_has_the_factor_that_others_in_a_fleet_have():
+    assert ExpertsConfig(rank=16, alpha=16.0).expert_scale == 4.0  # alpha / sqrt(rank)
+    assert ExpertsConfig(form="parallel", expert_width=32).expert_scale == 4.0
+    assert ExpertsConfig(form="parallel", expert_width=32, alpha=1.0).expert_scale == 4.0

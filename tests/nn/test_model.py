@@ -8,10 +8,11 @@ import torch
 
 from comigs_edge.base.hparams import check_tensors, read_hparams
 from comigs_edge.errors import ComigsError
-from comigs_edge.nn import attention
+from comigs_edge.nn import attention, loss, recompute
 from comigs_edge.nn.loss import next_token_loss
 from comigs_edge.nn.model import Model
 from comigs_edge.nn.norm import rms_norm
+from comigs_edge.nn.routing import balance_loss
 from comigs_edge.nn.weights import open_base
 from quantize.gguf_file import GGUFFile
 from tests.conftest import converted, divergence, llama_logits
@@ -71,15 +72,17 @@ def test_a_token_sees_nothing_of_another_document(tiny_base, make_adapters):
     torch.testing.assert_close(together[25:], model(tokens[:, 25:]).hidden, rtol=1e-4, atol=1e-5)
 
 
-def test_chunked_loss_and_its_gradient_equal_cross_entropy(tiny_base):
+@pytest.mark.parametrize("logits", [1 << 22, 1], ids=["one chunk", "several chunks"])
+def test_chunked_loss_and_its_gradient_equal_cross_entropy(tiny_base, monkeypatch, logits):
+    monkeypatch.setattr(loss, "LOGITS", logits)
     model = Model(tiny_base, None)
     hidden = torch.randn(300, 64, requires_grad=True)
     targets, scored = torch.randint(0, 260, (300,)), torch.rand(300) > 0.3
     expected = torch.nn.functional.cross_entropy(model.logits(hidden)[scored], targets[scored], reduction="sum")
-    (wanted,) = torch.autograd.grad(expected, hidden)
-    loss = next_token_loss(tiny_base, hidden, targets, scored)
-    (gradient,) = torch.autograd.grad(loss, hidden)
-    torch.testing.assert_close(loss, expected)
+    (wanted,) = torch.autograd.grad(expected / 7, hidden)
+    found = next_token_loss(tiny_base, hidden, targets, scored)
+    (gradient,) = torch.autograd.grad(found / 7, hidden)
+    torch.testing.assert_close(found, expected)
     torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-5)
 
 
@@ -122,8 +125,8 @@ def test_two_lean_bases_in_turns_give_what_kept_bases_give(tmp_path):
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
 def test_what_is_kept_in_memory_changes_no_gradient(tmp_path, make_adapters, architecture, form, block_format, blocks):
     """Dequantised ahead or block by block, whatever is computed again: with the shared attention update, whose tensors reach
-    a checkpointed function without being its arguments."""
-    source = write_llama(tmp_path / "f32.gguf", architecture=architecture)
+    a checkpointed function without being its arguments. Three blocks: one more than memory that two take in turns."""
+    source = write_llama(tmp_path / "f32.gguf", architecture=architecture, blocks=3)
     converted(source, "Q4_0", tmp_path / "base.gguf")
     bases = {keep: open_base(tmp_path / "base.gguf", keep=keep) for keep in (True, False)}
     adapters = make_adapters(specialists=2, attention=True, form=form, base=bases[True], blocks=blocks)
@@ -140,3 +143,40 @@ def test_what_is_kept_in_memory_changes_no_gradient(tmp_path, make_adapters, arc
         assert grad.abs().max() > 0, name
         for other in grads[1:]:
             torch.testing.assert_close(grad, other[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["lora", "parallel"])
+def test_computing_some_rows_at_a_time_changes_no_gradient(tiny_base, make_adapters, monkeypatch, form):
+    monkeypatch.setattr(recompute, "PIECES", {"block": 40, "attention": 40})
+    adapters, grads = make_adapters(specialists=2, form=form), []
+    for checkpointing in ("none", "attention", "block"):
+        for tensor in adapters.named.values():
+            tensor.requires_grad_(True).grad = None
+        hidden = Model(tiny_base, adapters, checkpointing=checkpointing)(torch.tensor(IDS).view(5, 20)).hidden
+        hidden.square().sum().backward()
+        grads.append([tensor.grad.clone() for tensor in adapters.named.values()])
+    for whole, *others in zip(*grads, strict=True):
+        for other in others:
+            torch.testing.assert_close(other, whole, rtol=1e-3, atol=1e-3)
+
+
+def test_the_balance_loss_of_a_model_is_the_mean_over_its_blocks(tiny_base, make_adapters):
+    model, found = Model(tiny_base, make_adapters(specialists=2)), []
+    model.watch = lambda block, normed, routing: found.append(balance_loss(routing))
+    with torch.no_grad():
+        out = model(torch.tensor([IDS]), with_balance=True)
+    assert len(found) == 2
+    assert found[0] != found[1]
+    torch.testing.assert_close(out.balance, (found[0] + found[1]) / 2)
+
+
+def test_without_the_generalist_its_attention_update_is_off(tiny_base, make_adapters):
+    adapters, tokens = make_adapters(specialists=2, attention=True), torch.tensor([IDS])
+    with torch.no_grad():
+        found = [Model(tiny_base, adapters, only=only)(tokens).hidden for only in ((1, 2), (0, 1))]
+        for name, tensor in adapters.named.items():
+            if ".attn_" in name:
+                tensor.zero_()
+        off = [Model(tiny_base, adapters, only=only)(tokens).hidden for only in ((1, 2), (0, 1))]
+    torch.testing.assert_close(found[0], off[0])
+    assert (found[1] - off[1]).abs().max() > 0.01

@@ -103,6 +103,16 @@ TREES = {
         "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
         "sys/fs/cgroup/memory/docker/x/memory.limit_in_bytes": "536870912\n",
     },
+    "board that was hot": {"sys/devices/platform/soc/soc:firmware/get_throttled": "80000\n"},
+    "hot board": {
+        "sys/devices/platform/soc/soc:firmware/get_throttled": "8\n",
+        "sys/class/thermal/thermal_zone0/temp": "81000\n", "sys/class/thermal/thermal_zone1/temp": "40000\n",
+        "proc/cpuinfo": "processor\t: 0\nflags\t: avx2 avx512f\n\nprocessor\t: 1\nflags\t: avx2\n",
+    },
+    "battery alone": {
+        "sys/class/power_supply/BAT0/type": "Battery\n", "sys/class/power_supply/BAT0/status": "Full\n",
+        "sys/class/power_supply/BAT0/capacity": "97\n",
+    },
     "nothing": {},
 }  # fmt: skip
 EXPECTED = {
@@ -130,6 +140,9 @@ EXPECTED = {
     },
     "container": {"memory_limit": 1 << 30, "usable_memory": 500_000_000, "features": ("avx2", "avx512", "vnni")},
     "old container": {"memory_limit": 512 << 20, "usable_memory": 512 << 20},
+    "board that was hot": {"throttled": ("too hot earlier",)},
+    "hot board": {"throttled": ("too hot now",), "temperature": 81.0, "features": ("avx2",)},  # what every core has
+    "battery alone": {"power": Power(True, True, 97)},  # no file says that a charger is there: it does not discharge
     "nothing": {"model": "unknown", "cores": (), "memory": 0, "power": Power(False, True, None)},
 }  # fmt: skip
 

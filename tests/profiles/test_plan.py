@@ -1,11 +1,13 @@
 """The plan follows memory, text and measured rates; what is asked for goes first; what does not fit is refused."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 import profiles
-from profiles.cost import Plan, Rates, Sizes, peak_memory, step_seconds
+from profiles.cost import Plan, Rates, Sizes, cache_bytes, peak_memory, step_seconds
 from profiles.plan import make, neighbours
 
 GB = 10**9
@@ -81,3 +83,92 @@ def test_the_dequantised_base_is_four_or_two_bytes_a_weight():
     lean = replace(PLAN, keep=False)
     kept = peak_memory(SMOLLM2, PLAN) - peak_memory(SMOLLM2, lean)
     assert kept > 4 * (SMOLLM2.weights - SMOLLM2.block_weights) - 300_000_000
+
+
+ROOT = Path(__file__).parent.parent.parent
+MEASURED = json.loads((ROOT / "benchmarks" / "results" / "memory-model-smollm2.json").read_text())["rows"]
+
+
+@pytest.mark.parametrize("row", MEASURED, ids=lambda row: row["setting"])
+def test_the_memory_that_is_predicted_is_near_what_the_system_measured(row):
+    lines = row["lines"] | {"keep": row["lines"]["keep"] == "true"}
+    assert peak_memory(SMOLLM2, replace(PLAN, **lines)) == pytest.approx(row["measured"], rel=0.12)
+
+
+def test_each_part_of_the_memory_by_hand():
+    """Without what the process and the allocator take."""
+    spare = profiles.RULES["memory"]["spare"]
+
+    def more(one, other, sizes=SMOLLM2):
+        return (peak_memory(sizes, replace(PLAN, **one)) - peak_memory(sizes, replace(PLAN, **other))) / spare
+
+    tokens, width, hidden = 30 * 64, 576, 1536
+    assert more({"checkpointing": "attention"}, {}) == pytest.approx(tokens * 2 * hidden * 4, rel=1e-6)  # gate and up
+    # The residual stream twelve times and eight in their type; queries, keys, values, and the attention's weights.
+    attention = tokens * (width * 20 + 4 * (576 + 2 * 192 + 9 * 64))
+    assert more({"checkpointing": "none"}, {"checkpointing": "attention"}) == pytest.approx(attention, rel=1e-6)
+    # One weight more of an expert: itself, its gradient, two moments, the best state so far.
+    assert more({"specialists": 2}, {}) == pytest.approx(SMOLLM2.expert_weights * 20, rel=1e-6)
+    assert more({"specialists": 2, "blocks": 10}, {"blocks": 10}) == pytest.approx(SMOLLM2.expert_weights * 20 / 3, rel=1e-6)
+    assert more({}, {"precision": "bfloat16"}) == pytest.approx(2 * SMOLLM2.weights, rel=0.1)  # and smaller things
+    untied = replace(SMOLLM2, is_tied=False)
+    assert more({}, {"keep": False}, untied) - more({}, {"keep": False}) == pytest.approx(49152 * 576 * 4, rel=1e-6)
+    assert peak_memory(replace(SMOLLM2, vocab_size=49152 + 1000), replace(PLAN, keep=False)) - peak_memory(
+        SMOLLM2, replace(PLAN, keep=False)
+    ) == pytest.approx(1000 * 90, rel=1e-6)
+    # Pieces of 512 tokens, so twice the rows cost the residual stream of every block and four more of the whole batch.
+    rows = more({"batch": 16}, {"batch": 8})
+    assert rows == pytest.approx(30 * 512 * width * 4 + 4 * 512 * width * 4, rel=0.01)
+
+
+def test_each_part_of_a_steps_time_by_hand():
+    rates = Rates(products={"float32": 1e30}, threads=1)  # products cost nothing
+    half = Rates(products={"float32": 1.0}, threads=1)
+    rules, tokens = profiles.RULES["time"], 64
+
+    def seconds(rates=rates, **changes):
+        return step_seconds(SMOLLM2, replace(PLAN, **changes), rates)
+
+    passes = rules["pass_seconds"] * tokens * (1536 + 3 * 576)
+    assert seconds(checkpointing="none") == pytest.approx(30 * passes)
+    assert seconds(checkpointing="none", threads=4) == pytest.approx(30 * passes / 4)
+    assert seconds(checkpointing="none", blocks=10) == pytest.approx((10 + 0.33 * 20) * passes)
+    assert seconds(checkpointing="none", blocks=10, cached=1.0) == pytest.approx(10 * passes)
+    weights = 2 * SMOLLM2.num_blocks * SMOLLM2.block_weights + 49152 * 576  # each is made twice, the output matrix once
+    assert seconds(keep=False) - seconds() == pytest.approx(weights / rules["dequantise"])
+    assert seconds(keep=False, threads=2) - seconds(threads=2) == pytest.approx(weights / rules["dequantise"] / 2)
+    per_block = SMOLLM2.block_weights
+    products = {
+        name: seconds(half, checkpointing=name, threads=10**12) * rules["efficiency"] / tokens
+        for name in ("none", "attention", "block")
+    }
+    assert products["attention"] - products["none"] == pytest.approx(30 * 2 * (per_block - 3 * 576 * 1536))
+    assert products["block"] - products["none"] == pytest.approx(30 * 2 * (per_block - 576 * 1536))
+    below = seconds(half, checkpointing="none", blocks=10, threads=10**12) * rules["efficiency"] / tokens
+    assert products["none"] - below == pytest.approx(20 * 2 * per_block)  # a block without experts is only computed forward
+
+
+def test_the_outputs_of_blocks_without_experts_take_two_bytes_a_number_and_a_factor():
+    assert cache_bytes(SMOLLM2, 1000) == 1000 * (2 * 576 + 4)
+
+
+def test_a_cache_is_used_where_the_disk_holds_it_and_counts_for_the_tokens_that_come_again():
+    def cached(disk, steps=10_000):
+        return make(
+            profiles.load("auto"), SMOLLM2, RATES, {"blocks": 10, "batch": 8, "context": 100}, memory=24 * GB, free=20 * GB,
+            tokens=100_000, disk=disk, steps=steps,
+        )  # fmt: skip
+
+    size = cache_bytes(SMOLLM2, 130_000)  # validation text comes on top
+    assert [cached(disk).cache for disk in (size, size - 1)] == [True, False]
+    assert cached(size).cached == pytest.approx(1 - 130_000 / (10_000 * 800))
+    assert cached(size, steps=100).cached == 0.0  # nothing comes twice
+    assert not planned().cache
+
+
+def test_of_a_gpu_seven_tenths_may_be_used_and_of_a_base_no_more_context_than_it_knows():
+    rates = Rates(products={"float32": 1e13}, threads=2, device="cuda", gpu_memory=int(1.3 * GB))
+    assert planned(rates=rates).memory <= 0.7 * 1.3 * GB
+    assert planned(rates=replace(rates, gpu_memory=24 * GB)).checkpointing == "none"
+    plan = make(profiles.load("auto"), replace(SMOLLM2, context_length=32), RATES, {}, memory=24 * GB, free=20 * GB, tokens=None)
+    assert (plan.context, plan.reasons["context"]) == (32, "the base was trained with no more")

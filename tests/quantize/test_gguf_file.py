@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from quantize import ggml
-from quantize.formats import FORMATS, QuantizeError
+from quantize.formats import FILE_TYPES, FORMATS, QuantizeError
 from quantize.gguf_file import GGUFFile
+from quantize.gguf_writer import TensorPlan, entry, write
 from tests.tiny import write_llama
 
 
@@ -42,6 +43,25 @@ def test_formats_have_ggmls_sizes():
     for name, fmt in FORMATS.items():
         kind = gguf.GGMLQuantizationType[name]
         assert (fmt.type_id, fmt.block, fmt.size) == (int(kind), *gguf.GGML_QUANT_SIZES[kind])
+
+
+def test_file_types_are_those_that_gguf_py_knows():
+    for name, number in FILE_TYPES.items():
+        kind = gguf.LlamaFileType(number).name
+        assert kind.removeprefix("MOSTLY_").removeprefix("ALL_") in (name, f"{name}_M"), name  # Q4_K_M: most of it is Q4_K
+    assert FILE_TYPES.keys() == FORMATS.keys()
+
+
+def test_tensors_of_odd_sizes_are_read_by_gguf_py(tmp_path):
+    values = {f"{size}.weight": np.arange(size, dtype=np.float32) + size for size in (5, 3, 17)}
+    plans = [
+        TensorPlan(name, array.shape, FORMATS["F32"], lambda array=array: array.view(np.uint8)) for name, array in values.items()
+    ]
+    with (tmp_path / "odd.gguf").open("wb") as file:
+        write(file, [entry("general.architecture", "llama")], plans)
+    for tensor in gguf.GGUFReader(tmp_path / "odd.gguf").tensors:
+        np.testing.assert_array_equal(tensor.data, values.pop(tensor.name))
+    assert not values
 
 
 def test_a_file_cut_anywhere_is_one_sentence(tmp_path, tiny_path):

@@ -421,6 +421,11 @@ def test_the_load_balance_loss_changes_nothing_at_two_experts_and_something_at_t
     assert ends["comigs-1g2s", 0.0] != ends["comigs-1g2s", 100.0]
 
 
+def test_no_two_devices_of_any_seeds_draw_the_same_numbers(fleet):
+    drawn = [device["router.blk.0"].tobytes() for seed in range(4) for device in arrays(fleet("comigs-1g1s", seed=seed))]
+    assert len(set(drawn)) == len(drawn) == 12
+
+
 def test_another_seed_is_another_fleet(fleet):
     assert fleet("comigs-1g1s", seed=1).digest() != fleet("comigs-1g1s", seed=2).digest()
     assert fleet("comigs-1g1s", seed=1).digest() == fleet("comigs-1g1s", seed=1).digest()

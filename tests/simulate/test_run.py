@@ -162,6 +162,15 @@ def test_the_table_has_means_over_devices_and_the_spread_over_seeds_by_hand():
     assert "| m | 8.00 | 10.00 | 9.00 |" in text
 
 
+def test_the_last_round_is_reported_though_an_earlier_one_was_better():
+    found = result(1, 2.0)
+    found["records"] += [
+        record("m", 1, 3, "a", bits_per_byte=7.0, perplexity=9.0),
+        record("m", 1, 3, "b", bits_per_byte=8.0, perplexity=9.0),
+    ]
+    assert report.last_scores(found, "bits_per_byte") == {"a": 7.0, "b": 8.0}
+
+
 def test_methods_are_compared_seed_by_seed_by_hand():
     def row(method, by_seed):
         return {"method": method, "by_seed": by_seed}

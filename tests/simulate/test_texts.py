@@ -1,13 +1,16 @@
 """Text of virtual devices: split without a leak, cut to the size, mixed where the recipe says so."""
 
 import json
+import random
 from dataclasses import replace
 
 import pytest
 
 from comigs_edge.data.tokenizer import Encoded
 from comigs_edge.errors import ComigsError
-from comigs_edge.simulate.texts import find, limit
+from comigs_edge.simulate import texts
+from comigs_edge.simulate.texts import digest, find, limit
+from tests.data.test_leaks import say
 
 
 def tokens(encoded):
@@ -53,3 +56,26 @@ def test_a_file_that_is_missing_or_there_twice_is_a_sentence(folder, tmp_path):
         (tmp_path / part / "a.jsonl").write_text(json.dumps({"text": "a"}))
     with pytest.raises(ComigsError, match=r"has 2 files a.jsonl where one is needed"):
         find(tmp_path, "a")
+
+
+def test_a_digest_is_of_everything_that_is_trained_on_and_measured(recipe, read_texts):
+    found = read_texts(recipe)
+    one = found["a"]
+    others = [
+        replace(one, training=one.training[1:]), replace(one, validation=one.validation[1:]),
+        replace(one, test=replace(one.test, windows=one.test.windows[1:])),
+    ]  # fmt: skip
+    digests = {digest(found), *(digest(found | {"a": other}) for other in others), digest(found | {"d": one})}
+    assert len(digests) == 5
+    assert digest(found) == digest(dict(found))
+
+
+def test_the_splits_of_a_simulation_are_three_fifths_and_two_of_one_fifth(tokenizer, tmp_path):
+    rng = random.Random(5)
+    lines = [json.dumps({"text": say(rng, 30)}) for _ in range(300)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    counts = {split: len(encoded) for split, encoded in texts._splits(tmp_path / "a.jsonl", tokenizer).items()}
+    total = sum(counts.values())
+    assert total == 300
+    assert counts["training"] / total == pytest.approx(0.6, abs=0.1)
+    assert counts["validation"] / total == pytest.approx(0.2, abs=0.08)

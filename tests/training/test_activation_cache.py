@@ -28,9 +28,9 @@ def model(tiny_base, make_adapters):
 
 @pytest.fixture
 def make(tmp_path, model):
-    def opened(split=1, compute=None):
+    def opened(split=1, compute=None, key="base"):
         compute = compute or (lambda group: model.below(group.tokens, group.documents))
-        return ActivationCache(tmp_path, rows(split, tokens=600), SIZE, 64, ("base",), compute)
+        return ActivationCache(tmp_path, rows(split, tokens=600), SIZE, 64, (key,), compute)
 
     return opened
 
@@ -56,6 +56,14 @@ def test_every_row_is_computed_once_and_a_later_process_finds_it(make):
     assert calls == [4, 4, 4, 4, 3]
     make(compute=compute)(stored.rows.batch(2, SIZE))
     assert len(calls) == 5
+
+
+def test_what_another_base_or_text_gave_is_not_read(make):
+    first = make(compute=lambda group: torch.ones(group.tokens.numel(), 64))
+    first(first.rows.batch(0, SIZE))
+    for options in ({"key": "another"}, {"split": 2}):
+        other = make(compute=lambda group: torch.full((group.tokens.numel(), 64), 2e6), **options)
+        assert (other(other.rows.batch(0, SIZE)) == 2e6).all()  # more than float16 holds
 
 
 def test_a_damaged_row_is_computed_again(make):

@@ -51,7 +51,16 @@ def test_rows_behind_the_first_ones_are_the_others_and_keep_their_places():
 
 
 def test_rows_without_a_scored_token_are_left_out():
-    rows = Rows([Encoded(list(range(32)), [False] * 20 + [True] * 12)], 8, 0)
-    assert len(rows) == 2
+    for first, expected in ((20, 2), (17, 2), (16, 3)):  # a row of 8 predicts the token behind it
+        rows = Rows([Encoded(list(range(32)), [False] * first + [True] * (32 - first))], 8, 0)
+        assert len(rows) == expected
     with pytest.raises(ComigsError, match="no token to learn from"):
         Rows([Encoded([1, 2, 3], [False] * 3)], 8, 0)
+
+
+def test_a_digest_is_of_ids_borders_scores_order_and_length():
+    ids, half = list(range(40)), [Encoded(list(range(20)), [True] * 20), Encoded(list(range(20, 40)), [True] * 20)]
+    one = [Encoded(ids, [True] * 40)]
+    texts = [(one, 8, 0), (half, 8, 0), ([Encoded(ids[::-1], [True] * 40)], 8, 0), (one, 8, 1), (one, 10, 0)]
+    assert len({Rows(*text).digest() for text in texts}) == len(texts)
+    assert Rows(*texts[0]).digest() == Rows(*texts[0]).digest()

@@ -13,11 +13,12 @@ def write(folder, value):
 
 
 def test_the_newest_of_two_generations_is_loaded(tmp_path):
-    for value in (1, 2, 3):
+    for value in (1, 2, 4, 3):
         write(tmp_path, value)
     assert len(list(tmp_path.iterdir())) == 2
     arrays, progress, warnings = checkpoint.load(tmp_path)
     assert (arrays["a"].tolist(), progress, warnings) == ([3.0] * 5, {"step": 3}, [])
+    assert [int(path.name[11:19]) for path in sorted(tmp_path.iterdir())] == [3, 4]
 
 
 def test_a_corrupt_newest_falls_back_to_the_older_with_a_warning(tmp_path):

@@ -62,3 +62,13 @@ def test_further_training_has_learned_what_its_start_had_learned(tmp_path):
     assert join_learned(corpus, None) == [1, 3]
     assert join_learned(corpus, {"learned": [2]}) == [1, 2, 3]
     assert join_learned(corpus, {}) is None
+
+
+def test_text_that_only_chose_the_state_was_learned_and_text_that_is_tested_was_not(tmp_path):
+    corpus, rng = Corpus(tmp_path / "documents.db", 0.4, 0.3), random.Random(2)
+    for number in range(30):
+        (tmp_path / f"{number}.jsonl").write_text(json.dumps({"text": say(rng, 20)}))
+        corpus.add(documents.read([tmp_path / f"{number}.jsonl"]))
+    splits = {split: {s["id"] for s in corpus.sources() if s[split]} for split in ("training", "validation", "test")}
+    assert all(splits.values())
+    assert set(join_learned(corpus, None)) == splits["training"] | splits["validation"]

@@ -132,8 +132,29 @@ def test_the_trainer_adds_the_offsets_step_to_every_router_along_its_mean_input(
         torch.testing.assert_close(moved - plain, torch.outer(step, mean / mean.dot(mean)), atol=1e-5, rtol=1e-4)
 
 
-def test_a_watch_of_weights_takes_what_the_router_read_too():
-    x = inputs()
-    weights = MeanWeights()
+def test_each_step_takes_the_mean_of_its_own_inputs():
+    router, reference = torch.zeros(2, 6, requires_grad=True), torch.zeros(2, 6)
+    optimiser = RouterAdamW([router], 0.0, 0.0, 0.05)
+    offsets = torch.zeros(2, requires_grad=True)
+    theirs = torch.optim.AdamW([offsets], lr=0.05, betas=(0.9, 0.95), weight_decay=0.0)
+    for seed in range(4):
+        x = inputs(seed) * (1 + seed)
+        way = x.mean(0) / x.mean(0).dot(x.mean(0))
+        with torch.no_grad():
+            offsets.zero_()
+        theirs.zero_grad()
+        loss(x @ (reference + torch.outer(offsets, way)).T).backward()
+        theirs.step()
+        reference += torch.outer(offsets.detach(), way)
+        router.grad = None
+        loss(x @ router.T).backward()
+        optimiser.inputs(0, x, Routing(x, x))
+        optimiser.step()
+    torch.testing.assert_close(router.detach(), reference, atol=1e-6, rtol=1e-5)
+
+
+def test_a_watch_of_weights_takes_what_each_token_gave_to_every_expert():
+    x, weights = inputs(), MeanWeights()
     weights(0, x, route(torch.zeros(len(x), 2), 2))
-    assert weights.by_block() == [[0.5, 0.5]]
+    weights(1, x, route(torch.tensor([[1.0, 3.0, 2.0]] * len(x)), 2))
+    assert weights.by_block() == [[0.5, 0.5], pytest.approx([0.0, 0.731059, 0.268941], rel=1e-5)]

@@ -1,12 +1,18 @@
 """A training of a home: how it starts from what is there, and that it loses nothing between two writes."""
 
+import json
+import random
+from dataclasses import replace
+
 import pytest
 import torch
 
 from comigs_edge.arrays import digest
+from comigs_edge.data import documents
+from comigs_edge.data.tokenizer import Tokenizer
 from comigs_edge.errors import ComigsError
 from comigs_edge.home.config import TrainConfig
-from comigs_edge.home.folder import Home
+from comigs_edge.home.folder import Home, corpus
 from comigs_edge.home.versions import load, read_manifest, versions
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.planning.plan import resolve
@@ -14,18 +20,20 @@ from comigs_edge.training import checkpoint
 from comigs_edge.training import run as training
 from comigs_edge.training.pace import steps_within
 from comigs_edge.training.run import open_training
+from comigs_edge.training.text import read_rows
+from tests.data.test_leaks import say
 
 STEPS, STOP = 5, 4  # the router's turn comes after 4 expert steps
 
 
-@pytest.fixture
-def opened(ready):
+@pytest.fixture(params=["zero_expert=false", "zero_expert=true"])
+def opened(ready, request):
     """Opens a training of a home with text, on one thread; `lines` go to the plan."""
     home = Home(ready)
     home.state.mkdir(exist_ok=True)  # as the lock does that a command takes
 
     def make(*lines):
-        return open_training(home, resolve(home, home.settings(), lines=["threads=1", *lines]))
+        return open_training(home, resolve(home, home.settings(), lines=["threads=1", request.param, *lines]))
 
     return make
 
@@ -116,7 +124,7 @@ def test_no_training_is_marked_as_finished_before_its_adapters_are_on_disk(opene
         pass
     assert again.end() == 1
     assert checkpoint.load(run.home.state)[1]["finished"]
-    assert digest_of_newest(again) == digest(run.closing.adapters.arrays())
+    assert digest_of_newest(again) == digest(run.result()[0])
 
 
 def test_a_kill_between_the_adapters_and_the_mark_makes_no_second_version(opened, monkeypatch):
@@ -166,3 +174,41 @@ def test_the_plan_sets_torch_up(opened):
         assert not run.base.keep
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+def test_the_best_state_is_published_though_training_has_gone_on(opened):
+    run = opened()
+    for _ in run.begin(STEPS, False).run():
+        pass
+    for tensor in run.trainer.adapters.named.values():
+        tensor.detach().add_(1.0)
+    run.end()
+    assert digest_of_newest(run) == digest(run.trainer.best) != digest(run.trainer.adapters.arrays())
+
+
+def test_a_generalist_has_learned_the_tokens_of_expert_steps_and_the_best_one_those_until_then(opened):
+    run = opened()
+    trainer, best = run.begin(STEPS, False), 0
+    for event in trainer.run():
+        run.count(event)
+        best = trainer.expert_steps if event.is_best else best
+    step = run.plan.batch * run.plan.context
+    assert (run.mark.tokens, run.best_mark.tokens) == (STEPS * step, best * step)
+    run.count(replace(event, phase="expert", is_best=False))
+    assert (run.mark.tokens, run.best_mark.tokens) == ((STEPS + 1) * step, best * step)
+
+
+def test_of_long_text_an_eighth_as_much_is_validation_text_and_texts_end_as_answers_do(opened, tmp_path):
+    home, rng = opened().home, random.Random(3)
+    tokenizer, settings = Tokenizer(home.base_file), home.settings()
+    (tmp_path / "more.jsonl").write_text("\n".join(json.dumps({"text": say(rng, 30)}) for _ in range(100)))
+    corpus(home, settings).add(documents.read([tmp_path / "more.jsonl"]))
+    text = {split: list(corpus(home, settings).documents(split)) for split in ("training", "validation")}
+    lengths = {split: [len(tokenizer.encode(each).ids) + 1 for each in found] for split, found in text.items()}
+    tokens = 8 * lengths["validation"][0]  # the first document of validation text is an eighth
+    read = read_rows(home, settings, 32, tokenizer, [], lambda *_: None, tokens)
+    for rows, limit, split in zip(read, (tokens, tokens // 8), text, strict=True):
+        count = next(count for count in range(1, 999) if sum(lengths[split][:count]) >= limit)
+        targets = torch.cat([batch.targets[batch.scored] for batch in rows.first(len(rows), 1)])
+        assert len(targets) == sum(lengths[split][:count]) - count  # all but the first token of each
+        assert (targets == tokenizer.eos).sum() == count

@@ -1,5 +1,6 @@
 """Every setting of a training reaches its schedule; the learning rate warms up and follows a cosine."""
 
+import math
 from dataclasses import fields
 
 import pytest
@@ -30,10 +31,12 @@ ELSEWHERE = {
 
 def test_every_setting_of_a_training_reaches_its_schedule():
     plan, default = make_schedule(Config(base=BASE, model=MODEL, train=TRAIN), TRAIN.batch, None), TrainConfig()
+    usual = make_schedule(Config(base=BASE, model=MODEL), TRAIN.batch, None)
     names = {each.name for each in fields(TrainConfig)} - ELSEWHERE
     assert names <= {each.name for each in fields(Schedule)}
     for name in names:
         assert getattr(plan, name) == getattr(TRAIN, name) != getattr(default, name), name
+        assert getattr(default, name) in (None, getattr(usual, name)), name
 
 
 def test_how_the_file_holds_the_experts_reaches_the_schedule():
@@ -63,4 +66,18 @@ def test_learning_rate_warms_up_and_ends_at_the_final_rate():
     assert [plan.learning_rate(step) for step in range(4)] == [2.5e-3, 5e-3, 7.5e-3, 1e-2]
     assert plan.learning_rate(4) == pytest.approx(1e-2)
     assert plan.learning_rate(52) == pytest.approx((1e-2 + 1e-3) / 2)
+    assert plan.learning_rate(28) == pytest.approx(1e-3 + 9e-3 * (1 + math.sqrt(0.5)) / 2)  # a quarter: no straight line
     assert plan.learning_rate(100) == pytest.approx(1e-3)
+
+
+def test_fake_quantisation_begins_with_the_step_that_its_share_of_all_steps_names():
+    plan = schedule(steps=8, block_format="Q4_0", quantise_start=0.5)
+    assert [plan.fake_format(step) for step in range(8)] == [None] * 4 + ["Q4_0"] * 4
+    assert schedule(steps=8, block_format="Q4_0", quantise_start=0.0).fake_format(0) == "Q4_0"
+    assert schedule(steps=8, block_format="Q4_0").fake_format(7) is None
+
+
+def test_the_last_period_has_its_router_steps_though_it_is_a_short_one():
+    assert schedule(steps=8, router_period=3, router_steps=2).total_steps == 8 + 3 * 2
+    assert schedule(steps=9, router_period=3, router_steps=2).total_steps == 9 + 3 * 2
+    assert schedule(steps=9, router_period=3, router_steps=2, jointly=True).total_steps == 9

@@ -164,7 +164,7 @@ def test_a_later_state_that_is_worse_replaces_nothing(trainer, monkeypatch):
 def test_the_best_state_survives_an_interruption(trainer, monkeypatch):
     one, other = trainer(steps=7), trainer(steps=7, seed=1)
     states = script(monkeypatch, 9.0, 1.0, 2.0, 3.0)
-    for _ in one.run(3):
+    for _ in one.run(6):  # the last state that is saved is a worse one
         pass
     arrays, progress = one.state()
     other.restore({name: array.copy() for name, array in arrays.items()}, progress)

@@ -172,6 +172,17 @@ def test_an_update_of_the_round_that_a_rollback_takes_moves_on_with_it(tmp_path)
     assert room.fleet.database.value("SELECT count(*) FROM updates WHERE device = ?", devices[2].id) == 2
 
 
+def test_nothing_is_turned_back_while_a_closed_round_waits_for_its_generalist(tmp_path):
+    room = Room(tmp_path / "room", goal=1)
+    devices = grown(room, 1.0, 2.0, 50.0)
+    room.commit(devices[2], arrays(4.0))  # closes the round; its generalist is not made yet
+    for device in devices[:2]:
+        assert refuse(room, device, 2)["newest"] == 2
+    room.publish()
+    assert (room.chain.newest_number, room.value()) == (3, 54.0)
+    assert [manifest.rolled_back_to for manifest in opened(room)] == [None] * 4
+
+
 def test_a_refusal_whose_answer_was_lost_is_answered_again(room):
     devices = grown(room, 1.0, 2.0, 50.0)
     refuse(room, devices[0])

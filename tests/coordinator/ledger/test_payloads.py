@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import sqlite3
+from pathlib import Path
 
 import pytest
 
@@ -108,3 +109,39 @@ def test_a_full_disk_in_a_transaction_is_said_as_such_and_the_next_one_goes_well
         database.set_fact("large", "y")
     assert database.fact("large") == "y"
     database.close()
+
+
+def test_an_update_is_on_the_disk_before_it_has_its_place_and_the_folder_after(payloads, monkeypatch):
+    seen, fsync, replace = [], os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (seen.append(("sync", os.fstat(descriptor).st_ino)), fsync(descriptor)))
+    monkeypatch.setattr(Path, "replace", lambda path, to: (seen.append(("move", path.stat().st_ino)), replace(path, to)))
+    sha256 = brought(payloads, b"update")
+    payloads.keep(payloads.finish(DEVICE, sha256, 6), sha256)
+    made = payloads.write([b"general", b"ist"], 10)
+    update, generalist, folder = (path.stat().st_ino for path in (payloads.path(sha256), payloads.path(made), payloads.folder))
+    assert seen == [
+        ("sync", update), ("move", update), ("sync", folder), ("sync", generalist), ("move", generalist), ("sync", folder),
+    ]  # fmt: skip
+
+
+def test_a_device_has_four_unfinished_uploads_at_most_and_old_ones_are_given_up(payloads):
+    for number in range(6):
+        sha256 = hashlib.sha256(b"%d" % number).hexdigest()
+        payloads.append(DEVICE, sha256, 0, b"begun")
+        os.utime(payloads.uploads / f"{DEVICE}-{sha256}", (1000.0 + number,) * 2)
+    brought(payloads, b"another's", "cd" * 16)
+    assert len(list(payloads.uploads.glob(f"{DEVICE}-*"))) == 4
+    assert len(list(payloads.uploads.iterdir())) == 5
+    payloads.collect(set(), 1003.5 + 7 * 86400)
+    assert len(list(payloads.uploads.glob(f"{DEVICE}-*"))) == 2  # those that came 1004 and 1005 seconds after 1970
+
+
+def test_a_disk_without_room_to_spare_takes_nothing(payloads, monkeypatch):
+    monkeypatch.setattr(payloads, "disk", lambda: (10**9, 10**12))
+    payloads.check_space(9 * 10**8)
+    with pytest.raises(Refused, match="disk is full"):
+        payloads.check_space(95 * 10**7)  # fewer than 64 MB would be left
+    monkeypatch.setattr(payloads, "disk", lambda: (10**8, 10**9))
+    payloads.check_space(49 * 10**6)
+    with pytest.raises(Refused, match="disk is full"):
+        payloads.check_space(51 * 10**6)  # a twentieth of a small disk

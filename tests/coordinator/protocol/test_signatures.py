@@ -173,6 +173,12 @@ def test_a_signature_with_other_parameters_is_refused(options):
     refused("bad_signature", signed_over(COVERED, body=b"{}", **options))
 
 
+def test_a_request_with_two_signatures_is_refused():
+    request, other = signed_over(COVERED, body=b"{}", nonce="a"), signed_over(COVERED, body=b"{}", nonce="b", label="other")
+    both = {name: f"{request.headers[name]}, {other.headers[name]}" for name in ("Signature", "Signature-Input")}
+    refused("bad_signature", request._replace(headers=request.headers | both))
+
+
 def test_names_and_nonces_without_end_are_refused():
     refused("replayed", signed_over(COVERED, body=b"{}", nonce="n" * 129))
     with pytest.raises(Refused, match="seen before"):
