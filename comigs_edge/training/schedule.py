@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from comigs_edge.home.config import Config
 
@@ -36,6 +36,10 @@ class Schedule:
     def closing(self) -> int:
         """Steps of the closing phase; fewer behind a short training, which has also moved less away from the base."""
         return min(self.closing_steps, math.ceil(CLOSING_SHARE * self.steps))
+
+    def facts(self) -> dict[str, object]:
+        """What a checkpoint keeps; earlier versions, which know no closing phase, resume a training without one."""
+        return {name: value for name, value in asdict(self).items() if name != "closing_steps" or value}
 
     def fake_format(self, step: int) -> str | None:
         """The block format that this expert step computes in; None for the weights as they are."""

@@ -243,7 +243,7 @@ class Trainer:
             arrays |= {f"{key}.{name}": tensor_to_numpy(value) for key, value in moments.items()}
         progress = {
             "expert_steps": self.expert_steps, "router_steps": self.router_steps, "first_loss": self.first_loss,
-            "best_loss": self.best_loss, "schedule": asdict(self.schedule), "layout": asdict(self.adapters.layout),
+            "best_loss": self.best_loss, "schedule": self.schedule.facts(), "layout": asdict(self.adapters.layout),
             "last_loss": self.last_loss, "scores": self.scores,
         }  # fmt: skip
         return arrays, progress

@@ -186,6 +186,14 @@ def test_an_interrupted_training_of_an_earlier_version_goes_on_and_closes(opened
     assert newest(again).layout.zero_expert
 
 
+def test_the_checkpoint_of_a_training_without_one_is_as_earlier_versions_wrote_it(opened):
+    run = opened("zero_expert=false")
+    train(run, stop_after=3)
+    found = checkpoint.load(run.home.state).progress
+    assert found["schedule"] == recorded("progress")["schedule"]
+    assert "closing" not in found
+
+
 def test_a_closing_phase_that_spoils_a_slight_gain_is_left_out(opened):
     run = opened()
     run.begin(STEPS, False)
