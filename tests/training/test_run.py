@@ -207,7 +207,7 @@ def test_of_long_text_an_eighth_as_much_is_validation_text_and_texts_end_as_answ
     lengths = {split: [len(tokenizer.encode(each).ids) + 1 for each in found] for split, found in text.items()}
     tokens = 8 * lengths["validation"][0]  # the first document of validation text is an eighth
     read = read_rows(home, settings, 32, tokenizer, [], lambda *_: None, tokens)
-    for rows, limit, split in zip(read, (tokens, tokens // 8), text, strict=True):
+    for rows, limit, split in zip(read[:2], (tokens, tokens // 8), text, strict=True):
         count = next(count for count in range(1, 999) if sum(lengths[split][:count]) >= limit)
         targets = torch.cat([batch.targets[batch.scored] for batch in rows.first(len(rows), 1)])
         assert len(targets) == sum(lengths[split][:count]) - count  # all but the first token of each
