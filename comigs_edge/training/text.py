@@ -41,11 +41,10 @@ def read_rows(
     documents.check_enough()
     seed, after = settings.train.seed, passage.start
     encoded = encode(documents, tokenizer, "training", refused, progress, tokens, with_end=True, after=after)
-    left_out = len(refused)
     chosen = encode(documents, tokenizer, "validation", refused, progress, tokens // 8, with_end=True)
     try:
         training = Rows(encoded, context, seed, passage.first_row)
-        end = documents.hash_of("training", after, training.num_documents + left_out)
+        end = documents.hash_of("training", after, training.num_documents + len(refused))  # validation text is not read yet
         passage = replace(passage, end=end, rows=len(training))
         return training, Rows(chosen, context, seed), passage
     except ComigsError:

@@ -14,6 +14,8 @@ from comigs_edge.home.folder import Home
 from comigs_edge.planning.plan import resolve
 from comigs_edge.training import run as training
 from comigs_edge.training.passage import Passage
+from comigs_edge.training.text import read_rows
+from tests.tiny import TEMPLATE, some_text, write_llama
 
 STEPS, BATCH = 4, 4
 
@@ -60,6 +62,25 @@ def numbers(home, rows):
     tokenizer = Tokenizer(home.base_file)
     tokens = [row for number in range(len(rows)) for row in rows.group(number, 1).tokens.tolist()]
     return {int(each) for row in tokens for each in re.findall(rb"number (\d+) is", b"".join(map(tokenizer.piece, row)))}
+
+
+def test_a_passage_ends_behind_the_last_text_that_was_read_also_where_chats_were_left_out(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("COMIGS_EDGE_HOME", str(tmp_path / "strict"))
+    strict = "{% if messages[0]['role'] != 'user' %}{{ raise_exception('the user begins') }}{% endif %}" + TEMPLATE
+    run("init", "--base", write_llama(tmp_path / "strict.gguf", template=strict))
+    said = some_text(60).split("\n\n")
+    lines = [{"text": text} for text in said] + [{"messages": [{"role": "assistant", "content": text[::-1]}]} for text in said]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    run("data", "add", tmp_path / "a.jsonl")
+    home, refused = Home(tmp_path / "strict"), []
+    tokenizer, documents = Tokenizer(home.base_file), Corpus(home.documents_file)
+    found = list(encode(documents, tokenizer, "training", [], with_end=True))
+    tokens = sum(len(each.ids) for each in found[:20])
+    *_, passage = read_rows(home, home.settings(), 32, tokenizer, refused, lambda *_: None, tokens)
+    kinds = [bool(each.messages) for each in documents.read("training")]  # refused or not
+    number = next(count for count in range(len(kinds)) if kinds[:count].count(False) == 20)
+    assert 0 < kinds[:number].count(True) < len(refused)  # of validation text some were left out too
+    assert passage.end == documents.hash_of("training", "", number)
 
 
 def test_trainings_on_the_same_text_read_each_row_once_before_any_twice(home):
