@@ -161,6 +161,12 @@ class Corpus:
         short = [split for split in SPLITS if not sizes[split]["documents"]]
         if not short and sizes["training"]["bytes"] >= MIN_TRAINING_BYTES:
             return None
+        learned = self.left_out().get("learned", 0)
+        if learned and sizes["training"]["bytes"] >= MIN_TRAINING_BYTES:
+            return (
+                f"{' and '.join(short)} would be empty: {learned} documents for choosing or testing stand in training text and "
+                "are left out; add other text: comigs-edge data add PATH"
+            )
         return (
             f"{documents} documents with {sizes['training']['bytes']:,} bytes of training text are too little"
             + (f" ({' and '.join(short)} would be empty)" if short else "")
@@ -194,6 +200,7 @@ class Corpus:
         """One transaction on the file. Documents of an earlier version are first read for what they are compared by."""
         with open_database(self.path) as db:
             unread = [number for (number,) in db.execute("select id from document where runs is null")]
+            before = _reasons(db) if unread else {}
             for number in unread:
                 (content,) = db.execute("select content from document where id = ?", (number,)).fetchone()
                 known = traits(Document.from_json(content))
@@ -201,7 +208,8 @@ class Corpus:
                 db.execute(f"update document set {columns} where id = ?", (*known.values(), number))
             if unread:
                 self._arrange(db, SILENT)
-                self._taken_over = Counter(filter(None, _reasons(db).values()))
+                after = _reasons(db)
+                self._taken_over = Counter(reason for number, reason in after.items() if reason and not before[number])
             yield db
 
 

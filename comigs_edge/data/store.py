@@ -10,7 +10,7 @@ from pathlib import Path
 from comigs_edge import files
 from comigs_edge.errors import ComigsError
 
-VERSION = 3
+VERSION = 4
 # `added`: when a file was read as its documents show it (UTC).
 # `place`: of a document in its file. `left_out`: why it is not used (`arrangement.LeftOut`), null where it is.
 # `runs`, `beginnings`, `question`: what it is compared by (`runs.py`, `chats.py`); null until that is known.
@@ -40,6 +40,8 @@ insert into document (source, place, sha256, kind, split, seen, bytes, content)
 drop table old_document;
 drop table old_source;
 """
+# Up to version 3 runs told apart what Unicode writes in several ways, and had three characters where a script has no spaces.
+_FROM_3 = "update document set runs = null;\n"  # what `gone` has stays: without their text, runs cannot be made anew
 
 
 @contextlib.contextmanager
@@ -56,7 +58,7 @@ def open_database(path: Path) -> Iterator[sqlite3.Connection]:
             if version > VERSION:
                 raise ComigsError(f"{path} was made by a newer comigs-edge; upgrade comigs-edge")
             if version < VERSION:
-                _run(db, {0: _TABLES, 1: _FROM_1, 2: _GONE}[version])
+                _run(db, {0: _TABLES, 1: _FROM_1, 2: _GONE + _FROM_3, 3: _FROM_3}[version])
             yield db
     except sqlite3.Error as error:
         raise ComigsError(f"{path}: {error}; nothing was changed") from error
