@@ -90,7 +90,6 @@ class Corpus:
                 if row is None:
                     raise ComigsError(f"there is no file number {source}; see: comigs-edge data list")
                 forget(db, source)
-                db.execute("delete from source where id = ?", (source,))
                 paths.append(str(row[0]))
             self._arrange(db, SILENT)
         return paths
@@ -102,10 +101,8 @@ class Corpus:
         return {row["id"]: row["path"] for row in rows if Path(row["path"]).is_relative_to(top)}
 
     def removed(self) -> set[int]:
-        """Numbers of files that were here and are no longer; no number is given twice."""
-        there = {row["id"] for row in self._rows("select id from source")}
-        last = self._rows("select seq from sqlite_sequence where name = 'source'")
-        return set(range(1, last[0]["seq"] + 1 if last else 1)) - there
+        """Numbers of files that the user removed, deleted or emptied; no number is given twice."""
+        return {row["source"] for row in self._rows("select source from removed")}
 
     def sources(self) -> list[dict[str, Any]]:
         """Each file: id, path, added; of its documents that are used their number, bytes, and number in each split."""

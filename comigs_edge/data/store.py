@@ -15,8 +15,10 @@ VERSION = 4
 # `place`: of a document in its file. `left_out`: why it is not used (`arrangement.LeftOut`), null where it is.
 # `runs`, `beginnings`, `question`: what it is compared by (`runs.py`, `chats.py`); null until that is known.
 # `gone`: the runs of text that was learned and is no longer there, one row for each split; no text.
+# `removed`: the numbers of files that the user removed, deleted or emptied, and not those that a later version leaves out.
 _GONE = "create table gone (split text primary key, runs blob not null);\n"
-_TABLES = f"""{_GONE}
+_REMOVED = "create table removed (source integer primary key);\n"
+_TABLES = f"""{_GONE}{_REMOVED}
 create table source (
     id integer primary key autoincrement, path text unique not null, added text not null default current_timestamp
 );
@@ -41,7 +43,15 @@ drop table old_document;
 drop table old_source;
 """
 # Up to version 3 runs told apart what Unicode writes in several ways, and had three characters where a script has no spaces.
-_FROM_3 = "update document set runs = null;\n"  # what `gone` has stays: without their text, runs cannot be made anew
+# What `gone` has stays: without their text, runs cannot be made anew. That a number is missing says that its file was removed
+# only where learned text is gone.
+_FROM_3 = f"""{_REMOVED}
+update document set runs = null;
+insert into removed
+    with recursive given (number) as (select 1 union all select number + 1 from given where number < (
+        select seq from sqlite_sequence where name = 'source'))
+    select number from given where number not in (select id from source) and exists (select 1 from gone);
+"""
 
 
 @contextlib.contextmanager
