@@ -179,3 +179,16 @@ def test_an_answer_of_no_weight_is_kept_and_not_learned(tmp_path):
     [document] = documents.read([path]).files[path]
     assert not document.teaches
     assert Document.from_json(document.to_json()) == document
+
+
+@pytest.mark.parametrize("bad", [False, "false", "False"])
+def test_an_answer_marked_as_bad_is_left_out_and_counted(tmp_path, bad):
+    good, worse = {"prompt": QUESTION, "completion": ANSWER}, {"prompt": QUESTION, "completion": "Rubbish"}
+    rows = [good | {"label": True}, worse | {"label": bad}, {"messages": ROLES, "label": bad}, {"text": "x", "label": bad}]
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    reading = documents.read([path])
+    assert [content(document) for document in reading.files[path]] == [tuple(CHAT), "x"]  # of a text it is what it is about
+    assert {reason: each.count for reason, each in reading.left.items()} == {"an answer marked as bad": 2}
+    (table := tmp_path / "a.csv").write_text(f"prompt,completion,label\n{QUESTION},{ANSWER},True\n{QUESTION},Rubbish,{bad}\n")
+    assert [content(document) for document in documents.read([table]).files[table]] == [tuple(CHAT)]
