@@ -99,7 +99,7 @@ def read(
             for piece in pieces:
                 if isinstance(piece, Odd):
                     reading.leave(piece, path)
-            kept = [piece for piece in pieces if not isinstance(piece, Odd)]
+            kept = [_without_pictures(piece) for piece in pieces if not isinstance(piece, Odd)]
             if kept or not pieces:
                 found[path] = kept
     owners = _owners(found.values(), me, ask, reading)
@@ -229,6 +229,14 @@ def _chats(path: Path, conversation: Conversation, owners: frozenset[str], readi
     if not chats:
         reading.leave(Odd("a conversation without an answer of yours"), path)
     return chats
+
+
+def _without_pictures(piece: Document | Conversation) -> Document | Conversation:
+    if isinstance(piece, Conversation):
+        turns = [turn._replace(text=notes.drop_pictures(turn.text)) for turn in piece.turns]
+        return replace(piece, turns=[turn for turn in turns if turn.text.strip()])
+    messages = tuple(message._replace(content=notes.drop_pictures(message.content)) for message in piece.messages)
+    return replace(piece, text=notes.drop_pictures(piece.text), messages=messages)
 
 
 def _sound(document: Document) -> Document:
