@@ -149,3 +149,24 @@ def test_what_is_left_out_is_said_by_every_command_that_shows_the_text(ready, ru
     run("data", "add", tmp_path / "a.jsonl")
     for command in (("status",), ("data", "list")):
         assert "left out: 1 chats without an answer to learn from" in run(*command).stdout
+
+
+TALKS = {
+    "kakao": "[Bo] [오후 10:15] Is it dry?\n[Ada] [오후 10:16] Yes\n[Ada] [오후 10:17] Bye\n",
+    "line": "2024/03/15(Fri)\n22:15\tBo\tIs it dry?\n22:16\tAda\tYes\n22:17\tAda\tBye\n",
+    "telegram": "Bo, [15.03.24 22:15]\nIs it dry?\n\nAda, [15.03.24 22:16]\nYes\n\nAda, [15.03.24 22:17]\nBye\n",
+    "discord": "Bo — 15.03.2024 22:15\nIs it dry?\nAda — 15.03.2024 22:16\nYes\nAda — 15.03.2024 22:17\nBye\n",
+}
+
+
+@pytest.mark.parametrize("talk", TALKS)
+def test_a_talk_in_an_unknown_form_is_said_to_be_read_as_text(ready, run, tmp_path, talk):
+    (tmp_path / "talk.txt").write_text(TALKS[talk])
+    (tmp_path / "chat.txt").write_text(CHAT)
+    (tmp_path / "note.txt").write_text("At 10:15 Ada painted the shed.\n")
+    said = "--me found no conversation in talk.txt: the form is unknown, and all of it is learned as plain text"
+    assert said in run("data", "add", "--me", "Ada", tmp_path / "talk.txt").stderr
+    assert said in run("data", "add", "--me", "ada", tmp_path).stderr
+    assert "--me" not in run("data", "add", "--me", "Ada", tmp_path / "chat.txt").stderr
+    assert "--me found no conversation\n" in run("data", "add", "--me", "Ada", tmp_path / "note.txt").stderr
+    assert "--me" not in run("data", "add", "--me", "", tmp_path / "talk.txt").stderr

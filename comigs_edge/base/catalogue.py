@@ -77,6 +77,8 @@ def find_base(name_or_file: str) -> tuple[str, Path]:
             f"the base {name_or_file} does not exist; name a .gguf file, a Hugging Face folder or one of "
             f"{', '.join(PACKAGED_BASES)}, or get one with: comigs-edge models pull NAME"
         )
+    if not (path.is_file() or path.is_dir()):  # a pipe would be waited for
+        raise ComigsError(f"the base {name_or_file} is no ordinary file; name a .gguf file or a Hugging Face folder")
     path = _snapshot(path)
     return base_name(path), path
 

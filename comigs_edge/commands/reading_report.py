@@ -27,6 +27,13 @@ def warnings(reading: Reading) -> Iterator[str]:
     if len(reading.skipped) > _SHOWN:
         reasons = Counter(reason for _, reason in reading.skipped[_SHOWN:])
         yield f"{len(reading.skipped) - _SHOWN} more files were skipped: {_counted(reasons)}"
+    if talks := reading.unknown_talks:
+        names = ", ".join(path.name for path in talks[:_SHOWN]) + (
+            f" and {len(talks) - _SHOWN} more" if len(talks) > _SHOWN else ""
+        )
+        yield f"--me found no conversation in {names}: the form is unknown, and all of it is learned as plain text"
+    elif reading.has_no_talk:
+        yield "--me found no conversation"
     often = sorted(reading.left.items(), key=lambda item: -item[1].count)
     for reason, left in often[:_SHOWN]:
         yield f"left out {left}: {reason}"

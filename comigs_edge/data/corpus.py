@@ -90,7 +90,6 @@ class Corpus:
                 if row is None:
                     raise ComigsError(f"there is no file number {source}; see: comigs-edge data list")
                 forget(db, source)
-                db.execute("delete from source where id = ?", (source,))
                 paths.append(str(row[0]))
             self._arrange(db, SILENT)
         return paths
@@ -102,10 +101,8 @@ class Corpus:
         return {row["id"]: row["path"] for row in rows if Path(row["path"]).is_relative_to(top)}
 
     def removed(self) -> set[int]:
-        """Numbers of files that were here and are no longer; no number is given twice."""
-        there = {row["id"] for row in self._rows("select id from source")}
-        last = self._rows("select seq from sqlite_sequence where name = 'source'")
-        return set(range(1, last[0]["seq"] + 1 if last else 1)) - there
+        """Numbers of files that the user removed, deleted or emptied; no number is given twice."""
+        return {row["source"] for row in self._rows("select source from removed")}
 
     def sources(self) -> list[dict[str, Any]]:
         """Each file: id, path, added; of its documents that are used their number, bytes, and number in each split."""
@@ -161,6 +158,12 @@ class Corpus:
         short = [split for split in SPLITS if not sizes[split]["documents"]]
         if not short and sizes["training"]["bytes"] >= MIN_TRAINING_BYTES:
             return None
+        learned = self.left_out().get("learned", 0)
+        if learned and sizes["training"]["bytes"] >= MIN_TRAINING_BYTES:
+            return (
+                f"{' and '.join(short)} would be empty: {learned} documents for choosing or testing stand in training text and "
+                "are left out; add other text: comigs-edge data add PATH"
+            )
         return (
             f"{documents} documents with {sizes['training']['bytes']:,} bytes of training text are too little"
             + (f" ({' and '.join(short)} would be empty)" if short else "")
@@ -194,6 +197,7 @@ class Corpus:
         """One transaction on the file. Documents of an earlier version are first read for what they are compared by."""
         with open_database(self.path) as db:
             unread = [number for (number,) in db.execute("select id from document where runs is null")]
+            before = _reasons(db) if unread else {}
             for number in unread:
                 (content,) = db.execute("select content from document where id = ?", (number,)).fetchone()
                 known = traits(Document.from_json(content))
@@ -201,7 +205,8 @@ class Corpus:
                 db.execute(f"update document set {columns} where id = ?", (*known.values(), number))
             if unread:
                 self._arrange(db, SILENT)
-                self._taken_over = Counter(filter(None, _reasons(db).values()))
+                after = _reasons(db)
+                self._taken_over = Counter(reason for number, reason in after.items() if reason and not before[number])
             yield db
 
 

@@ -31,8 +31,11 @@ def decode(data: bytes) -> tuple[str, str]:
         place = error.start
     if _is_mostly_utf8(data[max(0, place - (1 << 19)) : place + (1 << 19)]):
         return _checked(data.decode("utf-8-sig", "replace")), "UTF-8 with damaged bytes"
-    encoding = _detect(data, place)
-    return _checked(data.decode(encoding, "replace")), encoding
+    try:
+        encoding = _detect(data, place)
+        return _checked(data.decode(encoding, "replace")), encoding
+    except LookupError as error:  # a codec that this Python cannot load
+        raise Unreadable(f"not UTF-8 text (byte {place:,}), and its encoding is not known here ({error})") from None
 
 
 def _is_mostly_utf8(data: bytes) -> bool:

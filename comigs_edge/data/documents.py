@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -35,6 +36,8 @@ _TEXTS = (".txt", ".md", ".markdown", ".org", ".rst")
 SUFFIXES = (*_TEXTS, *_READERS, *IMPORTED, ".zip")
 _PACKED = (".7z", ".rar", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst")
 
+_TIME = re.compile(r"\d[:.]\d\d")
+
 
 @dataclass
 class Left:
@@ -61,6 +64,8 @@ class Reading:
     encodings: dict[Path, str] = field(default_factory=dict)  # of files that are not UTF-8
     tools: list[Path] = field(default_factory=list)  # exports of chat tools
     owners: tuple[str, ...] = ()  # the names whose messages are learned, where there are conversations
+    has_no_talk: bool = False  # though the owner was named
+    unknown_talks: list[Path] = field(default_factory=list)  # plain text in which the named owner speaks at certain times
 
     def leave(self, odd: Odd, path: Path) -> None:
         """Counts what is left out."""
@@ -99,10 +104,13 @@ def read(
             for piece in pieces:
                 if isinstance(piece, Odd):
                     reading.leave(piece, path)
-            kept = [piece for piece in pieces if not isinstance(piece, Odd)]
+            kept = [_without_pictures(piece) for piece in pieces if not isinstance(piece, Odd)]
             if kept or not pieces:
                 found[path] = kept
     owners = _owners(found.values(), me, ask, reading)
+    if me is not None and owners:
+        reading.has_no_talk = not any(isinstance(each, Conversation) for known in found.values() for each in known)
+        reading.unknown_talks = [path for path, known in found.items() if any(_is_talk(each, owners) for each in known)]
     for path, known in found.items():
         reading.files[path] = _documents(path, known, owners, reading)
     if not any(reading.files.values()) and not reading.empty:
@@ -197,6 +205,14 @@ def _owners(
     return owners
 
 
+def _is_talk(piece: Document | Conversation, owners: frozenset[str]) -> bool:
+    """Whether a text has lines with a time and a name of the owner, as chats have that are in no known form."""
+    if isinstance(piece, Conversation) or piece.messages:
+        return False
+    lines = [line.casefold() for line in piece.text.split("\n") if _TIME.search(line[:200])]
+    return sum(any(name in line for name in owners) for line in lines) > 1
+
+
 def _few(names: Counter[str]) -> str:
     shown = [f'"{name}"' for name, _ in names.most_common(8)]
     return ", ".join(shown) + (f" and {len(names) - len(shown)} more" if len(names) > len(shown) else "")
@@ -229,6 +245,14 @@ def _chats(path: Path, conversation: Conversation, owners: frozenset[str], readi
     if not chats:
         reading.leave(Odd("a conversation without an answer of yours"), path)
     return chats
+
+
+def _without_pictures(piece: Document | Conversation) -> Document | Conversation:
+    if isinstance(piece, Conversation):
+        turns = [turn._replace(text=notes.drop_pictures(turn.text)) for turn in piece.turns]
+        return replace(piece, turns=[turn for turn in turns if turn.text.strip()])
+    messages = tuple(message._replace(content=notes.drop_pictures(message.content)) for message in piece.messages)
+    return replace(piece, text=notes.drop_pictures(piece.text), messages=messages)
 
 
 def _sound(document: Document) -> Document:

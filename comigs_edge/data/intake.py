@@ -70,7 +70,7 @@ def take_in(
     changes.moved = len(moved)
     for name, number in gone.items():
         if number not in moved.values() and any(Path(name).is_relative_to(folder) for folder in folders):
-            changes.lost += _delete(db, _read_old(db, number))
+            changes.lost += _remove(db, number)
             changes.gone += 1
     read_at = {number: datetime.fromisoformat(f"{at}+00:00") for number, at in db.execute("select id, added from source")}
     for path, documents in found.items():
@@ -84,8 +84,9 @@ def take_in(
 
 
 def forget(db: sqlite3.Connection, source: int) -> None:
-    """Deletes the documents of a file; that and where they were learned is kept."""
-    _remember(db, _delete(db, _read_old(db, source)))
+    """Deletes a file and its documents; that and where they were learned is kept."""
+    _remember(db, _remove(db, source))
+    db.execute("delete from source where id = ?", (source,))
 
 
 def read_gone(db: sqlite3.Connection) -> dict[Split, Runs]:
@@ -105,6 +106,12 @@ def _remember(db: sqlite3.Connection, lost: list[_Old]) -> None:
 def _read_old(db: sqlite3.Connection, source: int) -> list[_Old]:
     query = "select id, place, sha256, kind, split, seen, content, runs from document where source = ? order by place"
     return [_Old(*row) for row in db.execute(query, (source,))]
+
+
+def _remove(db: sqlite3.Connection, source: int) -> list[_Old]:
+    """Deletes the documents of a file, which is known as removed from now on; returns those that were learned."""
+    db.execute("insert into removed values (?)", (source,))
+    return _delete(db, _read_old(db, source))
 
 
 def _delete(db: sqlite3.Connection, documents: list[_Old]) -> list[_Old]:
@@ -179,6 +186,8 @@ def _replace(
         untouched = read_at is not None and path.stat().st_ctime < read_at.timestamp()
         changes.read_anew += untouched
         changes.changed += not untouched
+        if not documents and not untouched:
+            db.execute("insert into removed values (?)", (source,))
         db.execute("update source set added = current_timestamp where id = ?", (source,))
 
 

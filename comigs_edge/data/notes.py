@@ -13,6 +13,21 @@ _ORG_COMMENT = ("#+begin_comment", "#+end_comment")
 _RST_COMMENT = re.compile(r"^\.\.(?=\s|\Z)(?![ \t]+(?:[\w:+-]+::|_|\[|\|))[ \t]*.*\n?(?:[ \t]+\S.*\n?)*", re.MULTILINE)
 _RST_FIELDS = re.compile(r"\A(?::[\w -]+:.*\n(?:[ \t]+.*\n)*)+")
 
+_URI = re.compile(r"(?<!\w)data:[\w.+-]{1,60}/[\w.+-]{1,80}(?:;[\w.=+-]{1,80}){0,5},[^\s\"'()<>\]]*")
+_SHOWN = re.compile(  # what shows one: a link or an image of Markdown, a tag, a reference of Markdown
+    r"!?\[(?P<words>[^\]\n]{0,500})\]\(\s?<?\0[^)\n]{0,500}\)|<\w[^<>\0]{0,2000}\0[^<>]{0,2000}>|"
+    r"^ {0,3}\[[^\]\n]{1,500}\]:[ \t]?<?\0.*$|\0",
+    re.MULTILINE,
+)
+
+
+def drop_pictures(text: str) -> str:
+    """Without `data:` URIs and what shows them; the words of a link stay."""
+    if "data:" not in text:
+        return text
+    marked = _URI.sub("\0", text.replace("\0", ""))
+    return _SHOWN.sub(lambda match: match["words"] or "", marked) if "\0" in marked else text
+
 
 def markdown(text: str) -> str:
     """Without front matter, `<!-- -->` and `%% %%`; what stands in a fenced block stays."""

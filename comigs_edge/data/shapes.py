@@ -49,6 +49,10 @@ def documents(value: Any, line: int) -> Iterator[Document | Odd]:
 
 
 def _of_table(table: dict[str, Any], line: int) -> Iterator[Document | Odd]:
+    is_answer = any(isinstance(table.get(name), list) for name in CHATS) or any(table.keys() >= set(pair) for pair in PAIRS)
+    if is_answer and str(table.get("label")).lower() == "false":  # as KTO has them
+        yield Odd("an answer marked as bad", line)
+        return
     for name in CHATS:
         if isinstance(chat := table.get(name), list):
             several = chat if chat and all(isinstance(each, list) for each in chat) else [chat]

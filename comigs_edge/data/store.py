@@ -10,13 +10,15 @@ from pathlib import Path
 from comigs_edge import files
 from comigs_edge.errors import ComigsError
 
-VERSION = 3
+VERSION = 4
 # `added`: when a file was read as its documents show it (UTC).
 # `place`: of a document in its file. `left_out`: why it is not used (`arrangement.LeftOut`), null where it is.
 # `runs`, `beginnings`, `question`: what it is compared by (`runs.py`, `chats.py`); null until that is known.
 # `gone`: the runs of text that was learned and is no longer there, one row for each split; no text.
+# `removed`: the numbers of files that the user removed, deleted or emptied, and not those that a later version leaves out.
 _GONE = "create table gone (split text primary key, runs blob not null);\n"
-_TABLES = f"""{_GONE}
+_REMOVED = "create table removed (source integer primary key);\n"
+_TABLES = f"""{_GONE}{_REMOVED}
 create table source (
     id integer primary key autoincrement, path text unique not null, added text not null default current_timestamp
 );
@@ -40,6 +42,16 @@ insert into document (source, place, sha256, kind, split, seen, bytes, content)
 drop table old_document;
 drop table old_source;
 """
+# Up to version 3 runs told apart what Unicode writes in several ways, and had three characters where a script has no spaces.
+# What `gone` has stays: without their text, runs cannot be made anew. That a number is missing says that its file was removed
+# only where learned text is gone.
+_FROM_3 = f"""{_REMOVED}
+update document set runs = null;
+insert into removed
+    with recursive given (number) as (select 1 union all select number + 1 from given where number < (
+        select seq from sqlite_sequence where name = 'source'))
+    select number from given where number not in (select id from source) and exists (select 1 from gone);
+"""
 
 
 @contextlib.contextmanager
@@ -56,7 +68,7 @@ def open_database(path: Path) -> Iterator[sqlite3.Connection]:
             if version > VERSION:
                 raise ComigsError(f"{path} was made by a newer comigs-edge; upgrade comigs-edge")
             if version < VERSION:
-                _run(db, {0: _TABLES, 1: _FROM_1, 2: _GONE}[version])
+                _run(db, {0: _TABLES, 1: _FROM_1, 2: _GONE + _FROM_3, 3: _FROM_3}[version])
             yield db
     except sqlite3.Error as error:
         raise ComigsError(f"{path}: {error}; nothing was changed") from error

@@ -29,7 +29,13 @@ _NOTICE = re.compile(  # the program's own first message, which an iPhone writes
     r".*(?:end-to-end|ende-zu-ende|extremo a extremo|bout en bout|ponta a ponta|crittografi|端到端|エンドツーエンド|сквозн)",
     re.IGNORECASE | re.DOTALL,
 )
-_EDITED = re.compile(r"(?<=[^\0])\0<[^<>\n]{5,60}>")  # what stands behind words that were changed, with a mark before it
+_EDITED = re.compile(  # what stands behind words that were changed: an iPhone has a mark before it
+    r"(?<=[^\0])\0<[^<>\n]{5,60}>|"
+    r"(?<=\S) ?<(?:this message was edited|diese nachricht wurde bearbeitet|se editó este mensaje|ce message a été modifié|"
+    r"questo messaggio è stato modificato|(?:esta )?mensagem (?:foi )?editada|dit bericht is bewerkt)\.?>$",
+    re.IGNORECASE,
+)
+_QUOTES = (('"', '"'), ("“", "”"), ("„", "“"), ("«", "»"), ("「", "」"))
 _LOG_LEVEL = re.compile(r"(?:\S*[.\s])?(?:TRACE|DEBUG|INFO|NOTICE|WARN(?:ING)?|ERROR|CRITICAL|FATAL)", re.IGNORECASE)
 
 
@@ -48,6 +54,7 @@ def conversation(text: str) -> Conversation | None:
             continue
         _close(turns, lines)
         author = _AUTHOR.match(line, head.start("rest"))
+        author = None if author and _is_in_quotes(author["author"], author["text"]) else author
         lines = [author["text"].strip()] if author else None
         if author:
             turns.append(Turn(author["author"].strip(" ~"), "", head["day"]))
@@ -59,6 +66,15 @@ def conversation(text: str) -> Conversation | None:
     if not is_talk or all(_LOG_LEVEL.fullmatch(author) for author in authors):
         return None
     return Conversation(turns, own=next((author for author in authors if author.casefold() == "me"), ""))
+
+
+def _is_in_quotes(before: str, behind: str) -> bool:
+    """Whether a colon stands inside quotes, as in a notice with a group's name, and so behind no author."""
+    return any(
+        before.count(mark) % 2 if mark == end else before.rfind(mark) > before.rfind(end)
+        for mark, end in _QUOTES
+        if end in behind
+    )
 
 
 def _close(turns: list[Turn], lines: list[str] | None) -> None:

@@ -101,6 +101,8 @@ def move(home: Home, address: str) -> Membership:
 def _checked(address: str) -> str:
     """`https://host:port`; without a scheme it is https, without a port the coordinator's."""
     text = address.strip().rstrip("/")
+    if text.count(":") > 1 and not {"[", "/"} & set(text):  # IPv6 without its brackets, so without a port
+        text = f"[{text}]"
     wrong = ComigsError(f"{address[:60]!r} is no address of a coordinator; it looks like https://192.0.2.7:{PORT}")
     try:
         parts = urlsplit(text if "://" in text else f"https://{text}")

@@ -1,6 +1,7 @@
 """Files that are no base: each is told what it is and what to do, before anything is made."""
 
 import json
+import os
 import re
 import struct
 
@@ -12,6 +13,7 @@ import safetensors.numpy
 from comigs_edge import llamacpp
 from comigs_edge.base.catalogue import find_base
 from comigs_edge.base.hparams import read_hparams
+from comigs_edge.errors import ComigsError
 from quantize.gguf_file import GGUFFile
 from tests.conftest import divergence, llama_logits
 from tests.tiny import TEMPLATE, write_llama
@@ -233,3 +235,10 @@ def test_llama_cpps_own_reason_is_in_the_message(tmp_path):
     path.write_bytes(b"GGUF" + bytes(4))
     with pytest.raises(llamacpp.ComigsError, match=r"broken.gguf: (?!Failed to load)"):
         llamacpp.load(path)
+
+
+def test_a_pipe_is_no_base_and_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "base.gguf")
+    for path in (tmp_path / "base.gguf", "/dev/zero"):
+        with pytest.raises(ComigsError, match=r"is no ordinary file; name a \.gguf file or a Hugging Face folder"):
+            find_base(str(path))

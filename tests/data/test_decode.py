@@ -57,3 +57,9 @@ def test_without_the_detector_the_command_is_named(monkeypatch):
 def test_what_is_no_text_is_refused(data):
     with pytest.raises(Unreadable):
         decode(data)
+
+
+def test_an_encoding_that_this_python_cannot_load_is_said(monkeypatch):
+    monkeypatch.setattr("comigs_edge.data.decode._detect", lambda data, place: "no-such-encoding")
+    with pytest.raises(Unreadable, match=r"byte 3\), and its encoding is not known here"):
+        decode(b"caf\xe9 au lait")

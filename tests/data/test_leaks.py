@@ -2,6 +2,8 @@
 
 import json
 import random
+import sqlite3
+import unicodedata
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 from comigs_edge.data import documents
 from comigs_edge.data.corpus import SPLITS, Corpus
+from comigs_edge.data.runs import words
 
 random_words = random.Random(5)
 VOCABULARY = ["".join(random_words.choices("abcdefghijklmnopqrstuvwxyz", k=random_words.randint(2, 8))) for _ in range(2000)]
@@ -288,3 +291,89 @@ def test_tested_text_that_two_later_texts_cover_between_them_is_left_out(tmp_pat
     report = corpus.add(documents.read([write(tmp_path / "b.jsonl", later)]))
     assert covered(corpus) == 0
     assert report.learned == len(tested) - 1
+
+
+def write_glued(rng, first, last, count=3000):
+    """Words as often as Zipf's law has them, of two to six of these characters and with no space between them."""
+    letters = [chr(code) for code in range(first, last + 1) if chr(code).isalpha()]
+    sounds = rng.choices(letters, [1 / (place + 1) for place in range(len(letters))], k=8000)
+    starts = rng.choices(range(7990), k=1500)
+    vocabulary = ["".join(sounds[start : start + rng.randint(2, 6)]) for start in starts]
+    return "".join(rng.choices(vocabulary, [1 / (place + 1) for place in range(1500)], k=count))
+
+
+SCRIPTS = {"Thai": (0xE01, 0xE2E), "Lao": (0xE81, 0xEB0), "Burmese": (0x1000, 0x102A), "Khmer": (0x1780, 0x17B3)}
+SCRIPTS |= {"Hiragana": (0x3041, 0x3093), "Katakana": (0x30A1, 0x30F3)}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_unrelated_texts_in_a_script_without_spaces_fill_all_splits(tmp_path, script):
+    rng = random.Random(14)
+    text = write_glued(rng, *SCRIPTS[script], 60 * 110)
+    records = [{"text": text[start : start + 300]} for start in range(0, 60 * 300, 300)]
+    corpus = Corpus(tmp_path / "documents.db")
+    corpus.add(documents.read([write(tmp_path / "a.jsonl", records)]))
+    assert "learned" not in corpus.left_out()
+    assert all(corpus.sizes()[split]["documents"] > 1 for split in SPLITS)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_edited_copies_in_a_script_without_spaces_are_not_tested_on(tmp_path, script):
+    rng = random.Random(15)
+    text = write_glued(rng, *SCRIPTS[script], 60 * 110)
+    originals = [text[start : start + 300] for start in range(0, 60 * 300, 300)]
+    edits = [each[:90] + "x" + each[100:200] + " " + each[205:] + each[:20] for each in originals]
+    corpus = Corpus(tmp_path / "documents.db")
+    corpus.add(documents.read([write(tmp_path / "a.jsonl", [{"text": each} for each in originals + edits])]))
+    learned = {document.text[:60] for document in corpus.documents("training")}
+    later = [document.text[:60] for split in SPLITS[1:] for document in corpus.documents(split)]
+    assert later
+    assert not learned & set(later)
+
+
+def soften(text):
+    return " ".join(word[:2] + "\u00ad" + word[2:] for word in text.split())
+
+
+def emphasise(text):
+    return " ".join(f"_{word}_" if place % 3 == 0 else word for place, word in enumerate(text.split()))
+
+
+FORMS = {
+    "decomposed": lambda text: unicodedata.normalize("NFD", text), "soft hyphens": soften, "emphasis": emphasise,
+    "zero width": lambda text: text.replace(" ", " \u200b").replace("a", "a\u200d"), "capitals": str.upper,
+    "full width": lambda text: "".join(chr(ord(each) + 0xFEE0) if "!" <= each <= "~" else each for each in text),
+    "ligatures": lambda text: text.replace("fi", "\ufb01").replace("fl", "\ufb02"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_copy_in_another_form_of_unicode_is_not_tested_on(tmp_path, form):
+    rng = random.Random(16)
+    accents = str.maketrans("aou", "äöü")
+    texts = [say(rng, 60).translate(accents).replace("b", "fi") for _ in range(60)]
+    records = [{"text": text} for text in texts] + [{"text": FORMS[form](text)} for text in texts]
+    corpus = Corpus(tmp_path / "documents.db")
+    corpus.add(documents.read([write(tmp_path / "a.jsonl", records)]))
+    where = {text: set() for text in texts}
+    known = {each["text"]: texts[number % 60] for number, each in enumerate(records)}
+    for split in SPLITS:
+        for document in corpus.documents(split):
+            where[known[document.text]].add(split)
+    assert all(len(splits) == 1 for splits in where.values())
+    assert set.union(*where.values()) == set(SPLITS)
+
+
+def test_words_of_an_indian_script_are_whole():
+    assert list(words("हिन्दी में लिखा गया")) == [["हिन्दी", "में", "लिखा", "गया"]]
+
+
+def test_text_of_which_all_was_learned_is_said_to_be_that_and_not_too_little(tmp_path):
+    rng = random.Random(17)
+    corpus = Corpus(tmp_path / "documents.db")
+    corpus.add(documents.read([write(tmp_path / "a.jsonl", [{"text": say(rng, 40)} for _ in range(60)])]))
+    with sqlite3.connect(corpus.path) as db:
+        left = db.execute("update document set left_out = 'learned' where split != 'training'").rowcount
+    db.close()
+    said = f"validation and test would be empty: {left} documents for choosing or testing stand in training text"
+    assert said in corpus.missing()

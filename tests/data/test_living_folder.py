@@ -11,7 +11,7 @@ import pytest
 from comigs_edge.data import documents
 from comigs_edge.data.corpus import SPLITS, Corpus
 from comigs_edge.data.document import Document, Message
-from tests.data.test_leaks import leaks, say
+from tests.data.test_leaks import SCRIPTS, leaks, say, write_glued
 
 
 @pytest.fixture
@@ -303,8 +303,27 @@ def test_what_an_edit_took_out_of_learned_text_is_not_tested_elsewhere(corpus, v
 def test_a_database_of_version_2_is_taken_over_with_its_splits(corpus):
     before = splits_of(corpus)
     with sqlite3.connect(corpus.path) as db:
-        db.executescript("drop table gone; pragma user_version = 2;")
+        db.executescript("drop table gone; drop table removed; pragma user_version = 2;")
     db.close()
     assert splits_of(corpus) == before
     corpus.remove(1)
     assert len(splits_of(corpus)) == 199
+
+
+def test_a_database_of_version_3_is_compared_anew_once(tmp_path):
+    rng = random.Random(18)
+    text = write_glued(rng, *SCRIPTS["Thai"], 60 * 110)
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": text[n : n + 300]}) for n in range(0, 18000, 300)))
+    corpus = Corpus(tmp_path / "documents.db")
+    add(corpus, tmp_path / "a.jsonl")
+    before = splits_of(corpus)
+    with sqlite3.connect(corpus.path) as db:
+        db.execute("update document set runs = x'01000000', left_out = case when split != 'training' then 'learned' end")
+        db.execute("insert into gone values ('training', x'01000000')")
+        db.executescript("drop table removed; pragma user_version = 3;")
+    db.close()
+    assert splits_of(corpus) == before
+    assert not corpus.left_out()
+    written = corpus.path.read_bytes()
+    assert splits_of(Corpus(corpus.path)) == before
+    assert corpus.path.read_bytes() == written

@@ -325,3 +325,31 @@ def test_a_tree_that_goes_round_ends(tmp_path):
     assert chats(tmp_path, "a.json", json.dumps([{"mapping": tree, "current_node": "b"}])) == [
         (("user", "Hi"), ("assistant", "Yo"))
     ]
+
+
+@pytest.mark.parametrize("mark", ["", "\u200e"])
+@pytest.mark.parametrize("note", ["This message was edited", "Diese Nachricht wurde bearbeitet", "Se editó este mensaje."])
+def test_what_whatsapp_puts_behind_edited_words_is_not_learned(tmp_path, mark, note):
+    head = "31.12.23, 22:15 - "
+    text = f"{head}Bo: Is it dry? {mark}<{note}>\n{head}Ada: Yes, since\nnoon {mark}<{note}>\n"
+    text += f"{head}Bo: <b>Good</b>\n{head}Ada: x <y>\n"
+    expected = (("user", "Is it dry?"), ("assistant", "Yes, since\nnoon"), ("user", "<b>Good</b>"), ("assistant", "x <y>"))
+    assert chats(tmp_path, "a.txt", text) == [expected]
+
+
+NOTICES = [
+    'Bo created group "Trip: June"', 'Bo changed the subject from "Trip: May" to "Trip: June"', "Bo a créé « Été : juin »",
+    'Bo changed the group name from "June" to "Trip: June"', "Bo hat die Gruppe „Reise: Juni“ erstellt", "Bo 创建了“旅行: 六月”",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("notice", NOTICES)
+def test_a_notice_with_a_colon_in_quotes_has_no_author(tmp_path, notice):
+    head = "31.12.23, 22:15 - "
+    text = f'{head}{notice}\n{head}Bo "the builder": He said "no: never"\n{head}Ada: Yes\n'
+    path = tmp_path / "a.txt"
+    path.write_text(text)
+    seen = []
+    documents.read([path], ask=lambda names: seen.append(set(names)) or ["Ada"])
+    assert seen == [{'Bo "the builder"', "Ada"}]
+    assert chats(tmp_path, "a.txt", text) == [(("user", 'He said "no: never"'), ("assistant", "Yes"))]

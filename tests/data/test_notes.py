@@ -1,9 +1,12 @@
 """Front matter, comments and drawers of notes stay out; what a reader sees stays in."""
 
+import json
+import time
+
 import pytest
 
 from comigs_edge.data import documents
-from comigs_edge.data.notes import markdown, org, restructured
+from comigs_edge.data.notes import drop_pictures, markdown, org, restructured
 
 CASES = [
     ("---\ntitle: Shed\ntags:\n  - paint\n  - wood\n# why\ndate: 2024-01-01\n---\nGreen.", "Green."),
@@ -56,3 +59,34 @@ def test_openers_without_an_end_take_no_time():
         markdown(note)
     org("#+begin_comment\n" * 100_000)
     restructured(".. x\n" * 300_000 + ":a:" * 100_000)
+
+
+URI = "data:image/png;base64,iVBORw0KGgo" + "AAAA/+b2" * 2000 + "=="
+WITH_PICTURES = {
+    f"Green ![the shed]({URI}) and dry.": "Green the shed and dry.",
+    f'Green ![]({URI} "a title") and dry.': "Green  and dry.",
+    f"Green ![][image1] and dry.\n\n[image1]: <{URI}>\n": "Green ![][image1] and dry.",
+    f'Green <img alt="x" src="{URI}" width=3> and dry.': "Green  and dry.",
+    f"Green [[{URI}]] and dry.": "Green [[]] and dry.",
+    f"{URI}\nGreen and dry.": "Green and dry.",
+    "Green data:image/svg+xml,%3Csvg%3E%3C/svg%3E and dry.": "Green  and dry.",
+    "The data: 3/4, 5/6; metadata:a/b, [data](data.csv)": "The data: 3/4, 5/6; metadata:a/b, [data](data.csv)",
+}
+
+
+@pytest.mark.parametrize("note", WITH_PICTURES)
+def test_pictures_that_are_written_out_stay_out(tmp_path, note):
+    (tmp_path / "a.md").write_text(note)
+    (tmp_path / "a.txt").write_text(note)
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": note}))
+    (tmp_path / "b.jsonl").write_text(json.dumps({"prompt": note, "completion": "Good"}))
+    found = {path.name: each[0] for path, each in documents.read([tmp_path]).files.items()}
+    seen = [found[name].text for name in ("a.md", "a.txt", "a.jsonl")] + [found["b.jsonl"].messages[0].content.strip()]
+    assert seen == [WITH_PICTURES[note]] * 4
+
+
+def test_many_beginnings_of_pictures_take_no_time():
+    started = time.process_time()
+    for begin in ("![", "<img ", "data:a/b;", "![a](data:a/b,", "[a]: <data:"):
+        drop_pictures(begin * 20_000 + " data:a/b,x")
+    assert time.process_time() - started < 5

@@ -179,3 +179,50 @@ def test_an_answer_of_no_weight_is_kept_and_not_learned(tmp_path):
     [document] = documents.read([path]).files[path]
     assert not document.teaches
     assert Document.from_json(document.to_json()) == document
+
+
+@pytest.mark.parametrize("bad", [False, "false", "False"])
+def test_an_answer_marked_as_bad_is_left_out_and_counted(tmp_path, bad):
+    good, worse = {"prompt": QUESTION, "completion": ANSWER}, {"prompt": QUESTION, "completion": "Rubbish"}
+    rows = [good | {"label": True}, worse | {"label": bad}, {"messages": ROLES, "label": bad}, {"text": "x", "label": bad}]
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    reading = documents.read([path])
+    assert [content(document) for document in reading.files[path]] == [tuple(CHAT), "x"]  # of a text it is what it is about
+    assert {reason: each.count for reason, each in reading.left.items()} == {"an answer marked as bad": 2}
+    (table := tmp_path / "a.csv").write_text(f"prompt,completion,label\n{QUESTION},{ANSWER},True\n{QUESTION},Rubbish,{bad}\n")
+    assert [content(document) for document in documents.read([table]).files[table]] == [tuple(CHAT)]
+
+
+ABOVE = {
+    "one cell": "Account\nIBAN;DE00\n\n", "padded": "Account;;\nIBAN;DE00;\n;;\n", "two cells": "IBAN;DE00\n\n",
+    "a sentence": "All of it until today\nfor Ada\n",
+}  # fmt: skip
+SPENT = "1.1.24;Paint for the shed and two brushes, green;3,50\n2.1.24;Bread and butter from the shop;4,20\n3.1.24;x;1,00\n"
+
+
+@pytest.mark.parametrize("above", ABOVE.values(), ids=ABOVE)
+def test_lines_above_a_table_are_not_learned_and_its_names_are_found(tmp_path, above):
+    words = [row.split(";")[1] for row in SPENT.split("\n")[:2]]
+    long = SPENT.replace("x;", "and nothing else on this day;")
+    assert read(tmp_path, f"{above}Day;What;How much\n{long}", "a.csv")[:2] == words
+    assert (
+        read(tmp_path, f"{above}Name;question;answer\nBo;{QUESTION};{ANSWER}\nCy;{QUESTION};{ANSWER}\n", "b.csv")
+        == [tuple(CHAT)] * 2
+    )
+
+
+@pytest.mark.parametrize("above", ["one cell", "padded", "two cells"])
+def test_a_table_without_names_below_other_lines_is_left_out_with_one_sentence(tmp_path, above):
+    (tmp_path / "a.csv").write_text(ABOVE[above] + SPENT)
+    (tmp_path / "b.txt").write_text("good")
+    reading = documents.read([tmp_path])
+    assert [path.name for path in reading.files] == ["b.txt"]
+    assert {reason: str(each) for reason, each in reading.left.items()} == {
+        "a table without names above its columns": "a.csv, line 1"
+    }
+
+
+def test_rows_of_prose_below_one_name_are_no_table(tmp_path):
+    rows = ["Apples, pears, plums", "Green, dry, and good", "Bread"]
+    assert read(tmp_path, "\n".join(["words", *rows]), "a.csv") == rows

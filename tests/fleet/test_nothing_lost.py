@@ -11,6 +11,7 @@ from comigs_edge.fleet.back import roll_back
 from comigs_edge.fleet.chain import ForkedChain
 from comigs_edge.fleet.folder import FleetFolder
 from comigs_edge.fleet.outcome import Judgement
+from comigs_edge.fleet.transport import Offline
 from comigs_edge.home.folder import Home
 from coordinator.protocol import compress
 from tests.coordinator.rig import SHAPES, Coordinator, generalist
@@ -232,6 +233,8 @@ def test_a_coordinator_that_moved_is_followed_with_all_that_waits(tmp_path):
         assert folder.membership().joined == before.joined
         joining.join(home, coordinator.invite(), None, generalist(base=BASE))
         assert folder.membership().joined == before.joined
+        with pytest.raises(Offline, match=r"https://\[fd00::2\]:8443"):  # without its brackets it has no port
+            joining.move(home, "fd00::2")
         for address in ("http://pi.local", "https://[::1", "https://pi.local:99999"):
             with pytest.raises(ComigsError, match="is no address of a coordinator"):
                 joining.move(home, address)

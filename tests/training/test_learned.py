@@ -2,8 +2,11 @@
 
 import json
 import random
+import sqlite3
+import time
 
 import numpy as np
+import pytest
 
 from comigs_edge.data import documents
 from comigs_edge.data.corpus import Corpus
@@ -72,3 +75,34 @@ def test_text_that_only_chose_the_state_was_learned_and_text_that_is_tested_was_
     splits = {split: {s["id"] for s in corpus.sources() if s[split]} for split in ("training", "validation", "test")}
     assert all(splits.values())
     assert set(join_learned(corpus, None)) == splits["training"] | splits["validation"]
+
+
+def test_text_that_a_later_version_leaves_out_is_not_called_removed(tmp_path):
+    home, corpus = make(tmp_path, {1: None, 2: [1, 2]}, [1, 2, 3])
+    with sqlite3.connect(corpus.path) as db:
+        db.execute("update source set added = datetime('now', '+1 hour') where id = 3")
+    db.close()
+    corpus.add(documents.Reading(files={tmp_path / "c.jsonl": []}))
+    assert [source["id"] for source in corpus.sources()] == [1, 2]
+    assert not find_remains(home, corpus)
+
+
+def test_a_file_that_the_user_deletes_or_empties_is_called_removed(tmp_path):
+    home, corpus = make(tmp_path, {1: [1, 2], 2: [3], 3: [2]}, [])
+    (tmp_path / "a.jsonl").unlink()
+    corpus.add(documents.read([tmp_path / "b.jsonl"]), [tmp_path])
+    assert find_remains(home, corpus).versions == [1]
+    time.sleep(1.1)  # when a file was read is known to a second
+    (tmp_path / "c.jsonl").write_text("")
+    corpus.add(documents.Reading(files={tmp_path / "c.jsonl": []}))
+    assert find_remains(home, corpus).versions == [1, 2]
+
+
+@pytest.mark.parametrize("is_learned", [True, False])
+def test_a_missing_number_of_an_older_home_is_a_removed_file_if_learned_text_is_gone(tmp_path, is_learned):
+    home, corpus = make(tmp_path, {1: [3]}, [])
+    corpus.remove(3)
+    with sqlite3.connect(corpus.path) as db:
+        db.executescript("drop table removed; pragma user_version = 3;" + ("" if is_learned else "delete from gone;"))
+    db.close()
+    assert find_remains(home, corpus).versions == ([1] if is_learned else [])
