@@ -246,7 +246,7 @@ def test_what_repair_makes_again_is_said_once_and_not_called_left_out(fleet, num
         f"repaired   generalist {number} is damaged or gone: it was made again",
         "everything that is kept is sound",
         "",
-        "next: comigs-coordinator status",
+        f"next: comigs-coordinator status --data {coordinator.data}",
     ]
 
 

@@ -94,4 +94,5 @@ def test_where_one_device_is_enough_nothing_waits_and_nothing_is_sent_of_it(coor
 
 def test_what_restores_a_backup_names_the_port_that_the_coordinator_has(coordinator, tmp_path):
     assert f"comigs-coordinator serve --data DIR --port {coordinator.port}\n" in said(coordinator, "backup", tmp_path / "x.tar")
-    assert said(coordinator, "check") == "everything that is kept is sound\n\nnext: comigs-coordinator status\n"
+    then = f"comigs-coordinator status --data {coordinator.data}"
+    assert said(coordinator, "check") == f"everything that is kept is sound\n\nnext: {then}\n"

@@ -53,7 +53,7 @@ class Spoiler:
 
 @pytest.fixture
 def lived(run, ready, tmp_path, monkeypatch, reports_loss):
-    """A device's life in a fleet, recorded: joining, rounds, a refusal, no network, a download that goes on."""
+    """A device's life in a fleet, recorded: joining, rounds, a refusal, no network, a download that goes on, a new key."""
     monkeypatch.setattr(rounds, "PATIENCE", 0.5)
     monkeypatch.setattr(sync, "PATIENCE", 2.0)
     (tmp_path / "text" / "secret.txt").write_text("\n\n".join(f"{SECRET}. {part}" for part in some_text(20, 7).split("\n\n")))
@@ -75,6 +75,8 @@ def lived(run, ready, tmp_path, monkeypatch, reports_loss):
         part = ready / "fleet" / "generalists" / f".{newest['sha256'][:16]}.part"
         part.write_bytes((coordinator.data / "payloads" / newest["sha256"]).read_bytes()[:100])
         assert json.loads(run("sync", "--json").stdout)["refused"] == newest["number"]
+        (ready / "device.key").unlink()
+        run("join", recorder.link("kitchen-pi-2"))
     coordinator.stop()
     return recorder
 
