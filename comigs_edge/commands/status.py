@@ -112,7 +112,8 @@ def _fleet(home: homes.Home) -> dict[str, Any] | None:
     heard, standing, member, unsent = folder.heard, folder.standing(), None, None
     troubles = [heard.trouble, heard.alarm(folder.key_file)]
     try:
-        member, unsent = folder.membership(), waits(home, FleetFolder(home))
+        member = folder.membership()
+        unsent = waits(home, folder, member, standing)
     except ComigsError as error:
         troubles = [str(error)]
     return {

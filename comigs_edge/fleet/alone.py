@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,8 +58,9 @@ class Alone:
         return subtract(generalist, arrays)
 
     def forget(self, mark: Mark) -> None:
-        """The books hold it now."""
-        self._path(mark).unlink(missing_ok=True)
+        """The books hold it now; where it stays, its name is in the standing."""
+        with suppress(OSError):
+            self._path(mark).unlink()
 
     def _path(self, mark: Mark) -> Path:
         return self._folder / f"{hashlib.sha256((mark.word or '').encode()).hexdigest()[:16]}.safetensors"

@@ -114,8 +114,8 @@ class Books:
                 generalist = add(generalist, alone)
                 self.note(generalist)
                 self.save()
-        elif tokens is not None:
-            standing.unsent_tokens = unsent_tokens(self.membership, standing, kept) or 0
+        else:
+            standing.unsent_tokens = unsent_tokens(self.membership, standing, kept)
         self.folder.alone.forget(kept)
         if standing.dropped:
             self._take_back(generalist)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from comigs_edge.errors import sentence
+from comigs_edge.errors import EXPECTED, sentence
 from comigs_edge.fleet.books import Books
 from comigs_edge.fleet.exchange import Exchange
 from comigs_edge.fleet.folder import FleetFolder
@@ -182,6 +182,14 @@ class Rounds:
             self._say(f"{outcome.offline.split(';')[0]}; training goes on, the update waits")
 
 
+def _note_begin(folder: FleetFolder, trainer: Trainer, mark: Mark, warn: Callable[[str], None]) -> None:
+    """Of a training alone; a disk that refuses is no reason not to train."""
+    try:
+        folder.alone.begin(trainer.adapters.generalist(), mark)
+    except EXPECTED as error:
+        warn(f"{sentence(error)}; the training goes on, and a fleet that is joined again may not receive what it learns")
+
+
 def open_rounds(
     home: Home, training: TrainingRun, trainer: Trainer, say: Callable[[str], None], warn: Callable[[str], None],
     is_alone: bool = False,
@@ -191,6 +199,6 @@ def open_rounds(
         folder = FleetFolder(home)
         if not folder.is_member:
             if training.mark.word is not None or folder.was_member:
-                folder.alone.begin(trainer.adapters.generalist(), training.mark)
+                _note_begin(folder, trainer, training.mark, warn)
             return None
     return Rounds(home, training, trainer, say, warn, is_alone)

@@ -21,20 +21,22 @@ def was_in_a_fleet(member: Membership, word: str | None) -> bool:
     return word is not None and not word.startswith(f"{member.joined}/0/")
 
 
-def unsent_tokens(member: Membership, standing: Standing, kept: Mark) -> int | None:
-    """Tokens that a generalist which was kept with this mark brings with its next update; None: nobody counted them."""
+def unsent_tokens(member: Membership, standing: Standing, kept: Mark) -> int:
+    """Tokens that a generalist which was kept with this mark brings with its next update."""
+    if kept.tokens is None:
+        return standing.unsent_tokens
     return 0 if was_in_a_fleet(member, kept.word) and not standing.number else kept.tokens
 
 
-def waits(home: Home, folder: FleetFolder) -> bool:
-    """Whether the next exchange has something to bring; raises `ComigsError` where the membership cannot be read."""
-    member, standing, update = folder.membership(), folder.standing(), folder.outbox()
+def waits(home: Home, folder: FleetFolder, member: Membership, standing: Standing) -> bool:
+    """Whether the next exchange has something to bring."""
+    update = folder.outbox()
     if update is not None or standing.dropped:
         return True
     kept = _kept(home)
     if standing.number and kept.word != present_mark(member, standing, update):
         return standing.unsent_tokens > 0 or folder.alone.has_begun(kept)
-    return unsent_tokens(member, standing, kept) != 0
+    return unsent_tokens(member, standing, kept) > 0
 
 
 def _kept(home: Home) -> Mark:

@@ -13,21 +13,6 @@ from tests.fleet.test_books import offline
 
 
 @pytest.fixture
-def fleet(tmp_path):
-    return FolderFleet(tmp_path / "fleet")
-
-
-@pytest.fixture
-def device(tmp_path, fleet):
-    """One that is alone in its fleet, with generalist 0."""
-    device = Device(tmp_path / "home").join_folder(fleet, "device")
-    device.exchange(tokens=0)
-    fleet.close()
-    device.exchange(tokens=0)
-    return device
-
-
-@pytest.fixture
 def clock(device, monkeypatch):
     """The time, which the test sets; of a random pause the longest is taken."""
     now = [0.0]

@@ -5,15 +5,10 @@ import pytest
 
 from coordinator.protocol import wire
 from tests.coordinator.rig import Coordinator, arrays, random_arrays
-from tests.fleet.rig import NAME, Device, FolderFleet, scaled
+from tests.fleet.rig import NAME, Device, scaled
 
 INITIAL = scaled(random_arrays(7), 0.01)
 ANOTHER = scaled(random_arrays(8), 0.01)
-
-
-@pytest.fixture
-def fleet(tmp_path):
-    return FolderFleet(tmp_path / "fleet")
 
 
 @pytest.fixture

@@ -14,7 +14,9 @@ from comigs_edge.fleet.client import RemoteRefused
 from comigs_edge.fleet.generalist import select_generalist
 from comigs_edge.fleet.heard import Heard
 from comigs_edge.fleet.outcome import Judgement
+from comigs_edge.fleet.waiting import unsent_tokens
 from comigs_edge.home.folder import Home
+from comigs_edge.home.marks import Mark
 from comigs_edge.home.versions import load, read_manifest, versions
 from coordinator.protocol import keys
 from coordinator.protocol.errors import CoordinatorError
@@ -154,6 +156,25 @@ def test_what_was_trained_alone_counts_wherever_the_books_stood(run, ready, coor
         after = present_generalist(ready)
         for name, array in add(before, alone).items():
             np.testing.assert_allclose(after[name], array, rtol=0, atol=2**-9)  # updates travel as float32, changes as float16
+
+
+def test_a_training_alone_goes_on_where_its_begin_cannot_be_noted(run, ready, coordinator):
+    run("join", coordinator.invite("pi"))
+    run("train", "--steps", 2)
+    run("leave")
+    (ready / "alone").write_text("in the way of the folder")
+    result = run("train", "--steps", 2, "--json")
+    assert json.loads(result.stdout)["finished"]
+    assert "a fleet that is joined again may not receive what it learns" in result.stderr.replace("\n", " ")
+    run("join", coordinator.invite("pi"))
+    run("sync")
+
+
+def test_tokens_that_an_earlier_version_did_not_count_are_those_of_the_books(tmp_path, coordinator):
+    books = member(coordinator, tmp_path / "pi", "pi").books
+    books.standing.number, books.standing.unsent_tokens = 1, 5
+    assert unsent_tokens(books.membership, books.standing, Mark(books.mark, None)) == 5
+    assert unsent_tokens(books.membership, books.standing, Mark(books.mark, 7)) == 7
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

@@ -19,21 +19,6 @@ from tests.fleet.rig import BASE, NAME, Device, FolderFleet
 from tests.fleet.test_books import offline
 
 
-@pytest.fixture
-def fleet(tmp_path):
-    return FolderFleet(tmp_path / "fleet")
-
-
-@pytest.fixture
-def device(tmp_path, fleet):
-    """One that is alone in its fleet, with generalist 0."""
-    device = Device(tmp_path / "home").join_folder(fleet, "device")
-    device.exchange(tokens=0)
-    fleet.close()
-    device.exchange(tokens=0)
-    return device
-
-
 def rounds(fleet, device, *values):
     for value in values:
         device.learn(value)
