@@ -129,13 +129,13 @@ def _bytes(table: wire.Table, tensors: Iterable[wire.Packed]) -> Iterator[bytes 
 def measure_distances(job: Job, payloads: Payloads) -> dict[str, float]:
     """How far each update of a round is from the others, by its SHA-256; empty where they are too few or too many.
 
-    It takes memory for one tensor of each.
+    It takes memory for a sample of one tensor of each.
     """
     if not distances.LEAST <= len(job.updates) <= distances.MOST:
         return {}
     shapes = {name: tuple(shape) for name, shape in job.generalist.tensors.items()}
     updates = [_read_update(update, shapes, payloads) for update in job.updates]
-    tensors = ([update.get(name) for update in updates] for name in shapes)
+    tensors = ([distances.sample(update[name]) if name in update else None for update in updates] for name in shapes)
     try:
         found = distances.scores(tensors)
     except (OSError, wire.WireError):

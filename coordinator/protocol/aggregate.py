@@ -15,7 +15,7 @@ from coordinator.protocol.wire import Arrays, Packed
 
 SCALE = 1 << 28
 MAX_ABSOLUTE = 64.0  # of a number in an update, and in a generalist
-PIECE = 1 << 18  # numbers that are converted at once: temporaries stay small
+PIECE = 1 << 16  # numbers that are converted at once: temporaries stay small
 
 
 class Mean:
@@ -24,6 +24,7 @@ class Mean:
     def __init__(self) -> None:
         self._sums: dict[str, npt.NDArray[np.int64]] = {}
         self._weights: dict[str, int] = {}
+        self._rounded, self._numbers = np.empty(PIECE), np.empty(PIECE, np.int64)  # used again: fresh memory is slow
 
     def add(self, update: Arrays, weight: int, counted: int | None = None) -> None:
         """Counts one device's update; raises `ValueError` for a number or a weight that could overflow.
@@ -37,10 +38,14 @@ class Mean:
             flat = array.reshape(-1)
             total = self._sums.setdefault(name, np.zeros(flat.size, np.int64))
             for start in range(0, flat.size, PIECE):
-                piece = flat[start : start + PIECE].astype(np.float64)
-                if not (np.abs(piece) <= MAX_ABSOLUTE).all():
+                piece = flat[start : start + PIECE]
+                if not -MAX_ABSOLUTE <= piece.min() <= piece.max() <= MAX_ABSOLUTE:
                     raise ValueError(f"{name} holds numbers beyond {MAX_ABSOLUTE}")
-                total[start : start + PIECE] += np.rint(piece * SCALE).astype(np.int64) * counted
+                rounded, numbers = self._rounded[: piece.size], self._numbers[: piece.size]
+                np.rint(np.multiply(piece, SCALE, out=rounded, dtype=np.float64), out=rounded)
+                np.copyto(numbers, rounded, casting="unsafe")
+                numbers *= counted
+                total[start : start + PIECE] += numbers
             self._weights[name] = self._weights.get(name, 0) + weight
 
     def apply(self, before: Arrays) -> Arrays:

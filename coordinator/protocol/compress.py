@@ -51,7 +51,7 @@ def unpack(packed: Packed, shapes: Shapes, format_name: str) -> Arrays:
 def unpack_flat(packed: Packed, format_name: str) -> Iterator[npt.NDArray[np.float32]]:
     """The arrays of `unpack`, one after the other, flat; int8's may end with zeros more."""
     if format_name != "int8":
-        return (array.reshape(-1).astype(np.float32) for array in packed.values())
+        return (array.reshape(-1).astype(np.float32, copy=False) for array in packed.values())
     names = packed.keys() - {name + SCALES for name in packed}
     return (unpack(packed, {name: (packed[name].size,)}, format_name)[name] for name in names)
 
@@ -59,7 +59,7 @@ def unpack_flat(packed: Packed, format_name: str) -> Iterator[npt.NDArray[np.flo
 def largest(packed: Packed, format_name: str) -> dict[str, float]:
     """The largest absolute value of each array, as `unpack` makes it."""
     if format_name != "int8":
-        return {name: float(abs(array).max(initial=0)) for name, array in packed.items()}
+        return {name: float(max(array.max(initial=0), -array.min(initial=0))) for name, array in packed.items()}
     values = {}
     for name in packed.keys() - {name + SCALES for name in packed}:
         levels = np.abs(packed[name].astype(np.int16)).max(1, initial=0)  # -128 has no counterpart in int8

@@ -14,22 +14,25 @@ import numpy as np
 import numpy.typing as npt
 
 LEAST, MOST = 4, 64  # updates that are compared
-SAMPLE = 1 << 18  # numbers of a tensor that are looked at, evenly spread: they are in memory for all updates at once
+SAMPLE = 1 << 16  # numbers of a tensor that are looked at, evenly spread: they are in memory for all updates at once
 FAR, NEAR = 3.0, 0.1  # scores above and below which a device is named
 Array = npt.NDArray[np.float32]
 
 
+def sample(change: Array) -> Array:
+    """The numbers of a tensor that are looked at, (n,)."""
+    return change.reshape(-1)[:: max(1, -(-change.size // SAMPLE))].copy()
+
+
 def scores(tensors: Iterable[Sequence[Array | None]]) -> list[float]:
-    """The score of each update; `tensors` yields each tensor of all updates, None where an update does not hold it.
+    """The score of each update; `tensors` yields the `sample` of each tensor of all updates, None where one does not hold it.
 
     An update that is nearly another's has that small distance in place of the mean.
     """
     gram: npt.NDArray[np.float64] | float = 0.0
     for changes in tensors:
         size = next((change.size for change in changes if change is not None), 0)
-        step = max(1, -(-size // SAMPLE))
-        rows = [np.zeros(-(-size // step), np.float32) if c is None else c.reshape(-1)[::step] for c in changes]
-        stacked = np.stack(rows)
+        stacked = np.stack([np.zeros(size, np.float32) if change is None else change for change in changes])
         gram = gram + (stacked @ stacked.T).astype(np.float64)
     if isinstance(gram, float):
         return []
