@@ -131,8 +131,10 @@ def _sizes(paths: Iterable[Path]) -> dict[Path, int]:
             sizes[path] = 0
     for same in names.values():
         if len(same) > 1:
-            kept = [path for path in same if os.path.realpath(path) == str(path)] or same[:1]
-            for path in set(same).difference(kept):
+            places: dict[str, Path] = {}  # hard links have one each
+            for path in sorted(same, key=lambda path: (os.path.realpath(path) != str(path), os.path.islink(path))):
+                places.setdefault(os.path.realpath(path), path)
+            for path in set(same).difference(places.values()):
                 del sizes[path]
     return sizes
 
