@@ -22,6 +22,7 @@ from quantize.ggml import Bytes, Floats
 
 MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT = 32  # bytes
+FOREIGN = 256  # bytes that tell what a file is that is no GGUF
 STRING, ARRAY, BOOL = 8, 9, 7
 # GGUF value type -> (numpy type, bytes)
 SCALARS: dict[int, np.dtype[Any]] = {
@@ -99,9 +100,17 @@ def foreign_kind(start: bytes) -> str | None:
         return "a Git LFS pointer and not the file that it stands for; get that with: git lfs pull"
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
         return "a web page: its address was wrong, or wants a login; download the model's file itself"
-    if start.startswith(b"PK\x03\x04"):
-        return "a zip archive, as PyTorch writes it (such files can run code and are not read); name a .gguf file"
+    if start.startswith((b"\x80\x02", b"\x80\x03", b"\x80\x04")) or (start.startswith(b"PK\x03\x04") and b"data.pkl" in start):
+        return "made of PyTorch's pickles, which can run code and are not read; get the model as .safetensors or .gguf"
+    if packed := next((name for mark, name in _PACKED.items() if start.startswith(mark)), None):
+        return f"packed ({packed}); unpack it and name the .gguf file that comes out"
     return None
+
+
+_PACKED = {
+    b"PK\x03\x04": "zip", b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd",
+    b"7z\xbc\xaf": "7z",
+}  # fmt: skip
 
 
 class GGUFFile:
@@ -122,7 +131,7 @@ class GGUFFile:
             kind = f"not a GGUF file (it starts with {self.data[:4]!r}); name a .gguf file"
             if self.data[8:9] == b"{":
                 kind = "a safetensors file; name the folder that it lies in, with its config.json and tokenizer"
-            raise QuantizeError(f"{path} is {foreign_kind(self.data[:64]) or kind}")
+            raise QuantizeError(f"{path} is {foreign_kind(self.data[:FOREIGN]) or kind}")
         cursor.take(4)
         version = cursor.unsigned(4)
         if version in (2 << 24, 3 << 24):
@@ -157,6 +166,12 @@ class GGUFFile:
                 )
             infos.append((name, shape, BY_TYPE_ID[type_id], offset))
         start = -(-cursor.position // self.alignment) * self.alignment
+        needed = max((start + offset + fmt.row_bytes(math.prod(shape)) for _, shape, fmt, offset in infos), default=0)
+        if needed > len(self.data):
+            raise QuantizeError(
+                f"{self.path} is cut short or damaged: it has {len(self.data):,} of the {needed:,} bytes that its tensors need; "
+                "get the file again, whole"
+            )
         tensors = {}
         for name, shape, fmt, offset in infos:
             size = fmt.row_bytes(math.prod(shape))

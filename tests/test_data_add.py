@@ -1,5 +1,6 @@
 """`data add` as a person meets it: what it asks, says and leaves out."""
 
+import json
 import os
 import pty
 import subprocess
@@ -152,9 +153,8 @@ def test_what_is_left_out_is_said_by_every_command_that_shows_the_text(ready, ru
 
 
 TALKS = {
-    "kakao": "[Bo] [오후 10:15] Is it dry?\n[Ada] [오후 10:16] Yes\n[Ada] [오후 10:17] Bye\n",
-    "line": "2024/03/15(Fri)\n22:15\tBo\tIs it dry?\n22:16\tAda\tYes\n22:17\tAda\tBye\n",
-    "telegram": "Bo, [15.03.24 22:15]\nIs it dry?\n\nAda, [15.03.24 22:16]\nYes\n\nAda, [15.03.24 22:17]\nBye\n",
+    "line of a group": "2024.03.15 Friday\n22:15 Bo Is it dry?\n22:16 Ada Yes\n22:17 Ada Bye\n",
+    "irc": "[22:15] <Bo> Is it dry?\n[22:16] <Ada> Yes\n[22:17] <Ada> Bye\n",
     "discord": "Bo — 15.03.2024 22:15\nIs it dry?\nAda — 15.03.2024 22:16\nYes\nAda — 15.03.2024 22:17\nBye\n",
 }
 
@@ -170,3 +170,20 @@ def test_a_talk_in_an_unknown_form_is_said_to_be_read_as_text(ready, run, tmp_pa
     assert "--me" not in run("data", "add", "--me", "Ada", tmp_path / "chat.txt").stderr
     assert "--me found no conversation\n" in run("data", "add", "--me", "Ada", tmp_path / "note.txt").stderr
     assert "--me" not in run("data", "add", "--me", "", tmp_path / "talk.txt").stderr
+
+
+def test_every_reason_is_in_the_json_and_the_screen_says_so(ready, run, tmp_path):
+    lines = [json.dumps({f"key {number}": number}) for number in range(12) for _ in range(12 - number)]
+    (tmp_path / "odd.jsonl").write_text("\n".join([*lines, json.dumps({"text": some_text()})]))
+    for number in range(7):
+        os.mkfifo(tmp_path / f"{number}.txt")
+    shown = run("data", "add", tmp_path / "odd.jsonl", *sorted(tmp_path.glob("*.txt")))
+    assert "times for 7 other reasons; data add --json names all" in shown.stderr
+    assert "2 more files were skipped: 2 " in shown.stderr
+    table = json.loads(run("data", "add", "--json", tmp_path / "odd.jsonl", *sorted(tmp_path.glob("*.txt"))).stdout)
+    assert [(each["count"], each["reason"].split("the keys ")[1]) for each in table["left_out"]] == [
+        (12 - number, f"key {number}") for number in range(12)
+    ]
+    assert table["left_out"][1]["first"] == "odd.jsonl, line 13"
+    assert [Path(each["file"]).name for each in table["skipped"]] == [f"{number}.txt" for number in range(7)]
+    assert (table["files"], table["duplicates"]) == (1, sum(size["documents"] for size in table["splits"].values()))

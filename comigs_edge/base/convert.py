@@ -30,7 +30,7 @@ from comigs_edge.progress import SILENT, Progress
 from quantize import ggml
 from quantize.formats import FILE_TYPES, FORMATS, BlockFormat, block_format, fit_format
 from quantize.ggml import Floats
-from quantize.gguf_file import foreign_kind
+from quantize.gguf_file import FOREIGN, foreign_kind
 
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 
@@ -95,11 +95,22 @@ def _config(folder: Path) -> dict[str, Any]:
         )
     try:
         return dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise ComigsError(f"{folder} is no Hugging Face model: {_what_is_there(folder)}") from None
     except (OSError, ValueError, TypeError) as error:
         raise ComigsError(
             f"{folder} is no Hugging Face model: config.json cannot be read ({error}); name a folder that has one, or a "
             ".gguf file"
         ) from error
+
+
+def _what_is_there(folder: Path) -> str:
+    """What a folder without a config.json holds, and what to do."""
+    if not (names := sorted(path.name for path in folder.iterdir())):
+        return "it is empty; download the model into it, or name a .gguf file"
+    if models := [name for name in names if name.lower().endswith(".gguf")]:
+        return f"it holds {', '.join(models[:3])}; name that file and not its folder"
+    return "it has no config.json; name a folder that has one beside its .safetensors, or a .gguf file"
 
 
 def _architecture(config: dict[str, Any], folder: Path) -> str:
@@ -193,7 +204,7 @@ def _contents(shard: Path) -> list[tuple[str, tuple[int, ...]]]:
             return [(name, tuple(file.get_slice(name).get_shape())) for name in sorted(file.keys())]
     except (SafetensorError, OSError) as error:
         with shard.open("rb") as raw:
-            known = foreign_kind(raw.read(64)[:64])
+            known = foreign_kind(raw.read(FOREIGN))
         raise ComigsError(f"{shard} is {known or f'damaged or cut short ({error}); get the file again'}") from error
 
 

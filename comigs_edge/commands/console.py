@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import select
+import signal
+import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -54,7 +57,12 @@ class _Unbroken:
         return getattr(self._stream, name)
 
 
+_unread: set[int] = set()  # numbers of pipes that were dropped
+
+
 def _drop(stream: Any) -> None:
+    if _is_unread_pipe(stream.fileno()):
+        _unread.add(stream.fileno())
     nothing = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, stream.fileno())  # where Python, too, writes what is left when it ends
     os.close(nothing)
@@ -64,6 +72,18 @@ def drop_output() -> None:
     """Nobody reads standard output any more: what is still to be written goes nowhere."""
     with suppress(OSError, ValueError):
         _drop(sys.stdout)
+
+
+def has_lost_reader() -> bool:
+    """Whether standard output or error was a pipe to a program that has ended; not under nohup, which is to go on."""
+    is_lost = bool(_unread) or _is_unread_pipe(1) or _is_unread_pipe(2)
+    return is_lost and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+
+
+def _is_unread_pipe(number: int) -> bool:
+    poll = select.poll()
+    poll.register(number, 0)
+    return stat.S_ISFIFO(os.fstat(number).st_mode) and any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def mend_streams() -> None:

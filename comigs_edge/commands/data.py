@@ -17,6 +17,7 @@ from comigs_edge.data import documents
 from comigs_edge.data.arrangement import SPLITS
 from comigs_edge.data.corpus import Corpus, Report
 from comigs_edge.data.document import Document
+from comigs_edge.data.documents import Reading
 from comigs_edge.errors import ComigsError
 from comigs_edge.home import folder as homes
 from coordinator.protocol.text import printable
@@ -34,6 +35,7 @@ def add(
         Optional[list[str]],
         typer.Option(metavar="NAME", help="Your name in conversations: your messages are learned. May be repeated; '' for none."),
     ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, with every reason for which something was left out.")] = False,
 ) -> None:
     """Add text: notes, pages, chats, exports of messengers. A file that was added before is replaced."""
     from comigs_edge.training.learned import find_remains
@@ -52,11 +54,27 @@ def add(
     with bar("taking in") as progress:
         report = corpus.add(reading, folders, progress)
     owner.remember(home.owner_file, reading.owners)
+    for line in reading_report.warnings(reading):
+        warn(line)
+    sizes, missing = corpus.sizes(), corpus.missing()
+    then = find_next(home, settings, has_new_text=True)
+    if missing:
+        warn(missing)
+    if json:
+        print_json(reading_report.as_table(reading, report) | {"splits": sizes, "missing": missing, "next": then})
+        return
+    _show(reading, report)
+    for split in SPLITS:
+        out.print(f"  {split:<11}{sizes[split]['documents']:>6} documents  {size(sizes[split]['bytes'])}")
+    if report.gone:
+        _say_remains(find_remains(home, corpus))
+    next_command(then)
+
+
+def _show(reading: Reading, report: Report) -> None:
     for number, document in enumerate(report.samples, 1):
         fact(f"sample {number}", f" ({document.kind})")
         out.print(_excerpt(document), style="dim")
-    for line in reading_report.warnings(reading):
-        warn(line)
     out.print(
         f"\n{report.added} documents added from {len(reading.files)} files; left out: {report.duplicates} that are there "
         f"already, {report.near_duplicates} near-duplicates, {reading.empty} empty, {len(reading.skipped)} unreadable "
@@ -65,14 +83,6 @@ def add(
     )
     for line in (*reading_report.remarks(reading), *_remarks(report)):
         out.print(f"  {line}", soft_wrap=True)
-    sizes = corpus.sizes()
-    for split in SPLITS:
-        out.print(f"  {split:<11}{sizes[split]['documents']:>6} documents  {size(sizes[split]['bytes'])}")
-    if report.gone:
-        _say_remains(find_remains(home, corpus))
-    if missing := corpus.missing():
-        warn(missing)
-    next_command(find_next(home, settings, has_new_text=True))
 
 
 def _staying(corpus: Corpus, paths: Sequence[Path]) -> str:

@@ -47,6 +47,7 @@ def evaluate(
     with notes.status("loading"):
         import torch
 
+        from comigs_edge.data.passages import share_of_passages
         from comigs_edge.data.tokenizer import Tokenizer, encode
         from comigs_edge.export import folder as models
         from comigs_edge.inference.evaluate import prepare
@@ -61,12 +62,13 @@ def evaluate(
     with bar("reading the test text") as progress:
         encoded = list(encode(documents, tokenizer, "test", [], progress))
         text = prepare(encoded, tokenizer, settings.evaluate.context, settings.evaluate.max_tokens)
+    learned = share_of_passages(documents.read("test"), documents.learned_runs("test"))
     scores = {}
     tokens = sum(len(window.ids) for window in text.windows)
     for name in MODELS:
         with bar(f"measuring {name}") as progress:
             scores[name] = _score(name, home, settings, text, engine, count_up(progress, tokens))
-    _report(scores, text, engine, _measure_elsewhere(home, settings, tokenizer) if elsewhere else None, json)
+    _report(scores, text, learned, engine, _measure_elsewhere(home, settings, tokenizer) if elsewhere else None, json)
 
 
 def _measure_elsewhere(home: Home, settings: Config, tokenizer: Tokenizer) -> Elsewhere:
@@ -116,12 +118,15 @@ def _score(name: str, home: Home, settings: Config, text: TestText, engine: Engi
     return in_torch(model, text, advance)
 
 
-def _report(scores: dict[str, Score | None], text: TestText, engine: Engine, elsewhere: Elsewhere | None, as_json: bool) -> None:
+def _report(
+    scores: dict[str, Score | None], text: TestText, learned: float, engine: Engine, elsewhere: Elsewhere | None, as_json: bool
+) -> None:
     engines = {name: engine.value if name in ("base", "mixture") else "torch" for name in MODELS}
     if as_json:
         print_json({
             "test_bytes": text.num_bytes,
             "test_tokens": text.num_tokens,
+            "learned_share": learned,
             "bits_per_byte": {name: score and score.bits_per_byte for name, score in scores.items()},
             "perplexity": {name: score and score.perplexity for name, score in scores.items()},
             "engine": engines,
@@ -136,6 +141,8 @@ def _report(scores: dict[str, Score | None], text: TestText, engine: Engine, els
             label = "mixture (your model)" if name == "mixture" else name
             rows.append((label, f"{score.bits_per_byte:.4f}", change, f"{score.perplexity:.2f}", engines[name]))
     out.print(f"{size(text.num_bytes)} of test text ({text.num_tokens:,} tokens) that nothing was trained on:")
+    if learned:
+        out.print(f"  not measured: {learned:.1%} more, passages that stand in learned text as well", soft_wrap=True)
     show_table(("model", "bits per byte", "against the base", "perplexity", "measured in"), rows, long="model")
     if elsewhere is not None:
         out.print(f"elsewhere, on answers of the base itself: {elsewhere}", soft_wrap=True)

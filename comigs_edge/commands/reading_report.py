@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from comigs_edge.data import shapes
+from comigs_edge.data.corpus import Report
 from comigs_edge.data.decode import INSTALL
 from comigs_edge.data.documents import Reading
 from coordinator.protocol.text import printable
@@ -18,6 +20,7 @@ REASONS: dict[str, str] = {  # why a document is not used
     "learned": "that were for choosing or testing and stand in training text",
 }
 _SHOWN = 5  # files that are named one by one
+_ALL = "data add --json names all"
 
 
 def warnings(reading: Reading) -> Iterator[str]:
@@ -26,7 +29,7 @@ def warnings(reading: Reading) -> Iterator[str]:
         yield f"{path} was skipped: {reason}"
     if len(reading.skipped) > _SHOWN:
         reasons = Counter(reason for _, reason in reading.skipped[_SHOWN:])
-        yield f"{len(reading.skipped) - _SHOWN} more files were skipped: {_counted(reasons)}"
+        yield f"{len(reading.skipped) - _SHOWN} more files were skipped: {_counted(reasons)}; {_ALL}"
     if talks := reading.unknown_talks:
         names = ", ".join(path.name for path in talks[:_SHOWN]) + (
             f" and {len(talks) - _SHOWN} more" if len(talks) > _SHOWN else ""
@@ -38,7 +41,7 @@ def warnings(reading: Reading) -> Iterator[str]:
     for reason, left in often[:_SHOWN]:
         yield f"left out {left}: {reason}"
     if len(often) > _SHOWN:
-        yield f"left out {sum(left.count for _, left in often[_SHOWN:])} times for {len(often) - _SHOWN} other reasons"
+        yield f"left out {sum(left.count for _, left in often[_SHOWN:])} times for {len(often) - _SHOWN} other reasons; {_ALL}"
     if any("keys" in reason for reason in reading.left):
         yield f"a line is read that has {shapes.WANTED}"
     if reading.missing:
@@ -60,6 +63,27 @@ def remarks(reading: Reading) -> Iterator[str]:
     if reading.tools:
         exports = ", ".join(dict.fromkeys(path.name for path in reading.tools))
         yield printable(f"{exports}: the chat tool's answers are learned; your own messages with --me user")
+
+
+def as_table(reading: Reading, report: Report) -> dict[str, Any]:
+    """What was read, added and left out, with every reason."""
+    numbers = {name: value for name, value in vars(report).items() if isinstance(value, int)}
+    return numbers | {
+        "files": len(reading.files),
+        "empty": reading.empty,
+        "skipped": [{"file": str(path), "reason": reason} for path, reason in reading.skipped],
+        "left_out": [
+            {"reason": reason, "count": left.count, "first": left.first}
+            for reason, left in sorted(reading.left.items(), key=lambda item: -item[1].count)
+        ],
+        "taken_over": report.taken_over,
+        "other_kinds": reading.ignored,
+        "need_import": reading.missing,
+        "folders_passed_over": reading.folders,
+        "encodings": {str(path): encoding for path, encoding in reading.encodings.items()},
+        "owners": reading.owners,
+        "unknown_talks": [str(path) for path in reading.unknown_talks],
+    }
 
 
 def left_out(counts: Mapping[str, int]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Optional
@@ -93,8 +93,9 @@ def _train(
     home = homes.locate()
     settings = home.settings()
     is_alone = not (sync and settings.fleet.sync)
-    with home.lock("train"):
+    with ExitStack() as stack:
         with _stopped_early():
+            stack.enter_context(home.lock("train"))
             run, pauses, fleet = _begin(home, settings, steps, minutes, resume, pause, is_alone, profile, lines or ())
             from comigs_edge.commands.train_screen import TrainScreen
             from comigs_edge.training.loop import run_training

@@ -12,7 +12,7 @@ import psutil
 from rich.progress import BarColumn, Progress, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from comigs_edge.commands.console import notes, size, warn
+from comigs_edge.commands.console import has_lost_reader, notes, size, warn
 from comigs_edge.home import holder
 from comigs_edge.training.run import TrainingRun
 from comigs_edge.training.trainer import Event, Phase
@@ -59,6 +59,10 @@ class TrainScreen(Progress):
                 f"loss {event.loss:.4f}, validation {event.validation_loss:.4f}",
                 soft_wrap=True,
             )
+
+    def is_read(self) -> bool:
+        """Whether nobody has closed a pipe that this is written to."""
+        return not has_lost_reader()
 
     def show_problem(self, text: str) -> None:
         """A warning above the line."""

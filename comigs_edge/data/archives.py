@@ -11,9 +11,10 @@ from pathlib import Path
 from comigs_edge.data.decode import LARGEST
 from comigs_edge.data.document import Unreadable
 
-# WhatsApp's; Telegram's; ChatGPT's and Claude's; Messenger's and Instagram's.
+# WhatsApp's; Telegram's; ChatGPT's and Claude's; Messenger's and Instagram's; Google Chat's and Skype's.
 _EXPORT = re.compile(
-    r"(?:.*/)?(?:_chat\.txt|[^/]*whatsapp[^/]*\.txt|result\.json|conversations(?:-\d+)?\.json|message_\d+\.json)", re.IGNORECASE
+    r"(?:.*/)?(?:_chat\.txt|[^/]*whatsapp[^/]*\.txt|result\.json|conversations(?:-\d+)?\.json|message_\d+\.json|messages\.json)",
+    re.IGNORECASE,
 )
 _BROKEN = (OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error)  # one of them: it is locked
 
@@ -45,4 +46,4 @@ def read_exports(path: Path) -> Iterator[tuple[Path, bytes]]:
 def _why_none(names: list[str]) -> str:
     if any(name.rpartition("/")[2] == "messages.html" for name in names):
         return "pages of Telegram's export; export the chat as JSON (machine-readable) instead"
-    return "an archive without an export of WhatsApp, Telegram, ChatGPT or Claude; unpack it and name its folder"
+    return "an archive without an export of a messenger, ChatGPT or Claude that is known; unpack it and name its folder"

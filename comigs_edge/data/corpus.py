@@ -21,6 +21,7 @@ from comigs_edge.data.chats import traits
 from comigs_edge.data.document import Document
 from comigs_edge.data.documents import Reading
 from comigs_edge.data.intake import forget, read_gone, stored_name, take_in
+from comigs_edge.data.runs import NO_RUNS, Runs, are_among, join_runs
 from comigs_edge.data.store import open_database
 from comigs_edge.errors import ComigsError
 from comigs_edge.progress import SILENT, Progress, count_up
@@ -139,6 +140,21 @@ class Corpus:
                     query = f"select content from document where split = ? and {_USED} and sha256 {place} ? order by sha256"
                     for (content,) in db.execute(query, (split, after)):
                         yield Document.from_json(content)
+
+    def learned_runs(self, split: Split) -> Runs:
+        """The runs of texts of this split that stand in learned text too, also in what is gone: that of the splits before it."""
+        if not self.path.exists():
+            return NO_RUNS
+        earlier = SPLITS[: SPLITS.index(split)]
+        with self._open() as db:
+            query = f"select runs from document where split = ? and ({_USED} or seen and ?)"
+            wanted = join_runs(np.frombuffer(runs, np.uint32) for (runs,) in db.execute(query, (split, False)))
+            is_known = np.zeros(len(wanted), bool)
+            for each in earlier if len(wanted) else ():
+                for (runs,) in db.execute(f"{query} union all select runs from gone where split = ?", (each, True, each)):
+                    found = np.frombuffer(runs, np.uint32)
+                    is_known[np.searchsorted(wanted, found[are_among(found, wanted)])] = True
+        return wanted[is_known]
 
     def hash_of(self, split: str, after: str, number: int) -> str:
         """SHA-256 of the document that `read` gives as this number, counted from 1; empty for the last one of all."""

@@ -17,6 +17,7 @@ _MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )  # fmt: skip
+_ODD = re.compile(r"(?<=[^\W\d_])[^\x00-\x7f\w\s’–—…·\xad](?=[^\W\d_])|(?<=[a-zß-ÿ])[À-ÞŠŽŸ](?=[a-zß-ÿ])")
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 
 
@@ -51,10 +52,21 @@ def _detect(data: bytes, place: int) -> str:
 
     start = max(0, place - 1000)  # where the bytes are that tell encodings apart
     piece = data if len(data) <= 200_000 else data[start : start + 200_000]
-    found = chardet.detect(piece, encoding_era=chardet.EncodingEra.MODERN_WEB, prefer_superset=True)["encoding"]
-    if found is None:
+    eras = chardet.EncodingEra
+    found = [
+        each
+        for era, default in ((eras.MODERN_WEB, "cp1252"), (eras.DOS | eras.LEGACY_MAC, "cp850"))
+        if (each := chardet.detect(piece, encoding_era=era, prefer_superset=True, no_match_encoding=default)["encoding"])
+    ]
+    if not found:
         raise Unreadable(f"not UTF-8 text (byte {place:,}), nor another encoding that could be told")
-    return found
+    odd = [_count_odd(piece.decode(each, "replace")) for each in found]
+    return found[-1] if 4 * odd[-1] < odd[0] else found[0]
+
+
+def _count_odd(text: str) -> int:
+    """Marks inside words and capitals between small letters: there are many where DOS or the old Mac were taken for Windows."""
+    return len(_ODD.findall(text))
 
 
 def _checked(text: str) -> str:

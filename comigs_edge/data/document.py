@@ -34,9 +34,14 @@ class Document:
         return "\n".join(message.content for message in self.messages) if self.messages else self.text
 
     @property
+    def scored_words(self) -> list[str]:
+        """What counts in the loss: the text, or the answers that are to be learned."""
+        return [m.content for m in self.messages if m.role == "assistant" and m.scored] if self.messages else [self.text]
+
+    @property
     def teaches(self) -> bool:
         """Whether there is something to learn: a text, or a chat with an answer."""
-        return not self.messages or any(m.role == "assistant" and m.scored and m.content.strip() for m in self.messages)
+        return not self.messages or any(words.strip() for words in self.scored_words)
 
     def to_json(self) -> str:
         """The content in one canonical form, which is also what is stored."""

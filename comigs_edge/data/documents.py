@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from comigs_edge.data import notes, shapes, whatsapp
+from comigs_edge.data import notes, shapes, talks
 from comigs_edge.data.archives import holds_export, read_exports
 from comigs_edge.data.conversation import Conversation
 from comigs_edge.data.decode import INSTALL, decode, unpack
@@ -91,7 +91,7 @@ def read(
     reading = Reading()
     found: dict[Path, list[Document | Conversation]] = {}
     with contextlib.closing(Importer()) as importer:
-        sizes = {path: _size(path) for path in _files(paths, reading)}
+        sizes = _sizes(_files(paths, reading))
         advance = count_up(progress, sum(sizes.values()))
         for path, size in sizes.items():
             try:
@@ -111,18 +111,32 @@ def read(
     if me is not None and owners:
         reading.has_no_talk = not any(isinstance(each, Conversation) for known in found.values() for each in known)
         reading.unknown_talks = [path for path, known in found.items() if any(_is_talk(each, owners) for each in known)]
-    for path, known in found.items():
-        reading.files[path] = _documents(path, known, owners, reading)
+    for path in list(found):  # given up one by one: what they hold stands in the documents
+        reading.files[path] = _documents(path, found.pop(path), owners, reading)
     if not any(reading.files.values()) and not reading.empty:
         raise ComigsError(_nothing(paths, reading))
     return reading
 
 
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:  # which reading it tells
-        return 0
+def _sizes(paths: Iterable[Path]) -> dict[Path, int]:
+    """Bytes of each file; one that is reached by several names is there once, under a name that is no link if it has one."""
+    sizes: dict[Path, int] = {}
+    names: dict[tuple[int, int], list[Path]] = {}
+    for path in paths:
+        try:
+            status = path.stat()
+            sizes[path] = status.st_size
+            names.setdefault((status.st_dev, status.st_ino), []).append(path)
+        except OSError:  # which reading it tells
+            sizes[path] = 0
+    for same in names.values():
+        if len(same) > 1:
+            places: dict[str, Path] = {}  # hard links have one each
+            for path in sorted(same, key=lambda path: (os.path.realpath(path) != str(path), os.path.islink(path))):
+                places.setdefault(os.path.realpath(path), path)
+            for path in set(same).difference(places.values()):
+                del sizes[path]
+    return sizes
 
 
 def _found(path: Path, importer: Importer, reading: Reading) -> Iterator[Found]:
@@ -140,7 +154,7 @@ def _found(path: Path, importer: Importer, reading: Reading) -> Iterator[Found]:
 def _parts(suffix: str, text: str) -> Iterator[Found]:
     if suffix in _READERS:
         yield from _READERS[suffix](text)
-    elif conversation := whatsapp.conversation(text):
+    elif conversation := talks.conversation(text):
         yield conversation
     else:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
@@ -157,10 +171,11 @@ def _bytes(path: Path) -> bytes:
 
 def kind(path: Path) -> str:
     """The ending that tells how a file is read; that of what a `.gz` holds."""
-    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
-    if suffixes[-1:] == [".gz"]:
-        return suffixes[0] if suffixes[0] not in (".gz", ".zip", *IMPORTED) else ".gz"
-    return suffixes[-1] if suffixes else ""
+    suffix = path.suffix.lower()
+    if suffix == ".gz":
+        inner = Path(path.stem).suffix.lower()
+        return inner if inner and inner not in (".gz", ".zip", *IMPORTED) else ".gz"
+    return suffix
 
 
 def _files(paths: list[Path], reading: Reading) -> Iterator[Path]:

@@ -1,4 +1,5 @@
-"""JSON exports of messengers (Telegram, Signal, Discord, Slack, Matrix, Meta's) and of chat tools (ChatGPT, Claude)."""
+"""JSON exports of messengers (Telegram, Signal, Discord, Slack, Matrix, Meta's, Google Chat,
+Skype) and of chat tools (ChatGPT, Claude)."""
 
 from __future__ import annotations
 
@@ -10,10 +11,21 @@ from typing import Any
 
 from comigs_edge.data.conversation import PERSON, TOOL, Conversation, Turn
 
-_AUTHORS = ("sender_name", "sender", "from", "author", "user_profile", "user")
+_AUTHORS = ("sender_name", "sender", "from", "author", "user_profile", "user", "creator")
 _NAMES = ("nickname", "global_name", "display_name", "real_name", "name", "username")
 _TEXTS = ("text", "content", "body")
-_TIMES = ("date", "date_unixtime", "timestamp", "timestamp_ms", "sent_at", "received_at", "datetime", "ts", "origin_server_ts")
+_TIMES = (
+    "date",
+    "date_unixtime",
+    "timestamp",
+    "timestamp_ms",
+    "sent_at",
+    "received_at",
+    "datetime",
+    "ts",
+    "origin_server_ts",
+    "created_date",
+)
 
 
 def conversations(value: Any) -> list[Conversation] | None:
@@ -29,6 +41,9 @@ def conversations(value: Any) -> list[Conversation] | None:
         own = f"user{person.get('user_id')}" if isinstance(person, dict) else ""
         found = [_conversation(chat["messages"], own) for chat in chats["list"] if _has_messages(chat)]
         return [each for some in found if some for each in some]
+    talks = value.get("conversations")
+    if isinstance(talks, list) and any(isinstance(talk, dict) and "MessageList" in talk for talk in talks):
+        return list(_skype(talks, str(value.get("userId") or "")))
     return _conversation(value["messages"]) if _has_messages(value) else None
 
 
@@ -62,6 +77,27 @@ def _conversation(messages: list[Any], own: str = "") -> list[Conversation] | No
     return [Conversation(turns, name)]
 
 
+def _skype(talks: list[Any], own: str) -> Iterator[Conversation]:
+    """The talks of an account, whose messages stand there with the newest first and in HTML."""
+    for talk in talks:
+        if isinstance(talk, dict) and isinstance(talk.get("MessageList"), list):
+            turns = [turn for message in reversed(talk["MessageList"]) if (turn := _skype_turn(message, talk, own))]
+            if turns:
+                yield Conversation(turns, own)
+
+
+def _skype_turn(message: Any, talk: dict[str, Any], own: str) -> Turn | None:
+    if not isinstance(message, dict) or message.get("messagetype") not in ("RichText", "Text"):
+        return None  # calls, pictures, polls
+    content, who = message.get("content"), message.get("from")
+    if not isinstance(content, str) or not isinstance(who, str):
+        return None
+    words = html.unescape(re.sub(r"<quote\b.*?</quote>|<[^<>]*>", "", content, flags=re.DOTALL)).strip()
+    of_two = "@thread" not in str(talk.get("id"))
+    name = own if who == own else message.get("displayName") or (of_two and talk.get("displayName")) or who
+    return Turn(str(name), words, str(message.get("originalarrivaltime"))[:10]) if words else None
+
+
 def _author(message: dict[str, Any]) -> str | None:
     for key in _AUTHORS:
         who = message.get(key)
@@ -90,7 +126,7 @@ def _day(message: dict[str, Any]) -> str:
     if moment is None:
         return ""
     if isinstance(moment, str):
-        return moment[:10]
+        return moment[:10] if moment[:4].isdecimal() else moment.partition(" at ")[0]
     try:
         return time.strftime("%Y-%m-%d", time.localtime(moment / 1000 if moment > 1e11 else moment))
     except (OverflowError, ValueError, OSError):

@@ -51,12 +51,23 @@ def _of_value(value: Any, line: int) -> Iterator[Found]:
 def read_notebook(text: str) -> Iterator[Found]:
     """The words and the code of a notebook's cells, without what the code printed."""
     for line, value in values(text):
-        cells = value.get("cells") if isinstance(value, dict) else None
-        if not isinstance(cells, list):
+        cells = _cells(value) if isinstance(value, dict) else None
+        if cells is None:
             yield value if isinstance(value, Odd) else Odd("no notebook", line)
             continue
         sources = [
-            cell.get("source") for cell in cells if isinstance(cell, dict) and cell.get("cell_type") in ("markdown", "code")
+            cell.get("source", cell.get("input"))  # `input`: up to format 3
+            for cell in cells
+            if isinstance(cell, dict) and cell.get("cell_type") in ("markdown", "heading", "code")
         ]
         lines = ["".join(map(str, each)) if isinstance(each, list) else str(each or "") for each in sources]
         yield Document(text="\n\n".join(lines))
+
+
+def _cells(notebook: dict[str, Any]) -> list[Any] | None:
+    """The cells, which stood in worksheets up to format 3."""
+    sheets = notebook.get("worksheets")
+    if not isinstance(sheets, list):
+        return cells if isinstance(cells := notebook.get("cells"), list) else None
+    found = [sheet.get("cells") for sheet in sheets if isinstance(sheet, dict)]
+    return [cell for cells in found if isinstance(cells, list) for cell in cells]

@@ -25,7 +25,8 @@ _REACH = {
     "\u3040-\u30ff": 3,  # Kana
     "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff": 2,  # Han
 }
-_ALONE = re.compile(f"[{''.join(_REACH)}]")
+ALONE = "".join(_REACH)
+_ALONE = re.compile(f"[{ALONE}]")
 _SCRIPTS = [(re.compile(f"[{characters}]"), reach) for characters, reach in _REACH.items()]
 _UNSEEN = re.compile("[\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufe00-\ufe0f\ufeff]")
 _WORD = re.compile(r"[^\W_]+(?:[\u0900-\u0963\u0966-\u0dff]+[^\W_]*)*")  # vowels of Indian scripts are no \w
@@ -55,8 +56,17 @@ def words(text: str) -> Iterator[list[str]]:
 
 def runs_of(text: str) -> Runs:
     """The hashes of the runs of a text; none where it has fewer than three words."""
-    pieces = [np.array([_HASHES[word] for word in piece], np.uint64) for piece in words(text)]
-    known = np.concatenate([*pieces, np.array([], np.uint64)])
+    pieces = [hash_words(piece) for piece in words(text)]
+    return join_runs([runs_in_order(np.concatenate([*pieces, np.array([], np.uint64)]))])
+
+
+def hash_words(found: Iterable[str]) -> Hashes:
+    """What `runs_in_order` makes runs of."""
+    return np.array([_HASHES[word] for word in found], np.uint64)
+
+
+def runs_in_order(known: Hashes) -> Runs:
+    """The run that begins with each of these words but the last two, neither sorted nor once."""
     if len(known) < LENGTH:
         return NO_RUNS
     hashes, reach = known & np.uint64(0xFFFFFFFF), (known >> np.uint64(32)).astype(np.int64)[: 1 - LENGTH]
@@ -65,7 +75,7 @@ def runs_of(text: str) -> Runs:
     if len(start):  # of runs of three one that is longer is made
         last = np.minimum(start + reach[start], len(mixed) - 1)
         mixed[start] = _mix(mixed[start], mixed[(start + last) // 2], mixed[last])
-    return join_runs([(mixed >> np.uint64(32)).astype(np.uint32)])
+    return (mixed >> np.uint64(32)).astype(np.uint32)
 
 
 def _mix(one: Hashes, two: Hashes, three: Hashes) -> Hashes:
@@ -76,16 +86,18 @@ def _mix(one: Hashes, two: Hashes, three: Hashes) -> Hashes:
 
 def join_runs(runs: Iterable[Runs]) -> Runs:
     """All runs, each once."""
-    return np.unique(np.concatenate([*runs, NO_RUNS]), return_counts=True)[
-        0
-    ]  # sorts; without counts NumPy hashes, 20 times slower
+    # Sorts; without counts NumPy hashes, 20 times slower.
+    return np.unique(np.concatenate([*runs, NO_RUNS]), return_counts=True)[0]
+
+
+def are_among(runs: Runs, known: Runs) -> npt.NDArray[np.bool_]:
+    """Which of `runs`, in any order, are among the known ones."""
+    return known[np.searchsorted(known[:-1], runs)] == runs if len(known) else np.zeros(len(runs), bool)
 
 
 def shared(one: Runs, other: Runs) -> int:
     """How many runs two texts have in common."""
-    if not len(one) or not len(other):
-        return 0
-    return int((other[np.searchsorted(other[:-1], one)] == one).sum())
+    return int(are_among(one, other).sum())
 
 
 def index_runs(texts: Sequence[Runs]) -> tuple[Runs, npt.NDArray[np.int64]]:

@@ -59,6 +59,15 @@ def _of_table(table: dict[str, Any], line: int) -> Iterator[Document | Odd]:
             for each in several:
                 yield from _chat(each, line, table)
             return
+    if isinstance(qas := table.get("qas"), list):  # of a paragraph of SQuAD
+        for each in qas:
+            yield from documents({"context": table.get("context"), **each} if isinstance(each, dict) else each, line)
+        return
+    if "question" in table and "answers" in table and "answer" not in table:
+        table = table | {"answer": _first_answer(table["answers"])}
+        if table["answer"] is None:
+            yield Odd("a question without an answer", line)
+            return
     for question, answer in PAIRS:
         if question in table and answer in table:
             yield from _pair(table, table[question], table[answer], line)
@@ -72,6 +81,13 @@ def _of_table(table: dict[str, Any], line: int) -> Iterator[Document | Odd]:
         return
     rows = [each for each in table.values() if isinstance(each, list) and each and isinstance(each[0], dict)]
     yield from documents(rows[0], line) if len(rows) == 1 else [_no_shape(table, line)]  # {"data": [...]}
+
+
+def _first_answer(answers: Any) -> str | None:
+    """Of several, each a text or a table with one, or a table with a list of them; None where there is none."""
+    while isinstance(answers, dict | list) and answers:
+        answers = answers[0] if isinstance(answers, list) else answers.get("text")
+    return answers if isinstance(answers, str) and answers.strip() else None
 
 
 def _no_shape(value: Any, line: int) -> Odd:

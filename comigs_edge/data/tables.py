@@ -94,6 +94,9 @@ def _of_rows(names: Sequence[str], rows: Sequence[Row]) -> Iterator[Document | C
     if "AuthorID" in names:  # a channel of Discord
         messages = [{name.lower(): each for name, each in row.items()} for _, row in rows]
         yield from exports.conversations({"messages": messages}) or ()
+    elif names == ["Date", "User", "Message"]:  # a talk of KakaoTalk on a Mac
+        messages = [{"date": row["Date"], "user": row.get("User", ""), "text": row.get("Message", "")} for _, row in rows]
+        yield from exports.conversations({"messages": messages}) or ()
     elif own := exports.own_words([row for _, row in rows]):
         yield Document(text=own)
     elif shapes.is_known(names):

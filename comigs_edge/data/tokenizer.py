@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from comigs_edge import llamacpp
+from comigs_edge.data.arrangement import Split
 from comigs_edge.data.corpus import Corpus
 from comigs_edge.data.document import Document, Message
+from comigs_edge.data.passages import find_passages
+from comigs_edge.data.runs import NO_RUNS, Runs
 from comigs_edge.data.template import CHATML, PROBE, ChatTemplate, Part
 from comigs_edge.errors import ComigsError
 from comigs_edge.progress import SILENT, Progress
@@ -62,20 +65,23 @@ class Tokenizer:
         self.template = ChatTemplate(self.template.source.replace(end[1], named["eos_token"]), named, self._thinking)
         return end[1]
 
-    def encode(self, document: Document, with_end: bool = False) -> Encoded:
+    def encode(self, document: Document, with_end: bool = False, learned: Runs = NO_RUNS) -> Encoded:
         """A text is scored whole (but for a leading BOS), of a chat the assistant's messages and their end,
-        but for those with the weight 0.
+        but for those with the weight 0; passages that stand in text with the runs `learned` are not.
 
         `with_end` puts the end of an answer behind a text too: a model that reads endless text forgets to stop.
         """
         if document.messages:
-            return self.chat(document.messages, for_answer=False)
+            return self.chat(document.messages, for_answer=False, learned=learned)
         ids = self._llama.tokenize(document.text.encode(), add_bos=True, special=False)  # BOS where the file wants it
+        bos = int(self.starts_with_bos)
+        scored = [False] * bos + self._score(ids[bos:], list(_pieces(document.text, learned)))
         if with_end and self.eos >= 0:
             ids.append(self.eos)
-        return Encoded(ids, [not (self.starts_with_bos and index == 0) for index in range(len(ids))])
+            scored.append(True)
+        return Encoded(ids, scored)
 
-    def chat(self, messages: tuple[Message, ...], for_answer: bool) -> Encoded:
+    def chat(self, messages: tuple[Message, ...], for_answer: bool, learned: Runs = NO_RUNS) -> Encoded:
         """A chat in the base's template; `for_answer` ends it where the assistant's next message begins.
 
         Dates in training text are the base file's: they stay the same from one day to the next.
@@ -90,7 +96,7 @@ class Tokenizer:
                 # White space between an answer and its end belongs to the end.
                 leads_to_end = not text.strip() and index + 1 < len(parts) and parts[index + 1][0] in self._specials
                 after_answer = message.role == "assistant" and message.scored if message else after_answer and leads_to_end
-                fragment.append((text.encode(), after_answer))
+                fragment += _pieces(text, learned) if message and after_answer else [(text.encode(), after_answer)]
                 continue
             self._encode_fragment(fragment, out)
             fragment = []
@@ -124,18 +130,22 @@ class Tokenizer:
         if not data:
             return
         ids = self._llama.tokenize(data, add_bos=False, special=False)
-        ends = _scored_spans(fragment)
-        if not ends:
-            out.ids.extend(ids)
-            out.scored.extend([False] * len(ids))
-            return
-        position = sum(len(self.piece(token)) for token in ids)
-        start = len(data) - position  # negative where the tokenizer put a space in front
+        out.ids.extend(ids)
+        out.scored.extend(self._score(ids, fragment))
+
+    def _score(self, ids: list[int], fragment: list[tuple[bytes, bool]]) -> list[bool]:
+        """Whether each token of a fragment has a part that is scored."""
+        states = {is_scored for text, is_scored in fragment if text}
+        if len(states) < 2:
+            return [True in states] * len(ids)
+        spans = _scored_spans(fragment)
+        start = sum(len(text) for text, _ in fragment) - sum(len(self.piece(token)) for token in ids)
+        scored = []  # `start` is negative where the tokenizer put a space in front
         for token in ids:
             end = start + len(self.piece(token))
-            out.ids.append(token)
-            out.scored.append(any(low < end and start < high for low, high in ends))
+            scored.append(any(low < end and start < high for low, high in spans))
             start = end
+        return scored
 
     def ends_answers(self) -> bool:
         """Whether an answer in a chat that is trained on ends with a token at which `chat` stops."""
@@ -162,6 +172,16 @@ class Tokenizer:
         return frozenset(token for token in range(self._llama.n_vocab()) if self.is_end(token))
 
 
+def _pieces(text: str, learned: Runs) -> Iterator[tuple[bytes, bool]]:
+    """A text in pieces, and whether each is scored: passages that were learned are not."""
+    position = 0
+    for start, end in find_passages(text, learned) if len(learned) else ():
+        yield text[position:start].encode(), True
+        yield text[start:end].encode(), False
+        position = end
+    yield text[position:].encode(), True
+
+
 def _scored_spans(fragment: list[tuple[bytes, bool]]) -> list[tuple[int, int]]:
     spans, position = [], 0
     for text, scored in fragment:
@@ -172,17 +192,19 @@ def _scored_spans(fragment: list[tuple[bytes, bool]]) -> list[tuple[int, int]]:
 
 
 def encode(
-    documents: Corpus, tokenizer: Tokenizer, split: str, refused: list[str], progress: Progress = SILENT,
+    documents: Corpus, tokenizer: Tokenizer, split: Split, refused: list[str], progress: Progress = SILENT,
     max_tokens: float = math.inf, with_end: bool = False, after: str = "",
 ) -> Iterator[Encoded]:  # fmt: skip
     """Token ids of the documents of one split, one after the other, until there are `max_tokens`; from `after` on as in `read`.
 
-    `refused` gets the reason for each that the chat template cannot hold.
+    What is chosen or tested on is not scored where it stands in text that was learned. `refused` gets the reason for each
+    document that the chat template cannot hold.
     """
+    learned = documents.learned_runs(split)
     total, tokens = documents.sizes()[split]["documents"], 0
     for number, document in enumerate(documents.read(split, after), 1):
         try:
-            encoded = tokenizer.encode(document, with_end)
+            encoded = tokenizer.encode(document, with_end, learned)
         except ComigsError as error:
             refused.append(str(error))
             continue

@@ -41,9 +41,9 @@ _LOG_LEVEL = re.compile(r"(?:\S*[.\s])?(?:TRACE|DEBUG|INFO|NOTICE|WARN(?:ING)?|E
 
 def conversation(text: str) -> Conversation | None:
     """The messages, or None where the text is no such export; lines of the program itself are left out."""
-    text = text.replace("\u200e<", "\0<").translate(_INVISIBLE)
-    if not _HEAD.match(text.lstrip()[:200].translate(_SPACES)):
+    if not _HEAD.match(text[:400].translate(_INVISIBLE).lstrip()[:200].translate(_SPACES)):
         return None
+    text = text.replace("\u200e<", "\0<").translate(_INVISIBLE)
     turns: list[Turn] = []
     lines: list[str] | None = None  # of the message that goes on
     for line in text.strip().split("\n"):
@@ -60,6 +60,11 @@ def conversation(text: str) -> Conversation | None:
             turns.append(Turn(author["author"].strip(" ~"), "", head["day"]))
     _close(turns, lines)
     turns = [turn for number, turn in enumerate(turns) if turn.text and not (number == 0 and _NOTICE.match(turn.text[:500]))]
+    return as_talk(turns)
+
+
+def as_talk(turns: list[Turn]) -> Conversation | None:
+    """The conversation of these messages, or None where they look like a diary or a log."""
     authors = {turn.author for turn in turns}
     # Where nearly everybody speaks once it is a diary: "2024-01-01 10:00 - Dentist: bring papers".
     is_talk = len(turns) > 1 and len(authors) * 4 <= max(8, len(turns) * 3)

@@ -91,8 +91,8 @@ class Rows:
         return self._make([int(row) for row in np.argsort(self._places)[number * size : (number + 1) * size]])
 
     def digest(self) -> str:
-        """SHA-256 of everything that the model reads, in the order of the first epoch."""
-        parts = (self._ids, self._document, self._starts, self._places)
+        """SHA-256 of everything that the model reads and what of it counts, in the order of the first epoch."""
+        parts = (self._ids, self._scored, self._document, self._starts, self._places)
         data = b"".join(np.ascontiguousarray(part).tobytes() for part in parts)
         return hashlib.sha256(b"%d " % self.context + data).hexdigest()
 

@@ -36,6 +36,9 @@ class Screen(Protocol):
     def show_phase(self, phase: Phase | Literal["paused"]) -> None:
         """When a pause begins or ends."""
 
+    def is_read(self) -> bool:
+        """Whether there is still somebody to show it to; a training that is watched ends with its watcher."""
+
     def show_problem(self, text: str) -> None:
         """A sentence about what could not be done, while the training goes on."""
 
@@ -49,7 +52,7 @@ class Outcome(NamedTuple):
 
 
 def run_training(run: TrainingRun, pauses: Pauses, fleet: Fleet | None, screen: Screen) -> Outcome:
-    """Runs a training that has begun to its end, to Ctrl-C, SIGTERM or the end of its terminal, and saves it.
+    """Runs a training that has begun to its end, to Ctrl-C, SIGTERM or the end of its terminal or pipe, and saves it.
 
     What the disk refuses meanwhile is said once and tried again; raises `ComigsError` if at the end nothing could be saved.
     """
@@ -77,6 +80,8 @@ def run_training(run: TrainingRun, pauses: Pauses, fleet: Fleet | None, screen: 
             tokens += event.tokens
             run.count(event)
             screen.show_step(event, tokens)
+            if not screen.is_read():
+                stop.append(signal.SIGPIPE)
             if fleet is not None:
                 fleet.after(event)
             if not stop and not run.is_done:

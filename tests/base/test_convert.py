@@ -220,7 +220,11 @@ def test_what_has_no_exact_mixture_is_refused_before_anything_is_made(run, home,
 
 def test_bad_folders_are_one_sentence(run, tmp_path):
     (tmp_path / "empty").mkdir()
-    assert "is no Hugging Face model" in run("init", "--base", tmp_path / "empty", code=1).stderr
+    assert "is no Hugging Face model: it is empty; download" in run("init", "--base", tmp_path / "empty", code=1).stderr
+    (tmp_path / "empty" / "readme.md").touch()
+    assert "it has no config.json; name a folder" in run("init", "--base", tmp_path / "empty", code=1).stderr
+    (tmp_path / "empty" / "small.gguf").touch()
+    assert "it holds small.gguf; name that file" in run("init", "--base", tmp_path / "empty", code=1).stderr
     save_model(tmp_path / "m", MODELS["llama"])
     assert "neither tokenizer.model nor tokenizer.json" in run("init", "--base", tmp_path / "m", code=1).stderr
     tokenizer = byte_level(tmp_path / "m")

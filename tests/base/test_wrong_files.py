@@ -1,5 +1,6 @@
 """Files that are no base: each is told what it is and what to do, before anything is made."""
 
+import gzip
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import gguf
 import numpy as np
 import pytest
 import safetensors.numpy
+import torch
 
 from comigs_edge import llamacpp
 from comigs_edge.base.catalogue import find_base
@@ -76,7 +78,18 @@ ONE = {"a": np.zeros(2, np.float32)}
 WRONG = {
     "pointer": (as_bytes(POINTER), "is a Git LFS pointer .* git lfs pull"),
     "page": (as_bytes(b"<!DOCTYPE html>\n<html><title>401</title></html>"), "is a web page: its address was wrong"),
-    "archive": (as_bytes(b"PK\x03\x04" + bytes(60)), "is a zip archive, as PyTorch writes it"),
+    "zip": (as_bytes(b"PK\x03\x04" + bytes(60)), r"is packed \(zip\); unpack it and name the .gguf file"),
+    "gzip": (lambda path: path.write_bytes(gzip.compress(write_llama(path).read_bytes())), r"is packed \(gzip\); unpack it"),
+    "PyTorch": (lambda path: torch.save({"a": torch.zeros(2)}, path), "PyTorch's pickles, .* not read; get the model as"),
+    "old PyTorch": (
+        lambda path: torch.save({"a": torch.zeros(2)}, path, _use_new_zipfile_serialization=False), "is made of PyTorch's pickles"
+    ),
+    "nothing": (as_bytes(b""), "is empty; get the file again"),
+    "half": (
+        lambda path: os.truncate(write_llama(path), path.stat().st_size // 2),
+        r"is cut short or damaged: it has [\d,]+ of the [\d,]+ bytes that its tensors need; get the file again",
+    ),
+    "head": (lambda path: os.truncate(write_llama(path), 300), "is cut short or damaged .*; get the file again"),
     "safetensors": (as_bytes(struct.pack("<Q", 60) + b'{"__metadata__":{}}'), "is a safetensors file; name the folder"),
     "big-endian": (as_bytes(b"GGUF" + struct.pack(">IQQ", 3, 0, 0)), "is big-endian"),
     "adapter": (lora, "is a LoRA adapter and not a model"),

@@ -63,3 +63,15 @@ def test_an_encoding_that_this_python_cannot_load_is_said(monkeypatch):
     monkeypatch.setattr("comigs_edge.data.decode._detect", lambda data, place: "no-such-encoding")
     with pytest.raises(Unreadable, match=r"byte 3\), and its encoding is not known here"):
         decode(b"caf\xe9 au lait")
+
+
+OLD = {
+    "German": "Die Maße der großen Tür wären übrigens größer. Für Müllers Söhne müßte man schöne Äpfel ernten, ohne Öl. Süß!",
+    "French": "L'été dernier, où étaient les élèves préférés ? C'était très agréable, à côté de la forêt. Je déjeunais là-bas.",
+}
+
+
+@pytest.mark.parametrize("language", OLD)
+@pytest.mark.parametrize("encoding", ["cp850", "mac_roman", "cp1252"])
+def test_text_of_dos_and_of_the_old_mac_is_not_taken_for_windows(language, encoding):
+    assert decode(OLD[language].encode(encoding))[0] == OLD[language]

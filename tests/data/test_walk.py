@@ -102,3 +102,19 @@ def test_a_very_deep_folder_is_gone_through(tmp_path):
     os.close(os.open("a.md", os.O_CREAT | os.O_WRONLY, dir_fd=here))
     os.close(here)
     assert len(files_below(tmp_path, Walk())) == 1
+
+
+def test_a_file_that_several_links_reach_is_read_once_and_under_its_own_name(tmp_path):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "z.txt").write_text("The shed is green.")
+    (tmp_path / "notes" / "a.txt").symlink_to("z.txt")
+    (tmp_path / "b.txt").symlink_to(tmp_path / "notes" / "z.txt")
+    (tmp_path / "c.txt").symlink_to(tmp_path / "b.txt")
+    assert list(documents.read([tmp_path / "b.txt", tmp_path / "notes"]).files) == [tmp_path / "notes" / "z.txt"]
+    assert list(documents.read([tmp_path / "c.txt", tmp_path / "b.txt"]).files) == [tmp_path / "c.txt"]
+
+
+def test_two_hard_links_are_two_files(tmp_path):
+    (tmp_path / "a.txt").write_text("The shed is green.")
+    (tmp_path / "b.txt").hardlink_to(tmp_path / "a.txt")
+    assert list(documents.read([tmp_path]).files) == [tmp_path / "a.txt", tmp_path / "b.txt"]

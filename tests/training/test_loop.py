@@ -21,7 +21,7 @@ class Life:
         self.now, self.log, self.done, self.signal_at = 0.0, [], 0, signal_at
         self.settings = SimpleNamespace(train=SimpleNamespace(checkpoint_minutes=checkpoint_minutes))
         self.trainer = self.fleet = self.screen = self.pauses = self
-        self.pause_at = None
+        self.pause_at = self.unread_at = None
 
     def steps(self):
         while not self.is_done:
@@ -54,6 +54,9 @@ class Life:
 
     def count(self, event):
         pass
+
+    def is_read(self):
+        return self.done != self.unread_at
 
     def show_problem(self, text):
         self.log.append(text)
@@ -108,6 +111,13 @@ def test_a_signal_ends_it_after_the_step_and_everything_is_ended(capfd):
     assert life.log[-4:] == ["step 2, 20 tokens", "exchange", "end", "end"]
     assert "stopping after this step" in capfd.readouterr().err
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_training_that_nobody_reads_any_more_ends_after_the_step_and_is_saved():
+    life = Life(checkpoint_minutes=0)
+    life.unread_at = 2
+    assert live(life) == (20, 4 * MINUTE, 4)
+    assert life.log[-4:] == ["step 2, 20 tokens", "exchange", "end", "end"]
 
 
 def test_without_a_fleet_nothing_is_exchanged():

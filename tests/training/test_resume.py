@@ -11,6 +11,8 @@ import sys
 import time
 from contextlib import suppress
 
+import pytest
+
 from comigs_edge.training import checkpoint
 from tests.tiny import some_text
 
@@ -115,6 +117,18 @@ def test_ctrl_c_on_a_pipeline_saves_though_nobody_reads_any_more(ready):
     os.killpg(process.pid, signal.SIGINT)
     assert process.communicate(timeout=60)[0].splitlines()[-1] == "0"
     assert generations(ready) != seen
+
+
+@pytest.mark.parametrize(("before", "is_done"), [("", False), ("nohup", True)])
+@pytest.mark.parametrize("pipe", ["2>&1 | head -1", "2> >(head -1 >/dev/null)"])
+def test_a_pipe_that_closes_ends_a_training_like_ctrl_c_but_under_nohup(ready, before, is_done, pipe):
+    slow_steps(ready)
+    line = f"{before} {shlex.join(command('--steps', '3' if is_done else '500'))} {pipe}; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", line], stdout=subprocess.PIPE, text=True, timeout=120, check=True)
+    assert done.stdout.splitlines()[-1] == "0"
+    progress = checkpoint.load(ready / "state").progress
+    assert progress["finished"] == is_done
+    assert progress["expert_steps"] >= 1
 
 
 def test_a_training_resumed_on_another_text_compares_no_losses_of_two_texts(ready, run, tmp_path):
