@@ -148,8 +148,8 @@ class TrainingRun:
         else:
             trainer.measure_anew()
             self.warnings.append(
-                "your text, or what of it is measured, has changed since this training began: it goes on from what it learned, and is "
-                "measured anew; to start without that: comigs-edge train --fresh"
+                "your text, or what of it is measured, has changed since this training began: it goes on from what it learned, "
+                "and is measured anew; to start without that: comigs-edge train --fresh"
             )
         self.learned = join_learned(corpus(self.home, self.settings), progress)
         self.resumed, self.mark, self.best_mark = True, read_mark(progress), read_mark(progress, "best")
