@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -17,6 +18,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from comigs_edge.errors import ComigsError, remedy
+
+DEAD = 3600.0  # seconds without a change after which nobody writes a temporary file any more
+_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}")  # as `tempfile` names it
 
 
 def sha256_file(path: Path, progress: Callable[[int], None] = lambda _: None) -> str:
@@ -96,6 +100,14 @@ def remove_temporaries(folder: Path, older_than_seconds: float = 0) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
+
+
+def remove_dead(root: Path) -> None:
+    """Deletes what killed `atomic_writer`s left behind anywhere below, once it is old enough to be dead."""
+    with contextlib.suppress(OSError):
+        for path in root.rglob(".*"):
+            if _TEMPORARY.fullmatch(path.name) and path.is_file() and time.time() - path.stat().st_mtime > DEAD:
+                path.unlink(missing_ok=True)
 
 
 def _free(folder: Path) -> str:

@@ -55,25 +55,39 @@ def _invite(context: Context, name: str | None = None, address: str | None = Non
 
 
 def _backup(context: Context) -> Result:
-    """Ledger, keys, settings and payloads in one tar file, among the uploads: a service may write nowhere else."""
-    import tarfile  # a megabyte that the running coordinator does not need
-    import tempfile
-
+    """What a backup holds, in a folder among the uploads, since a service may write nowhere else: a copy of the ledger, the rest
+    as links, which take no room and outlive what they link to.
+    """
     folder = context.folder
-    target = folder.root / "uploads" / f"backup-{secrets.token_hex(8)}"
-    with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
-        copy = Path(temporary) / "coordinator.db"
-        context.fleet.database.backup(copy)
-        with contextlib.closing(Database(copy)) as ledger:
+    wanted, (free, _) = 2 * folder.ledger.stat().st_size, context.fleet.payloads.disk()
+    if free < wanted:
+        raise CoordinatorError(
+            f"a copy of the ledger needs {wanted / 1e6:,.1f} MB in {folder.root} for a moment, and {free / 1e6:,.1f} MB are "
+            "free; make room on its disk"
+        )
+    made = folder.root / "uploads" / f"backup-{secrets.token_hex(8)}"
+    made.mkdir(mode=0o700)
+    try:
+        context.fleet.database.backup(made / "coordinator.db")
+        with contextlib.closing(Database(made / "coordinator.db")) as ledger:
             ledger.set_fact(BACKUP, str(context.fleet.clock()))
-        with tarfile.open(target, "w") as tar:
-            tar.add(copy, "coordinator.db")
-            settings = Path(temporary) / "config.toml"
-            settings.write_text(config.template(context.fleet.config))
-            tar.add(folder.root / "config.toml" if context.fleet.has_settings_file else settings, "config.toml")
-            for name in ("keys", "payloads"):
-                tar.add(folder.root / name, name)
-    return {"file": str(target), "port": context.fleet.database.fact("port")}
+        if context.fleet.has_settings_file:
+            shutil.copyfile(folder.root / "config.toml", made / "config.toml")
+        else:
+            (made / "config.toml").write_text(config.template(context.fleet.config))
+        for name in ("keys", "payloads"):
+            shutil.copytree(folder.root / name, made / name, copy_function=_link)
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
+    return {"file": str(made), "port": context.fleet.database.fact("port")}
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without links
+        shutil.copyfile(source, target)
 
 
 OPERATIONS: dict[str, Callable[..., Result]] = {
@@ -155,22 +169,47 @@ def examine(root: Path, repair: bool) -> Result:
 
 
 def backup(root: Path, version: str, target: Path) -> Result:
-    """Writes a backup to `target`; a failure leaves the old file."""
+    """Writes a backup to `target`; a failure leaves the old file. Raises `CoordinatorError`, first if there is no room."""
     found = call(root, version, "backup")
     made = Path(found["file"])
     part = target.with_name(f".{target.name}.part")
     try:
-        shutil.copyfile(made, part)
-        part.chmod(0o600)
+        _check_room(made, target)
+        _pack(made, part)
         part.replace(target)
     except OSError as error:
         part.unlink(missing_ok=True)
         raise CoordinatorError(f"{target} cannot be written ({error.strerror}); name another file") from error
     finally:
-        made.unlink(missing_ok=True)
+        made.unlink() if made.is_file() else shutil.rmtree(made, ignore_errors=True)
     port = "" if found.get("port") in (None, str(PORT)) else f" --port {found['port']}"
     restore = f"mkdir DIR && tar -xf FILE -C DIR && comigs-coordinator serve --data DIR{port}"
     return {"file": str(target), "bytes": target.stat().st_size, "restore": restore}
+
+
+def _check_room(made: Path, target: Path) -> None:
+    wanted = sum(path.stat().st_size for path in made.rglob("*") if path.is_file())
+    if (free := shutil.disk_usage(target.parent).free) < wanted:
+        raise CoordinatorError(
+            f"{target} needs {wanted / 1e6:,.1f} MB and {free / 1e6:,.1f} MB are free there; make room, or name another file"
+        )
+
+
+def _pack(made: Path, part: Path) -> None:
+    """One tar file, for its owner alone."""
+    import tarfile  # a megabyte that the running coordinator does not need
+
+    part.unlink(missing_ok=True)
+    if made.is_file():  # by a coordinator that runs since an earlier version
+        shutil.copyfile(made, part)
+        part.chmod(0o600)
+        return
+    with (
+        open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file,
+        tarfile.open(fileobj=file, mode="w") as tar,
+    ):
+        for path in sorted(made.iterdir()):
+            tar.add(path, path.name)
 
 
 def _ask(root: Path, operation: str, arguments: dict[str, Any]) -> Result | None:

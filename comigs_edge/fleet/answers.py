@@ -28,6 +28,17 @@ def problem(answer: requests.Response) -> Problem | None:
         return Problem(error=f"http_{code}", message=f"the coordinator answers {code} {str(answer.reason)[:80]}")
 
 
+def refusal_sentence(refusal: Problem, address: str) -> str:
+    """The refusal's sentence; of a coordinator from before unknown fields were ignored, what that means."""
+    unknown = re.search(r"unknown field \W?(\w{1,40})", refusal.message)
+    if refusal.error != "bad_message" or unknown is None:
+        return refusal.message
+    return (
+        f"the coordinator at {address} is older than this device's comigs-edge and does not know {unknown[1]!r}; nothing is "
+        "lost, whoever runs it installs this version there and starts it again"
+    )
+
+
 def understood(answer: requests.Response, kind: type[T]) -> T:
     """The message in an answer's body; raises `ComigsError`."""
     try:

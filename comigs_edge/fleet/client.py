@@ -26,7 +26,7 @@ from urllib3.exceptions import ReadTimeoutError
 
 from comigs_edge import files
 from comigs_edge.errors import ComigsError
-from comigs_edge.fleet.answers import clock, epoch, problem, understood, upload_offset
+from comigs_edge.fleet.answers import clock, epoch, problem, refusal_sentence, understood, upload_offset
 from comigs_edge.fleet.outbox import check_settings
 from comigs_edge.fleet.session import FAILURES, Session, pieces, read
 from comigs_edge.fleet.transport import Offline
@@ -258,7 +258,7 @@ class Remote:
             seconds = re.fullmatch("[0-9]{1,9}", answer.headers.get("Retry-After", ""))
             offline.retry_after = min(float(seconds[0]), MAX_WAIT) if seconds else None
             raise offline
-        raise RemoteRefused(refusal.error, refusal.message)
+        raise RemoteRefused(refusal.error, refusal_sentence(refusal, self.address))
 
     def _send(self, method: str, path: str, body: bytes, headers: dict[str, str], stream: bool) -> requests.Response:
         """The answer; its body is read, unless it is a file's that is streamed."""

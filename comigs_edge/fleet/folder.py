@@ -16,6 +16,7 @@ fleet that was left lies in `left/` of the home until its device joins it again.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -32,7 +33,7 @@ from comigs_edge.fleet.alone import Alone
 from comigs_edge.fleet.heard import Heard, read_heard, write_heard
 from comigs_edge.fleet.membership import Membership, find_membership
 from comigs_edge.fleet.records import known, read_record, write_record
-from comigs_edge.fleet.standing import Sealed, Standing
+from comigs_edge.fleet.standing import Sealed, Standing, Written
 from comigs_edge.home.folder import Home
 from coordinator.protocol import keys
 from coordinator.protocol.errors import CoordinatorError
@@ -96,6 +97,8 @@ class FleetFolder:
 
         What is there of another fleet is set aside.
         """
+        if self.root.exists() and all(path.name.startswith(".") for path in self.root.iterdir()):  # a joining was killed
+            shutil.rmtree(self.root)
         if self.root.exists() and _fact(self.root, "fleet") != fleet:
             self.leave()
         if not self.root.exists() and self._aside(fleet).exists():
@@ -127,7 +130,10 @@ class FleetFolder:
         except CoordinatorError as error:
             raise ComigsError(f"{error}, or move it away and join again: comigs-edge join LINK") from error
         except OSError as error:
-            raise ComigsError(f"{self.key_file} cannot be read ({error.strerror}); give it back to its owner") from error
+            raise ComigsError(
+                f"{self.key_file} cannot be read ({error.strerror}); give it back to its owner, or move it away and join again: "
+                "comigs-edge join LINK"
+            ) from error
 
     # What was heard -----------------------------------------------------------------------------------------------
 
@@ -141,8 +147,8 @@ class FleetFolder:
         before = self.heard
         heard = before.hear(state, own)
         write_heard(self._heard, heard)
-        if heard.strangers > before.strangers and (alarm := heard.alarm(self.key_file)):
-            self.notes.append(alarm)
+        if heard.strangers > before.strangers:
+            self.notes.append(heard.notice(self.key_file))
         return heard
 
     def note_trouble(self, reason: str) -> None:
@@ -159,7 +165,10 @@ class FleetFolder:
         if not self._standing.exists() and not self._facts.exists():
             return Standing()
         try:
-            arrays, facts = read_record(self._standing, Standing)
+            arrays, facts = read_record(self._standing, Written)
+            word, words = facts.pop("joined", None), _said(self.root, "joined")
+            if word is not None and words and word not in words:
+                raise ComigsError(f"{self._standing} is another device's")
             reference = {name: array for name, array in arrays.items() if not name.startswith(_ON_TOP)}
             return Standing(**facts, reference=reference, on_top=select(arrays, _ON_TOP) or None)
         except (ComigsError, TypeError) as error:
@@ -175,7 +184,7 @@ class FleetFolder:
         reference, on_top = facts.pop("reference"), facts.pop("on_top") or {}
         tensors = reference | {_ON_TOP + name: array for name, array in on_top.items()}
         self._clear(self._facts)
-        write_record(self._standing, tensors, facts)
+        write_record(self._standing, tensors, facts | {"joined": member.joined})
         files.write_atomic(self._facts, json.dumps(facts | asdict(member)).encode())
 
     @property
@@ -251,7 +260,7 @@ class FleetFolder:
         self.empty_outbox()
         for path in self._brought.iterdir():
             if path.name not in standing.brought:
-                path.unlink()
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def brought(self, update_id: str) -> Sealed | None:
         """An update that counted; None where it is gone."""
@@ -261,24 +270,30 @@ class FleetFolder:
     # Generalists --------------------------------------------------------------------------------------------------
 
     def generalist_path(self, number: int) -> Path:
-        """Where a generalist is kept."""
-        return self._generalists / f"{number:06d}.safetensors"
+        """Where a generalist is kept; a folder there is set aside."""
+        self._clear(path := self._generalists / f"{number:06d}.safetensors")
+        return path
 
     def keep(self, standing: Standing, number: int, sha256: str) -> None:
-        """Notes a generalist that was brought, and deletes all but the last three and the best."""
+        """Notes a generalist that was brought, and deletes all but the last three and the best; what came in part stays."""
         standing.kept[str(number)] = sha256
         wanted = {*sorted(map(int, standing.kept))[-KEPT_GENERALISTS:], standing.best, standing.trained_from}
-        for old in [each for each in standing.kept if int(each) not in wanted]:
-            del standing.kept[old]
-            self.generalist_path(int(old)).unlink(missing_ok=True)
+        standing.kept = {each: sha256 for each, sha256 in standing.kept.items() if int(each) in wanted}
+        names = {self.generalist_path(int(each)).name for each in standing.kept}
+        for path in self._generalists.iterdir():  # also what a kill left between a file and the standing that names it
+            if path.name not in names and path.suffix != ".part":
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
         standing.brought = dict(list(standing.brought.items())[-KEPT_UPDATES:])
 
 
 def _fact(root: Path, name: str) -> str | None:
     """Of the membership in this folder; its standing knows some of them too, where that is damaged."""
+    return next(iter(_said(root, name)), None)
+
+
+def _said(root: Path, name: str) -> list[str]:
+    found = []
     for path in (root / "membership.json", root / "standing.json"):
-        try:
-            return str(json.loads(path.read_bytes())[name])
-        except (OSError, ValueError, TypeError, KeyError):
-            continue
-    return None
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            found.append(str(json.loads(path.read_bytes())[name]))
+    return found

@@ -14,7 +14,7 @@ from comigs_edge.fleet.records import known
 from coordinator.protocol.messages import COUNTED_IDS, State
 
 MAX_ID = 64  # letters of an update's id
-ALARM = 2  # times: once is what a device sees that was put back from a backup of its own
+ALARM = 2  # times that `status` shows: once is what a device sees that was put back from a backup of its own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +44,20 @@ class Heard:
 
     def alarm(self, key_file: Path) -> str | None:
         """Whether two homes speak with one key."""
+        return None if self.strangers < ALARM else self.notice(key_file)
+
+    def notice(self, key_file: Path) -> str:
+        """What it means that updates came which this home does not know, and what to do."""
+        own_key = f"delete {key_file.name} there and join it with an invitation"
         if self.strangers < ALARM:
-            return None
+            return (
+                "an update came under this device's key and not from this home: the home was put back from a copy, or a copy of "
+                "it speaks with the same key; nothing is lost, but what waited when the copy was made may count twice. Give a "
+                f"copy that goes on training its own key: {own_key}"
+            )
         return (
             f"{self.strangers} times updates came under this device's key and not from this home: a copy of its card speaks with "
-            f"the same key. Give the copy its own: delete {key_file.name} there and join it with an invitation"
+            f"the same key. Give the copy its own: {own_key}"
         )
 
 

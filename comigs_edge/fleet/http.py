@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 
 from comigs_edge.base.hparams import HParams
+from comigs_edge.errors import ComigsError
 from comigs_edge.fleet.books import Books
 from comigs_edge.fleet.client import Remote, RemoteRefused
 from comigs_edge.fleet.exchange import Exchange
@@ -18,8 +19,9 @@ from comigs_edge.home.config import Config
 from comigs_edge.home.folder import Home
 from comigs_edge.nn.experts import ExpertsConfig, generalist_shapes
 from comigs_edge.progress import SILENT, Progress
-from coordinator.protocol import wire
+from coordinator.protocol import keys, wire
 from coordinator.protocol.messages import Commit, Receipt, Refusal
+from coordinator.protocol.text import printable
 
 REJECTED = ("too_stale", "wrong_generalist", "bad_update", "too_large", "wrong_digest")  # for ever
 WAITS = ("stale_round", "already_counted", "disk_full", "incomplete")  # another time it may count
@@ -68,8 +70,13 @@ class HTTPTransport(Remote):
 
 def connect(books: Books, patience: float) -> Exchange:
     """The books' way to their fleet; `patience` is how long (seconds) a call is retried. Raises `ComigsError`."""
-    member = books.membership
-    transport = HTTPTransport(member.address, bytes.fromhex(member.pin), books.folder.key(), member.device, patience)
+    member, folder = books.membership, books.folder
+    if keys.device_id(keys.public_text(key := folder.key())) != member.device:
+        raise ComigsError(
+            f"{folder.key_file} is not the key of {printable(member.name)}, which membership.json names; put back the one of the "
+            "two that is another device's, or join again: comigs-edge join LINK"
+        )
+    transport = HTTPTransport(member.address, bytes.fromhex(member.pin), key, member.device, patience)
     return Exchange(books, transport)
 
 

@@ -32,6 +32,13 @@ class Standing:
     on_top: Arrays | None = None  # what it had learned beyond that at the last exchange; None: an earlier version wrote no such
 
 
+@dataclass
+class Written(Standing):
+    """As it lies on the disk: with the word of the membership that it belongs to."""
+
+    joined: str | None = None  # None: an earlier version wrote no such
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sealed:
     """An update on its way: `packed` as it is sent, `id` tells it from others."""

@@ -89,6 +89,7 @@ class Home:
         try:
             with contextlib.suppress(ComigsError):  # it only says who holds the lock: a full disk need not stop a training
                 holder.hold(self.holder_file, what)
+            files.remove_dead(self.root)
             yield
         finally:
             with contextlib.suppress(OSError):

@@ -41,7 +41,7 @@ class Payloads:
             folder.mkdir(mode=0o700, exist_ok=True)
         for path in self.uploads.iterdir():
             if not re.fullmatch("[0-9a-f]{32}-[0-9a-f]{64}", path.name):  # left by a crash during `write` or a backup
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                _remove(path)
         self._held: Counter[str] = Counter()  # in use, perhaps not in the ledger yet: not collected
         self._made: str | None = None  # the newest payload of `write`: not collected
 
@@ -165,7 +165,7 @@ class Payloads:
         garbage = [path for path in self.folder.iterdir() if path.name not in wanted]
         garbage += [path for path in self.uploads.glob("*-*") if now - _modified_at(path) > upload_seconds]
         for path in garbage:
-            path.unlink(missing_ok=True)
+            _remove(path)
         return len(garbage)
 
     def disk(self) -> tuple[int, int]:
@@ -231,6 +231,11 @@ def _write_all(file: io.RawIOBase, data: bytes, end: int) -> None:
         with contextlib.suppress(OSError):
             file.truncate(end)
         raise
+
+
+def _remove(path: Path) -> None:
+    """A file, or the folder of a backup."""
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _modified_at(path: Path) -> float:

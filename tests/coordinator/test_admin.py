@@ -7,6 +7,7 @@ import stat
 import subprocess
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,7 @@ from coordinator.ledger.folder import Folder
 from coordinator.protocol.errors import CoordinatorError
 from tests.coordinator.ledger.test_fleet import Room, arrays
 from tests.coordinator.rig import Coordinator, Member, random_arrays
+from tests.fleet.killed import is_killed
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +158,61 @@ def test_a_backup_is_a_coordinator_again(coordinator, tmp_path):
         assert copy.command("status")["newest_round"] == coordinator.command("status")["newest_round"]
     finally:
         copy.stop()
+
+
+def test_a_backup_needs_room_only_where_it_is_written_and_says_how_much(coordinator, tmp_path):
+    member = Member(coordinator.invite())
+    member.push(random_arrays(1))
+    coordinator.until(lambda status: status["newest_round"] == status["open_round"] - 1)
+    made = Path(coordinator.ask("backup")["file"])
+    held = list((made / "payloads").iterdir())
+    assert held
+    assert all(path.samefile(coordinator.data / "payloads" / path.name) for path in held)
+    shutil.rmtree(made)
+    large = coordinator.data / "keys" / "large"
+    large.touch()
+    os.truncate(large, shutil.disk_usage(tmp_path).free + 10**9)  # without blocks
+    try:
+        with pytest.raises(CoordinatorError, match=r"x.tar needs [0-9,.]+ MB and [0-9,.]+ MB are free there; make room"):
+            admin.backup(coordinator.data, "1", tmp_path / "x.tar")
+    finally:
+        large.unlink()
+    assert list(tmp_path.iterdir()) == []
+    assert not list((coordinator.data / "uploads").glob("backup-*"))
+
+
+KILLED = {
+    "backup": lambda root, target: admin.backup(root, "1", target),
+    "restored": lambda root, _: admin.call(root, "1", "restored"),
+    "invite": lambda root, _: admin.call(root, "1", "invite", address="https://pi:8443"),
+    "check": lambda root, _: admin.examine(root, False),
+    "repair": lambda root, _: admin.examine(root, True),
+}
+
+
+@pytest.mark.parametrize("command", KILLED)
+def test_a_command_killed_anywhere_works_again_and_leaves_nothing_lost_or_lying(tmp_path, command):
+    room = Room(tmp_path / "data")
+    room.step((room.join(), arrays(1.0)))
+    room.fleet.database.close()
+    number, is_cut, target = 0, True, tmp_path / "out" / "x.tar"
+    target.parent.mkdir()
+    shutil.copytree(room.root, tmp_path / "template")
+    while is_cut:
+        number += 1
+        shutil.rmtree(room.root)
+        shutil.copytree(tmp_path / "template", room.root)
+        is_cut = is_killed(tmp_path, number, lambda: KILLED[command](room.root, target))
+        KILLED[command](room.root, target)
+        found = admin.examine(room.root, False)
+        assert (found["damaged"], admin.call(room.root, "1", "status")["newest_round"]) == ([], 0)
+        with Folder.open(room.root) as folder, folder.fleet(time.time):
+            assert list((room.root / "uploads").iterdir()) == []
+        assert [path.name for path in target.parent.iterdir()] == ["x.tar"] * (command == "backup")
+        if command == "backup":
+            names = set(subprocess.run(["tar", "-tf", target], check=True, capture_output=True, text=True).stdout.split())
+            assert {f"payloads/{path.name}" for path in (room.root / "payloads").iterdir()} | {"coordinator.db"} <= names
+    assert number > 2
 
 
 def test_fifty_devices_with_one_invitation_are_one_device(coordinator):

@@ -4,14 +4,17 @@ import datetime
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 import requests
 
 from comigs_edge.fleet.answers import clock
 from comigs_edge.fleet.chain import Check, ForkedChain, follow
+from comigs_edge.fleet.client import RemoteRefused
 from coordinator.protocol import keys
-from coordinator.protocol.messages import Manifest
-from tests.coordinator.rig import Coordinator, Member, random_arrays
+from coordinator.protocol.messages import Generalist, Join, Manifest, Problem, encode
+from tests.coordinator.rig import Coordinator, Member, generalist, random_arrays
+from tests.fleet.hostile import Hostile, http
 
 
 @pytest.fixture
@@ -85,3 +88,33 @@ def test_a_coordinator_that_repeats_old_links_is_not_listened_to_for_ever():
     assert follow(links[5], 1, keys.chain_hash(links[1]), lambda after: links[after + 1 :], check)[0].round == 5
     with pytest.raises(ForkedChain, match="missing"):
         follow(links[5], 1, keys.chain_hash(links[1]), lambda after: links[1:3], check)
+
+
+class StrictJoin(msgspec.Struct, forbid_unknown_fields=True):
+    """As coordinators knew it that took no field for granted."""
+
+    code: str
+    name: str | None
+    public_key: str
+    generalist: Generalist
+    version: str
+
+
+@pytest.mark.filterwarnings("ignore:unclosed", "ignore:Exception ignored in")
+def test_a_coordinator_too_old_for_a_devices_words_is_named_with_the_remedy(tmp_path):
+    def answer(request):
+        try:
+            msgspec.json.decode(request.body, type=StrictJoin)
+        except msgspec.DecodeError as error:
+            return http(encode(Problem(error="bad_message", message=f"the message cannot be used: {error}")), 422)
+        raise AssertionError("it was understood")
+
+    old = Hostile(tmp_path, answer)
+    wish = Join(code="c", name=None, public_key="k", generalist=generalist(), version="1", former="d" * 32)
+    try:
+        with pytest.raises(
+            RemoteRefused, match=r"is older than this device's comigs-edge and does not know 'former'; nothing is l"
+        ):
+            old.device().join(wish)
+    finally:
+        old.close()
