@@ -68,6 +68,28 @@ def test_without_a_terminal_the_names_and_the_command_are_said(ready, run, tmp_p
     assert '["assistant", "Two coats."]' in stored(ready)[0]
 
 
+def test_a_name_that_was_wrong_is_forgotten_when_the_same_talk_has_another(ready, run, tmp_path):
+    (tmp_path / "chat.txt").write_text(CHAT + CHAT.replace("Ada:", "Cy:"))
+    run("data", "add", "--me", "Dee", "--me", "Bo", tmp_path / "chat.txt")
+    run("data", "add", "--me", "Ada", tmp_path / "chat.txt")
+    (tmp_path / "more.txt").write_text(CHAT.replace("shed", "fence"))
+    assert "learned as your own messages: those of Dee and Ada" in run("data", "add", tmp_path / "more.txt").stdout
+    assert '{"messages": [["user", "Is the fence painted?"], ["assistant", "Two coats."]]}' in stored(ready)
+
+
+@pytest.mark.parametrize("written", ["~\u202fAda Lo", "Ada\u00a0Lo", "ADA LO"])
+def test_a_name_is_found_however_its_spaces_are_written(ready, run, tmp_path, written):
+    (tmp_path / "chat.txt").write_text(CHAT.replace("Ada", written))
+    run("data", "add", "--me", "Ada Lo", tmp_path / "chat.txt")
+    assert stored(ready) == ['{"messages": [["user", "Is the shed painted?"], ["assistant", "Two coats."]]}']
+
+
+def test_a_telephone_number_is_found_with_any_hyphen(ready, run, tmp_path):
+    (tmp_path / "chat.txt").write_text(CHAT.replace("Ada", "+1 555\u2011010\u20110199"))
+    run("data", "add", "--me", "+1 555-010-0199", tmp_path / "chat.txt")
+    assert '["assistant", "Two coats."]' in stored(ready)[0]
+
+
 def test_an_empty_name_reads_conversations_as_text(ready, run, tmp_path):
     (tmp_path / "chat.txt").write_text(CHAT)
     run("data", "add", "--me", "", tmp_path / "chat.txt")

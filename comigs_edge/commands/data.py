@@ -53,7 +53,7 @@ def add(
     folders = [path for each in paths if (path := each.expanduser().absolute()).is_dir()]
     with bar("taking in") as progress:
         report = corpus.add(reading, folders, progress)
-    owner.remember(home.owner_file, reading.owners)
+    owner.remember(home.owner_file, reading.owners, reading.authors)
     for line in reading_report.warnings(reading):
         warn(line)
     sizes, missing = corpus.sizes(), corpus.missing()

@@ -6,12 +6,13 @@ import json
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 import typer
 
 from comigs_edge import files
+from comigs_edge.data.conversation import name_key
 from comigs_edge.errors import ComigsError
 from coordinator.protocol.text import printable
 
@@ -23,7 +24,7 @@ def asker(path: Path, paths: list[Path], before: Callable[[], None]) -> Callable
 
     def ask(names: Counter[str]) -> Iterable[str]:
         known = remembered(path)
-        if {name.casefold() for name in known} & {name.casefold() for name in names}:
+        if set(map(name_key, known)) & set(map(name_key, names)):
             return known
         shown = [printable(name) for name, _ in names.most_common(_SHOWN)]
         if sys.stdin is None or not sys.stdin.isatty():
@@ -53,8 +54,10 @@ def remembered(path: Path) -> list[str]:
     return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
 
-def remember(path: Path, names: Iterable[str]) -> None:
-    """Keeps names for the next time."""
-    every = list(dict.fromkeys([*remembered(path), *filter(None, names)]))
-    if every != remembered(path):
+def remember(path: Path, names: Iterable[str], authors: Collection[str]) -> None:
+    """Keeps names for the next time; one of the `authors` (as `name_key`) who was named before and is not now was another."""
+    before, now = remembered(path), list(filter(None, names))
+    kept = [name for name in before if not now or name_key(name) not in authors]
+    every = list({name_key(name): name for name in [*kept, *now]}.values())
+    if every != before:
         files.write_atomic(path, json.dumps(every, ensure_ascii=False).encode("utf-8", "replace"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -10,7 +11,13 @@ from typing import NamedTuple
 from comigs_edge.data.document import Document, Message
 from comigs_edge.data.sections import SECTION, sections
 
+_HYPHENS = dict.fromkeys(map(ord, "\u2010\u2012\u2013\u2212"), "-")
 PERSON, TOOL = "user", "assistant"  # who speaks in a chat tool's export
+
+
+def name_key(name: str) -> str:
+    """What a name is compared by, so that it can be typed: exports write narrow spaces and hyphens that do not break."""
+    return " ".join(unicodedata.normalize("NFKC", name).translate(_HYPHENS).casefold().split())
 
 
 class Turn(NamedTuple):
@@ -35,11 +42,11 @@ class Conversation:
         return list(dict.fromkeys(turn.author for turn in self.turns))
 
     def owners(self, me: frozenset[str]) -> frozenset[str]:
-        """The names (casefolded) whose messages are learned; of a chat tool its answers, unless `me` says "user"."""
+        """The names (as `name_key`) whose messages are learned; of a chat tool its answers, unless `me` says "user"."""
         if self.is_tool:
             return frozenset([PERSON if PERSON in me else TOOL])
-        names = me | {self.own.casefold()} if self.own else me
-        return names & {name.casefold() for name in self.authors}
+        names = me | {name_key(self.own)} if self.own else me
+        return names & {name_key(name) for name in self.authors}
 
     def chats(self, me: frozenset[str]) -> Iterator[Document]:
         """A chat for each day (for each `SECTION` characters of it) in which `owners` are the assistant, all others the user.
@@ -48,7 +55,7 @@ class Conversation:
         With more than one other person their names stand before their words. Who speaks alone wrote a text.
         """
         owners = self.owners(me)
-        others = [name for name in self.authors if name.casefold() not in owners]
+        others = [name for name in self.authors if name_key(name) not in owners]
         is_group = len(others) > 1
         if not others:
             yield from (Document(text=text) for text in sections("\n".join(turn.text for turn in self.turns)))
@@ -64,7 +71,7 @@ class Conversation:
 def _day_chats(day: Iterator[Turn], owners: frozenset[str], is_group: bool) -> Iterator[Document]:
     messages: list[Message] = []
     length = 0
-    for is_own, turns in groupby(day, key=lambda turn: turn.author.casefold() in owners):
+    for is_own, turns in groupby(day, key=lambda turn: name_key(turn.author) in owners):
         if is_own and not messages:
             continue  # nothing that it answers
         content = "\n".join(f"{turn.author}: {turn.text}" if is_group and not is_own else turn.text for turn in turns)

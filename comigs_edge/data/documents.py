@@ -13,7 +13,7 @@ from pathlib import Path
 
 from comigs_edge.data import notes, shapes, talks
 from comigs_edge.data.archives import holds_export, read_exports
-from comigs_edge.data.conversation import Conversation
+from comigs_edge.data.conversation import Conversation, name_key
 from comigs_edge.data.decode import INSTALL, decode, unpack
 from comigs_edge.data.document import Document, Odd, Unreadable
 from comigs_edge.data.importing import SUFFIXES as IMPORTED
@@ -63,6 +63,7 @@ class Reading:
     folders: Counter[str] = field(default_factory=Counter)  # folders that are passed over, by their name
     encodings: dict[Path, str] = field(default_factory=dict)  # of files that are not UTF-8
     tools: list[Path] = field(default_factory=list)  # exports of chat tools
+    authors: frozenset[str] = frozenset()  # who wrote in conversations, as `name_key`
     owners: tuple[str, ...] = ()  # the names whose messages are learned, where there are conversations
     has_no_talk: bool = False  # though the owner was named
     unknown_talks: list[Path] = field(default_factory=list)  # plain text in which the named owner speaks at certain times
@@ -213,8 +214,9 @@ def _owners(
         me = ask(names) if names else ()
     if names:
         reading.owners = tuple(name for name in me if name.strip())
-    owners = frozenset(name.strip().casefold() for name in me if name.strip())
-    known_names = {author.casefold() for each in conversations for author in each.authors}
+    owners = frozenset(name_key(name) for name in me if name.strip())
+    known_names = frozenset(name_key(author) for each in conversations for author in each.authors)
+    reading.authors = known_names
     if owners and names and not owners & known_names:
         raise ComigsError(f"nobody is called {' or '.join(sorted(me))} there, but {_few(names)}; name one of them with --me")
     return owners
@@ -224,7 +226,7 @@ def _is_talk(piece: Document | Conversation, owners: frozenset[str]) -> bool:
     """Whether a text has lines with a time and a name of the owner, as chats have that are in no known form."""
     if isinstance(piece, Conversation) or piece.messages:
         return False
-    lines = [line.casefold() for line in piece.text.split("\n") if _TIME.search(line[:200])]
+    lines = [name_key(line) for line in piece.text.split("\n") if _TIME.search(line[:200])]
     return sum(any(name in line for name in owners) for line in lines) > 1
 
 

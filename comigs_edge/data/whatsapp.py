@@ -57,7 +57,7 @@ def conversation(text: str) -> Conversation | None:
         author = None if author and _is_in_quotes(author["author"], author["text"]) else author
         lines = [author["text"].strip()] if author else None
         if author:
-            turns.append(Turn(author["author"].strip(" ~"), "", head["day"]))
+            turns.append(Turn(author["author"].translate(_SPACES).strip(" ~"), "", head["day"]))
     _close(turns, lines)
     turns = [turn for number, turn in enumerate(turns) if turn.text and not (number == 0 and _NOTICE.match(turn.text[:500]))]
     return as_talk(turns)
