@@ -23,6 +23,8 @@ _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 
 def decode(data: bytes) -> tuple[str, str]:
     """The text and the encoding it was read as ("" for UTF-8); raises `Unreadable` for what is no text."""
+    if data[:100_000].count(0) > 80_000:  # more than any encoding has
+        raise Unreadable("binary data")
     for mark, encoding in _MARKS:
         if data.startswith(mark):
             return _checked(data.decode(encoding, "replace")), encoding.upper()

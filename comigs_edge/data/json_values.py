@@ -22,7 +22,8 @@ def values(text: str) -> Iterator[tuple[int, Any]]:
             value, position = _DECODER.raw_decode(text, start)
         except (ValueError, RecursionError):
             break
-        if text[position : position + 1].strip(" \t\r\n"):
+        behind = text[position : position + 1].strip(" \t\r\n")
+        if behind and not (behind in "{[" and isinstance(value, dict | list)):
             break  # more stands on this line: it is no value by itself
         yield line, value
         line += text.count("\n", start, position)
@@ -38,8 +39,10 @@ def _by_line(text: str, start: int, line: int) -> Iterator[tuple[int, Any]]:
             value = json.loads(content.removesuffix(","))
         except RecursionError:
             yield number, Odd("nested too deeply", number)
-        except ValueError as error:
-            yield number, Odd(f"no JSON ({getattr(error, 'msg', error)})", number)
+        except json.JSONDecodeError as error:
+            yield number, Odd(f"no JSON ({error.msg})", number)
+        except ValueError:
+            yield number, Odd("a number with more digits than are read", number)
         else:
             if isinstance(value, dict | list) or piece.startswith('"'):  # what is indented is a part of something
                 yield number, value

@@ -91,10 +91,17 @@ def test_a_developer_is_the_system_and_names_are_told_in_any_case(tmp_path):
         '\ufeff[\n{"text": "first"},\n{"text": "second"},\n{"text": "cu',
         '{"data": [{"text": "first"}, {"text": "second"}]}',
         '{"text": "first", "score": NaN}\n\n\n{"text": "second"}',
+        '{"text": "first"}{"text": "second"}',
     ],
 )
 def test_arrays_lines_and_values_over_many_lines_are_the_same(tmp_path, text):
     assert read(tmp_path, text) == ["first", "second"]
+
+
+def test_a_number_of_thousands_of_digits_costs_its_line_and_is_said_in_plain_words(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "first"}\n{"text": "x", "id": ' + "9" * 5000 + "}\n")
+    left = documents.read([tmp_path]).left
+    assert {reason: each.first for reason, each in left.items()} == {"a number with more digits than are read": "a.jsonl, line 2"}
 
 
 def test_a_damaged_value_over_many_lines_gives_none_of_its_parts(tmp_path):
