@@ -81,7 +81,9 @@ def read(path: Path, makes: bool = True) -> Config | None:
         elif is_empty:
             return None
         return settings.read(Config, settings.load(path))
-    except (OSError, ValueError, SettingsError) as error:
+    except OSError as error:
+        raise CoordinatorError(f"{path} cannot be read ({error.strerror}); move it away, or give it back to its owner") from error
+    except (ValueError, SettingsError) as error:
         raise CoordinatorError(f"{path} cannot be used: {error}; mend that line or delete it") from error
 
 

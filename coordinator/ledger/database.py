@@ -104,6 +104,12 @@ class Database:
         self.path = path
         try:
             self._db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        except sqlite3.OperationalError as error:
+            reason = "it is no file" if path.exists() and not path.is_file() else str(error)
+            raise CoordinatorError(
+                f"{path} cannot be opened ({reason}); give it to the user that runs the coordinator, or restore it from a backup"
+            ) from error
+        try:
             self._db.row_factory = sqlite3.Row
             self._db.text_factory = read_text
             checksums.register(self._db)

@@ -22,9 +22,9 @@ from coordinator.ledger.database import Database
 from coordinator.ledger.members import Device, Members
 from coordinator.ledger.payloads import Payloads
 from coordinator.ledger.restoration import BACKUP, last_restoration, restore, sign_note
-from coordinator.protocol import compress, counting, keys, norms, rounds, wire
+from coordinator.protocol import compress, counting, norms, rounds, wire
 from coordinator.protocol.counting import Claim, Standing
-from coordinator.protocol.errors import CoordinatorError, Refused
+from coordinator.protocol.errors import Refused
 from coordinator.protocol.messages import COUNTED_IDS, JOINED_IDS, Commit, Join, Joined, Receipt, Refusal, Restoration, State
 
 log = logging.getLogger("comigs-coordinator")
@@ -53,7 +53,6 @@ class Fleet:
         self.id = str(database.fact("fleet"))
         self.members = Members(database, clock)
         self.chain = Chain(database, payloads, signing_key, self.id, clock)
-        self._check_key()
         self._clamp_times()
         if damage.mend(database, payloads, self.chain, self.members.generalist):
             self._ask_again()
@@ -80,17 +79,6 @@ class Fleet:
         """Devices whose updates were lost behind the newest generalist bring them again: they are told as after a restoration."""
         with self.database.transaction():
             sign_note(self.database, self.chain, self._signing_key, self.id, self.clock)
-
-    def _check_key(self) -> None:
-        newest = self.chain.newest
-        try:
-            if newest is not None:
-                keys.open_manifest(newest, self.chain.signing_key)
-        except ValueError as error:
-            raise CoordinatorError(
-                f"keys/signing.key did not sign the newest generalist in {self.database.path} ({error}); "
-                "restore both from one backup"
-            ) from error
 
     # Time ---------------------------------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Annotated, Literal
 
 import msgspec
@@ -11,6 +11,7 @@ from coordinator.ledger import checksums
 from coordinator.ledger.checksums import Row
 from coordinator.ledger.database import Database
 from coordinator.protocol import keys
+from coordinator.protocol.errors import CoordinatorError
 from coordinator.protocol.messages import (
     NAME_PATTERN,
     Count,
@@ -113,15 +114,41 @@ STATES = {"changed": "is not what was written", "gone": "is gone", "unknown": "h
 
 
 def damaged(database: Database, signing_key: str, tables: Iterable[str] = SHAPES) -> dict[Row, str]:
-    """The rows that are not what was written, or (in these tables) cannot be: each with a sentence."""
+    """The rows that are not what was written, or (in these tables) cannot be: each with a sentence.
+
+    Raises `CoordinatorError` where the ledger is another key's: what it signed anew no device would take.
+    """
     found = {row: STATES[row.state] for row in database.changed()}
     known = {(row.table, row.key) for row in found}
+    _check_key(database, signing_key, {key for table, key in known if table == "rounds"})
     for table in tables:
         for values in database.each(checksums.keyed(table)):
             key = values.pop("row_key")
             if (table, key) not in known and (flaw := flaw_of(table, values, signing_key)):
                 found[Row(table, key, "changed")] = f"cannot be used ({flaw})"
     return {row: f"the ledger's row of {_words(database, row)} {flaw}" for row, flaw in found.items()}
+
+
+def _check_key(database: Database, signing_key: str, damaged: Collection[str]) -> None:
+    query = "SELECT number, manifest, signature FROM rounds WHERE manifest IS NOT NULL AND signature IS NOT NULL"
+    signed = [
+        SignedManifest(manifest=row["manifest"], signature=row["signature"])
+        for row in database.each(query)
+        if str(row["number"]) not in damaged
+    ]
+    if signed and not any(_is_signed(each, signing_key) for each in signed):
+        raise CoordinatorError(
+            f"keys/signing.key did not sign one of the {len(signed)} generalists in {database.path}: it is another "
+            "coordinator's, or damaged; restore both from one backup"
+        )
+
+
+def _is_signed(manifest: SignedManifest, signing_key: str) -> bool:
+    try:
+        keys.open_manifest(manifest, signing_key)
+    except ValueError:
+        return False
+    return True
 
 
 def flaw_of(table: str, values: dict[str, object], signing_key: str) -> str | None:

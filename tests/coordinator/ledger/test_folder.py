@@ -2,11 +2,14 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from coordinator.ledger.check import check_folder
+from coordinator.ledger.database import Database
 from coordinator.ledger.folder import Folder
 from coordinator.protocol.errors import CoordinatorError
 from tests.coordinator.ledger.test_chain import grown
@@ -53,10 +56,32 @@ def test_keys_of_another_coordinator_are_one_sentence(folder, tmp_path):
     (tmp_path / "other").mkdir()
     other = Folder(tmp_path / "other").root
     shutil.copy(other / "keys" / "signing.key", folder / "keys")
-    with pytest.raises(CoordinatorError, match="did not sign"):
-        Room(folder)
+    before = contents(folder)
+    with pytest.raises(CoordinatorError, match="did not sign one of the 1 generalists"), Folder(folder).fleet(time.time):
+        pass
+    for repair in (False, True):
+        with pytest.raises(CoordinatorError, match="did not sign"):
+            check_folder(folder, repair)
+    assert {**before, **contents(folder)} == before | {Path("lock"): b""}
     shutil.copy(other / "keys" / "tls.key", folder / "keys")
     with pytest.raises(CoordinatorError, match="do not fit"):
+        Folder(folder)
+
+
+def test_a_ledger_that_is_a_folder_or_anothers_is_one_sentence(folder):
+    path = folder / "coordinator.db"
+    path.rename(folder / "aside")
+    path.mkdir()
+    with pytest.raises(CoordinatorError, match=r"cannot be opened .it is no file.; give it to the user"):
+        Database(path)
+    with pytest.raises(CoordinatorError, match=r"cannot be opened .unable to open database file."):
+        Database(folder / "gone" / "coordinator.db")
+
+
+def test_settings_that_are_a_folder_are_one_sentence(folder):
+    (folder / "config.toml").unlink(missing_ok=True)
+    (folder / "config.toml").mkdir()
+    with pytest.raises(CoordinatorError, match=r"cannot be read .Is a directory.; move it away"):
         Folder(folder)
 
 
