@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from comigs_edge import files
-from comigs_edge.base.hparams import HParams, read_hparams
+from comigs_edge.base.hparams import ATTENTION, FFN, HParams, linear_shapes, read_hparams
 from comigs_edge.errors import ComigsError
 from comigs_edge.home.config import ChatConfig, Config, ModelConfig, TrainConfig
 from comigs_edge.home.folder import Home, corpus
@@ -24,6 +24,7 @@ from profiles import plan as planner
 from profiles.chat import ChatPlan, Subject
 from profiles.cost import Backend, Checkpointing, Plan, Precision, Processor, Rates, Sizes
 from profiles.detect import Device
+from quantize.formats import block_format, fit_format
 from quantize.gguf_file import GGUFFile
 
 BYTES_A_TOKEN = 4  # of text: a rough mean over languages
@@ -55,7 +56,7 @@ def resolve(
     """Plans a training of the home, with `lines` (NAME=VALUE) of a command; to `measure` takes two seconds and loads torch.
 
     `resume` is as in `fixed_lines`. Raises `ProfileError` if nothing fits, `ComigsError` for what this device or base does
-    not have.
+    not have, `QuantizeError` for a block format that its rows do not fit.
     """
     device, kind = detection.detect(folder=str(home.root)), settings.device(profile)
     base, flags = sizes(home.base_file, settings), parse(lines)
@@ -65,6 +66,7 @@ def resolve(
             f"context = {context} is asked for and the base was trained with {base.context_length} tokens; use at most that"
         )
     fixed = fixed_lines(home, settings, flags, resume)
+    check_format(settings.storage().format, settings.model, read_hparams(GGUFFile(home.base_file)))
     rates = _measure(device, base, fixed.get("threads") or kind.usable_threads, fixed.get("device")) if measure else None
     plan = make(home, settings, profile=kind, device=device, base=base, rates=rates, fixed=fixed)
     return Resolved(settings=settings_of(settings, plan), plan=plan, base=base, rates=rates)
@@ -82,6 +84,14 @@ def sizes(path: Path, settings: Config) -> Sizes:
         context_length=hparams.context_length, is_tied="output.weight" not in file.tensors, file_size=path.stat().st_size,
         expert_weights=sum(rows * columns for rows, columns in one.values()),
     )  # fmt: skip
+
+
+def check_format(format_name: str, model: ModelConfig, hparams: HParams) -> None:
+    """Raises `QuantizeError` where rows of what is trained are no whole blocks of the format in which it is stored."""
+    beside, whole = FFN[:1], (*FFN, *(ATTENTION if model.attention else ()))  # that read the residual stream; that are merged
+    shapes = linear_shapes(hparams)
+    for name in whole if FORMS[model.expert_form].is_low_rank else beside:
+        fit_format(name, shapes[name][-1], block_format(format_name))
 
 
 def _measure(device: Device, base: Sizes, threads: int, wanted: str | None) -> Rates:
