@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from comigs_edge import llamacpp
+from comigs_edge.commands import train
 from comigs_edge.home.folder import Home
 from comigs_edge.training import checkpoint
 from quantize.gguf_file import GGUFFile
@@ -373,6 +374,13 @@ def test_minutes_become_steps(run, ready):
     result = json.loads(run("train", "--minutes", "0.1", "--json").stdout)
     assert result["finished"]
     assert result["expert_steps"] > 1  # of a few milliseconds each
+
+
+def test_minutes_that_hold_no_step_are_said_and_one_step_is_trained(ready, capsys):
+    train._train(None, 1e-6, None, pause=False, sync=False, profile=None, lines=None, json=True)
+    found = capsys.readouterr()
+    assert "not even one step with the router's after it fits into 1e-06 minutes" in found.err
+    assert json.loads(found.out)["expert_steps"] == 1
 
 
 def test_llama_cpp_stays_quiet(capfd, tiny_path):

@@ -9,7 +9,7 @@ import typer
 
 import profiles
 from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
-from comigs_edge.base.hparams import check_tensors, read_hparams
+from comigs_edge.base.hparams import HParams, check_tensors, read_hparams
 from comigs_edge.base.parts import is_part, join
 from comigs_edge.commands.console import bar, fact, next_command, out, size, warn
 from comigs_edge.commands.plan import show
@@ -74,8 +74,7 @@ def _make_home(
     converted = _convert(home, source, format_name, expert_form) if source.is_dir() or is_part(source) else None
     source = converted or source
     try:
-        form = _choose_form(source, expert_form)
-        stored = _choose_format(source, form)
+        form, stored = _choose_form(source, expert_form)
         for oddity in check_runnable(source):
             warn(oddity)
     except Exception:
@@ -103,18 +102,20 @@ def _convert(home: Home, source: Path, format_name: str, expert_form: str | None
     return home.converted_file
 
 
-def _choose_form(path: Path, expert_form: str | None) -> Form:
-    """The form of the experts; nothing is made for a base that could not be trained."""
+def _choose_form(path: Path, expert_form: str | None) -> tuple[Form, Format | None]:
+    """The experts' form and, if not the default, block format; nothing is made for a base that could not be trained."""
     file = GGUFFile(path)
     hparams = read_hparams(file)
     check_tensors(file, hparams)
-    return _form(hparams.architecture, expert_form)
+    form = _form(hparams.architecture, expert_form)
+    return form, _choose_format(hparams, form)
 
 
-def _choose_format(path: Path, form: Form) -> Format | None:
+def _choose_format(hparams: HParams, form: Form) -> Format | None:
     """F16 where the rows of what is trained are no whole blocks of the format that is the default."""
     try:
-        check_format(DEFAULT_FORMAT, ModelConfig(expert_form=form), read_hparams(GGUFFile(path)))
+        queries = hparams.num_heads * hparams.head_width
+        check_format(DEFAULT_FORMAT, ModelConfig(expert_form=form), hparams.width, hparams.ff_width, queries)
     except QuantizeError as error:
         warn(f'{str(error).partition(";")[0]}; config.toml says format = "F16" in [quantize]')
         return "F16"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from comigs_edge import files
-from comigs_edge.base.hparams import ATTENTION, FFN, HParams, linear_shapes, read_hparams
+from comigs_edge.base.hparams import HParams, read_hparams
 from comigs_edge.errors import ComigsError
 from comigs_edge.home.config import ChatConfig, Config, ModelConfig, TrainConfig
 from comigs_edge.home.folder import Home, corpus
@@ -66,7 +66,7 @@ def resolve(
             f"context = {context} is asked for and the base was trained with {base.context_length} tokens; use at most that"
         )
     fixed = fixed_lines(home, settings, flags, resume)
-    check_format(settings.storage().format, settings.model, read_hparams(GGUFFile(home.base_file)))
+    check_format(settings.storage().format, settings.model, base.width, base.ff_width, base.queries)
     rates = _measure(device, base, fixed.get("threads") or kind.usable_threads, fixed.get("device")) if measure else None
     plan = make(home, settings, profile=kind, device=device, base=base, rates=rates, fixed=fixed)
     return Resolved(settings=settings_of(settings, plan), plan=plan, base=base, rates=rates)
@@ -86,12 +86,13 @@ def sizes(path: Path, settings: Config) -> Sizes:
     )  # fmt: skip
 
 
-def check_format(format_name: str, model: ModelConfig, hparams: HParams) -> None:
+def check_format(format_name: str, model: ModelConfig, width: int, ff_width: int, queries: int) -> None:
     """Raises `QuantizeError` where rows of what is trained are no whole blocks of the format in which it is stored."""
-    beside, whole = FFN[:1], (*FFN, *(ATTENTION if model.attention else ()))  # that read the residual stream; that are merged
-    shapes = linear_shapes(hparams)
-    for name in whole if FORMS[model.expert_form].is_low_rank else beside:
-        fit_format(name, shapes[name][-1], block_format(format_name))
+    rows = {"the experts' ffn_up": width}
+    if FORMS[model.expert_form].is_low_rank:  # merged into matrices of the base
+        rows |= {"the base's ffn_down": ff_width} | ({"the base's attn_output": queries} if model.attention else {})
+    for name, length in rows.items():
+        fit_format(name, length, block_format(format_name))
 
 
 def _measure(device: Device, base: Sizes, threads: int, wanted: str | None) -> Rates:
