@@ -26,7 +26,7 @@ from comigs_edge.arrays import add, digest, subtract, zeros
 from comigs_edge.fleet.chain import Check, Fetch, Link, follow, set_back
 from comigs_edge.fleet.folder import KEPT_HEADS, FleetFolder
 from comigs_edge.fleet.kept import Kept
-from comigs_edge.fleet.outbox import check_settings, pack, unpack, within
+from comigs_edge.fleet.outbox import check_settings, is_same, pack, say_refused, unpack, within
 from comigs_edge.fleet.outcome import Outcome
 from comigs_edge.fleet.standing import Sealed
 from comigs_edge.fleet.transport import News
@@ -170,7 +170,7 @@ class Books:
 
     def _put(self, update: Sealed) -> None:
         self.write()
-        if not (self.folder.was_tried or self.folder.is_hopeless(update)):  # what may have arrived goes first, as it is
+        if not (self.folder.was_tried or is_same(self.folder.refused(), update)):  # what may have arrived goes first, as it is
             self.folder.seal(update)
 
     def seal_rest(self, generalist: Arrays) -> None:
@@ -222,6 +222,7 @@ class Books:
                 self._acknowledge(brought, news.receipt.round if news.receipt else known)
             elif news.is_rejected:  # its progress stays in the generalist and comes with the next update
                 self.folder.mark_rejected(news.reason)
+                self.folder.notes += say_refused(news.reason)
         return state
 
     def _acknowledge(self, update: Sealed, number: int) -> None:

@@ -26,7 +26,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from comigs_edge import files
-from comigs_edge.arrays import digest, select
+from comigs_edge.arrays import select
 from comigs_edge.errors import ComigsError
 from comigs_edge.fleet.alone import Alone
 from comigs_edge.fleet.heard import Heard, read_heard, write_heard
@@ -49,7 +49,6 @@ class FleetFolder:
         self.root, self._left = home.root / "fleet", home.root / "left"
         self.alone = Alone(home.root / "alone")
         self.notes: list[str] = []  # sentences for the user: what was found damaged
-        self._said_refused = False
         self.key_file = home.root / "device.key"
         self._membership, self._standing = self.root / "membership.json", self.root / "standing.safetensors"
         self._facts = self.root / "standing.json"
@@ -232,19 +231,13 @@ class FleetFolder:
         """Whether the update in the outbox never counts as it is; it stays until another one holds what it holds."""
         return self._rejected.exists() and self._outbox.exists()
 
-    def is_hopeless(self, update: Sealed) -> bool:
-        """Whether one with this content was refused for what it holds."""
-        there = self.outbox() if self.was_rejected and self._rejected.stat().st_size else None
-        return there is not None and digest(there.packed) == digest(update.packed)
+    def refused(self) -> Sealed | None:
+        """The update in the outbox, if every one with its content is refused."""
+        return self.outbox() if self.was_rejected and self._rejected.stat().st_size else None
 
     def mark_rejected(self, reason: str = "") -> None:
-        """The next update takes its place; a `reason` holds for every one with the same content, and is said once."""
+        """The next update takes its place; a `reason` holds for every one with the same content."""
         files.write_atomic(self._rejected, reason.encode())
-        if reason and not self._said_refused:
-            self._said_refused = True
-            self.notes.append(
-                f"the coordinator refuses what was learned here ({reason[:300]}); it stays, and is sent again once it changed"
-            )
         self._tried.unlink(missing_ok=True)
 
     def empty_outbox(self) -> None:

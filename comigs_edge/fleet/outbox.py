@@ -7,7 +7,7 @@ from typing import get_args
 
 import numpy as np
 
-from comigs_edge.arrays import norm
+from comigs_edge.arrays import digest, norm
 from comigs_edge.errors import ComigsError
 from comigs_edge.fleet.membership import Membership
 from comigs_edge.fleet.standing import Sealed
@@ -37,6 +37,17 @@ def within(change: Arrays, limit: float) -> tuple[Arrays, float]:
         return change, 1.0
     share = np.float32(min(limit / length, MOST / largest) * MARGIN)
     return {name: array * share for name, array in change.items()}, float(share)
+
+
+def is_same(before: Sealed | None, update: Sealed) -> bool:
+    """Whether both have the same content."""
+    return before is not None and digest(before.packed) == digest(update.packed)
+
+
+def say_refused(reason: str) -> list[str]:
+    """What the user should know of an update that is refused for what it holds; nothing without a `reason`."""
+    sentence = f"the coordinator refuses what was learned here ({reason[:300]}); it stays, and is sent again once it changed"
+    return [sentence] if reason else []
 
 
 def unpack(update: Sealed, shapes: Shapes) -> Arrays:
