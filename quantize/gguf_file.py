@@ -146,10 +146,17 @@ class GGUFFile:
             key = cursor.string()
             self.metadata[key] = cursor.value(cursor.unsigned(4))
             self.metadata_bytes[key] = (start, cursor.position)
-        self.alignment = int(self.metadata.get("general.alignment", DEFAULT_ALIGNMENT))
+        self.alignment = self.count("general.alignment", DEFAULT_ALIGNMENT)
         if self.alignment < 1:
             raise QuantizeError(f"{path} is damaged: its alignment is {self.alignment}")
         self.tensors = self._read_tensors(cursor, num_tensors)
+
+    def count(self, key: str, default: int) -> int:
+        """A whole number of the metadata; raises `QuantizeError` where it is anything else."""
+        value = self.metadata.get(key, default)
+        if type(value) is not int:
+            raise QuantizeError(f"{self.path} is damaged: {key} is {str(value)[:40]!r} and no whole number; get the file again")
+        return value
 
     def _read_tensors(self, cursor: _Cursor, count: int) -> dict[str, TensorInfo]:
         infos = []

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from comigs_edge import llamacpp
+from comigs_edge.commands import train
 from comigs_edge.home.folder import Home
 from comigs_edge.training import checkpoint
 from quantize.gguf_file import GGUFFile
@@ -251,14 +252,20 @@ def test_other_settings_do_not_resume(run, ready):
     assert "rank = 4 where it is 8" in error(run("train", code=1))
 
 
-def test_a_format_that_does_not_fit_offers_f16(run, home, tmp_path):
-    run("init", "--base", write_llama(tmp_path / "odd.gguf", ff_width=80), "--expert-form", "lora")
+@pytest.mark.parametrize(("form", "changes"), [("lora", {"ff_width": 80}), ("parallel", {"width": 72})])
+def test_a_format_that_does_not_fit_is_refused_before_anything_is_trained(run, home, tmp_path, form, changes):
+    output = run("init", "--base", write_llama(tmp_path / "odd.gguf", **changes), "--expert-form", form).output
+    assert 'format = "F16" in [quantize]' in output
     (tmp_path / "a.txt").write_text(some_text())
     run("data", "add", tmp_path / "a.txt")
     run("train", "--steps", "1")
-    assert "--format F16" in error(run("export", code=1))
+    assert "--format F16" in error(run("export", "--format", "Q8_0", code=1))
     assert not list((home / "models").glob("*.gguf"))
-    run("export", "--format", "F16")
+    run("export")
+    settings = (home / "config.toml").read_text()
+    (home / "config.toml").write_text(settings.replace('format = "F16"', 'format = "Q8_0"'))
+    for command in ("plan", "train"):
+        assert "format in [quantize] of config.toml" in error(run(command, code=1))
 
 
 def test_a_base_that_changed_is_refused(run, ready, tmp_path):
@@ -367,6 +374,13 @@ def test_minutes_become_steps(run, ready):
     result = json.loads(run("train", "--minutes", "0.1", "--json").stdout)
     assert result["finished"]
     assert result["expert_steps"] > 1  # of a few milliseconds each
+
+
+def test_minutes_that_hold_no_step_are_said_and_one_step_is_trained(ready, capsys):
+    train._train(None, 1e-6, None, pause=False, sync=False, profile=None, lines=None, json=True)
+    found = capsys.readouterr()
+    assert "not even one step with the router's after it fits into 1e-06 minutes" in found.err
+    assert json.loads(found.out)["expert_steps"] == 1
 
 
 def test_llama_cpp_stays_quiet(capfd, tiny_path):

@@ -64,7 +64,7 @@ def read_hparams(file: GGUFFile) -> HParams:
     arch = str(meta.get("general.architecture", "unknown"))
     if kind := _no_whole_model(file, arch):
         raise ComigsError(f"{file.path} {kind}")
-    is_mixture = bool(int(meta.get(f"{arch}.expert_count", 0)))
+    is_mixture = file.count(f"{arch}.expert_count", 0) > 0
     if any(key.startswith("comigs_edge.") for key in meta) and (is_mixture or arch not in ARCHITECTURES):
         raise ComigsError(f"{file.path} is a personal model that comigs-edge made of a base; name that base")
     if arch not in ARCHITECTURES:
@@ -79,7 +79,7 @@ def read_hparams(file: GGUFFile) -> HParams:
         )
     try:
         return _read(file, arch, scaling)
-    except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise ComigsError(f"{file.path} is damaged ({error}); get the file again") from error
 
 
@@ -91,14 +91,14 @@ def why_not(kind: str) -> str:
 
 def _no_whole_model(file: GGUFFile, arch: str) -> str | None:
     """What the file holds in place of a model, and what to do."""
-    kind = file.metadata.get("general.type", "model")
+    kind = str(file.metadata.get("general.type", "model"))
     if kind == "adapter" or any(name.endswith(".lora_a") for name in file.tensors):
         return "is a LoRA adapter and not a model; name the file of its base, or merge the two with: llama-export-lora"
     if kind == "mmproj" or arch == "clip":
         return "is the part of a model that sees pictures (mmproj); name the model's own .gguf file"
-    if int(file.metadata.get("split.count", 1)) > 1:
-        number = int(file.metadata.get("split.no", 0)) + 1
-        return f"is part {number} of {file.metadata['split.count']} of a model; join them with: llama-gguf-split --merge"
+    if (parts := file.count("split.count", 1)) > 1:
+        number = file.count("split.no", 0) + 1
+        return f"is part {number} of {parts} of a model; join them with: llama-gguf-split --merge"
     if not file.tensors:
         return "holds a vocabulary and no weights; get the model's whole file"
     return None

@@ -16,7 +16,7 @@ _NAME = re.compile(r"(?P<name>.+)-\d{5}-of-(?P<count>\d{5})(?P<ending>\.gguf|\.s
 
 def is_part(path: Path) -> bool:
     """Whether the file at `path` is one of several that are a model together."""
-    return path.is_file() and int(GGUFFile(path).metadata.get("split.count", 1)) > 1
+    return path.is_file() and GGUFFile(path).count("split.count", 1) > 1
 
 
 def numbered(name: str) -> list[str]:
@@ -33,7 +33,7 @@ def join(path: Path, output: Path, progress: Progress = SILENT) -> None:
     """
     parts = [GGUFFile(each) for each in _paths(path)]
     plans = [plan_copy(part, name) for part in parts for name in part.tensors]
-    expected = int(parts[0].metadata.get("split.tensors.count", len(plans)))
+    expected = parts[0].count("split.tensors.count", len(plans))
     if len(plans) != expected:
         raise ComigsError(f"the parts of {path} hold {len(plans)} tensors and not {expected}; get them all again")
     first = parts[0]

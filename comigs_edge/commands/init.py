@@ -9,16 +9,18 @@ import typer
 
 import profiles
 from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
-from comigs_edge.base.hparams import check_tensors, read_hparams
+from comigs_edge.base.hparams import HParams, check_tensors, read_hparams
 from comigs_edge.base.parts import is_part, join
 from comigs_edge.commands.console import bar, fact, next_command, out, size, warn
 from comigs_edge.commands.plan import show
 from comigs_edge.home import folder as homes
-from comigs_edge.home.config import Config
+from comigs_edge.home.config import DEFAULT_FORMAT, Config, Format, ModelConfig
 from comigs_edge.home.folder import Home
 from comigs_edge.nn.experts import FORMS, Form, default_form, expected_shapes
+from comigs_edge.planning.plan import check_format
 from comigs_edge.progress import count_up
 from coordinator.protocol.text import printable
+from quantize.formats import QuantizeError
 from quantize.gguf_file import GGUFFile
 
 
@@ -72,7 +74,7 @@ def _make_home(
     converted = _convert(home, source, format_name, expert_form) if source.is_dir() or is_part(source) else None
     source = converted or source
     try:
-        form = _choose_form(source, expert_form)
+        form, stored = _choose_form(source, expert_form)
         for oddity in check_runnable(source):
             warn(oddity)
     except Exception:
@@ -81,7 +83,9 @@ def _make_home(
         raise
     with bar("reading the base") as progress:
         advance = count_up(progress, source.stat().st_size)
-        return homes.create(home, (name, source), advance, profile=profile, specialists=specialists, expert_form=form)
+        return homes.create(
+            home, (name, source), advance, profile=profile, specialists=specialists, expert_form=form, format=stored
+        )
 
 
 def _convert(home: Home, source: Path, format_name: str, expert_form: str | None) -> Path:
@@ -98,12 +102,24 @@ def _convert(home: Home, source: Path, format_name: str, expert_form: str | None
     return home.converted_file
 
 
-def _choose_form(path: Path, expert_form: str | None) -> Form:
-    """The form of the experts; nothing is made for a base that could not be trained."""
+def _choose_form(path: Path, expert_form: str | None) -> tuple[Form, Format | None]:
+    """The experts' form and, if not the default, block format; nothing is made for a base that could not be trained."""
     file = GGUFFile(path)
     hparams = read_hparams(file)
     check_tensors(file, hparams)
-    return _form(hparams.architecture, expert_form)
+    form = _form(hparams.architecture, expert_form)
+    return form, _choose_format(hparams, form)
+
+
+def _choose_format(hparams: HParams, form: Form) -> Format | None:
+    """F16 where the rows of what is trained are no whole blocks of the format that is the default."""
+    try:
+        queries = hparams.num_heads * hparams.head_width
+        check_format(DEFAULT_FORMAT, ModelConfig(expert_form=form), hparams.width, hparams.ff_width, queries)
+    except QuantizeError as error:
+        warn(f'{str(error).partition(";")[0]}; config.toml says format = "F16" in [quantize]')
+        return "F16"
+    return None
 
 
 def _form(architecture: str, expert_form: str | None) -> Form:

@@ -133,6 +133,9 @@ def _begin(
     if minutes is not None:
         with notes.status("measuring a step"):
             steps = steps_within(run, minutes)
+        if steps == 0:
+            steps = 1
+            say(f"not even one step with the router's after it fits into {minutes:g} minutes: one is trained, and takes longer")
     trainer = run.begin(steps, resume)
     for warning in run.warnings:
         warn(warning)

@@ -22,11 +22,11 @@ from functools import reduce
 
 import msgspec
 
-from comigs_edge.arrays import add, digest, norm, subtract, zeros
+from comigs_edge.arrays import add, digest, subtract, zeros
 from comigs_edge.fleet.chain import Check, Fetch, Link, follow, set_back
 from comigs_edge.fleet.folder import KEPT_HEADS, FleetFolder
 from comigs_edge.fleet.kept import Kept
-from comigs_edge.fleet.outbox import check_settings, pack, unpack, within
+from comigs_edge.fleet.outbox import check_settings, is_same, pack, say_refused, unpack, within
 from comigs_edge.fleet.outcome import Outcome
 from comigs_edge.fleet.standing import Sealed
 from comigs_edge.fleet.transport import News
@@ -147,7 +147,7 @@ class Books:
     def pack(self, generalist: Arrays | None, loss: float | None = None) -> Sealed:
         """The update as it would be sent now; without a generalist: what its tensors would look like.
 
-        One that is larger than the fleet's bound is scaled down to it; the rest comes with the next ones.
+        One that is larger than the fleet's bounds is scaled down to it; the rest comes with the next ones.
         """
         standing, tokens = self.standing, self.standing.unsent_tokens
         change = subtract(zeros(self._shapes) if generalist is None else generalist, standing.reference)
@@ -170,7 +170,7 @@ class Books:
 
     def _put(self, update: Sealed) -> None:
         self.write()
-        if not self.folder.was_tried:  # what may have arrived goes first, as it is
+        if not (self.folder.was_tried or is_same(self.folder.refused(), update)):  # what may have arrived goes first, as it is
             self.folder.seal(update)
 
     def seal_rest(self, generalist: Arrays) -> None:
@@ -195,8 +195,8 @@ class Books:
         return None if self.folder.was_rejected else update
 
     def shorten(self, update: Sealed) -> Sealed:
-        """The update that waits and was not tried; one that is beyond the fleet's bound by now is sealed again, within it."""
-        if update.trained_from >= 0 and norm(self._unpack(update)) > self._norm_limit:
+        """The update that waits and was not tried; one that is beyond the fleet's bounds by now is sealed again, within it."""
+        if update.trained_from >= 0 and within(self._unpack(update), self._norm_limit)[1] < 1:
             update = self.pack(add(self.standing.reference, self.standing.on_top or {}), update.validation_loss)
             self._put(update)
         return update
@@ -221,7 +221,8 @@ class Books:
                 known = state.open_round if state.has_contributed else self.standing.head + 1
                 self._acknowledge(brought, news.receipt.round if news.receipt else known)
             elif news.is_rejected:  # its progress stays in the generalist and comes with the next update
-                self.folder.mark_rejected()
+                self.folder.mark_rejected(news.reason)
+                self.folder.notes += say_refused(news.reason)
         return state
 
     def _acknowledge(self, update: Sealed, number: int) -> None:

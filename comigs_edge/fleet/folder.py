@@ -240,9 +240,13 @@ class FleetFolder:
         """Whether the update in the outbox never counts as it is; it stays until another one holds what it holds."""
         return self._rejected.exists() and self._outbox.exists()
 
-    def mark_rejected(self) -> None:
-        """The next update takes its place."""
-        files.write_atomic(self._rejected, b"")
+    def refused(self) -> Sealed | None:
+        """The update in the outbox, if every one with its content is refused."""
+        return self.outbox() if self.was_rejected and self._rejected.stat().st_size else None
+
+    def mark_rejected(self, reason: str = "") -> None:
+        """The next update takes its place; a `reason` holds for every one with the same content."""
+        files.write_atomic(self._rejected, reason.encode())
         self._tried.unlink(missing_ok=True)
 
     def empty_outbox(self) -> None:

@@ -24,6 +24,7 @@ from coordinator.protocol.messages import Commit, Receipt, Refusal
 from coordinator.protocol.text import printable
 
 REJECTED = ("too_stale", "wrong_generalist", "bad_update", "too_large", "wrong_digest")  # for ever
+HOPELESS = ("bad_update", "too_large")  # with this content
 WAITS = ("stale_round", "already_counted", "disk_full", "incomplete")  # another time it may count
 
 
@@ -43,7 +44,8 @@ class HTTPTransport(Remote):
         except RemoteRefused as error:
             if error.code not in REJECTED + WAITS:
                 raise
-            return News(state=self.state(), is_rejected=error.code in REJECTED)
+            reason = str(error) if error.code in HOPELESS else ""
+            return News(state=self.state(), is_rejected=error.code in REJECTED, reason=reason)
         return News(state=receipt.state or self.state(), receipt=receipt)
 
     def _commit(self, update: Sealed, sha256: str, open_round: int) -> Receipt:

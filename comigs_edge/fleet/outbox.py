@@ -7,13 +7,17 @@ from typing import get_args
 
 import numpy as np
 
-from comigs_edge.arrays import norm
+from comigs_edge.arrays import digest, norm
 from comigs_edge.errors import ComigsError
 from comigs_edge.fleet.membership import Membership
 from comigs_edge.fleet.standing import Sealed
 from coordinator.protocol import compress, counting, rounds
+from coordinator.protocol.aggregate import MAX_ABSOLUTE
 from coordinator.protocol.messages import Settings
 from coordinator.protocol.wire import Arrays, Shapes
+
+MARGIN = 1 - 2**-10  # rounding must not lift an update over a bound
+MOST = MAX_ABSOLUTE * MARGIN
 
 
 def pack(change: Arrays, trained_from: int, membership: Membership, tokens: int = 0, loss: float | None = None) -> Sealed:
@@ -27,11 +31,23 @@ def pack(change: Arrays, trained_from: int, membership: Membership, tokens: int 
 
 
 def within(change: Arrays, limit: float) -> tuple[Arrays, float]:
-    """The change scaled down to this L2 norm where it is longer, and the factor."""
-    if (length := norm(change)) <= limit:
+    """The change scaled down to this L2 norm, and to numbers that a coordinator takes, where it is larger; and the factor."""
+    length, largest = norm(change), max((float(np.abs(array).max(initial=0)) for array in change.values()), default=0.0)
+    if not (length > limit or largest > MOST):  # what is no number is the coordinator's to refuse
         return change, 1.0
-    share = np.float32(limit / length * (1 - 2**-10))  # rounding must not lift it over the bound
+    share = np.float32(min(limit / length, MOST / largest) * MARGIN)
     return {name: array * share for name, array in change.items()}, float(share)
+
+
+def is_same(before: Sealed | None, update: Sealed) -> bool:
+    """Whether both have the same content."""
+    return before is not None and digest(before.packed) == digest(update.packed)
+
+
+def say_refused(reason: str) -> list[str]:
+    """What the user should know of an update that is refused for what it holds; nothing without a `reason`."""
+    sentence = f"the coordinator refuses what was learned here ({reason[:300]}); it stays, and is sent again once it changed"
+    return [sentence] if reason else []
 
 
 def unpack(update: Sealed, shapes: Shapes) -> Arrays:

@@ -30,6 +30,7 @@ class News:
     state: State
     receipt: Receipt | None = None  # None: only `state.counted` says whether the update counts
     is_rejected: bool = False  # the update never counts as it is
+    reason: str = ""  # why no update with the same content counts
 
 
 class Transport(Protocol):

@@ -20,6 +20,7 @@ ExportLayout = Literal["merged", "hot"]
 Format = Literal["Q8_0", "F16", "F32", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"]
 LAYOUTS: tuple[str, ...] = get_args(ExportLayout)
 FORMATS_TO_EXPORT: tuple[str, ...] = get_args(Format)
+DEFAULT_FORMAT: Format = "Q8_0"
 TRAINABLE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")  # formats that training can compute in
 HOME_FORMAT = 1  # of the folder that this version makes and reads
 
@@ -276,12 +277,12 @@ class Config:
     def storage(self, layout: str | None = None, format_name: str | None = None) -> Storage:
         """How the exported file holds what training changes; arguments go before the file's settings.
 
-        Defaults, by measurement (docs/decisions.md): F16 for the small files of the layout hot, else Q8_0. Fake
+        Defaults, by measurement (docs/decisions.md): F16 for the small files of the layout hot, else `DEFAULT_FORMAT`. Fake
         quantisation is free for parallel experts and on from the first step; a LoRA step costs 1.6 times as much, so it is
         on for the last third, and never at Q8_0, where it changes nothing.
         """
         layout = layout or self.export.layout
-        name = (format_name or self.quantize.format or ("F16" if layout == "hot" else "Q8_0")).upper()
+        name = (format_name or self.quantize.format or ("F16" if layout == "hot" else DEFAULT_FORMAT)).upper()
         start = self.quantize.start
         if start is None:
             start = FORMS[self.model.expert_form].quantise_start(name in TRAINABLE and name != "Q8_0")

@@ -22,7 +22,7 @@ from comigs_edge.base.catalogue import PACKAGED_BASES
 from comigs_edge.data.corpus import Corpus
 from comigs_edge.errors import ComigsError, remedy
 from comigs_edge.home import config_file, holder
-from comigs_edge.home.config import BaseConfig, Config, ModelConfig
+from comigs_edge.home.config import BaseConfig, Config, Format, ModelConfig, QuantizeConfig
 from comigs_edge.nn.experts import Form
 from coordinator.protocol.text import printable, well_formed
 
@@ -108,7 +108,7 @@ def locate() -> Home:
 
 def create(
     home: Home, base: tuple[str, Path], on_hash: Callable[[int], None], *, profile: str, specialists: int | None,
-    expert_form: Form,
+    expert_form: Form, format: Format | None = None,
 ) -> Config:  # fmt: skip
     """Makes the home's folder, base (name and file) and config.toml; texts, adapters and models that are there stay.
 
@@ -128,7 +128,7 @@ def create(
     elif source.resolve() != home.base_file.resolve() or home.base_file.is_symlink():
         _install(home, source, copy=name in PACKAGED_BASES)
     model = ModelConfig(specialists=specialists, expert_form=expert_form)
-    settings = Config(base=record, profile=profile, model=model)
+    settings = Config(base=record, profile=profile, model=model, quantize=QuantizeConfig(format=format))
     files.write_atomic(home.config_file, config_file.text(settings).encode())
     return config_file.read(home.config_file)
 

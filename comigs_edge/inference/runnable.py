@@ -23,6 +23,11 @@ def check_runnable(path: Path) -> list[str]:
 
 
 def _oddities(tokenizer: Tokenizer) -> Iterator[str]:
+    if tokenizer.metadata.get("tokenizer.ggml.model") == "gpt2" and "tokenizer.ggml.pre" not in tokenizer.metadata:
+        yield (
+            "the base does not say how its text is split into tokens (tokenizer.ggml.pre is missing): llama.cpp's default is "
+            "used, and answers are worse where that is not the base's own; get a newer GGUF file of it"
+        )
     after = tokenizer.template.after_answer()  # raises where every chat is refused
     end = f"its vocabulary's own end, {tokenizer.piece(tokenizer.eos).decode('utf-8', 'replace')}," if tokenizer.eos >= 0 else ""
     if tokenizer.lacking_end:

@@ -24,6 +24,7 @@ from profiles import plan as planner
 from profiles.chat import ChatPlan, Subject
 from profiles.cost import Backend, Checkpointing, Plan, Precision, Processor, Rates, Sizes
 from profiles.detect import Device
+from quantize.formats import block_format, fit_format
 from quantize.gguf_file import GGUFFile
 
 BYTES_A_TOKEN = 4  # of text: a rough mean over languages
@@ -55,7 +56,7 @@ def resolve(
     """Plans a training of the home, with `lines` (NAME=VALUE) of a command; to `measure` takes two seconds and loads torch.
 
     `resume` is as in `fixed_lines`. Raises `ProfileError` if nothing fits, `ComigsError` for what this device or base does
-    not have.
+    not have, `QuantizeError` for a block format that its rows do not fit.
     """
     device, kind = detection.detect(folder=str(home.root)), settings.device(profile)
     base, flags = sizes(home.base_file, settings), parse(lines)
@@ -65,6 +66,7 @@ def resolve(
             f"context = {context} is asked for and the base was trained with {base.context_length} tokens; use at most that"
         )
     fixed = fixed_lines(home, settings, flags, resume)
+    check_format(settings.storage().format, settings.model, base.width, base.ff_width, base.queries)
     rates = _measure(device, base, fixed.get("threads") or kind.usable_threads, fixed.get("device")) if measure else None
     plan = make(home, settings, profile=kind, device=device, base=base, rates=rates, fixed=fixed)
     return Resolved(settings=settings_of(settings, plan), plan=plan, base=base, rates=rates)
@@ -82,6 +84,15 @@ def sizes(path: Path, settings: Config) -> Sizes:
         context_length=hparams.context_length, is_tied="output.weight" not in file.tensors, file_size=path.stat().st_size,
         expert_weights=sum(rows * columns for rows, columns in one.values()),
     )  # fmt: skip
+
+
+def check_format(format_name: str, model: ModelConfig, width: int, ff_width: int, queries: int) -> None:
+    """Raises `QuantizeError` where rows of what is trained are no whole blocks of the format in which it is stored."""
+    rows = {"the experts' ffn_up": width}
+    if FORMS[model.expert_form].is_low_rank:  # merged into matrices of the base
+        rows |= {"the base's ffn_down": ff_width} | ({"the base's attn_output": queries} if model.attention else {})
+    for name, length in rows.items():
+        fit_format(name, length, block_format(format_name))
 
 
 def _measure(device: Device, base: Sizes, threads: int, wanted: str | None) -> Rates:

@@ -41,7 +41,7 @@ def steps_within(run: TrainingRun, minutes: float) -> int:
 
 
 def steps_that_fit(seconds: float, pace: Pace, plan: Schedule, has_router: bool) -> int:
-    """The most expert steps (at least one) whose training takes no longer than `seconds`, by the same schedule.
+    """The most expert steps (0: not even one) whose training takes no longer than `seconds`, by the same schedule.
 
     A router step is counted as an expert step; there is one validation at the start and one after every period, and one after
     the closing phase.
@@ -57,7 +57,7 @@ def steps_that_fit(seconds: float, pace: Pace, plan: Schedule, has_router: bool)
         validations = 1 + math.ceil(steps / plan.router_period) + bool(closing)
         return total + router + closing + pace.validation * validations
 
-    steps = 1
+    steps = 0
     while cost(steps + 1) <= seconds:
         steps += 1
     return steps

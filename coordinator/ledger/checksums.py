@@ -43,9 +43,14 @@ def register(connection: sqlite3.Connection) -> None:
 def write(connection: sqlite3.Connection) -> None:
     """Takes every row, and the schema, as they are."""
     connection.execute("DELETE FROM checksums")
-    connection.execute(f"INSERT INTO checksums SELECT 'schema', '', {SCHEMA}")
+    accept_schema(connection)
     for table in KEYS:
         connection.execute(f"INSERT INTO checksums SELECT '{table}', {_key(table)}, {_sum(connection, table)} FROM {table}")
+
+
+def accept_schema(connection: sqlite3.Connection) -> None:
+    """Takes the tables and indices as they are."""
+    connection.execute(f"INSERT OR REPLACE INTO checksums SELECT 'schema', '', {SCHEMA}")
 
 
 def accept(connection: sqlite3.Connection, row: Row) -> None:
@@ -70,11 +75,12 @@ def changed(connection: sqlite3.Connection) -> list[Row]:
         here = connection.execute(
             f"SELECT key, checksum FROM ({rows}) LEFT JOIN checksums ON name = '{table}' AND row = key WHERE checksum IS NOT sum"
         ).fetchall()
-        gone = connection.execute(
-            f"SELECT row FROM checksums WHERE name = '{table}' AND row NOT IN (SELECT {_key(table)} FROM {table})"
-        ).fetchall()
-        found += [Row(table, key, "unknown" if checksum is None else "changed") for key, checksum in here]
-        found += [Row(table, key, "gone") for (key,) in gone]
+        found += (rows_here := [Row(table, key, "unknown" if checksum is None else "changed") for key, checksum in here])
+        count = f"SELECT (SELECT count(*) FROM checksums WHERE name = '{table}') - (SELECT count(*) FROM {table})"
+        unknown = sum(row.state == "unknown" for row in rows_here)
+        if connection.execute(count).fetchone()[0] + unknown:  # otherwise none is gone, and nobody needs to look for it
+            gone = f"SELECT row FROM checksums WHERE name = '{table}' AND row NOT IN (SELECT {_key(table)} FROM {table})"
+            found += [Row(table, key, "gone") for (key,) in connection.execute(gone)]
     return found
 
 

@@ -128,6 +128,7 @@ class Database:
                 raise sqlite3.DatabaseError(str(flaw).splitlines()[-1])
             if not checksums.is_schema_sound(self._db):
                 raise sqlite3.DatabaseError("its tables are not those that were made")
+            self._add_indices()
             checksums.keep(self._db)
         except sqlite3.OperationalError as error:
             self._db.close()
@@ -200,6 +201,14 @@ class Database:
     def accept(self, row: checksums.Row) -> None:
         """Takes a row that was changed as it is."""
         checksums.accept(self._db, row)
+
+    def _add_indices(self) -> None:
+        """Finds what was lost without reading every row; no version of its own: older programs use the ledger with them too."""
+        if self.value("SELECT 1 FROM sqlite_master WHERE name = 'rounds_lost'") is None:
+            with self.transaction():
+                self.run("CREATE INDEX updates_lost ON updates (round) WHERE lost IS NOT NULL")
+                self.run("CREATE INDEX rounds_lost ON rounds (number) WHERE lost IS NOT NULL")
+                checksums.accept_schema(self._db)
 
     def _check_version(self) -> None:
         """Raises `sqlite3.DatabaseError` where the version is not that of the tables."""

@@ -114,6 +114,18 @@ class Fleet:
         """Number of devices with a recent contact."""
         return self.members.active(self.config.rounds.active_seconds)
 
+    @property
+    def awaited(self) -> int:
+        """Number of the active devices that have brought something, or joined, lately: rounds wait for these."""
+        rules = self.config.rounds
+        active = self.members.in_touch(self.clock() - rules.active_seconds)
+        return len(active) - len(self.silent(active, rounds.awaited_since(rules, self.open_round)))
+
+    def silent(self, devices: list[Device], since: int) -> list[Device]:
+        """Those of the devices that have brought nothing since this round, and joined before."""
+        last = "SELECT 1 FROM updates WHERE device = ? AND round >= ?"
+        return [each for each in devices if each.joined_at < since and self.database.value(last, each.id, since) is None]
+
     def updates_in(self) -> tuple[int, float | None]:
         """How many updates the open round has, and when the first one came."""
         query = "SELECT count(*) AS updates, min(received) AS first FROM updates WHERE round = ? AND lost IS NULL"
@@ -204,6 +216,7 @@ class Fleet:
             norm = counting.check_update(part.read_bytes(), table, self._format(wish.trained_from))
         except wire.WireError as error:
             self.payloads.forget(device.id, wish.sha256)
+            device.refused = str(error)
             raise Refused(422, "bad_update", str(error)) from error
         self.payloads.keep(part, wish.sha256)
         return Checked(size, norm)
@@ -227,13 +240,14 @@ class Fleet:
             )  # fmt: skip
             if wish.validation_loss is not None:
                 self.database.run("UPDATE devices SET validation_loss = ? WHERE id = ?", wish.validation_loss, device.id)
+        device.refused = None
         self.close_if_complete()
         return Receipt(round=wish.expected_round, weight=weight / rounds.ONE)
 
     def close_if_complete(self) -> bool:
         """Closes the open round if it is complete, and opens the next."""
         number, now, (updates, first) = self.open_round, self.clock(), self.updates_in()
-        if first is None or not rounds.is_complete(self.config.rounds, number, updates, self.active, now - first):
+        if first is None or not rounds.is_complete(self.config.rounds, number, updates, self.awaited, now - first):
             return False
         with self.database.transaction():
             self._weigh(number)

@@ -38,6 +38,7 @@ class Device:
     former: str | None  # id of the removed device whose place it took, because its key was lost: one device at most takes it
     bytes_in: int = 0
     bytes_out: int = 0
+    refused: str | None = None  # why its last update was not acceptable, since the start
 
 
 class Members:
@@ -62,8 +63,11 @@ class Members:
 
     def active(self, seconds: float) -> int:
         """Number of devices with a contact in the last `seconds`."""
-        since = self._clock() - seconds
-        return sum(device.revoked is None and device.last_contact >= since for device in self.devices.values())
+        return len(self.in_touch(self._clock() - seconds))
+
+    def in_touch(self, since: float) -> list[Device]:
+        """Devices with a contact since that time."""
+        return [device for device in self.devices.values() if device.revoked is None and device.last_contact >= since]
 
     def member(self, device_id: str) -> Device:
         """The device that signs with this id; raises `Refused`."""

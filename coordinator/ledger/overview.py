@@ -19,7 +19,7 @@ ALARM_ROUNDS = 5
 def overview(fleet: Fleet, started: float, version: str) -> Facts:
     """The fleet in general, its open round, and sums. Times are seconds since 1970, sizes bytes."""
     generalist, number = fleet.members.generalist, fleet.open_round
-    rules, active = fleet.config.rounds, fleet.active
+    rules, active, awaited = fleet.config.rounds, fleet.active, fleet.awaited
     updates, first = fleet.updates_in()
     devices = fleet.members.devices.values()
     return {
@@ -27,24 +27,29 @@ def overview(fleet: Fleet, started: float, version: str) -> Facts:
         "base": None if generalist is None else {"name": generalist.base_name, "sha256": generalist.base_sha256},
         "generalist": None if generalist is None else {"form": generalist.form, "tensors": len(generalist.tensors)},
         "newest_round": fleet.chain.newest_number, "open_round": number, "updates": updates,
-        "goal": rounds.goal(rules, number, active), "quorum": rounds.quorum(rules, active),
+        "goal": rounds.goal(rules, number, awaited), "quorum": rounds.quorum(rules, awaited),
         "deadline": None if first is None else first + rules.deadline_seconds,
         "devices": sum(device.revoked is None for device in devices), "active": active,
         "bytes_in": sum(device.bytes_in for device in devices), "bytes_out": sum(device.bytes_out for device in devices),
         "disk_free": fleet.payloads.disk()[0], "sqlite_journal": fleet.database.journal,
         "lost": damage.lost(fleet.database),
-        "alarms": alarms(fleet), "waits_for": rounds.waits_for(rules, number, updates), "notes": _notes(fleet, updates),
+        "alarms": alarms(fleet), "waits_for": rounds.waits_for(rules, number, updates), "notes": _notes(fleet, updates, first),
         "settings": {**asdict(fleet.config.training), "averaging": rules.averaging, "weights": rules.weights},
     }  # fmt: skip
 
 
-def _notes(fleet: Fleet, updates: int) -> list[str]:
+def _notes(fleet: Fleet, updates: int, first: float | None) -> list[str]:
     """What the owner should know of the open round and of the settings, in words."""
     rules, number, found = fleet.config.rounds, fleet.open_round, []
     members = sum(device.revoked is None for device in fleet.members.devices.values())
     if rounds.waits_for(rules, number, updates):
         few = f"; the fleet has {members}: invite more, or set min_devices" if members < rules.min_devices else ""
         found.append(f"round {number} waits: {updates} of {rules.min_devices} devices have sent{few}")
+    elif first is not None and fleet.clock() >= first + rules.deadline_seconds:
+        found.append(
+            f"round {number} waits past its deadline: {updates} of {rounds.quorum(rules, fleet.awaited)} devices have sent; "
+            "remove those that send nothing with: comigs-coordinator revoke NAME"
+        )
     if sentence := standby.nothing_left(fleet.database, fleet.payloads):
         found.append(sentence)
     if not fleet.has_settings_file:
@@ -59,12 +64,23 @@ def alarms(fleet: Fleet, since: int | None = None) -> dict[str, str]:
         "SELECT name, round, distance, 2 * counted_weight < weight AS is_long FROM updates JOIN devices ON id = device "
         "WHERE round >= ? AND revoked IS NULL ORDER BY round", since
     )  # fmt: skip
-    found = {row["name"]: reason for row in rows if (reason := _alarm(row))}
+    found = _silent(fleet) | {row["name"]: reason for row in rows if (reason := _alarm(row))}
     habitual = (fleet.members.devices[identity] for identity in fleet.chain.habitual())
     return found | {
         device.name: f"it refused {rounds.REFUSED} or more of the last {rounds.OF} generalists; its refusals do not count"
         for device in habitual if device.revoked is None
     }  # fmt: skip
+
+
+def _silent(fleet: Fleet) -> dict[str, str]:
+    """Devices that are in touch and bring nothing, or nothing that counts, and why."""
+    number, found = fleet.open_round, {}
+    in_touch = fleet.members.in_touch(fleet.database.value("SELECT opened FROM rounds WHERE number = ?", max(0, number - 1)))
+    for device in fleet.silent(in_touch, number - rounds.SILENT):
+        last = fleet.database.value("SELECT max(round) FROM updates WHERE device = ?", device.id)
+        since = "it joined" if last is None else f"round {last}"
+        found[device.name] = f"it is in touch and has brought nothing since {since}"
+    return found | {device.name: f"its updates are refused: {device.refused}" for device in in_touch if device.refused}
 
 
 def _alarm(row: Facts) -> str | None:

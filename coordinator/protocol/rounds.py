@@ -24,6 +24,8 @@ MAX_UPDATES = 1024  # of one round: what `aggregate` sums exactly
 INNER = (".lora_a", ".ffn_gate.weight", ".ffn_up.weight")  # of tensors that read an expert's input
 TOKEN_CAP = 1 << 20  # tokens beyond which an update's weight does not grow: bounds what one device can claim
 REFUSED, OF = 3, 5  # one that refused so many of the fleet's last generalists is not believed
+SILENT = 5  # rounds without an update after which a device that is in touch is named
+MOST_SILENT = 100  # ... after which none is waited for, whatever `max_staleness`
 TOKEN_FACTOR = 4  # ... and times the median of its round's claims
 
 
@@ -31,7 +33,7 @@ TOKEN_FACTOR = 4  # ... and times the median of its round's claims
 class Rules:
     """How rounds go. The defaults are meant for 1 to 50 devices."""
 
-    goal: Annotated[int, setting("updates that close a round; 0: one of every active device", 0, 1024)] = 0
+    goal: Annotated[int, setting("updates that close a round; 0: one of every active device that brings some", 0, 1024)] = 0
     deadline_seconds: Annotated[float, setting("after a round's first update it closes with those that are in ...", 0, 31e6)] = (
         1800.0
     )
@@ -52,6 +54,11 @@ class Rules:
     averaging: Annotated[Averaging, setting('the paper\'s; "freeze-a" and "alternate" average low-rank products exactly')] = (
         "separate"
     )
+
+
+def awaited_since(rules: Rules, round_number: int) -> int:
+    """The round since which a device must have brought something, or joined, to be waited for: what is older is too stale."""
+    return round_number - min(max(SILENT, rules.max_staleness), MOST_SILENT)
 
 
 def goal(rules: Rules, round_number: int, active: int) -> int:

@@ -1,7 +1,9 @@
 """Files that are no base: each is told what it is and what to do, before anything is made."""
 
+import contextlib
 import gzip
 import json
+import math
 import os
 import re
 import struct
@@ -14,8 +16,11 @@ import torch
 
 from comigs_edge import llamacpp
 from comigs_edge.base.catalogue import find_base
-from comigs_edge.base.hparams import read_hparams
+from comigs_edge.base.hparams import check_tensors, read_hparams
+from comigs_edge.base.parts import is_part, join
 from comigs_edge.errors import ComigsError
+from quantize import gguf_writer
+from quantize.formats import QuantizeError
 from quantize.gguf_file import GGUFFile
 from tests.conftest import divergence, llama_logits
 from tests.tiny import TEMPLATE, write_llama
@@ -62,6 +67,16 @@ def rewritten(path, source, changes=(), parts=None):
         writer.write_tensors_to_file()
         writer.close()
     return paths if parts else path
+
+
+def replace(path, source, key, value, kind):
+    """The model at `source` with one entry of its metadata, also of those that gguf-py's writer keeps for itself."""
+    file = GGUFFile(source)
+    packed = gguf.GGUFWriter(path, "llama")._pack_val(value, kind, True)
+    entries = [source.read_bytes()[start:end] for name, (start, end) in file.metadata_bytes.items() if name != key]
+    entries.append(struct.pack("<Q", len(key)) + key.encode() + packed)
+    with path.open("wb") as out:
+        gguf_writer.write(out, entries, [gguf_writer.plan_copy(file, name) for name in file.tensors])
 
 
 def as_bytes(content):
@@ -112,6 +127,18 @@ WRONG = {
     ),
     "template": (lambda path: write_llama(path, template="{% for m in messages %}x"), "Unexpected end of template"),
     "refusal": (lambda path: write_llama(path, template="{{ raise_exception('not today') }}"), "refuses this chat: not today"),
+    "alignment in words": (
+        lambda path: write(path, {"general.alignment": "many"}, ONE),
+        "general.alignment is 'many' and no whole number; get the file again",
+    ),
+    "alignment of nothing": (
+        lambda path: write(path, {"general.alignment": (float("nan"), "add_float32")}, ONE),
+        "general.alignment is 'nan' and no whole number",
+    ),
+    "many alignments": (
+        lambda path: write(path, {"general.alignment": ([32, 64], "add_array")}, ONE),
+        r"general.alignment is '\[32 64\]' and no whole number",
+    ),
     "stretched": (
         lambda path: rewritten(path, write_llama(path.with_suffix(".tmp")), {"llama.rope.scaling.type": ("yarn", KIND.STRING)}),
         "scales RoPE by 'yarn'; .* before its context was extended",
@@ -126,6 +153,33 @@ def test_what_is_no_base_is_named_for_what_it_is(run, home, tmp_path, name):
     output = run("init", "--base", tmp_path / "wrong.gguf", code=1).output
     assert re.search(sentence, output), output
     assert not home.exists()
+
+
+ODD = [
+    ("many", KIND.STRING), ([1, 2], KIND.ARRAY), (["a"], KIND.ARRAY), (math.nan, KIND.FLOAT32), (math.inf, KIND.FLOAT64),
+    (-1, KIND.INT32), (0, KIND.UINT8), (2**64 - 1, KIND.UINT64), (True, KIND.BOOL),
+]  # fmt: skip
+CONVERTED = [
+    "general.alignment", "general.architecture", "general.type", "split.count", "split.no", "split.tensors.count",
+    *(f"llama.{name}" for name in (
+        "expert_count", "embedding_length", "attention.head_count", "attention.key_length", "attention.value_length",
+        "rope.scaling.type", "rope.scaling.factor", "rope.scale_linear", "block_count", "feed_forward_length",
+        "attention.head_count_kv", "rope.dimension_count", "rope.freq_base", "attention.layer_norm_rms_epsilon",
+        "context_length",
+    )),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("key", CONVERTED)
+def test_an_odd_value_of_a_header_is_a_sentence_or_is_taken(tmp_path, tiny_path, key):
+    path = tmp_path / "odd.gguf"
+    for value, kind in ODD:
+        replace(path, tiny_path, key, value, kind)
+        with contextlib.suppress(ComigsError, QuantizeError):
+            if is_part(path):
+                join(path, tmp_path / "joined.gguf")
+            else:
+                check_tensors(file := GGUFFile(path), read_hparams(file))
 
 
 @pytest.mark.parametrize(("ready", "architecture"), [("lora", "llama"), ("parallel", "granitemoe")], indirect=["ready"])
@@ -255,3 +309,9 @@ def test_a_pipe_is_no_base_and_is_not_waited_for(tmp_path):
     for path in (tmp_path / "base.gguf", "/dev/zero"):
         with pytest.raises(ComigsError, match=r"is no ordinary file; name a \.gguf file or a Hugging Face folder"):
             find_base(str(path))
+
+
+def test_a_base_that_does_not_say_how_text_is_split_is_warned_of(run, tmp_path, tiny_path):
+    silent = rewritten(tmp_path / "silent.gguf", tiny_path, {"tokenizer.ggml.pre": (None, None)})
+    assert "tokenizer.ggml.pre is missing" in run("init", "--base", silent).output
+    assert "tokenizer.ggml.pre" not in run("init", "--force", "--base", tiny_path).output

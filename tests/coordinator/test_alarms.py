@@ -6,7 +6,9 @@ import sys
 import urllib.request
 
 import numpy as np
+import pytest
 
+from comigs_edge.fleet.client import RemoteRefused
 from coordinator.protocol.messages import Refusal
 from tests.coordinator.rig import Coordinator, Member, random_arrays
 
@@ -49,6 +51,36 @@ def test_a_far_update_and_a_habitual_refuser_are_named_wherever_the_owner_looks(
     log = (tmp_path / "data.log").read_text()
     assert f"odd: {alarms['odd']}" in log
     assert "refuser keeps its generalist and not 3; it refuses most of them and is not counted" in log
+
+
+def test_who_brings_nothing_or_nothing_that_counts_is_named_and_not_waited_for(tmp_path):
+    coordinator = Coordinator(tmp_path / "data", deadline_seconds=0, max_staleness=5)  # rounds close with half of the devices
+    good, other = Member(coordinator.invite("good")), Member(coordinator.invite("other"))
+    silent, garbage = Member(coordinator.invite("silent")), Member(coordinator.invite("garbage"))
+    good.push(random_arrays(0))
+    for number in range(1, 5):
+        status = coordinator.until(lambda status, number=number: status["newest_round"] == number - 1)
+        assert status["goal"] == 4
+        with pytest.raises(RemoteRefused, match="beyond 64"):
+            garbage.push({name: 100 * np.ones_like(array) for name, array in random_arrays(1).items()})
+        silent.remote.state()
+        reason = coordinator.ask("status")["alarms"]["garbage"]
+        assert reason.startswith("its updates are refused: ")
+        assert "beyond 64" in reason
+        for index, member in enumerate((good, other)):
+            member.push(random_arrays(10 * number + index))
+    status = coordinator.until(lambda status: status["newest_round"] == 4)
+    silent.remote.state()
+    assert status["goal"] == 2
+    alarm = coordinator.ask("status")["alarms"]["silent"]
+    assert alarm == "it is in touch and has brought nothing since it joined"
+    assert all(
+        alarm in text for text in (printed(coordinator, "status"), printed(coordinator, "devices"), page(coordinator, "/"))
+    )
+    silent.push(random_arrays(70))
+    garbage.push(random_arrays(71))
+    assert coordinator.ask("status")["alarms"].keys().isdisjoint({"silent", "garbage"})
+    coordinator.stop()
 
 
 def test_the_state_names_the_norm_up_to_which_an_update_counts(tmp_path):

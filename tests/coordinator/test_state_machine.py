@@ -36,6 +36,7 @@ class Model:
     def __init__(self, goal):
         self.goal = goal
         self.members, self.revoked = [], set()
+        self.joined_at = {}  # the newest generalist then
         self.rounds = [{}]  # number -> device -> (value, weight); the last one is open
         self.first = None  # when the open round's first update came
         self.values = []  # of the generalists, as float32; len(values) - 1 is the newest
@@ -56,7 +57,10 @@ class Model:
         return [device for device in self.members if device not in self.revoked]
 
     def close_if_complete(self, now):
-        updates, active = len(self.rounds[-1]), len(self.active)
+        since = self.open - 5  # of max_staleness and 5 the larger
+        lately = set().union(*self.rounds[max(0, since) :])
+        updates = len(self.rounds[-1])
+        active = sum(device in lately or self.joined_at[device] >= since for device in self.active)
         if not updates:
             return
         goal = 1 if self.open == 0 else max(1, min(self.goal or active, active))
@@ -118,6 +122,7 @@ class FleetMachine(RuleBasedStateMachine):
         assert self.room.join(code=code, key=key).id == device.id  # the answer was lost
         self.codes.append(code)
         self.model.members.append(device.id)
+        self.model.joined_at[device.id] = self.model.newest
 
     @rule(data=st.data())
     def join_with_a_used_code(self, data):

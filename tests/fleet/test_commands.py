@@ -157,6 +157,12 @@ def test_a_device_leaves_and_joins_another_fleet(run, ready, coordinator):
     run("join", coordinator.invite())
 
 
+def test_a_link_on_standard_input_stands_in_no_command_line(run, ready, coordinator):
+    found = json.loads(run("join", "-", "--json", input=f"{coordinator.invite('typed')}\n").stdout)
+    assert found["name"] == "typed"
+    assert "the invitation is empty" in run("join", "-", input="", code=1).stderr
+
+
 def test_bad_links_are_one_sentence(run, ready, coordinator):
     for link, part in (
         ("hello", "is no invitation"),

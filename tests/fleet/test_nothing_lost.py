@@ -14,7 +14,7 @@ from comigs_edge.fleet.outcome import Judgement
 from comigs_edge.fleet.transport import Offline
 from comigs_edge.home.folder import Home
 from coordinator.protocol import compress
-from tests.coordinator.rig import SHAPES, Coordinator, generalist
+from tests.coordinator.rig import SHAPES, Coordinator, arrays, generalist
 from tests.fleet.rig import BASE, NAME, Device, FolderFleet
 from tests.fleet.test_books import offline
 
@@ -153,6 +153,46 @@ def test_an_update_beyond_the_fleets_bound_comes_in_parts_within_it(fleet, devic
         fleet.close()
         device.exchange(tokens=0)
     assert newest(fleet) == pytest.approx(2.5)
+
+
+@pytest.mark.parametrize("update_format", ["float32", "float16", "int8"])
+def test_numbers_beyond_those_that_count_come_in_parts_from_the_first_round_on(tmp_path, update_format):
+    coordinator, device = Coordinator(tmp_path / "data", update_format=update_format), Device(tmp_path / "home")
+    device.initial = device.local = arrays(-60.0)
+    device.join_coordinator(coordinator.invite())
+    receipts = []
+    for number in range(4):
+        receipts += device.exchange(tokens=100 if number == 1 else 0).receipts
+        coordinator.until(lambda status: status["newest_round"] == status["open_round"] - 1)
+        if number == 0:
+            device.exchange(tokens=0)
+            device.learn(100.0)  # and no bound of norms is known
+    assert [receipt.round for receipt in receipts] == [0, 1, 2]
+    assert device.value == pytest.approx(40.0, rel=0.01)
+    assert coordinator.rounds()[2]["devices"] == 1
+    coordinator.stop()
+
+
+def test_what_is_refused_for_what_it_holds_is_said_once_and_sent_again_when_it_changed(tmp_path, coordinator):
+    device = Device(tmp_path / "home").join_coordinator(coordinator.invite())
+    device.exchange(tokens=0)
+    coordinator.until(lambda status: status["newest_round"] == 0)
+    device.exchange(tokens=0)
+    device.learn(1.0)
+    device.local[NAME] = device.local[NAME] * np.float32("nan")
+    sent = [device.exchange(tokens=100 if number == 0 else 0).bytes_sent for number in range(3)]
+    assert sent[0] > 0 == sent[1] == sent[2]
+    device.open()  # another process
+    assert device.exchange(tokens=0).bytes_sent == 0
+    assert [note for note in device.folder.notes if "not finite" in note and "is sent again once it changed" in note] == (
+        device.folder.notes
+    )
+    assert len(device.folder.notes) == 1
+    device.local[NAME] = np.ones_like(device.local[NAME])
+    assert len(device.exchange().receipts) == 1
+    coordinator.until(lambda status: status["newest_round"] == 1)
+    device.exchange(tokens=0)
+    assert device.value == 1.0
 
 
 @pytest.mark.parametrize("name", ["standing.safetensors", "outbox.safetensors", "standing.json"])

@@ -163,7 +163,7 @@ def test_a_trainer_beside_an_interrupted_training_leaves_its_files_alone(opened)
     before = state()
     assert sum(name.startswith("below-") for name in before) == 2
     run.make_trainer(Adapters.initial(layout, run.base.hparams, 0)).validate()
-    assert steps_within(run, 0.01) >= 1
+    assert steps_within(run, 0.0) == 0
     assert state() == before
 
 

@@ -234,7 +234,8 @@ def test_steps_that_fit_by_hand():
     assert steps_that_fit(360, pace, plan, has_router=True) == 30
     assert steps_that_fit(339, pace, plan, has_router=True) == 29
     assert steps_that_fit(360, pace, plan, has_router=False) == 41  # 41 * 8 + 3 * 10 = 358
-    assert steps_that_fit(1, pace, plan, has_router=True) == 1
+    assert steps_that_fit(108, pace, plan, has_router=True) == 1  # one step and 10 router steps of 8 s, two validations
+    assert steps_that_fit(107, pace, plan, has_router=True) == 0
     quantised = schedule(router_period=30, router_steps=10, block_format="Q4_0", quantise_start=0.5)
     # 20 steps: 10 * 8 + 10 * 16 = 240, as much again by half for the 10 router steps, two validations: 380.
     assert steps_that_fit(380, pace, quantised, has_router=True) == 20

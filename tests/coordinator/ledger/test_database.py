@@ -5,7 +5,7 @@ import sqlite3
 import numpy as np
 import pytest
 
-from coordinator.ledger import database
+from coordinator.ledger import checksums, damage, database
 from coordinator.ledger.database import Database
 from coordinator.protocol.errors import CoordinatorError
 from coordinator.protocol.messages import Refusal
@@ -92,3 +92,37 @@ def test_a_ledger_of_a_newer_version_is_left_alone(tmp_path):
         connection.execute(f"PRAGMA user_version={len(database.MIGRATIONS) + 1}")
     with pytest.raises(CoordinatorError, match="newer comigs-coordinator"):
         Database(tmp_path / "coordinator.db")
+
+
+def test_what_was_lost_is_found_without_reading_every_row_also_in_an_older_ledger(room):
+    device = room.join()
+    room.step((device, arrays(0.0)))
+    room.step((device, arrays(1.0)))
+    for name in ("updates_lost", "rounds_lost"):  # as a program from before the indices leaves it
+        room.fleet.database.run(f"DROP INDEX {name}")
+    checksums.accept_schema(room.fleet.database._db)
+    room.crash()
+    db = room.fleet.database
+    for table in ("updates", "rounds"):
+        plan = db.rows(f"EXPLAIN QUERY PLAN SELECT * FROM {table} WHERE lost IS NOT NULL")
+        assert f"{table}_lost" in plan[0]["detail"]
+    assert damage.lost(db) == []
+    db.run("UPDATE updates SET lost = 'gone' WHERE round = 1")
+    assert damage.lost(db) == ["the update of device-1 in round 1"]
+    room.crash()  # the schema is what was written
+    assert room.fleet.database.changed() == []
+
+
+def test_a_row_that_is_gone_is_found_beside_one_that_nobody_wrote(room):
+    device = room.join()
+    room.step((device, arrays(0.0)))
+    room.step((device, arrays(1.0)))
+    room.fleet.database.close()
+    with sqlite3.connect(room.fleet.database.path) as other:  # no checksums are written
+        other.execute("UPDATE updates SET round = 7 WHERE round = 1")
+    other.close()
+    db = Database(room.fleet.database.path)
+    assert {(row.table, row.key, row.state) for row in db.changed()} == {
+        ("updates", f"{device.id} 1", "gone"), ("updates", f"{device.id} 7", "unknown"),
+    }  # fmt: skip
+    db.close()

@@ -12,6 +12,7 @@ from coordinator.ledger.database import Database
 from coordinator.ledger.fleet import Fleet
 from coordinator.ledger.folder import Folder
 from coordinator.ledger.making import Damaged, make_generalist
+from coordinator.ledger.overview import overview
 from coordinator.ledger.payloads import Payloads
 from coordinator.protocol import compress, keys, wire
 from coordinator.protocol.errors import CoordinatorError, Refused
@@ -469,3 +470,37 @@ def test_weights_are_those_of_the_receipts(room):
     device = room.join()
     assert room.commit(device, arrays(1.0)).weight == 1.0
     assert room.fleet.database.value("SELECT weight FROM updates") == ONE
+
+
+def test_who_brought_nothing_for_twenty_rounds_is_not_waited_for_until_it_brings_something(tmp_path):
+    room = Room(tmp_path / "room", deadline_seconds=1800.0)
+    good, late = room.join(name="good"), room.join(name="late")
+    room.step((good, arrays(0.0)))
+    for number in range(1, 20):  # round 0 is the first of the twenty
+        room.step((good, arrays(0.1)))
+        assert room.fleet.open_round == number  # it waits
+        room.now += 1800
+        room.step()
+        assert room.fleet.open_round == number + 1
+    assert room.fleet.awaited == 1
+    room.step((good, arrays(0.1)))
+    assert room.fleet.open_round == 21
+    room.step((late, arrays(0.1)))
+    assert room.fleet.open_round == 21
+    assert room.fleet.awaited == 2
+    room.step((good, arrays(0.1)))
+    assert room.fleet.open_round == 22
+    room.join(name="new")
+    assert room.fleet.awaited == 3
+    room.fleet.database.close()
+
+
+def test_a_round_that_too_few_bring_to_says_so_past_its_deadline(tmp_path):
+    room = Room(tmp_path / "room", deadline_seconds=1800.0)
+    good, *_ = [room.join() for _ in range(3)]
+    room.step((good, arrays(0.0)))
+    room.step((good, arrays(0.1)))
+    assert overview(room.fleet, 0.0, "1")["notes"] == [room.config.gone()] * (not room.fleet.has_settings_file)
+    room.now += 1801
+    assert "round 1 waits past its deadline: 1 of 2 devices have sent" in overview(room.fleet, 0.0, "1")["notes"][0]
+    room.fleet.database.close()
