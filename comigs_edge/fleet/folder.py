@@ -127,13 +127,10 @@ class FleetFolder:
             files.write_atomic(self.key_file, keys.key_to_pem(keys.new_key()))
         try:
             return keys.key_from_pem(self.key_file.read_bytes(), self.key_file)
-        except CoordinatorError as error:
-            raise ComigsError(f"{error}, or move it away and join again: comigs-edge join LINK") from error
-        except OSError as error:
-            raise ComigsError(
-                f"{self.key_file} cannot be read ({error.strerror}); give it back to its owner, or move it away and join again: "
-                "comigs-edge join LINK"
-            ) from error
+        except (CoordinatorError, OSError) as error:
+            unread = f"{self.key_file} cannot be read ({getattr(error, 'strerror', '')}); give it back to its owner"
+            why = unread if isinstance(error, OSError) else str(error)
+            raise ComigsError(f"{why}, or move it away and join again: comigs-edge join LINK") from error
 
     # What was heard -----------------------------------------------------------------------------------------------
 
