@@ -134,10 +134,12 @@ class Chain:
         return {"refusals": len(counted), "active": active, "newest": self.newest_number}
 
     def habitual(self) -> set[str]:
-        """Ids of devices that refused most of the last generalists that the fleet made."""
+        """Ids of devices that refused most of the last generalists that the fleet made, under whatever number they came again."""
+        made = "SELECT number, sha256 FROM rounds WHERE published IS NOT NULL AND rolled_back_to IS NULL ORDER BY number DESC LIMIT ?"
         rows = self._database.rows(
-            "SELECT device FROM refusals WHERE round IN (SELECT number FROM rounds WHERE published IS NOT NULL "
-            "AND rolled_back_to IS NULL ORDER BY number DESC LIMIT ?) GROUP BY device HAVING count(*) >= ?",
+            f"SELECT device FROM refusals JOIN rounds AS refused ON refused.number = round JOIN ({made}) AS made "
+            "ON made.number = refused.number OR refused.rolled_back_to IS NOT NULL AND made.sha256 = refused.sha256 "
+            "GROUP BY device HAVING count(DISTINCT made.number) >= ?",
             rounds.OF, rounds.REFUSED,
         )  # fmt: skip
         return {row["device"] for row in rows}

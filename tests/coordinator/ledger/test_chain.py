@@ -215,6 +215,17 @@ def test_refusals_that_come_too_late_or_too_early_change_nothing(room):
     assert room.ledger() == before
 
 
+def test_who_refuses_what_it_turned_back_to_as_well_is_not_counted_from_the_third_on(tmp_path):
+    room = Room(tmp_path, goal=1)
+    one, other = room.join(), room.join()
+    for _ in range(9):
+        room.step((one, arrays(1.0)))
+    for _ in range(6):
+        refuse(room, other)
+    assert [opened(room)[number].rolled_back_to for number in range(9, len(opened(room)))] == [7, 6]
+    assert room.chain.habitual() == {other.id}
+
+
 def test_the_first_generalist_cannot_be_refused(room):
     devices = grown(room, 1.0)
     refused("stale_round", refuse, room, devices[0], 0)
