@@ -135,7 +135,8 @@ class Chain:
 
     def habitual(self) -> set[str]:
         """Ids of devices that refused most of the last generalists that the fleet made, under whatever number they came again."""
-        made = "SELECT number, sha256 FROM rounds WHERE published IS NOT NULL AND rolled_back_to IS NULL ORDER BY number DESC LIMIT ?"
+        own = "published IS NOT NULL AND rolled_back_to IS NULL"
+        made = f"SELECT number, sha256 FROM rounds WHERE {own} ORDER BY number DESC LIMIT ?"
         rows = self._database.rows(
             f"SELECT device FROM refusals JOIN rounds AS refused ON refused.number = round JOIN ({made}) AS made "
             "ON made.number = refused.number OR refused.rolled_back_to IS NOT NULL AND made.sha256 = refused.sha256 "
