@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Optional, cast
 
@@ -48,6 +49,8 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Write the settings and the base anew; text and models stay.")] = False,
 ) -> None:
     """Make the home of your model: its base, its settings, and a place for your text."""
+    from comigs_edge.training.next_step import find_next
+
     home = homes.locate()
     if home.exists and not force:
         out.print(
@@ -60,10 +63,11 @@ def init(
         if expert_form is not None and expert_form not in FORMS:
             raise typer.BadParameter(f"--expert-form {expert_form} is not one of {', '.join(FORMS)}")
         name, source = find_base(base or DEFAULT_BASE)
-        settings = _make_home(home, name, source, format.upper(), expert_form, profile, specialists)
+        with home.lock("init") if home.exists else nullcontext():
+            settings = _make_home(home, name, source, format.upper(), expert_form, profile, specialists)
         out.print(f"made {printable(str(home.root))}\n", soft_wrap=True)
     _print_plan(home, settings)
-    next_command("comigs-edge data add FOLDER")
+    next_command(find_next(home, settings, has_new_text=True))
 
 
 def _make_home(

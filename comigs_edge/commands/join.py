@@ -29,6 +29,7 @@ def join(
     """Join a fleet: this device's generalist is averaged with the others'. Text, specialists and router never leave."""
     from comigs_edge.fleet import joining
     from comigs_edge.fleet.generalist import describe_generalist
+    from comigs_edge.training.next_step import find_next
 
     home = homes.locate()
     settings = home.settings()
@@ -39,10 +40,11 @@ def join(
         member, said = joining.join(home, link, name, generalist)
     for note in said:
         warn(note)
+    then = find_next(home, settings, has_new_text=True)
     if json:
         print_json({
             "fleet": member.fleet, "device": member.device, "name": member.name, "address": member.address,
-            "next": "comigs-edge train",
+            "next": then,
         })  # fmt: skip
         return
     weights = sum(rows * columns for rows, columns in generalist.tensors.values())
@@ -53,15 +55,16 @@ def join(
         soft_wrap=True,
     )
     out.print("what stays: your text, specialists, router and optimiser")
-    next_command("comigs-edge train")
+    next_command(then)
 
 
 def leave() -> None:
     """Leave the fleet; your model stays as it is, and what the fleet has not received yet waits for the day you join it again."""
     from comigs_edge.fleet.folder import FleetFolder
+    from comigs_edge.training.next_step import find_next
 
     home = homes.locate()
-    home.settings()
+    settings = home.settings()
     with home.lock("leave"):
         folder = FleetFolder(home)
         member = folder.membership()
@@ -69,4 +72,4 @@ def leave() -> None:
     name = printable(member.name)
     text = f"{name} trains alone again; to have it forgotten there: comigs-coordinator revoke {name}"
     out.print(text, soft_wrap=True)
-    next_command("comigs-edge train")
+    next_command(find_next(home, settings, has_new_text=True))

@@ -27,6 +27,7 @@ def plan(
 ) -> None:
     """Show how this device would train: experts, batch, threads, memory, time, each with its reason."""
     from comigs_edge.planning.plan import resolve
+    from comigs_edge.training.next_step import find_next
     from profiles import plan as planner
 
     home = homes.locate()
@@ -46,7 +47,7 @@ def plan(
         return
     show(plan, settings, others)
     _show_chat(talk)
-    next_command("comigs-edge train")
+    next_command(find_next(home, settings, has_new_text=True))
 
 
 def _plan_chat(home: Home, settings: Config, profile: str | None) -> ChatPlan | str:

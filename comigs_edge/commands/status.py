@@ -127,6 +127,7 @@ def _fleet(home: homes.Home) -> dict[str, Any] | None:
 def _fleet_line(fleet: dict[str, Any]) -> str:
     facts = [fleet["address"], fleet["name"] and f"as {printable(fleet['name'])}"]
     facts += ["no generalist yet" if fleet["generalist"] is None else f"generalist {fleet['generalist']}"]
-    facts += ["an update waits (comigs-edge sync brings it)" if fleet["waits"] else None, fleet["round_waits"]]
+    remedy = "" if fleet["troubles"] else " (comigs-edge sync brings it)"  # else the trouble says what to do first
+    facts += [f"an update waits{remedy}" if fleet["waits"] else None, fleet["round_waits"]]
     troubles = "".join(f"\n          {printable(each)}" for each in fleet["troubles"])
     return ", ".join(filter(None, facts)) + troubles

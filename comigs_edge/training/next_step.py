@@ -21,7 +21,8 @@ def find_next(home: Home, settings: Config, has_new_text: bool = False) -> str:
     state, remains = checkpoint.load(home.state), find_remains(home, corpus)
     interrupted = state is not None and state.is_interrupted
     holds_removed = remains.in_training if interrupted else bool(made) and made[-1] in remains.versions
-    if holds_removed or (state is not None and not state.progress):  # of a damaged state nothing goes on
+    is_foreign = state is not None and state.progress.get("base_sha256", settings.base.sha256) != settings.base.sha256
+    if holds_removed or (interrupted and is_foreign) or (state is not None and not state.progress):  # damaged: nothing goes on
         return "comigs-edge train --fresh"
     if interrupted:
         return "comigs-edge train --resume"

@@ -5,7 +5,7 @@ import pytest
 from comigs_edge.data.corpus import Corpus
 from comigs_edge.home.folder import Home
 from comigs_edge.training import checkpoint
-from tests.tiny import some_text
+from tests.tiny import some_text, write_llama
 
 FAST = ("--plan", "batch=4", "--plan", "context=64")
 
@@ -68,3 +68,20 @@ def test_without_text_the_next_command_adds_some(ready, run):
     for source in Corpus(ready.documents_file).sources():
         said = said_next(run("data", "remove", source["id"]))
     assert said == said_next(run("status")) == said_next(run("data", "list")) == "comigs-edge data add FOLDER"
+
+
+def test_an_interrupted_training_of_another_base_is_not_gone_on_with(ready, run, tmp_path):
+    run("train", "--steps", 2, *FAST)
+    interrupt(ready)
+    said = said_next(run("init", "--force", "--base", write_llama(tmp_path / "other.gguf", seed=5)))
+    assert said == said_next(run("status")) == said_next(run("plan")) == "comigs-edge train --fresh"
+    assert said_next(run("train", "--fresh", "--steps", 2, *FAST)) == "comigs-edge chat"
+
+
+def test_settings_are_not_written_anew_under_a_training(ready, run):
+    with ready.lock("train"):
+        assert "comigs-edge train" in run("init", "--force", code=1).stderr
+
+
+def test_a_plan_without_text_says_to_add_some(run, home, tiny_path):
+    assert said_next(run("init", "--base", tiny_path)) == said_next(run("plan")) == "comigs-edge data add FOLDER"
