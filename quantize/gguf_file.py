@@ -102,6 +102,8 @@ def foreign_kind(start: bytes) -> str | None:
         return "a web page: its address was wrong, or wants a login; download the model's file itself"
     if start.startswith((b"\x80\x02", b"\x80\x03", b"\x80\x04")) or (start.startswith(b"PK\x03\x04") and b"data.pkl" in start):
         return "made of PyTorch's pickles, which can run code and are not read; get the model as .safetensors or .gguf"
+    if text.startswith((b'{"', b"[{")):
+        return "JSON and no model, perhaps a server's refusal; look into it, and download the model's file itself"
     if packed := next((name for mark, name in _PACKED.items() if start.startswith(mark)), None):
         return f"packed ({packed}); unpack it and name the .gguf file that comes out"
     return None

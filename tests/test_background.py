@@ -104,3 +104,12 @@ def test_too_little_text_starts_nothing_and_names_what_is_missing(run, home, tin
     run("init", "--base", tiny_path)
     assert "too little" in run("train", "--background", code=1).output
     assert json.loads(run("status", "--json").stdout)["next"] == "comigs-edge data add FOLDER"
+
+
+def test_a_suspended_training_is_called_so_and_can_be_stopped(run, training):
+    wait_for(lambda: progress() and progress().expert_steps >= 2)
+    os.kill(training["process"], signal.SIGSTOP)
+    wait_for(lambda: json.loads(run("status", "--json").stdout)["running"]["suspended"])
+    assert "suspended (fg, or kill -CONT)" in run("status").stdout
+    run("train", "--stop")
+    assert json.loads(run("status", "--json").stdout)["training"]["state"] == "interrupted"

@@ -11,6 +11,7 @@ ATTENTION = ("attn_q", "attn_k", "attn_v", "attn_output")  # the matrices of a b
 FFN = ("ffn_gate", "ffn_up", "ffn_down")
 _NORMS = ("attn_norm", "ffn_norm")
 MAX_BLOCKS = 1024
+MIN_CONTEXT = 32  # tokens: a message and a few words of an answer
 _REASONS = {  # by the beginning of an architecture or of a Hugging Face type, the longer one first
     "granitehybrid": "whose Mamba layers are not computed in training",
     "granitemoehybrid": "whose Mamba layers are not computed in training",
@@ -107,6 +108,8 @@ def _no_whole_model(file: GGUFFile, arch: str) -> str | None:
 def _read(file: GGUFFile, arch: str, scaling: str) -> HParams:
     meta = {key.removeprefix(f"{arch}."): value for key, value in file.metadata.items()}
     width, num_heads = int(meta["embedding_length"]), int(meta["attention.head_count"])
+    if min(width, num_heads) < 1:
+        raise ComigsError(f"{file.path} is damaged: it claims a width of {width:,} in {num_heads:,} heads; get the file again")
     head_width = int(meta.get("attention.key_length", width // num_heads))
     if int(meta.get("attention.value_length", head_width)) != head_width:
         raise ComigsError(f"{file.path} has keys and values of different widths, which is not supported")
@@ -132,6 +135,11 @@ def check_tensors(file: GGUFFile, hparams: HParams) -> None:
     """Raises `ComigsError` unless the file has every tensor that the forward pass uses, in its shape, and no other."""
     if not 1 <= hparams.num_blocks <= MAX_BLOCKS:
         raise ComigsError(f"{file.path} is damaged: it claims {hparams.num_blocks:,} blocks")
+    if hparams.context_length < MIN_CONTEXT:
+        raise ComigsError(
+            f"{file.path} says that it reads {hparams.context_length} tokens at once, and at least {MIN_CONTEXT} are needed; "
+            "choose another base"
+        )
     needed = {"token_embd.weight": (hparams.vocab_size, hparams.width), "output_norm.weight": (hparams.width,)}
     allowed = set(_TOP_TENSORS)
     for index in range(hparams.num_blocks):

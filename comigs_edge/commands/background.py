@@ -47,6 +47,7 @@ def stop(home: Home, as_json: bool) -> None:
     if running is None or running.command != "train":
         raise ComigsError("no training runs in this home; see: comigs-edge status")
     os.kill(running.process, signal.SIGUSR1)
+    os.kill(running.process, signal.SIGCONT)  # where Ctrl-Z has suspended it
     with notes.status(f"process {running.process} ends its step and saves"):
         while running.is_alive:
             time.sleep(LOOKS)

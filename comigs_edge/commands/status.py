@@ -82,7 +82,7 @@ def _collect() -> dict[str, Any]:
         facts["training"] = {"state": state, "expert_steps": saved.progress["expert_steps"], "steps": steps}
     running = holder.present(home.holder_file)
     if running is not None:
-        facts["running"] = asdict(running)
+        facts["running"] = asdict(running) | {"suspended": running.is_suspended}
     numbers = versions(home.adapters)
     if numbers:
         facts["adapters"] = read_manifest(home.adapters, numbers[-1])
@@ -96,7 +96,8 @@ def _training_line(training: dict[str, Any], running: dict[str, Any] | None) -> 
     if running is not None and running["command"] == "train":
         progress = running["progress"]
         how_far = line(holder.Progress(**progress)) if progress else "begins"
-        return f"{how_far} (process {running['process']}, since {running['since']})"
+        suspended = "suspended (fg, or kill -CONT), " if running["suspended"] else ""
+        return f"{suspended}{how_far} (process {running['process']}, since {running['since']})"
     steps = f", {training['expert_steps']} of {training['steps']} expert steps" if training["steps"] else ""
     other = f"; now runs: comigs-edge {running['command']} (process {running['process']})" if running else ""
     return f"{training['state']}{steps}{other}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from comigs_edge.arrays import add, subtract
+from comigs_edge.arrays import add, norm, subtract
 from comigs_edge.errors import ComigsError
 from comigs_edge.fleet.books import Books
 from comigs_edge.fleet.chain import ForkedChain, restoration
@@ -62,7 +62,7 @@ def go_back(books: Books, note: Restoration, state: State, generalist: Arrays, t
         if standing.trained_from > begin and _begin_again(books, begin, note, links, transport):
             if is_known:
                 generalist = add(add(standing.reference, unsent), lost)
-            else:
+            elif norm(subtract(generalist, standing.reference)):
                 standing.unsent_tokens = max(1, standing.unsent_tokens)
     standing.restored = note.number
     books.note(generalist)

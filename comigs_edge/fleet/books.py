@@ -22,7 +22,7 @@ from functools import reduce
 
 import msgspec
 
-from comigs_edge.arrays import add, digest, subtract, zeros
+from comigs_edge.arrays import add, digest, norm, subtract, zeros
 from comigs_edge.fleet.chain import Check, Fetch, Link, follow, set_back
 from comigs_edge.fleet.folder import KEPT_HEADS, FleetFolder
 from comigs_edge.fleet.kept import Kept
@@ -79,8 +79,8 @@ class Books:
         """The sum of the updates that are chosen by round and id and do not count any more: their tokens are not sent."""
         standing, changes = self.standing, self.brought(chosen)
         lost = {each: at for each, at in standing.brought.items() if chosen(at, each)}
-        if lost:
-            standing.unsent_tokens = max(1, standing.unsent_tokens + sum(update.tokens for update in self._chosen(chosen)))
+        standing.unsent_tokens += sum(update.tokens for update in self._chosen(chosen))
+        standing.unsent_tokens = max(int(norm(changes) > 0), standing.unsent_tokens)
         standing.brought = {each: at for each, at in standing.brought.items() if each not in lost}
         return changes
 

@@ -47,6 +47,16 @@ class Holder:
         except psutil.Error:
             return False
 
+    @property
+    def is_suspended(self) -> bool:
+        """Whether it waits to be continued, as after Ctrl-Z."""
+        import psutil
+
+        try:
+            return psutil.Process(self.process).status() == psutil.STATUS_STOPPED
+        except psutil.Error:
+            return False
+
 
 def hold(file: Path, command: str) -> None:
     """Names this process as the holder."""

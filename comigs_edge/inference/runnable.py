@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from comigs_edge import llamacpp
 from comigs_edge.data.tokenizer import Tokenizer
 from comigs_edge.errors import ComigsError
@@ -16,10 +18,21 @@ def check_runnable(path: Path) -> list[str]:
     Raises `ComigsError` if llama.cpp cannot load its vocabulary, template or weights, or if the template refuses every chat.
     """
     try:
-        llamacpp.load(path, n_ctx=64, n_batch=64).close()
+        _check_numbers(path)
         return list(_oddities(Tokenizer(path)))
     except ComigsError as error:
         raise ComigsError(f"{str(error).rstrip('.')}; nobody could chat with this base: choose another one") from error
+
+
+def _check_numbers(path: Path) -> None:
+    """Raises `ComigsError` where what the base computes are no numbers."""
+    llama = llamacpp.load(path, n_ctx=64, n_batch=64, logits_all=True)
+    try:
+        llama.eval([0])
+        if not np.isfinite(llama.scores[0]).all():
+            raise ComigsError(f"{path} is damaged: what it computes are no numbers; get the file again")
+    finally:
+        llama.close()
 
 
 def _oddities(tokenizer: Tokenizer) -> Iterator[str]:

@@ -79,6 +79,12 @@ def replace(path, source, key, value, kind):
         gguf_writer.write(out, entries, [gguf_writer.plan_copy(file, name) for name in file.tensors])
 
 
+def without_numbers(path):
+    for tensor in gguf.GGUFReader(path, "r+").tensors:
+        if tensor.name == "output_norm.weight":
+            tensor.data[:] = math.nan
+
+
 def as_bytes(content):
     return lambda path: path.write_bytes(content)
 
@@ -139,6 +145,16 @@ WRONG = {
         lambda path: write(path, {"general.alignment": ([32, 64], "add_array")}, ONE),
         r"general.alignment is '\[32 64\]' and no whole number",
     ),
+    "heads": (
+        lambda path: replace(path, write_llama(path.with_suffix(".tmp")), "llama.attention.head_count", 0, KIND.UINT32),
+        "is damaged: it claims a width of 64 in 0 heads",
+    ),
+    "short": (
+        lambda path: replace(path, write_llama(path.with_suffix(".tmp")), "llama.context_length", 16, KIND.UINT32),
+        "reads 16 tokens at once, and at least 32 are needed",
+    ),
+    "numbers": (lambda path: without_numbers(write_llama(path)), "what it computes are no numbers"),
+    "answer": (lambda path: path.write_bytes(b'{"error": "Access to this model is restricted"}' * 9), "JSON and no model"),
     "stretched": (
         lambda path: rewritten(path, write_llama(path.with_suffix(".tmp")), {"llama.rope.scaling.type": ("yarn", KIND.STRING)}),
         "scales RoPE by 'yarn'; .* before its context was extended",

@@ -159,3 +159,11 @@ def test_in_any_order_nothing_is_lost_and_nothing_counts_twice(count, has_receip
             story.step(story.owners[number % count], name, value)
         assert story.end() == [story.learned] * (1 + count)
         assert story.counted == story.trained
+
+
+@pytest.mark.parametrize("writes", range(6))
+def test_of_what_nobody_trained_a_restoration_makes_no_tokens(tmp_path, writes):
+    story = Story(tmp_path, 1, has_receipts=True)
+    for name, value in (("exchange", None), ("close", None), ("kill", writes), ("restore", -1)):
+        story.step(story.owners[0], name, value)
+    assert (story.end(), story.counted) == ([0, 0], 0)
