@@ -87,7 +87,8 @@ def show(plan: Plan, settings: Config, neighbours: list[Plan]) -> None:
         "format": f"trained in {storage.fake_format or 'the weights as they are'}",
     })  # fmt: skip
     if plan.step_seconds is not None:
-        steps = f"{settings.train.steps} expert steps and their router steps, {plan.step_seconds:.1f} s each"
+        most = "at most " if settings.train.may_end_early else ""
+        steps = f"{most}{settings.train.steps} expert steps and their router steps, {plan.step_seconds:.1f} s each"
         _show_lines({"time": f"{_minutes(plan, settings):.0f} minutes"}, {"time": steps})
     for each in neighbours:
         time = "" if each.step_seconds is None else f", {_minutes(each, settings):.0f} minutes"
@@ -101,10 +102,11 @@ def _show_lines(values: dict[str, str], reasons: dict[str, str]) -> None:
 
 def summary(plan: Plan, settings: Config, steps: int | None = None, done: int = 0) -> str:
     """The plan in one line; `steps` replaces the settings', of which `done` were done before."""
+    most = "at most " if settings.train.may_end_early and steps is None else ""
     steps = steps or settings.train.steps
     minutes = _minutes(plan, replace(settings, train=replace(settings.train, steps=steps)), done)
     left = f"the last {steps - done} of {steps} steps" if steps > done else "the last router steps"
-    count = left if done else f"{steps} steps"
+    count = left if done else f"{most}{steps} steps"
     time = "" if minutes is None else f", {count} in about {minutes:.0f} minutes"
     where = "on the GPU" if plan.device == "cuda" else f"{plan.threads} threads"
     return (

@@ -138,6 +138,11 @@ def _begin(
     _make_ordinary(run, pauses)
     if run.resumed:
         notes.print(f"resuming at expert step {trainer.expert_steps} of {trainer.schedule.steps}")
+    elif minutes is not None:
+        notes.print(f"{counted(trainer.schedule.steps, 'expert step')}: as many as fit in {minutes:g} minutes")
+    elif trainer.schedule.steps < (steps or settings.train.steps):
+        passes = f"{settings.train.passes:g} times"
+        notes.print(f"{counted(trainer.schedule.steps, 'expert step')} at most: so many read your text {passes}")
     with notes.status("asking the coordinator"):
         return run, pauses, open_rounds(home, run, trainer, say, warn, is_alone)
 

@@ -16,6 +16,7 @@ from profiles import DeviceProfile
 from profiles.chat import Cache
 from profiles.cost import Checkpointing, Precision
 
+Course = Literal["cosine", "wsd"]
 ExportLayout = Literal["merged", "hot"]
 Format = Literal["Q8_0", "F16", "F32", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"]
 LAYOUTS: tuple[str, ...] = get_args(ExportLayout)
@@ -63,7 +64,14 @@ class ModelConfig:
 class TrainConfig:
     """The bi-level schedule; defaults are the paper's unless a comment says otherwise."""
 
-    steps: Annotated[int, setting("expert steps of one training", 1, 10**9)] = 200
+    steps: Annotated[int, setting("expert steps of one training, at most", 1, 10**9)] = 200
+    passes: Annotated[float, setting("... and it reads the text no more often; default: as often", 0.01, 1e9, 5.0)] | None = None
+    patience: Annotated[  # ours
+        int, setting("... and ends after so many periods (router_period) without a better validation loss; 0: never", 0, 10**6)
+    ] = 0
+    schedule: Annotated[  # ours
+        Course, setting("of the experts' rate: cosine, or wsd: constant, and it falls when the end is decided")
+    ] = "cosine"
     batch: (
         Annotated[int, setting("rows in a step; default: this and the next five are planned, see: comigs-edge plan", 1, 4096, 8)]
         | None
@@ -126,6 +134,11 @@ class TrainConfig:
     ] = 32
     checkpoint_minutes: Annotated[float, setting("", 0, 1e6)] = 15.0  # ours: at 50 MB each, 4.6 GB a day on an SD card
     seed: Annotated[int, setting("", 0, 2**63 - 1)] = 42
+
+    @property
+    def may_end_early(self) -> bool:
+        """Whether `steps` are only the most that a training does."""
+        return self.passes is not None or self.patience > 0
 
 
 @dataclass(frozen=True, kw_only=True)
