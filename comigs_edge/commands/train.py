@@ -112,7 +112,6 @@ def _begin(
     with notes.status("loading torch"):
         from comigs_edge.fleet.rounds import open_rounds
         from comigs_edge.planning import plan as planning
-        from comigs_edge.training import checkpoint
         from comigs_edge.training.pace import steps_within
         from comigs_edge.training.pauses import open_pauses
         from comigs_edge.training.run import open_training
@@ -120,9 +119,6 @@ def _begin(
     with notes.status("measuring the processor"):
         resolved = planning.resolve(home, settings, profile, lines, resume=resume, measure=True)
     plan = resolved.plan
-    before = None if resume is False else checkpoint.interrupted(home.state)
-    schedule, done = (before.progress["schedule"], before.progress["expert_steps"]) if before else ({}, 0)
-    notes.print(summary(plan, settings, steps or schedule.get("steps"), done), soft_wrap=True)
     planning.check_disk(home, plan, resolved.base)
     with bar("reading your text") as progress:
         run = open_training(home, resolved, progress, resume)
@@ -133,16 +129,13 @@ def _begin(
         with notes.status("measuring a step"):
             steps = steps_within(run, minutes)
     trainer = run.begin(steps, resume)
+    schedule = trainer.schedule
+    notes.print(summary(plan, settings, schedule.steps, trainer.expert_steps, most=schedule.patience > 0), soft_wrap=True)
     for warning in run.warnings:
         warn(warning)
     _make_ordinary(run, pauses)
     if run.resumed:
         notes.print(f"resuming at expert step {trainer.expert_steps} of {trainer.schedule.steps}")
-    elif minutes is not None:
-        notes.print(f"{counted(trainer.schedule.steps, 'expert step')}: as many as fit in {minutes:g} minutes")
-    elif trainer.schedule.steps < (steps or settings.train.steps):
-        passes = f"{settings.train.passes:g} times"
-        notes.print(f"{counted(trainer.schedule.steps, 'expert step')} at most: so many read your text {passes}")
     with notes.status("asking the coordinator"):
         return run, pauses, open_rounds(home, run, trainer, say, warn, is_alone)
 

@@ -65,9 +65,14 @@ class TrainConfig:
     """The bi-level schedule; defaults are the paper's unless a comment says otherwise."""
 
     steps: Annotated[int, setting("expert steps of one training, at most", 1, 10**9)] = 200
-    passes: Annotated[float, setting("... and it reads the text no more often; default: as often", 0.01, 1e9, 5.0)] | None = None
+    passes: (
+        Annotated[
+            float, setting("... and it reads the text no more often, after a first period; default: no bound", 0.01, 1e9, 2.0)
+        ]
+        | None
+    ) = None
     patience: Annotated[  # ours
-        int, setting("... and ends after so many periods (router_period) without a better validation loss; 0: never", 0, 10**6)
+        int, setting("... and ends after so many router periods without a better validation loss; 0: never", 0, 10**6)
     ] = 0
     schedule: Annotated[  # ours
         Course, setting("of the experts' rate: cosine, or wsd: constant, and it falls when the end is decided")

@@ -98,13 +98,15 @@ class Schedule:
 def make_schedule(settings: Config, batch: int, steps: int | None, rows: int | None = None) -> Schedule:
     """The schedule that the settings ask for, with `batch` rows a step.
 
-    Those who name `steps` get that many; otherwise the settings' are the most, `rows` of text are read no more often than
-    they say, and patience may end it.
+    Those who name `steps` get that many. Otherwise the settings' are the most, after the router's first turn `rows` of text
+    are read no more often than they say, and patience may end it.
     """
     train, storage, rates = settings.train, settings.storage(), settings.learning_rates()
-    most = train.steps if rows is None or train.passes is None else min(train.steps, math.ceil(train.passes * rows / batch))
+    enough = train.steps
+    if rows is not None and train.passes is not None:
+        enough = max(train.router_period, math.ceil(train.passes * rows / batch))
     return Schedule(
-        steps=steps or most, batch=batch, schedule=train.schedule, patience=0 if steps else train.patience,
+        steps=steps or min(train.steps, enough), batch=batch, schedule=train.schedule, patience=0 if steps else train.patience,
         expert_learning_rate=rates[0], final_learning_rate=rates[1],
         router_learning_rate=train.router_learning_rate, warmup_steps=train.warmup_steps,
         router_period=train.router_period, router_steps=train.router_steps, balance_weight=train.balance_weight,

@@ -188,7 +188,7 @@ def test_a_training_ends_when_its_patience_is_over_and_never_before(trainer, mon
 
 def test_a_training_whose_end_is_decided_is_resumed_bit_for_bit(trainer):
     def make(seed=0):
-        return trainer(seed=seed, steps=90, patience=1, schedule="wsd", expert_learning_rate=1.0)
+        return trainer(seed=seed, steps=120, patience=2, schedule="wsd", expert_learning_rate=1.0)
 
     straight = make()
     for _ in straight.run():
