@@ -87,8 +87,9 @@ def show(plan: Plan, settings: Config, neighbours: list[Plan]) -> None:
         "format": f"trained in {storage.fake_format or 'the weights as they are'}",
     })  # fmt: skip
     if plan.step_seconds is not None:
-        most = "at most " if settings.train.may_end_early else ""
-        steps = f"{most}{settings.train.steps} expert steps and their router steps, {plan.step_seconds:.1f} s each"
+        train = settings.train
+        most = "" if train.passes is None and not train.patience else "at most "
+        steps = f"{most}{train.steps} expert steps and their router steps, {plan.step_seconds:.1f} s each"
         _show_lines({"time": f"{_minutes(plan, settings):.0f} minutes"}, {"time": steps})
     for each in neighbours:
         time = "" if each.step_seconds is None else f", {_minutes(each, settings):.0f} minutes"

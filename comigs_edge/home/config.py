@@ -65,18 +65,11 @@ class TrainConfig:
     """The bi-level schedule; defaults are the paper's unless a comment says otherwise."""
 
     steps: Annotated[int, setting("expert steps of one training, at most", 1, 10**9)] = 200
-    passes: (
-        Annotated[
-            float, setting("... and it reads the text no more often, after a first period; default: no bound", 0.01, 1e9, 2.0)
-        ]
-        | None
-    ) = None
-    patience: Annotated[  # ours
-        int, setting("... and ends after so many router periods without a better validation loss; 0: never", 0, 10**6)
+    passes: Annotated[float, setting("... which read the text no more often, but for one period", 0.01, 1e9, 2.0)] | None = None
+    patience: Annotated[
+        int, setting("... and end after so many periods without a better validation loss; 0: never", 0, 10**6)
     ] = 0
-    schedule: Annotated[  # ours
-        Course, setting("of the experts' rate: cosine, or wsd: constant, and it falls when the end is decided")
-    ] = "cosine"
+    schedule: Annotated[Course, setting("of the experts' rate; wsd: constant, and it falls once the end is decided")] = "cosine"
     batch: (
         Annotated[int, setting("rows in a step; default: this and the next five are planned, see: comigs-edge plan", 1, 4096, 8)]
         | None
@@ -139,11 +132,6 @@ class TrainConfig:
     ] = 32
     checkpoint_minutes: Annotated[float, setting("", 0, 1e6)] = 15.0  # ours: at 50 MB each, 4.6 GB a day on an SD card
     seed: Annotated[int, setting("", 0, 2**63 - 1)] = 42
-
-    @property
-    def may_end_early(self) -> bool:
-        """Whether `steps` are only the most that a training does."""
-        return self.passes is not None or self.patience > 0
 
 
 @dataclass(frozen=True, kw_only=True)
