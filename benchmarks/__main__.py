@@ -93,6 +93,11 @@ BENCHMARKS = {
         "experts in the last blocks alone, at equal time; TEXT has de.jsonl, nl.jsonl and user04.jsonl; half an hour",
         lambda: [_figure("last_blocks", _text())],
     ),
+    "further": Benchmark(
+        "what it brings to train a finished model further, and how long little text is worth training on; TEXT has de.jsonl, "
+        "user03.jsonl and legal.jsonl; hours",
+        lambda: [_figure("further", _text())],
+    ),
     "fleet": Benchmark(
         "four real devices in a fleet; TEXT has de.jsonl, fr.jsonl, it.jsonl and nl.jsonl; half an hour",
         lambda: [_figure("fleet", _text())],

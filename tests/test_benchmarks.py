@@ -14,6 +14,7 @@ from benchmarks.__main__ import BENCHMARKS
 from benchmarks.evidence.runs import RECIPES, length
 from benchmarks.evidence.table import markdown
 from benchmarks.evidence.work import read_records
+from benchmarks.figures import further
 from benchmarks.mutants.listed import Mutant, read_mutants
 from benchmarks.trials.report import report
 
@@ -74,6 +75,13 @@ def test_the_trials_of_the_zero_expert_have_the_figures_of_their_records(capsys)
         assert figures in made.values()
     for label, (_, *harm, _) in made.items():
         assert all(each.startswith("-") for each in harm) != label.startswith("without")
+
+
+def test_the_tables_of_training_further_have_the_figures_of_their_record():
+    record = json.loads((ROOT / "benchmarks" / "results" / "further.json").read_text())
+    text, _ = section("Training further, and how long")
+    rows = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith("| training")]  # no headers
+    assert rows == further.markdown(record["runs"])
 
 
 def test_figures_are_shipped_only_where_that_is_asked_for(monkeypatch, tmp_path):

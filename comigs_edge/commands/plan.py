@@ -88,7 +88,9 @@ def show(plan: Plan, settings: Config, neighbours: list[Plan]) -> None:
         "format": f"trained in {storage.fake_format or 'the weights as they are'}",
     })  # fmt: skip
     if plan.step_seconds is not None:
-        steps = f"{settings.train.steps} expert steps and their router steps, {plan.step_seconds:.1f} s each"
+        train = settings.train
+        most = "" if train.passes is None and not train.patience else "at most "
+        steps = f"{most}{train.steps} expert steps and their router steps, {plan.step_seconds:.1f} s each"
         _show_lines({"time": f"{_minutes(plan, settings):.0f} minutes"}, {"time": steps})
     for each in neighbours:
         time = "" if each.step_seconds is None else f", {_minutes(each, settings):.0f} minutes"
@@ -100,12 +102,11 @@ def _show_lines(values: dict[str, str], reasons: dict[str, str]) -> None:
         fact(name, f"{value:<18} {reasons[name]}", 11, "  ")
 
 
-def summary(plan: Plan, settings: Config, steps: int | None = None, done: int = 0) -> str:
-    """The plan in one line; `steps` replaces the settings', of which `done` were done before."""
-    steps = steps or settings.train.steps
+def summary(plan: Plan, settings: Config, steps: int, done: int = 0, most: bool = False) -> str:
+    """The plan in one line, for so many `steps`, or at `most` so many, of which `done` were done before."""
     minutes = _minutes(plan, replace(settings, train=replace(settings.train, steps=steps)), done)
     left = f"the last {steps - done} of {steps} steps" if steps > done else "the last router steps"
-    count = left if done else f"{steps} steps"
+    count = left if done else f"{'at most ' if most else ''}{steps} steps"
     time = "" if minutes is None else f", {count} in about {minutes:.0f} minutes"
     where = "on the GPU" if plan.device == "cuda" else f"{plan.threads} threads"
     return (

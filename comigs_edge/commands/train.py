@@ -113,7 +113,6 @@ def _begin(
     with notes.status("loading torch"):
         from comigs_edge.fleet.rounds import open_rounds
         from comigs_edge.planning import plan as planning
-        from comigs_edge.training import checkpoint
         from comigs_edge.training.pace import steps_within
         from comigs_edge.training.pauses import open_pauses
         from comigs_edge.training.run import open_training
@@ -121,9 +120,6 @@ def _begin(
     with notes.status("measuring the processor"):
         resolved = planning.resolve(home, settings, profile, lines, resume=resume, measure=True)
     plan = resolved.plan
-    before = None if resume is False else checkpoint.interrupted(home.state)
-    schedule, done = (before.progress["schedule"], before.progress["expert_steps"]) if before else ({}, 0)
-    notes.print(summary(plan, settings, steps or schedule.get("steps"), done), soft_wrap=True)
     planning.check_disk(home, plan, resolved.base)
     with bar("reading your text") as progress:
         run = open_training(home, resolved, progress, resume)
@@ -137,6 +133,8 @@ def _begin(
             steps = 1
             say(f"not even one step with the router's after it fits into {minutes:g} minutes: one is trained, and takes longer")
     trainer = run.begin(steps, resume)
+    schedule = trainer.schedule
+    notes.print(summary(plan, settings, schedule.steps, trainer.expert_steps, most=schedule.patience > 0), soft_wrap=True)
     for warning in run.warnings:
         warn(warning)
     _make_ordinary(run, pauses)

@@ -31,7 +31,7 @@ class TrainScreen(Progress):
 
     def __init__(self, run: TrainingRun, clock: Callable[[], float], holder_file: Path) -> None:
         super().__init__(console=notes, refresh_per_second=2, speed_estimate_period=600, get_time=clock)
-        self._trainer = run.trainer
+        self._run, self._trainer = run, run.trainer
         self._holder_file, self._told = holder_file, 0.0
         self._loss: float | None = None
         self._speed = 0.0  # tokens a second
@@ -49,7 +49,8 @@ class TrainScreen(Progress):
         self._loss, self._speed = event.loss, tokens / max(1e-9, elapsed or 0)
         steps = f"{event.expert_steps}/{trainer.schedule.steps}"
         self.update(
-            self._task, completed=event.expert_steps + event.router_steps, phase=event.phase, steps=steps,
+            self._task, completed=event.expert_steps + event.router_steps, total=self._run.total_steps, phase=event.phase,
+            steps=steps,
             losses=f"loss {event.loss:.3f} validation {validation or math.nan:.3f}",
             speed=f"{self._speed:.0f} tokens/s, {size(psutil.Process().memory_info().rss)}",
         )  # fmt: skip

@@ -16,6 +16,7 @@ from profiles import DeviceProfile
 from profiles.chat import Cache
 from profiles.cost import Checkpointing, Precision
 
+Course = Literal["cosine", "wsd"]
 ExportLayout = Literal["merged", "hot"]
 Format = Literal["Q8_0", "F16", "F32", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"]
 LAYOUTS: tuple[str, ...] = get_args(ExportLayout)
@@ -64,7 +65,12 @@ class ModelConfig:
 class TrainConfig:
     """The bi-level schedule; defaults are the paper's unless a comment says otherwise."""
 
-    steps: Annotated[int, setting("expert steps of one training", 1, 10**9)] = 200
+    steps: Annotated[int, setting("expert steps of one training, at most", 1, 10**9)] = 200
+    passes: Annotated[float, setting("... which read the text no more often, but for one period", 0.01, 1e9, 2.0)] | None = None
+    patience: Annotated[
+        int, setting("... and end after so many periods without a better validation loss; 0: never", 0, 10**6)
+    ] = 0
+    schedule: Annotated[Course, setting("of the experts' rate; wsd: constant, and it falls once the end is decided")] = "cosine"
     batch: (
         Annotated[int, setting("rows in a step; default: this and the next five are planned, see: comigs-edge plan", 1, 4096, 8)]
         | None

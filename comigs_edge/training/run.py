@@ -22,7 +22,7 @@ from comigs_edge.nn.weights import Base, open_base
 from comigs_edge.planning.plan import Resolved, forget, plan_experts, remember
 from comigs_edge.planning.rates import use
 from comigs_edge.progress import SILENT, Progress
-from comigs_edge.training import checkpoint
+from comigs_edge.training import checkpoint, further
 from comigs_edge.training import passage as passages
 from comigs_edge.training.activation_cache import ActivationCache, Key, clear
 from comigs_edge.training.batches import Batch, Rows
@@ -101,7 +101,11 @@ class TrainingRun:
         elif resume:
             raise ComigsError("there is no interrupted training to resume; start one with: comigs-edge train")
         else:
-            self.trainer = self._cached_trainer(self._start(resume), make_schedule(self.settings, self.plan.batch, steps))
+            adapters, schedule = self._start(resume), make_schedule(self.settings, self.plan.batch, steps, len(self.rows[0]))
+            goes_on = not adapters.is_initial
+            self.trainer = self._cached_trainer(adapters, further.slow(schedule) if goes_on else schedule)
+            if goes_on and state is not None:
+                further.restore_moments(self.trainer, state, self.settings.base.sha256)
         remember(self.home, self.plan)
         return self.trainer
 
@@ -128,7 +132,7 @@ class TrainingRun:
         if progress["base_sha256"] != self.settings.base.sha256:
             raise ComigsError("the interrupted training belongs to another base; start anew with: comigs-edge train --fresh")
         schedule, layout = Schedule(**progress["schedule"]), ExpertsConfig(**progress["layout"])
-        asked = make_schedule(self.settings, self.plan.batch, steps or schedule.steps)
+        asked = schedule.keep_course(make_schedule(self.settings, self.plan.batch, steps or schedule.steps))
         if PROGRESS not in progress:  # what comes at the end can still be chosen, and was not there in earlier versions
             schedule = replace(schedule, closing_steps=asked.closing_steps)
         wanted = asdict(asked)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 
-from comigs_edge.home.config import Config
+from comigs_edge.home.config import Config, Course
 
 CLOSING_SHARE = 0.6  # of the expert steps: 60 behind 100 were measured
+DECAY_SHARE = 0.2  # of the steps before it, that a constant rate takes to fall
+
+_LATER = ("closing_steps", "schedule", "patience", "decay_from", "rate_factor")  # what the first versions did not know
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +34,10 @@ class Schedule:
     router_offset_rate: float = 0.0  # learning rate of the per-expert logit offsets; 0 turns them off
     jointly: bool = False  # router and experts learn in the same steps, from training text; no router steps
     closing_steps: int = 0  # at most, of the router alone with a zero expert, behind all others
+    schedule: Course = "cosine"  # of the experts' rate; wsd: constant, and at the end down in a line
+    patience: int = 0  # periods without a better validation loss after which the end is decided; 0: never
+    decay_from: int | None = None  # the step at which a constant rate begins to fall, where patience has decided it
+    rate_factor: float = 1.0  # on the experts' rate: a training that goes on from a finished one learns more slowly
 
     @property
     def closing(self) -> int:
@@ -38,20 +45,42 @@ class Schedule:
         return min(self.closing_steps, math.ceil(CLOSING_SHARE * self.steps))
 
     def facts(self) -> dict[str, object]:
-        """What a checkpoint keeps; earlier versions, which know no closing phase, resume a training without one."""
-        return {name: value for name, value in asdict(self).items() if name != "closing_steps" or value}
+        """What a checkpoint keeps; earlier versions, which know less, resume a training that does without it."""
+        defaults = {field.name: field.default for field in fields(self) if field.name in _LATER}
+        return {name: value for name, value in asdict(self).items() if name not in defaults or value != defaults[name]}
+
+    def ended(self, step: int) -> Schedule:
+        """The same with its end decided after this expert step: at once, or when a constant rate has fallen."""
+        if self.schedule == "cosine":
+            return replace(self, steps=step)
+        if step >= self._falls_from:
+            return self
+        return replace(self, steps=min(self.steps, step + math.ceil(DECAY_SHARE * step)), decay_from=step)
+
+    def keep_course(self, asked: Schedule) -> Schedule:
+        """What is asked for, on the course of this one, which a training keeps to its end."""
+        kept = {name: getattr(self, name) for name in ("schedule", "patience", "decay_from", "rate_factor")}
+        return replace(asked, **kept)
+
+    @property
+    def _falls_from(self) -> int:
+        return math.ceil(self.steps / (1 + DECAY_SHARE)) if self.decay_from is None else self.decay_from
 
     def fake_format(self, step: int) -> str | None:
         """The block format that this expert step computes in; None for the weights as they are."""
         return self.block_format if step >= self.quantise_start * self.steps else None
 
     def learning_rate(self, step: int) -> float:
-        """Of the experts at this step: linear warm-up, then a cosine from the first to the final rate."""
+        """Of the experts at this step: linear warm-up, then on its course from the first to the final rate."""
+        first = self.rate_factor * self.expert_learning_rate
         if step < self.warmup_steps:
-            return self.expert_learning_rate * (step + 1) / self.warmup_steps
+            return first * (step + 1) / self.warmup_steps
+        final = min(first, self.final_learning_rate)
+        if self.schedule == "wsd":
+            left = (self.steps - step) / max(1, self.steps - self._falls_from)
+            return final + (first - final) * min(1.0, left)
         share = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
-        span = self.expert_learning_rate - self.final_learning_rate
-        return self.final_learning_rate + span * (1 + math.cos(math.pi * share)) / 2
+        return final + (first - final) * (1 + math.cos(math.pi * share)) / 2
 
     def router_due(self, expert_steps: int) -> int:
         """Router steps that belong before the next expert step; the last period may be a short one."""
@@ -66,11 +95,18 @@ class Schedule:
         return self.steps + self.router_due(self.steps)
 
 
-def make_schedule(settings: Config, batch: int, steps: int | None) -> Schedule:
-    """The schedule that the settings ask for, with `batch` rows a step; `steps` replaces theirs."""
+def make_schedule(settings: Config, batch: int, steps: int | None, rows: int | None = None) -> Schedule:
+    """The schedule that the settings ask for, with `batch` rows a step.
+
+    Those who name `steps` get that many. Otherwise the settings' are the most, after the router's first turn `rows` of text
+    are read no more often than they say, and patience may end it.
+    """
     train, storage, rates = settings.train, settings.storage(), settings.learning_rates()
+    enough = train.steps
+    if rows is not None and train.passes is not None:
+        enough = max(train.router_period, math.ceil(train.passes * rows / batch))
     return Schedule(
-        steps=steps or train.steps, batch=batch,
+        steps=steps or min(train.steps, enough), batch=batch, schedule=train.schedule, patience=0 if steps else train.patience,
         expert_learning_rate=rates[0], final_learning_rate=rates[1],
         router_learning_rate=train.router_learning_rate, warmup_steps=train.warmup_steps,
         router_period=train.router_period, router_steps=train.router_steps, balance_weight=train.balance_weight,

@@ -78,6 +78,7 @@ class Trainer:
         self.best_loss = math.inf
         self.best: Arrays = self.adapters.arrays()
         self.last_loss = math.nan
+        self.stale_periods = 0  # since the last best state
         # Mean weight of every expert in each block with experts, on the validation rows; None: no router or not known yet.
         self.scores: list[list[float]] | None = None
         decay, rate = schedule.weight_decay, schedule.expert_learning_rate
@@ -140,6 +141,10 @@ class Trainer:
             is_best = validation < self.best_loss
         if is_best:
             self.best_loss, self.best = self.last_loss, self.adapters.arrays()
+        if validation is not None:
+            self.stale_periods = 0 if is_best else self.stale_periods + 1
+            if 0 < self.schedule.patience <= self.stale_periods:
+                self.schedule = self.schedule.ended(self.expert_steps)
         return Event(
             phase=phase, expert_steps=self.expert_steps, router_steps=self.router_steps, loss=loss,
             tokens=batch.tokens.numel(), validation_loss=validation, is_best=is_best,
@@ -244,7 +249,7 @@ class Trainer:
         progress = {
             "expert_steps": self.expert_steps, "router_steps": self.router_steps, "first_loss": self.first_loss,
             "best_loss": self.best_loss, "schedule": self.schedule.facts(), "layout": asdict(self.adapters.layout),
-            "last_loss": self.last_loss, "scores": self.scores,
+            "last_loss": self.last_loss, "scores": self.scores, "stale_periods": self.stale_periods,
         }  # fmt: skip
         return arrays, progress
 
@@ -252,15 +257,20 @@ class Trainer:
         """The reverse of `state`; the schedule and the layout must be those of the state."""
         self.adapters.load_arrays(select(arrays, "current."))
         self.best = select(arrays, "best.")
+        self.restore_moments(arrays)
+        self.expert_steps, self.router_steps = progress["expert_steps"], progress["router_steps"]
+        self.first_loss, self.best_loss = progress["first_loss"], progress["best_loss"]
+        self.last_loss, self.scores = progress["last_loss"], progress.get("scores")
+        self.stale_periods = progress.get("stale_periods", 0)
+
+    def restore_moments(self, arrays: Arrays) -> None:
+        """Those of a state whose layout is the same, and nothing else of it."""
         for name, (optimiser, tensor) in self._learners.items():
             if f"exp_avg.{name}" in arrays:
                 moments = {key: torch.from_numpy(arrays[f"{key}.{name}"].copy()) for key in STATE}
                 optimiser.state[tensor] = {key: value.to(tensor.device) for key, value in moments.items()}
-        self.expert_steps, self.router_steps = progress["expert_steps"], progress["router_steps"]
-        self.first_loss, self.best_loss = progress["first_loss"], progress["best_loss"]
-        self.last_loss, self.scores = progress["last_loss"], progress.get("scores")
 
     def measure_anew(self) -> None:
         """Forgets losses and best state, which are those of another text: the present state is what is to be beaten."""
         self.first_loss, self.best_loss, self.last_loss = None, math.inf, math.nan
-        self.best, self.scores = self.adapters.arrays(), None
+        self.best, self.scores, self.stale_periods = self.adapters.arrays(), None, 0

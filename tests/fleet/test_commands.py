@@ -1,6 +1,7 @@
 """Devices of a fleet, by their commands: join, train in rounds, sync, leave, roll back; with a real coordinator."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -69,6 +70,19 @@ def test_two_devices_train_one_generalist_and_keep_their_specialists(run, ready,
     for name in both:
         assert (ready / "fleet" / "generalists" / name).read_bytes() == (second / "fleet" / "generalists" / name).read_bytes()
     assert any(np.abs(specialists[0][name] - specialists[1][name]).max() > 1e-3 for name in specialists[0])
+
+
+def test_a_training_in_rounds_ends_when_its_patience_is_over(run, ready, coordinator):
+    settings = ready / "config.toml"
+    ends = 'schedule = "wsd"\npatience = 1\nexpert_learning_rate = 0.5\n'
+    settings.write_text(settings.read_text().replace("[train]\n", f"[train]\n{ends}"))
+    run("join", coordinator.invite())
+    found = json.loads(run("train", "--json").stdout)
+    assert found["finished"]
+    decided = checkpoint.load(ready / "state").progress["schedule"]["decay_from"]
+    assert found["expert_steps"] == decided + math.ceil(decided / 5) < 200
+    assert found["fleet"]["updates"] >= 3
+    assert found["fleet"]["trouble"] is None
 
 
 def test_the_router_learns_after_the_exchange_from_what_it_has_brought(run, ready, coordinator, monkeypatch):

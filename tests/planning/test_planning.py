@@ -1,6 +1,7 @@
 """The plan as commands show it, keep it while a training is interrupted, and follow it."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -190,12 +191,32 @@ def test_a_gpu_that_was_measured_sets_the_device_and_the_memory(ready, monkeypat
 def test_the_plan_in_a_line_says_what_computes():
     settings = Config(base=BaseConfig("tiny", "sha256", 1000))
     plan = replace(PLAN, threads=6, precision="bfloat16", step_seconds=0.5)
-    assert "bfloat16, 6 threads, up to" in summary(plan, settings)
-    assert "bfloat16, on the GPU, up to" in summary(replace(plan, device="cuda"), settings)
+    assert "bfloat16, 6 threads, up to" in summary(plan, settings, 60)
+    assert "bfloat16, on the GPU, up to" in summary(replace(plan, device="cuda"), settings, 60)
     # 60 expert steps and the 20 router steps of their two periods, half a second each
     assert "60 steps in about 1 minutes" in summary(plan, settings, 60)
     assert "the last 120 of 180 steps in about 1 minutes" in summary(plan, settings, 180, 60)
     assert "the last router steps in about 0 minutes" in summary(plan, settings, 180, 180)
+    assert ", at most 60 steps in about 1 minutes" in summary(plan, settings, 60, most=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "settings"), [(["--minutes", 0.1], ""), ([], "passes = 1.0"), (["--steps", 3], "patience = 1")]
+)
+def test_a_training_does_the_steps_that_its_plan_names(ready, run, options, settings):
+    path = ready / "config.toml"
+    path.write_text(path.read_text().replace("[train]\n", f"[train]\n{settings}\n"))
+    found = run("train", "--json", *options)
+    (steps,) = re.findall(r", (\d+) steps in about \d+ minutes ", found.stderr)
+    assert json.loads(found.stdout)["expert_steps"] == int(steps)
+
+
+def test_of_a_training_that_may_end_early_the_plan_names_the_most_steps(ready, run):
+    path = ready / "config.toml"
+    assert re.search(r"[^t] 200 expert steps", run("plan").stdout)
+    path.write_text(path.read_text().replace("[train]\n", "[train]\npatience = 1\nsteps = 9\n"))
+    assert "at most 9 expert steps" in run("plan").stdout
+    assert ", at most 9 steps in about" in run("train").stderr
 
 
 def test_more_blocks_than_the_base_has_are_refused(tiny_base):

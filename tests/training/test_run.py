@@ -4,6 +4,7 @@ import json
 import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,7 +17,7 @@ from comigs_edge.home.folder import Home, corpus
 from comigs_edge.home.versions import load, read_manifest, versions
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.planning.plan import resolve
-from comigs_edge.training import checkpoint
+from comigs_edge.training import checkpoint, further
 from comigs_edge.training import run as training
 from comigs_edge.training.pace import steps_within
 from comigs_edge.training.run import open_training
@@ -108,6 +109,59 @@ def test_a_resumed_training_refuses_other_settings_than_its_own(opened):
     interrupt(opened())
     with pytest.raises(ComigsError, match=f"ask for steps = {STEPS + 1} where it is {STEPS} in the interrupted"):
         opened().begin(STEPS + 1, None)
+
+
+def moments(run):
+    return {name: array.copy() for name, array in run.trainer.state()[0].items() if name.startswith("exp_avg")}
+
+
+def test_a_training_that_goes_on_has_the_moments_of_the_finished_one_and_learns_more_slowly(opened):
+    first, second, anew = opened(), opened(), opened()
+    finish(first)
+    trainer, before = second.begin(STEPS, None), moments(first)
+    assert before
+    assert moments(second).keys() == before.keys()
+    for name, array in moments(second).items():
+        np.testing.assert_array_equal(array, before[name])
+    assert trainer.scores == first.trainer.scores
+    assert trainer.schedule.learning_rate(0) == pytest.approx(further.RATE * first.trainer.schedule.learning_rate(0))
+    assert anew.begin(STEPS, False).schedule.learning_rate(0) == first.trainer.schedule.learning_rate(0)
+    assert not moments(anew)
+
+
+def test_the_moments_of_another_base_are_not_taken_up(opened):
+    first, run = opened(), opened()
+    finish(first)
+    state = checkpoint.load(first.home.state)
+    checkpoint.save(first.home.state, state.arrays, state.progress | {"base_sha256": "other"})
+    run.begin(STEPS, None)
+    assert not moments(run)
+
+
+def test_a_training_that_goes_on_is_resumed_bit_for_bit_at_its_own_rate(opened):
+    finish(opened())
+    part, straight, resumed = opened(), opened(), opened()
+    for _ in straight.begin(STEPS, None).run():
+        pass
+    for _ in part.begin(STEPS, None).run(until=STOP):
+        pass
+    part.save()
+    for _ in resumed.begin(None, None).run():
+        pass
+    assert resumed.resumed
+    assert digest(resumed.trainer.adapters.arrays()) == digest(straight.trainer.adapters.arrays())
+
+
+def test_a_training_goes_on_by_the_course_that_it_began_with(opened):
+    interrupt(opened())
+    home = opened().home
+    settings = home.root / "config.toml"
+    text = settings.read_text().replace("[train]\n", '[train]\nschedule = "wsd"\npatience = 2\npasses = 1.0\n')
+    settings.write_text(text)
+    assert opened().begin(None, None).schedule == opened().begin(STEPS, None).schedule
+    schedule = opened().begin(None, None).schedule
+    assert (schedule.schedule, schedule.patience, schedule.steps) == ("cosine", 0, STEPS)
+    assert opened().begin(None, False).schedule.schedule == "wsd"
 
 
 @pytest.mark.parametrize("write", ["save", "end"])

@@ -13,7 +13,7 @@ BASE = BaseConfig("tiny", "ab" * 32, 1)
 TRAIN = TrainConfig(
     steps=7, batch=3, expert_learning_rate=0.5, final_learning_rate=0.25, router_learning_rate=0.125,
     router_offset_rate=0.0625, rates_by_weight=False, warmup_steps=5, router_period=11, router_steps=13,
-    balance_weight=0.03, weight_decay=0.07, validation_rows=17, closing_steps=19,
+    balance_weight=0.03, weight_decay=0.07, validation_rows=17, closing_steps=19, schedule="wsd", patience=3,
 )  # fmt: skip
 MODEL = ModelConfig(expert_form="parallel", zero_expert=True)
 ELSEWHERE = {
@@ -26,6 +26,7 @@ ELSEWHERE = {
     "checkpoint_minutes",
     "seed",
     "ordinary_tokens",
+    "passes",
 }
 
 
@@ -68,6 +69,52 @@ def test_learning_rate_warms_up_and_ends_at_the_final_rate():
     assert plan.learning_rate(52) == pytest.approx((1e-2 + 1e-3) / 2)
     assert plan.learning_rate(28) == pytest.approx(1e-3 + 9e-3 * (1 + math.sqrt(0.5)) / 2)  # a quarter: no straight line
     assert plan.learning_rate(100) == pytest.approx(1e-3)
+
+
+def test_a_constant_rate_falls_in_a_line_over_the_last_sixth_of_the_steps():
+    plan = schedule(steps=120, warmup_steps=4, schedule="wsd")
+    assert [plan.learning_rate(step) for step in (0, 3, 4, 99, 100)] == pytest.approx([2.5e-3, 1e-2, 1e-2, 1e-2, 1e-2])
+    assert [plan.learning_rate(step) for step in (110, 115, 120)] == pytest.approx([5.5e-3, 3.25e-3, 1e-3])
+
+
+def test_where_the_end_is_decided_a_constant_rate_still_falls_over_a_fifth_of_the_steps_so_far():
+    plan = schedule(steps=400, schedule="wsd").ended(60)
+    assert plan.steps == 72
+    assert [plan.learning_rate(step) for step in (59, 60, 66, 72)] == pytest.approx([1e-2, 1e-2, 5.5e-3, 1e-3])
+    assert plan.ended(60) == plan.ended(66) == plan
+    assert schedule(steps=65, schedule="wsd").ended(54).steps == 65  # never more than were asked for
+
+
+def test_where_the_end_is_decided_a_cosine_ends_at_once():
+    plan = schedule(steps=400).ended(60)
+    assert (plan.steps, plan.router_due(60), plan.closing) == (60, 40, 0)
+    assert schedule(steps=400, closing_steps=60).ended(60).closing == 36
+
+
+def test_a_training_that_goes_on_ends_at_the_rate_at_which_the_one_before_it_ended():
+    plan = schedule(steps=100, rate_factor=0.3, warmup_steps=4)
+    assert [plan.learning_rate(step) for step in (0, 4, 52, 100)] == pytest.approx([7.5e-4, 3e-3, 2e-3, 1e-3])
+    assert schedule(steps=100, rate_factor=0.05).learning_rate(99) == pytest.approx(5e-4)
+
+
+@pytest.mark.parametrize(("rows", "steps"), [(240, 60), (241, 61), (10_000, 200), (1, 30)])
+def test_the_steps_follow_from_the_text_between_a_router_period_and_those_of_the_settings(rows, steps):
+    settings = Config(base=BASE, train=TrainConfig(passes=2.0))
+    assert make_schedule(settings, 8, None, rows).steps == steps
+    assert make_schedule(settings, 8, None).steps == 200  # of text that is not known yet
+
+
+def test_who_names_the_steps_gets_exactly_those():
+    plan = make_schedule(Config(base=BASE, train=TrainConfig(passes=2.0, patience=1)), 8, 300, 30)
+    assert (plan.steps, plan.patience) == (300, 0)
+
+
+def test_a_checkpoint_of_default_settings_holds_nothing_that_earlier_versions_do_not_know():
+    assert {field.name for field in fields(Schedule)} - schedule().facts().keys() == {
+        "closing_steps", "schedule", "patience", "decay_from", "rate_factor"
+    }  # fmt: skip
+    changed = schedule(schedule="wsd", patience=2, decay_from=0, rate_factor=0.5)
+    assert Schedule(**changed.facts()) == changed
 
 
 def test_fake_quantisation_begins_with_the_step_that_its_share_of_all_steps_names():

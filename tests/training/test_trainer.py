@@ -174,6 +174,39 @@ def test_the_best_state_survives_an_interruption(trainer, monkeypatch):
     assert digest(other.best) == digest(states[1])
 
 
+# The second bad period in a row is the one after 21 steps; a constant rate falls over a fifth of those.
+@pytest.mark.parametrize(("course", "steps", "best"), [("cosine", 21, 1.0), ("wsd", 26, 0.5)])
+def test_a_training_ends_when_its_patience_is_over_and_never_before(trainer, monkeypatch, course, steps, best):
+    one = trainer(steps=300, patience=2, schedule=course)
+    script(monkeypatch, 9.0, 3.0, 4.0, 2.0, 5.0, 1.0, 2.0, 2.0, 3.0, 0.5)
+    events = list(one.run())
+    assert (one.expert_steps, one.router_steps) == (steps, 2 * math.ceil(steps / 3))
+    assert one.best_loss == best
+    assert one.is_done
+    assert events[-1].validation_loss == one.last_loss
+
+
+def test_a_training_whose_end_is_decided_is_resumed_bit_for_bit(trainer):
+    def make(seed=0):
+        return trainer(seed=seed, steps=120, patience=2, schedule="wsd", expert_learning_rate=1.0)
+
+    straight = make()
+    for _ in straight.run():
+        pass
+    assert straight.schedule.decay_from is not None
+    for stop in (straight.schedule.decay_from - 1, straight.schedule.decay_from + 1):
+        part, resumed = make(), make(seed=5)
+        for _ in part.run(stop):
+            pass
+        arrays, progress = part.state()
+        resumed.schedule = Schedule(**json.loads(json.dumps(progress["schedule"])))
+        resumed.restore({name: array.copy() for name, array in arrays.items()}, progress)
+        for _ in resumed.run():
+            pass
+        assert resumed.schedule == straight.schedule
+        assert digest(resumed.adapters.arrays()) == digest(straight.adapters.arrays())
+
+
 def test_the_validation_loss_is_a_mean_over_the_tokens_that_count(trainer, tiny_base):
     one = trainer()
     ids = torch.randint(3, 60, (400,), generator=torch.Generator().manual_seed(5)).tolist()
