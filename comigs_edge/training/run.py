@@ -102,7 +102,7 @@ class TrainingRun:
             raise ComigsError("there is no interrupted training to resume; start one with: comigs-edge train")
         else:
             adapters, schedule = self._start(resume), make_schedule(self.settings, self.plan.batch, steps, len(self.rows[0]))
-            goes_on = not adapters.is_initial
+            goes_on = not adapters.is_initial and self.mark.word is None  # what a fleet has changed begins at the whole rate
             self.trainer = self._cached_trainer(adapters, further.slow(schedule) if goes_on else schedule)
             if goes_on and state is not None:
                 further.restore_moments(self.trainer, state, self.settings.base.sha256)

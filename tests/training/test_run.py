@@ -14,6 +14,7 @@ from comigs_edge.data.tokenizer import Tokenizer
 from comigs_edge.errors import ComigsError
 from comigs_edge.home.config import TrainConfig
 from comigs_edge.home.folder import Home, corpus
+from comigs_edge.home.marks import Mark
 from comigs_edge.home.versions import load, read_manifest, versions
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.planning.plan import resolve
@@ -127,6 +128,17 @@ def test_a_training_that_goes_on_has_the_moments_of_the_finished_one_and_learns_
     assert trainer.schedule.learning_rate(0) == pytest.approx(further.RATE * first.trainer.schedule.learning_rate(0))
     assert anew.begin(STEPS, False).schedule.learning_rate(0) == first.trainer.schedule.learning_rate(0)
     assert not moments(anew)
+
+
+def test_a_training_of_what_a_fleet_has_changed_begins_at_the_whole_rate(opened):
+    first, run = opened(), opened()
+    first.begin(STEPS, False)
+    for _ in first.steps():
+        first.mark = first.best_mark = Mark("fleet/1/", 0)
+    first.end()
+    assert run.begin(STEPS, None).schedule.rate_factor == 1
+    assert run.mark.word == "fleet/1/"
+    assert not moments(run)
 
 
 def test_the_moments_of_another_base_are_not_taken_up(opened):
