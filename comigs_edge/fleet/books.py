@@ -26,7 +26,7 @@ from comigs_edge.arrays import add, digest, norm, subtract, zeros
 from comigs_edge.fleet.chain import Check, Fetch, Link, follow, set_back
 from comigs_edge.fleet.folder import KEPT_HEADS, FleetFolder
 from comigs_edge.fleet.kept import Kept
-from comigs_edge.fleet.outbox import check_settings, is_same, pack, say_refused, unpack, within
+from comigs_edge.fleet.outbox import check_settings, is_same, pack, say_why, unpack, within
 from comigs_edge.fleet.outcome import Outcome
 from comigs_edge.fleet.standing import Sealed
 from comigs_edge.fleet.transport import News
@@ -222,7 +222,7 @@ class Books:
                 self._acknowledge(brought, news.receipt.round if news.receipt else known)
             elif news.is_rejected:  # its progress stays in the generalist and comes with the next update
                 self.folder.mark_rejected(news.reason)
-                self.folder.notes += say_refused(news.reason)
+        self.folder.notes += say_why(news)
         return state
 
     def _acknowledge(self, update: Sealed, number: int) -> None:

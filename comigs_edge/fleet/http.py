@@ -44,7 +44,7 @@ class HTTPTransport(Remote):
         except RemoteRefused as error:
             if error.code not in REJECTED + WAITS:
                 raise
-            reason = str(error) if error.code in HOPELESS else ""
+            reason = str(error) if error.code in (*HOPELESS, "disk_full") else ""
             return News(state=self.state(), is_rejected=error.code in REJECTED, reason=reason)
         return News(state=receipt.state or self.state(), receipt=receipt)
 

@@ -11,6 +11,7 @@ from comigs_edge.arrays import digest, norm
 from comigs_edge.errors import ComigsError
 from comigs_edge.fleet.membership import Membership
 from comigs_edge.fleet.standing import Sealed
+from comigs_edge.fleet.transport import News
 from coordinator.protocol import compress, counting, rounds
 from coordinator.protocol.aggregate import MAX_ABSOLUTE
 from coordinator.protocol.messages import Settings
@@ -44,10 +45,13 @@ def is_same(before: Sealed | None, update: Sealed) -> bool:
     return before is not None and digest(before.packed) == digest(update.packed)
 
 
-def say_refused(reason: str) -> list[str]:
-    """What the user should know of an update that is refused for what it holds; nothing without a `reason`."""
-    sentence = f"the coordinator refuses what was learned here ({reason[:300]}); it stays, and is sent again once it changed"
-    return [sentence] if reason else []
+def say_why(news: News) -> list[str]:
+    """What the user should know of an update that does not count; nothing where the reason is a usual one."""
+    if news.reason and news.is_rejected:
+        return [
+            f"the coordinator refuses what was learned here ({news.reason[:300]}); it stays, and is sent again once it changed"
+        ]
+    return [news.reason[:300]] if news.reason else []
 
 
 def unpack(update: Sealed, shapes: Shapes) -> Arrays:

@@ -30,7 +30,7 @@ class News:
     state: State
     receipt: Receipt | None = None  # None: only `state.counted` says whether the update counts
     is_rejected: bool = False  # the update never counts as it is
-    reason: str = ""  # why no update with the same content counts
+    reason: str = ""  # why it does not count, where a person should know: if it is rejected, every one with the same content
 
 
 class Transport(Protocol):

@@ -114,6 +114,8 @@ class Server:
         method = request.method if request.method in hdrs.METH_ALL else "other"
         route = "other" if resource is None else resource.canonical
         self.metrics.count(method, route, answer.status, time.perf_counter() - start)
+        if answer.status == 507:
+            log.warning("the disk is full: what devices send is refused, and they keep it until there is room")
         if not answer.prepared:
             answer.headers[signatures.EPOCH_HEADER] = self.epoch
         return answer

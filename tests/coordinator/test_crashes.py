@@ -146,6 +146,7 @@ def test_a_full_disk_is_said_and_changes_nothing(tmp_path):
         (disk / "filler").write_bytes(bytes(int(shutil.disk_usage(disk).free - 1.1e6)))
         with pytest.raises(RemoteRefused, match=r"disk is full .*your update is kept on your device"):
             trainers[0].step()
+        assert "the disk is full: what devices send is refused" in Path(f"{coordinator.data}.log").read_text()
         with contextlib.suppress(OSError), open(disk / "rest", "wb", buffering=0) as rest:
             while True:
                 rest.write(bytes(4096))

@@ -17,6 +17,7 @@ from coordinator.protocol import compress
 from tests.coordinator.rig import SHAPES, Coordinator, arrays, generalist
 from tests.fleet.rig import BASE, NAME, Device, FolderFleet
 from tests.fleet.test_books import offline
+from tests.home.disks import fill, needs_mount, small_disk
 
 
 def rounds(fleet, device, *values):
@@ -193,6 +194,23 @@ def test_what_is_refused_for_what_it_holds_is_said_once_and_sent_again_when_it_c
     coordinator.until(lambda status: status["newest_round"] == 1)
     device.exchange(tokens=0)
     assert device.value == 1.0
+
+
+@needs_mount
+def test_a_coordinators_full_disk_is_said_and_what_was_learned_comes_when_there_is_room(tmp_path):
+    with small_disk(tmp_path / "disk", 8) as disk:
+        coordinator = Coordinator(disk / "data")
+        device = Device(tmp_path / "home").join_coordinator(coordinator.invite())
+        device.exchange(tokens=0)
+        coordinator.until(lambda status: status["newest_round"] == 0)
+        device.exchange(tokens=0)
+        device.learn(1.0)
+        fill(disk, 100_000)
+        assert device.exchange().waits
+        assert any("the coordinator's disk is full" in note for note in device.folder.notes)
+        (disk / "filler").unlink()
+        assert len(device.exchange(tokens=0).receipts) == 1
+        coordinator.stop()
 
 
 @pytest.mark.parametrize("name", ["standing.safetensors", "outbox.safetensors", "standing.json"])
