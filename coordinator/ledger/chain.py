@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -130,18 +130,26 @@ class Chain:
         rows = self._database.rows(
             "SELECT device FROM refusals JOIN devices ON id = device WHERE round = ? AND revoked IS NULL", number
         )
-        counted = rounds.believed({row["device"] for row in rows}, self.habitual(), active)
+        refusing = {row["device"] for row in rows}
+        counted = rounds.believed(refusing, self.habitual(refusing), active)
         return {"refusals": len(counted), "active": active, "newest": self.newest_number}
 
-    def habitual(self) -> set[str]:
-        """Ids of devices that refused most of the last generalists that the fleet made, under whatever number they came again."""
-        own = "published IS NOT NULL AND rolled_back_to IS NULL"
+    def habitual(self, refusing: Collection[str] | None = None) -> set[str]:
+        """Ids of devices that refused most of the last generalists that the fleet made, under whatever number they came again.
+
+        What only those made who are `refusing` now (None: who did last) is not the fleet's: a refuser could fill the list itself.
+        """
+        if refusing is None:
+            last = "SELECT device FROM refusals WHERE round = (SELECT max(round) FROM refusals)"
+            refusing = [row["device"] for row in self._database.rows(last)]
+        others = f"SELECT 1 FROM updates WHERE round = number AND device NOT IN ({', '.join('?' * len(refusing))})"
+        own = f"published IS NOT NULL AND rolled_back_to IS NULL AND EXISTS ({others})"
         made = f"SELECT number, sha256 FROM rounds WHERE {own} ORDER BY number DESC LIMIT ?"
         rows = self._database.rows(
             f"SELECT device FROM refusals JOIN rounds AS refused ON refused.number = round JOIN ({made}) AS made "
             "ON made.number = refused.number OR refused.rolled_back_to IS NOT NULL AND made.sha256 = refused.sha256 "
             "GROUP BY device HAVING count(DISTINCT made.number) >= ?",
-            rounds.OF, rounds.REFUSED,
+            *refusing, rounds.OF, rounds.REFUSED,
         )  # fmt: skip
         return {row["device"] for row in rows}
 

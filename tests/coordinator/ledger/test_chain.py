@@ -226,6 +226,19 @@ def test_who_refuses_what_it_turned_back_to_as_well_is_not_counted_from_the_thir
     assert room.chain.habitual() == {other.id}
 
 
+def test_who_fills_the_fleets_history_with_nothing_of_its_own_is_not_believed_for_that(tmp_path):
+    room = Room(tmp_path, goal=1)
+    one, other = room.join(), room.join()
+    room.step((one, arrays(0.0)))
+    for _ in range(6):
+        for _ in range(3):
+            room.step((other, arrays(0.0)))
+        room.step((one, arrays(1.0)))
+        refuse(room, other)
+    assert room.value() == 4
+    assert room.chain.habitual() == {other.id}
+
+
 def test_the_first_generalist_cannot_be_refused(room):
     devices = grown(room, 1.0)
     refused("stale_round", refuse, room, devices[0], 0)
