@@ -33,6 +33,7 @@ class Encoded(NamedTuple):
 
     ids: list[int]
     scored: list[bool]
+    omits: bool = False  # whether passages that were learned elsewhere are not scored
 
 
 class Tokenizer:
@@ -75,11 +76,12 @@ class Tokenizer:
             return self.chat(document.messages, for_answer=False, learned=learned)
         ids = self._llama.tokenize(document.text.encode(), add_bos=True, special=False)  # BOS where the file wants it
         bos = int(self.starts_with_bos)
-        scored = [False] * bos + self._score(ids[bos:], list(_pieces(document.text, learned)))
+        pieces = list(_pieces(document.text, learned))
+        scored = [False] * bos + self._score(ids[bos:], pieces)
         if with_end and self.eos >= 0:
             ids.append(self.eos)
             scored.append(True)
-        return Encoded(ids, scored)
+        return Encoded(ids, scored, omits=len(pieces) > 1)
 
     def chat(self, messages: tuple[Message, ...], for_answer: bool, learned: Runs = NO_RUNS) -> Encoded:
         """A chat in the base's template; `for_answer` ends it where the assistant's next message begins.
@@ -88,7 +90,7 @@ class Tokenizer:
         """
         out = Encoded([], [])
         fragment: list[tuple[bytes, bool]] = []
-        after_answer = False
+        after_answer = omits = False
         parts = list(self._split(self.template.render(messages, for_answer, None if for_answer else self._text_day)))
         for index, (text, message) in enumerate(parts):
             special = self._specials.get(text) if message is None else None
@@ -96,7 +98,8 @@ class Tokenizer:
                 # White space between an answer and its end belongs to the end.
                 leads_to_end = not text.strip() and index + 1 < len(parts) and parts[index + 1][0] in self._specials
                 after_answer = message.role == "assistant" and message.scored if message else after_answer and leads_to_end
-                fragment += _pieces(text, learned) if message and after_answer else [(text.encode(), after_answer)]
+                pieces = list(_pieces(text, learned)) if message and after_answer else [(text.encode(), after_answer)]
+                fragment, omits = fragment + pieces, omits or len(pieces) > 1
                 continue
             self._encode_fragment(fragment, out)
             fragment = []
@@ -107,7 +110,7 @@ class Tokenizer:
         if self.starts_with_bos and out.ids[:1] != [self.bos]:
             out.ids.insert(0, self.bos)
             out.scored.insert(0, False)
-        return out
+        return out._replace(omits=omits)
 
     def _split(self, parts: list[Part]) -> Iterator[Part]:
         """The same with the template's special tokens as parts of their own."""

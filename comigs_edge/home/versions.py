@@ -33,9 +33,13 @@ def read_manifest(folder: Path, version: int) -> dict[str, Any]:
     path = folder / f"{version:04d}" / "manifest.json"
     try:
         manifest: dict[str, Any] = json.loads(path.read_bytes())
+        if missing := {"base_sha256", "layout", "sha256"} - dict(manifest).keys():
+            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
         return manifest
-    except (FileNotFoundError, ValueError) as error:
-        raise ComigsError(f"{path} cannot be read ({error}); train again with: comigs-edge train --fresh") from error
+    except (FileNotFoundError, ValueError, TypeError) as error:
+        raise ComigsError(
+            f"{path} cannot be read ({error}); delete the folder {path.parent} to return to the version before"
+        ) from error
 
 
 def save(folder: Path, arrays: Arrays, layout: ExpertsConfig, base_sha256: str, notes: dict[str, Any]) -> int:

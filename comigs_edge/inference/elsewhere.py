@@ -32,11 +32,11 @@ def measure_elsewhere(model: Model, answers: Sequence[Encoded], advance: Advance
     with torch.no_grad():
         for start in range(0, len(answers), ROWS):
             group = answers[start : start + ROWS]
-            longest = max(len(ids) for ids, _ in group)
+            longest = max(len(each.ids) for each in group)
             # Nothing looks ahead, so what stands behind an answer does not change it.
-            tokens = torch.tensor([ids + [0] * (longest - len(ids)) for ids, _ in group], device=device)
+            tokens = torch.tensor([each.ids + [0] * (longest - len(each.ids)) for each in group], device=device)
             hidden = [each(tokens).hidden.view(*tokens.shape, -1) for each in (base, model)]
-            for row, (ids, scored) in enumerate(group):
+            for row, (ids, scored, _) in enumerate(group):
                 places = [place - 1 for place in range(1, len(ids)) if scored[place]]
                 theirs, ours = (model.logits(each[row, places]).log_softmax(-1) for each in hidden)
                 losses = [F.nll_loss(each, tokens[row, 1:][places], reduction="sum") for each in (theirs, ours)]

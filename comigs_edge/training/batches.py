@@ -51,7 +51,7 @@ class Rows:
 
     def __init__(self, encoded: Iterable[Encoded], context: int, seed: int, first_row: int = 0) -> None:
         self.context, self.seed, self.first_row = context, seed, first_row
-        ids, scored, lengths = _join(encoded)
+        ids, scored, lengths, self._omits = _join(encoded)
         self.num_documents = len(lengths)
         document = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
         scored[:1] = False  # the first token of a document has nothing before it
@@ -91,9 +91,10 @@ class Rows:
         return self._make([int(row) for row in np.argsort(self._places)[number * size : (number + 1) * size]])
 
     def digest(self) -> str:
-        """SHA-256 of everything that the model reads and what of it counts, in the order of the first epoch."""
-        parts = (self._ids, self._scored, self._document, self._starts, self._places)
-        data = b"".join(np.ascontiguousarray(part).tobytes() for part in parts)
+        """SHA-256 of all that the model reads, in the order of the first epoch, and of what counts if passages are left out."""
+        parts = (self._ids, self._document, self._starts, self._places)
+        counts = (self._scored,) if self._omits else ()
+        data = b"".join(np.ascontiguousarray(part).tobytes() for part in (*parts, *counts))
         return hashlib.sha256(b"%d " % self.context + data).hexdigest()
 
     def _row(self, position: int) -> int:
@@ -117,11 +118,12 @@ class Rows:
         )
 
 
-def _join(encoded: Iterable[Encoded]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_], list[int]]:
-    """All ids, whether each is scored, and the lengths of the documents; what was encoded is not kept."""
-    ids, scored, lengths = array("i"), bytearray(), []
+def _join(encoded: Iterable[Encoded]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_], list[int], bool]:
+    """All ids, whether each is scored, the lengths of the documents, and whether one omits passages; no more is kept."""
+    ids, scored, lengths, omits = array("i"), bytearray(), list[int](), False
     for each in encoded:
         ids.extend(each.ids)
         scored.extend(each.scored)
         lengths.append(len(each.ids))
-    return np.array(ids, np.int32), np.array(scored, np.uint8).astype(bool), lengths
+        omits |= each.omits
+    return np.array(ids, np.int32), np.array(scored, np.uint8).astype(bool), lengths, omits

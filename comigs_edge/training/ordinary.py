@@ -92,7 +92,7 @@ class OrdinaryText:
 
     def _keep(self) -> None:
         files.make_folder(self.path.parent)
-        kept = [(ids, scored.count(False)) for ids, scored in self._made]
+        kept = [(ids, scored.count(False)) for ids, scored, _ in self._made]
         files.write_atomic(self.path, json.dumps(kept).encode())
         for path in self.path.parent.glob(f"ordinary-{self.part}-*.json"):
             if path != self.path:  # of another base

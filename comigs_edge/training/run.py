@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -277,8 +278,9 @@ class TrainingRun:
             return None
         arrays, layout, loss = self.result()
         there = versions(self.home.adapters)
-        if there and read_manifest(self.home.adapters, there[-1])["sha256"] == digest(arrays):
-            return there[-1]
+        with contextlib.suppress(ComigsError):  # a damaged version is no reason to lose the next one
+            if there and read_manifest(self.home.adapters, there[-1])["sha256"] == digest(arrays):
+                return there[-1]
         notes = {
             "validation_loss": loss, "validation_loss_before": trainer.first_loss,
             "expert_steps": trainer.expert_steps, "router_steps": trainer.router_steps,

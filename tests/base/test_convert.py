@@ -257,7 +257,7 @@ def test_damaged_settings_are_one_sentence_and_the_base_that_is_there_stays(run,
         assert shown.strip().splitlines()[-1].startswith("error: ")
         (tmp_path / "m" / name).write_text(good[name])
         assert (home / "base.gguf").read_bytes() == before
-        assert sorted(path.name for path in home.iterdir()) == ["base.gguf", "config.toml"]
+        assert sorted(path.name for path in home.iterdir()) == ["base.gguf", "config.toml", "state"]
     run("init", "--force", "--base", tmp_path / "m")
     assert run("status").exit_code == 0
 

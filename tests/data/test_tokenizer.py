@@ -62,7 +62,7 @@ def test_text_is_scored_whole_and_bos_is_put_where_the_file_wants_it(tmp_path, t
 
 def test_a_text_that_is_trained_on_ends_as_an_answer_does(tokenizer):
     plain, ended = (tokenizer.encode(Document(text="the hen"), with_end) for with_end in (False, True))
-    assert ended == ([*plain.ids, tokenizer.eos], [*plain.scored, True])
+    assert ended[:2] == ([*plain.ids, tokenizer.eos], [*plain.scored, True])
     assert tokenizer.is_end(ended.ids[-1])
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from comigs_edge.fleet import joining, rounds
 from comigs_edge.fleet.chain import ForkedChain
+from comigs_edge.fleet.client import MAX_PIECE, PIECE
 from comigs_edge.fleet.folder import FleetFolder
 from comigs_edge.fleet.http import HTTPTransport
 from comigs_edge.fleet.outcome import Judgement
@@ -18,6 +19,7 @@ from comigs_edge.home.folder import Home
 from coordinator.protocol import wire
 from tests.coordinator.proxy import Faults, Proxy
 from tests.coordinator.rig import Coordinator, arrays, generalist
+from tests.coordinator.test_bad_network import OVERHEAD
 from tests.fleet import rig
 from tests.fleet.rig import BASE, NAME
 from tests.fleet.test_exchange import Broken, begin, make, settled
@@ -305,7 +307,7 @@ def test_an_upload_goes_on_with_the_same_bytes_over_any_number_of_outages(coordi
                 device.transport = transport
         assert len(receipts) == 1
         assert exchanges > 2
-        assert proxy.up < 2.5 * size
+        assert proxy.up <= size + proxy.cuts * PIECE + MAX_PIECE + proxy.connections * OVERHEAD
     device.transport.address = coordinator.address
     exchange_until_quiet(coordinator, device)
     assert newest(coordinator) == pytest.approx(exchanges, abs=0.05)

@@ -22,7 +22,7 @@ def test_bits_and_divergence_are_those_of_llama_cpps_logits(tmp_path, tiny_path,
     adapters = make_adapters(form="parallel", zero=True)
     export(GGUFFile(tiny_path), adapters, "F32", tmp_path / "out.gguf")
     nats, divergence, count = [0.0, 0.0], 0.0, 0
-    for ids, scored in answers():
+    for ids, scored, _ in answers():
         logs = [llama_logits(path, ids).log_softmax(-1)[:-1] for path in (tiny_path, tmp_path / "out.gguf")]
         for place in range(len(ids) - 1):
             if scored[place + 1]:

@@ -1,5 +1,7 @@
 """What every command says comes next: the same as `status`, and nothing that refuses."""
 
+import shutil
+
 import pytest
 
 from comigs_edge.data.corpus import Corpus
@@ -85,3 +87,16 @@ def test_settings_are_not_written_anew_under_a_training(ready, run):
 
 def test_a_plan_without_text_says_to_add_some(run, home, tiny_path):
     assert said_next(run("init", "--base", tiny_path)) == said_next(run("plan")) == "comigs-edge data add FOLDER"
+
+
+@pytest.mark.parametrize(
+    "content", [lambda manifest: manifest[: len(manifest) // 2], lambda manifest: b"[1]", lambda manifest: b"{}"]
+)
+def test_a_damaged_manifest_costs_its_version_and_no_training(ready, run, content):
+    run("train", "--steps", 4, *FAST)
+    path = ready.adapters / "0001" / "manifest.json"
+    path.write_bytes(content(path.read_bytes()))
+    assert f"delete the folder {path.parent} to return to the version before" in run("train", code=1).stderr
+    assert said_next(run("train", "--fresh", "--steps", 4, *FAST)) == "comigs-edge chat"
+    shutil.rmtree(path.parent)
+    assert said_next(run("status")) == "comigs-edge chat"
