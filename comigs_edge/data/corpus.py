@@ -143,9 +143,9 @@ class Corpus:
 
     def learned_runs(self, split: Split) -> Runs:
         """The runs of texts of this split that stand in learned text too, also in what is gone: that of the splits before it."""
-        if not self.path.exists():
-            return NO_RUNS
         earlier = SPLITS[: SPLITS.index(split)]
+        if not earlier or not self.path.exists():
+            return NO_RUNS
         with self._open() as db:
             query = f"select runs from document where split = ? and ({_USED} or seen and ?)"
             wanted = join_runs(np.frombuffer(runs, np.uint32) for (runs,) in db.execute(query, (split, False)))
