@@ -174,7 +174,7 @@ def _status(options: argparse.Namespace) -> None:
     print(f"base       {base}")
     print(f"generalist {status['newest_round'] if status['newest_round'] >= 0 else 'none yet'}")
     closes = f"closes at {status['goal']}"
-    if status["deadline"] is not None:
+    if status["deadline"] is not None and status["quorum"] < status["goal"]:
         closes += f", or at {show_time(status['deadline'])} with {status['quorum']}"
     print(f"round      {status['open_round']}: {status['updates']} updates, {closes}")
     print(f"moved      {show_size(status['bytes_in'])} in, {show_size(status['bytes_out'])} out")
