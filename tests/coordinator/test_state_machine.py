@@ -236,7 +236,7 @@ class FleetMachine(RuleBasedStateMachine):
         self.publish()
         if not model.rounds[-1]:
             return
-        device = data.draw(st.sampled_from(sorted(model.rounds[-1])))
+        device = data.draw(st.sampled_from(list(model.rounds[-1])))  # in the order that they came: ids are random
         query = "SELECT sha256 FROM updates WHERE round = ? AND device = ? AND lost IS NULL"
         sha256 = room.fleet.database.value(query, model.open, device)
         if room.fleet.database.value("SELECT 1 FROM rounds WHERE sha256 = ?", sha256):
