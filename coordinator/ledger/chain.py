@@ -142,12 +142,14 @@ class Chain:
         if refusing is None:
             last = "SELECT device FROM refusals WHERE round = (SELECT max(round) FROM refusals)"
             refusing = [row["device"] for row in self._database.rows(last)]
-        others = f"SELECT 1 FROM updates WHERE round = number AND device NOT IN ({', '.join('?' * len(refusing))})"
+        others = (
+            f"SELECT 1 FROM updates WHERE round = number AND lost IS NULL AND device NOT IN ({', '.join('?' * len(refusing))})"
+        )
         own = f"published IS NOT NULL AND rolled_back_to IS NULL AND EXISTS ({others})"
-        made = f"SELECT number, sha256 FROM rounds WHERE {own} ORDER BY number DESC LIMIT ?"
+        made = f"SELECT number FROM rounds WHERE {own} ORDER BY number DESC LIMIT ?"
         rows = self._database.rows(
             f"SELECT device FROM refusals JOIN rounds AS refused ON refused.number = round JOIN ({made}) AS made "
-            "ON made.number = refused.number OR refused.rolled_back_to IS NOT NULL AND made.sha256 = refused.sha256 "
+            "ON made.number = coalesce(refused.rolled_back_to, refused.number) "
             "GROUP BY device HAVING count(DISTINCT made.number) >= ?",
             *refusing, rounds.OF, rounds.REFUSED,
         )  # fmt: skip

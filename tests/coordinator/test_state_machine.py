@@ -80,10 +80,13 @@ class Model:
             self.values.append(np.float32(min(64.0, max(-64.0, float(np.float32(before) + np.float32(change))))))
 
     def believed(self, number):
-        """Who refuses this generalist, without those that refused three of the last five that were made."""
+        """Who refuses this generalist, without those that refused three of the last five that others made, as they came or again."""
         refusing = self.refusals[number] - self.revoked
-        made = [other for other, content in enumerate(self.content) if content == other][-5:]
-        often = {device for device in refusing if sum(device in self.refusals[other] for other in made) >= 3}
+        made = [other for other, content in enumerate(self.content) if content == other and set(self.rounds[other]) - refusing][
+            -5:
+        ]
+        refused = {device: {self.content[at] for at, known in self.refusals.items() if device in known} for device in refusing}
+        often = {device for device in refusing if len(refused[device] & set(made)) >= 3}
         return refusing if 2 * len(refusing) > len(self.active) else refusing - often
 
 
