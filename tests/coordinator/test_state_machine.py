@@ -80,7 +80,7 @@ class Model:
             self.values.append(np.float32(min(64.0, max(-64.0, float(np.float32(before) + np.float32(change))))))
 
     def believed(self, number):
-        """Who refuses this generalist, without those that refused three of the last five that others made, as they came or again."""
+        """Who refuses this generalist, without those that refused three of the last five that others made, or their copies."""
         refusing = self.refusals[number] - self.revoked
         made = [other for other, content in enumerate(self.content) if content == other and set(self.rounds[other]) - refusing][
             -5:
