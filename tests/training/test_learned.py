@@ -26,7 +26,9 @@ def make(tmp_path, learned_by_version, in_training):
     home.models.mkdir()
     for version, learned in learned_by_version.items():
         (home.adapters / f"{version:04d}").mkdir(parents=True)
-        manifest = {"version": version} | ({} if learned is None else {"learned": learned})
+        manifest = {"version": version, "base_sha256": "", "layout": {}, "sha256": ""} | (
+            {} if learned is None else {"learned": learned}
+        )
         (home.adapters / f"{version:04d}" / "manifest.json").write_text(json.dumps(manifest))
         (home.models / f"personal-{version:04d}-Q8_0.gguf").write_bytes(b"model")
     checkpoint.save(home.state, {"a": np.zeros(1, np.float32)}, {"learned": in_training})

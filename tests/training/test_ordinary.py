@@ -47,7 +47,7 @@ def test_answers_are_scored_where_the_base_wrote_and_end_where_it_did(tmp_path, 
     made.asked = short
     made.make(tiny_base)
     assert 2000 <= made.num_tokens < 2000 + 64 * ordinary.LENGTH
-    for number, (ids, scored) in enumerate(made.answers):
+    for number, (ids, scored, _) in enumerate(made.answers):
         prompt = short.prompts[number % 2]
         assert ids[: len(prompt)] == prompt
         assert scored == [False] * len(prompt) + [True] * (len(ids) - len(prompt))
