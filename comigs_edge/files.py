@@ -102,6 +102,11 @@ def remove_temporaries(folder: Path, older_than_seconds: float = 0) -> None:
             path.unlink()
 
 
+def remove(path: Path) -> None:
+    """Deletes a file, or a folder with all that is in it."""
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def remove_dead(root: Path) -> None:
     """Deletes what killed `atomic_writer`s left behind anywhere below, once it is old enough to be dead."""
     with contextlib.suppress(OSError):

@@ -11,6 +11,7 @@ import http.client
 import json
 import os
 import secrets
+import shlex
 import shutil
 import socket
 import sqlite3
@@ -162,9 +163,11 @@ def examine(root: Path, repair: bool) -> Result:
         raise CoordinatorError("a coordinator runs in this folder; stop it, and type the command again")
     found = check.check_folder(root, repair) if found is None else found
     if found["damaged"] and not repair:
-        then = f"comigs-coordinator check --repair --data {root}, while the coordinator does not run"
+        then = f"comigs-coordinator check --repair --data {shlex.quote(str(root))}, while the coordinator does not run"
     else:
-        then = RESTORE if found["damaged"] or found.get("needed") else f"comigs-coordinator status --data {root}"
+        then = (
+            RESTORE if found["damaged"] or found.get("needed") else f"comigs-coordinator status --data {shlex.quote(str(root))}"
+        )
     return {**found, "next": then}
 
 

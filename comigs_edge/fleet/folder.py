@@ -261,7 +261,7 @@ class FleetFolder:
         self.empty_outbox()
         for path in self._brought.iterdir():
             if path.name not in standing.brought:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                files.remove(path)
 
     def brought(self, update_id: str) -> Sealed | None:
         """An update that counted; None where it is gone."""
@@ -283,7 +283,7 @@ class FleetFolder:
         names = {self.generalist_path(int(each)).name for each in standing.kept}
         for path in self._generalists.iterdir():  # also what a kill left between a file and the standing that names it
             if path.name not in names and path.suffix != ".part":
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                files.remove(path)
         standing.brought = dict(list(standing.brought.items())[-KEPT_UPDATES:])
 
 

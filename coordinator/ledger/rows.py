@@ -130,15 +130,15 @@ def damaged(database: Database, signing_key: str, tables: Iterable[str] = SHAPES
 
 
 def _check_key(database: Database, signing_key: str, damaged: Collection[str]) -> None:
-    query = "SELECT number, manifest, signature FROM rounds WHERE manifest IS NOT NULL AND signature IS NOT NULL"
-    signed = [
-        SignedManifest(manifest=row["manifest"], signature=row["signature"])
-        for row in database.each(query)
-        if str(row["number"]) not in damaged
-    ]
-    if signed and not any(_is_signed(each, signing_key) for each in signed):
+    query, count = "SELECT number, manifest, signature FROM rounds WHERE manifest IS NOT NULL AND signature IS NOT NULL", 0
+    for row in database.each(query):  # usually the first one tells
+        if str(row["number"]) not in damaged:
+            count += 1
+            if _is_signed(SignedManifest(manifest=row["manifest"], signature=row["signature"]), signing_key):
+                return
+    if count:
         raise CoordinatorError(
-            f"keys/signing.key did not sign one of the {len(signed)} generalists in {database.path}: it is another "
+            f"keys/signing.key did not sign one of the {count} generalists in {database.path}: it is another "
             "coordinator's, or damaged; restore both from one backup"
         )
 
