@@ -16,6 +16,7 @@ from comigs_edge import __version__
 from comigs_edge.commands import (
     bench,
     chat,
+    chats,
     data,
     doctor,
     evaluate,
@@ -83,6 +84,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
 for command in COMMANDS:
     app.command()(command)
 app.add_typer(data.app, name="data")
+app.add_typer(chats.app, name="chats")
 app.add_typer(models.app, name="models")
 app.add_typer(service.app, name="service")
 

@@ -43,7 +43,7 @@ def chat_during(run, monkeypatch, event):
         return line
 
     monkeypatch.setattr("builtins.input", answer)
-    monkeypatch.setattr("comigs_edge.commands.chat._is_typed", lambda: True)
+    monkeypatch.setattr("comigs_edge.commands.message.is_typed", lambda: True)
     return run("chat", "--temperature", "0").stdout
 
 
@@ -102,9 +102,9 @@ def test_the_generalist_alone_is_a_dense_model(run, home, tiny_path, tmp_path):
 
 
 def test_a_conversation_has_its_commands(ready, run, monkeypatch):
-    monkeypatch.setattr("comigs_edge.commands.chat._is_typed", lambda: True)
+    monkeypatch.setattr("comigs_edge.commands.message.is_typed", lambda: True)
     result = run("chat", "--base", input="/help\n/system Be kind.\nthe hen\n/clear\n/nonsense\n/exit\nnever read\n")
-    assert result.output.count("/clear forgets") == 3  # at the start, for /help, for what is no command
+    assert result.output.count("/clear ") == 2  # for /help, and for what is no command
     assert "never read" not in result.output
 
 

@@ -16,8 +16,10 @@ import pytest
 from rich.console import Console
 
 from comigs_edge import cli, llamacpp
-from comigs_edge.commands import chat, console, train_screen
+from comigs_edge.commands import console, message, train_screen
+from comigs_edge.commands.conversation import Conversation
 from comigs_edge.commands.train_screen import TrainScreen
+from comigs_edge.inference.record import Record
 from comigs_edge.training.trainer import Event
 
 PROGRAM = [sys.executable, "-m", "comigs_edge"]
@@ -207,7 +209,7 @@ def test_a_model_that_fails_is_exit_code_1(ready, run, monkeypatch):
 
 
 def test_a_path_is_a_message_and_an_unknown_word_says_the_commands(ready, run, asked, monkeypatch):
-    monkeypatch.setattr(chat, "_is_typed", lambda: True)
+    monkeypatch.setattr(message, "is_typed", lambda: True)
     lines = [
         "/etc/fstab what is this?",
         "/nonsense",
@@ -221,13 +223,15 @@ def test_a_path_is_a_message_and_an_unknown_word_says_the_commands(ready, run, a
     ]
     result = run("chat", "--base", input="\n".join(lines))
     assert asked == ["/etc/fstab what is this?", "one\n\ntwo", "one line"]
-    assert result.stdout.count("/clear forgets") == 3  # at the start, and for what are no commands
+    assert result.stdout.count("/clear ") == 2  # for what are no commands
 
 
 def test_an_answer_cannot_move_the_cursor(capsys, monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    session = SimpleNamespace(answer=lambda text: iter(["a\x1b[2J", "b\r\n\tdone \u200d\u3000"]))
-    chat._say(session, "hello")
+    pieces = ["a\x1b[2J", "b\r\n\tdone \u200d\u3000"]
+    session = SimpleNamespace(answer=lambda _: (piece for piece in pieces), system="", model=Path("m"), left_out=0)
+    record, unused = Record(None, print), lambda *_: None
+    Conversation(session=session, record=record, is_base=True, renew=unused, open_other=unused).say("hello")
     assert capsys.readouterr().out == "a\\x1b[2Jb\\r\n\tdone \u200d\u3000\n"
 
 

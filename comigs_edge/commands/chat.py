@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import fcntl
-import re
-import sys
-import termios
-from contextlib import suppress
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from comigs_edge.commands.console import bar, notes, out, warn
-from comigs_edge.data.decode import decode
-from comigs_edge.data.document import Unreadable
-from comigs_edge.errors import EXPECTED, ComigsError, sentence
+from comigs_edge.commands.conversation import Conversation
+from comigs_edge.commands.message import find_message
+from comigs_edge.data.document import Message
+from comigs_edge.errors import EXPECTED, sentence
 from comigs_edge.home import folder as homes
 from comigs_edge.home.config import Config
 from comigs_edge.home.folder import Home
-from coordinator.protocol.text import printable, readable, well_formed
+from comigs_edge.inference.history import History
+from comigs_edge.inference.record import Record
 from profiles.detect import detect
 from profiles.watch import OtherLoad
 
@@ -27,12 +26,8 @@ if TYPE_CHECKING:
     from comigs_edge.export.merged import Exported
     from comigs_edge.inference.chat import Chat
 
-HELP = (
-    '/exit ends, /clear forgets the conversation, /system TEXT sets the system prompt, Ctrl-C stops an answer; """ begins and '
-    "ends a message of several lines"
-)
-QUOTES = '"""'
-NO_MESSAGE = "there is no message to answer; give one: comigs-edge chat --prompt TEXT"
+_SAMPLING = "How answers are drawn"
+_KEEPING = "What is kept"
 
 
 def chat(
@@ -45,10 +40,48 @@ def chat(
         Optional[Path], typer.Option(metavar="FILE", help="Text that is put below the prompt; - reads standard input.")
     ] = None,
     system: Annotated[Optional[str], typer.Option(metavar="TEXT", help="System prompt, in place of config.toml's.")] = None,
-    temperature: Annotated[
-        Optional[float], typer.Option(min=0.0, help="Randomness of the answers; 0 = always the likeliest token.")
+    stats: Annotated[bool, typer.Option("--stats", help="Say below each answer how many tokens a second it had.")] = False,
+    go_on: Annotated[bool, typer.Option("--continue", "-c", help="Go on with the last chat.", rich_help_panel=_KEEPING)] = False,
+    number: Annotated[
+        Optional[int],
+        typer.Option("--chat", metavar="ID", help="Go on with this one, of: comigs-edge chats list.", rich_help_panel=_KEEPING),
     ] = None,
-    seed: Annotated[Optional[int], typer.Option(min=0, help="The same seed gives the same answers.")] = None,
+    keep: Annotated[
+        Optional[bool],
+        typer.Option(
+            "--keep/--no-keep",
+            help="Keep this chat, or not; as it is: conversations, and what goes on with one.",
+            rich_help_panel=_KEEPING,
+            show_default=False,
+        ),
+    ] = None,
+    temperature: Annotated[
+        Optional[float], typer.Option(min=0.0, help="Randomness; 0 = always the likeliest token.", rich_help_panel=_SAMPLING)
+    ] = None,
+    top_p: Annotated[
+        Optional[float],
+        typer.Option(min=0.0, max=1.0, help="From the likeliest tokens that together have it.", rich_help_panel=_SAMPLING),
+    ] = None,
+    top_k: Annotated[
+        Optional[int], typer.Option(min=0, help="From so many of the likeliest tokens; 0 = all.", rich_help_panel=_SAMPLING)
+    ] = None,
+    min_p: Annotated[
+        Optional[float],
+        typer.Option(min=0.0, max=1.0, help="None with less than this share of the likeliest.", rich_help_panel=_SAMPLING),
+    ] = None,
+    repeat_penalty: Annotated[
+        Optional[float], typer.Option(min=1.0, max=10.0, help="Of the last 64 tokens; 1 = none.", rich_help_panel=_SAMPLING)
+    ] = None,
+    seed: Annotated[
+        Optional[int], typer.Option(min=0, help="The same seed gives the same answers.", rich_help_panel=_SAMPLING)
+    ] = None,
+    max_tokens: Annotated[Optional[int], typer.Option(min=1, help="Of one answer, at most.", rich_help_panel=_SAMPLING)] = None,
+    stop: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            metavar="TEXT", help="An answer ends before this text; may be given several times.", rich_help_panel=_SAMPLING
+        ),
+    ] = None,
     lines: Annotated[
         Optional[list[str]],
         typer.Option("--plan", metavar="NAME=VALUE", help="Fixes threads, mmap, cache or batch; may be given several times."),
@@ -57,74 +90,54 @@ def chat(
     """Talk with your model. It is exported first if it has been trained since."""
     from comigs_edge.home.versions import versions
 
-    home, load = homes.locate(), OtherLoad()
+    goes_on = go_on or number is not None
+    if goes_on and system is not None:
+        raise typer.BadParameter("--system begins a new chat; leave it out, or do not go on with one")
+    home = homes.locate()
     settings = home.settings()
-    message = _message(prompt, file)
+    wishes = {
+        "temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p, "repeat_penalty": repeat_penalty,
+    }  # fmt: skip
+    opening = Opening(
+        home=home, settings=settings, flags=lines or [], system=settings.chat.system if system is None else system,
+        wishes=wishes, seed=seed, max_tokens=max_tokens or settings.chat.max_tokens, stops=[each for each in stop or () if each],
+    )  # fmt: skip
+    text = find_message(prompt, file)
+    record, said = _open_record(History(home.chats_file), go_on, number, False if keep is None and text and not goes_on else keep)
     version = max(versions(home.adapters), default=0)  # before it is loaded: a newer one may come meanwhile
     personal = None if base else _personal(home, settings)
     with notes.status("loading"):
-        from comigs_edge.data.tokenizer import Tokenizer
-        from comigs_edge.inference.chat import Chat
-        from comigs_edge.inference.sampling import choose_sampling
-        from comigs_edge.planning import plan as planning
-
-        options, tokenizer = settings.chat, Tokenizer(home.base_file, settings.model.thinking)
-        size = personal.size if personal else settings.base.size
-        plan = planning.chat_plan(
-            settings, home.base_file, profile=settings.device(), device=detect(), size=size, busy=load.read() or 0,
-            flags=planning.parse(lines or [], planning.CHAT_LINES), model=personal.path if personal else None,
-        )  # fmt: skip
-        session = Chat(
-            personal.path if personal else home.base_file, personal.adapters if personal else (),
-            tokenizer, options.system if system is None else system, plan.context, plan.threads,
-            choose_sampling(
-                tokenizer.metadata, temperature=options.temperature if temperature is None else temperature, top_p=options.top_p,
-                repeat_penalty=options.repeat_penalty,
-            ),
-            options.max_tokens, seed, plan.mmap, plan.cache, plan.batch,
-        )  # fmt: skip
-    if plan.context < options.context:
-        notes.print(f"context: {plan.context} tokens; {plan.reasons['context']}", style="dim", soft_wrap=True)
-    if message is not None:
-        _say(session, message)
+        session = opening.open(personal)
+    session.messages = said or session.messages
+    conversation = Conversation(
+        session=session, record=record, is_base=base, stats=stats,
+        renew=(lambda _: None) if base else _renewal(home, settings, version),
+        open_other=lambda: opening.open(_personal(home, settings) if base else None),
+    )  # fmt: skip
+    if text is None:
+        conversation.converse()
     else:
-        _converse(session, home, settings if personal else None, version)
+        conversation.say(text)
 
 
-def _message(prompt: str | None, file: Path | None) -> str | None:
-    """What is to be answered once; None where a person types. Raises `ComigsError` where there is not a word."""
-    if prompt is None and file is None and _is_typed():
-        return None
-    from_input = prompt == "-" or str(file) == "-" or (prompt is None and file is None)
-    if not from_input and prompt is not None and file is None and _is_unread():
-        warn("standard input is not read beside --prompt; to put it below the prompt: --file -")
-    parts = [prompt if prompt and prompt != "-" else "", sys.stdin.read() if from_input else ""]
-    if file is not None and str(file) != "-":
-        parts.append(_text(file.expanduser()))
-    if any("\0" in part for part in parts):
-        raise ComigsError("standard input is binary data; give text")
-    message = well_formed("\n\n".join(part.strip("\n") for part in parts if part.strip()))
-    if not message:
-        raise ComigsError(NO_MESSAGE)
-    return message
+def _open_record(history: History, go_on: bool, number: int | None, keep: bool | None) -> tuple[Record, list[Message]]:
+    """Where this chat is kept, and what was said in it before. `keep` is as the command line has it; None: as the owner set it.
 
-
-def _text(file: Path) -> str:
+    Raises `ComigsError` where the chat with this number cannot be read; else what is wrong is said, and nothing is kept.
+    """
+    if number is not None:
+        history.system(number)
     try:
-        return decode(file.read_bytes())[0]
-    except Unreadable as error:
-        raise ComigsError(f"{file} cannot be read: {error}; name a file with text") from error
-
-
-def _is_typed() -> bool:
-    return sys.stdin.isatty()
-
-
-def _is_unread() -> bool:
-    """Whether a pipe or a file with something in it is standard input."""
-    with suppress(OSError, ValueError):
-        return not _is_typed() and any(fcntl.ioctl(sys.stdin, termios.FIONREAD, bytes(4)))
-    return False
+        record = Record(history, warn, history.last() if go_on and number is None else number)
+        if go_on and record.chat is None:
+            warn("there is no chat to go on with yet; this is a new one")
+        said = record.go_on()
+        if keep is False or (keep is None and history.setting("keep") is False):
+            record.history = None
+        return record, said
+    except EXPECTED as error:
+        warn(f"this chat is not kept: {sentence(error)}")
+        return Record(None, warn), []
 
 
 def _personal(home: Home, settings: Config) -> Exported:
@@ -138,81 +151,58 @@ def _personal(home: Home, settings: Config) -> Exported:
     return exported
 
 
-def _swap_if_newer(session: Chat, home: Home, settings: Config, version: int) -> int:
-    """Changes to the newest adapters if they are newer than `version`; returns their version."""
+def _renewal(home: Home, settings: Config, version: int) -> Callable[[Chat], None]:
+    """What changes a chat to the newest adapters if they are newer than `version`."""
     from comigs_edge.home.versions import versions
 
-    newest = max(versions(home.adapters), default=version)
-    if newest != version:
-        try:
-            personal = _personal(home, settings)
-            session.swap(personal.path, personal.adapters)
-            out.print(f"your model was trained since: continuing with version {newest}", style="dim")
-        except EXPECTED as error:
-            out.print(f"version {newest} cannot be used, continuing with the one before: {sentence(error)}", style="dim")
-    return newest
-
-
-def _converse(session: Chat, home: Home, settings: Config | None, version: int) -> None:
-    """Talks until the person leaves; `settings` are None for the base, which nothing makes newer."""
-    out.print(f"{printable(str(session.model))}\n{HELP}", style="dim", soft_wrap=True)
-    _enable_line_editing()
-    while True:
-        try:
-            text = _read_message()
-        except EOFError:
-            out.print()
-            return
-        except KeyboardInterrupt:
-            out.print(f"\n{HELP}", style="dim")
-            continue
-        command, _, rest = text.partition(" ")
-        if text in ("/exit", "/quit", "/bye"):
-            return
-        if text == "/clear":
-            session.clear()
-        elif command == "/system":
-            session.set_system(rest)
-            out.print("a new conversation with this system prompt", style="dim")
-        elif re.fullmatch("/[a-z]*", command):  # a path has more in it than one word
-            out.print(HELP, style="dim", soft_wrap=True)
-        elif text:
-            if settings:
-                version = _swap_if_newer(session, home, settings, version)
+    def renew(session: Chat) -> None:
+        nonlocal version
+        newest = max(versions(home.adapters), default=version)
+        if newest != version:
+            version = newest
             try:
-                _say(session, text)
-            except KeyboardInterrupt:
-                typer.echo(" [stopped]")
+                personal = _personal(home, settings)
+                session.swap(personal.path, personal.adapters)
+                out.print(f"your model was trained since: continuing with version {newest}", style="dim")
             except EXPECTED as error:
-                typer.secho(f"error: {readable(sentence(error))}", fg="red", err=True)
+                out.print(f"version {newest} cannot be used, continuing with the one before: {sentence(error)}", style="dim")
+
+    return renew
 
 
-def _read_message() -> str:
-    """What a person typed: a line, what they pasted, or all lines between two marks of three quotes."""
-    text = input("\n> ").strip()
-    if text.startswith(QUOTES):
-        text = text.removeprefix(QUOTES)
-        while not text.rstrip().endswith(QUOTES):
-            text += "\n" + input("... ")
-        text = text.rstrip().removesuffix(QUOTES).strip()
-    return well_formed(text)
+@dataclass(kw_only=True)
+class Opening:
+    """How a model is loaded for a chat: yours, and the base beside it in the same way."""
 
+    home: Home
+    settings: Config
+    flags: list[str]  # of the plan
+    system: str
+    wishes: dict[str, float | None]  # of sampling
+    seed: int | None
+    max_tokens: int
+    stops: list[str]
+    load: OtherLoad = field(default_factory=OtherLoad)
 
-def _say(session: Chat, text: str) -> None:
-    """Prints the answer as it comes; raises `ComigsError` where none comes to its end."""
-    shown = readable if sys.stdout.isatty() else str  # a program gets the very characters
-    try:
-        for piece in session.answer(text):
-            typer.echo(shown(piece), nl=False)
-    except RuntimeError as error:  # of llama.cpp
-        typer.echo()
-        raise ComigsError(f"llama.cpp could not answer ({error}); end other programs, or lower context in config.toml") from error
-    typer.echo()
+    def open(self, personal: Exported | None) -> Chat:
+        """A chat with this model, None: the base; raises `ComigsError` where too little memory is left."""
+        from comigs_edge.data.tokenizer import Tokenizer
+        from comigs_edge.inference.chat import Chat
+        from comigs_edge.inference.sampling import choose_sampling
+        from comigs_edge.planning import plan as planning
 
-
-def _enable_line_editing() -> None:
-    """Cursor keys and a history for `input`; and what is pasted comes as one message."""
-    with suppress(ImportError):
-        import readline
-
-        readline.parse_and_bind("set enable-bracketed-paste on")
+        home, settings = self.home, self.settings
+        tokenizer = Tokenizer(home.base_file, settings.model.thinking)
+        plan = planning.chat_plan(
+            settings, home.base_file, profile=settings.device(), device=detect(),
+            size=personal.size if personal else settings.base.size, busy=self.load.read() or 0,
+            flags=planning.parse(self.flags, planning.CHAT_LINES), model=personal.path if personal else None,
+        )  # fmt: skip
+        if plan.context < settings.chat.context:
+            notes.print(f"context: {plan.context} tokens; {plan.reasons['context']}", style="dim", soft_wrap=True)
+        wishes = {name: getattr(settings.chat, name, None) if wish is None else wish for name, wish in self.wishes.items()}
+        return Chat(
+            personal.path if personal else home.base_file, personal.adapters if personal else (), tokenizer, self.system,
+            plan.context, plan.threads, choose_sampling(tokenizer.metadata, **wishes),
+            self.max_tokens, self.seed, plan.mmap, plan.cache, plan.batch, self.stops,
+        )  # fmt: skip

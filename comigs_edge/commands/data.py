@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from comigs_edge.commands import owner, reading_report
+from comigs_edge.commands.chats import agree
 from comigs_edge.commands.console import bar, counted, fact, next_command, out, print_json, show_table, size, warn
 from comigs_edge.data import documents
 from comigs_edge.data.arrangement import SPLITS
@@ -20,6 +21,8 @@ from comigs_edge.data.document import Document
 from comigs_edge.data.documents import Reading
 from comigs_edge.errors import ComigsError
 from comigs_edge.home import folder as homes
+from comigs_edge.home.folder import Home
+from comigs_edge.inference.history import History
 from coordinator.protocol.text import printable
 
 if TYPE_CHECKING:
@@ -30,7 +33,10 @@ app = typer.Typer(no_args_is_help=True, help="The text that your model learns fr
 
 @app.command("add")
 def add(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Folders and files; docs/guide.md says which kinds.")],
+    paths: Annotated[
+        Optional[list[Path]], typer.Argument(metavar="PATH...", help="Folders and files; docs/guide.md says which kinds.")
+    ] = None,
+    chats: Annotated[bool, typer.Option("--chats", help="The answers of your chats that are marked as good or edited.")] = False,
     me: Annotated[
         Optional[list[str]],
         typer.Option(metavar="NAME", help="Your name in conversations: your messages are learned. May be repeated; '' for none."),
@@ -41,15 +47,14 @@ def add(
     from comigs_edge.training.learned import find_remains
     from comigs_edge.training.next_step import find_next
 
-    home = homes.locate()
+    if not paths and not chats:
+        raise typer.BadParameter("name folders or files, or give --chats")
+    home, paths = homes.locate(), paths or []
     settings = home.settings()
     corpus = homes.corpus(home, settings)
-    with bar("reading") as progress:
-        ask = owner.asker(home.owner_file, paths, progress.stop)
-        try:
-            reading = documents.read(paths, None if me is None else [name for name in me if name], ask, progress)
-        except ComigsError as error:
-            raise ComigsError(f"{error}{_staying(corpus, paths)}") from error
+    marked = _read_chats(home, corpus) if chats else {}
+    reading = _read(home, corpus, paths, me) if paths else Reading()
+    reading.files |= marked
     folders = [path for each in paths if (path := each.expanduser().absolute()).is_dir()]
     with bar("taking in") as progress:
         report = corpus.add(reading, folders, progress)
@@ -69,6 +74,25 @@ def add(
     if report.gone:
         _say_remains(find_remains(home, corpus))
     next_command(then)
+
+
+def _read(home: Home, corpus: Corpus, paths: list[Path], me: list[str] | None) -> Reading:
+    with bar("reading") as progress:
+        ask = owner.asker(home.owner_file, paths, progress.stop)
+        try:
+            return documents.read(paths, None if me is None else [name for name in me if name], ask, progress)
+        except ComigsError as error:
+            raise ComigsError(f"{error}{_staying(corpus, paths)}") from error
+
+
+def _read_chats(home: Home, corpus: Corpus) -> dict[Path, list[Document]]:
+    """What is learned of the chats that are kept, as the documents of their file; raises `ComigsError` where there is nothing."""
+    history = History(home.chats_file)
+    found = history.documents()
+    if not found and not corpus.inside(home.chats_file):
+        raise ComigsError("no answer of a kept chat is marked; in a chat, /good marks the last one and /edit mends it")
+    agree(history)
+    return {home.chats_file: found}
 
 
 def _show(reading: Reading, report: Report) -> None:
@@ -107,7 +131,7 @@ def _remarks(report: Report) -> list[str]:
         "of the files that were added before: " + ", ".join(f"{n} {what}" for what, n in files.items() if n): sum(files.values()),
         f"of the text of an earlier version left out: {reading_report.left_out(report.taken_over)}": report.taken_over.total(),
         f"left out: {left}": len(left),
-        f'{report.unscored} answers have "weight": 0 and are not learned': report.unscored,
+        f'{report.unscored} answers are not learned: "weight": 0, or not marked': report.unscored,
         f"{report.control_tokens} documents have control tokens written out, which are read as plain text": report.control_tokens,
     }
     return [line for line, count in counts.items() if count]

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import sqlite3
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-from comigs_edge import files
-from comigs_edge.errors import ComigsError
+from comigs_edge import database
 
-VERSION = 4
 # `added`: when a file was read as its documents show it (UTC).
 # `place`: of a document in its file. `left_out`: why it is not used (`arrangement.LeftOut`), null where it is.
 # `runs`, `beginnings`, `question`: what it is compared by (`runs.py`, `chats.py`); null until that is known.
@@ -54,31 +51,9 @@ insert into removed
 """
 
 
-@contextlib.contextmanager
-def open_database(path: Path) -> Iterator[sqlite3.Connection]:
-    """One transaction on the file at `path`, which is made where it is missing; an error undoes all of it."""
-    if not path.exists():  # one that is there may be on a disk that can only be read
-        files.make_folder(path.parent)
-        path.touch(mode=0o600)
-    try:
-        with contextlib.closing(sqlite3.connect(path, timeout=30)) as db, db:
-            db.execute("pragma synchronous = full")
-            db.execute("pragma secure_delete = on")  # removed text does not linger in free pages
-            version = db.execute("pragma user_version").fetchone()[0]
-            if version > VERSION:
-                raise ComigsError(f"{path} was made by a newer comigs-edge; upgrade comigs-edge")
-            if version < VERSION:
-                _run(db, {0: _TABLES, 1: _FROM_1, 2: _GONE + _FROM_3, 3: _FROM_3}[version])
-            yield db
-    except sqlite3.Error as error:
-        raise ComigsError(f"{path}: {error}; nothing was changed") from error
+SCRIPTS = (_TABLES, _FROM_1, _GONE + _FROM_3, _FROM_3)
 
 
-def _run(db: sqlite3.Connection, script: str) -> None:
-    """All statements of a script in one transaction; `executescript` would commit between them."""
-    db.execute("begin immediate")
-    if db.execute("pragma user_version").fetchone()[0] == VERSION:
-        return  # another process was first
-    for statement in filter(str.strip, script.split(";\n")):
-        db.execute(statement)
-    db.execute(f"pragma user_version = {VERSION}")
+def open_database(path: Path) -> AbstractContextManager[sqlite3.Connection]:
+    """One transaction on the corpus at `path`, as `database.open_database` has it."""
+    return database.open_database(path, SCRIPTS)

@@ -1,6 +1,6 @@
 """The folder that holds everything of one person on one device.
 
-    config.toml   base.gguf   data/documents.db   state/ (checkpoints)   adapters/   models/ (exported GGUF)
+    config.toml   base.gguf   data/documents.db   chats.db   state/ (checkpoints)   adapters/   models/ (exported GGUF)
 
 `COMIGS_EDGE_HOME`, or the platform's data directory; for the owner alone (0700, files 0600).
 """
@@ -38,6 +38,7 @@ class Home:
         self.base_file = root / "base.gguf"
         self.converted_file = root / ".converted.gguf"  # a base that is not in its place yet
         self.documents_file = root / "data" / "documents.db"
+        self.chats_file = root / "chats.db"
         self.owner_file = root / "data" / "owner.json"
         self.state = root / "state"
         self.holder_file = self.state / "holder.json"

@@ -1,15 +1,17 @@
 """A conversation with a GGUF file in llama.cpp.
 
 The prompt is tokenised by `data/tokenizer.py`, exactly as chats are for training; the whole history is in it, and llama.cpp
-computes only what is new since the last turn. When the context is full the oldest turns are left out.
+computes only what is new since the last turn.
 """
 
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterator
+import time
+from bisect import bisect_left
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from comigs_edge import llamacpp
 from comigs_edge.data.document import Message
@@ -18,13 +20,29 @@ from comigs_edge.errors import ComigsError
 from comigs_edge.inference.sampling import Sampling
 
 
+class Pace(NamedTuple):
+    """How fast an answer came."""
+
+    read: int  # tokens of the prompt that were computed for it, together
+    wait: float  # seconds until the first token
+    tokens: int  # of the answer
+    seconds: float  # between its first and its last token
+
+    def __str__(self) -> str:
+        rate = f", {(self.tokens - 1) / self.seconds:.1f} a second" if self.seconds else ""
+        return f"{self.tokens} tokens{rate}; the first after {self.wait:.1f} s, {self.read} of the prompt read"
+
+
 class Chat:
-    """One conversation. `messages` is its history; a system prompt, if there is one, stands first."""
+    """One conversation. `messages` is its history; a system prompt, if there is one, stands first.
+
+    `left_out` is how many messages have left it since the context was full, `pace` how fast the last answer came.
+    """
 
     def __init__(
         self, model: Path, adapters: tuple[Path, ...], tokenizer: Tokenizer, system: str, context: int, threads: int,
         sampling: Sampling, max_tokens: int, seed: int | None = None, mmap: bool = True,
-        cache: str = "F16", batch: int = 512,
+        cache: str = "F16", batch: int = 512, stops: Sequence[str] = (),
     ) -> None:  # fmt: skip
         self._options: dict[str, Any] = {
             "n_ctx": context, "n_threads": threads, "n_threads_batch": threads, "n_batch": batch, "n_ubatch": batch,
@@ -34,7 +52,8 @@ class Chat:
             self._options["seed"] = seed
         self._load(model, adapters)
         self.tokenizer, self.context, self.max_tokens = tokenizer, context, max_tokens
-        self.sampling = sampling
+        self.sampling, self.stops = sampling, stops
+        self.pace: Pace | None = None
         self.messages: list[Message] = []
         self.set_system(system)
 
@@ -44,6 +63,10 @@ class Chat:
         self.adapters = llamacpp.LoadedAdapters(self.llama)
         if adapters:
             self.adapters.use(adapters)
+
+    def close(self) -> None:
+        """Gives the model's memory back."""
+        self.llama.close()
 
     def swap(self, model: Path, adapters: tuple[Path, ...]) -> None:
         """Goes on with another model; where only its adapters differ, llama.cpp swaps them in place."""
@@ -57,16 +80,41 @@ class Chat:
     def set_system(self, text: str) -> None:
         """Starts over with this system prompt; an empty one leaves the model's own."""
         self.messages = [Message("system", text.strip())] if text.strip() else []
+        self.left_out = 0
 
     def clear(self) -> None:
         """Forgets the conversation, but not the system prompt."""
-        self.messages = [message for message in self.messages if message.role == "system"]
+        self.set_system(self.system)
 
-    def answer(self, text: str) -> Iterator[str]:
-        """The answer in pieces, as they come. However it ends, what was said so far is in the history."""
+    @property
+    def system(self) -> str:
+        """The system prompt; empty where the model's own is left."""
+        return "".join(message.content for message in self.messages if message.role == "system")
+
+    def answer(self, text: str) -> Generator[str, None, None]:
+        """The answer in pieces, as they come. However it ends, what was said so far is in the history.
+
+        Raises `ComigsError`, at once, where the message is longer than the context.
+        """
+        if self.messages and self.messages[-1].role == "user":  # whose answer was stopped before it began
+            self.messages.pop()
         self.messages.append(Message("user", text.strip()))
-        prompt = self._prompt()
+        return self._answer(self._prompt())
+
+    def _answer(self, prompt: list[int]) -> Generator[str, None, None]:
+        said = ""
+        try:
+            for piece in until(self._draw(prompt), self.stops):
+                said += piece
+                yield piece
+        finally:
+            self.messages.append(Message("assistant", said.strip()))
+
+    def _draw(self, prompt: list[int]) -> Iterator[str]:
+        """What the model says, and in `pace` how fast that was."""
         way = self.sampling
+        llamacpp.reset_counts(self.llama)
+        first = start = time.monotonic()
         drawn = self.llama.generate(
             prompt,
             temp=way.temperature,
@@ -76,34 +124,54 @@ class Chat:
             repeat_penalty=way.repeat_penalty,
         )
         decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character can span two tokens
-        said = ""
-        try:
-            room = min(self.max_tokens, self.context - len(prompt))
-            for count, token in enumerate(drawn, 1):
-                if self.tokenizer.is_end(token):
-                    break
-                piece = decoder.decode(self.tokenizer.piece(token))
-                said += piece
-                yield piece
-                if count >= room:
-                    break
-        finally:
-            self.messages.append(Message("assistant", said.strip()))
+        room = min(self.max_tokens, self.context - len(prompt))
+        for count, token in enumerate(drawn, 1):
+            now = time.monotonic()
+            first = now if count == 1 else first
+            self.pace = Pace(llamacpp.counts(self.llama)[0], first - start, count, now - first)
+            if self.tokenizer.is_end(token):
+                break
+            yield decoder.decode(self.tokenizer.piece(token))
+            if count >= room:
+                break
 
     def _prompt(self) -> list[int]:
-        """Token ids of the history, without the oldest turns if a quarter of the context were not left to answer."""
-        most = self.context * 3 // 4
-        while True:
-            ids = self.tokenizer.chat(tuple(self.messages), for_answer=True).ids
-            if len(ids) <= most:
-                return ids
-            turns = [index for index, message in enumerate(self.messages) if message.role != "system"]
-            if len(turns) == 1:
-                self.messages.pop()
-                raise ComigsError(
-                    f"this message has {len(ids):,} tokens, and of the context's {self.context:,} there are {most:,} for it "
-                    f"and {self.context - most:,} kept for the answer; shorten it, or raise context in [chat] of config.toml"
-                )
-            del self.messages[turns[0]]
-            if len(turns) > 2 and self.messages[turns[0]].role == "assistant":
-                del self.messages[turns[0]]  # an answer goes with its question
+        """Token ids of the history. Where a quarter of the context is not left to answer, the oldest turns leave.
+
+        They leave until half of it is, so that the next answers can begin with what llama.cpp has computed.
+        """
+        ids, most = self._ids(self.messages), self.context * 3 // 4
+        if len(ids) <= most:
+            return ids
+        system = [message for message in self.messages if message.role == "system"]
+        said = [message for message in self.messages if message.role != "system"]
+        starts = [index for index, message in enumerate(said) if message.role == "user"]  # an answer goes with its question
+        fits = bisect_left(starts, True, key=lambda start: len(self._ids(system + said[start:])) <= self.context // 2)
+        start = starts[min(fits, len(starts) - 1)]
+        ids = self._ids(system + said[start:])
+        if len(ids) > most:
+            self.messages.pop()
+            raise ComigsError(
+                f"this message has {len(ids):,} tokens, and of the context's {self.context:,} there are {most:,} for it "
+                f"and {self.context - most:,} kept for the answer; shorten it, or raise context in [chat] of config.toml"
+            )
+        self.messages = system + said[start:]
+        self.left_out += start
+        return ids
+
+    def _ids(self, messages: list[Message]) -> list[int]:
+        return self.tokenizer.chat(tuple(messages), for_answer=True).ids
+
+
+def until(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
+    """The pieces up to the first of the texts `stops`; what may be the beginning of one waits until that is known."""
+    held = ""
+    for piece in pieces:
+        held += piece
+        if found := [place for stop in stops if (place := held.find(stop)) >= 0]:
+            yield held[: min(found)]
+            return
+        waits = max((size for stop in stops for size in range(1, len(stop)) if held.endswith(stop[:size])), default=0)
+        yield held[: len(held) - waits]
+        held = held[len(held) - waits :]
+    yield held

@@ -1,12 +1,14 @@
 """The chat's history."""
 
+from itertools import pairwise
+
 import pytest
 
 from comigs_edge import llamacpp
 from comigs_edge.data.document import Message
 from comigs_edge.data.tokenizer import Tokenizer
 from comigs_edge.errors import ComigsError
-from comigs_edge.inference.chat import Chat
+from comigs_edge.inference.chat import Chat, until
 from comigs_edge.inference.sampling import Sampling
 from tests.tiny import write_llama
 
@@ -43,10 +45,48 @@ def test_the_oldest_turns_leave_when_the_context_is_full(chat):
     assert chat.messages[1].role == "user"
 
 
+def test_turns_leave_seldom_so_that_what_was_computed_is_used_again(tiny_path):
+    chat = Chat(tiny_path, (), Tokenizer(tiny_path), "Be kind.", 256, 1, LIKELIEST, 4)
+    left = [0]
+    for _ in range(30):
+        "".join(chat.answer("hen?"))
+        left.append(chat.left_out)
+    assert left[-1] + len(chat.messages) - 1 == 60  # every message but the system's
+    turns_that_left = [later - sooner for sooner, later in pairwise(left) if later > sooner]
+    assert min(turns_that_left) >= 4  # messages
+
+
+def test_the_pace_counts_what_was_read_and_drawn(chat):
+    said = chat.answer("hen?")
+    prompt = len(chat.tokenizer.chat(tuple(chat.messages), for_answer=True).ids)
+    assert "".join(said)
+    assert (chat.pace.read, chat.pace.tokens <= 8) == (prompt, True)
+    "".join(chat.answer("and an inn?"))
+    assert 1 < chat.pace.read < len(chat.tokenizer.chat(tuple(chat.messages[:-1]), for_answer=True).ids)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 50])
+@pytest.mark.parametrize(
+    ("text", "stops", "shown"),
+    [
+        ("one two three", ["two"], "one "),
+        ("one two three", ["three", "two "], "one "),
+        ("aab aaab", ["aaab"], "aab "),
+        ("ends with tw", ["two"], "ends with tw"),
+        ("nothing stops", [], "nothing stops"),
+        ("at once", ["at"], ""),
+    ],
+)
+def test_a_text_that_stops_is_found_however_the_pieces_are_cut(text, stops, shown, size):
+    assert "".join(until((text[i : i + size] for i in range(0, len(text), size)), stops)) == shown
+
+
 def test_a_message_longer_than_the_context_is_a_sentence(chat):
+    "".join(chat.answer("first"))
     wanted = "tokens, and of the context's 128 there are 96 for it and 32 kept for the answer; shorten it"
     with pytest.raises(ComigsError, match=wanted):
-        "".join(chat.answer("hen " * 200))
+        chat.answer("hen " * 200)
+    assert [message.content for message in chat.messages[1::2]] == ["first"]  # nothing is forgotten for it
     "".join(chat.answer("hen"))
 
 
