@@ -19,6 +19,7 @@ from comigs_edge.home.config import Config
 from comigs_edge.home.folder import Home
 from comigs_edge.inference.history import History
 from comigs_edge.inference.record import Record
+from profiles.chat import ChatPlan
 from profiles.detect import detect
 from profiles.watch import OtherLoad
 
@@ -106,8 +107,7 @@ def chat(
     record, said = _open_record(History(home.chats_file), go_on, number, False if keep is None and text and not goes_on else keep)
     version = max(versions(home.adapters), default=0)  # before it is loaded: a newer one may come meanwhile
     personal = None if base else _personal(home, settings)
-    with notes.status("loading"):
-        session = opening.open(personal)
+    session = opening.open(personal)
     session.messages = said or session.messages
     conversation = Conversation(
         session=session, record=record, is_base=base, stats=stats,
@@ -186,6 +186,13 @@ class Opening:
 
     def open(self, personal: Exported | None) -> Chat:
         """A chat with this model, None: the base; raises `ComigsError` where too little memory is left."""
+        with notes.status("loading"):
+            session, plan = self._load(personal)
+        if plan.context < self.settings.chat.context:
+            notes.print(f"context: {plan.context} tokens; {plan.reasons['context']}", style="dim", soft_wrap=True)
+        return session
+
+    def _load(self, personal: Exported | None) -> tuple[Chat, ChatPlan]:
         from comigs_edge.data.tokenizer import Tokenizer
         from comigs_edge.inference.chat import Chat
         from comigs_edge.inference.sampling import choose_sampling
@@ -198,11 +205,10 @@ class Opening:
             size=personal.size if personal else settings.base.size, busy=self.load.read() or 0,
             flags=planning.parse(self.flags, planning.CHAT_LINES), model=personal.path if personal else None,
         )  # fmt: skip
-        if plan.context < settings.chat.context:
-            notes.print(f"context: {plan.context} tokens; {plan.reasons['context']}", style="dim", soft_wrap=True)
         wishes = {name: getattr(settings.chat, name, None) if wish is None else wish for name, wish in self.wishes.items()}
-        return Chat(
+        session = Chat(
             personal.path if personal else home.base_file, personal.adapters if personal else (), tokenizer, self.system,
             plan.context, plan.threads, choose_sampling(tokenizer.metadata, **wishes),
             self.max_tokens, self.seed, plan.mmap, plan.cache, plan.batch, self.stops,
         )  # fmt: skip
+        return session, plan
