@@ -1,5 +1,6 @@
 """Chats that are kept: gone on with, marked, compared, learned from, and never in the way of a chat."""
 
+import io
 import json
 import os
 import pty
@@ -12,9 +13,10 @@ import sys
 import time
 
 import pytest
+from rich.console import Console
 
 from comigs_edge import llamacpp
-from comigs_edge.commands import message
+from comigs_edge.commands import conversation, message
 from comigs_edge.data.document import Document, Message
 from comigs_edge.data.tokenizer import Tokenizer
 from comigs_edge.inference.chat import Chat
@@ -158,7 +160,7 @@ def test_chats_are_listed_shown_and_found_by_people_too(ready, run, talk):
 KILLED = """
 import os, signal, sys
 from comigs_edge import cli, llamacpp
-from comigs_edge.commands import message
+from comigs_edge.commands import conversation, message
 message.is_typed = lambda: True
 generate, answers = llamacpp.llama_cpp.Llama.generate, []
 
@@ -266,6 +268,18 @@ def test_an_answer_is_compared_with_the_other_models(ready, run, monkeypatch):
         assert f"your model: {readable(personal)}\nthe base: {readable(base)}\n" in shown
 
 
+@pytest.mark.parametrize("width", [80, 79])
+def test_two_answers_stand_beside_each_other_where_there_is_room(monkeypatch, width):
+    screen = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None, markup=False)
+    monkeypatch.setattr(conversation, "out", screen)
+    monkeypatch.setattr("comigs_edge.commands.console.out", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    conversation.show_side_by_side("mine [bold]\x1b[2J", "the other\nof two lines")
+    shown = screen.file.getvalue()
+    assert "mine [bold]\\x1b[2J" in shown
+    assert ("mine" in shown.splitlines()[1] and "the other" in shown.splitlines()[1]) == (width == 80)
+
+
 def test_without_a_model_of_ones_own_comparing_is_a_sentence(talk):
     shown = talk("/compare", "the hen", "/compare", "still here")
     assert "there is no answer yet" in shown
@@ -341,8 +355,8 @@ def test_a_piped_chat_goes_on_and_prints_the_answer_alone(ready, run, kept):
 def written(ready, number, good=True):
     """A kept chat whose answer is a text of its own."""
     history = History(ready / "chats.db")
-    chat = history.ask(None, "", f"question {number}: {some_text(1, 100 + number)[:80]}")
-    answered = history.answer(chat, some_text(1, 1000 + number)[:300], "base.gguf")
+    chat, question = history.ask(None, "", f"question {number}: {some_text(1, 100 + number)[:80]}")
+    answered = history.answer(chat, question, some_text(1, 1000 + number)[:300], "base.gguf")
     if good:
         history.mark(answered, "good")
     return chat, answered

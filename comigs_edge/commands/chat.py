@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from comigs_edge.commands import chat_options as options
 from comigs_edge.commands.console import bar, notes, out, warn
 from comigs_edge.commands.conversation import Conversation
 from comigs_edge.commands.message import find_message
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
     from comigs_edge.export.merged import Exported
     from comigs_edge.inference.chat import Chat
 
-_SAMPLING = "How answers are drawn"
-_KEEPING = "What is kept"
-
 
 def chat(
     base: Annotated[bool, typer.Option("--base", help="Talk with the base model instead of yours.")] = False,
@@ -42,47 +40,17 @@ def chat(
     ] = None,
     system: Annotated[Optional[str], typer.Option(metavar="TEXT", help="System prompt, in place of config.toml's.")] = None,
     stats: Annotated[bool, typer.Option("--stats", help="Say below each answer how many tokens a second it had.")] = False,
-    go_on: Annotated[bool, typer.Option("--continue", "-c", help="Go on with the last chat.", rich_help_panel=_KEEPING)] = False,
-    number: Annotated[
-        Optional[int],
-        typer.Option("--chat", metavar="ID", help="Go on with this one, of: comigs-edge chats list.", rich_help_panel=_KEEPING),
-    ] = None,
-    keep: Annotated[
-        Optional[bool],
-        typer.Option(
-            "--keep/--no-keep",
-            help="Keep this chat, or not; as it is: conversations, and what goes on with one.",
-            rich_help_panel=_KEEPING,
-            show_default=False,
-        ),
-    ] = None,
-    temperature: Annotated[
-        Optional[float], typer.Option(min=0.0, help="Randomness; 0 = always the likeliest token.", rich_help_panel=_SAMPLING)
-    ] = None,
-    top_p: Annotated[
-        Optional[float],
-        typer.Option(min=0.0, max=1.0, help="From the likeliest tokens that together have it.", rich_help_panel=_SAMPLING),
-    ] = None,
-    top_k: Annotated[
-        Optional[int], typer.Option(min=0, help="From so many of the likeliest tokens; 0 = all.", rich_help_panel=_SAMPLING)
-    ] = None,
-    min_p: Annotated[
-        Optional[float],
-        typer.Option(min=0.0, max=1.0, help="None with less than this share of the likeliest.", rich_help_panel=_SAMPLING),
-    ] = None,
-    repeat_penalty: Annotated[
-        Optional[float], typer.Option(min=1.0, max=10.0, help="Of the last 64 tokens; 1 = none.", rich_help_panel=_SAMPLING)
-    ] = None,
-    seed: Annotated[
-        Optional[int], typer.Option(min=0, help="The same seed gives the same answers.", rich_help_panel=_SAMPLING)
-    ] = None,
-    max_tokens: Annotated[Optional[int], typer.Option(min=1, help="Of one answer, at most.", rich_help_panel=_SAMPLING)] = None,
-    stop: Annotated[
-        Optional[list[str]],
-        typer.Option(
-            metavar="TEXT", help="An answer ends before this text; may be given several times.", rich_help_panel=_SAMPLING
-        ),
-    ] = None,
+    go_on: options.GoOn = False,
+    number: options.Number = None,
+    keep: options.Keep = None,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    top_k: options.TopK = None,
+    min_p: options.MinP = None,
+    repeat_penalty: options.RepeatPenalty = None,
+    seed: options.Seed = None,
+    max_tokens: options.MaxTokens = None,
+    stop: options.Stop = None,
     lines: Annotated[
         Optional[list[str]],
         typer.Option("--plan", metavar="NAME=VALUE", help="Fixes threads, mmap, cache or batch; may be given several times."),
@@ -104,7 +72,9 @@ def chat(
         wishes=wishes, seed=seed, max_tokens=max_tokens or settings.chat.max_tokens, stops=[each for each in stop or () if each],
     )  # fmt: skip
     text = find_message(prompt, file)
-    record, said = _open_record(History(home.chats_file), go_on, number, False if keep is None and text and not goes_on else keep)
+    if keep is None and text is not None and not goes_on:
+        keep = False
+    record, said = _open_record(History(home.chats_file), go_on, number, keep)
     version = max(versions(home.adapters), default=0)  # before it is loaded: a newer one may come meanwhile
     personal = None if base else _personal(home, settings)
     session = opening.open(personal)

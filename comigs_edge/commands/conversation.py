@@ -87,7 +87,7 @@ class Conversation:
 
     def _greet(self) -> None:
         """What stands above a conversation; of one that goes on its last turn."""
-        kept = "kept on this device (no more with: comigs-edge chats off)" if self.record.history else "not kept"
+        kept = "kept on this device (comigs-edge chats off: none is)" if self.record.history else "not kept"
         out.print(f"{printable(str(self.session.model))}\n{START}; this chat is {kept}", style="dim", soft_wrap=True)
         if self.session.messages and self.session.messages[-1].role == "assistant":
             asked, said = self._last()

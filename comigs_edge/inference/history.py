@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import AbstractContextManager
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -18,14 +17,15 @@ from comigs_edge.errors import ComigsError
 Mark = Literal["good", "bad", "edited"]
 Setting = Literal["keep", "learn"]  # whether conversations are kept; whether marked answers may become training text
 NO_CHAT = "there is no chat number {}; see: comigs-edge chats list"
-# `mark`: of an answer. `model`: the file that gave an answer. Times are UTC. An answer follows its question.
+# Of an answer: `question` is the number of its question, `mark` the owner's, `model` the file that gave it. Times are UTC.
 _TABLES = """
 create table chat (
     id integer primary key autoincrement, started text not null default current_timestamp, system text not null
 );
 create table message (
     id integer primary key autoincrement, chat integer not null references chat (id),
-    at text not null default current_timestamp, role text not null, content text not null, mark text, model text
+    at text not null default current_timestamp, role text not null, content text not null,
+    question integer, mark text, model text
 );
 create index message_chat on message (chat);
 create table setting (name text primary key, value text not null);
@@ -40,6 +40,7 @@ class Kept(NamedTuple):
     at: str  # UTC
     role: str
     content: str
+    question: int | None  # of an answer, the number of what it answers
     mark: Mark | None
     model: str | None
 
@@ -50,18 +51,18 @@ class History:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def ask(self, chat: int | None, system: str, text: str) -> int:
-        """Keeps a question; None: the first of a new chat. Returns the chat's number."""
+    def ask(self, chat: int | None, system: str, text: str) -> tuple[int, int]:
+        """Keeps a question; None: the first of a new chat. Returns the numbers of the chat and of the question."""
         with self._open() as db:
             if chat is None:
                 chat = int(db.execute("insert into chat (system) values (?)", (system,)).lastrowid or 0)
-            self._insert(db, chat, "user", text, None)
-        return chat
+            return chat, self._insert(db, chat, {"role": "user", "content": text})
 
-    def answer(self, chat: int, text: str, model: str) -> int:
-        """Keeps the answer to the last question; returns its number, by which it is marked."""
+    def answer(self, chat: int, question: int, text: str, model: str) -> int:
+        """Keeps the answer to a question; returns its number, by which it is marked."""
+        message: dict[str, str | int] = {"role": "assistant", "content": text, "question": question, "model": model}
         with self._open() as db:
-            return self._insert(db, chat, "assistant", text, model)
+            return self._insert(db, chat, message)
 
     def mark(self, message: int, mark: Mark, content: str | None = None) -> None:
         """Marks an answer, in other words where `content` says them."""
@@ -93,7 +94,7 @@ class History:
 
     def messages(self, chat: int) -> list[Kept]:
         """All that was said in a chat, in order."""
-        query = "select id, at, role, content, mark, model from message where chat = ? order by id"
+        query = "select id, at, role, content, question, mark, model from message where chat = ? order by id"
         return [Kept(**row) for row in self._rows(query, chat)]
 
     def delete(self, *chats: int) -> None:
@@ -123,9 +124,10 @@ class History:
                 found.append(Document(messages=(*_system(system), *_learnable(self.messages(chat["id"])))))
         return found
 
-    def _insert(self, db: sqlite3.Connection, chat: int, role: str, text: str, model: str | None) -> int:
-        query = "insert into message (chat, role, content, model) select id, ?, ?, ? from chat where id = ?"
-        inserted = db.execute(query, (role, text, model, chat))
+    def _insert(self, db: sqlite3.Connection, chat: int, message: dict[str, str | int]) -> int:
+        columns, places = ", ".join(message), ", ".join("?" * len(message))
+        query = f"insert into message (chat, {columns}) select id, {places} from chat where id = ?"
+        inserted = db.execute(query, (*message.values(), chat))
         if not inserted.rowcount:
             raise ComigsError(f"chat {chat} was deleted meanwhile")
         return int(inserted.lastrowid or 0)
@@ -143,8 +145,9 @@ class History:
 
 
 def turns(messages: list[Kept]) -> list[tuple[Kept, Kept]]:
-    """The questions that were answered, each with its answer."""
-    return [(asked, said) for asked, said in pairwise(messages) if (asked.role, said.role) == ("user", "assistant")]
+    """The questions that were answered, each with its answer; two programs may have asked in turn."""
+    asked = {each.id: each for each in messages}
+    return [(asked[each.question], each) for each in messages if each.question in asked]
 
 
 def _system(text: str) -> tuple[Message, ...]:

@@ -20,9 +20,9 @@ def keep(history, *turns, system=""):
     """A chat of these (question, answer, mark)."""
     chat = None
     for asked, said, mark in turns:
-        chat = history.ask(chat, system, asked)
+        chat, question = history.ask(chat, system, asked)
         if said is not None:
-            number = history.answer(chat, said, "base.gguf")
+            number = history.answer(chat, question, said, "base.gguf")
             if mark:
                 history.mark(number, mark)
     return chat
@@ -32,8 +32,8 @@ def ask_often(path, name, count):
     history = History(path)
     chat = None
     for number in range(count):
-        chat = history.ask(chat, "", f"{name} asks {number}")
-        history.answer(chat, f"answer {number}", "base.gguf")
+        chat, question = history.ask(chat, "", f"{name} asks {number}")
+        history.answer(chat, question, f"answer {number}", "base.gguf")
 
 
 def test_what_was_said_is_kept_in_order_for_its_owner_alone(history):
@@ -120,6 +120,21 @@ def test_a_question_without_an_answer_is_kept_and_not_gone_on_with(history):
     assert [each.content for each in history.messages(chat)] == ["one?", "1", "killed?", "two?", "2", "also?"]
     said = Record(history, print, chat).go_on()
     assert [each.content for each in said] == ["Hm.", "one?", "1", "two?", "2"]
+
+
+def test_two_programs_in_one_chat_keep_each_answer_with_its_question(history):
+    ada = Record(history, print)
+    ada.ask("", "first?")
+    ada.answer("first", "base.gguf")
+    bo = Record(history, print, ada.chat)
+    ada.ask("", "Ada?")
+    bo.ask("", "Bo?")
+    ada.answer("Ada", "base.gguf")
+    bo.answer("Bo", "base.gguf")
+    ada.mark("good")
+    said = [each.content for each in Record(history, print, ada.chat).go_on()]
+    assert said == ["first?", "first", "Ada?", "Ada", "Bo?", "Bo"]
+    assert [each.mark for each in history.messages(1) if each.role == "assistant"] == [None, "good", None]
 
 
 def test_only_marked_answers_are_learned_and_bad_ones_are_not_there(history):
