@@ -63,12 +63,12 @@ def shell(line, **environment):
     return subprocess.run(words, capture_output=True, text=True, env=os.environ | environment, timeout=120)
 
 
-def in_terminal(arguments, react):
-    """Runs a command in a terminal; `react` gets all that was shown, and returns what to type or None."""
+def in_terminal(words, react, term="dumb"):
+    """Runs a program in a terminal; `react` gets all that was shown, and returns what to type or None."""
     pid, terminal = pty.fork()
     if pid == 0:
-        os.environ["TERM"] = "dumb"
-        os.execv(sys.executable, [*PROGRAM, *arguments])
+        os.environ["TERM"] = term
+        os.execv(words[0], words)
     shown, end = b"", time.monotonic() + 90
     while time.monotonic() < end:
         if select.select([terminal], [], [], 0.1)[0]:
@@ -255,6 +255,33 @@ def test_an_answer_is_edited_in_the_persons_editor(monkeypatch, tmp_path):
     assert not list(tmp_path.glob("answer-*"))
 
 
+def test_without_an_editor_the_answer_stands_in_the_line_to_be_changed(monkeypatch):
+    monkeypatch.delenv("VISUAL", raising=False)
+    monkeypatch.delenv("EDITOR", raising=False)
+    code = "from comigs_edge.commands import message; print('got', message.edit('the hen'), flush=True)"
+    typed = iter([b"\x7f\x7f\x7finn\r"])
+    shown, _ = in_terminal(
+        [sys.executable, "-c", code], lambda shown: next(typed, None) if b"edit> the hen" in shown else None, "xterm"
+    )
+    assert b"got the inn\r\n" in shown
+
+
+@pytest.mark.parametrize("line", ["the hen", "/compare the hen"])
+def test_a_model_that_fails_is_said_and_the_conversation_goes_on(talk, monkeypatch, line):
+    real, failed = llamacpp.llama_cpp.Llama.generate, []
+
+    def fail_once(self, *arguments, **options):
+        if not failed:
+            failed.append(0)
+            raise RuntimeError("llama_decode returned -3")
+        return real(self, *arguments, **options)
+
+    monkeypatch.setattr(llamacpp.llama_cpp.Llama, "generate", fail_once)
+    shown = talk(line, "and now?", "/good")
+    assert shown.count("llama.cpp could not answer (llama_decode returned -3)") == 1
+    assert "marked as good" in shown
+
+
 def test_an_answer_is_compared_with_the_other_models(ready, run, monkeypatch):
     run("train", "--steps", "2")
     monkeypatch.setattr(message, "is_typed", lambda: True)
@@ -334,7 +361,7 @@ def test_a_dumb_terminal_gets_lines_and_no_sequences(ready):
             return next(typed, None)
         return None
 
-    shown, status = in_terminal(["chat", "--base", *EXACT], react)
+    shown, status = in_terminal([*PROGRAM, "chat", "--base", *EXACT], react)
     assert status == 0
     assert b"\x1b" not in shown, shown
     assert b"marked as good" in shown
@@ -426,10 +453,10 @@ def test_agreement_is_asked_once_in_a_terminal(ready, run, monkeypatch):
     def react(shown):
         return next(asked, None) if shown.rstrip().endswith(b"[y/N]:") else None
 
-    shown, status = in_terminal(["data", "add", "--chats"], react)
+    shown, status = in_terminal([*PROGRAM, "data", "add", "--chats"], react)
     assert b"Learn from them?" in shown
     assert os.WEXITSTATUS(status) == 1
-    shown, status = in_terminal(["data", "add", "--chats"], lambda _: None)
+    shown, status = in_terminal([*PROGRAM, "data", "add", "--chats"], lambda _: None)
     assert b"Learn from them?" not in shown
     assert b"chats learn on" in shown
     assert os.WEXITSTATUS(status) == 1

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from comigs_edge.commands.console import counted, fact, next_command, out, print_json, show_table
+from comigs_edge.commands.console import counted, fact, next_command, notes, out, print_json, show_table
 from comigs_edge.data.corpus import Corpus
 from comigs_edge.errors import ComigsError
 from comigs_edge.home import folder as homes
@@ -130,12 +130,12 @@ def agree(history: History) -> None:
     """Asks once whether marked answers may become training text; raises `ComigsError` unless they may."""
     agreed = history.setting("learn")
     if agreed is None and sys.stdin is not None and sys.stdin.isatty():
-        out.print(
+        notes.print(
             "Answers that you marked as good or edited become training text of your own model, with the questions before them, "
             "on this device. It can be taken back: comigs-edge chats learn off",
             soft_wrap=True,
         )
-        agreed = typer.confirm("Learn from them?")
+        agreed = typer.confirm("Learn from them?", err=True)
         history.set("learn", agreed)
     if not agreed:
         raise ComigsError("learning from chats is not agreed to; agree with: comigs-edge chats learn on")

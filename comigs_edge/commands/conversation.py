@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Generator
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -53,13 +53,9 @@ class Conversation:
     def say(self, text: str) -> None:
         """Prints the answer as it comes; raises `ComigsError` where none comes to its end."""
         shown = readable if sys.stdout.isatty() else str  # a program gets the very characters
-        try:
-            with closing(self._answer(text)) as pieces:
-                for piece in pieces:
-                    typer.echo(shown(piece), nl=False)
-        except RuntimeError as error:  # of llama.cpp
-            typer.echo()
-            raise _failed(error) from error
+        with _told(before=typer.echo), closing(self._answer(text)) as pieces:
+            for piece in pieces:
+                typer.echo(shown(piece), nl=False)
         typer.echo()
         self._comment()
 
@@ -153,19 +149,14 @@ class Conversation:
         """The last question's answers, or those of `text`, of your model and of the base."""
         if text:
             self.renew(self.session)
-            with notes.status(f"{NAMES[self.is_base]} answers"):
+            with notes.status(f"{NAMES[self.is_base]} answers"), _told():
                 "".join(self._answer(text))
             self._comment()
         asked, said = self._last()
         other = self.open_other()
-        with notes.status(f"{NAMES[not self.is_base]} answers"):
-            other.messages = self.session.messages[:-2]
-            try:
-                answer = "".join(other.answer(asked.content)).strip()
-            except RuntimeError as error:
-                raise _failed(error) from error
-            finally:
-                other.close()
+        other.messages = self.session.messages[:-2]
+        with closing(other), notes.status(f"{NAMES[not self.is_base]} answers"), _told():
+            answer = "".join(other.answer(asked.content)).strip()
         pair = (said.content, answer)
         show_side_by_side(*(pair[::-1] if self.is_base else pair))
 
@@ -194,8 +185,14 @@ class Conversation:
             notes.print(str(self.session.pace), style="dim", soft_wrap=True)
 
 
-def _failed(error: RuntimeError) -> ComigsError:
-    return ComigsError(f"llama.cpp could not answer ({error}); end other programs, or lower context in config.toml")
+@contextmanager
+def _told(before: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """Says an error of llama.cpp in a sentence, after a call of `before`."""
+    try:
+        yield
+    except RuntimeError as error:
+        before()
+        raise ComigsError(f"llama.cpp could not answer ({error}); end other programs, or lower context in config.toml") from error
 
 
 def show_side_by_side(personal: str, base: str) -> None:

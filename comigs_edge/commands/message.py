@@ -9,7 +9,8 @@ import subprocess
 import sys
 import tempfile
 import termios
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from comigs_edge.commands.console import out, warn
@@ -90,8 +91,24 @@ def edit(text: str) -> str:
     if editor and sys.stdin.isatty() and not is_dumb():
         return _edit_in(editor, text)
     hint = "" if editor or is_dumb() else "; with EDITOR set it opens in your editor"
-    out.print(f"type the answer as it should have been; nothing leaves it as it is{hint}", style="dim", soft_wrap=True)
-    return read_message("edit> ") or text
+    out.print(f"the answer as it should have been; nothing leaves it as it is{hint}", style="dim", soft_wrap=True)
+    with _prefilled("" if is_dumb() or "\n" in text else text):
+        return read_message("edit> ") or text
+
+
+@contextmanager
+def _prefilled(text: str) -> Iterator[None]:
+    """The next line that is typed begins as this text."""
+    try:
+        import readline
+    except ImportError:
+        yield
+        return
+    readline.set_startup_hook(lambda: readline.insert_text(text))
+    try:
+        yield
+    finally:
+        readline.set_startup_hook(None)
 
 
 def _edit_in(editor: str, text: str) -> str:
