@@ -59,7 +59,7 @@ LEAVES = (
         only_with_report_loss=True,
     ),
 )  # fmt: skip
-STAYS = ("your text", "specialists", "router", "optimiser state")
+STAYS = ("your text", "your chats", "specialists", "router", "optimiser state")
 
 
 def leaving(reports_loss: bool) -> list[dict[str, object]]:

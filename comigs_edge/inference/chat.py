@@ -114,7 +114,7 @@ class Chat:
         """What the model says, and in `pace` how fast that was."""
         way = self.sampling
         llamacpp.reset_counts(self.llama)
-        first = start = time.monotonic()
+        read, first = 0, (start := time.monotonic())
         drawn = self.llama.generate(
             prompt,
             temp=way.temperature,
@@ -127,8 +127,9 @@ class Chat:
         room = min(self.max_tokens, self.context - len(prompt))
         for count, token in enumerate(drawn, 1):
             now = time.monotonic()
-            first = now if count == 1 else first
-            self.pace = Pace(llamacpp.counts(self.llama)[0], first - start, count, now - first)
+            if count == 1:
+                first, read = now, llamacpp.counts(self.llama)[0]
+            self.pace = Pace(read, first - start, count, now - first)
             if self.tokenizer.is_end(token):
                 break
             yield decoder.decode(self.tokenizer.piece(token))

@@ -21,6 +21,7 @@ from tests.docs_commands import ROOT
 from tests.tiny import some_text
 
 SECRET = "my locker is 88-15-3407 behind the blue door"
+ASKED = "and whom does the letter of 1931 name as the heir?"  # in a chat that is kept
 LOSSES = [each for each in LEAVES if each.only_with_report_loss]
 FIXED = {"/v1/hello", "/v1/state", "/v1/join", "/v1/manifests", "/v1/updates", "/v1/refusals"}  # paths that tell nothing more
 SEEN_BY_ALL = {"time", "address"}  # by every server, in no byte
@@ -58,6 +59,7 @@ def lived(run, ready, tmp_path, monkeypatch, reports_loss):
     monkeypatch.setattr(sync, "PATIENCE", 2.0)
     (tmp_path / "text" / "secret.txt").write_text("\n\n".join(f"{SECRET}. {part}" for part in some_text(20, 7).split("\n\n")))
     run("data", "add", tmp_path / "text")
+    run("chat", "--base", "--keep", "--max-tokens", "2", "--prompt", ASKED)
     settings = ready / "config.toml"
     settings.write_text(
         re.sub(r"(\[fleet\].*\n)", rf"\1gate = 0\nreport_loss = {str(reports_loss).lower()}\n", settings.read_text())
@@ -138,7 +140,8 @@ def test_no_text_specialist_or_router_is_on_the_wire_in_any_encoding(lived, read
 
 def canaries(home):
     """Pieces of what must stay: text, and numbers of every specialist and router."""
-    yield from (SECRET[start : start + 16].encode() for start in range(0, 28, 4))
+    for secret in (SECRET, ASKED):
+        yield from (secret[start : start + 16].encode() for start in range(0, 28, 4))
     yield from (sentence.encode() for sentence in some_text().split(". ")[:50])
     for number in versions(home / "adapters"):
         for path in (home / "adapters" / f"{number:04d}").glob("*.safetensors"):
