@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.common import PRECISIONS, RESULTS
 from benchmarks.trials import text
-from benchmarks.trials.catalogue import trials
+from benchmarks.trials.catalogue import SAMPLES, trials
 from benchmarks.trials.processes import run
 from benchmarks.trials.report import report
 
@@ -29,6 +29,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1e6)
     parser.add_argument("--only", default="", help="names that begin so, separated by commas, and what they need")
     parser.add_argument("--tar", type=Path, help="packs the records after every trial")
+    parser.add_argument("--samples", type=int, default=SAMPLES, help="tokens of each source of the base's own text")
+    parser.add_argument("--measured", type=int, default=64, help="rows of each text")
     parser.add_argument("--tiny", action="store_true", help="a few tokens of everything: shows that it runs")
     options = parser.parse_args()
     if options.what == "prepare":

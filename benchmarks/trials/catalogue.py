@@ -20,10 +20,17 @@ class Zero:
     source: str = "mixed"  # of ordinary text: start, words, chat, a third of each (mixed), or others (text of others)
     tokens: int = 50_000  # of it
     share: float = 0.5  # of ordinary rows in a router step
-    closing: int = 60  # router steps behind the training; 0: in every turn of the router, from the start
+    closing: float = 60  # router steps behind the training; 0: in every turn of the router, from the start
     kl: bool = False  # KL divergence from the base on ordinary rows, in place of their loss
     k: int = 2
     offset: bool = True  # the zero expert's logit has one as the others have
+    start: float = 0.0  # of the zero expert's logit
+    decay: bool = False  # the router's rates fall in a line to a tenth
+    rows: int = 0  # of a closing step; 0: as many as of the others
+    rate: float = 1.0  # factor on the router's rates
+    fit: float = 0.0  # the zero expert's logit is first fitted to be so far above or below the experts'
+    fit_rows: int = 32  # of either text
+    ridge: float = 0.1  # of that fit, as a share of the mean square of the inputs
     experts: float = 0.0  # share of ordinary rows in expert steps
     specialists: int = 1
 
@@ -95,6 +102,19 @@ TOGETHER: list[dict[str, Any]] = [
     {"share": 0.75, "kl": True}, {"tokens": 200_000, "closing": 120, "share": 0.75}, {"specialists": 0, "kl": True},
     {"closing": 0, "kl": True}, {"experts": 0.125, "closing": 0, "kl": True},
 ]  # fmt: skip
+SHORT: list[dict[str, Any]] = [
+    {"source": "chat", "tokens": 10_000, **more}
+    for more in (
+        {"share": 0.25, "closing": 20},
+        *({"fit": 3.0, "offset": False, "decay": True, **each} for each in (
+            {"share": 0.25, "closing": 10}, {"closing": 10}, {"closing": 0.1}, {"share": 0.25, "closing": 20},
+        )),
+        *({"rows": 4, "closing": 40, "decay": True, **each} for each in (
+            {"offset": False}, {"share": 0.25, "offset": False}, {}, {"offset": False, "rate": 2.0}, {"share": 0.25},
+            {"share": 0.25, "offset": False, "rate": 2.0},
+        )),
+    )
+]  # fmt: skip
 
 _HALF = {"rows": 2, "rate": 0.5, "beta": 0.987}
 SMALL: list[dict[str, Any]] = [{}, {"rate": 0.5}, _HALF]
@@ -117,7 +137,7 @@ def trials() -> list[Trial]:
     first = [Trial("base", "base", {}, (), 30), *_persons(1), *samples, *_persons(0)]
     known = [Small(**changes) for changes in SMALL + SMALLER]
     grid = [point for point in GRID if Small(**point) not in known]
-    order = [(_zero, ZERO), (_small, SMALL), (_zero, TOGETHER), (_small, SMALLER + grid)]
+    order = [(_zero, ZERO), (_small, SMALL), (_zero, SHORT), (_zero, TOGETHER), (_small, SMALLER + grid)]
     return first + [make(person, changes) for make, points in order for changes in points for person in PERSONS]
 
 

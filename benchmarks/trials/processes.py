@@ -59,7 +59,12 @@ def work(options: argparse.Namespace, deadline: float) -> None:
     """One process: takes the first trial that is free, ready and short enough, until there is none."""
     inputs, path = options.paths
     base = open_base(path, options.device, options.precision, max(1, len(os.sched_getaffinity(0)) // options.jobs))
-    shop = Workshop(base, text.Inputs(inputs), options.records, TINY if options.tiny else Scale())
+    shop = Workshop(
+        base,
+        text.Inputs(inputs),
+        options.records,
+        TINY if options.tiny else Scale(samples=options.samples, measured=options.measured),
+    )
     queue, pace = chosen(options.only), 0.0  # pace: seconds a step, of the last trial
     while True:
         free = [

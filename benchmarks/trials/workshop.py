@@ -200,7 +200,12 @@ class Workshop:
             trainer = self.trainer(person, learning.with_zero(adapters, factors.k), self.schedule())
             self.mix(trainer, factors, ordinary)
             trainer.round_experts()
-            trainer.close(max(1, round(factors.closing * self.scale.closing)))
+            if factors.fit:
+                own = trainer.validation.router_rows
+                learning.fit_zero(trainer.model, own, ordinary, factors.fit, factors.fit_rows, factors.ridge)
+            trainer.close(
+                max(1, round(factors.closing * self.scale.closing)), factors.start, factors.decay, factors.rows, factors.rate
+            )
         return record | self.measure(trainer.model) | {"ordinary_rows": len(ordinary)}
 
     def train(self, person: str, factors: Zero, ordinary: Rows) -> Rehearsing:

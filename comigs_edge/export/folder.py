@@ -105,11 +105,11 @@ def _export_hot(
 
 def _hot_base(folder: Path, adapters: Adapters, format_name: str) -> Path:
     layout = adapters.layout
-    return folder / f"hot-base-{layout.num_experts}-{layout.experts_per_token}-{format_name}.gguf"
+    return folder / f"hot-base-{layout.num_choices}-{layout.experts_per_token}-{format_name}.gguf"
 
 
 def _hot_parts(folder: Path, version: int, adapters: Adapters, format_name: str) -> dict[str, Path]:
-    parts = hot.PARTS if adapters.layout.num_specialists else hot.PARTS[:1]
+    parts = hot.PARTS if adapters.layout.num_choices > 1 else hot.PARTS[:1]
     return {part: folder / f"personal-{version:04d}-hot-{format_name}-{part}.gguf" for part in parts}
 
 

@@ -48,7 +48,7 @@ def write_base(
     architecture = _architecture(hparams, adapters)
     plans = _base_plans(base, hparams, adapters, format_name)
     changes: Metadata = {"general.architecture": architecture, BASE_KEY: base_sha256}
-    if layout.num_experts > 1:
+    if layout.num_choices > 1:
         changes |= mixture_metadata(architecture, hparams, layout)
     return write_model(base, hparams, plans, changes, output, progress)
 
@@ -80,9 +80,9 @@ def _base_plans(base: GGUFFile, hparams: HParams, adapters: Adapters, format_nam
         part = name.split(".")[-2]
         order = llama_order(hparams, name.split(".", 2)[-1]) if in_llama_order else None
         plan = copy_tensor(base, name, fmt, order=order)
-        plans.append(repeat_experts(plan, layout.num_experts) if part in FFN else plan)
-        if part == FFN[-1] and layout.num_experts > 1:
-            plans.append(plan_router(int(name.split(".")[1]), np.zeros((layout.num_experts, hparams.width), np.float32)))
+        plans.append(repeat_experts(plan, layout.num_choices) if part in FFN else plan)
+        if part == FFN[-1] and layout.num_choices > 1:
+            plans.append(plan_router(int(name.split(".")[1]), np.zeros((layout.num_choices, hparams.width), np.float32)))
     return plans
 
 
@@ -92,7 +92,7 @@ def _architecture(hparams: HParams, adapters: Adapters) -> str:
             "the layout hot is for LoRA experts; parallel experts are swapped by rewriting their small tensors: "
             "comigs-edge export --layout merged"
         )
-    return adapters.form.architecture(hparams.architecture, adapters.layout.num_experts)
+    return adapters.form.architecture(hparams.architecture, adapters.layout.num_choices)
 
 
 def _adapter_plans(adapters: Adapters, hparams: HParams, part: str, fmt: BlockFormat) -> list[TensorPlan]:
@@ -101,13 +101,13 @@ def _adapter_plans(adapters: Adapters, hparams: HParams, part: str, fmt: BlockFo
     plans: list[TensorPlan] = []
     for block in range(adapters.first_block, hparams.num_blocks):
         for index, name in enumerate(FFN):
-            updates = [adapters.experts[block][e][index] for e in experts]
+            updates = [expert[index] for expert in adapters.experts[block]]
             weight = f"blk.{block}.{name}.weight"
-            weight = stacked_name(weight) if layout.num_experts > 1 else weight
+            weight = stacked_name(weight) if layout.num_choices > 1 else weight
             plans += _pair(weight, *_slots(updates, layout, experts), fmt)
         router = adapters.routers[block]
         if part == PARTS[1] and router is not None:
-            identity = np.eye(layout.num_experts, dtype=np.float32)
+            identity = np.eye(layout.num_choices, dtype=np.float32)
             plans += _pair(f"blk.{block}.ffn_gate_inp.weight", tensor_to_numpy(router), identity, block_format("F32"))
         if part == PARTS[0] and layout.attention:
             for name in ATTENTION:
@@ -120,13 +120,13 @@ def _adapter_plans(adapters: Adapters, hparams: HParams, part: str, fmt: BlockFo
 
 
 def _slots(updates: list[LoRA], layout: ExpertsConfig, experts: range) -> tuple[Floats, Floats]:
-    """A (E, R, in) and B (E, out, R) with zeros where an expert is not in this file; flat for one expert alone."""
-    first = updates[0]
-    a = np.zeros((layout.num_experts, *first.a.shape), np.float32)
-    b = np.zeros((layout.num_experts, *first.b.shape), np.float32)
-    for expert, update in zip(experts, updates, strict=True):
+    """A (E, R, in) and B (E, out, R) with zeros where an expert is not in this file, and of the zero expert; flat for one."""
+    a = np.zeros((layout.num_choices, *updates[0].a.shape), np.float32)
+    b = np.zeros((layout.num_choices, *updates[0].b.shape), np.float32)
+    for expert in experts:
+        update = updates[expert]
         a[expert], b[expert] = tensor_to_numpy(update.a), tensor_to_numpy(update.b) * np.float32(layout.expert_scale)
-    return (a, b) if layout.num_experts > 1 else (a[0], b[0])
+    return (a, b) if layout.num_choices > 1 else (a[0], b[0])
 
 
 def _pair(name: str, a: Floats, b: Floats, fmt: BlockFormat) -> list[TensorPlan]:

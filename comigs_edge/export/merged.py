@@ -72,7 +72,7 @@ def tensor_plans(
         changes["general.file_type"] = FILE_TYPES[fmt.name]
     if adapters is None:
         return [copy_tensor(base, name, fmt) for name in base.tensors], changes
-    architecture = adapters.form.architecture(hparams.architecture, adapters.layout.num_experts)
+    architecture = adapters.form.architecture(hparams.architecture, adapters.layout.num_choices)
     planner = PLANNERS[adapters.form.planner](base, hparams, adapters, fmt, architecture, threads)
     changes |= {
         "general.architecture": architecture, "general.name": f"{base.metadata.get('general.name', 'model')}, personal",

@@ -102,23 +102,26 @@ class Planner(ABC):
 
 
 class CopiesPlanner(Planner):
-    """Every expert is a whole MLP: the base's with low-rank updates merged in."""
+    """Every expert is a whole MLP: the base's with low-rank updates merged in, for the zero expert without."""
 
     def _plan_ffn(self, block: int, name: str, part: str) -> Iterator[TensorPlan]:
         if not self._has_experts(block):
-            yield repeat_experts(copy_tensor(self.base, name, self.fmt), self.layout.num_experts)
+            yield repeat_experts(copy_tensor(self.base, name, self.fmt), self.layout.num_choices)
             return
         updates = [expert[FFN.index(part)] for expert in self.adapters.experts[block]]
         size = self.base.tensors[name].shape
 
         def merge() -> Iterator[Floats]:
             weight = torch.from_numpy(self.base.dequantize(name))
-            return (tensor_to_numpy(lora.merge(weight, update, self.layout.expert_scale)) for update in updates)
+            for update in updates:
+                yield tensor_to_numpy(lora.merge(weight, update, self.layout.expert_scale))
+            if self.layout.zero_expert:
+                yield tensor_to_numpy(weight)
 
-        if len(updates) == 1:
-            yield self._plan_trained(name, size, merge)
+        if self.is_mixture:
+            yield self._plan_trained(stacked_name(name), (self.layout.num_choices, *size), merge)
         else:
-            yield self._plan_trained(stacked_name(name), (len(updates), *size), merge)
+            yield self._plan_trained(name, size, merge)
 
 
 class BesidePlanner(Planner):

@@ -52,9 +52,9 @@ class ModelConfig:
     )
     alpha: Annotated[float, setting("updates are scaled by alpha / sqrt(rank)", 1e-3, 1e4)] = 16.0
     experts_per_token: Annotated[int, setting("default: 2, or 1 for one expert alone", 1, 64, 2)] | None = None
-    zero_expert: Annotated[
-        bool, setting("parallel experts: one more that adds nothing, so that the router learns when the base should speak alone")
-    ] = False
+    zero_expert: (
+        Annotated[bool, setting("also one that adds nothing, for when to be silent; default: if parallel", example=True)] | None
+    ) = None
     attention: Annotated[bool, setting("also one shared low-rank update of the attention; it is part of the generalist")] = False
     thinking: Annotated[
         bool, setting("a thinking base thinks aloud before it answers: prompts ask for it, in training as in chat")
@@ -120,11 +120,11 @@ class TrainConfig:
     router_steps: Annotated[int, setting("... router steps on validation text", 0, 10**9)] = 10
     closing_steps: Annotated[  # ours, measured
         int,
-        setting("router steps at the end with the zero expert, on validation and ordinary text; 0.6 of steps at most", 1, 10**6),
-    ] = 60
+        setting("router steps at the end with the zero expert, on validation and ordinary text; 0.1 of steps at most", 1, 10**6),
+    ] = 20
     ordinary_tokens: Annotated[  # ours, measured: what those steps read
         int, setting("of ordinary text for them: the base's own answers, made once", 128, 10**8)
-    ] = 32_000
+    ] = 12_000
     balance_weight: Annotated[float, setting("of the load-balance loss, where it is not constant", 0, 1e3)] = 0.01
     weight_decay: Annotated[float, setting("", 0, 1)] = 0.01
     validation_rows: Annotated[  # ours
@@ -277,8 +277,9 @@ class Config:
 
     @property
     def has_zero_expert(self) -> bool:
-        """Whether a training ends with a zero expert: with parallel experts, if it is turned on."""
-        return self.model.zero_expert and not FORMS[self.model.expert_form].is_low_rank
+        """Whether a training ends with a zero expert: by default with parallel experts, beside which it costs next to nothing."""
+        wanted = self.model.zero_expert
+        return wanted if wanted is not None else not FORMS[self.model.expert_form].is_low_rank
 
     def storage(self, layout: str | None = None, format_name: str | None = None) -> Storage:
         """How the exported file holds what training changes; arguments go before the file's settings.

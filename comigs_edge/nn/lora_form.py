@@ -41,9 +41,16 @@ def _mix(
     from comigs_edge.nn.merged_mlp import quantised_mixture
 
     if routing is not None and routing.weights.shape[1] > len(experts):
-        raise ValueError("LoRA experts have no zero expert beside them yet")
+        experts = [*experts, _zero_expert(experts[0])]
     mix = mixture if purpose.block_format is None else quantised_mixture
     return x + mix(normed, mlp, experts, routing, scale, purpose)
+
+
+def _zero_expert(like: LoRAExpert) -> LoRAExpert:
+    """One whose updates are zero: the base's MLP once more."""
+    import torch
+
+    return _view([torch.zeros_like(tensor, requires_grad=False) for update in like for tensor in update])
 
 
 def _architecture(architecture: str, num_experts: int) -> str:

@@ -25,7 +25,7 @@ from comigs_edge.nn.routing import Routing, balance_loss, route
 from comigs_edge.nn.weights import Base
 from profiles.cost import Checkpointing
 
-Watch = Callable[[int, Tensor, Routing], None]  # block, what its router read (N, D), what it decided
+Watch = Callable[[int, Tensor, Routing | None], None]  # block, what its router read (N, D), what it decided if there is one
 
 
 @dataclass
@@ -117,7 +117,7 @@ class Model:
         if self.only is not None:
             experts = [experts[index] for index in self.only]
         routing = self._routing(number, normed)
-        if self.watch is not None and routing is not None:
+        if self.watch is not None:
             self.watch(number, normed, routing)
         x = self.adapters.form.mix(x, normed, mlp, experts, routing, scale, purpose)
         return x, balance_loss(routing) if with_balance and routing is not None else None

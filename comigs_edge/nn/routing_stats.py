@@ -30,9 +30,10 @@ class BlockMeans:
 class MeanWeights(BlockMeans):
     """The mean weight of every expert; a `model.Watch`."""
 
-    def __call__(self, block: int, normed: Tensor, routing: Routing) -> None:
-        """Counts these tokens in."""
-        self.add(block, routing.weights, torch.float64)
+    def __call__(self, block: int, normed: Tensor, routing: Routing | None) -> None:
+        """Counts these tokens in, where there is a router."""
+        if routing is not None:
+            self.add(block, routing.weights, torch.float64)
 
     def by_block(self) -> list[list[float]] | None:
         """One list a block with a router, in order; None if there was none."""
@@ -42,6 +43,6 @@ class MeanWeights(BlockMeans):
 class MeanInputs(BlockMeans):
     """The mean of what the router reads (D,); a `model.Watch`."""
 
-    def __call__(self, block: int, normed: Tensor, routing: Routing) -> None:
+    def __call__(self, block: int, normed: Tensor, routing: Routing | None) -> None:
         """Counts these tokens in."""
         self.add(block, normed, torch.float32)

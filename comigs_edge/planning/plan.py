@@ -112,10 +112,6 @@ def make(
         raise _too_many_blocks(fixed["blocks"], base.num_blocks)
     if fixed.get("blocks") == base.num_blocks:
         fixed = fixed | {"blocks": 0}
-    if fixed.get("zero_expert") and FORMS[settings.model.expert_form].is_low_rank:
-        raise ComigsError(
-            "zero_expert = true is asked for and only parallel experts can have one; train with: --plan zero_expert=false"
-        )
     if fixed.get("precision") == "bfloat16":
         _check_bfloat16(device, rates, fixed.get("device"))
     disk = int(RULES["cache"]["share"] * shutil.disk_usage(home.root).free)
@@ -126,9 +122,12 @@ def make(
         free=min(device.usable_memory, profile.memory or device.usable_memory), tokens=training_tokens(home, settings),
         disk=disk, steps=settings.train.steps,
     )  # fmt: skip
-    is_low_rank = FORMS[settings.model.expert_form].is_low_rank
-    reason = f"none beside {settings.model.expert_form} experts" if is_low_rank else "off unless it is asked for"
-    return replace(plan, reasons={"zero_expert": reason} | plan.reasons)
+    if "zero_expert" in fixed:
+        return plan
+    reason = "beside small experts it costs next to nothing"
+    if not settings.has_zero_expert:
+        reason = "it takes the base's MLP once more; if it is wanted: --plan zero_expert=true"
+    return replace(plan, zero_expert=settings.has_zero_expert, reasons={"zero_expert": reason} | plan.reasons)
 
 
 def _check_bfloat16(device: Device, rates: Rates | None, wanted: str | None) -> None:
@@ -185,7 +184,7 @@ def fixed_lines(home: Home, settings: Config, flags: dict[str, Any], resume: boo
         "specialists": settings.model.specialists, "batch": train.batch, "context": train.context,
         "threads": train.threads, "precision": train.precision, "checkpointing": train.checkpointing,
         "keep": None if train.base is None else train.base == "dequantised", "blocks": settings.model.blocks,
-        "zero_expert": settings.model.zero_expert or None,
+        "zero_expert": settings.model.zero_expert,
     } | flags  # fmt: skip
     asked = {name: value for name, value in asked.items() if value is not None}
     return (_earlier_lines(home, settings, asked) if resume is not False else {}) | asked
@@ -208,8 +207,7 @@ def _earlier_lines(home: Home, settings: Config, asked: dict[str, Any]) -> dict[
         if manifest["base_sha256"] == settings.base.sha256:
             layout = manifest["layout"]
             lines = {"specialists": layout["num_specialists"], "blocks": layout.get("blocks", 0)}
-            has_zero = layout.get("zero_expert", False) and not FORMS[settings.model.expert_form].is_low_rank
-            return lines | ({"zero_expert": True} if has_zero else {})
+            return lines | ({"zero_expert": True} if layout.get("zero_expert", False) else {})
     return {}
 
 

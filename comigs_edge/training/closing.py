@@ -1,12 +1,13 @@
 """The closing phase of a training: the best state gets a zero expert, and the router alone learns when to be silent.
 
-It learns from the device's validation text and from ordinary text, half of the rows each: where the experts help it calls them,
-elsewhere the base is to speak alone. The experts are those of the best state to the last bit, and what comes out is what is kept.
-docs/results.md has what was tried.
+It begins where least squares put it (`silence.py`), and learns from the device's validation text and from ordinary text, half of
+the rows each: where the experts help it calls them, elsewhere the base is to speak alone. Its rate falls to the end. The experts
+are those of the best state to the last bit, and what comes out is what is kept. docs/results.md has what was tried.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -17,22 +18,25 @@ from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.model import Model
 from comigs_edge.training.batches import Batch, Rows
 from comigs_edge.training.checkpoint import Progress
+from comigs_edge.training.schedule import Schedule
+from comigs_edge.training.silence import ROWS, fit_zero
 from comigs_edge.training.trainer import Event, Trainer
 from coordinator.protocol.wire import Arrays
 
 PREFIX = "closing."  # of its arrays in a checkpoint, and with `PROGRESS` of what JSON can hold
 PROGRESS = "closing"
+SHARE = 0.5  # of the rows are ordinary text
 
 
 class MixedRows(Rows):
-    """Batches of which the first half of the rows is the device's own text and the other half ordinary text."""
+    """Batches of which the first rows are the device's own text, and the others, a share, ordinary text."""
 
     def __init__(self, own: Rows, ordinary: Rows) -> None:
         self.own, self.ordinary = own, ordinary
 
     def batch(self, number: int, size: int) -> Batch:
-        """The batch with this number; of an odd `size` every other batch has one row more of the one or the other."""
-        count = size * (number + 1) // 2 - size * number // 2
+        """The batch with this number; where a share of `size` is no whole number of rows, some batches have one more."""
+        count = math.floor(SHARE * size * (number + 1)) - math.floor(SHARE * size * number)
         parts = self.own.batch(number, size - count), self.ordinary.batch(number, count)
         tensors = {
             name: torch.cat([getattr(part, name) for part in parts]) for name in ("tokens", "documents", "targets", "scored")
@@ -45,6 +49,11 @@ def closes(main: Trainer) -> bool:
     return main.schedule.closing > 0 and main.first_loss is not None and main.best_loss < main.first_loss
 
 
+def ordinary_rows(schedule: Schedule) -> int:
+    """The most rows of ordinary text that the closing phase of this schedule reads."""
+    return max(ROWS, schedule.closing * math.ceil(SHARE * schedule.batch))
+
+
 class Closing:
     """The closing phase of the training that `main` has done; `arrays` are what it ends with."""
 
@@ -52,8 +61,10 @@ class Closing:
         self.main = main
         best = Adapters.from_arrays(main.adapters.layout, main.adapters.hparams, main.best)
         schedule = replace(
-            main.schedule, steps=1, router_period=1, router_steps=main.schedule.closing, balance_weight=0.0, jointly=False
+            main.schedule, steps=1, router_period=1, router_steps=main.schedule.closing, balance_weight=0.0, jointly=False,
+            router_offset_rate=0.0, quantise_start=0.0 if main.schedule.quantise_start < 1 else math.inf,
         )  # fmt: skip
+        self._make_model, self._ordinary = make_model, ordinary
         self._trainer = Trainer(make_model(best.with_zero(seed)), main.training, main.validation.rows, schedule)
         self._trainer.router_rows = MixedRows(self._trainer.validation.router_rows, ordinary)
         self._trainer.expert_steps, self._trainer.first_loss = 1, main.best_loss  # all that is left are router steps
@@ -91,7 +102,13 @@ class Closing:
     def run(self) -> Iterator[Event]:
         """Does step after step, counted behind those of `main`; stop iterating to interrupt."""
         done = self.main.expert_steps, self.main.router_steps
-        for event in self._trainer.run():
+        trainer, schedule = self._trainer, self.main.schedule
+        assert trainer.router is not None
+        if not self.steps:
+            fit_zero(self.adapters, trainer.validation.router_rows, self._ordinary, schedule.batch, self._make_model)
+        while not self.is_done:
+            trainer.router.learning_rate = schedule.router_learning_rate * (1 - self.steps / schedule.closing)
+            event = trainer.step()
             router_steps = done[1] + event.router_steps
             yield replace(event, phase="closing", expert_steps=done[0], router_steps=router_steps, is_best=False)
 

@@ -23,7 +23,7 @@ from comigs_edge.nn.writing import rows_at_once, write
 from comigs_edge.progress import SILENT, Progress
 
 LENGTH = 128  # tokens of an answer with its instruction, at most
-TEST_SHARE = 8  # the text that is only measured has an eighth of the tokens
+TEST_SHARE = 3  # the text that is only measured has a third of the tokens
 TEMPERATURE = 1.0  # the base's own distribution
 Part = Literal["learning", "test"]
 

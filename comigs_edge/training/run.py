@@ -27,7 +27,7 @@ from comigs_edge.training import checkpoint, further
 from comigs_edge.training import passage as passages
 from comigs_edge.training.activation_cache import ActivationCache, Key, clear
 from comigs_edge.training.batches import Batch, Rows
-from comigs_edge.training.closing import PROGRESS, Closing, closes
+from comigs_edge.training.closing import PROGRESS, Closing, closes, ordinary_rows
 from comigs_edge.training.learned import KEY, join_learned
 from comigs_edge.training.memory import tune_allocator
 from comigs_edge.training.ordinary import OrdinaryText
@@ -133,7 +133,7 @@ class TrainingRun:
         if progress["base_sha256"] != self.settings.base.sha256:
             raise ComigsError("the interrupted training belongs to another base; start anew with: comigs-edge train --fresh")
         schedule, layout = Schedule(**progress["schedule"]), ExpertsConfig(**progress["layout"])
-        asked = schedule.keep_course(make_schedule(self.settings, self.plan.batch, steps or schedule.steps))
+        asked = schedule.keep_course(make_schedule(self.settings, self.plan.batch, steps or schedule.steps), PROGRESS in progress)
         if PROGRESS not in progress:  # what comes at the end can still be chosen, and was not there in earlier versions
             schedule = replace(schedule, closing_steps=asked.closing_steps)
         wanted = asdict(asked)
@@ -168,7 +168,7 @@ class TrainingRun:
         caches = self._open_caches(model, plan.batch) if self.plan.cache and model.first_block else None
         clear(self.home.state, tuple(cache.path for cache in caches or ()))
         for text in self.ordinary[:1]:  # no more than the closing phase will read
-            text.tokens = min(text.tokens, plan.closing * -(-plan.batch // 2) * self.plan.context)
+            text.tokens = min(text.tokens, ordinary_rows(plan) * self.plan.context)
         return Trainer(model, *self.rows, plan, caches)
 
     def _open_caches(self, model: Model, batch: int) -> tuple[ActivationCache, ActivationCache]:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 
 from comigs_edge.home.config import Config, Course
 
-CLOSING_SHARE = 0.6  # of the expert steps: 60 behind 100 were measured
+CLOSING_SHARE = 0.1  # of the expert steps
 DECAY_SHARE = 0.2  # of the steps before it, that a constant rate takes to fall
 
 _LATER = ("closing_steps", "schedule", "patience", "decay_from", "rate_factor")  # what the first versions did not know
@@ -57,10 +57,10 @@ class Schedule:
             return self
         return replace(self, steps=min(self.steps, step + math.ceil(DECAY_SHARE * step)), decay_from=step)
 
-    def keep_course(self, asked: Schedule) -> Schedule:
-        """What is asked for, on the course of this one, which a training keeps to its end."""
-        kept = {name: getattr(self, name) for name in ("schedule", "patience", "decay_from", "rate_factor")}
-        return replace(asked, **kept)
+    def keep_course(self, asked: Schedule, is_closing: bool) -> Schedule:
+        """What is asked for, on the course of this one, which a training keeps to its end, a closing phase that began too."""
+        names = ("schedule", "patience", "decay_from", "rate_factor", *(("closing_steps",) if is_closing else ()))
+        return replace(asked, **{name: getattr(self, name) for name in names})
 
     @property
     def _falls_from(self) -> int:

@@ -90,11 +90,32 @@ def test_a_zero_expert_in_llama_cpp_equals_torch(tmp_path, tiny_path, tiny_base,
         assert not file.dequantize(f"blk.1.ffn_{part}_exps.weight")[-1].any()
 
 
+@pytest.mark.parametrize("name", ["F32", "Q8_0", "Q4_0"])
+@pytest.mark.parametrize(("specialists", "k", "blocks"), [(0, 2, 0), (1, 2, 0), (1, 3, 0), (2, 2, 1)])
+def test_beside_lora_experts_the_zero_expert_is_the_mlp_of_the_base(
+    tmp_path, tiny_path, tiny_base, make_adapters, specialists, k, blocks, name
+):
+    adapters = make_adapters(specialists, k, blocks=blocks, zero=True)
+    export(GGUFFile(tiny_path), adapters, name, tmp_path / "out.gguf")
+    found, expected = llama_logits(tmp_path / "out.gguf", IDS), torch_logits(tiny_base, adapters, None if name == "F32" else name)
+    if name == "F32":
+        exact(found, expected, tiny_base)
+    assert divergence(expected, found) < 0.02  # llama.cpp rounds what a layer reads to 8 bits
+    file, base = GGUFFile(tmp_path / "out.gguf"), GGUFFile(tiny_path)
+    assert file.metadata["llama.expert_count"] == specialists + 2
+    for part in ("gate", "up", "down"):
+        theirs = base.dequantize(f"blk.1.ffn_{part}.weight")
+        kept = gguf.quants.quantize(theirs, gguf.GGMLQuantizationType[name])
+        kept = gguf.quants.dequantize(kept, gguf.GGMLQuantizationType[name])
+        assert np.array_equal(file.dequantize(f"blk.1.ffn_{part}_exps.weight")[-1], kept)
+
+
+@pytest.mark.parametrize("form", ["lora", "parallel"])
 @pytest.mark.parametrize("specialists", [0, 1])
 def test_where_the_zero_expert_speaks_alone_llama_cpp_computes_the_base(
-    tmp_path, tiny_path, tiny_base, make_adapters, specialists
+    tmp_path, tiny_path, tiny_base, make_adapters, specialists, form
 ):
-    adapters = make_adapters(specialists, 2, form="parallel", zero=True)
+    adapters = make_adapters(specialists, 2, form=form, zero=True)
     token = [50]
     for block, router in enumerate(adapters.routers):
         router.zero_()[-1] = 100 * first_input(tiny_base, block, token)
@@ -111,15 +132,16 @@ def test_a_zero_expert_costs_the_bytes_of_one_expert_and_of_its_rows_in_the_rout
     assert sizes[1] - sizes[0] == 2 * (one_expert + row)
 
 
+@pytest.mark.parametrize("zero", [False, True])
 @pytest.mark.parametrize("options", BASES.values(), ids=BASES.keys())
 @pytest.mark.parametrize(("specialists", "k", "attention"), MIXTURES)
-def test_the_layout_hot_equals_torch_in_llama_cpp(tmp_path, make_adapters, specialists, k, attention, options):
+def test_the_layout_hot_equals_torch_in_llama_cpp(tmp_path, make_adapters, specialists, k, attention, options, zero):
     path = write_llama(tmp_path / "base.gguf", **options)
     base = open_base(path)
-    adapters = make_adapters(specialists, k, attention, base)
+    adapters = make_adapters(specialists, max(2, k) if zero else k, attention, base, zero=zero)
     file = GGUFFile(path)
     hot.write_base(file, adapters, "F32", tmp_path / "hot.gguf")
-    paths = [tmp_path / f"{part}.gguf" for part in hot.PARTS[: 1 + (specialists > 0)]]
+    paths = [tmp_path / f"{part}.gguf" for part in hot.PARTS[: 1 + (specialists > 0 or zero)]]
     for part, target in zip(hot.PARTS, paths, strict=False):
         hot.write_adapter(file, adapters, part, "F32", target, "abc")
     exact(llama_logits(tmp_path / "hot.gguf", IDS, paths), torch_logits(base, adapters), base)

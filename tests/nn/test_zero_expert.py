@@ -8,6 +8,8 @@ from comigs_edge.errors import ComigsError
 from comigs_edge.nn import reference
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.experts import ExpertsConfig
+from comigs_edge.nn.lora import LoRA, LoRAExpert
+from comigs_edge.nn.lora_form import LORA
 from comigs_edge.nn.merged_mlp import frozen_mlp
 from comigs_edge.nn.model import Model
 from comigs_edge.nn.parallel import ParallelExpert, small_experts
@@ -15,8 +17,9 @@ from comigs_edge.nn.routing import route
 from tests.nn.parts import assert_near, fresh_pass, parallel_experts, random_parts, value_and_gradients
 
 
-def layout(specialists, k=2):
-    return ExpertsConfig(specialists, experts_per_token=k, form="parallel", expert_width=32, zero_expert=True)
+def layout(specialists, k=2, form="parallel"):
+    width = 32 if form == "parallel" else 0
+    return ExpertsConfig(specialists, experts_per_token=k, form=form, expert_width=width, zero_expert=True)
 
 
 @pytest.mark.parametrize(("experts", "k"), [(1, 2), (2, 2), (2, 3)])
@@ -35,9 +38,27 @@ def test_a_zero_expert_equals_an_expert_whose_matrices_are_zero(experts, k):
     assert_near(*[value_and_gradients(function, leaves) for function in (fast, slow)], 2e-5)
 
 
+@pytest.mark.parametrize("name", [None, "Q8_0", "Q4_0"])
+@pytest.mark.parametrize(("experts", "k"), [(1, 2), (2, 2), (2, 3)])
+def test_beside_lora_experts_it_equals_an_expert_without_updates(experts, k, name):
+    x, router, mlp, each = random_parts(experts + 1, tokens=11, width=64, ff_width=96, dtype=torch.float32)
+    each, nothing = each[:experts], LoRAExpert(*(LoRA(*(torch.zeros_like(half) for half in update)) for update in each[-1]))
+    leaves = [x, router, *(half for expert in each for update in expert for half in update)]
+    purpose = fresh_pass()._replace(block_format=name)
+
+    def fast():
+        return LORA.mix(torch.zeros_like(x), x, mlp, each, route(x @ router.T, k), 4.0, purpose)
+
+    def slow():
+        return reference.mix_lora(x, mlp, [*each, nothing], route(x @ router.T, k).weights, 4.0, name)
+
+    assert_near(*[value_and_gradients(function, leaves) for function in (fast, slow)], 2e-5)
+
+
+@pytest.mark.parametrize("form", ["lora", "parallel"])
 @pytest.mark.parametrize("specialists", [0, 1, 2])
-def test_where_the_router_chooses_the_zero_expert_the_model_is_the_base(tiny_base, specialists):
-    adapters = Adapters.initial(layout(specialists), tiny_base.hparams, seed=0)
+def test_where_the_router_chooses_the_zero_expert_the_model_is_the_base(tiny_base, specialists, form):
+    adapters = Adapters.initial(layout(specialists, form=form), tiny_base.hparams, seed=0)
     model, token, inputs = Model(tiny_base, adapters), torch.tensor([[50]]), []
     with torch.no_grad():
         expected = Model(tiny_base, None)(token).hidden

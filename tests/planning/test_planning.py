@@ -116,7 +116,7 @@ def test_what_earlier_trainings_leave_no_choice_about(ready, run):
         return planning.fixed_lines(here, here.settings(), flags, resume)
 
     settings = {"batch": 4, "context": 64}
-    assert lines() == settings | {"specialists": 2, "blocks": 0}
+    assert lines() == settings | {"specialists": 2, "blocks": 0, "zero_expert": True}
     assert lines(resume=False) == settings
     planning.remember(here, PLAN)
     assert lines(checkpointing="none")["checkpointing"] == "none"
