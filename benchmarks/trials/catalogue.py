@@ -20,17 +20,13 @@ class Zero:
     source: str = "mixed"  # of ordinary text: start, words, chat, a third of each (mixed), or others (text of others)
     tokens: int = 50_000  # of it
     share: float = 0.5  # of ordinary rows in a router step
-    closing: float = 60  # router steps behind the training; 0: in every turn of the router, from the start
+    closing: int = 60  # router steps behind the training; 0: in every turn of the router, from the start
     kl: bool = False  # KL divergence from the base on ordinary rows, in place of their loss
     k: int = 2
     offset: bool = True  # the zero expert's logit has one as the others have
-    start: float = 0.0  # of the zero expert's logit
     decay: bool = False  # the router's rates fall in a line to a tenth
     rows: int = 0  # of a closing step; 0: as many as of the others
-    rate: float = 1.0  # factor on the router's rates
-    fit: float = 0.0  # the zero expert's logit is first fitted to be so far above or below the experts'
-    fit_rows: int = 32  # of either text
-    ridge: float = 0.1  # of that fit, as a share of the mean square of the inputs
+    fit: bool = False  # the zero expert begins where least squares put it, as in the product
     experts: float = 0.0  # share of ordinary rows in expert steps
     specialists: int = 1
 
@@ -102,18 +98,11 @@ TOGETHER: list[dict[str, Any]] = [
     {"share": 0.75, "kl": True}, {"tokens": 200_000, "closing": 120, "share": 0.75}, {"specialists": 0, "kl": True},
     {"closing": 0, "kl": True}, {"experts": 0.125, "closing": 0, "kl": True},
 ]  # fmt: skip
+_CHAT = {"source": "chat", "tokens": 10_000}
+_FIT = _CHAT | {"fit": True, "offset": False, "decay": True}
 SHORT: list[dict[str, Any]] = [
-    {"source": "chat", "tokens": 10_000, **more}
-    for more in (
-        {"share": 0.25, "closing": 20},
-        *({"fit": 3.0, "offset": False, "decay": True, **each} for each in (
-            {"share": 0.25, "closing": 10}, {"closing": 10}, {"closing": 0.1}, {"share": 0.25, "closing": 20},
-        )),
-        *({"rows": 4, "closing": 40, "decay": True, **each} for each in (
-            {"offset": False}, {"share": 0.25, "offset": False}, {}, {"offset": False, "rate": 2.0}, {"share": 0.25},
-            {"share": 0.25, "offset": False, "rate": 2.0},
-        )),
-    )
+    _CHAT | {"share": 0.25, "closing": 20}, _CHAT | {"rows": 4, "closing": 40, "decay": True, "offset": False},
+    _FIT | {"closing": 1}, _FIT | {"closing": 10}, _FIT | {"closing": 10, "share": 0.25}, _FIT | {"closing": 20, "share": 0.25},
 ]  # fmt: skip
 
 _HALF = {"rows": 2, "rate": 0.5, "beta": 0.987}

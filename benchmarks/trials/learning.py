@@ -14,7 +14,6 @@ from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.experts import is_router
 from comigs_edge.nn.loss import next_token_loss
 from comigs_edge.nn.model import Model
-from comigs_edge.nn.routing_stats import MeanInputs
 from comigs_edge.training.activation_cache import ActivationCache
 from comigs_edge.training.adamw import AdamW
 from comigs_edge.training.batches import Batch, Rows
@@ -80,30 +79,17 @@ class Rehearsing(Trainer):
                     tensor.copy_(fake_quantize(tensor * factor, self.schedule.block_format) / factor)
         self.model.block_format = None
 
-    def close(self, steps: int, start: float = 0.0, decay: bool = False, rows: int = 0, rate: float = 1.0) -> None:
-        """A closing phase: router steps alone; `start` is added to the zero expert's logits first."""
+    def close(self, steps: int, rows: int = 0, decay: bool = False) -> None:
+        """A closing phase: router steps alone; the rates may `decay` in a line to a tenth."""
         router = self.router
         assert router is not None
-        if start:
-            self._shift_zero(start)
-        first = router.learning_rate, router.of_offsets.learning_rate if router.of_offsets else 0.0
+        optimisers = [router, *([router.of_offsets] if router.of_offsets else [])]
+        first = [each.learning_rate for each in optimisers]
         for step in range(steps):
-            if decay or rate != 1:
-                share = rate * (1 - 0.9 * step / max(1, steps - 1) if decay else 1)
-                router.learning_rate = share * first[0]
-                if router.of_offsets is not None:
-                    router.of_offsets.learning_rate = share * first[1]
-            self._router_step(self.router, self.router_rows.batch(self.router_steps, rows or self.schedule.batch))
-
-    @torch.no_grad()
-    def _shift_zero(self, start: float) -> None:
-        """Adds to the zero expert's logit in every block, along the mean input of its router."""
-        assert self.router is not None
-        inputs = MeanInputs()
-        with self._watch(inputs):
-            super()._loss(self.router_rows.batch(0, self.schedule.batch), None)
-        for tensor, mean in zip(self.router.tensors, inputs.means(), strict=True):
-            tensor[-1] += start * mean / mean.dot(mean)
+            share = 1 - 0.9 * step / max(1, steps - 1) if decay else 1.0
+            for optimiser, rate in zip(optimisers, first, strict=True):
+                optimiser.learning_rate = share * rate
+            self._router_step(router, self.router_rows.batch(self.router_steps, rows or self.schedule.batch))
 
     def _loss(self, batch: Batch, cache: ActivationCache | None) -> tuple[Tensor, Tensor | None]:
         count = batch.ordinary if isinstance(batch, MixedBatch) else 0
@@ -137,37 +123,6 @@ def with_zero(adapters: Adapters, k: int) -> Adapters:
         else:
             arrays[name] = array
     return Adapters.from_arrays(layout, adapters.hparams, arrays)
-
-
-@torch.no_grad()
-def fit_zero(model: Model, own: Rows, ordinary: Rows, margin: float, rows: int, ridge: float) -> None:
-    """Fits the zero expert's logits by least squares: `margin` below the largest of the experts on own text as the personal model
-    reads it, and as much above it on ordinary text as the base reads it."""
-    adapters, base = model.adapters, model.base
-    assert adapters is not None
-    plain = adapters.without_zero()
-    silent = Adapters.initial(plain.layout, adapters.hparams, SEED).to(base.device)
-    for name, tensor in plain.named.items():
-        if is_router(name):
-            silent.named[name].copy_(tensor)
-    sums: dict[int, tuple[Tensor, Tensor]] = {}
-    for sign, text, source in ((-1.0, own, plain), (1.0, ordinary, silent)):
-        reader = Model(base, source)
-        for batch in text.first(rows, 8):
-
-            def watch(block: int, normed: Tensor, _: object, sign: float = sign) -> None:
-                x = normed.float()
-                router = plain.named[f"router.blk.{block}"]
-                wanted = (x @ router.T).amax(1) + sign * margin
-                square, product = x.T @ x, x.T @ wanted
-                before = sums.get(block)
-                sums[block] = (square, product) if before is None else (before[0] + square, before[1] + product)
-
-            reader.watch = watch
-            reader(batch.tokens.to(base.device), batch.documents)
-    for block, (square, product) in sums.items():
-        square.diagonal().add_(ridge * square.diagonal().mean())
-        adapters.named[f"router.blk.{block}"][-1] = torch.linalg.solve(square, product)
 
 
 class FixedOffset(AdamW):

@@ -32,6 +32,7 @@ from comigs_edge.simulate.device import new_model
 from comigs_edge.simulate.texts import limit
 from comigs_edge.training.batches import Rows
 from comigs_edge.training.schedule import Schedule, make_schedule
+from comigs_edge.training.silence import fit_zero
 from comigs_edge.training.trainer import Trainer
 from comigs_edge.training.validation import batch_loss
 
@@ -201,11 +202,8 @@ class Workshop:
             self.mix(trainer, factors, ordinary)
             trainer.round_experts()
             if factors.fit:
-                own = trainer.validation.router_rows
-                learning.fit_zero(trainer.model, own, ordinary, factors.fit, factors.fit_rows, factors.ridge)
-            trainer.close(
-                max(1, round(factors.closing * self.scale.closing)), factors.start, factors.decay, factors.rows, factors.rate
-            )
+                self.fit(trainer, ordinary)
+            trainer.close(max(1, round(factors.closing * self.scale.closing)), factors.rows, factors.decay)
         return record | self.measure(trainer.model) | {"ordinary_rows": len(ordinary)}
 
     def train(self, person: str, factors: Zero, ordinary: Rows) -> Rehearsing:
@@ -229,6 +227,12 @@ class Workshop:
         assert trainer.router is not None
         if not factors.offset and trainer.router.of_offsets is not None:
             trainer.router.of_offsets = FixedOffset([trainer.router.offsets], trainer.schedule.router_offset_rate, 0.0)
+
+    def fit(self, trainer: Rehearsing, ordinary: Rows) -> None:
+        """The zero expert's routers by least squares."""
+        tokens = trainer.schedule.batch * self.scale.context
+        own, rows = trainer.validation.router_rows, trainer.schedule.batch
+        fit_zero(trainer.adapters, own, ordinary, rows, lambda adapters: new_model(self.base, adapters, tokens))
 
     # Small steps --------------------------------------------------------------------------------------------------
 
