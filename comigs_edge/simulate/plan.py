@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from comigs_edge.base.hparams import HParams
 from comigs_edge.errors import ComigsError
@@ -26,7 +27,7 @@ class Plan:
     seed: int
     leaky: bool = False
     scores_before: bool = False  # also the models that the last exchange finds, as the paper does
-    zero_expert: bool = False  # the product's trainings end with one
+    zero_expert: bool = ModelConfig.zero_expert  # the product's trainings end with one, if parallel experts are trained
 
     def schedule(self, hparams: HParams, devices: int) -> Schedule:
         """How a device trains; the one device of pooled text has as many batches a step as there are devices."""
@@ -62,6 +63,15 @@ class Plan:
         width = 0 if low_rank else experts.width
         plain = ExpertsConfig(1, experts.rank, experts.alpha, 2, experts.attention, form, width, experts.blocks)
         return self.method.layout(plain, specialists)
+
+    def record(self, hparams: HParams) -> dict[str, Any]:
+        """What a record keeps of it, for a device with one specialist."""
+        return {
+            "schedule": asdict(self.schedule(hparams, 1)), "experts": asdict(self.layout(hparams, 1)),
+            "zero_expert": self.method.is_product and self.settings(hparams).has_zero_expert,
+            "rounds": self.size.rounds, "local_steps": self.size.local_steps, "context": self.size.context,
+            "exchange": asdict(self.recipe.exchange), "texts": self.method.text, "exchanges_first": self.method.exchanges_first,
+        }  # fmt: skip
 
     def settings(self, hparams: HParams, specialists: int = 1) -> Config:
         """A new home's settings on this base, with what the recipe says of the experts."""
