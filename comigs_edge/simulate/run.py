@@ -102,7 +102,7 @@ class Simulation:
             return dict(json.loads(path.read_bytes()))
         plan = Plan(self.recipe, self.size, method, seed, self.leaky, zero_expert=self.ordinary is not None)
         fleet = Fleet(self.base, plan, self.texts, self.write_ordinary(method))
-        records = _resume(fleet, folder)
+        records = resume(fleet, folder)
         progress(fleet.steps, fleet.total_steps)
         while not fleet.is_done:
             common = {"method": method.name, "seed": seed}
@@ -138,7 +138,7 @@ class Simulation:
         return dict(json.loads(json.dumps(identity)))  # as it comes back from the file
 
 
-def _resume(fleet: Fleet, folder: Path) -> list[dict[str, Any]]:
+def resume(fleet: Fleet, folder: Path) -> list[dict[str, Any]]:
     """Takes the fleet to where the newest sound checkpoint is; returns the records up to there."""
     saved = checkpoint.load(folder)
     if saved is None or not saved[1]:
