@@ -1,6 +1,6 @@
 """Virtual devices train by the real trainer, exchange over the real wire format, and go on bit for bit."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -17,6 +17,7 @@ from comigs_edge.planning.plan import resolve
 from comigs_edge.simulate.device import new_model
 from comigs_edge.simulate.fleet import Fleet
 from comigs_edge.simulate.methods.catalogue import METHODS, find_method
+from comigs_edge.simulate.plan import Plan
 from comigs_edge.simulate.recipe import ExchangeRecipe, ExpertRecipe, TrainingRecipe
 from comigs_edge.training.batches import Rows
 from comigs_edge.training.closing import Closing, closes
@@ -279,19 +280,56 @@ def test_the_paper_s_rates_hold_where_the_recipe_names_none(fleet):
     assert (plan.router_learning_rate, plan.router_offset_rate, plan.rates_by_weight) == (2e-3, 0, False)
 
 
-@pytest.mark.parametrize("form", [None, "lora", "parallel"])
-def test_comigs_edge_trains_as_an_installation_does(run, home, fleet, recipe, tiny_path, tmp_path, form):
+@pytest.mark.parametrize(("form", "zero"), [(None, None), ("lora", None), ("parallel", None), ("parallel", True)])
+def test_comigs_edge_trains_as_an_installation_does(run, home, fleet, recipe, tiny_path, tiny_base, tmp_path, form, zero):
     """A real home is initialised with this form, and its training begun with as many steps of as many rows."""
     run("init", "--base", tiny_path, "--specialists", "1", *(["--expert-form", form] if form else []))
     (tmp_path / "text.txt").write_text(some_text(40, 7))
     run("data", "add", tmp_path / "text.txt")
     there = Home(home)
     there.state.mkdir()
-    installed = open_training(there, resolve(there, there.settings(), lines=["batch=2", "threads=1"])).begin(9, False)
-    device = fleet("comigs-edge", found=replace(recipe, experts=ExpertRecipe(form=form))).devices[0].trainer
-    assert device.schedule == installed.schedule
-    assert device.adapters.layout == installed.adapters.layout
-    assert device.schedule.router_offset_rate > 0
+    lines = ["batch=2", "threads=1", *(["zero_expert=true"] if zero else [])]
+    resolved = resolve(there, there.settings(), lines=lines)
+    installed = open_training(there, resolved).begin(9, False)
+    found = replace(recipe, experts=ExpertRecipe(form=form))
+    plan = fleet("comigs-edge", found=found).plan
+    plan = plan if zero is None else replace(plan, zero_expert=zero)
+    schedule = plan.schedule(tiny_base.hparams, 1)
+    assert schedule == installed.schedule
+    assert plan.layout(tiny_base.hparams, 1) == installed.adapters.layout
+    assert plan.settings(tiny_base.hparams).has_zero_expert == resolved.settings.has_zero_expert
+    assert (schedule.closing > 0) == bool(plan.record(tiny_base.hparams)["zero_expert"]) == resolved.settings.has_zero_expert
+    assert schedule.router_offset_rate > 0
+    assert schedule.rates_by_weight
+
+
+EFFECTS = {
+    "expert_learning_rate": 1e-4, "final_learning_rate": 1e-4, "router_learning_rate": 1e-4, "warmup_steps": 3,
+    "router_period": 2, "router_steps": 1, "balance_weight": 9.0, "weight_decay": 0.5, "rates_by_weight": False,
+    "router_offset_rate": 0.0, "block_format": "Q8_0", "jointly": True, "schedule": "wsd", "decay_from": 1, "rate_factor": 0.5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EFFECTS)
+def test_no_setting_of_the_schedule_is_dropped_in_training(fleet, tiny_base, recipe, read_texts, name):
+    """Each other value makes other adapters, on the device with two specialists, whose router has something to balance."""
+    common = {"router_period": 4, "block_format": None} | ({"schedule": "wsd"} if name == "decay_from" else {})
+
+    @dataclass(frozen=True)
+    class Changed(Plan):
+        change: tuple = ()
+
+        def schedule(self, hparams, devices):
+            return replace(super().schedule(hparams, devices), **common | dict(self.change))
+
+    def trained(*change):
+        found = replace(recipe, devices={"b": recipe.devices["b"]}, experts=ExpertRecipe(form="parallel"))
+        plan = Changed(found, found.size("quick"), find_method("comigs-edge"), 0, change=change)
+        one = Fleet(tiny_base, plan, {"b": read_texts(recipe)["b"]})
+        play(one)
+        return one.digest()
+
+    assert trained((name, EFFECTS[name])) != trained()
 
 
 def test_a_recipe_may_name_the_experts_rate_for_every_method(fleet, recipe):
