@@ -53,7 +53,7 @@ class Run:
 LORA = ("comigs-edge", "local", "fedavg", "fedavg-r8", "local-train-valid", "fedavg-train-valid")
 PARALLEL = ("comigs-edge", "local", "fedavg")
 PAPERS = ("comigs-1g1s", "pfedmoe")
-RIVALS = ("fedalt", "fedsa-lora", "fedex-lora")
+RIVALS = ("fedalt", "fedsa-lora", "fedex-lora", "flexlora", "ffa-lora", "ffa-lora-r32", "fdlora", "pcl")
 
 
 def size_label(size: str, rounds: int | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -130,6 +131,11 @@ class Device:
         validation, count = self.trainer.validation, self.trainer.validation.measured_rows
         others = validation.rows.after(min(count, len(validation.rows) // 2))
         return validation.mean_loss(others.first(count, self.trainer.schedule.batch))
+
+    def forget_moments(self, names: Iterable[str]) -> None:
+        """The optimiser's moments of these experts' tensors begin anew."""
+        for name in names:
+            self.trainer.experts.state.pop(self.adapters.named[name], None)
 
     def load(self, arrays: Arrays) -> None:
         """Takes over shared tensors; the rest stays as it is."""

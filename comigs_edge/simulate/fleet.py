@@ -117,7 +117,7 @@ class Fleet:
         self, number: int, before: list[Arrays], trained: list[list[str]], tokens: list[int]
     ) -> tuple[list[int], list[int]]:
         """Lets the method work; returns the bytes that each device sent and received."""
-        if not any(self.names) or number < self.plan.method.first_exchange(self.plan.size.rounds):
+        if not any(self.names) or number < self.plan.rounds_alone:
             return [0] * len(self.devices), [0] * len(self.devices)
         rules, method = Rules(weights=self.plan.recipe.exchange.weights), self.plan.method
         sent, changes = [], []
@@ -130,6 +130,8 @@ class Fleet:
         results = method.exchange(state)
         for device, result in zip(self.devices, results, strict=True):
             device.load(result)
+            if method.resets_moments(number, self.plan.size.rounds):
+                device.forget_moments(result)
         whole = [wire.encoded_size(compress.table(_shapes(arrays), "float32")) for arrays in results]
         return sent, [size * method.downloads(len(self.devices)) for size in whole]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from comigs_edge.base.hparams import HParams
@@ -17,6 +17,20 @@ from comigs_edge.training.schedule import Schedule, make_schedule
 PAPERS_RATE = 2e-3  # of the experts; the final rate is a tenth of it
 
 
+@dataclass(frozen=True, kw_only=True)
+class InStages(Schedule):
+    """The experts' rate begins anew at expert step `restart`; 0: it does not."""
+
+    restart: int = 0
+
+    def learning_rate(self, step: int) -> float:
+        """Of the experts at this step, on the course of its stage."""
+        if not self.restart:
+            return super().learning_rate(step)
+        begin, end = (0, self.restart) if step < self.restart else (self.restart, self.steps)
+        return replace(self, steps=end - begin, restart=0).learning_rate(step - begin)
+
+
 @dataclass(frozen=True)
 class Plan:
     """One method with one seed."""
@@ -29,6 +43,11 @@ class Plan:
     scores_before: bool = False  # also the models that the last exchange finds, as the paper does
     zero_expert: bool = ModelConfig.zero_expert  # the product's trainings end with one, if parallel experts are trained
 
+    @property
+    def rounds_alone(self) -> int:
+        """Those of a first stage without an exchange but at its end."""
+        return self.method.first_exchange(self.size.rounds) if self.method.first_exchange else 0
+
     def schedule(self, hparams: HParams, devices: int) -> Schedule:
         """How a device trains; the one device of pooled text has as many batches a step as there are devices."""
         training, size = self.recipe.training, self.size
@@ -36,7 +55,8 @@ class Plan:
         if self.method.is_product:
             return make_schedule(self.settings(hparams), size.batch, steps)
         rate = PAPERS_RATE if training.expert_learning_rate is None else training.expert_learning_rate
-        return Schedule(
+        return InStages(
+            restart=self.rounds_alone * size.local_steps,
             steps=steps,
             batch=size.batch * (devices if self.method.text == "pooled" else 1),
             expert_learning_rate=rate,

@@ -77,14 +77,14 @@ def test_more_seeds_come_at_each_methods_best_rate_once_all_rates_are_done():
     bits.pop(next(run for run in bits if run.label == "fedavg"))
     more = all_runs(RECIPES[:1], bits)[len(runs) :]
     assert [(run.label, run.rate, run.seed) for run in more] == [("local", 2e-3, 45), ("local", 2e-3, 47)]
-    assert length(RECIPES[:1]) == len(all_runs(RECIPES[:1], dict.fromkeys(runs, 1.0))) == 33 + 4 + 12 + 1 + 2 * 15
+    assert length(RECIPES[:1]) == len(all_runs(RECIPES[:1], dict.fromkeys(runs, 1.0))) == 33 + 4 + 32 + 1 + 2 * 20
 
 
 def test_the_most_telling_runs_come_first():
     runs = first_seed(RECIPES)
     assert {run.recipe for run in runs[:18]} == set(RECIPES[:3])
     assert {run.rate for run in runs[:18]} == {RATES[0]}
-    assert len(set(runs)) == len(runs) == 4 * 50
+    assert len(set(runs)) == len(runs) == 4 * 70
 
 
 def test_each_method_is_judged_at_the_rate_that_was_best_on_tuning_text_and_at_no_other():
@@ -209,7 +209,7 @@ def test_the_table_compares_with_the_better_rival_and_refuses_another_text():
     }
     records[Run("", "chat", "comigs-edge", 8e-3)] |= {"precision": "float32", "commit": "c"}
     text = markdown(records, ("chat",))
-    assert "4 of 80 runs are done" in text
+    assert "4 of 110 runs are done" in text
     assert "no judgement" in text
     assert "test documents (windows) of the devices: 64 (64), 64 (64); text t" in text
     assert "against local" in text

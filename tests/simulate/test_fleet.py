@@ -212,6 +212,26 @@ def test_the_residual_of_fedex_lora_is_changed_by_exchanges_alone(fleet):
         assert is_same == name.startswith("specialist.")
 
 
+def test_what_an_exchange_has_turned_begins_with_new_moments(fleet):
+    def steps(device):
+        return {float(moments["step"]) for moments in device.trainer.experts.state.values()}
+
+    for name, after in (("flexlora", [set(), set()]), ("fdlora", [set(), {3.0}]), ("fedavg", [{3.0}, {6.0}])):
+        one = fleet(name)
+        for expected in after:
+            one.round(nothing)
+            assert [steps(device) for device in one.devices] == [expected] * 3
+
+
+def test_both_stages_of_fdlora_have_the_whole_course_of_the_rate(fleet):
+    schedule = fleet("fdlora").devices[0].trainer.schedule
+    rates = [schedule.learning_rate(step) for step in range(schedule.steps)]
+    alone, plain = 3, fleet("fedavg").devices[0].trainer.schedule  # of three rounds one is alone
+    assert rates[:alone] == [replace(plain, steps=3).learning_rate(step) for step in range(3)]
+    assert rates[alone:] == [replace(plain, steps=6).learning_rate(step) for step in range(6)]
+    assert rates[0] == rates[alone] == plain.learning_rate(0)
+
+
 def test_unequal_ranks_train_and_exchange(fleet):
     for name in ("hetlora", "flexlora"):
         one = fleet(name)

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from comigs_edge.errors import ComigsError
 from comigs_edge.nn.experts import ExpertsConfig, expected_shapes
@@ -178,11 +179,35 @@ def test_fdlora_trains_alone_then_averages_then_fuses_as_validation_prefers():
     def loss(device, found):
         return ((found[A] - wanted[device]) ** 2 + (found[B] - found[A] * 2) ** 2).item()
 
+    assert [method.resets_moments(number, 5) for number in range(1, 6)] == [False, True, False, False, False]
     last = Round([first[0]] * 2, [arrays([[0.0]], [[0.0]])] * 2, [1, 1], loss, 5, 5, memories)
     for device, result in enumerate(method.exchange(last)):
-        personal = memories[device]
+        personal = {name: memories[device][name] for name in (A, B)}
         ends = [loss(device, fdlora.fuse(personal, first[0], start)) for start in fdlora.STARTS]
         assert loss(device, result) < min(ends)
+
+
+def test_the_outer_step_of_fdlora_is_that_of_torch_with_nesterov_momentum():
+    tensor = torch.tensor([1.0], dtype=torch.float64)
+    outer = torch.optim.SGD([tensor], lr=0.7, momentum=0.9, nesterov=True)
+    memories, now = [{}, {}], 1.0
+    for changes in ((1.0, 3.0), (-0.5, 0.1), (0.2, 0.2)):
+        state = made_of([([[change]], [[0.0]]) for change in changes])
+        state = replace(state, before=[arrays([[now]], [[0.0]])] * 2, memories=memories)
+        first, second = fdlora.outer_step(state)
+        tensor.grad = torch.tensor([-sum(changes) / 2], dtype=torch.float64)
+        outer.step()
+        assert first[A].item() == second[A].item() == pytest.approx(tensor.item(), rel=1e-4)
+        now = first[A].item()
+
+
+def test_as_many_weights_learn_in_the_larger_ffa_lora_as_in_fedavg(tiny_base):
+    def learning(name, averaging):
+        sizes = expected_shapes(find_method(name).layout(PLAIN, 1), tiny_base.hparams)
+        experts = [each for each in sizes if not each.startswith("router.")]
+        return sum(math.prod(sizes[each]) for each in rounds.trained_names(experts, averaging, 1) if each.endswith("_b"))
+
+    assert learning("ffa-lora-r32", "freeze-a") == 2 * learning("fedavg", "freeze-a")
 
 
 def test_the_search_for_two_weights_finds_the_lowest_point_of_a_bowl():
@@ -207,6 +232,7 @@ def test_what_each_method_shares():
         "fedavg",
         "fedavg-even",
         "ffa-lora",
+        "ffa-lora-r32",
         "hetlora",
         "flexlora",
         "pcl",
@@ -229,7 +255,18 @@ def test_layouts_give_devices_the_experts_that_the_names_say():
     assert [counts[f"comigs-1g{n}s"] for n in range(2, 8)] == [2, 3, 4, 5, 6, 7]
     assert counts["comigs-1gxs"] == counts["comigs-edge"] == 3
     assert find_method("comigs-1gxs").layout(PLAIN, 0).experts_per_token == 1
-    singles = ("local", "local-train-valid", "fedavg", "centralized", "ffa-lora", "hetlora", "flexlora", "pcl", "fdlora")
+    singles = (
+        "local",
+        "local-train-valid",
+        "fedavg",
+        "centralized",
+        "ffa-lora",
+        "ffa-lora-r32",
+        "hetlora",
+        "flexlora",
+        "pcl",
+        "fdlora",
+    )
     assert {counts[name] for name in singles} == {0}
 
 
