@@ -117,6 +117,11 @@ BENCHMARKS = {
         "and the same command goes on. DEVICES, TOKENS (lists in quotes), JOBS and DEVICE choose",
         lambda: [_figure("many", _text(), *_flags("devices", "tokens", "minutes", "jobs", "device", "precision"))],
     ),
+    "one-device": Benchmark(
+        "a lone device: the mixture against one LoRA of rank 16 at equal time; TEXT as the recipes want it; hours, MINUTES ends "
+        "it and the same command goes on. RECIPES and STEPS choose",
+        lambda: [_figure("one_device", _text(), *_flags("recipes", "steps", "minutes"))],
+    ),
     "text": Benchmark("what 50,000 documents and 100 MB of text cost `data add` and `train`", lambda: [_figure("text")]),
     "rivals": Benchmark(
         "training speed and memory against the published formulation and PEFT; quiet machine", lambda: [_figure("rivals")]

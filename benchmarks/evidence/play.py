@@ -79,16 +79,13 @@ class Ground:
 
 def play(run: Run, ground: Ground) -> dict[str, Any] | None:
     """The record of a run; None when the time was over before its end. One that diverges has an `error` in its record."""
-    base = _base(ground)
-    found, size = _read_recipe(run, ground)
-    plan = equal_terms(run, _with_settings(found, run), size, base.hparams)
+    base, plan = _base(ground), _plan(run, ground)
     text, test_bytes = _texts(_text_of(run), ground)
-    ordinary = _ordinary(ground) if run.zero_expert else []
     start = time.monotonic()
     common = {
         "run": asdict(run), "label": run.label, "size": ground.size_label, "text": texts.digest(text), "commit": ground.commit,
         "base": _sha256(ground.base), "device": _hardware(ground), "precision": ground.precision, "torch": torch.__version__,
-        "terms": TERMS, "settings": plan.record(base.hparams),
+        "terms": TERMS if run.steps is None else TERMS[1:], "settings": plan.record(base.hparams),
     }  # fmt: skip
 
     def advance(steps: int) -> None:
@@ -96,7 +93,7 @@ def play(run: Run, ground: Ground) -> dict[str, Any] | None:
             raise TimeIsOver
 
     try:
-        fleet = Fleet(base, plan, text, ordinary)
+        fleet = open_fleet(run, ground)
         records = _play_rounds(fleet, ground.unfinished and ground.unfinished / _unfinished_name(common, run, ground), advance)
     except TimeIsOver:
         return None
@@ -113,6 +110,17 @@ def play(run: Run, ground: Ground) -> dict[str, Any] | None:
         "last_bits_per_byte": statistics.mean(each["last_bits_per_byte"] for each in devices.values()),
         "devices": devices,
     }  # fmt: skip
+
+
+def open_fleet(run: Run, ground: Ground) -> Fleet:
+    """The fleet of a run before its first round."""
+    ordinary = _ordinary(ground) if run.zero_expert else []
+    return Fleet(_base(ground), _plan(run, ground), _texts(_text_of(run), ground)[0], ordinary)
+
+
+def _plan(run: Run, ground: Ground) -> Plan:
+    found, size = _read_recipe(run, ground)
+    return equal_terms(run, _with_settings(found, run), size, _base(ground).hparams)
 
 
 def _play_rounds(fleet: Fleet, folder: Path | None, advance: Advance) -> list[dict[str, Any]]:
@@ -140,15 +148,20 @@ def text_digest(run: Run, ground: Ground) -> str:
 
 
 def equal_terms(run: Run, found: Recipe, size: Size, hparams: HParams) -> Plan:
-    """The run's plan, with as many tokens as `comigs-edge` computes and as many rows to choose a state by."""
+    """The run's plan, with as many tokens as `comigs-edge` computes and as many rows to choose a state by.
+
+    A run that names its steps has those: a mixture in whole rounds, which its router's turns end, others at most some more.
+    """
     plan = Plan(found, size, find_method(run.method), run.seed, zero_expert=run.zero_expert)
     product = Plan(found, size, find_method("comigs-edge"), run.seed).schedule(hparams, 1)
     takes_turns = plan.layout(hparams, 1).num_specialists > 0 and plan.method.router in ("validation", "training")
     if takes_turns:
-        size = replace(size, router_period=product.router_period, router_steps=product.router_steps)
+        rounds = size.rounds if run.steps is None else max(1, run.steps // size.local_steps)
+        size = replace(size, rounds=rounds, router_period=product.router_period, router_steps=product.router_steps)
     else:
-        steps = math.ceil(product.total_steps / size.rounds)
-        size = replace(size, local_steps=steps, router_period=steps)
+        rounds = size.rounds if run.steps is None else math.ceil(run.steps / product.router_period)
+        steps = math.ceil((product.total_steps if run.steps is None else run.steps) / rounds)
+        size = replace(size, rounds=rounds, local_steps=steps, router_period=steps)
     size = replace(size, validation_rows=product.validation_rows, measured_rounds=())
     return replace(plan, size=size, scores_before=True)
 

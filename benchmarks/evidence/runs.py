@@ -37,6 +37,7 @@ class Run:
     zero_expert: bool = False
     judged: bool = False
     devices: int | None = None
+    steps: int | None = None  # of the experts, in place of equal tokens
 
     @property
     def label(self) -> str:
@@ -47,7 +48,8 @@ class Run:
     def name(self, size: str) -> str:
         """Of its record, without suffix."""
         text = ("judged-" if self.judged else "") + self.recipe + (f".{self.devices}" if self.devices else "")
-        return f"{text}-{size}-{self.label}-{self.rate:g}-{self.seed}"
+        steps = f"-{self.steps}-steps" if self.steps else ""
+        return f"{text}-{size}-{self.label}-{self.rate:g}-{self.seed}{steps}"
 
 
 LORA = ("comigs-edge", "local", "fedavg", "fedavg-r8", "local-train-valid", "fedavg-train-valid")
