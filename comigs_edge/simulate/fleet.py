@@ -24,6 +24,7 @@ from comigs_edge.progress import Advance
 from comigs_edge.simulate.device import Device, Leaky, Local, new_model
 from comigs_edge.simulate.methods.method import Round
 from comigs_edge.simulate.plan import Plan
+from comigs_edge.simulate.pruning import Pruning
 from comigs_edge.simulate.texts import Text
 from comigs_edge.training.batches import Rows
 from comigs_edge.training.closing import closes
@@ -241,7 +242,8 @@ def _trainer(
     training, validation = (Rows(part, context, seed) for part in text)
     again = Rows(text[0], context, seed + OTHER_ORDER) if plan.method.router == "training" else None
     model = new_model(base, adapters, schedule.batch * context)
-    return (Leaky if plan.leaky else Trainer)(model, training, validation, schedule, router_rows=again)
+    kind = Leaky if plan.leaky else Pruning if plan.method.prunes else Trainer
+    return kind(model, training, validation, schedule, router_rows=again)
 
 
 def _shapes(arrays: Arrays) -> dict[str, tuple[int, ...]]:

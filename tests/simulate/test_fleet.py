@@ -240,6 +240,37 @@ def test_unequal_ranks_train_and_exchange(fleet):
         assert all(np.isfinite(record["training_loss"]) for record in records)
 
 
+def test_the_penalty_of_hetlora_is_on_the_last_rank_and_what_was_pruned_stays_so(fleet, monkeypatch):
+    def last(penalty):
+        monkeypatch.setattr("comigs_edge.simulate.pruning.PENALTY", penalty)
+        trainer = fleet("hetlora").devices[0].trainer
+        with torch.no_grad():
+            for tensor in trainer.adapters.named.values():
+                tensor.add_(0.01)
+        for _ in range(3):
+            trainer.step()
+        sizes = [
+            tensor.detach().square().sum(dim=1) for name, tensor in trainer.adapters.named.items() if name.endswith("lora_a")
+        ]
+        return sum(float(size[-1]) for size in sizes), sum(float(size[:-1].sum()) for size in sizes)
+
+    (free, free_rest), (drawn, rest) = last(0.0), last(100.0)
+    assert drawn < free
+    assert rest == pytest.approx(free_rest, rel=0.02)
+
+    trainer = fleet("hetlora").devices[0].trainer
+    trainer.step()  # now there are moments
+    with torch.no_grad():
+        for name, tensor in trainer.adapters.named.items():
+            (tensor[12:] if name.endswith("lora_a") else tensor[:, 12:]).zero_()
+    for _ in range(2):
+        trainer.step()
+    for name, tensor in trainer.adapters.named.items():
+        ranks = tensor if name.endswith("lora_a") else tensor.T
+        assert not ranks[12:].any()
+        assert ranks[:12].any(dim=1).all()
+
+
 def test_pcl_leaves_every_device_with_a_model_of_its_own(fleet):
     one = fleet("pcl")
     loss = one._loss

@@ -28,7 +28,8 @@ def made_of(devices, weights=None, loss=None):
     """A round in which the devices, which began at zero, have these A and B."""
     changes = [arrays(*device) for device in devices]
     before = [{name: np.zeros_like(array) for name, array in change.items()} for change in changes]
-    return Round(before, changes, weights or [1] * len(devices), loss or (lambda device, arrays: 0.0))
+    memories = [{} for _ in devices]
+    return Round(before, changes, weights or [1] * len(devices), loss or (lambda device, arrays: 0.0), memories=memories)
 
 
 def weights_of(layout, shape, router=False):
@@ -74,6 +75,21 @@ def test_hetlora_pads_weighs_by_the_norm_of_the_product_and_cuts():
 def test_hetlora_of_nothing_learned_is_a_plain_mean():
     first, _ = hetlora.exchange(made_of([([[1.0]], [[0.0]]), ([[3.0]], [[0.0]])]))
     assert first[A] == 2.0
+
+
+def test_hetlora_goes_on_without_the_last_ranks_of_a_device_on_which_they_have_shrunk():
+    wide = arrays([[1.0], [2.0], [3.0]], [[1.0, 1.0, 1.0]])
+    memories = [{}, {}]
+    shrunk, grown = ({name: np.zeros_like(array) for name, array in wide.items()} for _ in range(2))
+    shrunk[A][2], grown[A][2] = -1.0, 1.0  # the product of the last rank was 3 and is 2 and 4
+    first, second = hetlora.exchange(Round([wide] * 2, [shrunk, grown], [1, 1], lambda *_: 0.0, memories=memories))
+    assert [memory["rank"].tolist() for memory in memories] == [[2.0], [3.0]]
+    assert (first[A][2], first[B][0, 2]) == (0, 0)
+    # What was pruned is no part of the mean: |BA| is 3 of one and 7 of the other device.
+    assert second[A][2].item() == pytest.approx(0.7 * 4, rel=1e-3)
+    np.testing.assert_array_equal(first[A][:2], second[A][:2])
+    again, _ = hetlora.exchange(Round([first, second], [grown, grown], [1, 1], lambda *_: 0.0, memories=memories))
+    assert (again[A][2], again[B][0, 2]) == (0, 0)
 
 
 def test_flexlora_cuts_the_mean_product_to_the_rank_of_each_device():

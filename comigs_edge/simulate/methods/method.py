@@ -95,6 +95,7 @@ class Method:
     exchanges_first: bool = False  # a round's exchange comes before the router's turn, not after it
     averaging: str | None = None  # a `coordinator.protocol.rounds.Averaging`; None: the recipe's
     lora_only: bool = False
+    prunes: bool = False  # trains with HetLoRA's penalty
     downloads: Callable[[int], int] = lambda devices: 1  # models that a device downloads in a round
     first_exchange: Callable[[int], int] | None = None  # of so many rounds the one that ends a stage alone; None: there is none
     # Whether after this round of so many the moments of what has passed are gone: the exchange has made other tensors of them.
