@@ -86,6 +86,12 @@ class Device:
         """What is trained."""
         return self.trainer.adapters
 
+    @property
+    def is_within_period(self) -> bool:
+        """Whether steps were done since the last look at the validation text."""
+        schedule, steps = self.trainer.schedule, self.trainer.expert_steps
+        return steps % schedule.router_period > 0 and steps < schedule.steps
+
     def train(self, until: int, advance: Advance, ends_before_router: bool = False) -> Local:
         """Trains up to `until` expert steps in all, then the router's steps due there unless `ends_before_router`."""
         start, events = time.monotonic(), list[Event]()

@@ -86,7 +86,10 @@ class Fleet:
         exchanges = any(self.names) and number == self.plan.size.rounds
         found = [device.measure() for device in self.devices] if exchanges and self.plan.scores_before else None
         sent, received = self._exchange(number, before, trained, [local.tokens for local in done])
-        too_early = [local.validation_loss is not None and any(self.names) for local in done]
+        too_early = [
+            local.validation_loss is not None and (any(self.names) or device.is_within_period)
+            for device, local in zip(self.devices, done, strict=True)
+        ]
         if first:
             done = [local.then(d.train(until, advance)) for d, local in zip(self.devices, done, strict=True)]
         for device, local, again in zip(self.devices, done, too_early, strict=True):

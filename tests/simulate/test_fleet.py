@@ -124,6 +124,15 @@ def test_the_validation_loss_of_a_round_is_that_of_the_model_that_it_leaves(flee
         assert record["validation_loss"] == device.trainer.validate()
 
 
+@pytest.mark.parametrize("method", ["local", "comigs-2s", "fedavg"])
+def test_a_period_that_ends_within_a_round_lends_its_loss_to_no_later_state(fleet, recipe, method):
+    found = replace(recipe, sizes={"quick": replace(recipe.size("quick"), router_period=2)})
+    one = fleet(method, found=found)
+    while not one.is_done:
+        for record, device in zip(one.round(nothing), one.devices, strict=True):
+            assert record["validation_loss"] == device.trainer.validate()
+
+
 def test_where_the_exchange_comes_first_the_router_learns_from_the_mean_generalist(fleet, recipe):
     found = replace(recipe, exchange=ExchangeRecipe(update_format="float32"))
     together, alone = fleet(EXCHANGES_FIRST, found=found), fleet(EXCHANGES_FIRST, found=found)
