@@ -44,10 +44,11 @@ def test_questions_have_no_markup(root):
 
 
 def test_a_manual_page_is_its_words_alone(tmp_path):
-    page = '.\\" A comment\n.TH X 2\n.SH "NAME"\nopen \\- open a file\n.PP\nCall\n.BR "open" (2)\nwith \\fIpath\\fP.\n.nf\n'
+    page = '.\\" A comment\n.TH X 2\n.SH "NAME"\nopen \\- open a \\*(Aqfile\\(aq\n.PP\nCall\n'
+    page += '.BR "open" (2)\nwith \\fIpath\\fP.\n.nf\n'
     (tmp_path / "usr/share/man/man2").mkdir(parents=True)
     (tmp_path / "usr/share/man/man2/open.2.gz").write_bytes(gzip.compress(page.encode()))
-    text = "NAME\nopen - open a file\n\nCall\nopen (2)\nwith path."
+    text = "NAME\nopen - open a 'file'\n\nCall\nopen (2)\nwith path."
     assert list(judging.manuals(tmp_path)) == [{"id": "man/open.2", "text": text}]
 
 

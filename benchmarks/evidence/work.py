@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,6 +60,8 @@ def work_through(ground: Ground, folder: Path, listed: Listed, jobs: int) -> Non
                 run = flying.pop(future)
                 try:
                     record = future.result()
+                except BrokenProcessPool:
+                    raise SystemExit("a process was ended from outside, for its memory perhaps; run it again to go on") from None
                 except Exception as error:  # the others go on: this one is tried again next time
                     print(f"{run.name(ground.size_label)} failed: {error!r}", flush=True)
                     failed.add(run)

@@ -17,7 +17,7 @@ QUOTATIONS = 20  # in a document: most are a line or two
 
 def manuals(root: Path) -> Iterator[Document]:
     """Manual pages of Linux's calls, formats and protocols, without their markup."""
-    for path in sorted(root.glob("usr/share/man/man[2-7]/*.gz")):
+    for path in sorted(root.glob("usr/share/man/man[2-7]/*.[2-7].gz")):
         with gzip.open(path, "rt", encoding="utf-8", errors="replace") as file:
             yield {"id": f"man/{path.stem}", "text": plain(file.read())}
 
@@ -31,7 +31,9 @@ def plain(page: str) -> str:
             line = ("\n" if macro[1] in ("SH", "SS", "TP", "PP", "IP", "P", "LP") else "") + macro[2].replace('"', "")
         elif macro:
             continue
-        lines.append(re.sub(r"\\(?:f\(..|f.|&|\||s[-+]?\d|:)", "", line).replace("\\-", "-").replace("\\e", "\\"))
+        line = re.sub(r"\\\*?\([aA]q", "'", line)
+        line = re.sub(r"\\(?:f\(..|f.|&|\||s[-+]?\d|:|\*?\(..|\*.)", "", line)
+        lines.append(line.replace("\\-", "-").replace("\\e", "\\"))
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()
 
 
