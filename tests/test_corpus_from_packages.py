@@ -80,6 +80,12 @@ def test_a_chat_of_two_of_many_people_is_given_to_one_of_them(monkeypatch):
     assert chitchat.chats_apart(ranks)[0][0][1] == {"role": "user", "content": "y"}
 
 
+def test_chats_with_some_people_can_be_left_out(monkeypatch):
+    found = [{"messages": [[{"sender": each, "text": "x" * size}] for each, size in (("anna", 3), (other, 1))]} for other in "bc"]
+    monkeypatch.setattr(chitchat, "conversations", lambda: found)
+    assert [len(chitchat.chats_of(0, without)) for without in ([], [1], [1, 2])] == [2, 1, 0]
+
+
 def test_files_are_cut_at_the_limit_and_a_missing_package_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(script, "LIMIT", 1000)
     path = tmp_path / "texts" / "x.jsonl"

@@ -13,6 +13,7 @@ import json
 import re
 import sys
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,13 @@ def conversations() -> list[dict[str, Any]]:
     return list(json.loads((Path(spec.origin).parent / "dataset.json").read_text()).values())
 
 
-def chats_of(rank: int) -> list[list[dict[str, str]]]:
-    """The chats of the person with that rank, with roles `user` and `assistant`."""
+def chats_of(rank: int, without: Collection[int] = ()) -> list[list[dict[str, str]]]:
+    """The chats of the person with that rank, with roles `user` and `assistant`, but for those with people of ranks `without`."""
     found = conversations()
-    person = _people(found)[rank]
-    return [chat for conversation in found if (chat := _chat(conversation["messages"], person))]
+    people = _people(found)
+    others = {people[each] for each in without}
+    chats = (_chat(each["messages"], people[rank]) for each in found if not writers(each) & others)
+    return [chat for chat in chats if chat]
 
 
 def chats_apart(ranks: list[int]) -> list[list[list[dict[str, str]]]]:
@@ -40,11 +43,15 @@ def chats_apart(ranks: list[int]) -> list[list[list[dict[str, str]]]]:
     people = _people(found)
     chats: dict[str, list[list[dict[str, str]]]] = {people[rank]: [] for rank in ranks}
     for conversation in found:
-        writers = {message["sender"] for turn in conversation["messages"] for message in turn}
-        owner = next((person for person in reversed(chats) if person in writers), None)
+        owner = next((person for person in reversed(chats) if person in writers(conversation)), None)
         if owner is not None and (chat := _chat(conversation["messages"], owner)):
             chats[owner].append(chat)
     return list(chats.values())
+
+
+def writers(conversation: dict[str, Any]) -> set[str]:
+    """Who writes in it."""
+    return {message["sender"] for turn in conversation["messages"] for message in turn}
 
 
 def _people(found: list[dict[str, Any]]) -> list[str]:

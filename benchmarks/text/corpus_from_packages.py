@@ -19,7 +19,7 @@ Artistic or GPL-1+; CC BY-SA 3.0; as stated in each page; BSD |
 A package that is not installed is named and passed over; `--root FOLDER` looks for Debian's files below another folder (as
 `dpkg -x` unpacks them). Every line of a file is one document, {"id", "text"} or {"messages"}; files are cut at 320,000
 characters. A paragraph that a translation shares with the English text was not translated, and is dropped. What is in the folder
-`judging` is read with --judge alone, and nothing of it is in the other files.
+`judging` is read with --judge alone; chats there are with nobody whose own are in another folder.
 """
 
 from __future__ import annotations
@@ -193,10 +193,11 @@ def main() -> None:
 
 def _write_chats(output: Path) -> None:
     write(output / "domains" / "dialogue.jsonl", dialogues(), "")
-    for folder, people in (("chat", PEOPLE), (JUDGING, judging.PEOPLE)):
-        for rank in people:
-            write(output / folder / f"user{rank:02}.jsonl", ({"messages": chat} for chat in chitchat.chats_of(rank)), "")
     many = [rank for rank in range(MANY + len(judging.PEOPLE)) if rank not in judging.PEOPLE]
+    for folder, people, others in (("chat", PEOPLE, ()), (JUDGING, judging.PEOPLE, many)):
+        for rank in people:
+            chats = ({"messages": chat} for chat in chitchat.chats_of(rank, others))
+            write(output / folder / f"user{rank:02}.jsonl", chats, "")
     for number, chats in enumerate(chitchat.chats_apart(many)):
         write(output / "many" / f"person{number:02}.jsonl", ({"messages": chat} for chat in chats), "")
 
