@@ -132,7 +132,7 @@ def _play_rounds(fleet: Fleet, folder: Path | None, advance: Advance) -> list[di
             folder.mkdir(parents=True, exist_ok=True)
             arrays, state = fleet.state()
             checkpoint.save(folder, arrays, {"fleet": state, "records": records})
-    if folder:
+    if folder and folder.exists():
         files.remove(folder)
     return records
 

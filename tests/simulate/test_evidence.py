@@ -151,6 +151,8 @@ def test_a_run_that_was_cut_off_goes_on_with_the_same_figures(ground, tmp_path, 
     assert calls == [0, 1, 1, 2]
     assert found["devices"] == straight["devices"]
     assert list((tmp_path / "unfinished").iterdir()) == []
+    monkeypatch.setattr(Fleet, "round", done)
+    assert play(run, replace(there, rounds=1))["devices"]  # with nothing to keep on the way
 
 
 def test_a_zero_expert_is_closed_with_ordinary_text_as_in_an_installation(ground, tmp_path, monkeypatch):
