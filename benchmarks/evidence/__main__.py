@@ -71,6 +71,10 @@ def _work(options: argparse.Namespace, recipes: tuple[str, ...], until: float) -
         commit=commit, until=until, unfinished=WORK / "unfinished" if options.device == "cpu" else None,
     )  # fmt: skip
     tuned = bits(read_records(options.records, ground.size_label))  # from these rates are chosen, before anything is judged
+    if options.judge and not judged_runs(recipes, tuned):
+        raise SystemExit(
+            "there is nothing to judge: no method has all its rates done on tuning text; run it without --judge first"
+        )
     listed = functools.partial(all_runs, recipes) if not options.judge else lambda _: judged_runs(recipes, tuned)
     work_through(ground, options.records, listed, jobs)
 

@@ -122,6 +122,13 @@ def test_nothing_is_judged_while_code_is_not_committed(commit, tmp_path, monkeyp
         evidence.main()
 
 
+def test_nothing_is_judged_before_a_rate_was_chosen(tmp_path, tiny_path, monkeypatch):
+    words = ["evidence", str(tmp_path), "--judge", "--records", str(tmp_path), "--base", str(tiny_path), "--commit", "33d29f3"]
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(SystemExit, match="no method has all its rates done on tuning text; run it without --judge first"):
+        evidence.main()
+
+
 def test_records_of_another_text_are_not_gone_on_with(ground, tmp_path):
     run = Run("", "three", "local", 0.01)
     record = play(run, ground)
