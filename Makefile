@@ -4,7 +4,8 @@
 # make bench   the list of benchmarks; one of them: make bench WHAT=formats TEXT=FOLDER
 #              figures go to benchmark-work/results, with RECORD=1 over the shipped ones in benchmarks/results
 # make evidence   methods compared at equal terms, the most telling runs first; TEXT=FOLDER, and where wanted DEVICE=cuda MINUTES=12
-#              JOBS=2; run it again to continue; records are kept in benchmarks/results/evidence, without TEXT it prints their table
+#              JOBS=2; run it again to continue; records are kept in benchmarks/results/evidence, without TEXT it prints their table;
+#              JUDGE=1, once settings are frozen: each method at its best rate on judging text
 # make torture   kills, power cuts, load, forged requests, fuzzing, in one table beside the shipped figures: about an hour, as root,
 #                on a quiet machine; TIME=quick takes minutes, ONLY=kills,tests some parts
 # make clean   removes the environment and what was built
@@ -41,7 +42,7 @@ bench: $(READY)
 
 evidence: $(READY)
 	@$(BIN)/python -m benchmarks.evidence $(TEXT) $(if $(DEVICE),--device $(DEVICE)) $(if $(PRECISION),--precision $(PRECISION)) \
-	  $(if $(MINUTES),--minutes $(MINUTES)) $(if $(JOBS),--jobs $(JOBS)) $(if $(BASE),--base $(BASE)) $(if $(SIZE),--size $(SIZE))
+	  $(if $(MINUTES),--minutes $(MINUTES)) $(if $(JUDGE),--judge) $(if $(JOBS),--jobs $(JOBS)) $(if $(BASE),--base $(BASE)) $(if $(SIZE),--size $(SIZE))
 
 torture: $(READY)
 	@command -v strace > /dev/null && command -v xfs_io > /dev/null || { echo "needed: apt-get install strace xfsprogs"; exit 1; }

@@ -54,12 +54,17 @@ def _text() -> str:
     return _needed("TEXT", "FOLDER")
 
 
-def _quick() -> list[Command]:
+def _flags(*names: str) -> list[str]:
+    """The options whose variables make was given; a list in quotes becomes one with commas."""
     flags = []
-    for name in ("recipes", "methods", "size", "seeds", "precision", "device"):
+    for name in names:
         value = os.environ.get(name.upper())
         flags += [f"--{name}", ",".join(value.split())] if value else []
-    return [_figure("quick", _text(), *flags)]
+    return flags
+
+
+def _quick() -> list[Command]:
+    return [_figure("quick", _text(), *_flags("recipes", "methods", "size", "seeds", "precision", "device"))]
 
 
 def _same_bits() -> list[Command]:
@@ -106,6 +111,16 @@ BENCHMARKS = {
         "six methods on every recipe of `comigs-edge simulate`; TEXT as the recipes want it; a night. RECIPES, METHODS, "
         "SEEDS (lists in quotes), SIZE, PRECISION and DEVICE choose",
         _quick,
+    ),
+    "many": Benchmark(
+        "what joining brings by number of devices and tokens; TEXT has person00 to person31.jsonl; days in all, MINUTES ends it "
+        "and the same command goes on. DEVICES, TOKENS (lists in quotes), JOBS and DEVICE choose",
+        lambda: [_figure("many", _text(), *_flags("devices", "tokens", "minutes", "jobs", "device", "precision"))],
+    ),
+    "one-device": Benchmark(
+        "a lone device: the mixture against one LoRA of rank 16 at equal time; TEXT as the recipes want it; hours, MINUTES ends "
+        "it and the same command goes on. RECIPES and STEPS choose",
+        lambda: [_figure("one_device", _text(), *_flags("recipes", "steps", "minutes"))],
     ),
     "text": Benchmark("what 50,000 documents and 100 MB of text cost `data add` and `train`", lambda: [_figure("text")]),
     "rivals": Benchmark(

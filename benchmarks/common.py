@@ -36,8 +36,8 @@ def write_json(path: Path, table: Any) -> None:
 
 
 def text_file(folder: Path, name: str) -> Path:
-    """`name` somewhere below `folder`; raises `SystemExit` where it is missing."""
-    files = sorted(folder.rglob(name))
+    """`name` somewhere below `folder`, but not in a folder `judging`; raises `SystemExit` where it is missing."""
+    files = sorted(path for path in folder.rglob(name) if "judging" not in path.relative_to(folder).parts)
     if not files:
         raise SystemExit(f"{folder} has no {name} anywhere below it")
     return files[0]

@@ -1,10 +1,13 @@
 """The script that makes text for `simulate` from public packages, on made-up pages of the same kinds."""
 
+import gzip
 import json
 
 import pytest
 
+from benchmarks.text import chitchat, judging
 from benchmarks.text import corpus_from_packages as script
+from comigs_edge.simulate.recipe import find, read, shipped_names
 
 HANDBOOK = """<html><body><div class="section"><h2>Titel</h2><div class="para">Erster <em>Absatz</em>,
  zwei Zeilen.</div><div class="para">Not translated.</div><p>Zweiter.</p></div></body></html>"""
@@ -38,6 +41,49 @@ def test_pages_become_their_translated_paragraphs(root):
 
 def test_questions_have_no_markup(root):
     assert [each["text"] for each in script.questions(root)] == ["What is this?\n\nSee that."]
+
+
+def test_a_manual_page_is_its_words_alone(tmp_path):
+    page = '.\\" A comment\n.TH X 2\n.SH "NAME"\nopen \\- open a \\*(Aqfile\\(aq\n.PP\nCall\n'
+    page += '.BR "open" (2)\nwith \\fIpath\\fP.\n.nf\n'
+    (tmp_path / "usr/share/man/man2").mkdir(parents=True)
+    (tmp_path / "usr/share/man/man2/open.2.gz").write_bytes(gzip.compress(page.encode()))
+    text = "NAME\nopen - open a 'file'\n\nCall\nopen (2)\nwith path."
+    assert list(judging.manuals(tmp_path)) == [{"id": "man/open.2", "text": text}]
+
+
+def test_quotations_come_some_to_a_document(tmp_path, monkeypatch):
+    monkeypatch.setattr(judging, "QUOTATIONS", 2)
+    (tmp_path / "usr/share/games/fortunes").mkdir(parents=True)
+    (tmp_path / "usr/share/games/fortunes/wisdom").write_text("One.\n%\nTwo.\n%\nThree.\n")
+    (tmp_path / "usr/share/games/fortunes/wisdom.dat").write_bytes(b"\0")
+    assert [each["text"] for each in judging.quotations(tmp_path)] == ["One.\n\nTwo.", "Three."]
+
+
+def test_text_for_judging_is_what_the_recipes_for_judging_read_and_lies_apart():
+    texts = [device.text for name in shipped_names() if (found := read(find(name))).judging for device in found.devices.values()]
+    made = [*judging.LANGUAGES, *judging.TOPICS, *(f"user{rank:02}" for rank in judging.PEOPLE)]
+    assert sorted(texts) == sorted([*made, "code_perl", "guides", "manuals", "quotations"])
+    assert not judging.LANGUAGES.keys() & script.LANGUAGES.keys()
+    assert not set(judging.PEOPLE) & set(script.PEOPLE)
+
+
+def test_a_chat_of_two_of_many_people_is_given_to_one_of_them(monkeypatch):
+    def said(sender, text):
+        return [{"sender": sender, "text": text}]
+
+    talks = [("anna", "bert"), ("bert", "carl"), ("anna", "dora")]
+    found = [{"messages": [said(one, "x" * ord(one[0])), said(other, "y")]} for one, other in talks]
+    monkeypatch.setattr(chitchat, "conversations", lambda: found)
+    ranks = [0, 1]  # anna has written 2 x 97 letters, bert 98 and 1
+    assert [len(chats) for chats in chitchat.chats_apart(ranks)] == [1, 2]
+    assert chitchat.chats_apart(ranks)[0][0][1] == {"role": "user", "content": "y"}
+
+
+def test_chats_with_some_people_can_be_left_out(monkeypatch):
+    found = [{"messages": [[{"sender": each, "text": "x" * size}] for each, size in (("anna", 3), (other, 1))]} for other in "bc"]
+    monkeypatch.setattr(chitchat, "conversations", lambda: found)
+    assert [len(chitchat.chats_of(0, without)) for without in ([], [1], [1, 2])] == [2, 1, 0]
 
 
 def test_files_are_cut_at_the_limit_and_a_missing_package_is_named(tmp_path, monkeypatch, capsys):

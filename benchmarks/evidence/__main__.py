@@ -1,7 +1,11 @@
 """`make evidence TEXT=FOLDER`: works the list of runs through, or as much of it as fits in MINUTES, and prints the table.
 
     python -m benchmarks.evidence TEXT [--device cuda] [--minutes 12] [--jobs 16]
+    python -m benchmarks.evidence TEXT --judge
     python -m benchmarks.evidence --table
+
+With --judge each method whose rates are all done on tuning text is run at its best one on judging text; settings are to be frozen
+in a commit before.
 
 Records go to benchmarks/results/evidence, one file a run; run it again to continue. TEXT is as `comigs-edge simulate` wants it.
 """
@@ -9,17 +13,18 @@ Records go to benchmarks/results/evidence, one file a run; run it again to conti
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import os
-import subprocess
 import time
 from pathlib import Path
 
-from benchmarks.common import PRECISIONS, RESULTS, ROOT
-from benchmarks.evidence.runs import RECIPES, size_label
+from benchmarks.common import PRECISIONS, RESULTS, WORK
+from benchmarks.evidence.runs import RECIPES, all_runs, judged_runs, size_label
 from benchmarks.evidence.table import markdown
-from benchmarks.evidence.work import read_records, work_through
+from benchmarks.evidence.work import bits, read_records, work_through
 from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
+from comigs_edge.simulate import origin
 
 RECORDS = RESULTS / "evidence"
 
@@ -30,6 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("text", type=Path, nargs="?", help="folder with one JSONL file a person; none: the table alone")
     parser.add_argument("--table", action="store_true", help="print the table of the records that are there")
+    parser.add_argument("--judge", action="store_true", help="on judging text; wants all changes to be committed")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--precision", default="float32", choices=PRECISIONS, help="of products")
     parser.add_argument("--minutes", type=float, default=math.inf, help="then runs are broken off; default: until all are done")
@@ -46,28 +52,31 @@ def main() -> None:
     recipes = tuple(options.recipes.split(","))
     if options.text is not None and not options.table:
         _work(options, recipes, start + 60 * options.minutes)
-    print(markdown(read_records(options.records, size_label(options.size, options.rounds)), recipes))
+    records = read_records(options.records, size_label(options.size, options.rounds))
+    print(markdown(records, recipes))
+    if any(run.judged for run in records):
+        print(markdown(records, recipes, judged=True))
 
 
 def _work(options: argparse.Namespace, recipes: tuple[str, ...], until: float) -> None:
     from benchmarks.evidence.play import Ground  # loads torch
 
+    commit = options.commit or origin.commit()
+    if options.judge and (not commit or commit.endswith("-dirty")):
+        raise SystemExit("what judges is of one commit: commit all changes first; where there is no git, name it with --commit")
+    jobs = options.jobs or (16 if options.device == "cuda" else 1)
     ground = Ground(
         text=options.text.absolute(), base=options.base or find_base(DEFAULT_BASE)[1], size=options.size, rounds=options.rounds,
         test_tokens=options.test_tokens, device=options.device, precision=options.precision, threads=options.threads,
-        commit=options.commit or _commit(), until=until,
+        commit=commit, until=until, unfinished=WORK / "unfinished" if options.device == "cpu" else None,
     )  # fmt: skip
-    jobs = options.jobs or (16 if options.device == "cuda" else 1)
-    work_through(ground, options.records, recipes, jobs)
-
-
-def _commit() -> str:
-    """The checkout's commit, marked where files differ from it; empty without git."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
+    tuned = bits(read_records(options.records, ground.size_label))  # from these rates are chosen, before anything is judged
+    if options.judge and not judged_runs(recipes, tuned):
+        raise SystemExit(
+            "there is nothing to judge: no method has all its rates done on tuning text; run it without --judge first"
+        )
+    listed = functools.partial(all_runs, recipes) if not options.judge else lambda _: judged_runs(recipes, tuned)
+    work_through(ground, options.records, listed, jobs)
 
 
 if __name__ == "__main__":

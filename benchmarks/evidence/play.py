@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import math
 import statistics
 import time
@@ -15,31 +16,37 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import filelock
 import torch
 
-from benchmarks.common import open_base
+from benchmarks.common import WORK, open_base
 from benchmarks.evidence.runs import Run, size_label
 from comigs_edge import files
 from comigs_edge.base.hparams import HParams
-from comigs_edge.data.tokenizer import Tokenizer
+from comigs_edge.data.tokenizer import Encoded, Tokenizer
 from comigs_edge.errors import ComigsError
+from comigs_edge.home.config import TrainConfig
 from comigs_edge.inference.evaluate import TestText
 from comigs_edge.nn.weights import Base
-from comigs_edge.progress import SILENT
+from comigs_edge.progress import SILENT, Advance
 from comigs_edge.simulate import recipe as recipes
 from comigs_edge.simulate import texts
 from comigs_edge.simulate.fleet import Fleet
 from comigs_edge.simulate.methods.catalogue import find_method
 from comigs_edge.simulate.plan import Plan
 from comigs_edge.simulate.recipe import Recipe, Size
+from comigs_edge.simulate.run import resume
 from comigs_edge.simulate.texts import Text
+from comigs_edge.training import checkpoint
+from comigs_edge.training.ordinary import OrdinaryText
 
 _sha256 = functools.cache(files.sha256_file)
 TEST_CONTEXT = 256  # tokens of a window: 64 windows and more of most texts
 TERMS = (
     "equal tokens: methods whose router has no turns of its own compute the router's tokens in expert steps",
     "each device's state is chosen by validation text at the ends of rounds; train-valid methods have learned from that text",
-    "scored after the exchange, the last state also before it; text on which settings may be chosen",
+    "scored after the exchange, the last state also before it",
+    "the closing steps of a zero expert come on top",
 )
 
 
@@ -61,6 +68,8 @@ class Ground:
     threads: int = 1
     commit: str = ""
     until: float = math.inf  # time.time() at which runs are broken off
+    ordinary_tokens: int = TrainConfig.ordinary_tokens  # that a zero expert's router learns from
+    unfinished: Path | None = None  # keeps what a run has done after each round, so that one that was cut off goes on
 
     @property
     def size_label(self) -> str:
@@ -70,15 +79,13 @@ class Ground:
 
 def play(run: Run, ground: Ground) -> dict[str, Any] | None:
     """The record of a run; None when the time was over before its end. One that diverges has an `error` in its record."""
-    base = _base(ground)
-    found, size = _read_recipe(run.recipe, ground)
-    plan = equal_terms(run, _with_settings(found, run), size, base.hparams)
-    text, test_bytes = _texts(run.recipe, ground)
+    base, plan = _base(ground), _plan(run, ground)
+    text, test_bytes = _texts(_text_of(run), ground)
     start = time.monotonic()
     common = {
         "run": asdict(run), "label": run.label, "size": ground.size_label, "text": texts.digest(text), "commit": ground.commit,
         "base": _sha256(ground.base), "device": _hardware(ground), "precision": ground.precision, "torch": torch.__version__,
-        "terms": TERMS,
+        "terms": TERMS if run.steps is None else TERMS[1:], "settings": plan.record(base.hparams),
     }  # fmt: skip
 
     def advance(steps: int) -> None:
@@ -86,8 +93,8 @@ def play(run: Run, ground: Ground) -> dict[str, Any] | None:
             raise TimeIsOver
 
     try:
-        fleet = Fleet(base, plan, text)
-        records = [record for _ in range(plan.size.rounds) for record in fleet.round(advance)]
+        fleet = open_fleet(run, ground)
+        records = _play_rounds(fleet, ground.unfinished and ground.unfinished / _unfinished_name(common, run, ground), advance)
     except TimeIsOver:
         return None
     except ComigsError as error:
@@ -95,11 +102,6 @@ def play(run: Run, ground: Ground) -> dict[str, Any] | None:
     tests = {name: (each.test, test_bytes[name]) for name, each in text.items()}
     devices = {device.name: _device(records, device.name, *tests[device.name]) for device in fleet.devices}
     return common | {
-        "settings": {
-            "schedule": asdict(fleet.devices[0].trainer.schedule), "experts": asdict(fleet.devices[0].adapters.layout),
-            "rounds": plan.size.rounds, "local_steps": plan.size.local_steps, "context": plan.size.context,
-            "exchange": asdict(plan.recipe.exchange), "texts": plan.method.text, "exchanges_first": plan.method.exchanges_first,
-        },
         "training_tokens": {name: each.num_training_tokens for name, each in text.items()},
         "tokens": sum(record["tokens"] for record in records),
         "bytes_moved": sum(record["bytes_sent"] + record["bytes_received"] for record in records),
@@ -110,22 +112,67 @@ def play(run: Run, ground: Ground) -> dict[str, Any] | None:
     }  # fmt: skip
 
 
+def open_fleet(run: Run, ground: Ground) -> Fleet:
+    """The fleet of a run before its first round."""
+    ordinary = _ordinary(ground) if run.zero_expert else []
+    return Fleet(_base(ground), _plan(run, ground), _texts(_text_of(run), ground)[0], ordinary)
+
+
+def _plan(run: Run, ground: Ground) -> Plan:
+    found, size = _read_recipe(run, ground)
+    return equal_terms(run, _with_settings(found, run), size, _base(ground).hparams)
+
+
+def _play_rounds(fleet: Fleet, folder: Path | None, advance: Advance) -> list[dict[str, Any]]:
+    """The records of all rounds; with a folder what was begun there is gone on with."""
+    records = resume(fleet, folder) if folder else []
+    while not fleet.is_done:
+        records += fleet.round(advance)
+        if folder and not fleet.is_done:
+            folder.mkdir(parents=True, exist_ok=True)
+            arrays, state = fleet.state()
+            checkpoint.save(folder, arrays, {"fleet": state, "records": records})
+    if folder and folder.exists():
+        files.remove(folder)
+    return records
+
+
+def _unfinished_name(common: dict[str, Any], run: Run, ground: Ground) -> str:
+    """A run of other settings, text or code does not go on with this one."""
+    return f"{run.name(ground.size_label)}-{hashlib.sha256(json.dumps(common, default=str).encode()).hexdigest()[:8]}"
+
+
+def text_digest(run: Run, ground: Ground) -> str:
+    """That of the text that the run would read."""
+    return texts.digest(_texts(_text_of(run), ground)[0])
+
+
 def equal_terms(run: Run, found: Recipe, size: Size, hparams: HParams) -> Plan:
-    """The run's plan, with as many tokens as `comigs-edge` computes and as many rows to choose a state by."""
-    plan = Plan(found, size, find_method(run.method), run.seed)
+    """The run's plan, with as many tokens as `comigs-edge` computes and as many rows to choose a state by.
+
+    A run that names its steps has those: a mixture in whole rounds, which its router's turns end, others at most some more.
+    """
+    plan = Plan(found, size, find_method(run.method), run.seed, zero_expert=run.zero_expert)
     product = Plan(found, size, find_method("comigs-edge"), run.seed).schedule(hparams, 1)
     takes_turns = plan.layout(hparams, 1).num_specialists > 0 and plan.method.router in ("validation", "training")
     if takes_turns:
-        size = replace(size, router_period=product.router_period, router_steps=product.router_steps)
+        rounds = size.rounds if run.steps is None else max(1, run.steps // size.local_steps)
+        size = replace(size, rounds=rounds, router_period=product.router_period, router_steps=product.router_steps)
     else:
-        steps = math.ceil(product.total_steps / size.rounds)
-        size = replace(size, local_steps=steps, router_period=steps)
+        rounds = size.rounds if run.steps is None else math.ceil(run.steps / product.router_period)
+        steps = math.ceil((product.total_steps if run.steps is None else run.steps) / rounds)
+        size = replace(size, rounds=rounds, local_steps=steps, router_period=steps)
     size = replace(size, validation_rows=product.validation_rows, measured_rounds=())
     return replace(plan, size=size, scores_before=True)
 
 
-def _read_recipe(name: str, ground: Ground) -> tuple[Recipe, Size]:
-    found = recipes.read(recipes.find(name))
+def _text_of(run: Run) -> Run:
+    """The run without what its text does not depend on."""
+    return Run("", run.recipe, "", 0.0, judged=run.judged, devices=run.devices)
+
+
+def _read_recipe(run: Run, ground: Ground) -> tuple[Recipe, Size]:
+    found = recipes.read(recipes.find(run.recipe)).first(run.devices)
     size = replace(found.size(ground.size), test_tokens=ground.test_tokens)
     return found, size if ground.rounds is None else replace(size, rounds=ground.rounds)
 
@@ -144,11 +191,21 @@ def _base(ground: Ground) -> Base:
 
 
 @functools.cache
-def _texts(recipe: str, ground: Ground) -> tuple[dict[str, Text], dict[str, list[int]]]:
+def _ordinary(ground: Ground) -> list[Encoded]:
+    """What the base answers to instructions; made by one process for all."""
+    WORK.mkdir(exist_ok=True)
+    with filelock.FileLock(WORK / ".ordinary.lock"):
+        text = OrdinaryText(WORK, _sha256(ground.base), "learning", ground.ordinary_tokens, Tokenizer(ground.base))
+        text.make(_base(ground))
+    return text.answers
+
+
+@functools.cache
+def _texts(run: Run, ground: Ground) -> tuple[dict[str, Text], dict[str, list[int]]]:
     """Each device's text, and the bytes that the counted tokens of each of its test windows stand for."""
-    found, size = _read_recipe(recipe, ground)
+    found, size = _read_recipe(run, ground)
     tokenizer = Tokenizer(ground.base)
-    read = texts.read(found, size, ground.text, tokenizer, SILENT, TEST_CONTEXT)
+    read = texts.read(found, size, ground.text, tokenizer, SILENT, TEST_CONTEXT, run.judged)
     return read, {name: _bytes_by_window(text.test, tokenizer) for name, text in read.items()}
 
 
@@ -177,6 +234,8 @@ def _device(records: list[dict[str, Any]], name: str, test: TestText, window_byt
         "bits_per_byte_before_exchange": last.get("bits_per_byte_before_exchange"), "perplexity": last["perplexity"],
         "test_text": hashlib.sha256(repr(test.windows).encode()).hexdigest()[:16],
         "window_nats": [round(nats, 3) for nats in last["windows"]], "window_bytes": window_bytes,
+        "window_documents": list(test.documents),
+        "bits_per_byte_without_zero_expert": last.get("bits_per_byte_without_zero_expert"),
         "validation_losses": {str(record["round"]): record["validation_loss"] for record in own},
         "expert_scores": last["expert_scores"],
     }  # fmt: skip

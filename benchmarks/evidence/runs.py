@@ -1,7 +1,8 @@
 """The list: which runs there are, in the order in which they are worth their time.
 
-Every method learns at up to four rates with one seed, and then with two more seeds at the rate that had the fewest bits. The text
-is what settings may be chosen on: nothing here judges by text that was never looked at.
+Every method learns at up to four rates with one seed, and then with two more seeds at the rate that had the fewest bits. That is
+done on tuning text, on which settings may be chosen. What judges is another list: every method at its best rate alone, on text
+that nothing was chosen on.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
+from comigs_edge.home.config import has_zero_by_default
 from comigs_edge.nn.experts import FORMS, Form
 
 RECIPES = ("multilingual", "domains", "topics-ood", "chat")
@@ -20,7 +22,10 @@ ROUTER_RATE = 2e-2  # the product's; the paper's is a tenth of it
 
 @dataclass(frozen=True)
 class Run:
-    """One run: `rate` is that of the experts at first, `router_rate` replaces the paper's 2e-3."""
+    """One run: `rate` is that of the experts at first, `router_rate` replaces the paper's 2e-3.
+
+    Of the recipe's devices the first `devices` take part, or all.
+    """
 
     block: str = field(compare=False)
     recipe: str
@@ -29,21 +34,28 @@ class Run:
     form: Form = "lora"
     router_rate: float | None = None
     seed: int = SEED
+    zero_expert: bool = False
+    judged: bool = False
+    devices: int | None = None
+    steps: int | None = None  # of the experts, in place of equal tokens
 
     @property
     def label(self) -> str:
         """The method as the table names it."""
-        return self.method + ("-parallel" if self.form == "parallel" else "") + ("-fast-router" if self.router_rate else "")
+        ends = {"parallel": self.form == "parallel", "zero": self.zero_expert, "fast-router": self.router_rate}
+        return "-".join([self.method, *(end for end, is_there in ends.items() if is_there)])
 
     def name(self, size: str) -> str:
         """Of its record, without suffix."""
-        return f"{self.recipe}-{size}-{self.label}-{self.rate:g}-{self.seed}"
+        text = ("judged-" if self.judged else "") + self.recipe + (f".{self.devices}" if self.devices else "")
+        steps = f"-{self.steps}-steps" if self.steps else ""
+        return f"{text}-{size}-{self.label}-{self.rate:g}-{self.seed}{steps}"
 
 
 LORA = ("comigs-edge", "local", "fedavg", "fedavg-r8", "local-train-valid", "fedavg-train-valid")
 PARALLEL = ("comigs-edge", "local", "fedavg")
 PAPERS = ("comigs-1g1s", "pfedmoe")
-RIVALS = ("fedalt", "fedsa-lora", "fedex-lora")
+RIVALS = ("fedalt", "fedsa-lora", "fedex-lora", "flexlora", "ffa-lora", "ffa-lora-r32", "fdlora", "pcl")
 
 
 def size_label(size: str, rounds: int | None) -> str:
@@ -60,8 +72,13 @@ def no_regret(recipes: Iterable[str]) -> list[Run]:
         runs += [Run(block, recipe, method, rate) for method in LORA for recipe in recipes]
         if number < len(FACTORS):
             other = FACTORS[number] * FORMS["parallel"].learning_rate
-            runs += [Run(block, recipe, method, other, "parallel") for method in PARALLEL for recipe in recipes]
+            runs += [_parallel(block, recipe, method, other) for method in PARALLEL for recipe in recipes]
     return runs
+
+
+def _parallel(block: str, recipe: str, method: str, rate: float, zero: bool = has_zero_by_default("parallel")) -> Run:
+    """A run of parallel experts; the product's ends with a zero expert where a new home's does."""
+    return Run(block, recipe, method, rate, "parallel", zero_expert=zero and method == "comigs-edge")
 
 
 def fast_routers(recipes: Iterable[str]) -> list[Run]:
@@ -86,15 +103,34 @@ def first_seed(recipes: tuple[str, ...]) -> list[Run]:
 
 def all_runs(recipes: tuple[str, ...], bits: dict[Run, float]) -> list[Run]:
     """The list as far as it is known: `bits` has the bits per byte of runs that are done."""
-    runs = first_seed(recipes)
+    best = best_rates(recipes, bits)
+    return first_seed(recipes) + [replace(run, block="seeds", seed=seed) for seed in MORE_SEEDS for run in best]
+
+
+def best_rates(recipes: tuple[str, ...], bits: dict[Run, float]) -> list[Run]:
+    """The best run of each method and recipe of which all rates are done."""
     by_method: dict[tuple[str, str], list[Run]] = {}
-    for run in runs:
+    for run in first_seed(recipes):
         by_method.setdefault((run.label, run.recipe), []).append(run)
-    best = [min(each, key=bits.__getitem__) for each in by_method.values() if all(run in bits for run in each)]
-    return runs + [replace(run, block="seeds", seed=seed) for seed in MORE_SEEDS for run in best]
+    return [min(each, key=bits.__getitem__) for each in by_method.values() if all(run in bits for run in each)]
 
 
-def length(recipes: tuple[str, ...]) -> int:
+def with_judged(recipes: tuple[str, ...]) -> tuple[str, ...]:
+    """The recipes, and those of the same kind that nothing was chosen on."""
+    return (*recipes, *(f"{recipe}-judged" for recipe in recipes))
+
+
+def judged_runs(recipes: tuple[str, ...], bits: dict[Run, float]) -> list[Run]:
+    """What judges: each method at the rate that was best on tuning text, one seed after the other; no rate is chosen there."""
+    best = best_rates(recipes, bits)
+    return [
+        replace(run, block="judged", recipe=recipe, seed=seed, judged=True)
+        for seed in (SEED, *MORE_SEEDS) for run in best for recipe in with_judged((run.recipe,))
+    ]  # fmt: skip
+
+
+def length(recipes: tuple[str, ...], judged: bool = False) -> int:
     """Runs of the whole list, those that are not known yet among them."""
     runs = first_seed(recipes)
-    return len(runs) + len(MORE_SEEDS) * len({(run.label, run.recipe) for run in runs})
+    methods = len({(run.label, run.recipe) for run in runs})
+    return 2 * (1 + len(MORE_SEEDS)) * methods if judged else len(runs) + len(MORE_SEEDS) * methods

@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import math
 import statistics
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.evidence.runs import SEED, Run, length
+from benchmarks.evidence.runs import SEED, Run, length, with_judged
 from benchmarks.evidence.work import Record, bits
 
 DRAWS = 10_000
@@ -18,20 +19,26 @@ RIVALS = ("local", "fedavg")
 Floats = npt.NDArray[np.float64]
 
 
-def markdown(records: dict[Run, Record], recipes: tuple[str, ...]) -> str:
-    """One table for each recipe. Raises `SystemExit` where records of one recipe have different text."""
-    done = [run for run in records if run.recipe in recipes]
-    if not done:
+TUNING = "**Tuning text**: rates and settings were chosen on it, so it is no judgement."
+JUDGING = "**Judging text**: nothing was chosen on it; each method has the rate that was best on tuning text."
+
+
+def markdown(records: dict[Run, Record], recipes: tuple[str, ...], judged: bool = False) -> str:
+    """One table for each recipe, of tuning or of judging text. Raises `SystemExit` where records of one have different text."""
+    names = with_judged(recipes) if judged else recipes
+    records = {run: record for run, record in records.items() if run.judged == judged and run.recipe in names}
+    if not records:
         return "no run is done\n"
     lines = [
-        f"{len(done)} of {length(recipes)} runs are done. {_made_on([records[run] for run in done])}",
+        f"{JUDGING if judged else TUNING} {len(records)} of {length(recipes, judged)} runs are done. "
+        f"{_made_on(list(records.values()))}",
         "",
-        "Bits per byte of test text, mean over devices; the state is chosen by validation text, the last one is beside it.",
-        "Rates are the experts' first. All methods computed the tokens of the last column, routers' included. The difference is",
-        f"to the better of {' and '.join(RIVALS)}, each at its best rate, over the seeds that both have; the interval holds",
-        f"95 % of {DRAWS:,} paired draws of test windows. Rates were chosen on this text: it is no judgement.",
+        "Bits per byte of test text, mean over devices, with perplexity a token in brackets; the state is chosen by validation",
+        "text, the last one is beside it. Rates are the experts' first. All methods computed the tokens of the last column,",
+        f"routers' included. The difference is to the better of {' and '.join(RIVALS)}, each at its best rate, over the seeds",
+        f"that both have; the interval holds 95 % of {DRAWS:,} paired draws of test documents and seeds.",
     ]
-    for recipe in recipes:
+    for recipe in names:
         there = {run: record for run, record in records.items() if run.recipe == recipe}
         if there:
             lines += ["", *_recipe_table(recipe, there)]
@@ -39,37 +46,48 @@ def markdown(records: dict[Run, Record], recipes: tuple[str, ...]) -> str:
 
 
 def difference(ours: list[Record], theirs: list[Record]) -> tuple[float, float, float]:
-    """By how many percent our bits per byte lie above theirs, and 95 % of paired draws of test windows; seed by seed."""
+    """By how many percent our bits per byte lie above theirs, and 95 % of paired draws of test documents and seeds.
+
+    Both lists have the same seeds in the same order; windows of one document are drawn together, and so are devices' equal texts.
+    """
     devices = ours[0]["devices"]
-    texts = {device["test_text"]: len(device["window_bytes"]) for device in devices.values()}
-    counts = dict(zip(texts, _draw(tuple(texts.values())), strict=True))  # devices with the same text are drawn together
+    texts = {device["test_text"]: tuple(device["window_documents"]) for device in devices.values()}
+    drawn_seeds, *counts = _draw((tuple(range(len(ours))), *texts.values()))
+    by_text, shares = dict(zip(texts, counts, strict=True)), drawn_seeds / len(ours)
     draws: list[list[Floats]] = [[], []]
     for name, device in devices.items():
-        sizes, drawn = np.array(device["window_bytes"], float), counts[device["test_text"]]
+        sizes, drawn = np.array(device["window_bytes"], float), by_text[device["test_text"]]
         for side, records in zip(draws, (ours, theirs), strict=True):
-            side.append(drawn @ _by_window(records, name) / (drawn @ sizes))
+            side.append(((drawn @ _by_window(records, name)) * shares).sum(axis=1) / (drawn @ sizes))
     percent = 100 * (np.mean(draws[0], axis=0) / np.mean(draws[1], axis=0) - 1)
     low, high = np.quantile(percent[1:], (0.025, 0.975))
     return float(percent[0]), float(low), float(high)
 
 
 @functools.lru_cache(maxsize=1)  # the methods of a recipe share their draws
-def _draw(windows: tuple[int, ...]) -> list[Floats]:  # (1 + DRAWS, windows) each
-    """For texts of so many windows, how often each window counts: first once each, then as drawn with replacement."""
-    generator = np.random.default_rng(0)
-    return [np.vstack([np.ones((1, count)), generator.multinomial(count, np.full(count, 1 / count), DRAWS)]) for count in windows]
+def _draw(texts: tuple[tuple[int, ...], ...]) -> list[Floats]:  # (1 + DRAWS, windows) each
+    """For texts given by the documents of their windows, how often each window counts: once each, then as documents are drawn."""
+    generator, counts = np.random.default_rng(0), []
+    for text in texts:
+        documents, places = np.unique(text, return_inverse=True)
+        number = len(documents)
+        drawn = np.vstack([np.ones((1, number)), generator.multinomial(number, np.full(number, 1 / number), DRAWS)])
+        counts.append(drawn[:, places])
+    return counts
 
 
-def _by_window(records: list[Record], name: str) -> Floats:
-    """Bits of each window of a device's test text, mean over the records."""
-    return np.asarray(np.mean([record["devices"][name]["window_nats"] for record in records], axis=0) / math.log(2))
+def _by_window(records: list[Record], name: str) -> Floats:  # (windows, records)
+    """Bits of each window of a device's test text."""
+    return np.array([record["devices"][name]["window_nats"] for record in records]).T / math.log(2)
 
 
 def _recipe_table(recipe: str, records: dict[Run, Record]) -> list[str]:
     if len({record["text"] for record in records.values()}) > 1:
         raise SystemExit(f"the records of {recipe} are of different texts; keep those of one text in a folder")
     any_record = next((record for record in records.values() if "devices" in record), None)
-    windows = [len(each["window_bytes"]) for each in any_record["devices"].values()] if any_record else []
+    devices = list(any_record["devices"].values()) if any_record else []
+    documents = ", ".join(f"{len(set(each['window_documents']))} ({len(each['window_bytes'])})" for each in devices)
+    digest = next(iter(records.values()))["text"][:16]
     by_label: dict[str, list[Run]] = {}
     for run in sorted(records, key=lambda run: (run.label, run.rate)):
         by_label.setdefault(run.label, []).append(run)
@@ -78,7 +96,7 @@ def _recipe_table(recipe: str, records: dict[Run, Record]) -> list[str]:
     rival = min(rivals, key=bits(records).__getitem__) if len(rivals) == len(RIVALS) else None
     against = rival.label if rival else "the better rival"
     lines = [
-        f"**{recipe}**, test windows of the devices: {', '.join(map(str, windows))}", "",
+        f"**{recipe}**, test documents (windows) of the devices: {documents}; text {digest}", "",
         f"| method | at each rate, seed {SEED} | best | last state | against {against} | seeds | "
         "tokens |", "|---|---|---|---|---|---|---|",
     ]  # fmt: skip
@@ -100,7 +118,7 @@ def _row(label: str, runs: list[Run], records: dict[Run, Record], best: Run | No
     cells: list[Any] = [label, at_rates, "", "", "", "", ""]
     if best is not None:
         own = seeds(records, best)
-        cells[2] = f"{statistics.mean(record['bits_per_byte'] for record in own.values()):.4f}"
+        cells[2] = f"{statistics.mean(record['bits_per_byte'] for record in own.values()):.4f} ({_perplexity(own.values()):.2f})"
         cells[3] = f"{statistics.mean(record['last_bits_per_byte'] for record in own.values()):.4f}"
         cells[5], cells[6] = len(own), f"{records[best]['tokens']:,}"
         if rival is not None and rival != best:
@@ -109,6 +127,11 @@ def _row(label: str, runs: list[Run], records: dict[Run, Record], best: Run | No
             percent, low, high = difference([own[seed] for seed in common], [other[seed] for seed in common])
             cells[4] = f"{percent:+.2f} % [{low:+.2f}, {high:+.2f}]"
     return f"| {' | '.join(map(str, cells))} |"
+
+
+def _perplexity(records: Iterable[Record]) -> float:
+    """Mean over devices and seeds."""
+    return statistics.mean(device["perplexity"] for record in records for device in record["devices"].values())
 
 
 def seeds(records: dict[Run, Record], best: Run) -> dict[int, Record]:

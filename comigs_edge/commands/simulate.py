@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 
 def simulate(
-    recipe: Annotated[str, typer.Argument(help="A shipped recipe (multilingual, topics-ood, domains, quantity, devices, chat) or "
-                                          "a TOML file.")],
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe (multilingual, topics-ood, domains, quantity, devices, chat, "
+                                          "many) or a TOML file.")],
     text: Annotated[Path, typer.Option(help="Folder with one JSONL file a person, somewhere below it.")],
     size: Annotated[str, typer.Option(help="Size of the recipe: brief, quick or full.")] = "quick",
     method: Annotated[Optional[list[str]], typer.Option(help="Method; may be given several times. Default: local, fedavg, "
@@ -33,11 +33,17 @@ def simulate(
     output: Annotated[Optional[Path], typer.Option(help="Folder for results; default: simulations/RECIPE-SIZE.")] = None,
     base: Annotated[str, typer.Option(help="Base model: a name or a GGUF file.")] = DEFAULT_BASE,
     rounds: Annotated[Optional[int], typer.Option(min=1, help="Rounds, in place of the size's.")] = None,
+    devices: Annotated[Optional[int], typer.Option(min=1, help="The recipe's first so many devices; default: all.")] = None,
     threads: Annotated[Optional[int], typer.Option(min=1, help="Threads; default: the profile's of this device.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     precision: Annotated[str, typer.Option(help="Of products: float32 or bfloat16.")] = "float32",
     zero_expert: Annotated[
-        bool, typer.Option("--zero-expert", help="comigs-edge with parallel experts ends with a zero expert; off in a new home.")
+        Optional[bool], typer.Option("--zero-expert/--no-zero-expert", help="Whether comigs-edge ends with a zero expert; "
+                                     "default: as in a new home.")
+    ] = None,
+    judge: Annotated[
+        bool, typer.Option("--judge", help="On judging text, which no setting may be chosen on: documents are split otherwise, "
+                           "and recipes for judging can be read.")
     ] = False,
     leaky: Annotated[
         bool, typer.Option("--leaky", help="Train by the loop of the paper's published code, whose gradients leak between router "
@@ -55,14 +61,15 @@ def simulate(
             raise typer.BadParameter(f"{name} {value} must be one of {', '.join(known)}")
     path = recipes.find(recipe)
     parsed = recipes.read(path)
-    wanted = parsed.size(size)
+    wanted, parsed = parsed.size(size), parsed.first(devices)
     if rounds is not None:
         measured = tuple(number for number in wanted.measured_rounds if number <= rounds)
         wanted = replace(wanted, rounds=rounds, measured_rounds=measured)
     methods = [catalogue.find_method(name) for name in dict.fromkeys(method or catalogue.CORE)]
     seeds = list(dict.fromkeys(seed or [42]))
-    folder = output or Path("simulations") / f"{path.stem}-{size}"
-    simulation = _open(parsed, wanted, text, folder, base, threads, (device, precision), leaky, zero_expert)
+    parts = (path.stem, size, *([str(devices)] if devices else []), *(["judged"] if judge else []))
+    folder = output or Path("simulations") / "-".join(parts)
+    simulation = _open(parsed, wanted, text, folder, base, threads, (device, precision), leaky, zero_expert, judge)
     results, scores = _run(simulation, methods, seeds)
     made_on = report.hardware(results)
     tokens = ", ".join(f"{name} {each.num_training_tokens:,}" for name, each in simulation.texts.items())
@@ -73,12 +80,13 @@ def simulate(
         f"Training tokens: {tokens}.",
         f"Base {base}, {forms}, {precision}, on {made_on}" + (", by the published code's leaky loop." if leaky else "."),
     ]
-    _report(results, scores, sentences, folder, json)
+    sentences.append(f"{'Judging' if judge else 'Tuning'} text, digest {simulation.text_digest[:16]}.")
+    _report(results, scores, sentences, simulation, json)
 
 
 def _open(
     recipe: Recipe, size: Size, text: Path, folder: Path, base: str, threads: int | None, where: tuple[str, str], leaky: bool,
-    zero_expert: bool,
+    zero_expert: bool | None, judge: bool,
 ) -> Simulation:  # fmt: skip
     """Reads text and base."""
     name, file = find_base(base)
@@ -88,7 +96,8 @@ def _open(
         import torch
 
         from comigs_edge.data.tokenizer import Tokenizer
-        from comigs_edge.home.config import TrainConfig
+        from comigs_edge.home.config import TrainConfig, has_zero_by_default
+        from comigs_edge.nn.experts import default_form
         from comigs_edge.nn.weights import open_base
         from comigs_edge.simulate import texts
         from comigs_edge.simulate.run import Simulation
@@ -101,13 +110,15 @@ def _open(
         torch.set_num_threads(count)
         tokenizer = Tokenizer(file)
     with bar("reading the text") as progress:
-        corpora = texts.read(recipe, size, text, tokenizer, progress)
+        corpora = texts.read(recipe, size, text, tokenizer, progress, judge=judge)
     with notes.status("loading the base"):
         sha256 = files.sha256_file(file)
         opened = open_base(file, count, True, getattr(torch, where[1]), where[0])
         tune_allocator()
-    ordinary = OrdinaryText(folder, sha256, "learning", TrainConfig().ordinary_tokens, tokenizer) if zero_expert else None
-    return Simulation(recipe, size, corpora, opened, folder, leaky, sha256, where[1], _hardware(where[0]), ordinary)
+    form = recipe.experts.form or default_form(opened.hparams.architecture)
+    wants_zero = has_zero_by_default(form) if zero_expert is None else zero_expert
+    ordinary = OrdinaryText(folder, sha256, "learning", TrainConfig().ordinary_tokens, tokenizer) if wants_zero else None
+    return Simulation(recipe, size, corpora, opened, folder, leaky, sha256, where[1], _hardware(where[0]), judge, ordinary)
 
 
 def _hardware(device: str) -> str:
@@ -138,10 +149,10 @@ def _run(simulation: Simulation, methods: list[Method], seeds: list[int]) -> tup
     return results, scores
 
 
-def _report(results: list[Result], scores: Scores, sentences: list[str], folder: Path, as_json: bool) -> None:
+def _report(results: list[Result], scores: Scores, sentences: list[str], simulation: Simulation, as_json: bool) -> None:
     from comigs_edge.simulate import costs, plots, report
 
-    rows = report.summary(results, scores)
+    folder, rows = simulation.folder, report.summary(results, scores)
     text = report.markdown(rows, sentences) + costs.markdown(results)
     files.write_atomic(folder / "report.md", text.encode())
     if plots.is_possible():
@@ -150,10 +161,11 @@ def _report(results: list[Result], scores: Scores, sentences: list[str], folder:
         warn(plots.MISSING)
     if as_json:
         print_json({
-            "folder": str(folder), "notes": sentences, "methods": rows,
+            "folder": str(folder), "notes": sentences, **report.origin(results), "methods": rows,
             "above_reference": report.compare(rows, report.REFERENCE),
             "validation_losses": report.curves(results), "costs": costs.as_json(results),
-            "generalist_scores": plots.generalist_scores(results),
+            "generalist_scores": plots.generalist_scores(results), "windows": report.windows(results),
+            "documents": {name: list(text.test.documents) for name, text in simulation.texts.items()},
         })  # fmt: skip
         return
     from rich.markdown import Markdown

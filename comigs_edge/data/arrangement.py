@@ -50,11 +50,12 @@ class Entry:
 
 def arrange(
     entries: Sequence[Entry], training: float, validation: float, progress: Progress = SILENT,
-    gone: Mapping[Split, Runs] | None = None,
+    gone: Mapping[Split, Runs] | None = None, salt: str = "",
 ) -> None:  # fmt: skip
     """Sets `split`, `left_out` and `seen` of all entries, which stand in the order of their arrival.
 
     `training` and `validation` are shares of the documents; `gone` has the runs that were learned and are no longer there.
+    Another `salt` splits the same documents otherwise.
     """
     gone = gone or {}
     for entry in entries:
@@ -77,7 +78,7 @@ def arrange(
         if groups.find(one) != groups.find(other):
             part_of[groups.find(one)].add(groups.find(other))
     common = {groups.find(number) for number in likeness.common}
-    splits = _Splits(entries, groups, part_of, common, training, validation)
+    splits = _Splits(entries, groups, part_of, common, training, validation, salt)
     splits.decide()
     _leave_out_learned(entries, likeness)
     _leave_out_covered(entries, own, gone)
@@ -224,10 +225,10 @@ class _Splits:
 
     def __init__(
         self, entries: Sequence[Entry], groups: _Groups, part_of: dict[int, set[int]], common: set[int],
-        training: float, validation: float,
+        training: float, validation: float, salt: str,
     ) -> None:  # fmt: skip
         self.entries, self.members, self.part_of, self.common = entries, groups.members(), part_of, common
-        self.training, self.validation = training, validation
+        self.training, self.validation, self.salt = training, validation, salt
         self.draws = {root: self._draw(numbers) for root, numbers in self.members.items()}
 
     def decide(self) -> None:
@@ -294,4 +295,5 @@ class _Splits:
         """A number in [0, 1) that the hashes of the group's contents fix."""
         hashes = {self.entries[number].sha256 for number in numbers}
         first = min(hashes)  # of several the least one is no fair draw, but its hash is
-        return int((first if len(hashes) == 1 else hashlib.sha256(first.encode()).hexdigest())[:13], 16) / 16**13
+        is_fair = len(hashes) == 1 and not self.salt
+        return int((first if is_fair else hashlib.sha256((self.salt + first).encode()).hexdigest())[:13], 16) / 16**13

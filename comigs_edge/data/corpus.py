@@ -51,10 +51,13 @@ class Report:
 
 
 class Corpus:
-    """The documents in the SQLite file at `path`; `training` and `validation` are their shares of new documents."""
+    """The documents in the SQLite file at `path`.
 
-    def __init__(self, path: Path, training: float = 0.8, validation: float = 0.1) -> None:
-        self.path, self.training, self.validation = path, training, validation
+    `training` and `validation` are their shares of new documents; another `salt` splits the same documents otherwise.
+    """
+
+    def __init__(self, path: Path, training: float = 0.8, validation: float = 0.1, salt: str = "") -> None:
+        self.path, self.training, self.validation, self.salt = path, training, validation, salt
         self._taken_over = Counter[str]()
 
     def add(self, reading: Reading, folders: Iterable[Path] = (), progress: Progress = SILENT) -> Report:
@@ -192,7 +195,7 @@ class Corpus:
         query = "select id, left_out, split, seen, sha256, runs, beginnings, question from document order by id"
         rows = db.execute(query).fetchall()
         entries = [_entry(*row[1:]) for row in rows]
-        arrange(entries, self.training, self.validation, progress, read_gone(db))
+        arrange(entries, self.training, self.validation, progress, read_gone(db), self.salt)
         changed = [
             (entry.left_out, entry.split, entry.seen, row[0])
             for row, entry in zip(rows, entries, strict=True)

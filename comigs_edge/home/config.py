@@ -35,6 +35,11 @@ class BaseConfig:
     size: int  # bytes
 
 
+def has_zero_by_default(form: Form) -> bool:
+    """Whether a training ends with a zero expert where nobody says: beside small experts it costs next to nothing."""
+    return not FORMS[form].is_low_rank
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The experts; defaults are the paper's (arXiv:2409.13931, appendix B.1)."""
@@ -52,9 +57,7 @@ class ModelConfig:
     )
     alpha: Annotated[float, setting("updates are scaled by alpha / sqrt(rank)", 1e-3, 1e4)] = 16.0
     experts_per_token: Annotated[int, setting("default: 2, or 1 for one expert alone", 1, 64, 2)] | None = None
-    zero_expert: (
-        Annotated[bool, setting("also one that adds nothing, for when to be silent; default: if parallel", example=True)] | None
-    ) = None
+    zero_expert: Annotated[bool, setting("also one that adds nothing; default: if parallel", example=True)] | None = None
     attention: Annotated[bool, setting("also one shared low-rank update of the attention; it is part of the generalist")] = False
     thinking: Annotated[
         bool, setting("a thinking base thinks aloud before it answers: prompts ask for it, in training as in chat")
@@ -277,9 +280,9 @@ class Config:
 
     @property
     def has_zero_expert(self) -> bool:
-        """Whether a training ends with a zero expert: by default with parallel experts, beside which it costs next to nothing."""
+        """Whether a training ends with a zero expert."""
         wanted = self.model.zero_expert
-        return wanted if wanted is not None else not FORMS[self.model.expert_form].is_low_rank
+        return has_zero_by_default(self.model.expert_form) if wanted is None else wanted
 
     def storage(self, layout: str | None = None, format_name: str | None = None) -> Storage:
         """How the exported file holds what training changes; arguments go before the file's settings.

@@ -40,6 +40,7 @@ class TestText:
     windows: list[Window]
     num_tokens: int
     num_bytes: int
+    documents: tuple[int, ...] = ()  # the number of each window's document
 
 
 @dataclass(frozen=True)
@@ -65,17 +66,19 @@ class Score:
 def prepare(encoded: list[Encoded], tokenizer: Tokenizer, context: int, max_tokens: int) -> TestText:
     """Windows of the documents, in their order; one that would go past `max_tokens` tokens in all is left out."""
     windows: list[Window] = []
+    documents: list[int] = []
     total = 0
-    for document in encoded:
+    for number, document in enumerate(encoded):
         for window in _windows(document, context):
             if total and total + len(window.ids) > max_tokens:
                 break
             windows.append(window)
+            documents.append(number)
             total += len(window.ids)
     counted = [token for w in windows for token, scored in zip(w.ids[1:], w.scored, strict=True) if scored]
     if not counted:
         raise ComigsError("the test text has no token to measure; add more with: comigs-edge data add PATH")
-    return TestText(windows, len(counted), max(1, sum(map(tokenizer.written_bytes, counted))))
+    return TestText(windows, len(counted), max(1, sum(map(tokenizer.written_bytes, counted))), tuple(documents))
 
 
 def _windows(document: Encoded, context: int) -> Iterator[Window]:

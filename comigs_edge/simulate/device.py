@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -85,6 +86,12 @@ class Device:
         """What is trained."""
         return self.trainer.adapters
 
+    @property
+    def is_within_period(self) -> bool:
+        """Whether steps were done since the last look at the validation text."""
+        schedule, steps = self.trainer.schedule, self.trainer.expert_steps
+        return steps % schedule.router_period > 0 and steps < schedule.steps
+
     def train(self, until: int, advance: Advance, ends_before_router: bool = False) -> Local:
         """Trains up to `until` expert steps in all, then the router's steps due there unless `ends_before_router`."""
         start, events = time.monotonic(), list[Event]()
@@ -130,6 +137,11 @@ class Device:
         validation, count = self.trainer.validation, self.trainer.validation.measured_rows
         others = validation.rows.after(min(count, len(validation.rows) // 2))
         return validation.mean_loss(others.first(count, self.trainer.schedule.batch))
+
+    def forget_moments(self, names: Iterable[str]) -> None:
+        """The optimiser's moments of these experts' tensors begin anew."""
+        for name in names:
+            self.trainer.experts.state.pop(self.adapters.named[name], None)
 
     def load(self, arrays: Arrays) -> None:
         """Takes over shared tensors; the rest stays as it is."""

@@ -24,6 +24,7 @@ from comigs_edge.progress import Advance
 from comigs_edge.simulate.device import Device, Leaky, Local, new_model
 from comigs_edge.simulate.methods.method import Round
 from comigs_edge.simulate.plan import Plan
+from comigs_edge.simulate.pruning import Pruning
 from comigs_edge.simulate.texts import Text
 from comigs_edge.training.batches import Rows
 from comigs_edge.training.closing import closes
@@ -85,7 +86,10 @@ class Fleet:
         exchanges = any(self.names) and number == self.plan.size.rounds
         found = [device.measure() for device in self.devices] if exchanges and self.plan.scores_before else None
         sent, received = self._exchange(number, before, trained, [local.tokens for local in done])
-        too_early = [local.validation_loss is not None and any(self.names) for local in done]
+        too_early = [
+            local.validation_loss is not None and (any(self.names) or device.is_within_period)
+            for device, local in zip(self.devices, done, strict=True)
+        ]
         if first:
             done = [local.then(d.train(until, advance)) for d, local in zip(self.devices, done, strict=True)]
         for device, local, again in zip(self.devices, done, too_early, strict=True):
@@ -117,7 +121,7 @@ class Fleet:
         self, number: int, before: list[Arrays], trained: list[list[str]], tokens: list[int]
     ) -> tuple[list[int], list[int]]:
         """Lets the method work; returns the bytes that each device sent and received."""
-        if not any(self.names) or number < self.plan.method.first_exchange(self.plan.size.rounds):
+        if not any(self.names) or number < self.plan.rounds_alone:
             return [0] * len(self.devices), [0] * len(self.devices)
         rules, method = Rules(weights=self.plan.recipe.exchange.weights), self.plan.method
         sent, changes = [], []
@@ -130,6 +134,8 @@ class Fleet:
         results = method.exchange(state)
         for device, result in zip(self.devices, results, strict=True):
             device.load(result)
+            if method.resets_moments(number, self.plan.size.rounds):
+                device.forget_moments(result)
         whole = [wire.encoded_size(compress.table(_shapes(arrays), "float32")) for arrays in results]
         return sent, [size * method.downloads(len(self.devices)) for size in whole]
 
@@ -239,7 +245,8 @@ def _trainer(
     training, validation = (Rows(part, context, seed) for part in text)
     again = Rows(text[0], context, seed + OTHER_ORDER) if plan.method.router == "training" else None
     model = new_model(base, adapters, schedule.batch * context)
-    return (Leaky if plan.leaky else Trainer)(model, training, validation, schedule, router_rows=again)
+    kind = Leaky if plan.leaky else Pruning if plan.method.prunes else Trainer
+    return kind(model, training, validation, schedule, router_rows=again)
 
 
 def _shapes(arrays: Arrays) -> dict[str, tuple[int, ...]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from comigs_edge.base.hparams import HParams
 from comigs_edge.errors import ComigsError
@@ -16,6 +17,20 @@ from comigs_edge.training.schedule import Schedule, make_schedule
 PAPERS_RATE = 2e-3  # of the experts; the final rate is a tenth of it
 
 
+@dataclass(frozen=True, kw_only=True)
+class InStages(Schedule):
+    """The experts' rate begins anew at expert step `restart`; 0: it does not."""
+
+    restart: int = 0
+
+    def learning_rate(self, step: int) -> float:
+        """Of the experts at this step, on the course of its stage."""
+        if not self.restart:
+            return super().learning_rate(step)
+        begin, end = (0, self.restart) if step < self.restart else (self.restart, self.steps)
+        return replace(self, steps=end - begin, restart=0).learning_rate(step - begin)
+
+
 @dataclass(frozen=True)
 class Plan:
     """One method with one seed."""
@@ -26,7 +41,12 @@ class Plan:
     seed: int
     leaky: bool = False
     scores_before: bool = False  # also the models that the last exchange finds, as the paper does
-    zero_expert: bool = False  # the product's trainings end with one
+    zero_expert: bool | None = None  # whether the product's trainings end with one; None: as a new home's
+
+    @property
+    def rounds_alone(self) -> int:
+        """Those of a first stage without an exchange but at its end."""
+        return self.method.first_exchange(self.size.rounds) if self.method.first_exchange else 0
 
     def schedule(self, hparams: HParams, devices: int) -> Schedule:
         """How a device trains; the one device of pooled text has as many batches a step as there are devices."""
@@ -35,7 +55,8 @@ class Plan:
         if self.method.is_product:
             return make_schedule(self.settings(hparams), size.batch, steps)
         rate = PAPERS_RATE if training.expert_learning_rate is None else training.expert_learning_rate
-        return Schedule(
+        return InStages(
+            restart=self.rounds_alone * size.local_steps,
             steps=steps,
             batch=size.batch * (devices if self.method.text == "pooled" else 1),
             expert_learning_rate=rate,
@@ -62,6 +83,15 @@ class Plan:
         width = 0 if low_rank else experts.width
         plain = ExpertsConfig(1, experts.rank, experts.alpha, 2, experts.attention, form, width, experts.blocks)
         return self.method.layout(plain, specialists)
+
+    def record(self, hparams: HParams) -> dict[str, Any]:
+        """What a record keeps of it, for a device with one specialist."""
+        return {
+            "schedule": asdict(self.schedule(hparams, 1)), "experts": asdict(self.layout(hparams, 1)),
+            "zero_expert": self.method.is_product and self.settings(hparams).has_zero_expert,
+            "rounds": self.size.rounds, "local_steps": self.size.local_steps, "context": self.size.context,
+            "exchange": asdict(self.recipe.exchange), "texts": self.method.text, "exchanges_first": self.method.exchanges_first,
+        }  # fmt: skip
 
     def settings(self, hparams: HParams, specialists: int = 1) -> Config:
         """A new home's settings on this base, with what the recipe says of the experts."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -78,15 +78,26 @@ class ExchangeRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A whole recipe. `target` says what validation and test text is: a device's own, or an equal mix of all devices'."""
+    """A whole recipe. `target` says what validation and test text is: a device's own, or an equal mix of all devices'.
+
+    What it does not name is as in the shipped recipe `like`. Text of a recipe for `judging` is read with --judge alone.
+    """
 
     about: str
     devices: dict[str, DeviceRecipe]
     sizes: dict[str, Size]
+    like: str = ""
+    judging: bool = False
     target: Literal["own", "mix"] = "own"
     experts: ExpertRecipe = field(default_factory=ExpertRecipe)
     training: TrainingRecipe = field(default_factory=TrainingRecipe)
     exchange: ExchangeRecipe = field(default_factory=ExchangeRecipe)
+
+    def first(self, count: int | None) -> Recipe:
+        """The recipe with its first `count` devices; None: with all."""
+        if count is not None and count > len(self.devices):
+            raise ComigsError(f"the recipe has {len(self.devices)} devices, not {count}; leave --devices out for all of them")
+        return self if count is None else replace(self, devices=dict(list(self.devices.items())[:count]))
 
     def size(self, name: str) -> Size:
         """The size with that name."""
@@ -114,6 +125,8 @@ def read(path: Path) -> Recipe:
     """The recipe in `path`; raises `ComigsError` for what cannot be read, is unknown or impossible."""
     try:
         table = settings.load(path)
+        if like := table.get("like"):
+            table = settings.load(find(str(like))) | table
     except (OSError, ValueError) as error:
         raise ComigsError(f"{path} cannot be read ({error}); see the recipes in {SHIPPED}") from error
     try:

@@ -11,7 +11,7 @@ REFERENCE = "comigs-1g1s"
 Scores = dict[str, dict[str, float]]  # device -> bits_per_byte, perplexity
 
 
-def last_scores(result: Result, key: str) -> dict[str, float]:
+def last_scores(result: Result, key: str) -> dict[str, Any]:
     """A figure of every device after the last round."""
     last = max(record["round"] for record in result["records"])
     return {record["device"]: record[key] for record in result["records"] if record["round"] == last}
@@ -20,6 +20,21 @@ def last_scores(result: Result, key: str) -> dict[str, float]:
 def hardware(results: list[Result]) -> str:
     """What the runs were made on, each once; a run may be older than this figure."""
     return "; ".join(dict.fromkeys(result.get("hardware") or "unknown hardware" for result in results))
+
+
+def origin(results: list[Result]) -> dict[str, Any]:
+    """Which text the results are of, whether it judges, and by which code with which settings they were made."""
+    keys = ("text", "judged", "version", "commit")  # of runs that are older than these figures nothing is known
+    each: dict[str, Any] = {key: list(dict.fromkeys(result.get(key) for result in results)) for key in keys}
+    return each | {"settings": {result["method"]: result.get("settings") for result in results}}
+
+
+def windows(results: list[Result]) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """Method -> seed -> device -> nats of every window of its test text, in the state that is reported."""
+    return {
+        method: {str(run["seed"]): last_scores(run, "windows") for run in runs if "windows" in run["records"][-1]}
+        for method, runs in by_method(results).items()
+    }
 
 
 def by_method(results: list[Result]) -> dict[str, list[Result]]:

@@ -17,13 +17,14 @@ from typing import Any
 
 import filelock
 
-from comigs_edge import files
+from comigs_edge import __version__, files
 from comigs_edge.data.tokenizer import Encoded
 from comigs_edge.errors import ComigsError
 from comigs_edge.inference.evaluate import in_torch
 from comigs_edge.nn.model import Model
 from comigs_edge.nn.weights import Base
 from comigs_edge.progress import SILENT, Progress
+from comigs_edge.simulate import origin
 from comigs_edge.simulate.fleet import Fleet
 from comigs_edge.simulate.methods.method import Method
 from comigs_edge.simulate.plan import Plan
@@ -31,6 +32,8 @@ from comigs_edge.simulate.recipe import Recipe, Size
 from comigs_edge.simulate.texts import Text, digest
 from comigs_edge.training import checkpoint
 from comigs_edge.training.ordinary import OrdinaryText
+
+NAMES = ("like", "judging")  # what a recipe says of itself, not of what is simulated
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Simulation:
     base_sha256: str = ""
     precision: str = "float32"
     hardware: str = ""
+    judge: bool = False  # whether the text is judging text
     ordinary: OrdinaryText | None = None  # with it the product's trainings end with a zero expert
 
     @contextlib.contextmanager
@@ -98,7 +102,7 @@ class Simulation:
             return dict(json.loads(path.read_bytes()))
         plan = Plan(self.recipe, self.size, method, seed, self.leaky, zero_expert=self.ordinary is not None)
         fleet = Fleet(self.base, plan, self.texts, self.write_ordinary(method))
-        records = _resume(fleet, folder)
+        records = resume(fleet, folder)
         progress(fleet.steps, fleet.total_steps)
         while not fleet.is_done:
             common = {"method": method.name, "seed": seed}
@@ -108,21 +112,33 @@ class Simulation:
             if not fleet.is_done:
                 arrays, state = fleet.state()
                 checkpoint.save(folder, arrays, {"fleet": state, "records": records})
-        result = {"method": method.name, "seed": seed, "digest": fleet.digest(), "hardware": self.hardware, "records": records}
+        result = {
+            "method": method.name, "seed": seed, "digest": fleet.digest(), "hardware": self.hardware, "text": self.text_digest,
+            "judged": self.judge, "version": __version__, "commit": origin.commit(), "settings": plan.record(self.base.hparams),
+            "records": records,
+        }  # fmt: skip
         _write(path, result)
         checkpoint.clear(folder)
         return result
 
+    @property
+    def text_digest(self) -> str:
+        """SHA-256 over everything that is trained on and measured."""
+        return digest(self.texts)
+
     def _identity(self) -> dict[str, Any]:
+        recipe = {key: value for key, value in asdict(self.recipe).items() if key not in NAMES}
         identity = {
-            "recipe": asdict(self.recipe) | {"sizes": None}, "size": asdict(self.size), "text": digest(self.texts),
-            "base": self.base_sha256, "leaky": self.leaky, "precision": self.precision,
+            "recipe": recipe | {"sizes": None}, "size": asdict(self.size), "text": self.text_digest, "base": self.base_sha256,
+            "leaky": self.leaky, "precision": self.precision,
             "training_tokens": {name: text.num_training_tokens for name, text in self.texts.items()},
-        } | ({} if self.ordinary is None else {"zero_expert": True})  # fmt: skip
+        }  # fmt: skip
+        # Folders of earlier versions have neither of these.
+        identity |= ({} if self.ordinary is None else {"zero_expert": True}) | ({"judged": True} if self.judge else {})
         return dict(json.loads(json.dumps(identity)))  # as it comes back from the file
 
 
-def _resume(fleet: Fleet, folder: Path) -> list[dict[str, Any]]:
+def resume(fleet: Fleet, folder: Path) -> list[dict[str, Any]]:
     """Takes the fleet to where the newest sound checkpoint is; returns the records up to there."""
     saved = checkpoint.load(folder)
     if saved is None or not saved[1]:

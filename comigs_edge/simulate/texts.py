@@ -1,7 +1,8 @@
 """The text of virtual devices: a folder with one JSONL file a person, split and tokenised as on a real device.
 
 Splits are by the hash of a document's content and near-duplicates are left out within a device, so what one device is tested on
-no other device trains on either, unless it is worded differently.
+no other device trains on either, unless it is worded differently. Settings are chosen on tuning text. What judges them is split
+by another salt, and recipes for judging and files in a folder `judging` are not read without asking.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from comigs_edge.simulate.recipe import Recipe, Size
 
 # Shares of the documents; the paper's validation text is a fifth to a half of the training text.
 TRAINING, VALIDATION = 0.6, 0.2
+JUDGING = "judging"  # the salt of the split, and the folder of text that is never chosen on
 TEST_CONTEXT = 512  # tokens of a window, as `comigs-edge evaluate` has them
 Splits = dict[str, list[Encoded]]
 
@@ -42,13 +44,21 @@ class Text:
 
 
 def read(
-    recipe: Recipe, size: Size, folder: Path, tokenizer: Tokenizer, progress: Progress, test_context: int = TEST_CONTEXT
-) -> dict[str, Text]:
-    """The text of every device, no longer than the size says; raises `ComigsError` where a file or a split is missing."""
-    files = {name: find(folder, device.text) for name, device in recipe.devices.items()}
+    recipe: Recipe, size: Size, folder: Path, tokenizer: Tokenizer, progress: Progress, test_context: int = TEST_CONTEXT,
+    judge: bool = False,
+) -> dict[str, Text]:  # fmt: skip
+    """The text of every device, no longer than the size says; raises `ComigsError` where a file or a split is missing.
+
+    With `judge` it is the judging text of the recipe, without it the tuning text, which a recipe for judging has not.
+    """
+    if recipe.judging and not judge:
+        raise ComigsError(
+            f'the text of "{recipe.about}" is kept for judging; choose settings on another recipe, then add --judge'
+        )
+    files = {name: find(folder, device.text, judge) for name, device in recipe.devices.items()}
     splits = {}
     for number, (name, path) in enumerate(files.items(), 1):
-        splits[name] = _splits(path, tokenizer)
+        splits[name] = _splits(path, tokenizer, JUDGING if judge else "")
         progress(number, len(files))
     texts = {}
     for name, device in recipe.devices.items():
@@ -62,9 +72,13 @@ def read(
     return texts
 
 
-def find(folder: Path, text: str) -> Path:
-    """The file TEXT.jsonl somewhere below `folder`."""
-    paths = sorted(folder.expanduser().rglob(f"{text}.jsonl"))
+def find(folder: Path, text: str, judge: bool = False) -> Path:
+    """The file TEXT.jsonl somewhere below `folder`; what is in a folder `judging` there is found with `judge` alone."""
+    folder = folder.expanduser()
+    found = sorted(folder.rglob(f"{text}.jsonl"))
+    paths = [path for path in found if judge or JUDGING not in path.relative_to(folder).parts[:-1]]
+    if found and not paths:
+        raise ComigsError(f"{found[0]} is kept for judging; choose settings on other text, then add --judge")
     if len(paths) != 1:
         there = f"{len(paths)} files {text}.jsonl" if paths else f"no file {text}.jsonl"
         raise ComigsError(f"{folder} has {there} where one is needed; name a folder with one JSONL file a person")
@@ -90,9 +104,9 @@ def digest(texts: dict[str, Text]) -> str:
     return sha.hexdigest()
 
 
-def _splits(path: Path, tokenizer: Tokenizer) -> Splits:
+def _splits(path: Path, tokenizer: Tokenizer, salt: str = "") -> Splits:
     with tempfile.TemporaryDirectory() as folder:
-        corpus = Corpus(Path(folder) / "documents.db", TRAINING, VALIDATION)
+        corpus = Corpus(Path(folder) / "documents.db", TRAINING, VALIDATION, salt)
         corpus.add(documents.read([path]))
         splits: Splits = {split: list(encode(corpus, tokenizer, split, [])) for split in SPLITS}
     for split, encoded in splits.items():

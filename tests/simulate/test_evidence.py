@@ -3,15 +3,20 @@
 import json
 import time
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 
+from benchmarks.evidence import __main__ as evidence
 from benchmarks.evidence import work
 from benchmarks.evidence.play import Ground, equal_terms, play
-from benchmarks.evidence.runs import RATES, RECIPES, Run, all_runs, first_seed, length
+from benchmarks.evidence.runs import RATES, RECIPES, Run, all_runs, first_seed, judged_runs, length, with_judged
 from benchmarks.evidence.table import difference, markdown
+from comigs_edge.home.config import TrainConfig
+from comigs_edge.simulate import origin
 from comigs_edge.simulate import recipe as recipes
+from comigs_edge.simulate.fleet import Fleet
 
 
 @pytest.fixture
@@ -43,7 +48,7 @@ def test_a_record_has_settings_digests_losses_and_scores_by_window(ground):
     for device in record["devices"].values():
         bits = sum(device["window_nats"]) / np.log(2) / sum(device["window_bytes"])
         assert device["bits_per_byte"] == pytest.approx(bits, rel=1e-4)
-        assert len(device["window_nats"]) > 1
+        assert len(device["window_nats"]) == len(device["window_documents"]) > len(set(device["window_documents"])) > 1
 
 
 def test_what_is_done_is_not_computed_again_and_the_next_in_the_list_is(ground, tmp_path):
@@ -57,7 +62,7 @@ def test_what_is_done_is_not_computed_again_and_the_next_in_the_list_is(ground, 
 
 def test_a_run_that_is_broken_off_leaves_nothing(ground, tmp_path):
     assert play(Run("", "three", "local", 0.01), replace(ground, until=time.time() - 1)) is None
-    work.work_through(replace(ground, until=time.time() - 1), tmp_path / "records", RECIPES[:1], 1)
+    work.work_through(replace(ground, until=time.time() - 1), tmp_path / "records", partial(all_runs, RECIPES[:1]), 1)
     assert list((tmp_path / "records").iterdir()) == []
 
 
@@ -72,24 +77,114 @@ def test_more_seeds_come_at_each_methods_best_rate_once_all_rates_are_done():
     bits.pop(next(run for run in bits if run.label == "fedavg"))
     more = all_runs(RECIPES[:1], bits)[len(runs) :]
     assert [(run.label, run.rate, run.seed) for run in more] == [("local", 2e-3, 45), ("local", 2e-3, 47)]
-    assert length(RECIPES[:1]) == len(all_runs(RECIPES[:1], dict.fromkeys(runs, 1.0))) == 33 + 4 + 12 + 2 * 14
+    assert length(RECIPES[:1]) == len(all_runs(RECIPES[:1], dict.fromkeys(runs, 1.0))) == 33 + 4 + 32 + 2 * 19
 
 
 def test_the_most_telling_runs_come_first():
     runs = first_seed(RECIPES)
     assert {run.recipe for run in runs[:18]} == set(RECIPES[:3])
     assert {run.rate for run in runs[:18]} == {RATES[0]}
-    assert len(set(runs)) == len(runs) == 4 * 49
+    assert len(set(runs)) == len(runs) == 4 * 69
 
 
-def record_of(nats, run=None, text="t"):
-    """A record of two devices that are tested on the same text."""
+def test_each_method_is_judged_at_the_rate_that_was_best_on_tuning_text_and_at_no_other():
+    runs = first_seed(RECIPES[:1])
+    bits = {run: abs(run.rate - 2e-3) for run in runs if run.label in ("local", "fedavg")}
+    bits.pop(next(run for run in bits if run.label == "fedavg"))  # not all of its rates are done
+    judged = judged_runs(RECIPES[:1], bits)
+    assert {(run.label, run.rate, run.judged) for run in judged} == {("local", 2e-3, True)}
+    assert [run.recipe for run in judged[:2]] == list(with_judged(RECIPES[:1])) == ["multilingual", "multilingual-judged"]
+    assert [run.seed for run in judged] == [42, 42, 45, 45, 47, 47]
+    assert judged_runs(RECIPES[:1], bits | dict.fromkeys(judged, 0.0)) == judged
+    everything = judged_runs(RECIPES[:1], dict.fromkeys(runs, 1.0))
+    assert length(RECIPES[:1], judged=True) == len(everything) == len(set(everything))
+
+
+def test_what_is_judged_is_of_other_text_and_says_so(ground, tmp_path):
+    tuned, judged = (play(Run("", "three", "local", 0.01, judged=judged), ground) for judged in (False, True))
+    assert (tuned["run"]["judged"], judged["run"]["judged"]) == (False, True)
+    assert tuned["text"] != judged["text"]
+    assert {device["test_text"] for device in tuned["devices"].values()}.isdisjoint(
+        device["test_text"] for device in judged["devices"].values()
+    )
+    records = {Run(**record["run"]): record for record in (tuned, judged)}
+    for is_judged, words in ((False, "no judgement. 1 of"), (True, "nothing was chosen on it")):
+        text = markdown(records, ("three",), judged=is_judged)
+        assert words in text
+        assert text.count("**three**") == 1
+
+
+@pytest.mark.parametrize("commit", ["", "33d29f372c28-dirty"])
+def test_nothing_is_judged_while_code_is_not_committed(commit, tmp_path, monkeypatch):
+    monkeypatch.setattr(origin, "commit", lambda: commit)
+    monkeypatch.setattr("sys.argv", ["evidence", str(tmp_path), "--judge", "--records", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"commit all changes first"):
+        evidence.main()
+
+
+def test_nothing_is_judged_before_a_rate_was_chosen(tmp_path, tiny_path, monkeypatch):
+    words = ["evidence", str(tmp_path), "--judge", "--records", str(tmp_path), "--base", str(tiny_path), "--commit", "33d29f3"]
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(SystemExit, match="no method has all its rates done on tuning text; run it without --judge first"):
+        evidence.main()
+
+
+def test_records_of_another_text_are_not_gone_on_with(ground, tmp_path):
+    run = Run("", "three", "local", 0.01)
+    record = play(run, ground)
+    (tmp_path / "a.json").write_text(json.dumps(record))
+    work.work_through(ground, tmp_path, lambda bits: [run], 1)
+    assert len(list(tmp_path.glob("*.json"))) == 1
+    (tmp_path / "a.json").write_text(json.dumps(record | {"text": "another"}))
+    with pytest.raises(SystemExit, match=r"records of three in .* are of another text; name another folder with --records"):
+        work.work_through(ground, tmp_path, lambda bits: [run], 1)
+
+
+def test_a_run_that_was_cut_off_goes_on_with_the_same_figures(ground, tmp_path, monkeypatch):
+    run, ground = Run("", "three", "fedavg", 0.01), replace(ground, rounds=3)
+    straight, calls = play(run, ground), []
+    there, done = replace(ground, unfinished=tmp_path / "unfinished"), Fleet.round
+
+    def killed(fleet, advance):
+        calls.append(fleet.number)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return done(fleet, advance)
+
+    monkeypatch.setattr(Fleet, "round", killed)
+    with pytest.raises(KeyboardInterrupt):
+        play(run, there)
+    found = play(run, there)
+    assert calls == [0, 1, 1, 2]
+    assert found["devices"] == straight["devices"]
+    assert list((tmp_path / "unfinished").iterdir()) == []
+    monkeypatch.setattr(Fleet, "round", done)
+    assert play(run, replace(there, rounds=1))["devices"]  # with nothing to keep on the way
+
+
+def test_a_zero_expert_is_closed_with_ordinary_text_as_in_an_installation(ground, tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.evidence.play.WORK", tmp_path)
+    run = Run("", "three", "comigs-edge", 0.01, "parallel", zero_expert=True)
+    ground = replace(ground, ordinary_tokens=300, rounds=2)
+    plain, closed = play(replace(run, zero_expert=False), ground), play(run, ground)
+    assert (plain["label"], closed["label"]) == ("comigs-edge-parallel", "comigs-edge-parallel-zero")
+    assert closed["settings"]["zero_expert"] > plain["settings"]["zero_expert"]
+    assert closed["settings"]["schedule"]["closing_steps"] == TrainConfig.closing_steps > 0
+    assert closed["tokens"] > plain["tokens"]
+    assert len(list(tmp_path.glob("ordinary-learning-*.json"))) == 1
+    for name, device in closed["devices"].items():
+        assert device["bits_per_byte_without_zero_expert"] == plain["devices"][name]["bits_per_byte"] != device["bits_per_byte"]
+
+
+def record_of(nats, documents=None, text="t"):
+    """A record of two devices that are tested on the same text; by default every window is a document."""
     device = {"window_nats": nats, "window_bytes": [10] * len(nats), "test_text": "same", "bits_per_byte": sum(nats)}
+    device |= {"window_documents": documents or list(range(len(nats))), "perplexity": 7.0}
     made = {"devices": {"a": device, "b": device}, "bits_per_byte": sum(nats), "last_bits_per_byte": sum(nats), "tokens": 1}
     return made | {"text": text, "device": "a board", "precision": "float32", "commit": "c", "size": "quick"}
 
 
-def test_the_interval_of_a_difference_is_that_of_paired_windows():
+def test_the_interval_of_a_difference_is_that_of_paired_documents():
     theirs = list(np.random.default_rng(1).uniform(20, 40, 64))
     percent, low, high = difference([record_of([1.01 * nats for nats in theirs])], [record_of(theirs)])
     assert (percent, low, high) == pytest.approx((1, 1, 1))  # every window is one percent worse, however they differ
@@ -98,6 +193,19 @@ def test_the_interval_of_a_difference_is_that_of_paired_windows():
     error = 100 * np.std(noise, ddof=1) / 8 / np.mean(theirs)  # of the mean of 64 windows
     assert high - low == pytest.approx(2 * 1.96 * error, rel=0.15)
     assert percent == pytest.approx(100 * np.mean(noise) / np.mean(theirs))
+    # Four windows of a document that have the same noise say no more than one: 16 documents, twice the interval.
+    theirs, shared, documents = [30.0] * 64, np.repeat(noise[:16], 4), list(np.repeat(range(16), 4))
+    _, low, high = difference([record_of(list(theirs + shared), documents)], [record_of(theirs, documents)])
+    assert high - low == pytest.approx(2 * 1.96 * 100 * np.std(noise[:16]) / 4 / 30, rel=0.15)
+
+
+def test_an_interval_has_the_spread_over_seeds_in_it():
+    theirs = [30.0] * 64
+    ours = [record_of([(1 + change) * nats for nats in theirs]) for change in (0.01, 0.02, 0.03)]
+    percent, low, high = difference(ours, [record_of(theirs)] * 3)
+    assert percent == pytest.approx(2)
+    # The least and the largest of the 27 draws of three seeds come once each: 1 of 27 is more than 2.5 %.
+    assert (low, high) == pytest.approx((1, 3))
 
 
 def test_the_table_compares_with_the_better_rival_and_refuses_another_text():
@@ -110,10 +218,13 @@ def test_the_table_compares_with_the_better_rival_and_refuses_another_text():
     }
     records[Run("", "chat", "comigs-edge", 8e-3)] |= {"precision": "float32", "commit": "c"}
     text = markdown(records, ("chat",))
-    assert "4 of 77 runs are done" in text
+    assert "4 of 107 runs are done" in text
+    assert "no judgement" in text
+    assert "test documents (windows) of the devices: 64 (64), 64 (64); text t" in text
     assert "against local" in text
     row = next(line for line in text.splitlines() if line.startswith("| comigs-edge "))
     assert "-2.00 % [-2.00, -2.00]" in row
+    assert "(7.00)" in row
     assert "0.008: diverged" in row
     records[Run("", "chat", "local", 2e-3)] = record_of(theirs, text="another")
     with pytest.raises(SystemExit, match="the records of chat are of different texts"):

@@ -1,6 +1,6 @@
 """Virtual devices train by the real trainer, exchange over the real wire format, and go on bit for bit."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -17,6 +17,7 @@ from comigs_edge.planning.plan import resolve
 from comigs_edge.simulate.device import new_model
 from comigs_edge.simulate.fleet import Fleet
 from comigs_edge.simulate.methods.catalogue import METHODS, find_method
+from comigs_edge.simulate.plan import Plan
 from comigs_edge.simulate.recipe import ExchangeRecipe, ExpertRecipe, TrainingRecipe
 from comigs_edge.training.batches import Rows
 from comigs_edge.training.closing import Closing, closes
@@ -123,6 +124,15 @@ def test_the_validation_loss_of_a_round_is_that_of_the_model_that_it_leaves(flee
         assert record["validation_loss"] == device.trainer.validate()
 
 
+@pytest.mark.parametrize("method", ["local", "comigs-2s", "fedavg"])
+def test_a_period_that_ends_within_a_round_lends_its_loss_to_no_later_state(fleet, recipe, method):
+    found = replace(recipe, sizes={"quick": replace(recipe.size("quick"), router_period=2)})
+    one = fleet(method, found=found)
+    while not one.is_done:
+        for record, device in zip(one.round(nothing), one.devices, strict=True):
+            assert record["validation_loss"] == device.trainer.validate()
+
+
 def test_where_the_exchange_comes_first_the_router_learns_from_the_mean_generalist(fleet, recipe):
     found = replace(recipe, exchange=ExchangeRecipe(update_format="float32"))
     together, alone = fleet(EXCHANGES_FIRST, found=found), fleet(EXCHANGES_FIRST, found=found)
@@ -211,12 +221,63 @@ def test_the_residual_of_fedex_lora_is_changed_by_exchanges_alone(fleet):
         assert is_same == name.startswith("specialist.")
 
 
+def test_what_an_exchange_has_turned_begins_with_new_moments(fleet):
+    def steps(device):
+        return {float(moments["step"]) for moments in device.trainer.experts.state.values()}
+
+    for name, after in (("flexlora", [set(), set()]), ("fdlora", [set(), {3.0}]), ("fedavg", [{3.0}, {6.0}])):
+        one = fleet(name)
+        for expected in after:
+            one.round(nothing)
+            assert [steps(device) for device in one.devices] == [expected] * 3
+
+
+def test_both_stages_of_fdlora_have_the_whole_course_of_the_rate(fleet):
+    schedule = fleet("fdlora").devices[0].trainer.schedule
+    rates = [schedule.learning_rate(step) for step in range(schedule.steps)]
+    alone, plain = 3, fleet("fedavg").devices[0].trainer.schedule  # of three rounds one is alone
+    assert rates[:alone] == [replace(plain, steps=3).learning_rate(step) for step in range(3)]
+    assert rates[alone:] == [replace(plain, steps=6).learning_rate(step) for step in range(6)]
+    assert rates[0] == rates[alone] == plain.learning_rate(0)
+
+
 def test_unequal_ranks_train_and_exchange(fleet):
     for name in ("hetlora", "flexlora"):
         one = fleet(name)
         assert [device.adapters.layout.rank for device in one.devices] == [16, 24, 8]
         records = play(one)
         assert all(np.isfinite(record["training_loss"]) for record in records)
+
+
+def test_the_penalty_of_hetlora_is_on_the_last_rank_and_what_was_pruned_stays_so(fleet, monkeypatch):
+    def last(penalty):
+        monkeypatch.setattr("comigs_edge.simulate.pruning.PENALTY", penalty)
+        trainer = fleet("hetlora").devices[0].trainer
+        with torch.no_grad():
+            for tensor in trainer.adapters.named.values():
+                tensor.add_(0.01)
+        for _ in range(3):
+            trainer.step()
+        sizes = [
+            tensor.detach().square().sum(dim=1) for name, tensor in trainer.adapters.named.items() if name.endswith("lora_a")
+        ]
+        return sum(float(size[-1]) for size in sizes), sum(float(size[:-1].sum()) for size in sizes)
+
+    (free, free_rest), (drawn, rest) = last(0.0), last(100.0)
+    assert drawn < free
+    assert rest == pytest.approx(free_rest, rel=0.02)
+
+    trainer = fleet("hetlora").devices[0].trainer
+    trainer.step()  # now there are moments
+    with torch.no_grad():
+        for name, tensor in trainer.adapters.named.items():
+            (tensor[12:] if name.endswith("lora_a") else tensor[:, 12:]).zero_()
+    for _ in range(2):
+        trainer.step()
+    for name, tensor in trainer.adapters.named.items():
+        ranks = tensor if name.endswith("lora_a") else tensor.T
+        assert not ranks[12:].any()
+        assert ranks[:12].any(dim=1).all()
 
 
 def test_pcl_leaves_every_device_with_a_model_of_its_own(fleet):
@@ -279,19 +340,56 @@ def test_the_paper_s_rates_hold_where_the_recipe_names_none(fleet):
     assert (plan.router_learning_rate, plan.router_offset_rate, plan.rates_by_weight) == (2e-3, 0, False)
 
 
-@pytest.mark.parametrize("form", [None, "lora", "parallel"])
-def test_comigs_edge_trains_as_an_installation_does(run, home, fleet, recipe, tiny_path, tmp_path, form):
+@pytest.mark.parametrize(("form", "zero"), [(None, None), ("lora", None), ("parallel", None), ("parallel", True)])
+def test_comigs_edge_trains_as_an_installation_does(run, home, fleet, recipe, tiny_path, tiny_base, tmp_path, form, zero):
     """A real home is initialised with this form, and its training begun with as many steps of as many rows."""
     run("init", "--base", tiny_path, "--specialists", "1", *(["--expert-form", form] if form else []))
     (tmp_path / "text.txt").write_text(some_text(40, 7))
     run("data", "add", tmp_path / "text.txt")
     there = Home(home)
     there.state.mkdir()
-    installed = open_training(there, resolve(there, there.settings(), lines=["batch=2", "threads=1"])).begin(9, False)
-    device = fleet("comigs-edge", found=replace(recipe, experts=ExpertRecipe(form=form))).devices[0].trainer
-    assert device.schedule == installed.schedule
-    assert device.adapters.layout == installed.adapters.layout
-    assert device.schedule.router_offset_rate > 0
+    lines = ["batch=2", "threads=1", *(["zero_expert=true"] if zero else [])]
+    resolved = resolve(there, there.settings(), lines=lines)
+    installed = open_training(there, resolved).begin(9, False)
+    found = replace(recipe, experts=ExpertRecipe(form=form))
+    plan = fleet("comigs-edge", found=found).plan
+    plan = plan if zero is None else replace(plan, zero_expert=zero)
+    schedule = plan.schedule(tiny_base.hparams, 1)
+    assert schedule == installed.schedule
+    assert plan.layout(tiny_base.hparams, 1) == installed.adapters.layout
+    assert plan.settings(tiny_base.hparams).has_zero_expert == resolved.settings.has_zero_expert
+    assert (schedule.closing > 0) == bool(plan.record(tiny_base.hparams)["zero_expert"]) == resolved.settings.has_zero_expert
+    assert schedule.router_offset_rate > 0
+    assert schedule.rates_by_weight
+
+
+EFFECTS = {
+    "expert_learning_rate": 1e-4, "final_learning_rate": 1e-4, "router_learning_rate": 1e-4, "warmup_steps": 3,
+    "router_period": 2, "router_steps": 1, "balance_weight": 9.0, "weight_decay": 0.5, "rates_by_weight": False,
+    "router_offset_rate": 0.0, "block_format": "Q8_0", "jointly": True, "schedule": "wsd", "decay_from": 1, "rate_factor": 0.5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EFFECTS)
+def test_no_setting_of_the_schedule_is_dropped_in_training(fleet, tiny_base, recipe, read_texts, name):
+    """Each other value makes other adapters, on the device with two specialists, whose router has something to balance."""
+    common = {"router_period": 4, "block_format": None} | ({"schedule": "wsd"} if name == "decay_from" else {})
+
+    @dataclass(frozen=True)
+    class Changed(Plan):
+        change: tuple = ()
+
+        def schedule(self, hparams, devices):
+            return replace(super().schedule(hparams, devices), **common | dict(self.change))
+
+    def trained(*change):
+        found = replace(recipe, devices={"b": recipe.devices["b"]}, experts=ExpertRecipe(form="parallel"))
+        plan = Changed(found, found.size("quick"), find_method("comigs-edge"), 0, change=change)
+        one = Fleet(tiny_base, plan, {"b": read_texts(recipe)["b"]})
+        play(one)
+        return one.digest()
+
+    assert trained((name, EFFECTS[name])) != trained()
 
 
 def test_a_recipe_may_name_the_experts_rate_for_every_method(fleet, recipe):
@@ -341,7 +439,7 @@ def test_where_it_is_asked_for_a_training_of_the_product_ends_with_a_zero_expert
     plan, seen = replace(fleet("comigs-edge").plan, zero_expert=True), []
     one = Fleet(tiny_base, plan, text, ordinary)
     records = [record for _ in range(3) for record in one.round(seen.append)]
-    assert one.total_steps == len(seen) == 3 * (9 + 6) + 2 * 10  # one device has no router before
+    assert one.total_steps == len(seen) == 3 * (9 + 6) + 5  # one device has no router before
     for device, record in zip(one.devices, records[-3:], strict=True):
         closing = Closing(device.trainer, Rows(ordinary, 32, 0), 0, partial(new_model, tiny_base, tokens=64))
         assert closes(device.trainer)

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from comigs_edge.errors import ComigsError
 from comigs_edge.nn.experts import ExpertsConfig, expected_shapes
@@ -27,7 +28,8 @@ def made_of(devices, weights=None, loss=None):
     """A round in which the devices, which began at zero, have these A and B."""
     changes = [arrays(*device) for device in devices]
     before = [{name: np.zeros_like(array) for name, array in change.items()} for change in changes]
-    return Round(before, changes, weights or [1] * len(devices), loss or (lambda device, arrays: 0.0))
+    memories = [{} for _ in devices]
+    return Round(before, changes, weights or [1] * len(devices), loss or (lambda device, arrays: 0.0), memories=memories)
 
 
 def weights_of(layout, shape, router=False):
@@ -73,6 +75,21 @@ def test_hetlora_pads_weighs_by_the_norm_of_the_product_and_cuts():
 def test_hetlora_of_nothing_learned_is_a_plain_mean():
     first, _ = hetlora.exchange(made_of([([[1.0]], [[0.0]]), ([[3.0]], [[0.0]])]))
     assert first[A] == 2.0
+
+
+def test_hetlora_goes_on_without_the_last_ranks_of_a_device_on_which_they_have_shrunk():
+    wide = arrays([[1.0], [2.0], [3.0]], [[1.0, 1.0, 1.0]])
+    memories = [{}, {}]
+    shrunk, grown = ({name: np.zeros_like(array) for name, array in wide.items()} for _ in range(2))
+    shrunk[A][2], grown[A][2] = -1.0, 1.0  # the product of the last rank was 3 and is 2 and 4
+    first, second = hetlora.exchange(Round([wide] * 2, [shrunk, grown], [1, 1], lambda *_: 0.0, memories=memories))
+    assert [memory["rank"].tolist() for memory in memories] == [[2.0], [3.0]]
+    assert (first[A][2], first[B][0, 2]) == (0, 0)
+    # What was pruned is no part of the mean: |BA| is 3 of one and 7 of the other device.
+    assert second[A][2].item() == pytest.approx(0.7 * 4, rel=1e-3)
+    np.testing.assert_array_equal(first[A][:2], second[A][:2])
+    again, _ = hetlora.exchange(Round([first, second], [grown, grown], [1, 1], lambda *_: 0.0, memories=memories))
+    assert (again[A][2], again[B][0, 2]) == (0, 0)
 
 
 def test_flexlora_cuts_the_mean_product_to_the_rank_of_each_device():
@@ -178,11 +195,35 @@ def test_fdlora_trains_alone_then_averages_then_fuses_as_validation_prefers():
     def loss(device, found):
         return ((found[A] - wanted[device]) ** 2 + (found[B] - found[A] * 2) ** 2).item()
 
+    assert [method.resets_moments(number, 5) for number in range(1, 6)] == [False, True, False, False, False]
     last = Round([first[0]] * 2, [arrays([[0.0]], [[0.0]])] * 2, [1, 1], loss, 5, 5, memories)
     for device, result in enumerate(method.exchange(last)):
-        personal = memories[device]
+        personal = {name: memories[device][name] for name in (A, B)}
         ends = [loss(device, fdlora.fuse(personal, first[0], start)) for start in fdlora.STARTS]
         assert loss(device, result) < min(ends)
+
+
+def test_the_outer_step_of_fdlora_is_that_of_torch_with_nesterov_momentum():
+    tensor = torch.tensor([1.0], dtype=torch.float64)
+    outer = torch.optim.SGD([tensor], lr=0.7, momentum=0.9, nesterov=True)
+    memories, now = [{}, {}], 1.0
+    for changes in ((1.0, 3.0), (-0.5, 0.1), (0.2, 0.2)):
+        state = made_of([([[change]], [[0.0]]) for change in changes])
+        state = replace(state, before=[arrays([[now]], [[0.0]])] * 2, memories=memories)
+        first, second = fdlora.outer_step(state)
+        tensor.grad = torch.tensor([-sum(changes) / 2], dtype=torch.float64)
+        outer.step()
+        assert first[A].item() == second[A].item() == pytest.approx(tensor.item(), rel=1e-4)
+        now = first[A].item()
+
+
+def test_as_many_weights_learn_in_the_larger_ffa_lora_as_in_fedavg(tiny_base):
+    def learning(name, averaging):
+        sizes = expected_shapes(find_method(name).layout(PLAIN, 1), tiny_base.hparams)
+        experts = [each for each in sizes if not each.startswith("router.")]
+        return sum(math.prod(sizes[each]) for each in rounds.trained_names(experts, averaging, 1) if each.endswith("_b"))
+
+    assert learning("ffa-lora-r32", "freeze-a") == 2 * learning("fedavg", "freeze-a")
 
 
 def test_the_search_for_two_weights_finds_the_lowest_point_of_a_bowl():
@@ -207,6 +248,7 @@ def test_what_each_method_shares():
         "fedavg",
         "fedavg-even",
         "ffa-lora",
+        "ffa-lora-r32",
         "hetlora",
         "flexlora",
         "pcl",
@@ -229,7 +271,18 @@ def test_layouts_give_devices_the_experts_that_the_names_say():
     assert [counts[f"comigs-1g{n}s"] for n in range(2, 8)] == [2, 3, 4, 5, 6, 7]
     assert counts["comigs-1gxs"] == counts["comigs-edge"] == 3
     assert find_method("comigs-1gxs").layout(PLAIN, 0).experts_per_token == 1
-    singles = ("local", "local-train-valid", "fedavg", "centralized", "ffa-lora", "hetlora", "flexlora", "pcl", "fdlora")
+    singles = (
+        "local",
+        "local-train-valid",
+        "fedavg",
+        "centralized",
+        "ffa-lora",
+        "ffa-lora-r32",
+        "hetlora",
+        "flexlora",
+        "pcl",
+        "fdlora",
+    )
     assert {counts[name] for name in singles} == {0}
 
 

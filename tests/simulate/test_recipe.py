@@ -6,10 +6,13 @@ from comigs_edge.errors import ComigsError
 from comigs_edge.simulate import recipe as recipes
 from comigs_edge.simulate.recipe import find, read, shipped_names
 
+TUNED = ["chat", "devices", "domains", "multilingual", "quantity", "topics-ood"]
+JUDGED = ["chat-judged", "domains-judged", "multilingual-judged", "topics-ood-judged"]
+FOUR = TUNED + JUDGED  # recipes of four devices
+
 
 def test_every_shipped_recipe_can_be_read_and_has_its_three_sizes():
-    assert shipped_names() == ["chat", "devices", "domains", "multilingual", "quantity", "topics-ood"]
-    for name in shipped_names():
+    for name in FOUR:
         recipe = read(find(name))
         assert list(recipe.sizes) == ["brief", "quick", "full"]
         assert len(recipe.devices) == 4
@@ -28,6 +31,31 @@ def test_recipes_say_what_their_names_say():
     assert {read(find(name)).target for name in shipped_names()} == {"own", "mix"}
     assert sorted(device.share for device in read(find("quantity")).devices.values()) == [0.25, 0.25, 1.0, 1.0]
     assert [device.specialists for device in read(find("devices")).devices.values()] == [0, 1, 2, 3]
+
+
+def test_a_recipe_for_judging_is_another_one_with_text_that_no_other_recipe_has():
+    assert shipped_names() == sorted([*FOUR, "many"])
+    others = {device.text for name in shipped_names() if name not in JUDGED for device in read(find(name)).devices.values()}
+    for name in JUDGED:
+        judged, tuned = read(find(name)), read(find(name.removesuffix("-judged")))
+        assert judged.judging > tuned.judging
+        assert (judged.like, judged.target, judged.sizes) == (name.removesuffix("-judged"), tuned.target, tuned.sizes)
+        assert not {device.text for device in judged.devices.values()} & others
+
+
+def test_many_is_of_thirty_two_people_who_read_their_text_twice():
+    recipe = read(find("many"))
+    assert len(recipe.devices) == 32
+    for name, size in recipe.sizes.items():
+        assert size.training_tokens == int(name)
+        assert size.rounds * size.local_steps * size.batch * size.context == 2 * size.training_tokens
+
+
+def test_the_first_devices_of_a_recipe_are_a_recipe(recipe):
+    assert list(recipe.first(2).devices) == ["a", "b"]
+    assert recipe.first(None) == recipe.first(3) == recipe
+    with pytest.raises(ComigsError, match="the recipe has 3 devices, not 4; leave --devices out for all of them"):
+        recipe.first(4)
 
 
 @pytest.mark.parametrize(
@@ -51,6 +79,7 @@ def test_recipes_say_what_their_names_say():
         ("\n[sizes", "\nexperts = 8\n[sizes", r"experts must be a section, \[experts\]"),
         ('devices.a = { text = "a" }', "devices.a = 1", r"devices.a must be a section"),
         ("about =", "about = =", r"cannot be read"),
+        ("about =", 'like = "nothing"\nabout =', r"there is no recipe nothing; name a TOML file or one of chat"),
     ],
 )
 def test_what_is_wrong_is_said_by_name(recipe_file, old, new, sentence):
@@ -59,7 +88,7 @@ def test_what_is_wrong_is_said_by_name(recipe_file, old, new, sentence):
 
 
 def test_a_recipe_or_a_size_that_is_not_there_is_a_sentence(recipe):
-    with pytest.raises(ComigsError, match="no recipe nonsense; name a TOML file or one of chat, devices"):
+    with pytest.raises(ComigsError, match="no recipe nonsense; name a TOML file or one of chat, "):
         find("nonsense")
     with pytest.raises(ComigsError, match="no size 'huge'; it has quick"):
         recipe.size("huge")

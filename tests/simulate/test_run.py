@@ -8,11 +8,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+from comigs_edge import __version__
 from comigs_edge.errors import ComigsError
+from comigs_edge.home.config import TrainConfig
 from comigs_edge.nn.weights import open_base
-from comigs_edge.simulate import costs, plots, report
+from comigs_edge.simulate import costs, origin, plots, report
 from comigs_edge.simulate.fleet import Fleet
 from comigs_edge.simulate.methods.catalogue import find_method
+from comigs_edge.simulate.origin import commit
 from comigs_edge.simulate.run import Simulation
 
 
@@ -250,6 +253,36 @@ def test_the_command_runs_reports_and_goes_on(run, recipe_file, folder, tiny_pat
     assert again["methods"][1]["bits_per_byte"] < again["methods"][0]["bits_per_byte"]
     other = run(*words, "--rounds", 2, code=1)
     assert "holds another simulation (other size); name another --output" in other.stderr
+
+
+def test_what_is_judged_says_so_with_its_text_commit_and_settings(run, recipe_file, folder, tiny_path, tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, "is_possible", lambda: False)
+    monkeypatch.chdir(tmp_path)
+    words = ["simulate", recipe_file('about = "Three', 'judging = true\nabout = "Three'), "--text", folder, "--base", tiny_path]
+    words += ["--threads", 1, "--method", "comigs-edge", "--rounds", 1, "--devices", 2, "--json"]
+    refused = run(*words, code=1)
+    assert 'the text of "Three devices" is kept for judging' in refused.stderr.replace("\n", " ")
+    found = json.loads(run(*words, "--judge").stdout)
+    assert found["folder"] == "simulations/three-quick-2-judged"
+    assert (found["judged"], found["version"]) == ([True], [__version__])
+    assert found["commit"] == [commit()]
+    assert [len(text) for text in found["text"]] == [64]
+    assert f"Judging text, digest {found['text'][0][:16]}." in found["notes"]
+    schedule = found["settings"]["comigs-edge"]["schedule"]
+    assert (schedule["steps"], schedule["router_offset_rate"]) == (3, TrainConfig.router_offset_rate)
+    assert found["documents"].keys() == {"a", "b"}
+    for name, nats in found["windows"]["comigs-edge"]["42"].items():
+        assert len(nats) == len(found["documents"][name])
+    earlier = json.loads((tmp_path / "simulations" / "three-quick-2-judged" / "simulation.json").read_text())
+    assert earlier["judged"]
+    assert not {"like", "judging"} & earlier["recipe"].keys()
+
+
+def test_a_checkout_has_a_commit(tmp_path, monkeypatch):
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=origin.CHECKOUT, capture_output=True, text=True).stdout
+    assert not head or head.startswith(commit().removesuffix("-dirty"))
+    monkeypatch.setattr(origin, "CHECKOUT", tmp_path)
+    assert commit() == ""
 
 
 def test_a_command_that_is_stopped_says_how_it_goes_on(run, recipe_file, folder, tiny_path, tmp_path, monkeypatch):

@@ -6,8 +6,11 @@ from dataclasses import replace
 
 import pytest
 
+from benchmarks.common import text_file
 from comigs_edge.data.tokenizer import Encoded
 from comigs_edge.errors import ComigsError
+from comigs_edge.inference.evaluate import prepare
+from comigs_edge.progress import SILENT
 from comigs_edge.simulate import texts
 from comigs_edge.simulate.texts import digest, find, limit
 from tests.data.test_leaks import say
@@ -68,6 +71,42 @@ def test_a_digest_is_of_everything_that_is_trained_on_and_measured(recipe, read_
     digests = {digest(found), *(digest(found | {"a": other}) for other in others), digest(found | {"d": one})}
     assert len(digests) == 5
     assert digest(found) == digest(dict(found))
+
+
+def parts(text):
+    return text.training, text.validation, text.test.windows
+
+
+def test_judging_text_is_split_otherwise_and_in_the_same_shares(recipe, read_texts, folder, tokenizer):
+    tuning, judging = read_texts(recipe), texts.read(recipe, recipe.size("quick"), folder, tokenizer, SILENT, judge=True)
+    assert digest(judging) != digest(tuning)
+    for name in recipe.devices:
+        assert not set(map(repr, judging[name].test.windows)) <= set(map(repr, tuning[name].test.windows))
+        assert [tokens(part) for part in parts(judging[name])[:2]] == [tokens(part) for part in parts(tuning[name])[:2]]
+
+
+def test_judging_text_is_never_read_by_accident(recipe, folder, tokenizer, tmp_path):
+    size = recipe.size("quick")
+    judged = replace(recipe, judging=True)
+    with pytest.raises(ComigsError, match=r'the text of "Three devices" is kept for judging; .* then add --judge'):
+        texts.read(judged, size, folder, tokenizer, SILENT)
+    assert texts.read(judged, size, folder, tokenizer, SILENT, judge=True).keys() == recipe.devices.keys()
+    (tmp_path / "text" / "judging").mkdir(parents=True)
+    for name in "abc":
+        (tmp_path / "text" / "judging" / f"{name}.jsonl").write_text((folder / "below" / f"{name}.jsonl").read_text())
+    with pytest.raises(ComigsError, match=r"judging/a.jsonl is kept for judging; .* then add --judge"):
+        texts.read(recipe, size, tmp_path / "text", tokenizer, SILENT)
+    with pytest.raises(SystemExit, match=r"has no a.jsonl anywhere below it"):
+        text_file(tmp_path / "text", "a.jsonl")
+    assert find(tmp_path / "text", "a", judge=True).parent.name == "judging"
+    assert find(tmp_path / "text" / "judging", "a").parent.name == "judging"  # who names the folder itself means it
+
+
+def test_every_window_is_of_a_document(tokenizer):
+    documents = [Encoded(list(range(1, 21)), [True] * 20), Encoded([1], [True]), Encoded(list(range(1, 11)), [True] * 10)]
+    test = prepare(documents, tokenizer, 8, 1000)
+    assert test.documents == (0, 0, 0, 2, 2)
+    assert [len(window.ids) for window in test.windows] == [9, 9, 4, 9, 2]
 
 
 def test_the_splits_of_a_simulation_are_three_fifths_and_two_of_one_fifth(tokenizer, tmp_path):

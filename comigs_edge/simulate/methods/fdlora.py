@@ -1,11 +1,12 @@
 """FDLoRA (Qi et al. 2024, arXiv:2406.07925): a personal and a global expert, fused by weights found without gradients.
 
 Three stages: each device trains alone, which gives its personal expert; the global one starts from the mean of those and is
-trained and averaged; at the end each device fuses both, A = p A_p + g A_g and B = p B_p + g B_g, with the p and g that have
-the lowest loss on its validation text. Every step counts: half the rounds belong to the personal expert. Not built: the outer
-optimiser's Nesterov momentum (the mean itself is taken) and the personal expert's later synchronisation. The CoMiGS paper's
-code tries ten pairs of weights on one batch, from (0, 0) on, which makes a weak baseline; here the search begins with either
-expert alone and with equal weights, so on the validation text the result is never worse than those.
+trained, and the mean change is a gradient for Nesterov's momentum (with DiLoCo's values, arXiv:2311.08105); at the end each
+device fuses both, A = p A_p + g A_g and B = p B_p + g B_g, with the p and g that have the lowest loss on its validation text.
+Every step counts: half the rounds, rounded down, belong to the personal expert. Both trainings have a whole course of the rate
+and moments of their own. Not built: the personal expert's later synchronisation. The CoMiGS paper's code tries ten pairs of
+weights on one batch, from (0, 0) on, which makes a weak baseline; here the search begins with either expert alone and with equal
+weights, so on the validation text the result is never worse than those.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from coordinator.protocol.wire import Arrays
 Weights = tuple[float, float]  # p, g
 STARTS: tuple[Weights, ...] = ((1.0, 0.0), (0.0, 1.0), (0.5, 0.5))
 FIRST_STEP, LAST_STEP = 0.25, 0.1
+OUTER_RATE, MOMENTUM = 0.7, 0.9
+VELOCITY = "velocity."  # before names of arrays in a memory
 
 
 def alone(rounds: int) -> int:
@@ -45,8 +48,20 @@ def fuse(personal: Arrays, common: Arrays, weights: Weights) -> Arrays:
     return {name: (weights[0] * array + weights[1] * common[name]).astype("float32") for name, array in personal.items()}
 
 
+def outer_step(state: Round) -> list[Arrays]:
+    """Nesterov's momentum on the mean change; the velocity is in the first device's memory."""
+    before, memory = state.before[0], state.memories[0]
+    after: Arrays = {}
+    for name, mean in average(state)[0].items():
+        change = mean - before[name]
+        velocity = MOMENTUM * memory.get(VELOCITY + name, np.zeros_like(change)) + change
+        memory[VELOCITY + name] = velocity.astype("float32")
+        after[name] = (before[name] + OUTER_RATE * (change + MOMENTUM * velocity)).astype("float32")
+    return [dict(after) for _ in state.before]
+
+
 def exchange(state: Round) -> list[Arrays]:
-    """The mean; after the first stage the personal experts are kept, after the last round each device fuses."""
+    """The outer step; after the first stage the personal experts are kept, after the last round each device fuses."""
     if state.number == alone(state.rounds):
         now = state.after()
         for memory, arrays in zip(state.memories, now, strict=True):
@@ -55,18 +70,18 @@ def exchange(state: Round) -> list[Arrays]:
         nothing = {name: np.zeros_like(array) for name, array in now[0].items()}
         mean = [aggregate(nothing, zip(now, state.weights, strict=True))] * len(now)
     else:
-        mean = average(state)
+        mean = outer_step(state)
     return mean if state.number < state.rounds else [_best(state, device, common) for device, common in enumerate(mean)]
 
 
 def _best(state: Round, device: int, common: Arrays) -> Arrays:
-    personal = state.memories[device]
+    personal = {name: array for name, array in state.memories[device].items() if not name.startswith(VELOCITY)}
     return fuse(personal, common, lowest(lambda weights: state.loss(device, fuse(personal, common, weights))))
 
 
 METHODS = (
     Method(
         "fdlora", "a personal and an averaged expert, fused at the end", shares=all_experts, exchange=exchange,
-        first_exchange=alone, lora_only=True,
+        first_exchange=alone, lora_only=True, resets_moments=lambda number, rounds: number == alone(rounds),
     ),
 )  # fmt: skip

@@ -4,7 +4,8 @@ Every device gets the best approximation of the mean product that its rank allow
 released code of the CoMiGS paper does something else: its server keeps sums in tensors of A's and B's shape, into which no
 full-size product fits, so it starts anew for every device and only the last one's share is left; and it scales products by
 alpha / R where the forward pass has alpha / sqrt(R). Here the scale is the same on every device (`ranks.match_parameters`), so it
-drops out of the mean.
+drops out of the mean. The SVD turns A and B, so AdamW's moments, which are of the tensors before, begin anew with every round (as
+in FederatedScope, on which the paper's code is built).
 """
 
 from __future__ import annotations
@@ -57,6 +58,12 @@ def exchange(state: Round) -> list[Arrays]:
 
 METHODS = (
     Method(
-        "flexlora", "mean of full-size products, cut to each rank by SVD", match_parameters, all_experts, exchange, lora_only=True
+        "flexlora",
+        "mean of full-size products, cut to each rank by SVD",
+        match_parameters,
+        all_experts,
+        exchange,
+        lora_only=True,
+        resets_moments=lambda number, rounds: True,
     ),
 )

@@ -69,6 +69,11 @@ def one_expert(plain: ExpertsConfig, specialists: int) -> ExpertsConfig:
     return with_specialists(plain, 0)
 
 
+def four_times_the_rank(plain: ExpertsConfig, specialists: int) -> ExpertsConfig:
+    """One low-rank expert whose B has as many weights as A and B of two."""
+    return replace(with_specialists(plain, 0), rank=4 * plain.rank)
+
+
 def twice_as_large(plain: ExpertsConfig, specialists: int) -> ExpertsConfig:
     """One expert alone with as many weights as two: twice the rank or width; alpha stays, as in the paper's scripts."""
     return replace(with_specialists(plain, 0), rank=2 * plain.rank, expert_width=2 * plain.expert_width)
@@ -90,5 +95,8 @@ class Method:
     exchanges_first: bool = False  # a round's exchange comes before the router's turn, not after it
     averaging: str | None = None  # a `coordinator.protocol.rounds.Averaging`; None: the recipe's
     lora_only: bool = False
+    prunes: bool = False  # trains with HetLoRA's penalty
     downloads: Callable[[int], int] = lambda devices: 1  # models that a device downloads in a round
-    first_exchange: Callable[[int], int] = lambda rounds: 1  # the round that ends with the first one, of `rounds`
+    first_exchange: Callable[[int], int] | None = None  # of so many rounds the one that ends a stage alone; None: there is none
+    # Whether after this round of so many the moments of what has passed are gone: the exchange has made other tensors of them.
+    resets_moments: Callable[[int, int], bool] = lambda number, rounds: False

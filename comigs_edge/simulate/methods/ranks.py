@@ -5,6 +5,7 @@ Shapes: R rank of a device, M largest rank, A is (R, in), B is (out, R).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy.typing as npt
 from comigs_edge.nn.experts import ExpertsConfig
 from coordinator.protocol.wire import Arrays
 
+GAMMA = 0.99  # of HetLoRA; its least pruning, a rank at a time where there are few
 Floats = npt.NDArray[np.float32]
 
 
@@ -27,10 +29,22 @@ def match_parameters(plain: ExpertsConfig, specialists: int) -> ExpertsConfig:
     return replace(alone, alpha=plain.alpha * (factor / 2) ** 0.5)
 
 
-def pairs(arrays: Arrays) -> list[tuple[str, str]]:
+def pairs(names: Iterable[str]) -> list[tuple[str, str]]:
     """Names of A and B of every low-rank update, in order."""
-    names = sorted(name for name in arrays if name.endswith(".lora_a"))
-    return [(name, name.removesuffix("a") + "b") for name in names]
+    return [(name, name.removesuffix("a") + "b") for name in sorted(names) if name.endswith(".lora_a")]
+
+
+def pruned(arrays: Arrays, rank: int) -> Arrays:
+    """The first `rank` ranks of every pair, zeros in place of the others."""
+    kept = {name: array.copy() for name, array in arrays.items()}
+    for name_a, name_b in pairs(arrays):
+        kept[name_a][rank:], kept[name_b][:, rank:] = 0, 0
+    return kept
+
+
+def smaller(rank: int) -> int:
+    """The rank to which HetLoRA prunes this one."""
+    return max(1, int(GAMMA * rank))
 
 
 def pad(a: Floats, b: Floats, rank: int) -> tuple[Floats, Floats]:
