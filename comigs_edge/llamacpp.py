@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,28 @@ CACHES: dict[str, dict[str, Any]] = {
     "F16 flash": {"flash_attn": True},
     "Q8_0": {"flash_attn": True, "type_k": llama_cpp.GGML_TYPE_Q8_0, "type_v": llama_cpp.GGML_TYPE_Q8_0},
 }
+
+
+def context_options(*, context: int, threads: int, batch: int, cache: str, mmap: bool) -> dict[str, Any]:
+    """A chat's plan as options of `load`."""
+    return {
+        "n_ctx": context, "n_threads": threads, "n_threads_batch": threads, "n_batch": batch, "n_ubatch": batch,
+        "use_mmap": mmap, **CACHES[cache],
+    }  # fmt: skip
+
+
+@contextlib.contextmanager
+def abortable(llama: llama_cpp.Llama, is_wanted: Callable[[], bool]) -> Iterator[None]:
+    """Within the block `RuntimeError` ends a computation on the processor once `is_wanted` says no.
+
+    It is asked for every operation of the graph: nothing for a prompt, and a twentieth of the time of a single token.
+    """
+    asked = llama_cpp.ggml_abort_callback(lambda _: not is_wanted())
+    llama_cpp.llama_set_abort_callback(llama.ctx, asked, ctypes.c_void_p(0))
+    try:
+        yield
+    finally:
+        llama_cpp.llama_set_abort_callback(llama.ctx, llama_cpp.ggml_abort_callback(0), ctypes.c_void_p(0))
 
 
 def use_threads(llama: llama_cpp.Llama, count: int) -> None:

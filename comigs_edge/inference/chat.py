@@ -9,7 +9,6 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from comigs_edge import llamacpp
 from comigs_edge.data.document import Message
@@ -26,10 +25,7 @@ class Chat:
         sampling: Sampling, max_tokens: int, seed: int | None = None, mmap: bool = True,
         cache: str = "F16", batch: int = 512,
     ) -> None:  # fmt: skip
-        self._options: dict[str, Any] = {
-            "n_ctx": context, "n_threads": threads, "n_threads_batch": threads, "n_batch": batch, "n_ubatch": batch,
-            "use_mmap": mmap, **llamacpp.CACHES[cache],
-        }  # fmt: skip
+        self._options = llamacpp.context_options(context=context, threads=threads, batch=batch, cache=cache, mmap=mmap)
         if seed is not None:
             self._options["seed"] = seed
         self._load(model, adapters)
