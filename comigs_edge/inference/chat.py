@@ -23,9 +23,11 @@ class Chat:
     def __init__(
         self, model: Path, adapters: tuple[Path, ...], tokenizer: Tokenizer, system: str, context: int, threads: int,
         sampling: Sampling, max_tokens: int, seed: int | None = None, mmap: bool = True,
-        cache: str = "F16", batch: int = 512,
+        cache: str = "F16", batch: int = 512, gpu_layers: int = 0,
     ) -> None:  # fmt: skip
-        self._options = llamacpp.context_options(context=context, threads=threads, batch=batch, cache=cache, mmap=mmap)
+        self._options = llamacpp.context_options(
+            context=context, threads=threads, batch=batch, cache=cache, mmap=mmap, gpu_layers=gpu_layers
+        )
         if seed is not None:
             self._options["seed"] = seed
         self._load(model, adapters)
