@@ -1,6 +1,7 @@
 """llama.cpp is loaded so that it runs on every processor."""
 
 import ctypes
+import subprocess
 from types import SimpleNamespace
 
 import llama_cpp
@@ -8,6 +9,7 @@ import pytest
 
 from comigs_edge import llamacpp
 from profiles.chat import GPU
+from tests.docs_commands import ROOT
 
 
 @pytest.mark.parametrize(("info", "repacks"), [(b"AVX2 = 1 | AMX_INT8 = 1 | OPENMP = 1", False), (b"AVX2 = 1 | NEON = 1", True)])
@@ -60,3 +62,15 @@ def test_the_gpus_of_a_device_are_those_that_llama_cpp_would_take(devices, found
 
 def test_the_library_in_use_finds_a_gpu_where_it_says_that_it_offloads():
     assert (llamacpp.find_gpu() is not None) == llama_cpp.llama_supports_gpu_offload()
+
+
+def test_make_setup_cuda_builds_for_the_gpu_and_leaves_torch_alone(tmp_path):
+    for name in ("Makefile", "constraints.txt", "pyproject.toml"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    words = ["make", "--dry-run", "--directory", str(tmp_path), "--print-data-base", "setup", "NVCC=/bin/true"]
+    shown = subprocess.run([*words, "CUDA=1"], check=True, capture_output=True, text=True).stdout
+    assert "grep -v '^torch==' constraints.txt > .venv/constraints.txt" in shown
+    assert "--no-binary llama-cpp-python llama-cpp-python" in shown
+    assert "CMAKE_ARGS := -DGGML_CUDA=on" in shown
+    plain = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+    assert "--constraint constraints.txt --editable" in plain

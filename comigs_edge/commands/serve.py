@@ -141,7 +141,7 @@ class Newest:
         if name == BASE:
             return Model(BASE, self._home.base_file)
         newest = max(versions(self._home.adapters), default=0)
-        if self._model is None or newest != self._version:
+        if self._model is None or newest != self._version or not self._model.path.exists():
             try:
                 storage = self._settings.storage()
                 personal = models.find_current(self._home, self._settings, storage) or models.export_newest(

@@ -46,15 +46,16 @@ class Access:
     def check(self, request: web.Request) -> None:
         """Raises `Refused`."""
         origin = request.headers.get("Origin")
-        if origin is not None and origin not in self.origins and urlsplit(origin).netloc != request.host:
+        if origin is not None and origin not in self.origins:
             raise Refused(403, f"pages from {origin} may not use this server; allow them with: --origin {origin}")
         if self.key is None:
-            name = urlsplit(f"//{request.host}").hostname
-            if name not in self.hosts:
+            if _name(request.host) not in self.hosts:
                 raise Refused(403, f"this server is not {request.host}; without a key it answers only at localhost")
         elif request.method != "OPTIONS" and request.path != "/health":
             scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self.key.encode()):
+            if scheme.lower() != "bearer" or not hmac.compare_digest(
+                given.strip().encode("utf-8", "surrogateescape"), self.key.encode()
+            ):
                 raise Refused(401, "the API key is missing or wrong", code="invalid_api_key")
 
     def allow(self, request: web.Request, response: web.StreamResponse) -> None:
@@ -121,6 +122,8 @@ class Server:
         except web.HTTPException as error:
             text = f"{request.method} {request.path}: {error.reason}"
             return _refuse(Refused(error.status, text, code="not_found" if error.status == 404 else None))
+        except EXPECTED as error:
+            return _refuse(Refused(500, sentence(error), kind="server_error"))
         return answer
 
     async def _allow(self, request: web.Request, response: web.StreamResponse) -> None:
@@ -241,6 +244,13 @@ class Server:
 
     def _forget(self) -> None:
         self._pending -= 1
+
+
+def _name(host: str) -> str | None:
+    """The name in a `Host` header, without its port."""
+    with contextlib.suppress(ValueError):
+        return urlsplit(f"//{host}").hostname
+    return None
 
 
 def _refuse(refusal: Refused) -> web.Response:

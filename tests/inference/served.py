@@ -17,16 +17,16 @@ from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.experts import ExpertsConfig
 
 
-def make_home(root, base):
+def make_home(root, base, *options):
     """A home that has learned nothing yet."""
-    result = CliRunner().invoke(app, ["init", "--base", str(base)], env={"COMIGS_EDGE_HOME": str(root)})
+    result = CliRunner().invoke(app, ["init", "--base", str(base), *options], env={"COMIGS_EDGE_HOME": str(root)})
     assert result.exit_code == 0, result.output
     return Home(root)
 
 
-def learn(home, hparams, seed):
+def learn(home, hparams, seed, form="parallel"):
     """The next version of the home's adapters: random ones."""
-    layout = ExpertsConfig(1, 4, 8.0, 2, False, "parallel", 32)
+    layout = ExpertsConfig(1, 4, 8.0, 2, False, form, 32 if form == "parallel" else 0)
     adapters = Adapters.initial(layout, hparams, seed)
     for tensor in adapters.named.values():
         tensor.copy_(torch.randn(tensor.shape, generator=torch.Generator().manual_seed(seed)) * 0.2)

@@ -29,7 +29,10 @@ def served(trained):
 
 def test_pages_in_a_browser_are_not_answered(served):
     body = {"messages": TALK, "max_tokens": 1}
-    for headers in ({"Origin": "https://evil.example"}, {"Origin": "null"}, {"Host": "evil.example:8484"}):
+    evil = "evil.example:8484"  # a name that leads here
+    odd = [{"Origin": "http://["}, {"Host": "["}, {"Host": "localhost@evil.example"}]
+    for headers in ({"Origin": "https://evil.example"}, {"Origin": "null"}, {"Host": evil},
+                    {"Origin": f"http://{evil}", "Host": evil}, *odd):  # fmt: skip
         refused(served.post("/chat/completions", body, headers=headers), 403)
     port = served.address.split(":")[2].split("/")[0]
     for name in ("localhost", "127.0.0.1"):
@@ -69,7 +72,8 @@ def test_elsewhere_a_key_is_made_shown_once_and_needed(trained):
     try:
         key = first.printed[2].split()[1]
         assert (trained.root / "serve-key").stat().st_mode & 0o777 == 0o600
-        for headers in ({}, {"Authorization": f"Bearer {key}x"}, {"Authorization": key}):
+        for headers in ({}, {"Authorization": f"Bearer {key}x"}, {"Authorization": key},
+                        {"Authorization": b"Bearer \xff"}):  # fmt: skip
             assert refused(first.get("/models", headers=headers), 401)["code"] == "invalid_api_key"
         allowed = {"Authorization": f"Bearer {key}", "Host": "board.local:8484"}
         assert first.get("/models", headers=allowed).status_code == 200
