@@ -225,12 +225,12 @@ class Server:
 
         try:
             for event in self._engine.answer(name, ask, lambda: not (is_gone.is_set() or self._stopping.is_set())):
-                put(event)
                 if isinstance(event, Started):
                     started = event
                 elif isinstance(event, Ended) and started:
                     seconds = time.perf_counter() - start
                     self._note(f"{started.label}: {started.prompt_tokens} + {event.tokens} tokens in {seconds:.1f} s")
+                put(event)
         except Refused as refusal:
             put(refusal)
         except Stopped:
