@@ -137,6 +137,8 @@ def make(
         plan = replace(plan, gpu_layers=layers, memory=peak_memory(subject, plan.cache, plan.batch, elsewhere))
         if plan.memory <= budget:
             named = {name: "as asked for" for name in wanted} | {"gpu_layers": why}
+            on_gpu = {"mmap": "what the GPU computes is copied to it, and the pages leave memory when it is short"}
+            reasons |= on_gpu if layers == subject.layers else {}
             return replace(plan, reasons=reasons | _memory_reasons(plan, start, budget) | named)
     raise ProfileError(
         f"a chat with a context of {subject.context:,} tokens takes {plan.memory / 1e6:,.0f} MB, and {budget / 1e6:,.0f} of the "

@@ -86,7 +86,7 @@ class _Body(msgspec.Struct, kw_only=True):
     frequency_penalty: _Penalty | None = None
     presence_penalty: _Penalty | None = None
     seed: int | None = None
-    stop: str | list[str] | None = None
+    stop: str | Annotated[list[str], msgspec.Meta(max_length=16)] | None = None
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
-import json
 import signal
 import socket
 import threading
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
+import msgspec
 from aiohttp import web
 
 from comigs_edge.errors import EXPECTED, sentence
@@ -172,7 +172,7 @@ class Server:
         await response.prepare(request)
 
         async def send(data: dict[str, Any]) -> None:
-            await response.write(f"data: {json.dumps(data, ensure_ascii=False)}\n\n".encode())
+            await response.write(b"data: " + msgspec.json.encode(data) + b"\n\n")
 
         try:
             if ask.is_chat:

@@ -150,6 +150,7 @@ def test_newer_experts_answer_the_next_request(served, trained, tiny_base):
         ({"messages": TALK, "top_p": -1}, 400, "top_p"),
         ({"messages": TALK, "max_tokens": 0}, 400, "max_tokens"),
         ({"messages": TALK, "stop": 5}, 400, "stop"),
+        ({"messages": TALK, "stop": ["x"] * 17}, 400, "stop"),
         ({"messages": TALK, "stream": "yes"}, 400, "stream"),
         ({"messages": TALK, "n": 2}, 400, "n"),
         ({"messages": TALK, "tools": [{"type": "function"}]}, 400, "tools"),
