@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 
 import llama_cpp
@@ -30,7 +30,7 @@ class Generation:
         is_wanted: Callable[[], bool] = lambda: True,
     ) -> None:  # fmt: skip
         self.tokens = 0
-        self.finish: Finish = "length"
+        self.finish: Finish = "stop"
         self._llama, self._tokenizer, self._prompt, self._room = llama, tokenizer, prompt, room
         self._stop, self._is_wanted = stop, is_wanted
         ways = asdict(sampling)
@@ -43,29 +43,17 @@ class Generation:
         llama.set_seed(llama_cpp.LLAMA_DEFAULT_SEED if seed is None else seed % llama_cpp.LLAMA_DEFAULT_SEED)
 
     def __iter__(self) -> Iterator[str]:
-        held = ""  # may be the beginning of a stop
-        for piece in self._pieces():
-            held += piece
-            places = [place for text in self._stop if (place := held.find(text)) >= 0]
-            if places:
-                self.finish, held = "stop", held[: min(places)]
-                break
-            kept = max((_overlap(held, text) for text in self._stop), default=0)
-            said, held = held[: len(held) - kept], held[len(held) - kept :]
-            if said:
-                yield said
-        if held:
-            yield held
+        return filter(None, until(self._pieces(), self._stop))
 
     def _pieces(self) -> Iterator[str]:
         decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character can span two tokens
         for token in self._drawn():
             self.tokens += 1
             if self._tokenizer.is_end(token):
-                self.finish = "stop"
                 break
             yield decoder.decode(self._tokenizer.piece(token))
             if self.tokens >= self._room:
+                self.finish = "length"
                 break
         yield decoder.decode(b"", final=True)
 
@@ -85,6 +73,15 @@ class Generation:
         raise Stopped
 
 
-def _overlap(text: str, stop: str) -> int:
-    """How many characters at the end of the text are the beginning of the stop."""
-    return next((count for count in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:count])), 0)
+def until(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
+    """The pieces up to the first of the texts `stops`; what may be the beginning of one waits until that is known."""
+    held = ""
+    for piece in pieces:
+        held += piece
+        if found := [place for stop in stops if (place := held.find(stop)) >= 0]:
+            yield held[: min(found)]
+            return
+        waits = max((size for stop in stops for size in range(1, len(stop)) if held.endswith(stop[:size])), default=0)
+        yield held[: len(held) - waits]
+        held = held[len(held) - waits :]
+    yield held

@@ -29,6 +29,7 @@ from comigs_edge.inference.openai_api import Ask, Refused, Reply, read_chat, rea
 
 WAITING = 8  # requests, beside the one that is answered
 BODY = 8 << 20  # bytes of a request
+TOGETHER_SECONDS = 0.03  # pieces that come sooner are sent together: each holds llama.cpp up by 0.7 ms
 STOP_SECONDS = 5.0  # for answers to end when the server stops
 LOCAL_NAMES = frozenset(("localhost", "127.0.0.1", "::1"))
 Event: TypeAlias = Started | str | Ended
@@ -218,18 +219,26 @@ class Server:
         self, loop: asyncio.AbstractEventLoop, events: asyncio.Queue[Any], name: str, ask: Ask, is_gone: threading.Event
     ) -> None:
         """Answers in the worker's thread."""
-        start, started = time.perf_counter(), None
+        start = time.perf_counter()
+        started, text, sent = None, "", start - TOGETHER_SECONDS  # the first piece goes at once
 
         def put(event: object) -> None:
             loop.call_soon_threadsafe(events.put_nowait, event)
 
         try:
             for event in self._engine.answer(name, ask, lambda: not (is_gone.is_set() or self._stopping.is_set())):
+                now = time.perf_counter()
+                if isinstance(event, str):
+                    text += event
+                    if now - sent >= TOGETHER_SECONDS:
+                        put(text)
+                        text, sent = "", now
+                    continue
                 if isinstance(event, Started):
                     started = event
-                elif isinstance(event, Ended) and started:
-                    seconds = time.perf_counter() - start
-                    self._note(f"{started.label}: {started.prompt_tokens} + {event.tokens} tokens in {seconds:.1f} s")
+                elif started:
+                    self._note(f"{started.label}: {started.prompt_tokens} + {event.tokens} tokens in {now - start:.1f} s")
+                    put(text)
                 put(event)
         except Refused as refusal:
             put(refusal)

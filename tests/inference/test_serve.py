@@ -88,7 +88,7 @@ def test_a_stream_gives_the_same_text_in_pieces_with_its_usage(served, path):
         assert "".join(each["choices"][0]["delta"]["content"] for each in pieces) == choice["message"]["content"]
     else:
         assert "".join(each["choices"][0]["text"] for each in pieces) == choice["text"]
-    assert len(pieces) > 3
+    assert len(pieces) >= 2
     assert last["choices"][0]["finish_reason"] == choice["finish_reason"]
     assert (usage["choices"], usage["usage"]) == ([], whole["usage"])
 
