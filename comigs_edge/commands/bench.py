@@ -54,11 +54,15 @@ def bench(
     threads: Annotated[
         Optional[int], typer.Option(min=1, help="Measure 1 and this number of threads; default: 1 and all usable ones.")
     ] = None,
+    lines: Annotated[
+        Optional[list[str]], typer.Option("--plan", metavar="NAME=VALUE", help="gpu_layers=0: llama.cpp leaves the GPU alone.")
+    ] = None,
     output: Annotated[Optional[Path], typer.Option(metavar="FILE", help="Write the JSON to this file as well.")] = None,
 ) -> None:
     """Measure llama.cpp's tokens a second here: the base against each form of expert. No training needed."""
     home = homes.locate()
     settings, base = _subject(home)
+    gpu_layers = _gpu_layers(settings, lines or [])
     counts, target = _thread_counts(threads, settings), _check_output(output)
     with notes.status("loading"):
         from comigs_edge.inference.throughput import FULL, QUICK
@@ -72,12 +76,14 @@ def bench(
         )
     work = QUICK if quick else FULL
     with _workplace(home.root if home.exists else Path(tempfile.gettempdir())) as folder:
-        results, facts = _measure(settings, base, folder, work, counts)
+        results, facts = _measure(settings, base, folder, work, counts, gpu_layers)
     record = _record(settings, base, device, here, work, results) | facts
     if json:
         print_json(record)
     else:
         _show(results, facts["left_out"], settings)
+        if facts["gpu_layers"]:
+            out.print(f"{facts['gpu_layers']} layers were computed by the GPU; without it: comigs-edge bench --plan gpu_layers=0")
     if target:
         files.write_atomic(target, (json_text.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
     if not json:
@@ -97,6 +103,14 @@ def _thread_counts(wanted: int | None, settings: Config) -> list[int]:
     if wanted is not None and wanted > cores:
         raise ComigsError(f"--threads {wanted} is more than the {cores} cores that this process may use; name 1 to {cores}")
     return sorted({1, wanted or settings.threads("chat")})
+
+
+def _gpu_layers(settings: Config, lines: list[str]) -> int | None:
+    """As many as are asked for; None: as many as fit."""
+    from comigs_edge.planning import plan as planning
+
+    wanted: int | None = planning.parse(lines, planning.GPU_LINE).get("gpu_layers", settings.chat.gpu_layers)
+    return wanted
 
 
 def _check_output(output: Path | None) -> Path | None:
@@ -135,10 +149,13 @@ def _temporary(parent: Path) -> tempfile.TemporaryDirectory[str]:
         ) from error
 
 
-def _measure(settings: Config, base: Path, folder: Path, work: Work, counts: list[int]) -> tuple[list[Measured], dict[str, Any]]:
+def _measure(
+    settings: Config, base: Path, folder: Path, work: Work, counts: list[int], gpu_layers: int | None
+) -> tuple[list[Measured], dict[str, Any]]:
     """Writes the models, measures them, and says how that was done."""
     from comigs_edge.inference import throughput as speed
     from comigs_edge.inference.throughput import Candidate
+    from comigs_edge.planning import offload
 
     plans, left_out = _plans(settings, GGUFFile(base))
     speed.check_space(plans, folder.parent, shutil.disk_usage(folder).free)
@@ -147,10 +164,12 @@ def _measure(settings: Config, base: Path, folder: Path, work: Work, counts: lis
     variants = [Candidate(kind, base, (), cache, may_be_refused=True) for kind, cache in CACHES.items()]
     candidates = [Candidate("base", base), *written, *variants]
     together = speed.fits_together(candidates, detect().usable_memory)
+    largest = max(each.size for each in candidates)
+    layers = offload.gpu_layers(base, work.prompt + work.generated, size=largest, wanted=gpu_layers)
     with bar("measuring") as progress:
-        results, refused = speed.measure(candidates, work, counts, together, progress)
+        results, refused = speed.measure(candidates, work._replace(gpu_layers=layers), counts, together, progress)
     experts = {each.kind: asdict(each.adapters.layout) | {"format": each.format} for each in plans}
-    return results, {"experts": experts, "in_turn": together, "left_out": left_out | refused}
+    return results, {"experts": experts, "in_turn": together, "gpu_layers": layers, "left_out": left_out | refused}
 
 
 def _plans(settings: Config, base: GGUFFile) -> tuple[list[Plan], dict[str, str]]:

@@ -53,7 +53,9 @@ def chat(
     stop: options.Stop = None,
     lines: Annotated[
         Optional[list[str]],
-        typer.Option("--plan", metavar="NAME=VALUE", help="Fixes threads, mmap, cache or batch; may be given several times."),
+        typer.Option(
+            "--plan", metavar="NAME=VALUE", help="Fixes threads, mmap, cache, batch or gpu_layers; may be given several times."
+        ),
     ] = None,
 ) -> None:
     """Talk with your model. It is exported first if it has been trained since."""
@@ -179,6 +181,6 @@ class Opening:
         session = Chat(
             personal.path if personal else home.base_file, personal.adapters if personal else (), tokenizer, self.system,
             plan.context, plan.threads, choose_sampling(tokenizer.metadata, **wishes),
-            self.max_tokens, self.seed, plan.mmap, plan.cache, plan.batch, self.stops,
+            self.max_tokens, self.seed, plan.mmap, plan.cache, plan.batch, self.stops, plan.gpu_layers,
         )  # fmt: skip
         return session, plan

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,11 +21,12 @@ COLOURS = {"good": "green", "note": "blue", "poor": "yellow", "bad": "red"}
 
 def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Look at this device and say what would hinder training and chat. Exit code 1 if something is bad."""
-    from comigs_edge.planning.doctor import conditions, findings, versions
+    from comigs_edge.planning.doctor import conditions, findings, offload, versions
 
     home = homes.locate()
     folder = next(path for path in [home.root, *home.root.parents] if path.exists())
-    device, here, installed = detect(folder=str(folder)), conditions(folder, home.written), versions()
+    device, installed = detect(folder=str(folder)), versions()
+    here = replace(conditions(folder, home.written), offload=offload(device))
     verdicts = findings(device, here, installed)
     if json:
         print_json({

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
@@ -39,6 +39,9 @@ def evaluate(
         bool, typer.Option("--elsewhere", help="Also measure what is lost on answers of the base itself, which it writes once; "
                            "always done for a model with a zero expert.")
     ] = False,
+    lines: Annotated[
+        Optional[list[str]], typer.Option("--plan", metavar="NAME=VALUE", help="gpu_layers=0: llama.cpp leaves the GPU alone.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:  # fmt: skip
     """Measure test text, which nothing was trained on: bits per byte and perplexity; lower is better."""
@@ -51,7 +54,9 @@ def evaluate(
         from comigs_edge.data.tokenizer import Tokenizer, encode
         from comigs_edge.export import folder as models
         from comigs_edge.inference.evaluate import prepare
+        from comigs_edge.planning import plan as planning
 
+        wanted = planning.parse(lines or [], planning.GPU_LINE).get("gpu_layers", settings.chat.gpu_layers)
         torch.set_num_threads(settings.threads("train"))
         documents = corpus(home, settings)
         documents.check_enough()
@@ -67,7 +72,7 @@ def evaluate(
     tokens = sum(len(window.ids) for window in text.windows)
     for name in MODELS:
         with bar(f"measuring {name}") as progress:
-            scores[name] = _score(name, home, settings, text, engine, count_up(progress, tokens))
+            scores[name] = _score(name, home, settings, text, engine, wanted, count_up(progress, tokens))
     _report(scores, text, learned, engine, _measure_elsewhere(home, settings, tokenizer) if elsewhere else None, json)
 
 
@@ -97,17 +102,25 @@ def _open_base(home: Home, settings: Config) -> Base:
     return open_base(home.base_file, settings.threads("train"), keep=free is None or free > 10 * home.base_file.stat().st_size)
 
 
-def _score(name: str, home: Home, settings: Config, text: TestText, engine: Engine, advance: Advance) -> Score | None:
+def _score(
+    name: str, home: Home, settings: Config, text: TestText, engine: Engine, gpu_layers: int | None, advance: Advance
+) -> Score | None:
     from comigs_edge.export import folder as models
     from comigs_edge.inference.evaluate import in_llama_cpp, in_torch
     from comigs_edge.nn.model import Model
+    from comigs_edge.planning import offload
 
-    storage, threads = settings.storage(), settings.threads("chat")
+    def in_gguf(path: Path, adapters: tuple[Path, ...] = ()) -> Score:
+        size = sum(each.stat().st_size for each in (path, *adapters))
+        layers = offload.gpu_layers(home.base_file, settings.evaluate.context, size=size, wanted=gpu_layers)
+        return in_llama_cpp(path, text, settings.threads("chat"), advance, adapters, layers)
+
+    storage = settings.storage()
     if engine == Engine.llama_cpp and name == "base":
-        return in_llama_cpp(home.base_file, text, threads, advance)
+        return in_gguf(home.base_file)
     if engine == Engine.llama_cpp and name == "mixture":
         personal = models.find_current(home, settings, storage) or models.export_newest(home, settings, storage)
-        return in_llama_cpp(personal.path, text, threads, advance, personal.adapters)
+        return in_gguf(personal.path, personal.adapters)
     adapters, _ = models.newest_adapters(home, settings)
     others = tuple(range(1, adapters.layout.num_experts))
     if name == "specialists" and not others:

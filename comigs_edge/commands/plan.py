@@ -68,7 +68,7 @@ def _show_chat(plan: ChatPlan | str) -> None:
     out.print("chat, in llama.cpp:")
     _show_lines({
         "context": f"{plan.context} tokens", "threads": str(plan.threads), "mmap": "yes" if plan.mmap else "no",
-        "cache": plan.cache, "batch": f"{plan.batch} tokens", "memory": size(plan.memory),
+        "cache": plan.cache, "batch": f"{plan.batch} tokens", "gpu_layers": str(plan.gpu_layers), "memory": size(plan.memory),
     }, plan.reasons)  # fmt: skip
 
 

@@ -221,12 +221,13 @@ class ChatConfig:
     repeat_penalty: Annotated[float, setting("of the last 64 tokens; 1: none", 1, 10, 1.1)] | None = None
     context: Annotated[int, setting("tokens", 64, 1 << 20)] = 2048
     max_tokens: Annotated[int, setting("of one answer", 1, 1 << 20)] = 512
-    threads: Annotated[int, setting("this and the next three are planned, see: comigs-edge plan", 1, 1024, 2)] | None = None
+    threads: Annotated[int, setting("this and the next four are planned, see: comigs-edge plan", 1, 1024, 2)] | None = None
     mmap: Annotated[bool, setting("the model's file is mapped and not read into memory", example=True)] | None = None
     cache: (
         Annotated[Cache, setting("how keys and values are kept: or Q8_0, half the memory and slower", example="F16")] | None
     ) = None
     batch: Annotated[int, setting("tokens of a prompt that are computed together", 1, 1 << 16, 512)] | None = None
+    gpu_layers: Annotated[int, setting("that a GPU computes, 0: none", 0, 10_000, 0)] | None = None
 
 
 @dataclass(frozen=True)

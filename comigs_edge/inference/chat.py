@@ -11,7 +11,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from comigs_edge import llamacpp
 from comigs_edge.data.document import Message
@@ -42,12 +42,11 @@ class Chat:
     def __init__(
         self, model: Path, adapters: tuple[Path, ...], tokenizer: Tokenizer, system: str, context: int, threads: int,
         sampling: Sampling, max_tokens: int, seed: int | None = None, mmap: bool = True,
-        cache: str = "F16", batch: int = 512, stops: Sequence[str] = (),
+        cache: str = "F16", batch: int = 512, stops: Sequence[str] = (), gpu_layers: int = 0,
     ) -> None:  # fmt: skip
-        self._options: dict[str, Any] = {
-            "n_ctx": context, "n_threads": threads, "n_threads_batch": threads, "n_batch": batch, "n_ubatch": batch,
-            "use_mmap": mmap, **llamacpp.CACHES[cache],
-        }  # fmt: skip
+        self._options = llamacpp.context_options(
+            context=context, threads=threads, batch=batch, cache=cache, mmap=mmap, gpu_layers=gpu_layers
+        )
         if seed is not None:
             self._options["seed"] = seed
         self._load(model, adapters)

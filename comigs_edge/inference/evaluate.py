@@ -117,13 +117,14 @@ def groups(windows: list[Window], tokens: int) -> Iterator[list[int]]:
 
 
 def in_llama_cpp(
-    path: Path, text: TestText, threads: int, advance: Advance = lambda tokens: None, adapters: tuple[Path, ...] = ()
-) -> Score:
+    path: Path, text: TestText, threads: int, advance: Advance = lambda tokens: None, adapters: tuple[Path, ...] = (),
+    gpu_layers: int = 0,
+) -> Score:  # fmt: skip
     """Measures the GGUF file at `path`, with these LoRA files, in llama.cpp."""
     longest = max(len(window.ids) for window in text.windows)
     llama = llamacpp.load(
         path, n_ctx=longest, n_batch=longest, n_ubatch=min(longest, 512), logits_all=True, n_threads=threads,
-        n_threads_batch=threads,
+        n_threads_batch=threads, **llamacpp.gpu_options(gpu_layers),
     )  # fmt: skip
     if adapters:
         llamacpp.LoadedAdapters(llama).use(adapters)

@@ -36,6 +36,7 @@ class Work(NamedTuple):
     prompt: int  # tokens that are read together
     generated: int  # tokens, one by one
     rounds: int
+    gpu_layers: int = 0
 
 
 FULL, QUICK = Work(256, 48, 5), Work(64, 16, 3)
@@ -196,7 +197,7 @@ def _load(candidate: Candidate, work: Work, threads: int) -> Iterator[_Running]:
     before = _forget_peak()
     llama = llamacpp.load(
         candidate.path, n_ctx=work.prompt + work.generated, n_threads=threads, n_threads_batch=threads,
-        **llamacpp.CACHES[candidate.cache],
+        **llamacpp.CACHES[candidate.cache], **llamacpp.gpu_options(work.gpu_layers),
     )  # fmt: skip
     try:
         if candidate.adapters:

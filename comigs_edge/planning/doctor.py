@@ -7,11 +7,13 @@ Figures are those of the default base, SmolLM2-135M (docs/raspberry-pi.md): trai
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from profiles import available_cores
 from profiles.detect import Device
@@ -20,7 +22,14 @@ TRAINING_MEMORY, CHAT_MEMORY = 700_000_000, 400_000_000  # bytes
 HOME_SIZE, EXPORT_SIZE = 500_000_000, 250_000_000  # bytes
 HOT, TOO_HOT = 75.0, 85.0  # degrees Celsius; a Raspberry Pi slows down at 80 and again at 85
 LOW_BATTERY = 20  # percent
+REBUILD = (
+    "CMAKE_ARGS=-DGGML_CUDA=on CUDACXX=/usr/local/cuda/bin/nvcc pip install --force-reinstall --no-deps --no-cache-dir "
+    "--no-binary llama-cpp-python llama-cpp-python=={version}"
+)
 PACKAGES = ("torch", "llama-cpp-python", "numpy")
+
+
+Offload = Literal["used", "built without CUDA", "not found"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,7 @@ class Conditions:
     load: float  # processes that want to run, mean of the last minute
     cores: int  # that this process may use
     closed: tuple[str, ...] = ()  # what of the home this user cannot write, and why
+    offload: Offload | None = None  # what llama.cpp makes of an NVIDIA GPU; None where there is none
 
 
 @dataclass(frozen=True)
@@ -49,6 +59,17 @@ def conditions(folder: Path, parts: tuple[Path, ...] = ()) -> Conditions:
         f"{path} ({_reason(path)})" for path in (folder, *parts) if os.path.exists(path) and not os.access(path, os.W_OK)
     )
     return Conditions(shutil.disk_usage(folder).free, os.getloadavg()[0], available_cores(), closed)
+
+
+def offload(device: Device) -> Offload | None:
+    """What the installed llama.cpp makes of the device's NVIDIA GPU; loads it where there is one."""
+    if device.gpu is None or importlib.util.find_spec("llama_cpp") is None:
+        return None
+    from comigs_edge import llamacpp
+
+    if llamacpp.find_gpu() is not None:
+        return "used"
+    return "not found" if llamacpp.has_cuda() else "built without CUDA"
 
 
 def _reason(path: Path) -> str:
@@ -71,8 +92,8 @@ def versions() -> dict[str, str | None]:
 def findings(device: Device, here: Conditions, installed: dict[str, str | None]) -> list[Finding]:
     """Everything that is worth saying, in the order of the device's parts."""
     return [
-        *_packages(installed), *_home(here), _processor(device, here), _memory(device), _disk(device, here), _heat(device),
-        *_power(device),
+        *_packages(installed), *_home(here), _processor(device, here), *_gpu(device, here, installed), _memory(device),
+        _disk(device, here), _heat(device), *_power(device),
     ]  # fmt: skip
 
 
@@ -99,6 +120,18 @@ def _processor(device: Device, here: Conditions) -> Finding:
     if "neon" in device.features and "dotprod" not in device.features:
         return Finding("processor", "note", "no dot product instructions (as on a Raspberry Pi 4): chat is slower, all works")
     return Finding("processor", "good", f"{here.cores} cores to use, load {here.load:.1f}")
+
+
+def _gpu(device: Device, here: Conditions, installed: dict[str, str | None]) -> list[Finding]:
+    if here.offload is None:
+        return []
+    if here.offload == "used":
+        return [Finding("GPU", "good", f"{device.gpu}: llama.cpp computes on it")]
+    if here.offload == "not found":
+        text = f"{device.gpu}: llama.cpp was built with CUDA and finds no device, so chat runs on the processor"
+        return [Finding("GPU", "poor", text, "install NVIDIA's driver for this CUDA; in a container: docker run --gpus all")]
+    text = f"{device.gpu}: this llama.cpp was built without CUDA, so chat runs on the processor"
+    return [Finding("GPU", "poor", text, f"rebuild with: {REBUILD.format(version=installed['llama-cpp-python'])}")]
 
 
 def _memory(device: Device) -> Finding:

@@ -16,12 +16,13 @@ from comigs_edge.home.config import ChatConfig, Config, ModelConfig, TrainConfig
 from comigs_edge.home.folder import Home, corpus
 from comigs_edge.home.versions import read_manifest, versions
 from comigs_edge.nn.experts import FORMS, ExpertsConfig, expected_shapes, experts_per_token
+from comigs_edge.planning import offload
 from coordinator.protocol.settings import SettingsError, convert
 from profiles import RULES, DeviceProfile
 from profiles import chat as chat_planner
 from profiles import detect as detection
 from profiles import plan as planner
-from profiles.chat import ChatPlan, Subject
+from profiles.chat import ChatPlan
 from profiles.cost import Backend, Checkpointing, Plan, Precision, Processor, Rates, Sizes
 from profiles.detect import Device
 from quantize.formats import block_format, fit_format
@@ -35,7 +36,8 @@ LINES: dict[str, Any] = {  # of a training's plan, which --plan may fix -> type 
     "device": Processor, "blocks": _MODEL["blocks"], "cache": bool,
     "zero_expert": bool,
 }  # fmt: skip
-CHAT_LINES: dict[str, Any] = {name: _CHAT[name] for name in ("threads", "mmap", "cache", "batch")}
+CHAT_LINES: dict[str, Any] = {name: _CHAT[name] for name in ("threads", "mmap", "cache", "batch", "gpu_layers")}
+GPU_LINE = {"gpu_layers": CHAT_LINES["gpu_layers"]}  # of what llama.cpp does without a plan of its own
 RESULTS = ("specialists", "batch", "context", "precision", "blocks", "cache", "device")  # what the result depends on
 
 
@@ -153,17 +155,17 @@ def chat_plan(
     Raises `ProfileError` if it does not fit.
     """
     file, chat = GGUFFile(base), settings.chat
-    hparams, copied = read_hparams(file), chat_planner.repacked_formats(device.features)
-    subject = Subject(
-        size=size, repacked=repacked_bytes(GGUFFile(model) if model else file, copied),
-        num_blocks=hparams.num_blocks, heads=hparams.num_heads, keys=hparams.num_kv_heads * hparams.head_width,
-        head=hparams.head_width, ff_width=hparams.ff_width, context=chat.context, context_length=hparams.context_length,
-    )  # fmt: skip
+    copied = chat_planner.repacked_formats(device.features)
+    repacked = repacked_bytes(GGUFFile(model) if model else file, copied)
+    subject = offload.subject_of(read_hparams(file), chat.context, size=size, repacked=repacked)
     asked = {name: getattr(chat, name) for name in CHAT_LINES} | (flags or {})
+    gpu, lacking = offload.find(device)
     cores = profile.usable_threads
     fast = sum(each.count for each in device.cores) - device.slow_cores
     slow = max(0, cores - fast) if device.slow_cores else 0
-    return chat_planner.make(subject, cores=cores - slow, slow=slow, busy=busy, free=device.usable_memory, wanted=asked)
+    return chat_planner.make(
+        subject, cores=cores - slow, slow=slow, busy=busy, free=device.usable_memory, wanted=asked, gpu=gpu, lacking=lacking
+    )
 
 
 def repacked_bytes(file: GGUFFile, formats: set[str]) -> int:

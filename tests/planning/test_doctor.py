@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from comigs_edge.planning.doctor import Conditions, findings, versions
+from comigs_edge.planning.doctor import Conditions, findings, offload, versions
 from profiles.detect import Cores, Device, Power
 
 GOOD = Device(
@@ -56,6 +56,25 @@ def test_a_busy_machine_a_full_disk_and_a_missing_package_are_named():
     found = verdicts(here=Conditions(100_000_000, 3.9, 4), installed=INSTALLED | {"torch": None})
     assert (found["processor"].verdict, found["disk"].verdict, found["packages"].verdict) == ("poor", "bad", "bad")
     assert found["packages"].mend == "pip install torch"
+
+
+@pytest.mark.parametrize(
+    ("offload", "verdict", "mend"),
+    [
+        ("used", "good", ""),
+        ("not found", "poor", "install NVIDIA's driver"),
+        ("built without CUDA", "poor", "rebuild with: CMAKE_ARGS=-DGGML_CUDA=on CUDACXX=/usr/local/cuda/bin/nvcc pip install"),
+    ],
+)
+def test_a_gpu_that_llama_cpp_cannot_use_comes_with_the_command_that_rebuilds_it(offload, verdict, mend):
+    found = verdicts(replace(GOOD, gpu="integrated (Tegra)"), replace(QUIET, offload=offload))["GPU"]
+    assert (found.verdict, found.mend.startswith(mend), bool(found.mend)) == (verdict, True, bool(mend))
+    assert "llama-cpp-python==0.3.36" in found.mend or offload != "built without CUDA"
+
+
+def test_a_device_without_a_gpu_does_not_load_llama_cpp():
+    assert offload(GOOD) is None
+    assert offload(replace(GOOD, gpu="integrated (Tegra)")) in ("used", "not found", "built without CUDA")
 
 
 def test_the_versions_are_those_that_are_installed():

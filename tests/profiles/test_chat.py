@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from profiles import RULES, ProfileError
-from profiles.chat import Subject, make, peak_memory, repacked_formats
+from profiles.chat import GPU, Subject, choose_layers, make, peak_memory, repacked_formats
 
 MB = 10**6
 # SmolLM2's blocks and heads; 2 * 30 * 192 * 8,192 numbers of keys and values.
@@ -90,3 +90,52 @@ def test_a_chat_has_no_more_context_than_its_base_was_trained_with():
     plan = planned(replace(SUBJECT, context_length=2048))
     assert (plan.context, plan.reasons["context"]) == (2048, "the base was trained with no more")
     assert plan.memory == planned(replace(SUBJECT, context=2048)).memory
+
+
+ORIN = GPU(name="Orin", free=3 * 10**9, is_shared=True)
+
+
+def card(free):
+    return GPU(name="GeForce RTX 3060", free=free, is_shared=False)
+
+
+def test_a_gpu_that_shares_the_memory_takes_every_layer_and_no_memory_more():
+    plan, alone = make(SUBJECT, cores=4, busy=0, free=10**10, wanted={}, gpu=ORIN), planned()
+    assert (plan.gpu_layers, plan.memory) == (31, alone.memory)  # 30 blocks, and the output
+    assert plan.reasons["gpu_layers"] == "all: the memory of Orin is the device's own"
+    with pytest.raises(ProfileError, match="end other programs"):
+        make(SUBJECT, cores=4, busy=0, free=50 * MB, wanted={}, gpu=ORIN)
+
+
+def test_layers_that_fit_in_a_cards_own_memory_by_hand():
+    # 98 MB of weights and 188,743,680 bytes of keys and values in 31 layers: 9,249,796 bytes each.
+    work = 512 * (RULES["chat"]["token"] * 1536 + RULES["chat"]["scores"] * 9 * 8192) + RULES["chat"]["spare"]
+    for count in (0, 1, 7, 31):
+        free = int((work + (count + 0.5) * 9_249_796) / RULES["gpu"]["share"])
+        layers, reason = choose_layers(SUBJECT, "F16", 512, card(free))
+        assert layers == count
+        assert reason.startswith("all fit" if count == 31 else "no more of 31 fit")
+    assert choose_layers(SUBJECT, "F16", 512, card(0))[0] == 0
+
+
+def test_what_lies_on_a_card_takes_no_memory_of_the_device():
+    plan = make(SUBJECT, cores=4, busy=0, free=10**10, wanted={}, gpu=card(10**10))
+    assert plan.gpu_layers == 31
+    assert plan.memory == pytest.approx(planned().memory - 98 * MB - 188_743_680, abs=1)
+    tight = planned().memory - 100 * MB  # the processor alone would have to take less
+    assert make(SUBJECT, cores=4, busy=0, free=int(tight / 0.85), wanted={}, gpu=card(10**10)).cache == "F16"
+
+
+def test_layers_that_are_asked_for_go_first_and_none_turn_the_gpu_off():
+    for wanted, count in ((0, 0), (5, 5), (99, 31)):
+        plan = make(SUBJECT, cores=4, busy=0, free=10**10, wanted={"gpu_layers": wanted}, gpu=ORIN)
+        assert (plan.gpu_layers, plan.reasons["gpu_layers"]) == (count, "as asked for")
+    assert planned(gpu_layers=0).gpu_layers == 0
+    with pytest.raises(ProfileError, match="gpu_layers = 5 is asked for and there is no GPU that"):
+        planned(gpu_layers=5)
+
+
+def test_without_a_gpu_the_reason_says_what_is_missing():
+    assert (planned().gpu_layers, planned().reasons["gpu_layers"]) == (0, "no GPU that llama.cpp can use")
+    plan = make(SUBJECT, cores=4, busy=0, free=10**10, wanted={}, lacking="a llama.cpp without CUDA")
+    assert plan.reasons["gpu_layers"] == "a llama.cpp without CUDA"
