@@ -19,6 +19,7 @@ from comigs_edge.commands import (
     data,
     doctor,
     evaluate,
+    explain,
     export,
     init,
     join,
@@ -77,8 +78,8 @@ def callback(
 
 
 COMMANDS: tuple[Callable[..., None], ...] = (
-    init.init, plan.plan, train.train, evaluate.evaluate, export.export, chat.chat, join.join, join.leave, sync.sync,
-    sync.rollback, status.status, doctor.doctor, bench.bench, simulate.simulate,
+    init.init, plan.plan, train.train, evaluate.evaluate, explain.explain, export.export, chat.chat, join.join, join.leave,
+    sync.sync, sync.rollback, status.status, doctor.doctor, bench.bench, simulate.simulate,
 )  # fmt: skip
 for command in COMMANDS:
     app.command()(command)

@@ -78,7 +78,7 @@ def _measure_elsewhere(home: Home, settings: Config, tokenizer: Tokenizer) -> El
     from comigs_edge.nn.model import Model
     from comigs_edge.training.text import open_part
 
-    ordinary, base = open_part(home, settings, "test", tokenizer), _open_base(home, settings)
+    ordinary, base = open_part(home, settings, "test", tokenizer), open_base_to_measure(home, settings)
     if not ordinary.is_complete:
         with bar("the base writes answers to measure on") as progress:
             ordinary.make(base, progress)
@@ -89,7 +89,8 @@ def _measure_elsewhere(home: Home, settings: Config, tokenizer: Tokenizer) -> El
         return measure_elsewhere(model, ordinary.answers, count_up(progress, ordinary.num_tokens))
 
 
-def _open_base(home: Home, settings: Config) -> Base:
+def open_base_to_measure(home: Home, settings: Config) -> Base:
+    """The home's base in torch, in memory where that has room."""
     from comigs_edge.nn.weights import open_base
 
     # Dequantised, a base takes five to eight times its file; where that is not free it stays in the file.
@@ -113,7 +114,7 @@ def _score(name: str, home: Home, settings: Config, text: TestText, engine: Engi
     if name == "specialists" and not others:
         return None
     only = {"generalist": (0,), "specialists": others}.get(name)
-    model = Model(_open_base(home, settings), None if name == "base" else adapters, only)
+    model = Model(open_base_to_measure(home, settings), None if name == "base" else adapters, only)
     model.block_format = storage.fake_format
     return in_torch(model, text, advance)
 
