@@ -25,6 +25,7 @@ from comigs_edge.commands import (
     join,
     models,
     plan,
+    report,
     service,
     simulate,
     status,
@@ -78,8 +79,8 @@ def callback(
 
 
 COMMANDS: tuple[Callable[..., None], ...] = (
-    init.init, plan.plan, train.train, evaluate.evaluate, explain.explain, export.export, chat.chat, join.join, join.leave,
-    sync.sync, sync.rollback, status.status, doctor.doctor, bench.bench, simulate.simulate,
+    init.init, plan.plan, train.train, evaluate.evaluate, explain.explain, report.report, export.export, chat.chat,
+    join.join, join.leave, sync.sync, sync.rollback, status.status, doctor.doctor, bench.bench, simulate.simulate,
 )  # fmt: skip
 for command in COMMANDS:
     app.command()(command)

@@ -90,7 +90,7 @@ def _explain(home: Home, documents: list[Document], most: int) -> tuple[Explanat
 
         torch.set_num_threads(settings.threads("train"))
         adapters, _ = models.newest_adapters(home, settings)
-        explaining.choices(adapters.layout)  # tells at once if there is nothing to explain
+        explaining.check_choice(adapters.layout)  # tells at once if there is nothing to explain
         tokenizer = Tokenizer(home.base_file, settings.model.thinking)
         most = min(most, adapters.hparams.context_length)
         ids, is_cut = explaining.cut(map(tokenizer.encode, documents), most)

@@ -50,15 +50,19 @@ class Explanation:
         return np.asarray(self.weights.mean(0))
 
 
-def choices(layout: ExpertsConfig) -> tuple[str, ...]:
-    """Names of what a router chooses from; raises `ComigsError` where there is no choice."""
+def names(layout: ExpertsConfig) -> tuple[str, ...]:
+    """Of what a router chooses from, in its order."""
+    experts = [role.replace(".", " ") for role in roles(layout)]
+    return (*experts, ZERO) if layout.zero_expert else tuple(experts)
+
+
+def check_choice(layout: ExpertsConfig) -> None:
+    """Raises `ComigsError` where there is no choice."""
     if layout.num_choices == 1:
         raise ComigsError(
             "your model has one expert, the generalist, which speaks for every token: there is nothing to explain; "
             "train one with a specialist: comigs-edge train --fresh --plan specialists=1"
         )
-    names = [role.replace(".", " ") for role in roles(layout)]
-    return (*names, ZERO) if layout.zero_expert else tuple(names)
 
 
 def cut(encoded: Iterable[Encoded], most: int) -> tuple[list[list[int]], bool]:
@@ -81,7 +85,7 @@ def explain(
     Raises `ComigsError` for a model that has no router.
     """
     assert model.adapters is not None
-    experts = choices(model.adapters.layout)
+    check_choice(model.adapters.layout)
     weights: dict[int, list[Tensor]] = {}
 
     def watch(block: int, normed: Tensor, routing: Routing) -> None:
@@ -96,7 +100,7 @@ def explain(
     finally:
         model.watch = None
     return Explanation(
-        experts=experts, blocks=tuple(sorted(weights)), tokens=[token for ids in documents for token in ids],
+        experts=names(model.adapters.layout), blocks=tuple(sorted(weights)), tokens=[token for ids in documents for token in ids],
         texts=decode(pieces), documents=[number for number, ids in enumerate(documents) for _ in ids],
         weights=torch.stack([torch.cat(weights[block]) for block in sorted(weights)], dim=1).numpy(),
     )  # fmt: skip
