@@ -65,7 +65,7 @@ def _collect(home: Home, settings: Config, elsewhere: bool) -> dict[str, Any]:
     elsewhere = elsewhere or layout.zero_expert or open_part(home, settings, "test", tokenizer).is_complete
     lost = find_elsewhere(home, settings, tokenizer, base)._asdict() if elsewhere else None
     return {
-        "base": settings.base.name, "version": manifest.get("version"), "training": _training(home, manifest),
+        "base": settings.base.name, "version": manifest["version"], "training": _training(home, manifest),
         "test_bytes": text.num_bytes, "test_tokens": text.num_tokens, **_measured(found, names(layout)), "elsewhere": lost,
         "experts": list(names(layout)), "blocks": list(range(adapters.first_block, adapters.hparams.num_blocks)),
         **_fleet(home, settings),
@@ -81,7 +81,7 @@ def _training(home: Home, manifest: dict[str, Any]) -> dict[str, Any]:
     state = checkpoint.load(home.state)
     kept = state.progress.get(KEY) if state is not None else None
     curves = kept and {name: kept[name] for name in ("training", "validation")}
-    return {name: manifest.get(name) for name in names} | {"curves": curves}
+    return {name: manifest[name] for name in names} | {"curves": curves}
 
 
 def _measured(found: Findings, names: tuple[str, ...]) -> dict[str, Any]:
