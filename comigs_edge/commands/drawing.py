@@ -86,7 +86,7 @@ def stacks(
         if number % every == 0:
             drawn += _below(x + step * 0.43, block)
     means = [sum(column) / len(blocks) for column in zip(*shares, strict=True)]
-    words = "Mean of all blocks: " + ", ".join(f"{name} {mean:.1%}" for name, mean in zip(names, means, strict=True)) + "."
+    words = "Mean of all blocks: " + ", ".join(f"{name}: {mean:.1%}" for name, mean in zip(names, means, strict=True)) + "."
     return _chart(title, words, HEIGHT, drawn)
 
 

@@ -210,7 +210,7 @@ def _coloured(found: Explanation, place: int, silent: str) -> str:
     for number, (text, document) in enumerate(zip(found.texts, found.documents, strict=True)):
         if text:
             weights = zip(found.experts, found.weights[number, place], strict=True)
-            said = ", ".join(f"{name} {weight:.0%}" for name, weight in weights)
+            said = ", ".join(f"{name}: {weight:.0%}" for name, weight in weights)
             kind = page.colour(speakers[number], found.experts, silent)
             paragraphs[document] += f'<span class="{kind}" title="{page.say(said)}">{page.say(text)}</span>'
     return "".join(f'<p class="text">{paragraph}</p>' for paragraph in paragraphs)

@@ -145,7 +145,7 @@ def _show(facts: dict[str, Any]) -> None:
         soft_wrap=True,
     )
     if shares := facts["mean_shares"]:
-        out.print(f"who speaks: {', '.join(f'{name} {share:.1%}' for name, share in shares.items())}", soft_wrap=True)
+        out.print(f"who speaks: {', '.join(f'{name}: {share:.1%}' for name, share in shares.items())}", soft_wrap=True)
     for name in ("gained", "lost"):
         for place in facts[name][:SHOWN]:
             out.print(f"{name}: {_quotation(place)}", soft_wrap=True)
@@ -169,4 +169,4 @@ def _shared(facts: dict[str, Any]) -> str:
 
 def _quotation(place: dict[str, Any]) -> str:
     before, token, after = (readable(" ".join(place[name].splitlines())) for name in ("before", "token", "after"))
-    return f"{place['base']:.1%} to {place['personal']:.1%} for {token.strip()!r} in: {before[-40:]}[{token}]{after}"
+    return f"{-place['bits']:+.1f} bits ({place['base']:.1%} to {place['personal']:.1%}) in: {before[-40:]}[{token}]{after}"

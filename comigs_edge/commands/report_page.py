@@ -65,7 +65,7 @@ def _charts(facts: Facts) -> list[str]:
     if facts["expert_shares"]:
         kinds = [page.colour(number, facts["experts"], ZERO) for number in range(len(facts["experts"]))]
         stacks = drawing.stacks("Who speaks", facts["blocks"], facts["expert_shares"], facts["experts"], kinds)
-        note = ", ".join(f"{name} {share:.0%}" for name, share in facts["mean_shares"].items())
+        note = ", ".join(f"{name}: {share:.0%}" for name, share in facts["mean_shares"].items())
         inside = stacks + page.legend(facts["experts"], ZERO)
         drawn.append(page.figure("Who speaks", f"mean weights by block; in all: {note}", inside))
     note = f"of {counted(words['words'], 'word')}, counted by their beginnings; longer is better"
@@ -80,13 +80,22 @@ def _curves(curves: Facts | None) -> str:
 
 
 def _places(facts: Facts) -> str:
-    heads = ("In your text", "#base", f"#{YOURS}")
+    heads = ("In your text", "#base", f"#{YOURS}", "#bits")
     parts = ""
     for name, title in (("gained", "Where it gained most"), ("lost", "Where it lost most")):
-        rows = [(_quoted(place), f"{place['base']:.2%}", f"{place['personal']:.2%}") for place in facts[name]]
+        rows = [
+            (_quoted(place), _likely(place["base"]), _likely(place["personal"]), f"{-place['bits']:+.1f}")
+            for place in facts[name]
+        ]
         inside = page.table(heads, rows) if rows else '<p class="note">Nowhere.</p>'
-        parts += page.card(title, "how likely the marked piece was, before it was read", inside)
+        parts += page.card(
+            title, "how likely the marked piece was before it was read, and the bits that it takes more or less", inside
+        )
     return parts
+
+
+def _likely(probability: float) -> str:
+    return f"{probability:.2%}" if probability >= 5e-5 else "&lt; 0.01%"
 
 
 def _quoted(place: Facts) -> str:

@@ -5,6 +5,7 @@ Shapes: M tokens that count, T tokens of a window, V vocabulary.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ class Place(NamedTuple):
     after: str
     base: float
     personal: float
+    bits: float  # that it takes less with the personal model
 
 
 class Hits(NamedTuple):
@@ -167,7 +169,7 @@ def find_places(text: TestText, tokenizer: Tokenizer, theirs: Expected, ours: Ex
             pair = window.ids[place - 1], window.ids[place]
             if pair not in quoted:
                 probabilities = (float(np.exp(-each.nats[index])) for each in (theirs, ours))
-                quoted[pair] = Place(*_around(window, place, tokenizer), *probabilities)
+                quoted[pair] = Place(*_around(window, place, tokenizer), *probabilities, gains[index] / math.log(2))
             if len(quoted) == PLACES:
                 break
         return list(quoted.values())

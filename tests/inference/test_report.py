@@ -72,7 +72,7 @@ def test_of_a_chat_the_words_of_the_answer_are_counted_and_no_name_of_the_templa
         if counts
     ]
     assert b"".join(counted).startswith(b"the hen rests")
-    assert [counted[place].strip() for place in np.flatnonzero(words)] == [b"t", b"h", b"r"] or words.sum() == 3
+    assert words.sum() == 3
 
 
 def test_a_word_over_two_windows_counts_once_with_its_beginning(tokenizer):
@@ -90,11 +90,15 @@ def test_hits_are_words_whose_first_token_is_among_the_most_likely():
 def test_gains_are_quoted_from_the_largest_on_and_the_same_pair_of_tokens_once(tokenizer):
     ids = [token for piece in ("x", "a", "b", "x", "a") for token in tokenizer.encode(Document(text=piece)).ids]
     text = evaluate.TestText([Window(ids, [True] * 4), Window(ids[:3], [False, True])], 5, 5)
-    before, after = np.array([0.5, 0.25, 0.1, 0.5, 0.2]), np.array([0.9, 0.5, 0.05, 0.8, 0.1])
+    before, after = np.array([0.5, 0.25, 0.1, 0.5, 0.2]), np.array([0.9, 0.5, 0.05, 0.8, 0.15])
     gained, lost = find_places(text, tokenizer, *(Expected(-np.log(each), np.zeros(5)) for each in (before, after)))
     assert [(place.before, place.token, place.after) for place in gained] == [("xa", "b", "xa"), ("x", "a", "bxa")]
     assert [(place.base, place.personal) for place in gained] == [pytest.approx((0.25, 0.5)), pytest.approx((0.5, 0.9))]
-    assert [(place.before, place.token, place.after) for place in lost] == [("xab", "x", "a")] or len(lost) == 2
+    assert [place.bits for place in gained] == [pytest.approx(1), pytest.approx(math.log2(0.9 / 0.5))]
+    assert [(place.before, place.token, place.bits) for place in lost] == [
+        ("xab", "x", pytest.approx(-1)),
+        ("xa", "b", pytest.approx(math.log2(0.15 / 0.2))),
+    ]
 
 
 def test_scores_and_shares_are_those_of_other_ways_to_measure(tiny_path, tiny_base, tokenizer, make_adapters):
