@@ -37,6 +37,11 @@ def say(value: object) -> str:
     return escape(readable(str(value)))
 
 
+def likely(probability: float) -> str:
+    """In percent; what is next to nothing is said to be."""
+    return f"{probability:.2%}" if probability >= 5e-5 else "< 0.01%"
+
+
 def tile(name: str, figure: str, note: str) -> str:
     """One number that is read first."""
     return f'<div class="tile"><h2>{say(name)}</h2><p class="number-of">{say(figure)}</p><p class="note">{say(note)}</p></div>'

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from comigs_edge.commands import page
 from comigs_edge.commands.console import bar, next_command, notes, out, print_json, show_table, size
 from comigs_edge.errors import ComigsError
 from comigs_edge.home import folder as homes
@@ -169,4 +170,5 @@ def _shared(facts: dict[str, Any]) -> str:
 
 def _quotation(place: dict[str, Any]) -> str:
     before, token, after = (readable(" ".join(place[name].splitlines())) for name in ("before", "token", "after"))
-    return f"{-place['bits']:+.1f} bits ({place['base']:.1%} to {place['personal']:.1%}) in: {before[-40:]}[{token}]{after}"
+    chances = f"{page.likely(place['base'])} to {page.likely(place['personal'])}"
+    return f"{-place['bits']:+.1f} bits ({chances}) in: {before[-40:]}[{token}]{after}"

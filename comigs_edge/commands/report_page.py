@@ -80,22 +80,17 @@ def _curves(curves: Facts | None) -> str:
 
 
 def _places(facts: Facts) -> str:
-    heads = ("In your text", "#base", f"#{YOURS}", "#bits")
-    parts = ""
+    heads, parts = ("In your text", "#base", f"#{YOURS}", "#bits"), ""
+    note = "how likely the marked piece was before it was read, and the bits that it takes more or less"
     for name, title in (("gained", "Where it gained most"), ("lost", "Where it lost most")):
-        rows = [
-            (_quoted(place), _likely(place["base"]), _likely(place["personal"]), f"{-place['bits']:+.1f}")
-            for place in facts[name]
-        ]
-        inside = page.table(heads, rows) if rows else '<p class="note">Nowhere.</p>'
-        parts += page.card(
-            title, "how likely the marked piece was before it was read, and the bits that it takes more or less", inside
-        )
+        inside = page.table(heads, map(_row, facts[name])) if facts[name] else '<p class="note">Nowhere.</p>'
+        parts += page.card(title, note, inside)
     return parts
 
 
-def _likely(probability: float) -> str:
-    return f"{probability:.2%}" if probability >= 5e-5 else "&lt; 0.01%"
+def _row(place: Facts) -> tuple[str, ...]:
+    base, personal = (page.say(page.likely(place[name])) for name in ("base", "personal"))
+    return _quoted(place), base, personal, f"{-place['bits']:+.1f}"
 
 
 def _quoted(place: Facts) -> str:

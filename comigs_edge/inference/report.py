@@ -168,8 +168,9 @@ def find_places(text: TestText, tokenizer: Tokenizer, theirs: Expected, ours: Ex
             window, place = where[index]
             pair = window.ids[place - 1], window.ids[place]
             if pair not in quoted:
-                probabilities = (float(np.exp(-each.nats[index])) for each in (theirs, ours))
-                quoted[pair] = Place(*_around(window, place, tokenizer), *probabilities, gains[index] / math.log(2))
+                base, personal = (float(np.exp(-each.nats[index])) for each in (theirs, ours))
+                bits = float(gains[index]) / math.log(2)
+                quoted[pair] = Place(*_around(window, place, tokenizer), base, personal, bits)
             if len(quoted) == PLACES:
                 break
         return list(quoted.values())
