@@ -82,10 +82,12 @@ def test_the_page_is_one_file_that_asks_for_nothing_and_says_the_figures(run, tr
 def test_text_that_looks_like_a_page_is_only_text_in_a_report(run, trained, tmp_path):
     facts, odd = report(run), "<script>\x1b[2J</mark> & <b>\ud800"
     facts["gained"][0] |= {"before": odd, "token": odd, "after": odd}
+    facts["gained"][1] |= {"before": "one\n\n two", "token": "\n", "after": ""}
     fleet = {"name": odd, "address": odd, "bytes_sent": 1, "bytes_received": 1}
     write_report(tmp_path / "odd.html", facts | {"base": odd, "experts": [odd, odd], "mean_shares": {odd: 1}, "fleet": fleet})
     html = (tmp_path / "odd.html").read_text()
     assert not re.search("<script|<b>|\x1b|\ufffd", html)
+    assert '<span class="quote">one ⏎ two</span><mark> ⏎ </mark>' in html
     assert html.count(r"&lt;script&gt;\x1b[2J&lt;/mark&gt; &amp; &lt;b&gt;\ud800") > 8
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from comigs_edge.inference.explain import ZERO
 Facts = dict[str, Any]  # what `report --json` prints
 TITLE = "What your model has learned"
 YOURS = "your model"
+_LINES = re.compile(r"[ \t]*\n\s*")
 
 
 def write_report(path: Path, facts: Facts) -> None:
@@ -35,7 +37,7 @@ def _tiles(facts: Facts) -> list[str]:
         page.tile("Next word", f"{words['personal'][0]:.1%}", f"right at the first guess; the base {words['base'][0]:.1%}"),
         page.tile(
             "Elsewhere", f"{said.change:+.1%}" if said else "–",
-            f"bits on the base's own answers; divergence {said.divergence:.3f}" if said else "not measured: report --elsewhere",
+            f"bits on the base's own answers; divergence {said.divergence:.3f}" if said else "not measured: --elsewhere does it",
         ),
         page.tile(
             "Shared", size(fleet["bytes_sent"]) if fleet else "nothing",
@@ -94,11 +96,9 @@ def _row(place: Facts) -> tuple[str, ...]:
 
 
 def _quoted(place: Facts) -> str:
-    token = place["token"].replace("\n", "⏎")
-    return (
-        f'<span class="quote">{page.say(place["before"])}</span><mark>{page.say(token)}</mark>'
-        f'<span class="quote">{page.say(place["after"])}</span>'
-    )
+    """The marked token between what stands around it, on one line."""
+    before, token, after = (page.say(_LINES.sub(" ⏎ ", place[name])) for name in ("before", "token", "after"))
+    return f'<span class="quote">{before}</span><mark>{token}</mark><span class="quote">{after}</span>'
 
 
 def _receipt(facts: Facts) -> str:
