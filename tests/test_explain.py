@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from comigs_edge.commands import explain
+from comigs_edge.commands.page import colour
 from comigs_edge.home import versions
 from comigs_edge.home.folder import Home
 from tests.test_cli import error
@@ -180,3 +181,10 @@ def test_without_a_model_or_without_a_choice_it_says_so_in_one_sentence(run, rea
     assert "there is no personal model yet; make one with: comigs-edge train" in error(run("explain", "the inn", code=1))
     trained(specialists=0, k=1)
     assert "there is nothing to explain" in error(run("explain", "the inn", code=1))
+
+
+def test_the_generalist_shares_its_colour_and_letter_with_no_specialist():
+    experts = ("generalist", *(f"specialist {number}" for number in range(1, 12)), "base alone")
+    kinds = [colour(number, experts, "base alone") for number in range(len(experts))]
+    assert kinds == ["e0", *(f"e{1 + number % 5}" for number in range(11)), "zero"]
+    assert set(kinds) == set(explain.STYLES)

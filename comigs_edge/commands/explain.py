@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 MOST = 1_000_000  # characters of standard input
 # As a marker leaves them; what a zero expert leaves to the base stays as it is.
-STYLES = ("black on green", "black on yellow", "black on cyan", "black on magenta", "white on blue", "white on red")
+STYLES = {
+    "e0": "black on green", "e1": "black on yellow", "e2": "black on cyan", "e3": "black on magenta", "e4": "white on blue",
+    "e5": "white on red", "zero": "",
+}  # fmt: skip
 Piece = tuple[str, int]  # a token's text, and its speaker
 
 
@@ -173,7 +176,7 @@ def _show_line(line: list[Piece], experts: tuple[str, ...], has_colours: bool) -
 
 
 def _style(expert: int, experts: tuple[str, ...]) -> Style:
-    return Style.parse(STYLES[expert % len(STYLES)]) if page.colour(expert, experts, _silent()) != "zero" else Style()
+    return Style.parse(STYLES[page.colour(expert, experts, _silent())])
 
 
 def _letter(expert: int, experts: tuple[str, ...]) -> str:

@@ -12,7 +12,7 @@ from coordinator.protocol.text import readable
 
 CSS = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-COLOURS = 6  # of experts; then they begin again
+COLOURS = 5  # of specialists; then they begin again
 
 
 def write_page(path: Path, title: str, about: str, body: str) -> None:
@@ -77,7 +77,9 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def colour(expert: int, names: Sequence[str], silent: str) -> str:
     """The class of an expert, by its place in the names; `silent` is that of a zero expert."""
-    return "zero" if names[expert] == silent else f"e{expert % COLOURS}"
+    if names[expert] == silent:
+        return "zero"
+    return f"e{1 + (expert - 1) % COLOURS}" if expert else "e0"
 
 
 def legend(names: Sequence[str], silent: str) -> str:
