@@ -88,8 +88,9 @@ def explain(
     check_choice(model.adapters.layout)
     weights: dict[int, list[Tensor]] = {}
 
-    def watch(block: int, normed: Tensor, routing: Routing) -> None:
-        weights.setdefault(block, []).append(routing.weights.double().cpu())
+    def watch(block: int, normed: Tensor, routing: Routing | None) -> None:
+        if routing is not None:
+            weights.setdefault(block, []).append(routing.weights.double().cpu())
 
     model.watch = watch
     try:
