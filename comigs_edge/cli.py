@@ -20,11 +20,13 @@ from comigs_edge.commands import (
     data,
     doctor,
     evaluate,
+    explain,
     export,
     init,
     join,
     models,
     plan,
+    report,
     serve,
     service,
     simulate,
@@ -79,8 +81,8 @@ def callback(
 
 
 COMMANDS: tuple[Callable[..., None], ...] = (
-    init.init, plan.plan, train.train, evaluate.evaluate, export.export, chat.chat, serve.serve, join.join, join.leave, sync.sync,
-    sync.rollback, status.status, doctor.doctor, bench.bench, simulate.simulate,
+    init.init, plan.plan, train.train, evaluate.evaluate, explain.explain, report.report, export.export, chat.chat, serve.serve,
+    join.join, join.leave, sync.sync, sync.rollback, status.status, doctor.doctor, bench.bench, simulate.simulate,
 )  # fmt: skip
 for command in COMMANDS:
     app.command()(command)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from comigs_edge.data.tokenizer import Tokenizer
     from comigs_edge.inference.elsewhere import Elsewhere
     from comigs_edge.inference.evaluate import Score, TestText
+    from comigs_edge.nn.experts import ExpertsConfig
     from comigs_edge.nn.weights import Base
 
 MODELS = ("base", "generalist", "specialists", "mixture")
@@ -48,42 +49,58 @@ def evaluate(
     home = homes.locate()
     settings = home.settings()
     with notes.status("loading"):
-        import torch
-
-        from comigs_edge.data.passages import share_of_passages
-        from comigs_edge.data.tokenizer import Tokenizer, encode
-        from comigs_edge.export import folder as models
-        from comigs_edge.inference.evaluate import prepare
         from comigs_edge.planning import plan as planning
 
-        wanted = planning.parse(lines or [], planning.GPU_LINE).get("gpu_layers", settings.chat.gpu_layers)
-        torch.set_num_threads(settings.threads("train"))
-        documents = corpus(home, settings)
-        documents.check_enough()
-        adapters, _ = models.newest_adapters(home, settings)  # tells at once if there is nothing to measure
-        elsewhere = elsewhere or adapters.layout.zero_expert
-        del adapters
-        tokenizer = Tokenizer(home.base_file, settings.model.thinking)
-    with bar("reading the test text") as progress:
-        encoded = list(encode(documents, tokenizer, "test", [], progress))
-        text = prepare(encoded, tokenizer, settings.evaluate.context, settings.evaluate.max_tokens)
-    learned = share_of_passages(documents.read("test"), documents.learned_runs("test"))
+    wanted = planning.parse(lines or [], planning.GPU_LINE).get("gpu_layers", settings.chat.gpu_layers)
+    layout, tokenizer, text = open_test(home, settings)
+    elsewhere = elsewhere or layout.zero_expert
+    learned = share_of_learned(home, settings)
     scores = {}
     tokens = sum(len(window.ids) for window in text.windows)
     for name in MODELS:
         with bar(f"measuring {name}") as progress:
             scores[name] = _score(name, home, settings, text, engine, wanted, count_up(progress, tokens))
-    _report(scores, text, learned, engine, _measure_elsewhere(home, settings, tokenizer) if elsewhere else None, json)
+    _report(scores, text, learned, engine, find_elsewhere(home, settings, tokenizer) if elsewhere else None, json)
 
 
-def _measure_elsewhere(home: Home, settings: Config, tokenizer: Tokenizer) -> Elsewhere:
+def open_test(home: Home, settings: Config) -> tuple[ExpertsConfig, Tokenizer, TestText]:
+    """How the newest adapters look, and the test text; raises `ComigsError` where there is nothing to measure, or too little."""
+    with notes.status("loading"):
+        import torch
+
+        from comigs_edge.data.tokenizer import Tokenizer, encode
+        from comigs_edge.export import folder as models
+        from comigs_edge.inference.evaluate import prepare
+
+        torch.set_num_threads(settings.threads("train"))
+        documents = corpus(home, settings)
+        documents.check_enough()
+        adapters, _ = models.newest_adapters(home, settings)  # tells at once if there is nothing to measure
+        layout = adapters.layout
+        del adapters
+        tokenizer = Tokenizer(home.base_file, settings.model.thinking)
+    with bar("reading the test text") as progress:
+        encoded = list(encode(documents, tokenizer, "test", [], progress))
+    return layout, tokenizer, prepare(encoded, tokenizer, settings.evaluate.context, settings.evaluate.max_tokens)
+
+
+def share_of_learned(home: Home, settings: Config) -> float:
+    """The share of the test text that is not measured: passages that stand in learned text as well."""
+    from comigs_edge.data.passages import share_of_passages
+
+    documents = corpus(home, settings)
+    return share_of_passages(documents.read("test"), documents.learned_runs("test"))
+
+
+def find_elsewhere(home: Home, settings: Config, tokenizer: Tokenizer, base: Base | None = None) -> Elsewhere:
     """What the personal model has lost on the base's own answers, which are made if there are none yet."""
     from comigs_edge.export import folder as models
     from comigs_edge.inference.elsewhere import measure_elsewhere
     from comigs_edge.nn.model import Model
     from comigs_edge.training.text import open_part
 
-    ordinary, base = open_part(home, settings, "test", tokenizer), _open_base(home, settings)
+    ordinary = open_part(home, settings, "test", tokenizer)
+    base = base or open_base_to_measure(home, settings)
     if not ordinary.is_complete:
         with bar("the base writes answers to measure on") as progress:
             ordinary.make(base, progress)
@@ -94,7 +111,8 @@ def _measure_elsewhere(home: Home, settings: Config, tokenizer: Tokenizer) -> El
         return measure_elsewhere(model, ordinary.answers, count_up(progress, ordinary.num_tokens))
 
 
-def _open_base(home: Home, settings: Config) -> Base:
+def open_base_to_measure(home: Home, settings: Config) -> Base:
+    """The home's base in torch, in memory where that has room."""
     from comigs_edge.nn.weights import open_base
 
     # Dequantised, a base takes five to eight times its file; where that is not free it stays in the file.
@@ -126,7 +144,7 @@ def _score(
     if name == "specialists" and not others:
         return None
     only = {"generalist": (0,), "specialists": others}.get(name)
-    model = Model(_open_base(home, settings), None if name == "base" else adapters, only)
+    model = Model(open_base_to_measure(home, settings), None if name == "base" else adapters, only)
     model.block_format = storage.fake_format
     return in_torch(model, text, advance)
 

@@ -95,6 +95,7 @@ class Exchange:
 
         def leaves(size: int) -> bool:
             outcome.bytes_sent += size
+            self.books.standing.bytes_sent += size
             was_tried = self.books.folder.was_tried
             self.books.folder.mark_tried()
             return was_tried
@@ -111,7 +112,9 @@ class Exchange:
             return
         manifest = link.manifest
         books.begin_with(generalist)
-        outcome.bytes_received += books.kept.bring(manifest, self.transport, progress)
+        came = books.kept.bring(manifest, self.transport, progress)
+        outcome.bytes_received += came
+        books.standing.bytes_received += came
         books.kept.mend(self.transport, books.check)
         before, after = books.kept.compare_with(manifest.round, generalist)
         if judge is not None:

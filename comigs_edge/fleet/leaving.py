@@ -65,3 +65,8 @@ STAYS = ("your text", "your chats", "specialists", "router", "optimiser state")
 def leaving(reports_loss: bool) -> list[dict[str, object]]:
     """The list for a device that reports its validation losses, or does not; as JSON."""
     return [asdict(each) for each in LEAVES if reports_loss or not each.only_with_report_loss]
+
+
+def staying(reports_loss: bool) -> tuple[str, ...]:
+    """What never leaves such a device."""
+    return STAYS if reports_loss else (*STAYS, "validation losses")

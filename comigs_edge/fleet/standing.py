@@ -27,6 +27,8 @@ class Standing:
     restored: int = 0  # number of the coordinator's last restoration that is known
     dropped: list[str] = field(default_factory=list)  # ids of updates that counted until this device was removed from the fleet
     earlier: list[str] = field(default_factory=list)  # ids of those in `brought` that came with an earlier key of this device
+    bytes_sent: int = 0  # of updates, and ...
+    bytes_received: int = 0  # ... of generalists, while this device belongs to the fleet
     # What the coordinator has received of this device's generalist, on top of the one that training started from.
     reference: Arrays = field(default_factory=dict)
     on_top: Arrays | None = None  # what it had learned beyond that at the last exchange; None: an earlier version wrote no such

@@ -14,7 +14,7 @@ from comigs_edge.fleet.exchange import Exchange
 from comigs_edge.fleet.folder import FleetFolder
 from comigs_edge.fleet.generalist import read_generalist, read_interrupted, read_layout, select_generalist
 from comigs_edge.fleet.http import connect, open_books
-from comigs_edge.fleet.leaving import STAYS, leaving
+from comigs_edge.fleet.leaving import leaving, staying
 from comigs_edge.fleet.outcome import Judge, Judgement, Outcome
 from comigs_edge.home.config import Config
 from comigs_edge.home.folder import Home
@@ -77,14 +77,14 @@ def preview(home: Home, settings: Config) -> tuple[dict[str, Any], bool]:
     """What would leave this device, as JSON; nothing is sent. And whether the initial generalist would leave before it."""
     books, generalist = _open(home, settings).books, read_generalist(home, settings)
     update, member = books.folder.outbox() or books.pack(generalist), books.membership
-    stays = (*STAYS, *(() if settings.fleet.report_loss else ("validation losses",)))
     return {
         "to": member.address, "fleet": member.fleet, "device": member.name, "bytes": len(wire.encode(update.packed)),
         "tensors": {
             name: {"type": str(array.dtype), "shape": list(array.shape), "bytes": array.nbytes}
             for name, array in sorted(update.packed.items())
         },
-        "leaves": leaving(settings.fleet.report_loss), "stays": list(stays), "changes_nothing_yet": generalist is None,
+        "leaves": leaving(settings.fleet.report_loss), "stays": list(staying(settings.fleet.report_loss)),
+        "changes_nothing_yet": generalist is None,
     }, books.standing.trained_from < 0  # fmt: skip
 
 

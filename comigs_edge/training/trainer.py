@@ -30,6 +30,7 @@ from comigs_edge.training.activation_cache import ActivationCache
 from comigs_edge.training.adamw import STATE, AdamW
 from comigs_edge.training.batches import Batch, Rows
 from comigs_edge.training.checkpoint import Progress
+from comigs_edge.training.curves import KEY, Curves
 from comigs_edge.training.router_adamw import RouterAdamW
 from comigs_edge.training.schedule import Schedule
 from comigs_edge.training.validation import Validation, batch_loss
@@ -78,6 +79,7 @@ class Trainer:
         self.best_loss = math.inf
         self.best: Arrays = self.adapters.arrays()
         self.last_loss = math.nan
+        self.curves = Curves()
         self.stale_periods = 0  # since the last best state
         # Mean weight of every expert in each block with experts, on the validation rows; None: no router or not known yet.
         self.scores: list[list[float]] | None = None
@@ -119,6 +121,7 @@ class Trainer:
         if self.first_loss is None:
             # What is to be beaten: the base as it is, or the adapters as their file holds them.
             self.first_loss = self.best_loss = self.validate(as_stored=not self.adapters.is_initial)
+            self.curves.add_validation(self.expert_steps, self.first_loss)
         while not self.is_done and (
             until is None or self.expert_steps < until or (self._router_is_due and not ends_before_router)
         ):
@@ -142,6 +145,7 @@ class Trainer:
         if is_best:
             self.best_loss, self.best = self.last_loss, self.adapters.arrays()
         if validation is not None:
+            self.curves.add_validation(self.expert_steps, validation)
             self.stale_periods = 0 if is_best else self.stale_periods + 1
             if 0 < self.schedule.patience <= self.stale_periods:
                 self.schedule = self.schedule.ended(self.expert_steps)
@@ -156,6 +160,7 @@ class Trainer:
         joining = [self.router] if self.schedule.jointly and self.router is not None else []
         loss = self._optimise([self.experts, *joining], batch, self.caches and self.caches[0])
         self.expert_steps += 1
+        self.curves.add_training(self.expert_steps, loss)
         return loss
 
     def _router_step(self, router: RouterAdamW, batch: Batch) -> float:
@@ -250,6 +255,7 @@ class Trainer:
             "expert_steps": self.expert_steps, "router_steps": self.router_steps, "first_loss": self.first_loss,
             "best_loss": self.best_loss, "schedule": self.schedule.facts(), "layout": asdict(self.adapters.layout),
             "last_loss": self.last_loss, "scores": self.scores, "stale_periods": self.stale_periods,
+            KEY: self.curves.facts(),
         }  # fmt: skip
         return arrays, progress
 
@@ -262,6 +268,7 @@ class Trainer:
         self.first_loss, self.best_loss = progress["first_loss"], progress["best_loss"]
         self.last_loss, self.scores = progress["last_loss"], progress.get("scores")
         self.stale_periods = progress.get("stale_periods", 0)
+        self.curves = Curves(progress.get(KEY))
 
     def restore_moments(self, arrays: Arrays) -> None:
         """Those of a state whose layout is the same, and nothing else of it."""
@@ -274,3 +281,4 @@ class Trainer:
         """Forgets losses and best state, which are those of another text: the present state is what is to be beaten."""
         self.first_loss, self.best_loss, self.last_loss = None, math.inf, math.nan
         self.best, self.scores, self.stale_periods = self.adapters.arrays(), None, 0
+        self.curves.forget_validation()

@@ -27,7 +27,7 @@ class Point(NamedTuple):
 
 def bars(name: str, title: str, points: Sequence[Point], say: Number, is_count: bool = False) -> str:
     """One bar a round; `say` formats a value, `is_count` keeps the scale to whole numbers."""
-    scale = _ticks(0.0, max((point.value or 0.0 for point in points), default=0.0), is_count)
+    scale = ticks(0.0, max((point.value or 0.0 for point in points), default=0.0), is_count)
     step = (WIDTH - LEFT - RIGHT) / max(1, len(points))
     width = min(MAX_BAR, step * 0.78)
     drawn = []
@@ -47,7 +47,7 @@ def line(name: str, title: str, points: Sequence[Point], say: Number) -> str:
     known = [point.value for point in points if point.value is not None]
     low, high = min(known, default=0.0), max(known, default=1.0)
     room = (high - low) * 0.08 or max(abs(high) * 0.02, 0.01)
-    scale = _ticks(low - room, high + room)
+    scale = ticks(low - room, high + room)
     step = (WIDTH - LEFT - RIGHT) / max(1, len(points))
     places = [(LEFT + (index + 0.5) * step, point) for index, point in enumerate(points)]
     uprights = "".join(
@@ -103,7 +103,7 @@ def _axes(points: Sequence[Point], scale: Sequence[float], say: Number, step: fl
     return lines + labels
 
 
-def _ticks(low: float, high: float, is_count: bool = False) -> list[float]:
+def ticks(low: float, high: float, is_count: bool = False) -> list[float]:
     """Three to six round numbers, the first not above `low` and the last not below `high`."""
     # Differences in the last bits do not count, and a third of the smallest number is 0.
     span = high - low if high - low > max(1e-12 * max(abs(low), abs(high)), 1e-300) else 1.0

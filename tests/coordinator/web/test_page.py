@@ -196,7 +196,7 @@ def test_the_page_loads_nothing_and_every_reference_is_met(fleet):
 @given(some.floats(-1e9, 1e9), some.floats(0, 1e9), some.booleans())
 def test_ticks_are_few_evenly_spaced_and_hold_all_values(low, span, is_count):
     high = low + span
-    ticks = charts._ticks(low, high, is_count)
+    ticks = charts.ticks(low, high, is_count)
     gap = ticks[1] - ticks[0]
     assert 2 <= len(ticks) <= 7
     assert ticks[0] <= low + gap * 1e-6
