@@ -33,13 +33,14 @@ def plan(
     home = homes.locate()
     with notes.status("measuring the processor"):
         resolved = resolve(home, home.settings(), profile, lines or (), measure=measure)
-    plan, rates, settings = resolved.plan, resolved.rates, resolved.settings
+    plan, rates, settings = resolved.plan, resolved.rates, _with_likely_steps(home, resolved.settings)
     others = planner.neighbours(plan, resolved.base, rates)
     talk = _plan_chat(home, settings, profile)
     if json:
         block_format = settings.storage().fake_format
         print_json({
-            "plan": asdict(plan) | {"minutes": _minutes(plan, settings), "block_format": block_format},
+            "plan": asdict(plan)
+            | {"steps": settings.train.steps, "minutes": _minutes(plan, settings), "block_format": block_format},
             "chat": talk if isinstance(talk, str) else asdict(talk),
             "rates": None if rates is None else asdict(rates),
             "neighbours": [asdict(each) | {"minutes": _minutes(each, settings)} for each in others],
@@ -48,6 +49,18 @@ def plan(
     show(plan, settings, others)
     _show_chat(talk)
     next_command(find_next(home, settings, has_new_text=True))
+
+
+def _with_likely_steps(home: Home, settings: Config) -> Config:
+    """With the steps of a training of this text, as long as its tokens were not counted."""
+    from comigs_edge.planning.plan import training_tokens
+    from comigs_edge.training.schedule import make_schedule
+
+    train, tokens = settings.train, training_tokens(home, settings)
+    if train.batch is None or train.context is None or tokens is None:
+        return settings
+    steps = make_schedule(settings, train.batch, None, -(-tokens // train.context)).steps
+    return replace(settings, train=replace(train, steps=steps))
 
 
 def _plan_chat(home: Home, settings: Config, profile: str | None) -> ChatPlan | str:
@@ -89,8 +102,8 @@ def show(plan: Plan, settings: Config, neighbours: list[Plan]) -> None:
     })  # fmt: skip
     if plan.step_seconds is not None:
         train = settings.train
-        most = "" if train.passes is None and not train.patience else "at most "
-        steps = f"{most}{train.steps} expert steps and their router steps, {plan.step_seconds:.1f} s each"
+        about = "at most" if train.patience else "about"
+        steps = f"{about} {train.steps} expert steps and their router steps, {plan.step_seconds:.1f} s each"
         _show_lines({"time": f"{_minutes(plan, settings):.0f} minutes"}, {"time": steps})
     for each in neighbours:
         time = "" if each.step_seconds is None else f", {_minutes(each, settings):.0f} minutes"

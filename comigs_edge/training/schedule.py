@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from comigs_edge.home.config import Config, Course
 
 CLOSING_SHARE = 0.1  # of the expert steps
+FEWEST = 10  # expert steps, however little text there is
 DECAY_SHARE = 0.2  # of the steps before it, that a constant rate takes to fall
 
 _LATER = ("closing_steps", "schedule", "patience", "decay_from", "rate_factor")  # what the first versions did not know
@@ -98,13 +99,13 @@ class Schedule:
 def make_schedule(settings: Config, batch: int, steps: int | None, rows: int | None = None) -> Schedule:
     """The schedule that the settings ask for, with `batch` rows a step.
 
-    Those who name `steps` get that many. Otherwise the settings' are the most, after the router's first turn `rows` of text
-    are read no more often than they say, and patience may end it.
+    Those who name `steps` get that many. Otherwise the settings' are the most, after the first few `rows` of text are read no
+    more often than they say, and patience may end it.
     """
     train, storage, rates = settings.train, settings.storage(), settings.learning_rates()
     enough = train.steps
-    if rows is not None and train.passes is not None:
-        enough = max(train.router_period, math.ceil(train.passes * rows / batch))
+    if rows is not None:
+        enough = max(FEWEST, math.ceil(train.passes * rows / batch))
     return Schedule(
         steps=steps or min(train.steps, enough), batch=batch, schedule=train.schedule, patience=0 if steps else train.patience,
         expert_learning_rate=rates[0], final_learning_rate=rates[1],
