@@ -75,7 +75,7 @@ def find_base(name_or_file: str) -> tuple[str, Path]:
     if not path.exists():
         raise ComigsError(
             f"the base {name_or_file} does not exist; name a .gguf file, a Hugging Face folder or one of "
-            f"{', '.join(PACKAGED_BASES)}, or get one with: comigs-edge models pull NAME"
+            f"{', '.join(PACKAGED_BASES)}, or get one with: comigs-edge bases pull NAME"
         )
     if not (path.is_file() or path.is_dir()):  # a pipe would be waited for
         raise ComigsError(f"the base {name_or_file} is no ordinary file; name a .gguf file or a Hugging Face folder")
@@ -105,7 +105,7 @@ def base_name(path: Path) -> str:
 
 
 def bases_folder() -> Path:
-    """Where `models pull` puts bases, for every home of this user; `COMIGS_EDGE_BASES` names another place."""
+    """Where `bases pull` puts bases, for every home of this user; `COMIGS_EDGE_BASES` names another place."""
     named = os.environ.get("COMIGS_EDGE_BASES")
     return Path(named).expanduser().absolute() if named else platformdirs.user_cache_path("comigs-edge") / "bases"
 

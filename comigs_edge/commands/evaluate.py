@@ -55,7 +55,7 @@ def evaluate(
         torch.set_num_threads(settings.threads("train"))
         documents = corpus(home, settings)
         documents.check_enough()
-        adapters, _ = models.newest_adapters(home, settings)  # tells at once if there is nothing to measure
+        adapters, manifest = models.newest_adapters(home, settings)  # tells at once if there is nothing to measure
         elsewhere = elsewhere or adapters.layout.zero_expert
         del adapters
         tokenizer = Tokenizer(home.base_file, settings.model.thinking)
@@ -68,7 +68,17 @@ def evaluate(
     for name in MODELS:
         with bar(f"measuring {name}") as progress:
             scores[name] = _score(name, home, settings, text, engine, count_up(progress, tokens))
-    _report(scores, text, learned, engine, _measure_elsewhere(home, settings, tokenizer) if elsewhere else None, json)
+    lost = _measure_elsewhere(home, settings, tokenizer) if elsewhere else None
+    _note(home, manifest["version"], scores, lost)
+    _report(scores, text, learned, engine, lost, json)
+
+
+def _note(home: Home, version: int, scores: dict[str, Score | None], elsewhere: Elsewhere | None) -> None:
+    """Keeps with the version what `models list` shows of it."""
+    from comigs_edge.home.versions import note_measured
+
+    bits = {name: score.bits_per_byte for name, score in scores.items() if score is not None}
+    note_measured(home.adapters, version, {"bits_per_byte": bits} | ({"elsewhere": elsewhere._asdict()} if elsewhere else {}))
 
 
 def _measure_elsewhere(home: Home, settings: Config, tokenizer: Tokenizer) -> Elsewhere:

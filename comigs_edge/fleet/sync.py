@@ -19,7 +19,7 @@ from comigs_edge.fleet.outcome import Judge, Judgement, Outcome
 from comigs_edge.home.config import Config
 from comigs_edge.home.folder import Home
 from comigs_edge.home.marks import Mark, read_mark
-from comigs_edge.home.versions import Saved, load, save, versions
+from comigs_edge.home.versions import Saved, load, notes_of, save, versions
 from comigs_edge.planning.plan import resolve
 from comigs_edge.progress import Progress
 from coordinator.protocol import wire
@@ -98,9 +98,7 @@ def _saved(home: Home, settings: Config) -> Saved:
 
 def _publish(home: Home, settings: Config, saved: Saved, generalist: Arrays, number: int | None, books: Books) -> int:
     """The adapters with another generalist, as their next version."""
-    written_by_save = ("version", "base_sha256", "layout", "sha256")
-    notes = {name: value for name, value in saved.manifest.items() if name not in written_by_save}
-    notes |= {"generalist": number, **Mark(books.mark, books.standing.unsent_tokens).facts()}
+    notes = notes_of(saved.manifest) | {"generalist": number, **Mark(books.mark, books.standing.unsent_tokens).facts()}
     return save(home.adapters, saved.arrays | generalist, saved.layout, settings.base.sha256, notes)
 
 

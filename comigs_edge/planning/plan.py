@@ -14,7 +14,7 @@ from comigs_edge.base.hparams import HParams, read_hparams
 from comigs_edge.errors import ComigsError
 from comigs_edge.home.config import ChatConfig, Config, ModelConfig, TrainConfig
 from comigs_edge.home.folder import Home, corpus
-from comigs_edge.home.versions import read_manifest, versions
+from comigs_edge.home.versions import KEPT_VERSIONS, read_manifest, versions
 from comigs_edge.nn.experts import FORMS, ExpertsConfig, expected_shapes, experts_per_token
 from coordinator.protocol.settings import SettingsError, convert
 from profiles import RULES, DeviceProfile
@@ -261,8 +261,8 @@ def check_disk(home: Home, plan: Plan, base: Sizes) -> None:
     """Raises `ComigsError` unless checkpoints, adapters and an exported file have room."""
     trained = (1 + plan.specialists) * (base.expert_weights + base.num_blocks * base.width)
     trained = trained * (plan.blocks or base.num_blocks) // base.num_blocks
-    # Two generations of the state and one that is being written, 16 bytes a weight each; four versions of the adapters.
-    needed = trained * (3 * 16 + 4 * 4) + base.file_size
+    # Two generations of the state and one that is being written, 16 bytes a weight each; the versions of the adapters.
+    needed = trained * (3 * 16 + (1 + KEPT_VERSIONS) * 4) + base.file_size
     free = shutil.disk_usage(home.root).free
     if free < needed:
         raise ComigsError(
