@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Annotated, NamedTuple, Optional, cast
 import typer
 
 import profiles
-from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
+from comigs_edge.base.catalogue import DEFAULT_BASE, PACKAGED_BASES, find_base
 from comigs_edge.base.hparams import HParams, check_tensors, read_hparams
 from comigs_edge.base.parts import is_part, join
 from comigs_edge.commands.console import bar, counted, fact, next_command, out, print_json, size, warn
@@ -20,7 +21,6 @@ from comigs_edge.home import config_file
 from comigs_edge.home import folder as homes
 from comigs_edge.home.config import DEFAULT_FORMAT, Config, Format, ModelConfig
 from comigs_edge.home.folder import Home
-from comigs_edge.home.versions import KEPT_VERSIONS
 from comigs_edge.nn.experts import FORMS, Form, default_form, expected_shapes
 from comigs_edge.planning.plan import check_format
 from comigs_edge.progress import count_up
@@ -63,7 +63,7 @@ def init(
     """Make the home of your model: its base, its settings, and a place for your text."""
     from comigs_edge.training.next_step import find_next
 
-    home, before = homes.locate(), None
+    home, before, origin = homes.locate(), None, None
     is_new = not home.exists
     if is_new or force:
         profiles.load(profile or "auto")
@@ -72,6 +72,7 @@ def init(
         wanted = Wanted(*find_base(base or DEFAULT_BASE), format.upper(), expert_form, profile, specialists)
         with nullcontext() if is_new else home.lock("init"):
             before = _read_settings(home) if base is not None else None
+            origin = _origin(home, before.base.name) if before else None
             settings = _make_home(home, wanted, before)
     else:
         settings = home.settings()
@@ -82,7 +83,7 @@ def init(
     _say_made(home, is_new or force)
     _print_plan(home, settings)
     if before is not None and before.base.sha256 != settings.base.sha256:
-        _say_lost(home, before)
+        _say_lost(home, before.base.name, origin)
     if is_new and base is None:
         _advise(home, settings)
     next_command(then)
@@ -146,23 +147,31 @@ def _make_home(home: Home, wanted: Wanted, before: Config | None) -> Config:
         )  # fmt: skip
 
 
-def _say_lost(home: Home, before: Config) -> None:
-    """What another base means for what is there."""
+def _origin(home: Home, name: str) -> str | None:
+    """What brings the present base back: its name or file; None for one that was converted and lies in the home alone."""
+    from comigs_edge.commands.bases import here
+
+    if name in PACKAGED_BASES or name in here():
+        return name
+    return str(home.base_file.resolve()) if home.base_file.is_symlink() else None
+
+
+def _say_lost(home: Home, old: str, origin: str | None) -> None:
+    """What another base means for what is there; `origin` brings the `old` one back."""
     from comigs_edge.fleet.folder import FleetFolder
-    from comigs_edge.home.versions import versions
+    from comigs_edge.home.versions import KEPT_VERSIONS, versions
     from comigs_edge.training import checkpoint
 
-    old, made = printable(before.base.name), versions(home.adapters)
-    back = f"comigs-edge init --force --base {old}"
+    made, back = versions(home.adapters), f"comigs-edge init --force --base {shlex.quote(origin or 'FOLDER')}"
     out.print(f"\ntext, chats and settings are as they were with {old}", soft_wrap=True)
     if made:
         out.print(
-            f"what your model learned does not pass to another base: {counted(len(made), 'version')} of {old} stay in adapters/ "
-            f"until {KEPT_VERSIONS} newer ones are there, and are used again after: {back}",
+            f"what your model learned does not pass to another base: adapters/ keeps it ({counted(len(made), 'version')} of "
+            f"{old}) until {KEPT_VERSIONS} newer ones are there, and it is used again after: {back}",
             soft_wrap=True,
         )
     if checkpoint.interrupted(home.state) is not None:
-        warn(f"the interrupted training belongs to {old}, and is given up by the next one; to end it first: {back}")
+        warn(f"the interrupted training belongs to {old}, and the next one gives it up; to end it first: {back}")
     if FleetFolder(home).is_member:
         warn(f"this device's fleet trains {old}; leave it (comigs-edge leave), or go back: {back}")
 

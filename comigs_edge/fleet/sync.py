@@ -66,6 +66,10 @@ def _sync(home: Home, settings: Config, progress: Progress) -> Sync:
 
 def roll_back(home: Home, settings: Config, to: int | None) -> tuple[int, int]:
     """Returns to a kept generalist, the one before by default: its number, and the version of the adapters with it."""
+    if not FleetFolder(home).is_member:
+        raise ComigsError(
+            "this device belongs to no fleet; to go back to the version of your model before: comigs-edge models rollback"
+        )
     if read_interrupted(home) is not None:
         raise ComigsError("a training is interrupted and holds the generalist; end it first with: comigs-edge train --resume")
     saved, books = _saved(home, settings), _open(home, settings).books

@@ -85,7 +85,7 @@ def sha256(server):
 
 
 def test_a_base_is_pulled_by_name_and_becomes_a_home(run, server, tmp_path, monkeypatch):
-    entry = Entry("someone/tiny", "main", "tiny.gguf", "CC0", 1, sha256(server))
+    entry = Entry("someone/tiny", "main", "tiny.gguf", "CC0", 1, sha256(server), catalogue.CATALOGUE["qwen3-0.6b"].shape, "F32")
     monkeypatch.setitem(catalogue.CATALOGUE, "tiny-base", entry)
     monkeypatch.setenv("COMIGS_EDGE_ENDPOINT", f"http://127.0.0.1:{server.server_port}/")
     result = json.loads(run("bases", "pull", "tiny-base", "--json").stdout)
