@@ -14,6 +14,7 @@ from comigs_edge.errors import EXPECTED, ComigsError
 from comigs_edge.home import folder as homes
 from comigs_edge.home.config import Config
 from comigs_edge.home.folder import Home
+from coordinator.protocol.text import printable
 
 app = typer.Typer(
     no_args_is_help=True, help="Versions of your model: what is kept, going back, deleting. (Bases: comigs-edge bases.)"
@@ -136,6 +137,26 @@ def rm(
     next_command("comigs-edge models list")
 
 
+@app.command("import")
+def import_(
+    path: Annotated[Path, typer.Argument(metavar="FOLDER|FILE", help="A folder as PEFT saves it, or a GGUF adapter.")],
+    specialist: Annotated[int, typer.Option(metavar="N", min=1, help="The specialist that starts with it.")] = 1,
+    json: JSON = False,
+) -> None:
+    """Start a specialist with a LoRA that somebody else trained for this base; LoRA experts only."""
+    from comigs_edge.training.imported import start_specialist
+
+    home, settings = _open()
+    with home.lock("models import"):
+        _refuse_interrupted(home, "what is imported", "comigs-edge train --fresh")
+        version = start_specialist(home, settings, path.expanduser().absolute(), specialist)
+    if json:
+        print_json(_describe(home, settings, version))
+        return
+    out.print(f"specialist {specialist} starts with {printable(path.name)}, as version {version} of your model", soft_wrap=True)
+    next_command("comigs-edge train")
+
+
 @app.command("pull", hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def pull(context: typer.Context) -> NoReturn:
     """What `bases pull` was called once."""
@@ -162,15 +183,10 @@ def _use(home: Home, settings: Config, version: int, drop_training: bool, json: 
 
     with home.lock("models use"):
         find(home.adapters, version)
-        state = checkpoint.interrupted(home.state)
-        if state is not None and not drop_training:
-            done, steps = state.progress["expert_steps"], state.progress["schedule"]["steps"]
-            raise ComigsError(
-                f"a training was interrupted at expert step {done} of {steps} and would go on without version {version}; end it "
-                f"first with: comigs-edge train --resume, or give it up with: comigs-edge models use {version} --drop-training"
-            )
+        if not drop_training:
+            _refuse_interrupted(home, f"version {version}", f"comigs-edge models use {version} --drop-training")
         newest = use(home.adapters, read_hparams(GGUFFile(home.base_file)), settings.base.sha256, version)
-        if state is not None:
+        if checkpoint.interrupted(home.state) is not None:
             drop(home)  # once the version is in use: a kill before loses neither
     if json:
         print_json(_describe(home, settings, newest) | {"used": version})
@@ -179,6 +195,18 @@ def _use(home: Home, settings: Config, version: int, drop_training: bool, json: 
     out.print(f"version {version} is in use{is_copy}; the next training goes on from it", soft_wrap=True)
     _say_fleet(home, version)
     next_command("comigs-edge chat")
+
+
+def _refuse_interrupted(home: Home, what: str, give_up: str) -> None:
+    """Raises `ComigsError` where a training would go on from something else."""
+    from comigs_edge.training import checkpoint
+
+    if (state := checkpoint.interrupted(home.state)) is not None:
+        done, steps = state.progress["expert_steps"], state.progress["schedule"]["steps"]
+        raise ComigsError(
+            f"a training was interrupted at expert step {done} of {steps} and would go on without {what}; end it first with: "
+            f"comigs-edge train --resume, or give it up with: {give_up}"
+        )
 
 
 def _say_fleet(home: Home, version: int) -> None:
@@ -205,7 +233,8 @@ def _describe(home: Home, settings: Config, version: int) -> dict[str, Any]:
     sha256, layout = manifest.get("base_sha256"), manifest.get("layout", {})
     is_of_base = sha256 == settings.base.sha256
     own = {name: manifest.get(name) for name in (
-        "copy_of", "generalist", "expert_steps", "router_steps", "validation_loss_before", "validation_loss", "text", "sha256"
+        "copy_of", "generalist", "expert_steps", "router_steps", "validation_loss_before", "validation_loss", "text", "sha256",
+        "imported",
     )}  # fmt: skip
     return own | {
         "version": version, "in_use": version == versions(home.adapters)[-1], "damage": damage,
@@ -230,6 +259,7 @@ def _remarks(facts: dict[str, Any]) -> str:
         "damaged" if facts["damage"] else "", "" if facts["is_of_base"] else f"of {facts['base']}",
         "" if facts["generalist"] is None else f"generalist {facts['generalist']}",
         "zero expert" if facts["experts"] and "zero expert" in facts["experts"] else "",
+        facts["imported"] and f"starts with {facts['imported']}",
         lost and f"{lost['change']:+.1%} elsewhere",
     )))  # fmt: skip
 

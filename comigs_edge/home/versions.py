@@ -25,7 +25,7 @@ from coordinator.protocol.wire import Arrays
 
 KEPT_VERSIONS = 5  # of different content; beside the default base each takes 13 MB of the disk
 _WRITTEN = ("version", "made", "base_sha256", "layout", "sha256")  # by `save` itself
-_OF_ONE = ("copy_of", "measured")  # notes that are true of this very version alone
+_OF_ONE = ("copy_of", "imported", "measured")  # notes that are true of this very version alone
 
 
 def versions(folder: Path) -> list[int]:
@@ -168,7 +168,8 @@ def use(folder: Path, hparams: HParams, base_sha256: str, version: int) -> int:
     with suppress(ComigsError):  # a damaged newest one is a reason to use another
         if load(folder, hparams, base_sha256).manifest["sha256"] == saved.manifest["sha256"]:
             return newest
-    notes = notes_of(saved.manifest) | {"copy_of": version, "measured": saved.manifest.get("measured", {})}
+    of_one = {name: saved.manifest[name] for name in _OF_ONE if name in saved.manifest}
+    notes = notes_of(saved.manifest) | of_one | {"copy_of": version}
     return save(folder, saved.arrays, saved.layout, base_sha256, notes)
 
 
