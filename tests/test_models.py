@@ -49,7 +49,7 @@ def test_the_list_tells_versions_apart(trained, run):
     assert [each["exports"] for each in found] == [[], [], [{"path": str(export), "bytes": export.stat().st_size}]]
     shown = run("models", "list").stdout
     assert "in use" in shown
-    assert shown.splitlines()[-1] == "next: comigs-edge models rollback"
+    assert shown.splitlines()[-1] == "next: comigs-edge models use N"
 
 
 def test_a_version_that_is_used_is_what_chat_says_and_training_goes_on_from(trained, run):

@@ -44,7 +44,7 @@ def list_(json: JSON = False) -> None:
 
     home, settings = _open()
     found = [_describe(home, settings, version) for version in versions(home.adapters)]
-    then = "comigs-edge train" if not found else "comigs-edge models show" if len(found) == 1 else "comigs-edge models rollback"
+    then = "comigs-edge train" if not found else "comigs-edge models show" if len(found) == 1 else "comigs-edge models use N"
     if json:
         print_json({"versions": found, "next": then})
         return
@@ -52,8 +52,8 @@ def list_(json: JSON = False) -> None:
         out.print("no version of your model is kept here yet (bases are shown by: comigs-edge bases list)", soft_wrap=True)
     else:
         rows = [
-            (each["version"], local_time(each["made"]), each["expert_steps"] or "", _loss(each), each["text"] or "",
-             size(each["bytes"]), size(sum(file["bytes"] for file in each["exports"])), _remarks(each))
+            (each["version"], local_time(each["made"]), each["expert_steps"] or "", _loss(each), (each["text"] or "")[:8],
+             size(each["bytes"]), _exported(each), _remarks(each))
             for each in found
         ]  # fmt: skip
         show_table(("version", "made", "steps", "validation loss", "text", "size", "exports", "remarks"), rows, long="remarks")
@@ -262,6 +262,10 @@ def _remarks(facts: dict[str, Any]) -> str:
         facts["imported"] and f"starts with {facts['imported']}",
         lost and f"{lost['change']:+.1%} elsewhere",
     )))  # fmt: skip
+
+
+def _exported(facts: dict[str, Any]) -> str:
+    return size(sum(file["bytes"] for file in facts["exports"])) if facts["exports"] else ""
 
 
 def _loss(facts: dict[str, Any]) -> str:
