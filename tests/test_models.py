@@ -157,3 +157,7 @@ def test_a_removed_texts_traces_are_found_in_a_copy_too(trained, run):
     assert "0003" in run("status").stdout  # the copy: numbers go on from the last one that is there
     run("data", "remove", "--learned")
     assert versions(Home(trained).adapters) == []
+
+
+def test_the_fleets_way_back_names_this_one_where_there_is_no_fleet(ready, run):
+    assert "comigs-edge models rollback" in run("rollback", code=1).stderr.replace("\n", " ")
