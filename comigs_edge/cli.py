@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from comigs_edge import __version__
 from comigs_edge.commands import (
+    bases,
     bench,
     chat,
     chats,
@@ -89,6 +90,7 @@ for command in COMMANDS:
 app.add_typer(data.app, name="data")
 app.add_typer(chats.app, name="chats")
 app.add_typer(models.app, name="models")
+app.add_typer(bases.app, name="bases")
 app.add_typer(service.app, name="service")
 
 

@@ -181,5 +181,5 @@ def _would_fit(subject: Subject, plan: ChatPlan, budget: int) -> str:
     while context > 64 and peak_memory(replace(subject, context=context), plan.cache, plan.batch) > budget:
         context //= 2
     if context <= 64:
-        return "end other programs, or take a smaller base: comigs-edge models list"
+        return "end other programs, or take a smaller base: comigs-edge bases list"
     return f"set context = {context} in [chat] of config.toml, or end other programs"

@@ -43,7 +43,7 @@ def make(
         + (
             f"{smallest.batch} rows of {smallest.context} tokens would fit ({_gb(least)}): set batch and context in config.toml"
             if least <= budget
-            else "end other programs, or take a smaller base: comigs-edge models list"
+            else "end other programs, or take a smaller base: comigs-edge bases list"
         )
     )
 

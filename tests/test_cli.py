@@ -340,7 +340,7 @@ def test_the_layout_hot_is_exported_evaluated_and_chatted_with(run, ready):
 def test_a_chat_goes_on_with_what_was_trained_meanwhile(run, ready, monkeypatch):
     run("train", "--steps", "2")
     shown = chat_during(run, monkeypatch, lambda: run("train", "--steps", "2"))
-    assert "your model was trained since: continuing with version 2" in shown
+    assert "your model has changed: continuing with version 2" in shown
 
 
 def test_a_line_of_the_plan_sets_what_the_settings_leave_open(ready, run):

@@ -26,6 +26,15 @@ def vocabulary() -> tuple[list[str], list[str]]:
     return SPECIALS + letters + ["".join(merge.split()) for merge in merges], merges
 
 
+def pieces() -> tuple[list[str], list[float], list[int]]:
+    """Tokens, scores and types of a vocabulary like SentencePiece's: bytes, letters and a few words."""
+    words = ["▁t", "he", "▁the", "in", "an", "er", "▁a", "st", "on", "re"]
+    letters = ["▁", *map(chr, range(ord("!"), ord("~") + 1))]
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *words, *letters]
+    scores = [0.0] * 259 + [-float(place) for place in range(len(words) + len(letters))]
+    return tokens, scores, [2, 3, 3] + [6] * 256 + [1] * (len(words) + len(letters))
+
+
 def write_llama(
     path: Path,
     *,
@@ -46,8 +55,12 @@ def write_llama(
     template: str | None = TEMPLATE,
     add_bos: bool = False,
     alignment: int | None = None,
+    pre: str | None = "smollm",
 ) -> Path:
-    """Writes the model; `quantised` names a block format for the matrices (default F32)."""
+    """Writes the model; `quantised` names a block format for the matrices (default F32).
+
+    `pre` names how text is split before byte-level merges; None: a vocabulary like SentencePiece's.
+    """
     rng = np.random.default_rng(seed)
     head = head or width // heads
     writer = gguf.GGUFWriter(path, architecture)
@@ -68,13 +81,17 @@ def write_llama(
     if linear_scaling:
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(linear_scaling)
-    tokens, merges = vocabulary()
+    tokens, merges = vocabulary() if pre else (pieces()[0], [])
     writer.add_vocab_size(len(tokens))
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
+    writer.add_tokenizer_model("gpt2" if pre else "llama")
+    writer.add_tokenizer_pre(pre or "default")
     writer.add_token_list(tokens)
-    writer.add_token_types([3] * len(SPECIALS) + [1] * (len(tokens) - len(SPECIALS)))
-    writer.add_token_merges(merges)
+    if pre:
+        writer.add_token_types([3] * len(SPECIALS) + [1] * (len(tokens) - len(SPECIALS)))
+        writer.add_token_merges(merges)
+    else:
+        writer.add_token_scores(pieces()[1])
+        writer.add_token_types(pieces()[2])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_add_bos_token(add_bos)

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import platformdirs
 
+from comigs_edge.base.hparams import HParams
 from comigs_edge.errors import ComigsError
 
 
@@ -24,34 +25,56 @@ class Entry:
     licence: str
     megabytes: int  # about; the server says it exactly
     sha256: str
+    shape: HParams
+    format: str  # block format of its matrices
+    is_tied: bool = True  # the output multiplies by the embeddings
 
 
+def _shape(
+    architecture: str, blocks: int, width: int, ff_width: int, heads: tuple[int, int], vocab_size: int, context: int, *,
+    head: int = 64, rope_base: float = 10000.0, norm_eps: float = 1e-5,
+) -> HParams:  # fmt: skip
+    """What `read_hparams` reads of an entry's file; `heads` of queries, and of keys and values."""
+    return HParams(
+        architecture=architecture, num_blocks=blocks, width=width, ff_width=ff_width, num_heads=heads[0], num_kv_heads=heads[1],
+        head_width=head, rope_width=head, rope_base=rope_base, rope_scale=1.0, norm_eps=norm_eps, vocab_size=vocab_size,
+        context_length=context,
+    )  # fmt: skip
+
+
+# From the smallest talker to the best one: what is recommended is the last that a device carries well.
 CATALOGUE = {
     "smollm2-135m-instruct-q8_0": Entry(
         "bartowski/SmolLM2-135M-Instruct-GGUF", "09816acd5d99df7be770d85ea30822623dab342c", "SmolLM2-135M-Instruct-Q8_0.gguf",
         "Apache-2.0", 145, "5a1395716f7913741cc51d98581b9b1228d80987a9f7d3664106742eb06bba83",
+        _shape("llama", 30, 576, 1536, (9, 3), 49152, 8192, rope_base=100000.0), "Q8_0",
     ),
     "smollm2-360m-instruct": Entry(
         "HuggingFaceTB/SmolLM2-360M-Instruct-GGUF", "593b5a2e04c8f3e4ee880263f93e0bd2901ad47f",
         "smollm2-360m-instruct-q8_0.gguf", "Apache-2.0", 386,
         "48ab3034d0dd401fbc721eb1df3217902fee7dab9078992d66431f09b7750201",
-    ),
-    "qwen2.5-0.5b-instruct": Entry(
-        "Qwen/Qwen2.5-0.5B-Instruct-GGUF", "9217f5db79a29953eb74d5343926648285ec7e67", "qwen2.5-0.5b-instruct-q4_0.gguf",
-        "Apache-2.0", 429, "7671c0c304e6ce5a7fc577bcb12aba01e2c155cc2efd29b2213c95b18edaf6ed",
-    ),
-    "qwen3-0.6b": Entry(
-        "Qwen/Qwen3-0.6B-GGUF", "23749fefcc72300e3a2ad315e1317431b06b590a", "Qwen3-0.6B-Q8_0.gguf", "Apache-2.0", 639,
-        "9465e63a22add5354d9bb4b99e90117043c7124007664907259bd16d043bb031",
+        _shape("llama", 32, 960, 2560, (15, 5), 49152, 8192, rope_base=100000.0), "Q8_0",
     ),
     "tinyllama-1.1b-chat": Entry(
         "TheBloke/TinyLlama-1.1B-Chat-v1.0-GGUF", "52e7645ba7c309695bec7ac98f4f005b139cf465",
         "tinyllama-1.1b-chat-v1.0.Q4_0.gguf", "Apache-2.0", 638,
         "da3087fb14aede55fde6eb81a0e55e886810e43509ec82ecdc7aa5d62a03b556",
+        _shape("llama", 22, 2048, 5632, (32, 4), 32000, 2048), "Q4_0", is_tied=False,
+    ),
+    "qwen2.5-0.5b-instruct": Entry(
+        "Qwen/Qwen2.5-0.5B-Instruct-GGUF", "9217f5db79a29953eb74d5343926648285ec7e67", "qwen2.5-0.5b-instruct-q4_0.gguf",
+        "Apache-2.0", 429, "7671c0c304e6ce5a7fc577bcb12aba01e2c155cc2efd29b2213c95b18edaf6ed",
+        _shape("qwen2", 24, 896, 4864, (14, 2), 151936, 32768, rope_base=1e6, norm_eps=1e-6), "Q4_0", is_tied=False,
+    ),
+    "qwen3-0.6b": Entry(
+        "Qwen/Qwen3-0.6B-GGUF", "23749fefcc72300e3a2ad315e1317431b06b590a", "Qwen3-0.6B-Q8_0.gguf", "Apache-2.0", 639,
+        "9465e63a22add5354d9bb4b99e90117043c7124007664907259bd16d043bb031",
+        _shape("qwen3", 28, 1024, 3072, (16, 8), 151936, 40960, head=128, rope_base=1e6, norm_eps=1e-6), "Q8_0",
     ),
     "llama-3.2-1b-instruct": Entry(
         "bartowski/Llama-3.2-1B-Instruct-GGUF", "067b946cf014b7c697f3654f621d577a3e3afd1c", "Llama-3.2-1B-Instruct-Q8_0.gguf",
         "Llama 3.2 Community", 1321, "432f310a77f4650a88d0fd59ecdd7cebed8d684bafea53cbff0473542964f0c3",
+        _shape("llama", 16, 2048, 8192, (32, 8), 128256, 131072, rope_base=500000.0), "Q8_0",
     ),
 }  # fmt: skip
 DEFAULT_BASE = "smollm2-135m-instruct"
@@ -75,7 +98,7 @@ def find_base(name_or_file: str) -> tuple[str, Path]:
     if not path.exists():
         raise ComigsError(
             f"the base {name_or_file} does not exist; name a .gguf file, a Hugging Face folder or one of "
-            f"{', '.join(PACKAGED_BASES)}, or get one with: comigs-edge models pull NAME"
+            f"{', '.join(PACKAGED_BASES)}, or get one with: comigs-edge bases pull NAME"
         )
     if not (path.is_file() or path.is_dir()):  # a pipe would be waited for
         raise ComigsError(f"the base {name_or_file} is no ordinary file; name a .gguf file or a Hugging Face folder")
@@ -105,7 +128,7 @@ def base_name(path: Path) -> str:
 
 
 def bases_folder() -> Path:
-    """Where `models pull` puts bases, for every home of this user; `COMIGS_EDGE_BASES` names another place."""
+    """Where `bases pull` puts bases, for every home of this user; `COMIGS_EDGE_BASES` names another place."""
     named = os.environ.get("COMIGS_EDGE_BASES")
     return Path(named).expanduser().absolute() if named else platformdirs.user_cache_path("comigs-edge") / "bases"
 

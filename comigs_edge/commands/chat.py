@@ -135,7 +135,7 @@ def _renewal(home: Home, settings: Config, version: int) -> Callable[[Chat], Non
             try:
                 personal = _personal(home, settings)
                 session.swap(personal.path, personal.adapters)
-                out.print(f"your model was trained since: continuing with version {newest}", style="dim")
+                out.print(f"your model has changed: continuing with version {newest}", style="dim")
             except EXPECTED as error:
                 out.print(f"version {newest} cannot be used, continuing with the one before: {sentence(error)}", style="dim")
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import shlex
 import sys
-from contextlib import suppress
-from datetime import datetime, timezone
 from enum import Enum
 from typing import Annotated, Any, Optional
 
 import typer
 
-from comigs_edge.commands.console import counted, fact, next_command, notes, out, print_json, show_table
+from comigs_edge.commands.console import counted, fact, local_time, next_command, notes, out, print_json, show_table
 from comigs_edge.data.corpus import Corpus
 from comigs_edge.errors import ComigsError
 from comigs_edge.home import folder as homes
@@ -48,7 +46,9 @@ def list_(json: JSON = False) -> None:
     elif not chats:
         out.print(NONE)
     else:
-        rows = [(each["id"], _local(each["changed"]), each["messages"], _marks(each), _shorten(each["first"])) for each in chats]
+        rows = [
+            (each["id"], local_time(each["changed"]), each["messages"], _marks(each), _shorten(each["first"])) for each in chats
+        ]
         show_table(("id", "last message", "messages", "marks", "begins"), rows, long="begins")
         next_command("comigs-edge chat -c")
 
@@ -164,10 +164,3 @@ def _marks(chat: dict[str, Any]) -> str:
 def _shorten(text: str) -> str:
     text = " ".join(text.split())
     return text if len(text) <= _TITLE else f"{text[: _TITLE - 1]}…"
-
-
-def _local(time: str) -> str:
-    """A time in UTC as the clock here has it."""
-    with suppress(ValueError, OverflowError):
-        return f"{datetime.fromisoformat(time).replace(tzinfo=timezone.utc).astimezone():%Y-%m-%d %H:%M}"
-    return time

@@ -10,6 +10,7 @@ import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
 from typing import Any
 
 from rich.cells import cell_len
@@ -193,6 +194,13 @@ def fact(name: str, value: object, width: int = 0, mark: Text | str = "") -> Non
 def counted(count: int, what: str) -> str:
     """1 update, 2 updates."""
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+def local_time(time: str) -> str:
+    """A time in UTC (ISO 8601) as the clock here has it."""
+    with suppress(ValueError, OverflowError):
+        return f"{datetime.fromisoformat(time.removesuffix('Z')).replace(tzinfo=timezone.utc).astimezone():%Y-%m-%d %H:%M}"
+    return time
 
 
 def size(count: float) -> str:

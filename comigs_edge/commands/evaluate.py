@@ -12,6 +12,7 @@ from comigs_edge.commands.console import bar, next_command, notes, out, print_js
 from comigs_edge.home import folder as homes
 from comigs_edge.home.config import Config
 from comigs_edge.home.folder import Home, corpus
+from comigs_edge.home.versions import note_measured, versions
 from comigs_edge.progress import Advance, count_up
 from profiles.detect import usable_memory
 
@@ -53,14 +54,16 @@ def evaluate(
 
     wanted = planning.parse(lines or [], planning.GPU_LINE).get("gpu_layers", settings.chat.gpu_layers)
     layout, tokenizer, text = open_test(home, settings)
-    elsewhere = elsewhere or layout.zero_expert
+    elsewhere, version = elsewhere or layout.zero_expert, versions(home.adapters)[-1]
     learned = share_of_learned(home, settings)
     scores = {}
     tokens = sum(len(window.ids) for window in text.windows)
     for name in MODELS:
         with bar(f"measuring {name}") as progress:
             scores[name] = _score(name, home, settings, text, engine, wanted, count_up(progress, tokens))
-    _report(scores, text, learned, engine, find_elsewhere(home, settings, tokenizer) if elsewhere else None, json)
+    lost = find_elsewhere(home, settings, tokenizer) if elsewhere else None
+    _note(home, version, scores, lost)
+    _report(scores, text, learned, engine, lost, json)
 
 
 def open_test(home: Home, settings: Config) -> tuple[ExpertsConfig, Tokenizer, TestText]:
@@ -82,6 +85,12 @@ def open_test(home: Home, settings: Config) -> tuple[ExpertsConfig, Tokenizer, T
     with bar("reading the test text") as progress:
         encoded = list(encode(documents, tokenizer, "test", [], progress))
     return layout, tokenizer, prepare(encoded, tokenizer, settings.evaluate.context, settings.evaluate.max_tokens)
+
+
+def _note(home: Home, version: int, scores: dict[str, Score | None], elsewhere: Elsewhere | None) -> None:
+    """Keeps with the version what `models list` shows of it."""
+    bits = {name: score.bits_per_byte for name, score in scores.items() if score is not None}
+    note_measured(home.adapters, version, {"bits_per_byte": bits} | ({"elsewhere": elsewhere._asdict()} if elsewhere else {}))
 
 
 def share_of_learned(home: Home, settings: Config) -> float:

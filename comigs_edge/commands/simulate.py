@@ -91,7 +91,7 @@ def _open(
     """Reads text and base."""
     name, file = find_base(base)
     if not file.is_file():
-        raise ComigsError(f"the base {name} is a folder; name a GGUF file, or get one with: comigs-edge models pull NAME")
+        raise ComigsError(f"the base {name} is a folder; name a GGUF file, or get one with: comigs-edge bases pull NAME")
     with notes.status("loading torch and the tokenizer"):
         import torch
 

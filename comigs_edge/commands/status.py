@@ -49,8 +49,9 @@ def _show(facts: dict[str, Any]) -> None:
                 ("removed", f"text that was removed was learned by {remains}; delete with: comigs-edge data remove --learned")
             )
         if made:
-            losses = f"{made['validation_loss_before']:.4f} before, {made['validation_loss']:.4f} after"
-            rows.append(("adapters", f"version {made['version']}, validation loss {losses}"))
+            before, after = made.get("validation_loss_before"), made.get("validation_loss")  # none of what was imported
+            losses = "" if before is None else f", validation loss {before:.4f} before, {after:.4f} after"
+            rows.append(("adapters", f"version {made['version']}{losses}"))
         if fleet := facts["fleet"]:
             rows.append(("fleet", _fleet_line(fleet)))
         rows += [("model", f"{printable(model['path'])}, {size(model['bytes'])}") for model in facts["models"]]

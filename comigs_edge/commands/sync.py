@@ -43,7 +43,7 @@ def sync(
 def rollback(
     to: Annotated[Optional[int], typer.Option(help="Number of a generalist that is kept; default: the one before.")] = None,
 ) -> None:
-    """Return to an older generalist of the fleet; the three newest are kept."""
+    """Return to an older generalist of the fleet; the three newest are kept. (models rollback: to an older model of yours.)"""
     from comigs_edge.commands.console import next_command, out
     from comigs_edge.fleet.sync import roll_back
 

@@ -101,7 +101,7 @@ def _train(
             from comigs_edge.training.loop import run_training
         with TrainScreen(run, pauses.working_time, home.holder_file) as screen:
             outcome = run_training(run, pauses, fleet, screen)
-        elsewhere = _measure_elsewhere(run) if run.is_done and outcome.version is not None else None
+        elsewhere = _measure_elsewhere(run, outcome.version) if run.is_done and outcome.version is not None else None
     _report(home, run, outcome, pauses.seconds, None if is_alone else fleet, elsewhere, json)
 
 
@@ -165,9 +165,10 @@ def _make_ordinary(run: TrainingRun, pauses: Pauses) -> None:
         run.make_ordinary(show)
 
 
-def _measure_elsewhere(run: TrainingRun) -> Elsewhere | None:
+def _measure_elsewhere(run: TrainingRun, version: int) -> Elsewhere | None:
     """What the newest adapters have lost on the base's own answers; None without those, or after Ctrl-C: all is saved."""
     from comigs_edge.export.folder import newest_adapters
+    from comigs_edge.home.versions import note_measured
     from comigs_edge.inference.elsewhere import measure_elsewhere
     from comigs_edge.nn.model import Model
 
@@ -177,7 +178,9 @@ def _measure_elsewhere(run: TrainingRun) -> Elsewhere | None:
     model = Model(run.base, adapters.to(run.base.device))
     model.block_format = run.settings.storage().fake_format
     with suppress(KeyboardInterrupt), notes.status("measuring what is lost elsewhere"):
-        return measure_elsewhere(model, run.ordinary[1].answers)
+        measured = measure_elsewhere(model, run.ordinary[1].answers)
+        note_measured(run.home.adapters, version, {"elsewhere": measured._asdict()})
+        return measured
     return None
 
 

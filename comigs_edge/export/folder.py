@@ -21,12 +21,13 @@ from comigs_edge.export.merged import BASE_KEY, SOURCE_KEY, Exported, Origin, ex
 from comigs_edge.export.replace import replace_experts
 from comigs_edge.home.config import Config, Storage
 from comigs_edge.home.folder import Home
-from comigs_edge.home.versions import KEPT_VERSIONS, load, read_manifest, versions
+from comigs_edge.home.versions import load, read_manifest, versions
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.progress import SILENT, Progress
 from quantize.formats import QuantizeError
 from quantize.gguf_file import GGUFFile
 
+KEPT_EXPORTS = 3  # of the last versions; one is as large as the base
 _NAME = re.compile(r"personal-(?P<version>\d{4})-(?:hot-F(?:16|32)-(?:generalist|specialists)|(?P<format>[A-Z0-9_]+))\.gguf")
 
 
@@ -53,7 +54,7 @@ def export_newest(
     base, origin, target = GGUFFile(home.base_file), Origin(manifest["sha256"], settings.base.sha256), output
     if target is None:
         target = home.models / f"personal-{manifest['version']:04d}-{storage.format}.gguf"
-        _remove_old(home, manifest["version"] - KEPT_VERSIONS)
+        _remove_old(home, manifest["version"])
         newest = max((path for path, name in _exports(home) if name["format"] == storage.format), default=None)
         if newest is not None and not adapters.form.is_low_rank:
             with suppress(QuantizeError):  # the file is damaged: it is made anew
@@ -98,7 +99,7 @@ def _export_hot(
     for part, path in parts.items():
         hot.write_adapter(base, adapters, part, format_name, path, manifest["sha256"])
     if folder == home.models:
-        _remove_old(home, manifest["version"] - KEPT_VERSIONS)
+        _remove_old(home, manifest["version"])
     total = sum(path.stat().st_size for path in (target, *parts.values()))
     return Exported(target, total, sha256, {}, tuple(parts.values()))
 
@@ -120,10 +121,16 @@ def _holds(path: Path, key: str, sha256: str) -> bool:
         return False
 
 
-def _remove_old(home: Home, oldest: int) -> None:
-    """Deletes the exports of version `oldest` and before."""
+def exports_of(home: Home, version: int) -> list[Path]:
+    """The files that hold a version and are named here."""
+    return sorted(path for path, name in _exports(home) if int(name["version"]) == version)
+
+
+def _remove_old(home: Home, newest: int) -> None:
+    """Deletes the exports of all but the last versions, and of those that are not kept any more."""
+    kept = {version for version in versions(home.adapters) if version > newest - KEPT_EXPORTS}
     for path, name in _exports(home):
-        if int(name["version"]) <= oldest:
+        if int(name["version"]) not in kept:
             path.unlink()
 
 

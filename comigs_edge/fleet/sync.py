@@ -19,7 +19,7 @@ from comigs_edge.fleet.outcome import Judge, Judgement, Outcome
 from comigs_edge.home.config import Config
 from comigs_edge.home.folder import Home
 from comigs_edge.home.marks import Mark, read_mark
-from comigs_edge.home.versions import Saved, load, save, versions
+from comigs_edge.home.versions import Saved, load, notes_of, save, versions
 from comigs_edge.planning.plan import resolve
 from comigs_edge.progress import Progress
 from coordinator.protocol import wire
@@ -66,6 +66,10 @@ def _sync(home: Home, settings: Config, progress: Progress) -> Sync:
 
 def roll_back(home: Home, settings: Config, to: int | None) -> tuple[int, int]:
     """Returns to a kept generalist, the one before by default: its number, and the version of the adapters with it."""
+    if not FleetFolder(home).is_member:
+        raise ComigsError(
+            "this device belongs to no fleet; to go back to the version of your model before: comigs-edge models rollback"
+        )
     if read_interrupted(home) is not None:
         raise ComigsError("a training is interrupted and holds the generalist; end it first with: comigs-edge train --resume")
     saved, books = _saved(home, settings), _open(home, settings).books
@@ -98,9 +102,7 @@ def _saved(home: Home, settings: Config) -> Saved:
 
 def _publish(home: Home, settings: Config, saved: Saved, generalist: Arrays, number: int | None, books: Books) -> int:
     """The adapters with another generalist, as their next version."""
-    written_by_save = ("version", "base_sha256", "layout", "sha256")
-    notes = {name: value for name, value in saved.manifest.items() if name not in written_by_save}
-    notes |= {"generalist": number, **Mark(books.mark, books.standing.unsent_tokens).facts()}
+    notes = notes_of(saved.manifest) | {"generalist": number, **Mark(books.mark, books.standing.unsent_tokens).facts()}
     return save(home.adapters, saved.arrays | generalist, saved.layout, settings.base.sha256, notes)
 
 

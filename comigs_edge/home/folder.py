@@ -12,6 +12,7 @@ import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import filelock
@@ -22,7 +23,7 @@ from comigs_edge.base.catalogue import PACKAGED_BASES
 from comigs_edge.data.corpus import Corpus
 from comigs_edge.errors import ComigsError, remedy
 from comigs_edge.home import config_file, holder
-from comigs_edge.home.config import BaseConfig, Config, Format, ModelConfig, QuantizeConfig
+from comigs_edge.home.config import BaseConfig, Config, Format
 from comigs_edge.nn.experts import Form
 from coordinator.protocol.text import printable, well_formed
 
@@ -109,9 +110,11 @@ def locate() -> Home:
 
 def create(
     home: Home, base: tuple[str, Path], on_hash: Callable[[int], None], *, profile: str, specialists: int | None,
-    expert_form: Form, format: Format | None = None,
+    expert_form: Form, format: Format | None = None, before: Config | None = None,
 ) -> Config:  # fmt: skip
     """Makes the home's folder, base (name and file) and config.toml; texts, adapters and models that are there stay.
+
+    Settings from `before` stay too, but for those that are given here.
 
     A packaged base is copied, because its package may be upgraded; a file of the user's is linked.
     """
@@ -128,8 +131,9 @@ def create(
         source.replace(home.base_file)
     elif source.resolve() != home.base_file.resolve() or home.base_file.is_symlink():
         _install(home, source, copy=name in PACKAGED_BASES)
-    model = ModelConfig(specialists=specialists, expert_form=expert_form)
-    settings = Config(base=record, profile=profile, model=model, quantize=QuantizeConfig(format=format))
+    settings = replace(before or Config(base=record), base=record, profile=profile)
+    model = replace(settings.model, specialists=specialists, expert_form=expert_form)
+    settings = replace(settings, model=model, quantize=replace(settings.quantize, format=format))
     files.write_atomic(home.config_file, config_file.text(settings).encode())
     return config_file.read(home.config_file)
 

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +23,9 @@ from comigs_edge.nn.experts import ExpertsConfig, check_arrays, roles
 from coordinator.protocol import wire
 from coordinator.protocol.wire import Arrays
 
-KEPT_VERSIONS = 3
+KEPT_VERSIONS = 5  # of different content; beside the default base each takes 13 MB of the disk
+_WRITTEN = ("version", "made", "base_sha256", "layout", "sha256")  # by `save` itself
+_OF_ONE = ("copy_of", "imported", "measured")  # notes that are true of this very version alone
 
 
 def versions(folder: Path) -> list[int]:
@@ -43,7 +48,7 @@ def read_manifest(folder: Path, version: int) -> dict[str, Any]:
 
 
 def save(folder: Path, arrays: Arrays, layout: ExpertsConfig, base_sha256: str, notes: dict[str, Any]) -> int:
-    """Writes the next version into `folder`, all files or none; returns its number. Keeps the last three."""
+    """Writes the next version into `folder`, all files or none; returns its number. Drops old ones, see `_drop_old`."""
     files.make_folder(folder)
     files.remove_temporaries(folder)
     version = max(versions(folder), default=0) + 1
@@ -54,16 +59,58 @@ def save(folder: Path, arrays: Arrays, layout: ExpertsConfig, base_sha256: str, 
             part = {name: array for name, array in arrays.items() if name.startswith(f"{role}.")}
             if part:
                 files.write_atomic(temporary / f"{role}.safetensors", wire.encode(part))
-        manifest = {"version": version, "base_sha256": base_sha256, "layout": asdict(layout), "sha256": digest(arrays), **notes}
+        made = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        manifest = {
+            "version": version, "made": made, "base_sha256": base_sha256, "layout": asdict(layout), "sha256": digest(arrays),
+            **notes,
+        }  # fmt: skip
         files.write_atomic(temporary / "manifest.json", json.dumps(manifest, indent=1).encode())
         temporary.rename(folder / f"{version:04d}")
         files.sync_folder(folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    for old in versions(folder)[:-KEPT_VERSIONS]:
-        shutil.rmtree(folder / f"{old:04d}", ignore_errors=True)  # the new version is what counts
+    with suppress(OSError):  # the new version is what counts
+        _drop_old(folder)
     return version
+
+
+def _drop_old(folder: Path) -> None:
+    """Of the contents that were used last the first and the last version are kept: a copy has the content of another one."""
+    by_content: dict[str, list[int]] = {}
+    for version in versions(folder):
+        content = f"damaged {version}"
+        with suppress(ComigsError):
+            content = read_manifest(folder, version)["sha256"]
+        by_content.setdefault(content, []).append(version)
+    kept = sorted(by_content.values(), key=lambda each: each[-1])[-KEPT_VERSIONS:]
+    remove(folder, set(versions(folder)) - {version for each in kept for version in (each[0], each[-1])})
+
+
+def remove(folder: Path, numbers: Iterable[int]) -> None:
+    """Deletes versions, each whole or not at all. A fleet needs none but the newest: what it has of others is in its books."""
+    for version in numbers:
+        hidden = folder / f".{version:04d}"  # what a kill leaves of it goes with the next version
+        if hidden.exists():
+            shutil.rmtree(hidden)
+        (folder / f"{version:04d}").rename(hidden)
+        files.sync_folder(folder)
+        shutil.rmtree(hidden)
+
+
+def notes_of(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The notes of a version that those made of it have too."""
+    return {name: value for name, value in manifest.items() if name not in _WRITTEN + _OF_ONE}
+
+
+def note_measured(folder: Path, version: int, values: dict[str, Any]) -> None:
+    """Adds what was measured on a version to its manifest. It is only said: what the system refuses is left out."""
+    with suppress(ComigsError):
+        manifest = read_manifest(folder, version)
+        measured = manifest.get("measured", {}) | values
+        files.write_atomic(
+            folder / f"{version:04d}" / "manifest.json", json.dumps(manifest | {"measured": measured}, indent=1).encode()
+        )
 
 
 class Saved(NamedTuple):
@@ -74,28 +121,65 @@ class Saved(NamedTuple):
     manifest: dict[str, Any]
 
 
-def load(folder: Path, hparams: HParams, base_sha256: str) -> Saved:
-    """The newest version in `folder`.
-
-    Raises `ComigsError` if it is missing, if it belongs to another base, or if it is damaged.
-    """
+def find(folder: Path, version: int | None = None) -> int:
+    """The number of the newest version, or this one; raises `ComigsError` where it is not there."""
     numbers = versions(folder)
     if not numbers:
         raise ComigsError("there is no personal model yet; make one with: comigs-edge train")
-    manifest = read_manifest(folder, numbers[-1])
+    if version is not None and version not in numbers:
+        raise ComigsError(
+            f"there is no version {version} of your model, those that are kept are {', '.join(map(str, numbers))}; "
+            "see: comigs-edge models list"
+        )
+    return numbers[-1] if version is None else version
+
+
+def load(folder: Path, hparams: HParams, base_sha256: str, version: int | None = None) -> Saved:
+    """The newest version in `folder`, or the one with this number.
+
+    Raises `ComigsError` if it is missing, if it belongs to another base, or if it is damaged.
+    """
+    number = find(folder, version)
+    manifest = read_manifest(folder, number)
     if manifest["base_sha256"] != base_sha256:
         raise ComigsError(
-            f"the adapters in {folder} were trained on another base ({manifest['base_sha256'][:12]}, "
+            f"the adapters in {folder / f'{number:04d}'} were trained on another base ({manifest['base_sha256'][:12]}, "
             f"now {base_sha256[:12]}); bring that base back or train again with: comigs-edge train --fresh"
         )
     layout = ExpertsConfig(**manifest["layout"])
     arrays: Arrays = {}
-    for path in sorted((folder / f"{numbers[-1]:04d}").glob("*.safetensors")):
+    for path in sorted((folder / f"{number:04d}").glob("*.safetensors")):
         arrays |= wire.decode(path.read_bytes(), str(path))
     check_arrays(arrays, layout, hparams)
     if digest(arrays) != manifest["sha256"]:
         raise ComigsError(
-            f"the adapters in {folder / f'{numbers[-1]:04d}'} are damaged (their SHA-256 does not match the manifest); "
+            f"the adapters in {folder / f'{number:04d}'} are damaged (their SHA-256 does not match the manifest); "
             "delete that folder to return to the version before"
         )
     return Saved(layout, arrays, manifest)
+
+
+def use(folder: Path, hparams: HParams, base_sha256: str, version: int) -> int:
+    """Makes a version the newest one, as a copy of it under the next number, unless that has its content already.
+
+    Returns the newest one's number; raises what `load` raises.
+    """
+    saved, newest = load(folder, hparams, base_sha256, version), versions(folder)[-1]
+    with suppress(ComigsError):  # a damaged newest one is a reason to use another
+        if load(folder, hparams, base_sha256).manifest["sha256"] == saved.manifest["sha256"]:
+            return newest
+    of_one = {name: saved.manifest[name] for name in _OF_ONE if name in saved.manifest}
+    notes = notes_of(saved.manifest) | of_one | {"copy_of": version}
+    return save(folder, saved.arrays, saved.layout, base_sha256, notes)
+
+
+def find_before(folder: Path) -> int:
+    """The version before the newest one, or before the one of which that is a copy; raises `ComigsError` if there is none."""
+    newest = present = find(folder)
+    with suppress(ComigsError):
+        present = read_manifest(folder, newest).get("copy_of", newest)
+    older = [version for version in versions(folder) if version < present]
+    if not older:
+        copied = f", a copy of version {present}" if present != newest else ""
+        raise ComigsError(f"there is no version before the one in use, which is {newest}{copied}; see: comigs-edge models list")
+    return older[-1]

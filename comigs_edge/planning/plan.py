@@ -14,7 +14,7 @@ from comigs_edge.base.hparams import HParams, read_hparams
 from comigs_edge.errors import ComigsError
 from comigs_edge.home.config import ChatConfig, Config, ModelConfig, TrainConfig
 from comigs_edge.home.folder import Home, corpus
-from comigs_edge.home.versions import read_manifest, versions
+from comigs_edge.home.versions import KEPT_VERSIONS, read_manifest, versions
 from comigs_edge.nn.experts import FORMS, ExpertsConfig, expected_shapes, experts_per_token
 from comigs_edge.planning import offload
 from coordinator.protocol.settings import SettingsError, convert
@@ -77,13 +77,18 @@ def resolve(
 def sizes(path: Path, settings: Config) -> Sizes:
     """Of the base at `path` and of experts as the settings ask for them."""
     file = GGUFFile(path)
-    hparams = read_hparams(file)
-    one = expected_shapes(plan_experts(replace(settings.model, specialists=0, blocks=0), hparams), hparams)
+    is_tied = "output.weight" not in file.tensors
+    return sizes_of(read_hparams(file), settings.model, is_tied=is_tied, file_size=path.stat().st_size)
+
+
+def sizes_of(hparams: HParams, model: ModelConfig, *, is_tied: bool, file_size: int) -> Sizes:
+    """Of a base with these hyper-parameters and of experts as `model` asks for them."""
+    one = expected_shapes(plan_experts(replace(model, specialists=0, blocks=0), hparams), hparams)
     return Sizes(
         num_blocks=hparams.num_blocks, width=hparams.width, ff_width=hparams.ff_width, heads=hparams.num_heads,
         queries=hparams.num_heads * hparams.head_width, keys=hparams.num_kv_heads * hparams.head_width,
         vocab_size=hparams.vocab_size,
-        context_length=hparams.context_length, is_tied="output.weight" not in file.tensors, file_size=path.stat().st_size,
+        context_length=hparams.context_length, is_tied=is_tied, file_size=file_size,
         expert_weights=sum(rows * columns for rows, columns in one.values()),
     )  # fmt: skip
 
@@ -259,16 +264,20 @@ def _too_many_blocks(blocks: int, there: int) -> ComigsError:
 
 def check_disk(home: Home, plan: Plan, base: Sizes) -> None:
     """Raises `ComigsError` unless checkpoints, adapters and an exported file have room."""
-    trained = (1 + plan.specialists) * (base.expert_weights + base.num_blocks * base.width)
-    trained = trained * (plan.blocks or base.num_blocks) // base.num_blocks
-    # Two generations of the state and one that is being written, 16 bytes a weight each; four versions of the adapters.
-    needed = trained * (3 * 16 + 4 * 4) + base.file_size
-    free = shutil.disk_usage(home.root).free
+    needed, free = disk_needed(plan, base), shutil.disk_usage(home.root).free
     if free < needed:
         raise ComigsError(
             f"training writes up to {needed / 1e6:.0f} MB and {free / 1e6:.0f} MB are free on the disk of {home.root}; make "
             "room, or name another disk with COMIGS_EDGE_HOME"
         )
+
+
+def disk_needed(plan: Plan, base: Sizes) -> int:
+    """Bytes that checkpoints, adapters and an exported file take of the disk."""
+    trained = (1 + plan.specialists) * (base.expert_weights + base.num_blocks * base.width)
+    trained = trained * (plan.blocks or base.num_blocks) // base.num_blocks
+    # Two generations of the state and one that is being written, 16 bytes a weight each; the versions of the adapters.
+    return trained * (3 * 16 + (1 + KEPT_VERSIONS) * 4) + base.file_size
 
 
 def plan_experts(model: ModelConfig, hparams: HParams) -> ExpertsConfig:

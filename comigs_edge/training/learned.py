@@ -6,7 +6,6 @@ began with too. One without such names was made before they were kept, and may h
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 from comigs_edge.data.corpus import Corpus
 from comigs_edge.home.folder import Home
-from comigs_edge.home.versions import read_manifest, versions
+from comigs_edge.home.versions import read_manifest, remove, versions
 from comigs_edge.planning.plan import forget
 from comigs_edge.training import checkpoint
 
@@ -52,14 +51,18 @@ def delete_remains(home: Home, remains: Remains) -> None:
     """Deletes them; the caller holds the home's lock."""
     for path in remains.models:
         path.unlink(missing_ok=True)
-    for version in remains.versions:
-        shutil.rmtree(home.adapters / f"{version:04d}")
+    remove(home.adapters, remains.versions)
     if remains.in_training:
-        from comigs_edge.training.activation_cache import clear  # loads torch, which those who only ask do without
+        drop_training(home)
 
-        checkpoint.clear(home.state)
-        clear(home.state)
-        forget(home)
+
+def drop_training(home: Home) -> None:
+    """Deletes the state of a training; the caller holds the home's lock."""
+    from comigs_edge.training.activation_cache import clear  # loads torch, which those who only ask do without
+
+    checkpoint.clear(home.state)
+    clear(home.state)
+    forget(home)
 
 
 def join_learned(corpus: Corpus, before: dict[str, Any] | None) -> list[int] | None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from comigs_edge.errors import ComigsError
 from comigs_edge.home import folder as homes
 from comigs_edge.home import holder
 from comigs_edge.home.config import Config
 from comigs_edge.home.folder import Home
-from comigs_edge.home.versions import versions
+from comigs_edge.home.versions import read_manifest, versions
 from comigs_edge.training import checkpoint
 from comigs_edge.training.learned import find_remains
 
@@ -16,8 +17,9 @@ def find_next(home: Home, settings: Config, has_new_text: bool = False) -> str:
     running, made, corpus = holder.present(home.holder_file), versions(home.adapters), homes.corpus(home, settings)
     if running is not None and running.command == "train":
         return "comigs-edge status --follow"
+    is_of_base = bool(made) and _is_of_base(home, settings, made[-1])
     if corpus.missing():
-        return "comigs-edge chat" if made else "comigs-edge data add FOLDER"
+        return "comigs-edge chat" if is_of_base else "comigs-edge data add FOLDER"
     state, remains = checkpoint.load(home.state), find_remains(home, corpus)
     interrupted = state is not None and state.is_interrupted
     holds_removed = remains.in_training if interrupted else bool(made) and made[-1] in remains.versions
@@ -26,4 +28,14 @@ def find_next(home: Home, settings: Config, has_new_text: bool = False) -> str:
         return "comigs-edge train --fresh"
     if interrupted:
         return "comigs-edge train --resume"
+    if made and not is_of_base:
+        return "comigs-edge train --fresh"
     return "comigs-edge chat" if made and not has_new_text else "comigs-edge train"
+
+
+def _is_of_base(home: Home, settings: Config, version: int) -> bool:
+    """Whether a version was trained on the home's base; a damaged one says so itself where it is used."""
+    try:
+        return bool(read_manifest(home.adapters, version)["base_sha256"] == settings.base.sha256)
+    except ComigsError:
+        return True

@@ -282,9 +282,9 @@ class TrainingRun:
             if there and read_manifest(self.home.adapters, there[-1])["sha256"] == digest(arrays):
                 return there[-1]
         notes = {
-            "validation_loss": loss, "validation_loss_before": trainer.first_loss,
+            "validation_loss": loss, "validation_loss_before": trainer.first_loss, "base_name": self.settings.base.name,
             "expert_steps": trainer.expert_steps, "router_steps": trainer.router_steps,
-            "block_format": trainer.schedule.block_format, **self.best_mark.facts(), KEY: self.learned,
+            "block_format": trainer.schedule.block_format, "text": self.text[:16], KEY: self.learned, **self.best_mark.facts(),
         }  # fmt: skip
         return save(self.home.adapters, arrays, layout, self.settings.base.sha256, notes)
 

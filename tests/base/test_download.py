@@ -85,18 +85,18 @@ def sha256(server):
 
 
 def test_a_base_is_pulled_by_name_and_becomes_a_home(run, server, tmp_path, monkeypatch):
-    entry = Entry("someone/tiny", "main", "tiny.gguf", "CC0", 1, sha256(server))
+    entry = Entry("someone/tiny", "main", "tiny.gguf", "CC0", 1, sha256(server), catalogue.CATALOGUE["qwen3-0.6b"].shape, "F32")
     monkeypatch.setitem(catalogue.CATALOGUE, "tiny-base", entry)
     monkeypatch.setenv("COMIGS_EDGE_ENDPOINT", f"http://127.0.0.1:{server.server_port}/")
-    result = json.loads(run("models", "pull", "tiny-base", "--json").stdout)
+    result = json.loads(run("bases", "pull", "tiny-base", "--json").stdout)
     assert server.seen == [("/someone/tiny/resolve/main/tiny.gguf", None)]
     assert (tmp_path / "bases" / "tiny-base.gguf").read_bytes() == server.content
     assert result["sha256"] == sha256(server)
-    assert "tiny-base" in json.loads(run("models", "list", "--json").stdout)["here"]
-    assert "CC0" in run("models", "list").stdout
+    assert "tiny-base" in json.loads(run("bases", "list", "--json").stdout)["here"]
+    assert "CC0" in run("bases", "list").stdout
     run("init", "--base", "tiny-base")
     assert json.loads(run("status", "--json").stdout)["base"]["sha256"] == sha256(server)
-    run("models", "pull", "tiny-base")  # it is there and right: no second request
+    run("bases", "pull", "tiny-base")  # it is there and right: no second request
     assert len(server.seen) == 1
 
 
@@ -117,45 +117,45 @@ def test_a_download_goes_on_after_cut_connections_and_busy_servers(server, url, 
 
 def test_a_part_survives_the_end_of_the_program_and_the_next_command_resumes(run, server, url, tmp_path):
     server.cuts = [70_000] + [0] * 10
-    message = run("models", "pull", url, code=1).stderr
+    message = run("bases", "pull", url, code=1).stderr
     assert "could not be fetched" in message
     assert "resumes there" in message.replace("\n", " ")
     assert (tmp_path / "bases" / ".tiny.gguf.part").stat().st_size == 65_536
     server.cuts = []
-    run("models", "pull", url)
+    run("bases", "pull", url)
     assert server.seen[-1][1] == "bytes=65536-"
     assert (tmp_path / "bases" / "tiny.gguf").read_bytes() == server.content
 
 
 def test_a_file_that_changed_on_the_server_starts_anew(run, server, url, tmp_path):
     server.cuts = [70_000] + [0] * 10
-    run("models", "pull", url, code=1)
+    run("bases", "pull", url, code=1)
     server.cuts, server.etag, server.content = [], '"two"', write_llama(tmp_path / "other.gguf", seed=1).read_bytes()
-    run("models", "pull", url)
+    run("bases", "pull", url)
     assert (tmp_path / "bases" / "tiny.gguf").read_bytes() == server.content
 
 
 def test_wrong_content_is_deleted_and_never_gets_the_name(run, server, url, tmp_path):
-    assert "it was deleted" in run("models", "pull", url, "--sha256", "0" * 64, code=1).stderr.replace("\n", " ")
+    assert "it was deleted" in run("bases", "pull", url, "--sha256", "0" * 64, code=1).stderr.replace("\n", " ")
     server.headers = {"X-Linked-Etag": '"' + "1" * 64 + '"'}  # what Hugging Face names
-    assert "not 1111111111111111..." in run("models", "pull", url, code=1).stderr
+    assert "not 1111111111111111..." in run("bases", "pull", url, code=1).stderr
     assert not list((tmp_path / "bases").glob("*.gguf"))
     assert not list((tmp_path / "bases").glob(".*part"))
 
 
 def test_a_full_disk_is_noticed_before_anything_is_received(run, server, url, tmp_path, monkeypatch):
     monkeypatch.setattr(downloads, "SPARE", 10**18)
-    assert "make room" in run("models", "pull", url, code=1).stderr.replace("\n", " ")
+    assert "make room" in run("bases", "pull", url, code=1).stderr.replace("\n", " ")
     assert not list((tmp_path / "bases").glob("*part"))
 
 
 def test_what_cannot_be_got_is_one_sentence(run, server, url):
-    assert "answers 404" in run("models", "pull", url.replace("tiny", "missing"), code=1).stderr
-    assert "is not in the catalogue; names are" in run("models", "pull", "gpt-5", code=1).stderr
-    assert "is no address of a .gguf file" in run("models", "pull", "ftp://x/y.gguf", code=1).stderr
-    assert "is no address of a .gguf file" in run("models", "pull", "https://[::1/y.gguf", code=1).stderr
+    assert "answers 404" in run("bases", "pull", url.replace("tiny", "missing"), code=1).stderr
+    assert "is not in the catalogue; names are" in run("bases", "pull", "gpt-5", code=1).stderr
+    assert "is no address of a .gguf file" in run("bases", "pull", "ftp://x/y.gguf", code=1).stderr
+    assert "is no address of a .gguf file" in run("bases", "pull", "https://[::1/y.gguf", code=1).stderr
     server.content = b"<html>sign in</html>"
-    assert "is not a GGUF file" in run("models", "pull", url, code=1).stderr
+    assert "is not a GGUF file" in run("bases", "pull", url, code=1).stderr
 
 
 def test_a_complete_file_that_was_not_renamed_yet_is_got_again(server, url, tmp_path):
@@ -168,28 +168,28 @@ def test_a_complete_file_that_was_not_renamed_yet_is_got_again(server, url, tmp_
 
 
 def test_what_is_there_already_is_not_received_again(run, server, url, tmp_path):
-    run("models", "pull", url)
+    run("bases", "pull", url)
     server.cuts = [0] * 10  # nothing could be received
-    run("models", "pull", url)
+    run("bases", "pull", url)
     server.headers = {"X-Linked-Etag": '"' + sha256(server) + '"'}
-    run("models", "pull", url)
+    run("bases", "pull", url)
     assert (tmp_path / "bases" / "tiny.gguf").read_bytes() == server.content
 
 
 def test_a_file_of_the_right_size_with_another_sha256_is_not_kept(run, server, url, tmp_path):
-    run("models", "pull", url)
+    run("bases", "pull", url)
     (tmp_path / "bases" / "tiny.gguf").write_bytes(server.content[:-1] + b"?")
-    run("models", "pull", url, "--sha256", sha256(server))
+    run("bases", "pull", url, "--sha256", sha256(server))
     assert (tmp_path / "bases" / "tiny.gguf").read_bytes() == server.content
 
 
 def test_a_place_that_cannot_be_written_is_one_sentence(run, url, monkeypatch):
     monkeypatch.setenv("COMIGS_EDGE_BASES", "/proc/here")
-    assert "COMIGS_EDGE_BASES" in run("models", "pull", url, code=1).stderr
+    assert "COMIGS_EDGE_BASES" in run("bases", "pull", url, code=1).stderr
 
 
 def test_a_page_in_place_of_a_model_never_replaces_one(run, server, url, tmp_path):
-    run("models", "pull", url)
+    run("bases", "pull", url)
     good, server.content = server.content, b"<html>sign in</html>"
-    assert "is not a GGUF file" in run("models", "pull", url, code=1).stderr
+    assert "is not a GGUF file" in run("bases", "pull", url, code=1).stderr
     assert (tmp_path / "bases" / "tiny.gguf").read_bytes() == good

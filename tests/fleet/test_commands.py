@@ -213,6 +213,18 @@ def test_going_back_makes_an_older_generalist_the_newest_version(run, ready, coo
     assert "is not kept" in run("rollback", "--to", 99, code=1).stderr
 
 
+def test_in_a_fleet_an_earlier_version_counts_nothing_twice(run, ready, coordinator):
+    run("join", coordinator.invite())
+    for _ in range(2):
+        run("train", "--steps", 2)
+        coordinator.until(lambda status: status["newest_round"] == status["open_round"] - 1)
+    run("sync")
+    before = run("status", "--json").stdout
+    assert "comigs-edge rollback" in run("models", "use", versions(ready / "adapters")[0]).stderr.replace("\n", " ")
+    assert "there is nothing new" in run("sync").stdout
+    assert json.loads(run("status", "--json").stdout)["fleet"] == json.loads(before)["fleet"]
+
+
 def test_a_revoked_device_trains_on_alone(run, ready, coordinator):
     run("join", coordinator.invite("lost"))
     coordinator.ask("revoke", name="lost")

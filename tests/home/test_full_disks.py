@@ -91,6 +91,20 @@ def test_a_full_disk_is_one_sentence_and_nothing_changes(small, command):
     assert comigs(small, "status").returncode == 0
 
 
+def test_an_earlier_version_that_finds_no_room_is_not_used_and_nothing_changes(small):
+    comigs(small, "train", "--steps", 2)
+    comigs(small, "train", "--steps", 2)
+    assert versions(small / "adapters") == [1, 2]
+    fill(small.parent)
+    before = snapshot(small)
+    result = comigs(small, "models", "use", 1)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith("error: ")
+    assert snapshot(small) == before
+    (small.parent / "filler").unlink()
+    assert comigs(small, "models", "rollback").returncode == 0
+
+
 def test_a_fleets_device_whose_disk_fills_trains_on_alone(small, tmp_path):
     coordinator = Coordinator(tmp_path / "coordinator", local_steps=2)
     try:

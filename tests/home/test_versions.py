@@ -8,6 +8,7 @@ from comigs_edge.arrays import digest
 from comigs_edge.errors import ComigsError
 from comigs_edge.home import versions as versions_on_disk
 from comigs_edge.home.versions import versions
+from tests.fleet.killed import is_killed
 
 
 def save(folder, adapters, **notes):
@@ -25,10 +26,55 @@ def test_a_saved_version_loads_with_the_same_bits(tmp_path, tiny_base, make_adap
     assert oct((tmp_path / "0001" / "generalist.safetensors").stat().st_mode)[-3:] == "600"
 
 
-def test_the_last_three_versions_are_kept(tmp_path, make_adapters):
+def save_another(folder, adapters):
+    """A version of another content than those before."""
+    next(iter(adapters.named.values())).add_(1)
+    return save(folder, adapters)
+
+
+def test_the_last_five_versions_are_kept(tmp_path, make_adapters):
+    adapters = make_adapters()
+    for _ in range(7):
+        save_another(tmp_path, adapters)
+    assert versions(tmp_path) == [3, 4, 5, 6, 7]
+
+
+def test_going_to_and_fro_between_versions_drops_no_other(tmp_path, tiny_base, make_adapters):
+    adapters = make_adapters()
     for _ in range(5):
-        save(tmp_path, make_adapters())
-    assert versions(tmp_path) == [3, 4, 5]
+        save_another(tmp_path, adapters)
+    for version in (1, 5, 2, 1, 5, 2, 1):
+        versions_on_disk.use(tmp_path, tiny_base.hparams, "base-hash", version)
+    assert set(versions(tmp_path)) >= {1, 2, 3, 4, 5}
+    assert len(versions(tmp_path)) == 8  # each of the three that were used, once more
+    for _ in range(4):  # four trainings later the five contents that were used last are left, the first of them as its copy
+        save_another(tmp_path, adapters)
+    assert len({versions_on_disk.read_manifest(tmp_path, each)["sha256"] for each in versions(tmp_path)}) == 5
+
+
+@pytest.mark.parametrize("action", ["use", "remove"])
+def test_a_kill_anywhere_leaves_every_version_whole(tmp_path, tiny_base, make_adapters, action):
+    adapters, number, is_cut = make_adapters(), 0, True
+    while is_cut:
+        number += 1
+        folder = tmp_path / str(number)
+        for _ in range(3):
+            save_another(folder, adapters)
+        act = {
+            "use": lambda: versions_on_disk.use(folder, tiny_base.hparams, "base-hash", 1),  # noqa: B023
+            "remove": lambda: versions_on_disk.remove(folder, [2]),  # noqa: B023
+        }[action]
+        is_cut = is_killed(folder, number, act)
+        left = versions(folder)
+        assert set(left) >= {1, 3}
+        for version in left:
+            versions_on_disk.load(folder, tiny_base.hparams, "base-hash", version)
+        if is_cut and left != [1, 3]:
+            act()
+        assert left[-1] == 3 or action == "use"
+        save_another(folder, adapters)
+        assert not list(folder.glob(".*"))
+    assert number > 2
 
 
 def test_adapters_of_another_base_are_refused(tmp_path, tiny_base, make_adapters):
