@@ -63,7 +63,7 @@ RUNS: list[Further | New] = [
     *(Further(steps, rate, moments, True) for steps in (10, 30) for rate, moments in ((1.0, False), (0.3, True), (0.1, True))),
     *(Further(30, rate, moments, False) for rate, moments in ((1.0, False), (0.3, True))),
     New(passes=3), New(steps=200, patience=2), New(passes=2), New(passes=5), New(passes=5, patience=1, schedule="wsd"),
-    New(steps=200), New(steps=200, patience=1),
+    New(steps=200), New(steps=200, patience=1), New(passes=1),
 ]  # fmt: skip
 
 
