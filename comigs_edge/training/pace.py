@@ -11,6 +11,7 @@ from comigs_edge.nn.adapters import Adapters
 from comigs_edge.planning.plan import plan_experts
 from comigs_edge.training.run import TrainingRun
 from comigs_edge.training.schedule import Schedule, make_schedule
+from comigs_edge.training.silence import ROWS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,7 @@ def steps_that_fit(seconds: float, pace: Pace, plan: Schedule, has_router: bool)
     """The most expert steps (0: not even one) whose training takes no longer than `seconds`, by the same schedule.
 
     A router step is counted as an expert step; there is one validation at the start and one after every period, and one after
-    the closing phase.
+    the closing phase, which begins with forward passes of both texts, a third of a step each.
     """
 
     def cost(steps: int) -> float:
@@ -53,7 +54,8 @@ def steps_that_fit(seconds: float, pace: Pace, plan: Schedule, has_router: bool)
         total = plain * pace.step + (steps - plain) * pace.quantised_step
         total -= pace.saved * max(0.0, steps - pace.epoch)
         router = total * of_steps.router_due(steps) / steps if has_router else 0
-        closing = of_steps.closing * (pace.quantised_step if plan.block_format else pace.step)
+        closing = of_steps.closing and of_steps.closing + 2 * ROWS / plan.batch / 3
+        closing *= pace.quantised_step if plan.block_format else pace.step
         validations = 1 + math.ceil(steps / plan.router_period) + bool(closing)
         return total + router + closing + pace.validation * validations
 
