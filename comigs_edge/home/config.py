@@ -123,7 +123,9 @@ class TrainConfig:
     router_steps: Annotated[int, setting("... router steps on validation text", 0, 10**9)] = 10
     closing_steps: Annotated[  # ours, measured
         int,
-        setting("router steps at the end with the zero expert, on validation and ordinary text; 0.1 of steps at most", 1, 10**6),
+        setting(
+            "router steps at the end with the zero expert, on validation and ordinary text; a tenth of steps, or 10", 1, 10**6
+        ),
     ] = 20
     ordinary_tokens: Annotated[  # ours, measured: what those steps read
         int, setting("of ordinary text for them: the base's own answers, made once", 128, 10**8)

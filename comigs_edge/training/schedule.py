@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from comigs_edge.home.config import Config, Course
 
 CLOSING_SHARE = 0.1  # of the expert steps
-FEWEST = 10  # expert steps, however little text there is
+FEWEST = 10  # steps, however little text there is; also of a closing phase, unless the experts do fewer
 DECAY_SHARE = 0.2  # of the steps before it, that a constant rate takes to fall
 
 _LATER = ("closing_steps", "schedule", "patience", "decay_from", "rate_factor")  # what the first versions did not know
@@ -43,7 +43,7 @@ class Schedule:
     @property
     def closing(self) -> int:
         """Steps of the closing phase; fewer behind a short training, which has also moved less away from the base."""
-        return min(self.closing_steps, math.ceil(CLOSING_SHARE * self.steps))
+        return min(self.closing_steps, self.steps, max(FEWEST, math.ceil(CLOSING_SHARE * self.steps)))
 
     def facts(self) -> dict[str, object]:
         """What a checkpoint keeps; earlier versions, which know less, resume a training that does without it."""

@@ -439,7 +439,7 @@ def test_where_it_is_asked_for_a_training_of_the_product_ends_with_a_zero_expert
     plan, seen = replace(fleet("comigs-edge").plan, zero_expert=True), []
     one = Fleet(tiny_base, plan, text, ordinary)
     records = [record for _ in range(3) for record in one.round(seen.append)]
-    assert one.total_steps == len(seen) == 3 * (9 + 6) + 5  # one device has no router before
+    assert one.total_steps == len(seen) == 3 * (9 + 9) + 2 * 10  # one device has no router before
     for device, record in zip(one.devices, records[-3:], strict=True):
         closing = Closing(device.trainer, Rows(ordinary, 32, 0), 0, partial(new_model, tiny_base, tokens=64))
         assert closes(device.trainer)
