@@ -21,6 +21,7 @@ from comigs_edge.commands import (
     doctor,
     evaluate,
     export,
+    forget,
     init,
     join,
     models,
@@ -80,7 +81,7 @@ def callback(
 
 COMMANDS: tuple[Callable[..., None], ...] = (
     init.init, plan.plan, train.train, evaluate.evaluate, export.export, chat.chat, serve.serve, join.join, join.leave, sync.sync,
-    sync.rollback, status.status, doctor.doctor, bench.bench, simulate.simulate,
+    sync.rollback, forget.forget, status.status, doctor.doctor, bench.bench, simulate.simulate,
 )  # fmt: skip
 for command in COMMANDS:
     app.command()(command)

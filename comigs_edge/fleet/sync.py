@@ -98,10 +98,9 @@ def _saved(home: Home, settings: Config) -> Saved:
 
 def _publish(home: Home, settings: Config, saved: Saved, generalist: Arrays, number: int | None, books: Books) -> int:
     """The adapters with another generalist, as their next version."""
-    written_by_save = ("version", "base_sha256", "layout", "sha256")
-    notes = {name: value for name, value in saved.manifest.items() if name not in written_by_save}
-    notes |= {"generalist": number, **Mark(books.mark, books.standing.unsent_tokens).facts()}
-    return save(home.adapters, saved.arrays | generalist, saved.layout, settings.base.sha256, notes)
+    notes = saved.notes | {"generalist": number, **Mark(books.mark, books.standing.unsent_tokens).facts()}
+    shared = saved.shared | generalist if saved.shared is not saved.arrays else None
+    return save(home.adapters, saved.arrays | generalist, saved.layout, settings.base.sha256, notes, shared)
 
 
 def _judge(home: Home, settings: Config, saved: Saved) -> Judge:
@@ -110,10 +109,10 @@ def _judge(home: Home, settings: Config, saved: Saved) -> Judge:
     def judge(before: Sequence[Arrays], after: Arrays) -> Judgement:
         from comigs_edge.fleet.gate import compare
         from comigs_edge.nn.adapters import Adapters
-        from comigs_edge.training.run import open_training
+        from comigs_edge.training.opening import open_training
 
         run = open_training(home, resolve(home, settings, measure=True))  # as a training would have it
-        adapters = Adapters.from_arrays(saved.layout, run.base.hparams, saved.arrays)
+        adapters = Adapters.from_arrays(saved.layout, run.base.hparams, saved.shared)
         return compare(run.make_trainer(adapters), settings.fleet.gate, before, after)
 
     return judge

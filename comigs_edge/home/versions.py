@@ -21,6 +21,7 @@ from coordinator.protocol import wire
 from coordinator.protocol.wire import Arrays
 
 KEPT_VERSIONS = 3
+SHARED = "shared.tensors"  # beside the adapters where local text has shaped them: safetensors
 
 
 def versions(folder: Path) -> list[int]:
@@ -42,8 +43,13 @@ def read_manifest(folder: Path, version: int) -> dict[str, Any]:
         ) from error
 
 
-def save(folder: Path, arrays: Arrays, layout: ExpertsConfig, base_sha256: str, notes: dict[str, Any]) -> int:
-    """Writes the next version into `folder`, all files or none; returns its number. Keeps the last three."""
+def save(
+    folder: Path, arrays: Arrays, layout: ExpertsConfig, base_sha256: str, notes: dict[str, Any], shared: Arrays | None = None
+) -> int:  # fmt: skip
+    """Writes the next version into `folder`, all files or none; returns its number. Keeps the last three.
+
+    `shared`: the same adapters without what local text has shaped, if it has; a training further begins with those.
+    """
     files.make_folder(folder)
     files.remove_temporaries(folder)
     version = max(versions(folder), default=0) + 1
@@ -55,6 +61,9 @@ def save(folder: Path, arrays: Arrays, layout: ExpertsConfig, base_sha256: str, 
             if part:
                 files.write_atomic(temporary / f"{role}.safetensors", wire.encode(part))
         manifest = {"version": version, "base_sha256": base_sha256, "layout": asdict(layout), "sha256": digest(arrays), **notes}
+        if shared is not None:
+            files.write_atomic(temporary / SHARED, wire.encode(shared))
+            manifest["shared_sha256"] = digest(shared)
         files.write_atomic(temporary / "manifest.json", json.dumps(manifest, indent=1).encode())
         temporary.rename(folder / f"{version:04d}")
         files.sync_folder(folder)
@@ -72,6 +81,13 @@ class Saved(NamedTuple):
     layout: ExpertsConfig
     arrays: Arrays
     manifest: dict[str, Any]
+    shared: Arrays  # the same without what local text has shaped
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What the manifest says beside what `save` itself writes."""
+        written = ("version", "base_sha256", "layout", "sha256", "shared_sha256")
+        return {name: value for name, value in self.manifest.items() if name not in written}
 
 
 def load(folder: Path, hparams: HParams, base_sha256: str) -> Saved:
@@ -92,10 +108,14 @@ def load(folder: Path, hparams: HParams, base_sha256: str) -> Saved:
     arrays: Arrays = {}
     for path in sorted((folder / f"{numbers[-1]:04d}").glob("*.safetensors")):
         arrays |= wire.decode(path.read_bytes(), str(path))
+    path, shared = folder / f"{numbers[-1]:04d}" / SHARED, arrays
+    if "shared_sha256" in manifest:
+        shared = wire.decode(path.read_bytes(), str(path)) if path.exists() else {}
+        check_arrays(shared, layout, hparams)
     check_arrays(arrays, layout, hparams)
-    if digest(arrays) != manifest["sha256"]:
+    if digest(arrays) != manifest["sha256"] or digest(shared) != manifest.get("shared_sha256", manifest["sha256"]):
         raise ComigsError(
             f"the adapters in {folder / f'{numbers[-1]:04d}'} are damaged (their SHA-256 does not match the manifest); "
             "delete that folder to return to the version before"
         )
-    return Saved(layout, arrays, manifest)
+    return Saved(layout, arrays, manifest, shared)
