@@ -23,6 +23,7 @@ from comigs_edge.commands import (
     evaluate,
     explain,
     export,
+    forget,
     init,
     join,
     models,
@@ -83,7 +84,7 @@ def callback(
 
 COMMANDS: tuple[Callable[..., None], ...] = (
     init.init, plan.plan, train.train, evaluate.evaluate, explain.explain, report.report, export.export, chat.chat, serve.serve,
-    join.join, join.leave, sync.sync, sync.rollback, status.status, doctor.doctor, bench.bench, simulate.simulate,
+    join.join, join.leave, sync.sync, sync.rollback, forget.forget, status.status, doctor.doctor, bench.bench, simulate.simulate,
 )  # fmt: skip
 for command in COMMANDS:
     app.command()(command)

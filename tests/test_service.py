@@ -30,7 +30,7 @@ def test_install_writes_timer_and_service_and_tells_systemd(units, run, home, tm
     assert timer["Timer"] == {"OnCalendar": "*-*-* 02:30:00", "RandomizedDelaySec": "45min", "Persistent": "true"}
     found = parsed((units / service.SERVICE).read_text())
     assert found["Unit"]["ConditionACPower"] == "true"
-    assert found["Service"]["ExecStart"].endswith(" train")
+    assert found["Service"]["ExecStart"].endswith(" service run")
     assert found["Service"]["Environment"] == f"COMIGS_EDGE_HOME={home}"
     assert (found["Service"]["Nice"], found["Service"]["CPUSchedulingPolicy"]) == ("19", "idle")
     assert found["Service"]["IOSchedulingClass"] == "idle"

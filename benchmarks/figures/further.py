@@ -29,7 +29,8 @@ from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.model import Model
 from comigs_edge.planning.plan import resolve
 from comigs_edge.training.batches import Rows
-from comigs_edge.training.run import TrainingRun, open_training
+from comigs_edge.training.opening import open_training
+from comigs_edge.training.run import TrainingRun
 from comigs_edge.training.text import read_rows
 from comigs_edge.training.validation import Validation
 from coordinator.protocol.wire import Arrays

@@ -14,11 +14,14 @@ import typer
 from comigs_edge.commands import owner, reading_report
 from comigs_edge.commands.chats import agree
 from comigs_edge.commands.console import bar, counted, fact, next_command, out, print_json, show_table, size, warn
+from comigs_edge.commands.secret_report import as_table, secret_lines
 from comigs_edge.data import documents
 from comigs_edge.data.arrangement import SPLITS
 from comigs_edge.data.corpus import Corpus, Report
 from comigs_edge.data.document import Document
 from comigs_edge.data.documents import Reading
+from comigs_edge.data.folders import Manner
+from comigs_edge.data.secrets import find_in_files
 from comigs_edge.errors import ComigsError
 from comigs_edge.home import folder as homes
 from comigs_edge.home.folder import Home
@@ -41,8 +44,18 @@ def add(
         Optional[list[str]],
         typer.Option(metavar="NAME", help="Your name in conversations: your messages are learned. May be repeated; '' for none."),
     ] = None,
+    local: Annotated[
+        Optional[bool],
+        typer.Option("--local/--shared", help="Local text teaches only the specialists: nothing of it leaves in a fleet, not "
+                     "even as a gradient. What was added before stays as it was; new text is shared"),
+    ] = None,
+    without_secrets: Annotated[
+        Optional[bool],
+        typer.Option("--without-secrets/--with-secrets", help="Leave out passages and chats with what looks like keys, "
+                     "passwords, card or phone numbers; stays so for these files and folders."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON, with every reason for which something was left out.")] = False,
-) -> None:
+) -> None:  # fmt: skip
     """Add text: notes, pages, chats, exports of messengers. A file that was added before is replaced."""
     from comigs_edge.training.learned import find_remains
     from comigs_edge.training.next_step import find_next
@@ -55,18 +68,24 @@ def add(
     marked = _read_chats(home, corpus) if chats else {}
     reading = _read(home, corpus, paths, me) if paths else Reading()
     reading.files |= marked
+    manner = Manner(local, None if without_secrets is None else not without_secrets)
+    asked = manner.with_secrets
+    secrets = find_in_files(reading.files, lambda path: not (corpus.with_secrets(path) if asked is None else asked))
     folders = [path for each in paths if (path := each.expanduser().absolute()).is_dir()]
     with bar("taking in") as progress:
-        report = corpus.add(reading, folders, progress)
+        report = corpus.add(reading, folders, progress, manner)
     owner.remember(home.owner_file, reading.owners, reading.authors)
     for line in reading_report.warnings(reading):
         warn(line)
     sizes, missing = corpus.sizes(), corpus.missing()
+    for line in (*reading_report.locality(report, local), *secret_lines(secrets)):
+        warn(line)
     then = find_next(home, settings, has_new_text=True)
     if missing:
         warn(missing)
     if json:
-        print_json(reading_report.as_table(reading, report) | {"splits": sizes, "missing": missing, "next": then})
+        table = reading_report.as_table(reading, report) | as_table(secrets)
+        print_json(table | {"splits": sizes, "missing": missing, "next": then})
         return
     _show(reading, report)
     for split in SPLITS:
@@ -162,9 +181,12 @@ def list_(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = Fa
         print_json({"files": sources, "splits": corpus.sizes(), "left_out": corpus.left_out()})
         return
     show_table(
-        ("id", "file", "documents", "size", *SPLITS),
+        ("id", "file", "text", "documents", "size", *SPLITS),
         [
-            (each["id"], each["path"], each["documents"], size(each["bytes"]), *(each[split] for split in SPLITS))
+            (
+                *(each["id"], each["path"], "local" if each["local"] else "shared", each["documents"], size(each["bytes"])),
+                *(each[split] for split in SPLITS),
+            )
             for each in sources
         ],
         long="file",
@@ -193,8 +215,9 @@ def remove(
     settings = home.settings()
     corpus = homes.corpus(home, settings)
     with home.lock("data remove") if learned else nullcontext():
-        numbers = dict.fromkeys(number for each in files or () for number in _numbers(corpus, each))
-        for path in corpus.remove(*numbers) if numbers else ():
+        numbers = dict.fromkeys(number for each in files or () for number in find_numbers(corpus, each))
+        folders = [Path(each).expanduser().absolute() for each in files or () if not each.isdecimal()]
+        for path in corpus.remove(*numbers, folders=folders) if numbers else ():
             out.print(f"{printable(path)} was removed", soft_wrap=True)
         remains = find_remains(home, corpus)
         if learned:
@@ -206,7 +229,7 @@ def remove(
     next_command(find_next(home, settings))
 
 
-def _numbers(corpus: Corpus, file: str) -> Iterable[int]:
+def find_numbers(corpus: Corpus, file: str) -> Iterable[int]:
     """The files that a person names by a number or a path."""
     if file.isdecimal():
         return [int(file)]

@@ -48,6 +48,20 @@ def warnings(reading: Reading) -> Iterator[str]:
         yield f"{_counted(reading.missing)} files were left out; to read them: {INSTALL}"
 
 
+def locality(report: Report, local: bool | None) -> Iterator[str]:
+    """What is to be known of local text that is or was shared."""
+    if report.made_local:
+        yield (
+            f"{report.made_local} files were shared until now: from here on the generalist learns nothing of them; what it has "
+            "learned stays in it, and in a fleet that has it"
+        )
+    if report.also_shared and local:
+        yield (
+            f"{report.also_shared} local documents stand in shared files too, of which the generalist learns; see: "
+            "comigs-edge data list"
+        )
+
+
 def remarks(reading: Reading) -> Iterator[str]:
     """What was passed over or read in a special way."""
     if reading.owners:

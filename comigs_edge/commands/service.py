@@ -1,4 +1,4 @@
-"""`comigs-edge service`: trains at night by itself, on mains power, when nothing else wants the device; a timer of systemd."""
+"""`comigs-edge service`: reads and trains at night by itself, on mains power, while the device is idle; a timer of systemd."""
 
 from __future__ import annotations
 
@@ -85,6 +85,16 @@ def install(
     _end(left, "systemctl list-timers" if system else "systemctl --user list-timers")
 
 
+@app.command("run")
+def run_now() -> None:
+    """What the timer runs: read what was added again, train on, exchange with the fleet; `status` tells what was done."""
+    from comigs_edge.commands.night import run_night
+
+    home = homes.locate()
+    home.settings()  # raises where there is no home
+    run_night(home)
+
+
 @app.command()
 def uninstall(system: System = False) -> None:
     """Stop the timer and delete both units; what was trained stays."""
@@ -104,7 +114,7 @@ def _units(at: str, system: bool) -> dict[str, str]:
     service = SERVICE_TEXT.format(
         sandbox=systemd.SANDBOX,
         environment=systemd.quote(f"COMIGS_EDGE_HOME={home.root}"), home=systemd.quote(home.root), user=user,
-        command=systemd.command([*systemd.program("comigs-edge", "comigs_edge"), "train"]),
+        command=systemd.command([*systemd.program("comigs-edge", "comigs_edge"), "service", "run"]),
     )  # fmt: skip
     return {SERVICE: service, TIMER: TIMER_TEXT.format(at=at)}
 

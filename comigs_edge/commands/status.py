@@ -13,6 +13,7 @@ from comigs_edge.commands.follow import follow_training, line
 from comigs_edge.errors import ComigsError
 from comigs_edge.home import folder as homes
 from comigs_edge.home import holder
+from comigs_edge.home.night import read_night
 from coordinator.protocol.text import printable
 
 
@@ -40,10 +41,16 @@ def _show(facts: dict[str, Any]) -> None:
         data = ", ".join(f"{s['documents']} {name}" for name, s in facts["data"].items())
         total = sum(s["bytes"] for s in facts["data"].values())
         rows.append(("text", f"{data} documents, {size(total)}"))
+        if local := facts["local"]:
+            rows.append(("", f"{local} of them local: the generalist learns nothing of these"))
         if left := reading_report.left_out(facts["left_out"]):
             rows.append(("", f"left out: {left}"))
         made = facts["adapters"]
         rows.append(("training", _training_line(facts["training"], facts["running"])))
+        if night := facts["night"]:
+            rows.append(("night", printable(f"{night['began']}: {night['read']}")))
+            rows.append(("", printable(night["trained"])))
+            rows.append(("", printable(f"left: {'; '.join(night['left'])}" if night["left"] else "nothing was left")))
         if remains := facts["removed_text_in"]:
             rows.append(
                 ("removed", f"text that was removed was learned by {remains}; delete with: comigs-edge data remove --learned")
@@ -63,8 +70,8 @@ def _collect() -> dict[str, Any]:
     home = homes.locate()
     facts: dict[str, Any] = {
         "home": str(home.root), "base": None, "data": {}, "training": {"state": "none", "expert_steps": 0, "steps": 0},
-        "running": None, "adapters": None, "models": [], "fleet": None, "left_out": {}, "removed_text_in": "",
-        "next": "comigs-edge init",
+        "running": None, "adapters": None, "models": [], "fleet": None, "left_out": {}, "local": 0, "night": None,
+        "removed_text_in": "", "next": "comigs-edge init",
     }  # fmt: skip
     if not home.exists:
         return facts
@@ -77,6 +84,9 @@ def _collect() -> dict[str, Any]:
     corpus = homes.corpus(home, settings)
     facts |= {"base": asdict(settings.base), "profile": settings.profile, "data": corpus.sizes()}
     facts["left_out"] = corpus.left_out()
+    night = read_night(home.night_file)
+    facts["night"] = night and asdict(night)
+    facts["local"] = sum(each["documents"] for each in corpus.sizes(local=True).values())
     saved = checkpoint.load(home.state)
     if saved is not None and saved.progress:
         state, steps = "interrupted" if saved.is_interrupted else "finished", saved.progress["schedule"]["steps"]

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
@@ -61,7 +61,7 @@ def train(
         elsewhere.stop(homes.locate(), json) if stop else elsewhere.start(homes.locate(), words, json)
         return
     with unbroken_output():
-        _train(steps, minutes, resume, pause=pause, sync=sync, profile=profile, lines=lines, json=json)
+        perform(steps, minutes, resume, pause=pause, sync=sync, profile=profile, lines=lines, json=json)
 
 
 @contextmanager
@@ -86,10 +86,11 @@ def _words(
     return words + ["--no-pause"] * (not pause) + ["--no-sync"] * (not sync)
 
 
-def _train(
+def perform(
     steps: int | None, minutes: float | None, resume: bool | None, *,
     pause: bool, sync: bool, profile: str | None, lines: list[str] | None, json: bool,
-) -> None:  # fmt: skip
+) -> dict[str, Any]:  # fmt: skip
+    """Trains with these options, tells what became of it and returns that, as `--json` has it."""
     home = homes.locate()
     settings = home.settings()
     is_alone = not (sync and settings.fleet.sync)
@@ -102,7 +103,7 @@ def _train(
         with TrainScreen(run, pauses.working_time, home.holder_file) as screen:
             outcome = run_training(run, pauses, fleet, screen)
         elsewhere = _measure_elsewhere(run, outcome.version) if run.is_done and outcome.version is not None else None
-    _report(home, run, outcome, pauses.seconds, None if is_alone else fleet, elsewhere, json)
+    return _report(home, run, outcome, pauses.seconds, None if is_alone else fleet, elsewhere, json)
 
 
 def _begin(
@@ -113,9 +114,9 @@ def _begin(
     with notes.status("loading torch"):
         from comigs_edge.fleet.rounds import open_rounds
         from comigs_edge.planning import plan as planning
+        from comigs_edge.training.opening import open_training
         from comigs_edge.training.pace import steps_within
         from comigs_edge.training.pauses import open_pauses
-        from comigs_edge.training.run import open_training
 
     with notes.status("measuring the processor"):
         resolved = planning.resolve(home, settings, profile, lines, resume=resume, measure=True)
@@ -187,7 +188,7 @@ def _measure_elsewhere(run: TrainingRun, version: int) -> Elsewhere | None:
 def _report(
     home: Home, run: TrainingRun, outcome: Outcome, paused: float, fleet: Rounds | None, elsewhere: Elsewhere | None,
     as_json: bool,
-) -> None:  # fmt: skip
+) -> dict[str, Any]:  # fmt: skip
     from comigs_edge.arrays import digest
     from comigs_edge.home.versions import versions
     from comigs_edge.training.next_step import find_next
@@ -217,7 +218,7 @@ def _report(
         result["elsewhere"] = elsewhere._asdict()
     if as_json:
         print_json(result)
-        return
+        return result
     stopped = f"stopped at expert step {trainer.expert_steps} of {trainer.schedule.steps}, everything is saved"
     state = "trained" if run.is_done else stopped
     pauses = f", paused for {duration(paused)}" if paused else ""
@@ -236,6 +237,7 @@ def _report(
     if outcome.version is None:
         out.print("nothing better than the start was found, so the personal model is unchanged")
     next_command(str(result["next"]))
+    return result
 
 
 def _summary_of(totals: Totals) -> str:

@@ -2,6 +2,8 @@
 
 Experts learn from the training split, the router from the validation split; the test split is for honest figures only.
 `intake.py` tells what becomes of a file that was added before, `arrangement.py` which documents are used, and in which split.
+Of local text only specialists and router learn. Nothing that is decided about other text depends on it, so that a training of
+the generalist reads the same bits with and without it.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ from comigs_edge.data.arrangement import SPLITS, Entry, LeftOut, Split, arrange
 from comigs_edge.data.chats import traits
 from comigs_edge.data.document import Document
 from comigs_edge.data.documents import Reading
-from comigs_edge.data.intake import forget, read_gone, stored_name, take_in
+from comigs_edge.data.folders import Manner, forget_folders, read_added, read_manner, remember_folders, stored_name
+from comigs_edge.data.intake import forget, read_gone, take_in
+from comigs_edge.data.locality import arrange_local
 from comigs_edge.data.runs import NO_RUNS, Runs, are_among, join_runs
 from comigs_edge.data.store import open_database
 from comigs_edge.errors import ComigsError
@@ -28,6 +32,10 @@ from comigs_edge.progress import SILENT, Progress, count_up
 
 MIN_TRAINING_BYTES = 4000  # about a thousand tokens, one step of the default batch
 _USED = "left_out is null"
+_ALSO_SHARED = (
+    "select count(*) from document join source on source.id = source where local and sha256 in "
+    "(select sha256 from document join source on source.id = source where not local)"
+)
 
 
 @dataclass
@@ -46,6 +54,8 @@ class Report:
     changed: int = 0  # files
     gone: int = 0  # files
     read_anew: int = 0  # files that nobody touched and this version reads otherwise
+    made_local: int = 0  # files that were shared until now
+    also_shared: int = 0  # local documents that stand in shared text too
     taken_over: Counter[str] = field(default_factory=Counter)  # what was left out of an earlier version's text, by reason
     samples: list[Document] = field(default_factory=list)  # the first three that were added
 
@@ -60,19 +70,26 @@ class Corpus:
         self.path, self.training, self.validation, self.salt = path, training, validation, salt
         self._taken_over = Counter[str]()
 
-    def add(self, reading: Reading, folders: Iterable[Path] = (), progress: Progress = SILENT) -> Report:
+    def add(
+        self, reading: Reading, folders: Iterable[Path] = (), progress: Progress = SILENT, manner: Manner = Manner()
+    ) -> Report:  # fmt: skip
         """Takes in the documents of all files, or none if anything fails. A file added before is replaced.
 
-        Files inside `folders` that were added before and are gone from the disk give their documents up.
+        Files inside `folders` that were added before and are gone from the disk give their documents up. What `manner`
+        leaves open is as it was, and for new files as for their folder.
         """
         documents = [document for each in reading.files.values() for document in each]
         total = sum(len(document.words) for document in documents) or 1
         with self._open() as db:
             before = _reasons(db)
-            changes = take_in(db, reading.files, list(folders), count_up(lambda done, _: progress(done, 2 * total), total))
+            taken = count_up(lambda done, _: progress(done, 2 * total), total)
+            folders = list(folders)
+            remember_folders(db, folders, manner)
+            changes = take_in(db, reading.files, folders, taken, manner)
             self._arrange(db, lambda done, of: progress(total + done * total // max(1, of), 2 * total))
             after = _reasons(db)
             report = Report(moved=changes.moved, changed=changes.changed, gone=changes.gone, read_anew=changes.read_anew)
+            report.made_local = changes.made_local
             report.taken_over = self._taken_over
             report.learned = sum(reason == "learned" != before.get(number) for number, reason in after.items())
             reasons = Counter(after[number] for number in changes.new)
@@ -80,13 +97,17 @@ class Corpus:
             report.unanswered = reasons["unanswered"]
             report.unscored, report.control_tokens = changes.unscored, changes.control_tokens
             report.duplicates = reasons["copy"] + max(0, len(documents) - len(changes.new))
+            report.also_shared = db.execute(_ALSO_SHARED).fetchone()[0]
             for number in sorted(number for number in changes.new if after[number] is None)[:3]:
                 row = db.execute("select content from document where id = ?", (number,)).fetchone()
                 report.samples.append(Document.from_json(row[0]))
         return report
 
-    def remove(self, *sources: int) -> list[str]:
-        """Forgets files and their documents, or none if one of the numbers is unknown; returns their paths."""
+    def remove(self, *sources: int, folders: Iterable[Path] = ()) -> list[str]:
+        """Forgets files and their documents, or none if one of the numbers is unknown; returns their paths.
+
+        `folders` are not read again.
+        """
         paths = []
         with self._open() as db:
             for source in sources:
@@ -95,8 +116,22 @@ class Corpus:
                     raise ComigsError(f"there is no file number {source}; see: comigs-edge data list")
                 forget(db, source)
                 paths.append(str(row[0]))
+            for folder in folders:
+                forget_folders(db, folder)
             self._arrange(db, SILENT)
         return paths
+
+    def with_secrets(self, path: Path) -> bool:
+        """Whether a file is read with what looks like a secret, as it or its folder was added."""
+        if not self.path.exists():
+            return True
+        with self._open() as db:
+            return read_manner(db, path)[1]
+
+    def added(self) -> tuple[list[Path], list[Path], set[Path]]:
+        """Folders that were added, files that were added outside of them, and those inside that the user removed."""
+        with self._open() as db:
+            return read_added(db)
 
     def inside(self, path: Path) -> dict[int, str]:
         """Numbers and paths of the files that were added from a folder, or of the one file with that path."""
@@ -109,21 +144,17 @@ class Corpus:
         return {row["source"] for row in self._rows("select source from removed")}
 
     def sources(self) -> list[dict[str, Any]]:
-        """Each file: id, path, added; of its documents that are used their number, bytes, and number in each split."""
+        """Each file: id, path, added, local; of its documents that are used their number, bytes, and number in each split."""
         sums = ", ".join(f"coalesce(sum(split = '{split}' and {_USED}), 0) as {split}" for split in SPLITS)
         return self._rows(
-            f"select source.id, path, added, sum({_USED}) as documents, sum(bytes * ({_USED})) as bytes, {sums} "
+            f"select source.id, path, added, local, sum({_USED}) as documents, sum(bytes * ({_USED})) as bytes, {sums} "
             "from source join document on source = source.id group by source.id order by source.id"
         )
 
-    def sizes(self) -> dict[str, dict[str, int]]:
-        """Documents and bytes of each split."""
-        sizes = {
-            row.pop("split"): row
-            for row in self._rows(
-                f"select split, count(*) as documents, sum(bytes) as bytes from document where {_USED} group by split"
-            )
-        }
+    def sizes(self, local: bool | None = None) -> dict[str, dict[str, int]]:
+        """Documents and bytes of each split; of what is `local`, of other text, or of all."""
+        query = f"select split, count(*) as documents, sum(bytes) as bytes from document where {_USED}{_of(local)} group by split"
+        sizes = {row.pop("split"): row for row in self._rows(query)}
         return {split: sizes.get(split, {"documents": 0, "bytes": 0}) for split in SPLITS}
 
     def left_out(self) -> dict[str, int]:
@@ -135,33 +166,38 @@ class Corpus:
         """The documents of one split, in the order of their hashes."""
         return list(self.read(split))
 
-    def read(self, split: str, after: str = "") -> Iterator[Document]:
+    def read(self, split: str, after: str = "", local: bool | None = None) -> Iterator[Document]:
         """The same one by one, without all of them in memory; those up to the hash `after` come last."""
         if self.path.exists():
             with self._open() as db:
                 for place in (">", "<="):
-                    query = f"select content from document where split = ? and {_USED} and sha256 {place} ? order by sha256"
-                    for (content,) in db.execute(query, (split, after)):
+                    where = f"split = ? and {_USED}{_of(local)} and sha256 {place} ?"
+                    for (content,) in db.execute(f"select content from document where {where} order by sha256", (split, after)):
                         yield Document.from_json(content)
 
-    def learned_runs(self, split: Split) -> Runs:
-        """The runs of texts of this split that stand in learned text too, also in what is gone: that of the splits before it."""
+    def learned_runs(self, split: Split, local: bool | None = None) -> Runs:
+        """The runs of texts of this split that stand in learned text too, also in what is gone: that of the splits before it.
+
+        Where `local` is False, local text counts as not learned.
+        """
         earlier = SPLITS[: SPLITS.index(split)]
         if not earlier or not self.path.exists():
             return NO_RUNS
         with self._open() as db:
-            query = f"select runs from document where split = ? and ({_USED} or seen and ?)"
+            query = f"select runs from document where split = ? and ({_USED} or seen and ?){_of(local)}"
+            gone = "select runs from gone where split = ?" + ("" if local is None else f" and local = {int(local)}")
             wanted = join_runs(np.frombuffer(runs, np.uint32) for (runs,) in db.execute(query, (split, False)))
             is_known = np.zeros(len(wanted), bool)
             for each in earlier if len(wanted) else ():
-                for (runs,) in db.execute(f"{query} union all select runs from gone where split = ?", (each, True, each)):
+                for (runs,) in db.execute(f"{query} union all {gone}", (each, True, each)):
                     found = np.frombuffer(runs, np.uint32)
                     is_known[np.searchsorted(wanted, found[are_among(found, wanted)])] = True
         return wanted[is_known]
 
     def hash_of(self, split: str, after: str, number: int) -> str:
-        """SHA-256 of the document that `read` gives as this number, counted from 1; empty for the last one of all."""
-        query = f"select sha256 from document where split = ? and {_USED} order by sha256 <= ?, sha256 limit 2 offset ?"
+        """SHA-256 of the document that `read` gives as this number of shared text, from 1 on; empty for the last one of all."""
+        where = f"split = ? and {_USED}{_of(False)}"
+        query = f"select sha256 from document where {where} order by sha256 <= ?, sha256 limit 2 offset ?"
         rows = self._rows(query, split, after, number - 1)
         return str(rows[0]["sha256"]) if len(rows) == 2 else ""
 
@@ -172,7 +208,7 @@ class Corpus:
 
     def missing(self) -> str | None:
         """What a training needs and the text has not; None if it is enough."""
-        sizes = self.sizes()
+        sizes = self.sizes(local=False)
         documents = sum(size["documents"] for size in sizes.values())
         short = [split for split in SPLITS if not sizes[split]["documents"]]
         if not short and sizes["training"]["bytes"] >= MIN_TRAINING_BYTES:
@@ -186,22 +222,35 @@ class Corpus:
         return (
             f"{documents} documents with {sizes['training']['bytes']:,} bytes of training text are too little"
             + (f" ({' and '.join(short)} would be empty)" if short else "")
+            + (
+                " beside local text, of which the generalist learns nothing"
+                if self.sizes(local=True)["training"]["documents"]
+                else ""
+            )
             + f"; at least {len(SPLITS)} documents and {MIN_TRAINING_BYTES:,} bytes of training text are needed: "
             "comigs-edge data add PATH"
         )
 
     def _arrange(self, db: sqlite3.Connection, progress: Progress) -> None:
         """Decides anew which documents are used; each keeps the split that it has."""
-        query = "select id, left_out, split, seen, sha256, runs, beginnings, question from document order by id"
-        rows = db.execute(query).fetchall()
-        entries = [_entry(*row[1:]) for row in rows]
-        arrange(entries, self.training, self.validation, progress, read_gone(db), self.salt)
+        shared, local = self._read_entries(db, local=False), self._read_entries(db, local=True)
+        gone = [read_gone(db, False), read_gone(db, True)]
+        arrange(list(shared.values()), self.training, self.validation, progress, gone[0], self.salt)
+        if local:
+            arrange_local(list(local.values()), list(shared.values()), self.training, self.validation, gone, self.salt)
+        entries = shared | local
+        before = db.execute("select id, left_out, split, seen from document").fetchall()
         changed = [
-            (entry.left_out, entry.split, entry.seen, row[0])
-            for row, entry in zip(rows, entries, strict=True)
-            if (entry.left_out, entry.split, entry.seen) != (*row[1:3], bool(row[3]))
+            (*found, number)
+            for number, *was in before
+            if (found := (entries[number].left_out, entries[number].split, entries[number].seen)) != tuple(was)
         ]
         db.executemany("update document set left_out = ?, split = ?, seen = ? where id = ?", changed)
+
+    def _read_entries(self, db: sqlite3.Connection, local: bool) -> dict[int, Entry]:
+        columns = "id, left_out, split, seen, sha256, runs, beginnings, question"
+        query = f"select {columns} from document where true{_of(local)} order by id"
+        return {number: _entry(*row) for number, *row in db.execute(query)}
 
     def _rows(self, sql: str, *values: Any) -> list[dict[str, Any]]:
         if not self.path.exists():
@@ -236,6 +285,11 @@ def _entry(
         sha256=sha256, runs=np.frombuffer(runs, np.uint32), beginnings=chat, question=asked, split=split, seen=bool(seen),
         left_out=left_out,
     )  # fmt: skip
+
+
+def _of(local: bool | None) -> str:
+    """What a query asks beside its other conditions: for local text, for shared text, or for all."""
+    return "" if local is None else f" and source in (select id from source where local = {int(local)})"
 
 
 def _reasons(db: sqlite3.Connection) -> dict[int, str | None]:

@@ -1,6 +1,7 @@
 """Files on their way into a corpus: which of them are moved, edited or gone, and what they say now.
 
 An edited document keeps the split of the one whose place it has, so a text that was learned is never tested on.
+A file stays as it was added, local or not, until it is added otherwise.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from comigs_edge.data.chats import traits, written
 from comigs_edge.data.document import Document
 from comigs_edge.data.documents import RECORDS, kind
 from comigs_edge.data.editing import match, recut
+from comigs_edge.data.folders import Manner, folders_of, keep_out, read_manner, stored_name
 from comigs_edge.data.runs import NO_RUNS, Runs, find_origins, join_runs, runs_of, shared
 from comigs_edge.progress import Advance
 
@@ -39,6 +41,7 @@ class _Old(NamedTuple):
     seen: int
     content: str
     runs: bytes
+    local: int  # of its file
 
 
 @dataclass
@@ -51,14 +54,19 @@ class Changes:
     gone: int = 0
     unscored: int = 0  # new messages of the assistant that are not to be learned
     control_tokens: int = 0  # new documents with control tokens written out
+    made_local: int = 0  # files that were shared until now
     new: set[int] = field(default_factory=set)  # numbers of the documents that are there for the first time
     lost: list[_Old] = field(default_factory=list)  # learned documents that are deleted
 
 
 def take_in(
-    db: sqlite3.Connection, found: Mapping[Path, list[Document]], folders: Iterable[Path], advance: Advance
+    db: sqlite3.Connection, found: Mapping[Path, list[Document]], folders: Iterable[Path], advance: Advance,
+    manner: Manner,
 ) -> Changes:  # fmt: skip
-    """Takes in the documents of files; inside `folders` a file that is no longer there gives its documents up."""
+    """Takes in the documents of files; inside `folders` a file that is no longer there gives its documents up.
+
+    What `manner` leaves open is for a new file as for the folder that it is in, and stays for others as it was.
+    """
     changes = Changes()
     known = {path: number for number, path in db.execute("select id, path from source")}
     here = {stored_name(path) for path in found}
@@ -76,7 +84,13 @@ def take_in(
     for path, documents in found.items():
         source = known.get(stored_name(path))
         if source is None:
-            source = int(db.execute("insert into source (path) values (?)", (stored_name(path),)).lastrowid or 0)
+            row = stored_name(path), *read_manner(db, path)
+            source = int(db.execute("insert into source (path, local, with_secrets) values (?, ?, ?)", row).lastrowid or 0)
+        if manner.local is not None:
+            changes.made_local += _set_local(db, source, manner.local)
+        if manner.with_secrets is not None:
+            db.execute("update source set with_secrets = ? where id = ?", (manner.with_secrets, source))
+        db.executemany("delete from kept_out where path = ?", [(each,) for each in (stored_name(path), *folders_of(path))])
         _replace(db, source, path, documents, changes, read_at.get(source), advance)
     _remember(db, changes.lost)
     db.execute("delete from source where id not in (select source from document)")
@@ -86,21 +100,35 @@ def take_in(
 def forget(db: sqlite3.Connection, source: int) -> None:
     """Deletes a file and its documents; that and where they were learned is kept."""
     _remember(db, _remove(db, source))
+    keep_out(db, source)
     db.execute("delete from source where id = ?", (source,))
 
 
-def read_gone(db: sqlite3.Connection) -> dict[Split, Runs]:
-    """The runs of text that was learned and is no longer there, by its split."""
-    return {split: np.frombuffer(runs, np.uint32) for split, runs in db.execute("select split, runs from gone")}
+def read_gone(db: sqlite3.Connection, local: bool) -> dict[Split, Runs]:
+    """The runs of text that was learned and is no longer there, by its split; of what is local, or of the other text."""
+    rows = db.execute("select split, runs from gone where local = ?", (local,))
+    return {split: np.frombuffer(runs, np.uint32) for split, runs in rows}
+
+
+def _set_local(db: sqlite3.Connection, source: int, local: bool) -> bool:
+    """Whether a file that was shared is local now. Other text is split as if it were gone: that it was learned stays known."""
+    (before,) = db.execute("select local from source where id = ?", (source,)).fetchone()
+    if before == local:
+        return False
+    if local:
+        _remember(db, [each for each in _read_old(db, source) if each.seen])
+    db.execute("update source set local = ? where id = ?", (local, source))
+    return local
 
 
 def _remember(db: sqlite3.Connection, lost: list[_Old]) -> None:
     """Keeps the runs of learned documents that are deleted; writes all that is kept, so it is called once for all files."""
-    gone = read_gone(db)
-    for split in SPLITS:
-        if runs := [np.frombuffer(each.runs, np.uint32) for each in lost if each.split == split]:
-            joined = join_runs([*runs, gone.get(split, NO_RUNS)])
-            db.execute("insert or replace into gone values (?, ?)", (split, joined.tobytes()))
+    for local in (False, True):
+        gone = read_gone(db, local)
+        for split in SPLITS:
+            if runs := [np.frombuffer(each.runs, np.uint32) for each in lost if (each.split, each.local) == (split, local)]:
+                joined = join_runs([*runs, gone.get(split, NO_RUNS)])
+                db.execute("insert or replace into gone values (?, ?, ?)", (split, local, joined.tobytes()))
 
 
 def _read_hashes(db: sqlite3.Connection, source: int) -> list[str]:
@@ -108,7 +136,8 @@ def _read_hashes(db: sqlite3.Connection, source: int) -> list[str]:
 
 
 def _read_old(db: sqlite3.Connection, source: int) -> list[_Old]:
-    query = "select id, place, sha256, kind, split, seen, content, runs from document where source = ? order by place"
+    columns = "document.id, place, sha256, kind, split, seen, content, runs, local"
+    query = f"select {columns} from document join source on source.id = source where source = ? order by place"
     return [_Old(*row) for row in db.execute(query, (source,))]
 
 
@@ -122,11 +151,6 @@ def _delete(db: sqlite3.Connection, documents: list[_Old]) -> list[_Old]:
     """Deletes them; returns those that were learned, without their text."""
     db.executemany("delete from document where id = ?", [(each.id,) for each in documents])
     return [each._replace(content="") for each in documents if each.seen]
-
-
-def stored_name(path: Path) -> str:
-    """The path as it is stored: a name need not be UTF-8, its other bytes are written as escapes."""
-    return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 def _is_gone(path: str) -> bool:

@@ -11,13 +11,19 @@ from comigs_edge import database
 # `added`: when a file was read as its documents show it (UTC).
 # `place`: of a document in its file. `left_out`: why it is not used (`arrangement.LeftOut`), null where it is.
 # `runs`, `beginnings`, `question`: what it is compared by (`runs.py`, `chats.py`); null until that is known.
-# `gone`: the runs of text that was learned and is no longer there, one row for each split; no text.
+# `local`: only the specialists learn it. `with_secrets` 0: what looks like secrets is left out when it is read again.
+# `gone`: the runs of text that was learned and is no longer there, one row for each split and for what is local; no text.
+# `folder`: those that were added, and how. `kept_out`: files inside them that the user removed; only `add` reads them again.
 # `removed`: the numbers of files that the user removed, deleted or emptied, and not those that a later version leaves out.
-_GONE = "create table gone (split text primary key, runs blob not null);\n"
+_GONE = "create table gone (split text not null, local integer not null, runs blob not null, primary key (split, local));\n"
+_FOLDERS = """create table folder (path text primary key, local integer not null, with_secrets integer not null);
+create table kept_out (path text primary key);
+"""
 _REMOVED = "create table removed (source integer primary key);\n"
-_TABLES = f"""{_GONE}{_REMOVED}
+_TABLES = f"""{_GONE}{_REMOVED}{_FOLDERS}
 create table source (
-    id integer primary key autoincrement, path text unique not null, added text not null default current_timestamp
+    id integer primary key autoincrement, path text unique not null, added text not null default current_timestamp,
+    local integer not null default 0, with_secrets integer not null default 1
 );
 create table document (
     id integer primary key autoincrement, source integer not null references source (id), place integer not null,
@@ -32,7 +38,7 @@ _FROM_1 = f"""
 alter table source rename to old_source;
 alter table document rename to old_document;
 {_TABLES}
-insert into source select id, path, added from old_source order by id;
+insert into source (id, path, added) select id, path, added from old_source order by id;
 insert into document (source, place, sha256, kind, split, seen, bytes, content)
     select source, rowid, sha256, kind, split, (select count(distinct split) = 3 from old_document), bytes, content
     from old_document order by rowid;
@@ -49,9 +55,16 @@ insert into removed
         select seq from sqlite_sequence where name = 'source'))
     select number from given where number not in (select id from source) and exists (select 1 from gone);
 """
+_ALL_SHARED = f"""{_FOLDERS}
+alter table source add column local integer not null default 0;
+alter table source add column with_secrets integer not null default 1;
+"""
+_FROM_4 = f"""alter table gone rename to old_gone;
+{_GONE}insert into gone select split, 0, runs from old_gone;
+drop table old_gone;
+{_ALL_SHARED}"""
 
-
-SCRIPTS = (_TABLES, _FROM_1, _GONE + _FROM_3, _FROM_3)
+SCRIPTS = (_TABLES, _FROM_1, _GONE + _FROM_3 + _ALL_SHARED, _FROM_3 + _FROM_4, _FROM_4)
 
 
 def open_database(path: Path) -> AbstractContextManager[sqlite3.Connection]:

@@ -196,16 +196,16 @@ def _scored_spans(fragment: list[tuple[bytes, bool]]) -> list[tuple[int, int]]:
 
 def encode(
     documents: Corpus, tokenizer: Tokenizer, split: Split, refused: list[str], progress: Progress = SILENT,
-    max_tokens: float = math.inf, with_end: bool = False, after: str = "",
+    max_tokens: float = math.inf, with_end: bool = False, after: str = "", local: bool | None = None,
 ) -> Iterator[Encoded]:  # fmt: skip
     """Token ids of the documents of one split, one after the other, until there are `max_tokens`; from `after` on as in `read`.
 
     What is chosen or tested on is not scored where it stands in text that was learned. `refused` gets the reason for each
     document that the chat template cannot hold.
     """
-    learned = documents.learned_runs(split)
-    total, tokens = documents.sizes()[split]["documents"], 0
-    for number, document in enumerate(documents.read(split, after), 1):
+    learned = documents.learned_runs(split, local if local is False else None)
+    total, tokens = documents.sizes(local)[split]["documents"], 0
+    for number, document in enumerate(documents.read(split, after, local), 1):
         try:
             encoded = tokenizer.encode(document, with_end, learned)
         except ComigsError as error:

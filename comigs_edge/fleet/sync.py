@@ -103,7 +103,8 @@ def _saved(home: Home, settings: Config) -> Saved:
 def _publish(home: Home, settings: Config, saved: Saved, generalist: Arrays, number: int | None, books: Books) -> int:
     """The adapters with another generalist, as their next version."""
     notes = notes_of(saved.manifest) | {"generalist": number, **Mark(books.mark, books.standing.unsent_tokens).facts()}
-    return save(home.adapters, saved.arrays | generalist, saved.layout, settings.base.sha256, notes)
+    shared = saved.shared | generalist if saved.shared is not saved.arrays else None
+    return save(home.adapters, saved.arrays | generalist, saved.layout, settings.base.sha256, notes, shared)
 
 
 def _judge(home: Home, settings: Config, saved: Saved) -> Judge:
@@ -112,10 +113,10 @@ def _judge(home: Home, settings: Config, saved: Saved) -> Judge:
     def judge(before: Sequence[Arrays], after: Arrays) -> Judgement:
         from comigs_edge.fleet.gate import compare
         from comigs_edge.nn.adapters import Adapters
-        from comigs_edge.training.run import open_training
+        from comigs_edge.training.opening import open_training
 
         run = open_training(home, resolve(home, settings, measure=True))  # as a training would have it
-        adapters = Adapters.from_arrays(saved.layout, run.base.hparams, saved.arrays)
+        adapters = Adapters.from_arrays(saved.layout, run.base.hparams, saved.shared)
         return compare(run.make_trainer(adapters), settings.fleet.gate, before, after)
 
     return judge

@@ -59,9 +59,7 @@ class ModelConfig:
     experts_per_token: Annotated[int, setting("default: 2, or 1 for one expert alone", 1, 64, 2)] | None = None
     zero_expert: Annotated[bool, setting("also one that adds nothing; default: if parallel", example=True)] | None = None
     attention: Annotated[bool, setting("also one shared low-rank update of the attention; it is part of the generalist")] = False
-    thinking: Annotated[
-        bool, setting("a thinking base thinks aloud before it answers: prompts ask for it, in training as in chat")
-    ] = False
+    thinking: Annotated[bool, setting("a thinking base thinks aloud before it answers, in training as in chat")] = False
 
 
 @dataclass(frozen=True, kw_only=True)

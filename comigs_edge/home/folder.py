@@ -43,6 +43,7 @@ class Home:
         self.owner_file = root / "data" / "owner.json"
         self.state = root / "state"
         self.holder_file = self.state / "holder.json"
+        self.night_file = self.state / "night.json"  # what the service did last
         self.log_file = self.state / "train.log"  # of a training in the background
         self.adapters = root / "adapters"
         self.models = root / "models"

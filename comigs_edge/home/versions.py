@@ -24,8 +24,9 @@ from coordinator.protocol import wire
 from coordinator.protocol.wire import Arrays
 
 KEPT_VERSIONS = 5  # of different content; beside the default base each takes 13 MB of the disk
-_WRITTEN = ("version", "made", "base_sha256", "layout", "sha256")  # by `save` itself
+_WRITTEN = ("version", "made", "base_sha256", "layout", "sha256", "shared_sha256")  # by `save` itself
 _OF_ONE = ("copy_of", "imported", "measured")  # notes that are true of this very version alone
+SHARED = "shared.tensors"  # beside the adapters where local text has shaped them: safetensors
 
 
 def versions(folder: Path) -> list[int]:
@@ -47,8 +48,13 @@ def read_manifest(folder: Path, version: int) -> dict[str, Any]:
         ) from error
 
 
-def save(folder: Path, arrays: Arrays, layout: ExpertsConfig, base_sha256: str, notes: dict[str, Any]) -> int:
-    """Writes the next version into `folder`, all files or none; returns its number. Drops old ones, see `_drop_old`."""
+def save(
+    folder: Path, arrays: Arrays, layout: ExpertsConfig, base_sha256: str, notes: dict[str, Any], shared: Arrays | None = None
+) -> int:  # fmt: skip
+    """Writes the next version into `folder`, all files or none; returns its number. Drops old ones, see `_drop_old`.
+
+    `shared`: the same adapters without what local text has shaped, if it has; a training further begins with those.
+    """
     files.make_folder(folder)
     files.remove_temporaries(folder)
     version = max(versions(folder), default=0) + 1
@@ -64,6 +70,9 @@ def save(folder: Path, arrays: Arrays, layout: ExpertsConfig, base_sha256: str, 
             "version": version, "made": made, "base_sha256": base_sha256, "layout": asdict(layout), "sha256": digest(arrays),
             **notes,
         }  # fmt: skip
+        if shared is not None:
+            files.write_atomic(temporary / SHARED, wire.encode(shared))
+            manifest["shared_sha256"] = digest(shared)
         files.write_atomic(temporary / "manifest.json", json.dumps(manifest, indent=1).encode())
         temporary.rename(folder / f"{version:04d}")
         files.sync_folder(folder)
@@ -119,6 +128,12 @@ class Saved(NamedTuple):
     layout: ExpertsConfig
     arrays: Arrays
     manifest: dict[str, Any]
+    shared: Arrays  # the same without what local text has shaped
+
+    @property
+    def local_free(self) -> Arrays | None:
+        """`shared` where it differs."""
+        return None if self.shared is self.arrays else self.shared
 
 
 def find(folder: Path, version: int | None = None) -> int:
@@ -150,13 +165,17 @@ def load(folder: Path, hparams: HParams, base_sha256: str, version: int | None =
     arrays: Arrays = {}
     for path in sorted((folder / f"{number:04d}").glob("*.safetensors")):
         arrays |= wire.decode(path.read_bytes(), str(path))
+    path, shared = folder / f"{number:04d}" / SHARED, arrays
+    if "shared_sha256" in manifest:
+        shared = wire.decode(path.read_bytes(), str(path)) if path.exists() else {}
+        check_arrays(shared, layout, hparams)
     check_arrays(arrays, layout, hparams)
-    if digest(arrays) != manifest["sha256"]:
+    if digest(arrays) != manifest["sha256"] or digest(shared) != manifest.get("shared_sha256", manifest["sha256"]):
         raise ComigsError(
             f"the adapters in {folder / f'{number:04d}'} are damaged (their SHA-256 does not match the manifest); "
             "delete that folder to return to the version before"
         )
-    return Saved(layout, arrays, manifest)
+    return Saved(layout, arrays, manifest, shared)
 
 
 def use(folder: Path, hparams: HParams, base_sha256: str, version: int) -> int:
@@ -170,7 +189,7 @@ def use(folder: Path, hparams: HParams, base_sha256: str, version: int) -> int:
             return newest
     of_one = {name: saved.manifest[name] for name in _OF_ONE if name in saved.manifest}
     notes = notes_of(saved.manifest) | of_one | {"copy_of": version}
-    return save(folder, saved.arrays, saved.layout, base_sha256, notes)
+    return save(folder, saved.arrays, saved.layout, base_sha256, notes, saved.local_free)
 
 
 def find_before(folder: Path) -> int:

@@ -220,7 +220,7 @@ def _earlier_lines(home: Home, settings: Config, asked: dict[str, Any]) -> dict[
 
 def training_tokens(home: Home, settings: Config) -> int | None:
     """About how many tokens the training text has; None without text."""
-    splits = corpus(home, settings).sizes()
+    splits = corpus(home, settings).sizes(local=False)
     return splits["training"]["bytes"] // BYTES_A_TOKEN or None
 
 

@@ -33,7 +33,7 @@ def start_specialist(home: Home, settings: Config, path: Path, number: int) -> i
             "comigs-edge init --expert-form lora"
         )
     foreign, hparams = read_foreign(path), read_hparams(GGUFFile(home.base_file))
-    layout, arrays, notes = _present(home, settings)
+    layout, arrays, shared, notes = _present(home, settings)
     if not 1 <= number <= layout.num_specialists:
         raise ComigsError(
             f"there is no specialist {number}, this home has {layout.num_specialists}; name one of them, or set specialists in "
@@ -42,15 +42,17 @@ def start_specialist(home: Home, settings: Config, path: Path, number: int) -> i
     role = f"specialist.{number}."
     initial = select(Adapters.initial(layout, hparams, settings.train.seed).arrays(), role)
     started = start_with(foreign, initial, hparams, layout.expert_scale)
-    arrays |= {f"{role}{name}": array for name, array in started.items()}
-    return save(home.adapters, arrays, layout, settings.base.sha256, notes | {"imported": path.name} | _LOSSES)
+    both = {f"{role}{name}": array for name, array in started.items()}
+    shared = None if shared is None else shared | both
+    return save(home.adapters, arrays | both, layout, settings.base.sha256, notes | {"imported": path.name} | _LOSSES, shared)
 
 
-def _present(home: Home, settings: Config) -> tuple[ExpertsConfig, Arrays, dict[str, Any]]:
-    """Layout, tensors and notes of the newest adapters, or of those that a training would begin with."""
+def _present(home: Home, settings: Config) -> tuple[ExpertsConfig, Arrays, Arrays | None, dict[str, Any]]:
+    """Layout, tensors, those without local text and notes of the newest adapters, or of what a training would begin with."""
     hparams = read_hparams(GGUFFile(home.base_file))
     if versions(home.adapters):
         saved = load(home.adapters, hparams, settings.base.sha256)
-        return saved.layout, dict(saved.arrays), notes_of(saved.manifest)
+        return saved.layout, saved.arrays, saved.local_free, notes_of(saved.manifest)
     layout = plan_experts(resolve(home, settings).settings.model, hparams)
-    return layout, Adapters.initial(layout, hparams, settings.train.seed).arrays(), {"base_name": settings.base.name, KEY: []}
+    arrays = Adapters.initial(layout, hparams, settings.train.seed).arrays()
+    return layout, arrays, None, {"base_name": settings.base.name, KEY: []}

@@ -6,7 +6,7 @@ began with too. One without such names was made before they were kept, and may h
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,9 +37,9 @@ class Remains:
         return ", ".join(adapters + models + (["the state of the training"] if self.in_training else []))
 
 
-def find_remains(home: Home, corpus: Corpus) -> Remains:
-    """Everything in the home that has learned a file which is no longer in the corpus."""
-    removed = corpus.removed()
+def find_remains(home: Home, corpus: Corpus, also: Collection[int] = ()) -> Remains:
+    """Everything in the home that has learned a file which is no longer in the corpus, or is `also` to go."""
+    removed = corpus.removed() | set(also)
     there = versions(home.adapters) if removed else []
     numbers = [version for version in there if _holds(read_manifest(home.adapters, version), removed)]
     models = [path for version in numbers for path in sorted(home.models.glob(f"personal-{version:04d}-*.gguf"))]

@@ -3,64 +3,35 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
-
-import torch
-from torch import Tensor
+from dataclasses import asdict
 
 from comigs_edge.arrays import digest
-from comigs_edge.data.tokenizer import Tokenizer
 from comigs_edge.errors import ComigsError
 from comigs_edge.home.folder import Home, corpus
 from comigs_edge.home.marks import Mark, read_mark
-from comigs_edge.home.versions import load, read_manifest, save, versions
+from comigs_edge.home.versions import Saved, load, notes_of, read_manifest, save, versions
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.experts import ExpertsConfig
 from comigs_edge.nn.model import Model
-from comigs_edge.nn.weights import Base, open_base
+from comigs_edge.nn.weights import Base
 from comigs_edge.planning.plan import Resolved, forget, plan_experts, remember
-from comigs_edge.planning.rates import use
 from comigs_edge.progress import SILENT, Progress
 from comigs_edge.training import checkpoint, further
+from comigs_edge.training import local as locality
 from comigs_edge.training import passage as passages
-from comigs_edge.training.activation_cache import ActivationCache, Key, clear
-from comigs_edge.training.batches import Batch, Rows
+from comigs_edge.training.activation_cache import clear
+from comigs_edge.training.batches import Rows
+from comigs_edge.training.caches import open_caches
 from comigs_edge.training.closing import PROGRESS, Closing, closes, ordinary_rows
 from comigs_edge.training.learned import KEY, join_learned
-from comigs_edge.training.memory import tune_allocator
+from comigs_edge.training.local import LocalPhase, LocalText
 from comigs_edge.training.ordinary import OrdinaryText
-from comigs_edge.training.passage import Passage, find_passage
+from comigs_edge.training.passage import Passage
+from comigs_edge.training.resuming import differences, read_course
 from comigs_edge.training.schedule import Schedule, make_schedule
-from comigs_edge.training.text import TOKENS, open_ordinary, read_rows
 from comigs_edge.training.trainer import Event, Trainer
 from coordinator.protocol.wire import Arrays
-
-
-def open_training(home: Home, resolved: Resolved, progress: Progress = SILENT, resume: bool | None = None) -> TrainingRun:
-    """Sets torch up as the plan says, and loads the home's text and base; nothing is trained, and nothing is written yet.
-
-    `resume` is as in `TrainingRun.begin`. Raises `ComigsError` if there is too little text.
-    """
-    settings, plan = resolved.settings, resolved.plan
-    torch.set_num_threads(plan.threads)
-    use(plan.backend)
-    refused: list[str] = []
-    # The tokenizer is gone before the base is loaded.
-    tokens = max(TOKENS, settings.train.steps * plan.batch * plan.context)
-    tokenizer = Tokenizer(home.base_file, settings.model.thinking)
-    passage = Passage() if resume is False else find_passage(checkpoint.load(home.state))
-    training, validation, passage = read_rows(home, settings, plan.context, tokenizer, refused, progress, tokens, passage)
-    ordinary = open_ordinary(home, settings, tokenizer) if settings.has_zero_expert else []
-    del tokenizer
-    base = open_base(home.base_file, plan.threads, plan.keep, getattr(torch, plan.precision), plan.device)
-    gc.collect()
-    tune_allocator(lean=not plan.keep)  # gives back what loading took
-    run = TrainingRun(home, resolved, base, (training, validation), passage, ordinary)
-    if refused:
-        run.warnings.append(f"{len(refused)} chats were left out: {refused[0]}")
-    return run
 
 
 class TrainingRun:
@@ -83,6 +54,9 @@ class TrainingRun:
         self.mark = self.best_mark = Mark()  # of the generalist that is trained, and of the best one
         self.trainer: Trainer  # from `begin` on
         self.closing: Closing | None = None
+        self._newest: Saved | None = None  # what local text is added to where nothing better was found
+        self.local_text: LocalText | None = None
+        self.local: LocalPhase | None = None
 
     # Start --------------------------------------------------------------------------------------------------------
 
@@ -120,36 +94,28 @@ class TrainingRun:
             saved = load(self.home.adapters, self.base.hparams, self.settings.base.sha256)
             if (layout := saved.layout.without_zero()) != wanted:
                 raise ComigsError(
-                    f"the settings ask for {_differences(asdict(wanted), asdict(layout))}; go back to that, or "
+                    f"the settings ask for {differences(asdict(wanted), asdict(layout))}; go back to that, or "
                     "start anew with: comigs-edge train --fresh"
                 )
             self.mark = self.best_mark = read_mark(saved.manifest)
             self.learned = join_learned(corpus(self.home, self.settings), saved.manifest)
-            return Adapters.from_arrays(saved.layout, self.base.hparams, saved.arrays).without_zero()
+            return Adapters.from_arrays(saved.layout, self.base.hparams, saved.shared).without_zero()
         self.learned = join_learned(corpus(self.home, self.settings), None)
         return Adapters.initial(wanted, self.base.hparams, self.settings.train.seed)
 
     def _resume(self, arrays: Arrays, progress: checkpoint.Progress, steps: int | None) -> Trainer:
-        if progress["base_sha256"] != self.settings.base.sha256:
-            raise ComigsError("the interrupted training belongs to another base; start anew with: comigs-edge train --fresh")
-        schedule, layout = Schedule(**progress["schedule"]), ExpertsConfig(**progress["layout"])
-        asked = schedule.keep_course(make_schedule(self.settings, self.plan.batch, steps or schedule.steps), PROGRESS in progress)
-        if PROGRESS not in progress:  # what comes at the end can still be chosen, and was not there in earlier versions
-            schedule = replace(schedule, closing_steps=asked.closing_steps)
-        wanted = asdict(asked)
-        wanted |= asdict(plan_experts(self.settings.model, self.base.hparams))
-        saved = asdict(schedule) | asdict(layout)
-        if wanted != saved:
-            raise ComigsError(
-                f"the settings ask for {_differences(wanted, saved)} in the interrupted training; run it with its own "
-                "settings, or start anew with: comigs-edge train --fresh"
-            )
+        experts = plan_experts(self.settings.model, self.base.hparams)
+        schedule, layout = read_course(progress, self.settings, self.plan.batch, steps, experts)
         trainer = self._cached_trainer(Adapters.initial(layout, self.base.hparams, self.settings.train.seed), schedule)
         trainer.restore(arrays, progress)
         if progress.get("text", self.text) == self.text:
             if PROGRESS in progress:
                 self.closing = self._make_closing(trainer)
                 self.closing.restore(arrays, progress)
+            self.trainer = trainer
+            if locality.PROGRESS in progress and self.local_text is not None:
+                self.local = self._make_local(self.local_text)
+                self.local.restore(arrays, progress)
         else:
             trainer.measure_anew()
             self.warnings.append(
@@ -164,43 +130,36 @@ class TrainingRun:
         return Model(self.base, adapters.to(self.base.device), checkpointing=self.plan.checkpointing)
 
     def _cached_trainer(self, adapters: Adapters, plan: Schedule) -> Trainer:
-        model = self._model(adapters)
-        caches = self._open_caches(model, plan.batch) if self.plan.cache and model.first_block else None
+        model, caches = self._model(adapters), None
+        if self.plan.cache and model.first_block:
+            caches = open_caches(self.home.state, model, self.rows, plan.batch, self.settings.base.sha256)
         clear(self.home.state, tuple(cache.path for cache in caches or ()))
         for text in self.ordinary[:1]:  # no more than the closing phase will read
             text.tokens = min(text.tokens, ordinary_rows(plan) * self.plan.context)
         return Trainer(model, *self.rows, plan, caches)
-
-    def _open_caches(self, model: Model, batch: int) -> tuple[ActivationCache, ActivationCache]:
-        key: Key = (
-            self.settings.base.sha256, model.first_block, self.plan.checkpointing, str(self.base.dtype),
-            str(self.base.device), torch.get_num_threads(), torch.get_float32_matmul_precision(), torch.__version__,
-        )  # fmt: skip
-
-        def compute(group: Batch) -> Tensor:
-            return model.below(group.tokens.to(self.base.device), group.documents)
-
-        training, validation = (
-            ActivationCache(self.home.state, rows, batch, self.base.hparams.width, key, compute) for rows in self.rows
-        )
-        return training, validation
 
     # Steps --------------------------------------------------------------------------------------------------------
 
     @property
     def total_steps(self) -> int:
         """Steps of the whole training."""
-        return self.trainer.total_steps + (self.trainer.schedule.closing if self.ordinary else 0)
+        schedule = self.trainer.schedule
+        local = 0 if self.local_text is None else self.local_text.total_steps(schedule)
+        return self.trainer.total_steps + (schedule.closing if self.ordinary else 0) + local
 
     @property
     def steps_done(self) -> int:
         """Those that were done."""
-        closing = 0 if self.closing is None else self.closing.steps
-        return self.trainer.expert_steps + self.trainer.router_steps + closing
+        later = sum(phase.steps for phase in (self.closing, self.local) if phase is not None)
+        return self.trainer.expert_steps + self.trainer.router_steps + later
 
     @property
     def is_done(self) -> bool:
-        """Whether all steps have been done, those of the closing phase too if there is something to close."""
+        """Whether all steps have been done, those of the phases behind the others too if there is something to do in them."""
+        return self._is_shared_done and (self._local_text is None or (self.local is not None and self.local.is_done))
+
+    @property
+    def _is_shared_done(self) -> bool:
         return self.trainer.is_done and (not self._closes or (self.closing is not None and self.closing.is_done))
 
     @property
@@ -213,6 +172,9 @@ class TrainingRun:
         if self._closes:
             self.closing = self.closing or self._make_closing(self.trainer)
             yield from self.closing.run()
+        if self._is_shared_done and (text := self._local_text) is not None:
+            self.local = self.local or self._make_local(text)
+            yield from self.local.run(self.trainer, 0 if self.closing is None else self.closing.steps)
 
     def make_ordinary(self, progress: Progress = SILENT) -> None:
         """Lets the base write its ordinary text, which takes minutes once; `progress` gets tokens."""
@@ -223,6 +185,25 @@ class TrainingRun:
         self.make_ordinary()
         seed = self.settings.train.seed
         return Closing(trainer, Rows(self.ordinary[0].answers, self.plan.context, seed), seed, self._model)
+
+    @property
+    def _is_better(self) -> bool:
+        trainer = self.trainer
+        return trainer.first_loss is not None and trainer.best_loss < trainer.first_loss
+
+    @property
+    def _local_text(self) -> LocalText | None:
+        return self.local_text if self._is_better or versions(self.home.adapters) else None  # else it has nothing to be added to
+
+    def _make_local(self, text: LocalText) -> LocalPhase:
+        arrays, layout, _ = self.result()  # without a local phase: what the shared text alone has made
+        if not self._is_better:
+            self._newest = load(self.home.adapters, self.base.hparams, self.settings.base.sha256)
+            arrays, layout = self._newest.shared, self._newest.layout
+        self.make_ordinary()
+        start, silent = Adapters.from_arrays(layout, self.base.hparams, arrays), layout.zero_expert and self.ordinary
+        ordinary = Rows(self.ordinary[0].answers, self.plan.context, self.settings.train.seed) if silent else None
+        return LocalPhase(start, text, self.trainer.schedule, ordinary, self._model)
 
     def count(self, event: Event) -> None:
         """After each step: what the generalist has learned."""
@@ -241,9 +222,10 @@ class TrainingRun:
         """
         version = self.publish() if self.is_done else None
         arrays, progress = self.trainer.state()
-        if self.closing is not None:
-            more, phase = self.closing.state()
-            arrays, progress = arrays | more, progress | phase
+        for ending in (self.closing, self.local):
+            if ending is not None:
+                more, phase = ending.state()
+                arrays, progress = arrays | more, progress | phase
         progress |= {"finished": self.is_done, "base_sha256": self.settings.base.sha256, "text": self.text}
         progress |= self.mark.facts() | self.best_mark.facts("best")
         progress |= {KEY: self.learned, passages.KEY: asdict(self.passage)}
@@ -274,7 +256,8 @@ class TrainingRun:
     def publish(self) -> int | None:
         """Makes the best state the newest adapters, closed if the training is done; None if nothing is better than its start."""
         trainer = self.trainer
-        if trainer.first_loss is None or not trainer.best_loss < trainer.first_loss:
+        local = self.local if self.local is not None and self.local.is_kept else None
+        if local is None and not self._is_better:
             return None
         arrays, layout, loss = self.result()
         there = versions(self.home.adapters)
@@ -286,15 +269,18 @@ class TrainingRun:
             "expert_steps": trainer.expert_steps, "router_steps": trainer.router_steps,
             "block_format": trainer.schedule.block_format, "text": self.text[:16], KEY: self.learned, **self.best_mark.facts(),
         }  # fmt: skip
-        return save(self.home.adapters, arrays, layout, self.settings.base.sha256, notes)
+        if self._newest is not None:
+            notes = notes_of(self._newest.manifest) | {KEY: join_learned(corpus(self.home, self.settings), self._newest.manifest)}
+        notes |= local.facts() if local is not None else {}
+        return save(self.home.adapters, arrays, layout, self.settings.base.sha256, notes, None if local is None else local.start)
 
     def result(self) -> tuple[Arrays, ExpertsConfig, float]:
-        """What is kept, and its validation loss, nats a token."""
-        trainer, closing = self.trainer, self.closing
-        if closing is not None and closing.is_kept:
-            return closing.adapters.arrays(), closing.adapters.layout, closing.loss
-        return trainer.best, trainer.adapters.layout, trainer.best_loss
-
-
-def _differences(wanted: dict[str, object], saved: dict[str, object]) -> str:
-    return ", ".join(f"{key} = {wanted[key]} where it is {saved[key]}" for key in wanted if wanted[key] != saved.get(key))
+        """What is kept, and the validation loss of shared text before the local phase, nats a token."""
+        trainer, closing, local = self.trainer, self.closing, self.local
+        is_closed = closing is not None and closing.is_kept
+        loss = closing.loss if closing is not None and is_closed else trainer.best_loss
+        if local is not None and local.is_kept:
+            return local.trainer.best, local.trainer.adapters.layout, loss
+        if closing is not None and is_closed:
+            return closing.adapters.arrays(), closing.adapters.layout, loss
+        return trainer.best, trainer.adapters.layout, loss

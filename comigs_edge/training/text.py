@@ -1,8 +1,9 @@
-"""What a training reads: rows of the home's text, and the base's ordinary text."""
+"""What a training reads: rows of the home's text, shared and local, and the base's ordinary text."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import chain
 
 from comigs_edge.data.tokenizer import Tokenizer, encode
 from comigs_edge.errors import ComigsError
@@ -31,7 +32,7 @@ def read_rows(
     home: Home, settings: Config, context: int, tokenizer: Tokenizer, refused: list[str], progress: Progress,
     tokens: int = TOKENS, passage: Passage = Passage(),
 ) -> tuple[Rows, Rows, Passage]:  # fmt: skip
-    """Training and validation rows, of `context` tokens, of the home's text; raises `ComigsError` if there is too little.
+    """Training and validation rows, of `context` tokens, of the home's shared text; raises `ComigsError` if there is too little.
 
     Of long text they have `tokens` tokens of training text, from where `passage` begins, and an eighth as many for validation,
     always the first; documents stand in the order of their hashes, so that is a fair part. The third is what was read. Adds to
@@ -40,8 +41,8 @@ def read_rows(
     documents = corpus(home, settings)
     documents.check_enough()
     seed, after = settings.train.seed, passage.start
-    encoded = encode(documents, tokenizer, "training", refused, progress, tokens, with_end=True, after=after)
-    chosen = encode(documents, tokenizer, "validation", refused, progress, tokens // 8, with_end=True)
+    encoded = encode(documents, tokenizer, "training", refused, progress, tokens, with_end=True, after=after, local=False)
+    chosen = encode(documents, tokenizer, "validation", refused, progress, tokens // 8, with_end=True, local=False)
     try:
         training = Rows(encoded, context, seed, passage.first_row)
         end = documents.hash_of("training", after, training.num_documents + len(refused))  # validation text is not read yet
@@ -53,3 +54,21 @@ def read_rows(
         raise ComigsError(
             f"all chats were left out ({refused[0]}); add text, or choose another base: comigs-edge init --force --base FILE"
         ) from None
+
+
+def read_local(
+    home: Home, settings: Config, context: int, tokenizer: Tokenizer, refused: list[str], progress: Progress
+) -> tuple[Rows, Rows] | None:  # fmt: skip
+    """Rows of the local training text, and of all validation text; None where there is no local text to learn from."""
+    documents, seed = corpus(home, settings), settings.train.seed
+    if not documents.sizes(local=True)["training"]["documents"]:
+        return None
+    chosen = (
+        encode(documents, tokenizer, "validation", refused, progress, TOKENS // 16, with_end=True, local=local)
+        for local in (False, True)
+    )
+    encoded = encode(documents, tokenizer, "training", refused, progress, TOKENS, with_end=True, local=True)
+    try:
+        return Rows(encoded, context, seed), Rows(chain.from_iterable(chosen), context, seed)
+    except ComigsError:  # the base's template can hold none of these chats
+        return None

@@ -38,7 +38,7 @@ from coordinator.protocol.wire import Arrays
 
 OFFSETS = "router.offsets"  # name of their moments in a state
 
-Phase = Literal["expert", "router", "closing"]
+Phase = Literal["expert", "router", "closing", "local"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ import pytest
 from comigs_edge.data import documents
 from comigs_edge.data.corpus import SPLITS, Corpus
 from comigs_edge.data.document import Document, Message
+from tests.data.older import VERSION_2, VERSION_3, VERSION_4
 from tests.data.test_leaks import SCRIPTS, leaks, say, write_glued
 
 
@@ -163,6 +164,27 @@ def test_an_edited_line_of_jsonl_keeps_its_split_whatever_is_added_before_it(tmp
     assert set(new) <= set(after)
 
 
+def test_a_database_of_version_4_is_taken_over_with_all_of_its_text_shared(tmp_path):
+    corpus, rng = Corpus(tmp_path / "documents.db"), random.Random(9)
+    for name in "ab":
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps({"text": say(rng, 40)}) for _ in range(30)))
+        add(corpus, tmp_path / f"{name}.jsonl")
+    corpus.remove(1)
+    before, used = gone_of(corpus), splits_of(corpus)
+    assert before
+    with sqlite3.connect(corpus.path) as db:
+        db.executescript(VERSION_4)
+    db.close()
+    assert (splits_of(corpus), gone_of(corpus)) == (used, before)
+    assert [each["local"] for each in corpus.sources()] == [0]
+    assert corpus.removed() == {1}
+
+
+def gone_of(corpus):
+    with sqlite3.connect(corpus.path) as db:
+        return db.execute("select split, runs from gone order by split").fetchall()
+
+
 OLD_SCHEMA = """
 create table source (id integer primary key, path text unique not null, added text not null default current_timestamp);
 create table document (
@@ -303,7 +325,7 @@ def test_what_an_edit_took_out_of_learned_text_is_not_tested_elsewhere(corpus, v
 def test_a_database_of_version_2_is_taken_over_with_its_splits(corpus):
     before = splits_of(corpus)
     with sqlite3.connect(corpus.path) as db:
-        db.executescript("drop table gone; drop table removed; pragma user_version = 2;")
+        db.executescript(VERSION_2)
     db.close()
     assert splits_of(corpus) == before
     corpus.remove(1)
@@ -319,8 +341,8 @@ def test_a_database_of_version_3_is_compared_anew_once(tmp_path):
     before = splits_of(corpus)
     with sqlite3.connect(corpus.path) as db:
         db.execute("update document set runs = x'01000000', left_out = case when split != 'training' then 'learned' end")
-        db.execute("insert into gone values ('training', x'01000000')")
-        db.executescript("drop table removed; pragma user_version = 3;")
+        db.execute("insert into gone values ('training', 0, x'01000000')")
+        db.executescript(VERSION_3)
     db.close()
     assert splits_of(corpus) == before
     assert not corpus.left_out()

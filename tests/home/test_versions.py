@@ -18,7 +18,8 @@ def save(folder, adapters, **notes):
 def test_a_saved_version_loads_with_the_same_bits(tmp_path, tiny_base, make_adapters):
     adapters = make_adapters(2)
     assert save(tmp_path, adapters, validation_loss=1.5) == 1
-    layout, arrays, manifest = versions_on_disk.load(tmp_path, tiny_base.hparams, "base-hash")
+    layout, arrays, manifest, shared = versions_on_disk.load(tmp_path, tiny_base.hparams, "base-hash")
+    assert shared is arrays
     assert layout == adapters.layout
     assert digest(arrays) == digest(adapters.arrays()) == manifest["sha256"]
     assert manifest["validation_loss"] == 1.5

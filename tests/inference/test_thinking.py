@@ -10,7 +10,7 @@ from comigs_edge.data.tokenizer import Tokenizer
 from comigs_edge.home.folder import Home
 from comigs_edge.inference.chat import Chat
 from comigs_edge.planning.plan import resolve
-from comigs_edge.training.run import open_training
+from comigs_edge.training.opening import open_training
 from tests.inference.test_chat import LIKELIEST
 from tests.tiny import some_text, write_llama
 

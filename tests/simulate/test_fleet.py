@@ -21,7 +21,7 @@ from comigs_edge.simulate.plan import Plan
 from comigs_edge.simulate.recipe import ExchangeRecipe, ExpertRecipe, TrainingRecipe
 from comigs_edge.training.batches import Rows
 from comigs_edge.training.closing import Closing, closes
-from comigs_edge.training.run import open_training
+from comigs_edge.training.opening import open_training
 from coordinator.protocol import compress, wire
 from tests.tiny import some_text
 

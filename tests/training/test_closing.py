@@ -18,7 +18,7 @@ from comigs_edge.planning.plan import resolve
 from comigs_edge.training import checkpoint
 from comigs_edge.training.batches import Rows
 from comigs_edge.training.closing import MixedRows
-from comigs_edge.training.run import open_training
+from comigs_edge.training.opening import open_training
 
 STEPS = 30  # and three closing ones
 

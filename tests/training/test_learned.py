@@ -13,6 +13,7 @@ from comigs_edge.data.corpus import Corpus
 from comigs_edge.home.folder import Home
 from comigs_edge.training import checkpoint
 from comigs_edge.training.learned import delete_remains, find_remains, join_learned
+from tests.data.older import VERSION_3
 from tests.data.test_leaks import say
 
 
@@ -105,6 +106,6 @@ def test_a_missing_number_of_an_older_home_is_a_removed_file_if_learned_text_is_
     home, corpus = make(tmp_path, {1: [3]}, [])
     corpus.remove(3)
     with sqlite3.connect(corpus.path) as db:
-        db.executescript("drop table removed; pragma user_version = 3;" + ("" if is_learned else "delete from gone;"))
+        db.executescript(VERSION_3 + ("" if is_learned else "delete from gone;"))
     db.close()
     assert find_remains(home, corpus).versions == ([1] if is_learned else [])

@@ -12,7 +12,7 @@ from comigs_edge.data.corpus import Corpus
 from comigs_edge.data.tokenizer import Tokenizer, encode
 from comigs_edge.home.folder import Home
 from comigs_edge.planning.plan import resolve
-from comigs_edge.training import run as training
+from comigs_edge.training import opening as training
 from comigs_edge.training.passage import Passage
 from comigs_edge.training.text import read_rows
 from tests.tiny import TEMPLATE, some_text, write_llama

@@ -20,8 +20,8 @@ from comigs_edge.nn.adapters import Adapters
 from comigs_edge.planning.plan import resolve
 from comigs_edge.training import checkpoint, further
 from comigs_edge.training import run as training
+from comigs_edge.training.opening import open_training
 from comigs_edge.training.pace import steps_within
-from comigs_edge.training.run import open_training
 from comigs_edge.training.text import read_rows
 from tests.data.test_leaks import say
 

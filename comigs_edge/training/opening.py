@@ -1,0 +1,50 @@
+"""A training of a home is opened: torch set up as the plan says, text and base in memory."""
+
+from __future__ import annotations
+
+import gc
+
+import torch
+
+from comigs_edge.data.tokenizer import Tokenizer
+from comigs_edge.home.folder import Home
+from comigs_edge.nn.weights import open_base
+from comigs_edge.planning.plan import Resolved
+from comigs_edge.planning.rates import use
+from comigs_edge.progress import SILENT, Progress
+from comigs_edge.training import checkpoint
+from comigs_edge.training.local import LocalText
+from comigs_edge.training.memory import tune_allocator
+from comigs_edge.training.passage import Passage, find_passage
+from comigs_edge.training.run import TrainingRun
+from comigs_edge.training.text import TOKENS, open_ordinary, read_local, read_rows
+
+
+def open_training(home: Home, resolved: Resolved, progress: Progress = SILENT, resume: bool | None = None) -> TrainingRun:
+    """Sets torch up as the plan says, and loads the home's text and base; nothing is trained, and nothing is written yet.
+
+    `resume` is as in `TrainingRun.begin`. Raises `ComigsError` if there is too little text.
+    """
+    settings, plan = resolved.settings, resolved.plan
+    torch.set_num_threads(plan.threads)
+    use(plan.backend)
+    refused: list[str] = []
+    # The tokenizer is gone before the base is loaded.
+    tokens = max(TOKENS, settings.train.steps * plan.batch * plan.context)
+    tokenizer = Tokenizer(home.base_file, settings.model.thinking)
+    passage = Passage() if resume is False else find_passage(checkpoint.load(home.state))
+    training, validation, passage = read_rows(home, settings, plan.context, tokenizer, refused, progress, tokens, passage)
+    ordinary = open_ordinary(home, settings, tokenizer) if settings.has_zero_expert else []
+    local = read_local(home, settings, plan.context, tokenizer, refused, progress)
+    del tokenizer
+    base = open_base(home.base_file, plan.threads, plan.keep, getattr(torch, plan.precision), plan.device)
+    gc.collect()
+    tune_allocator(lean=not plan.keep)  # gives back what loading took
+    run = TrainingRun(home, resolved, base, (training, validation), passage, ordinary)
+    if local is not None and settings.model.specialists == 0:
+        run.warnings.append("local text is not learned: there are no specialists (specialists = 0)")
+    elif local is not None:
+        run.local_text = LocalText(training=local[0], validation=local[1], shared=training)
+    if refused:
+        run.warnings.append(f"{len(refused)} chats were left out: {refused[0]}")
+    return run

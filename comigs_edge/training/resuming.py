@@ -1,0 +1,38 @@
+"""What an interrupted training is to do: as its checkpoint says, if the settings still ask for that."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+
+from comigs_edge.errors import ComigsError
+from comigs_edge.home.config import Config
+from comigs_edge.nn.experts import ExpertsConfig
+from comigs_edge.training.checkpoint import Progress
+from comigs_edge.training.closing import PROGRESS
+from comigs_edge.training.schedule import Schedule, make_schedule
+
+
+def read_course(
+    progress: Progress, settings: Config, batch: int, steps: int | None, experts: ExpertsConfig
+) -> tuple[Schedule, ExpertsConfig]:  # fmt: skip
+    """Schedule and layout of the saved training; raises `ComigsError` where the settings, or `experts` by them, are otherwise."""
+    if progress["base_sha256"] != settings.base.sha256:
+        raise ComigsError("the interrupted training belongs to another base; start anew with: comigs-edge train --fresh")
+    schedule, layout = Schedule(**progress["schedule"]), ExpertsConfig(**progress["layout"])
+    asked = schedule.keep_course(make_schedule(settings, batch, steps or schedule.steps), PROGRESS in progress)
+    if PROGRESS not in progress:  # what comes at the end can still be chosen, and was not there in earlier versions
+        schedule = replace(schedule, closing_steps=asked.closing_steps)
+    wanted = asdict(asked) | asdict(experts)
+    saved = asdict(schedule) | asdict(layout)
+    if wanted != saved:
+        raise ComigsError(
+            f"the settings ask for {differences(wanted, saved)} in the interrupted training; run it with its own "
+            "settings, or start anew with: comigs-edge train --fresh"
+        )
+    return schedule, layout
+
+
+def differences(wanted: Mapping[str, object], saved: Mapping[str, object]) -> str:
+    """What is wanted otherwise than it is, in words."""
+    return ", ".join(f"{key} = {wanted[key]} where it is {saved[key]}" for key in wanted if wanted[key] != saved.get(key))
