@@ -12,6 +12,7 @@ import profiles
 from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
 from comigs_edge.base.hparams import HParams, check_tensors, read_hparams
 from comigs_edge.base.parts import is_part, join
+from comigs_edge.commands import completion
 from comigs_edge.commands.console import bar, fact, next_command, out, size, warn
 from comigs_edge.commands.plan import show
 from comigs_edge.home import folder as homes
@@ -30,6 +31,7 @@ def init(
         Optional[str],
         typer.Option(
             metavar="NAME|FILE|FOLDER",
+            autocompletion=completion.bases,
             help=f"Base model: a name, a .gguf file or a Hugging Face folder; default: {DEFAULT_BASE}.",
         ),
     ] = None,
@@ -39,7 +41,12 @@ def init(
     specialists: Annotated[
         Optional[int], typer.Option(min=0, max=63, help="Local experts beside the generalist; default: the profile's.")
     ] = None,
-    profile: Annotated[str, typer.Option(help=f"What the device can carry: {', '.join(profiles.names())}.")] = "auto",
+    profile: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", autocompletion=completion.profiles, help=f"What the device can carry: {', '.join(profiles.names())}."
+        ),
+    ] = "auto",
     expert_form: Annotated[
         Optional[str],
         typer.Option(

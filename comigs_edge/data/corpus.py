@@ -192,6 +192,8 @@ class Corpus:
 
     def _arrange(self, db: sqlite3.Connection, progress: Progress) -> None:
         """Decides anew which documents are used; each keeps the split that it has."""
+        # `status` reads no page of the text itself with it; other versions keep it up to date, too.
+        db.execute("create index if not exists document_sizes on document (left_out, split, bytes)")
         query = "select id, left_out, split, seen, sha256, runs, beginnings, question from document order by id"
         rows = db.execute(query).fetchall()
         entries = [_entry(*row[1:]) for row in rows]
