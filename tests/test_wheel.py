@@ -31,7 +31,7 @@ def installed(tmp_path_factory):
     site = folder / "venv" / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
     (wheel,) = folder.glob("*.whl")
     subprocess.run([*pip, "--python", folder / "venv" / "bin" / "python", "install", *offline, wheel], check=True)
-    # Only the folder of the libraries: an editable installation there is found by a .pth of its own, which counts for nothing here.
+    # The libraries' folder alone: the .pth file of an editable installation there counts for nothing here.
     (site / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return folder / "venv" / "bin"
 
