@@ -36,7 +36,8 @@ def archive(ready, run, tmp_path):
     """A home with a chat, a key and what a training leaves, as its archive."""
     History(ready / "chats.db").ask(None, "", "a stone")
     (ready / "device.key").write_bytes(b"the key")
-    (ready / "models").mkdir()
+    (ready / "models").mkdir(exist_ok=True)
+    (ready / "state").mkdir(exist_ok=True)
     (ready / "models" / "personal-0001-Q8_0.gguf").write_bytes(b"model")
     for name in ("below-01.bin", "ordinary-a.json", "checkpoint-1"):
         (ready / "state" / name).write_bytes(b"state")
