@@ -24,9 +24,11 @@ from comigs_edge.commands import (
     explain,
     export,
     forget,
+    home,
     init,
     join,
     models,
+    paths,
     plan,
     report,
     serve,
@@ -36,15 +38,26 @@ from comigs_edge.commands import (
     sync,
     train,
 )
-from comigs_edge.commands.console import drop_output, mend_streams
+from comigs_edge.commands.console import drop_output, mend_streams, set_quiet
+from comigs_edge.commands.help import complete_help, name_values
 from comigs_edge.errors import EXPECTED, sentence
 from coordinator.protocol.text import readable
 
+QUIET = "No bars, no progress, no hints; results, warnings and errors stay."
 BUSY = 0.5  # processes that want to run, mean of the last minute, before this one
 
 
 class Commands(TyperGroup):
-    """Turns every error meant for the user into one line on stderr and exit code 1."""
+    """Turns every error meant for the user into one line on stderr and an exit code."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        complete_help(self)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Shows the help, with options that typer adds late."""
+        name_values(self)
+        super().format_help(ctx, formatter)
 
     def invoke(self, ctx: Any) -> Any:
         """Runs the command."""
@@ -58,13 +71,12 @@ class Commands(TyperGroup):
             raise typer.Exit(1) from None
         except EXPECTED as error:
             typer.secho(f"error: {readable(sentence(error))}", fg="red", err=True)
-            raise typer.Exit(1) from error
+            raise typer.Exit(getattr(error, "exit_code", 1)) from error
 
 
 app = typer.Typer(
     cls=Commands, no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False,
     help="A small language model becomes yours, on your own device, from your own text.",
-    epilog="First steps: comigs-edge init, data add FOLDER, train, chat",
 )  # fmt: skip
 
 
@@ -74,9 +86,16 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _be_quiet(context: typer.Context, value: bool) -> bool:
+    if value or context.parent is None:  # it may stand before the command, and after it
+        set_quiet(value)
+    return value
+
+
 @app.callback()
 def callback(
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
+    quiet: bool = typer.Option(False, "--quiet", "-q", callback=_be_quiet, is_eager=True, help=QUIET),
 ) -> None:
     """A small language model becomes yours, on your own device, from your own text."""
     os.umask(0o077)  # what is written is for the owner alone
@@ -84,7 +103,8 @@ def callback(
 
 COMMANDS: tuple[Callable[..., None], ...] = (
     init.init, plan.plan, train.train, evaluate.evaluate, explain.explain, report.report, export.export, chat.chat, serve.serve,
-    join.join, join.leave, sync.sync, sync.rollback, forget.forget, status.status, doctor.doctor, bench.bench, simulate.simulate,
+    join.join, join.leave, sync.sync, sync.rollback, forget.forget, status.status, paths.paths, doctor.doctor, bench.bench,
+    simulate.simulate,
 )  # fmt: skip
 for command in COMMANDS:
     app.command()(command)
@@ -92,6 +112,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(chats.app, name="chats")
 app.add_typer(models.app, name="models")
 app.add_typer(bases.app, name="bases")
+app.add_typer(home.app, name="home")
 app.add_typer(service.app, name="service")
 
 

@@ -14,6 +14,14 @@ from quantize.formats import QuantizeError
 class ComigsError(Exception):
     """Anything the user can put right; the text is one sentence, shown without a traceback."""
 
+    exit_code = 1
+
+
+class Away(ComigsError):
+    """The coordinator cannot be reached now; nothing is lost, and the same command helps later."""
+
+    exit_code = 75  # sysexits' EX_TEMPFAIL
+
 
 USER_ERRORS = (ComigsError, QuantizeError, ProfileError, WireError, CoordinatorError)
 # What the command line turns into one line and exit code 1: those, and what a disk, a right or a byte does to any line of code.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from comigs_edge.commands import chat_options as options
+from comigs_edge.commands import completion
 from comigs_edge.commands.console import bar, notes, out, warn
 from comigs_edge.commands.conversation import Conversation
 from comigs_edge.commands.message import find_message
@@ -54,7 +55,10 @@ def chat(
     lines: Annotated[
         Optional[list[str]],
         typer.Option(
-            "--plan", metavar="NAME=VALUE", help="Fixes threads, mmap, cache, batch or gpu_layers; may be given several times."
+            "--plan",
+            metavar="NAME=VALUE",
+            autocompletion=completion.chat_lines,
+            help="Fixes threads, mmap, cache, batch or gpu_layers; may be given several times.",
         ),
     ] = None,
 ) -> None:

@@ -4,6 +4,8 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from comigs_edge.commands import completion
+
 
 def _option(panel: str, *names: str, **settings: Any) -> Any:
     return typer.Option(*names, rich_help_panel=panel, **settings)
@@ -22,13 +24,16 @@ MinP = Annotated[
 ]
 RepeatPenalty = Annotated[Optional[float], _option(_SAMPLING, min=1.0, max=10.0, help="Of the last 64 tokens; 1 = none.")]
 Seed = Annotated[Optional[int], _option(_SAMPLING, min=0, help="The same seed gives the same answers.")]
-MaxTokens = Annotated[Optional[int], _option(_SAMPLING, min=1, help="An answer's length at most.")]
+MaxTokens = Annotated[Optional[int], _option(_SAMPLING, min=1, metavar="TOKENS", help="An answer's length at most.")]
 Stop = Annotated[
     Optional[list[str]], _option(_SAMPLING, metavar="TEXT", help="An answer ends before this text; may be given several times.")
 ]
 GoOn = Annotated[bool, _option(_KEEPING, "--continue", "-c", help="Go on with the last chat.")]
 Number = Annotated[
-    Optional[int], _option(_KEEPING, "--chat", metavar="ID", help="Go on with this one of: comigs-edge chats list.")
+    Optional[int],
+    _option(
+        _KEEPING, "--chat", metavar="ID", autocompletion=completion.chats, help="Go on with this one of: comigs-edge chats list."
+    ),
 ]
 Keep = Annotated[
     Optional[bool],

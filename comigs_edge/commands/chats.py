@@ -9,6 +9,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from comigs_edge.commands import completion
 from comigs_edge.commands.console import counted, fact, local_time, next_command, notes, out, print_json, show_table
 from comigs_edge.data.corpus import Corpus
 from comigs_edge.errors import ComigsError
@@ -55,7 +56,10 @@ def list_(json: JSON = False) -> None:
 
 @app.command("show")
 def show(
-    chat: Annotated[Optional[int], typer.Argument(metavar="ID", help="Of `chats list`; without it, the last one.")] = None,
+    chat: Annotated[
+        Optional[int],
+        typer.Argument(metavar="ID", autocompletion=completion.chats, help="Of `chats list`; without it, the last one."),
+    ] = None,
     json: JSON = False,
 ) -> None:
     """Print a chat."""
@@ -75,7 +79,9 @@ def show(
 
 @app.command("delete")
 def delete(
-    chats: Annotated[Optional[list[int]], typer.Argument(metavar="ID...", help="Of `chats list`.")] = None,
+    chats: Annotated[
+        Optional[list[int]], typer.Argument(metavar="ID...", autocompletion=completion.chats, help="Of `chats list`.")
+    ] = None,
     all_: Annotated[bool, typer.Option("--all", help="Delete every chat.")] = False,
 ) -> None:
     """Delete chats for good. Text that was added from them stays until it is removed."""

@@ -33,6 +33,12 @@ class _Console(Console):
 out = _Console(highlight=False, markup=False, emoji=False)
 # Progress and warnings: not part of a command's result.
 notes = _Console(stderr=True, highlight=False, markup=False, emoji=False)
+_warnings = _Console(stderr=True, highlight=False, markup=False, emoji=False)  # where `notes` are silent
+
+
+def set_quiet(is_quiet: bool) -> None:
+    """Whether bars, progress and hints are left out; results, warnings and errors stay."""
+    notes.quiet = is_quiet
 
 
 class _Unbroken:
@@ -154,12 +160,13 @@ def print_json(value: Any) -> None:
 
 def warn(text: str) -> None:
     """A warning, on standard error; the text may be somebody else's."""
-    notes.print(Text.assemble(("warning:", "yellow"), f" {printable(text)}"), soft_wrap=True)
+    (_warnings if notes.quiet else notes).print(Text.assemble(("warning:", "yellow"), f" {printable(text)}"), soft_wrap=True)
 
 
 def next_command(command: str) -> None:
     """The last line of a command: what to type next."""
-    out.print(Text.assemble("\nnext: ", (command, "bold")), soft_wrap=True)
+    if not notes.quiet:
+        out.print(Text.assemble("\nnext: ", (command, "bold")), soft_wrap=True)
 
 
 def show_table(headers: Sequence[str], rows: Iterable[Sequence[object]], long: str) -> None:

@@ -30,7 +30,8 @@ def export(
         typer.Option(metavar="merged|hot", help="One file, or a base and adapters that llama.cpp swaps; default: config.toml's."),
     ] = None,
     output: Annotated[
-        Optional[Path], typer.Option(help="File (layout hot: folder) to write; default: a new version in models/.")
+        Optional[Path],
+        typer.Option(metavar="FILE", help="File (layout hot: folder) to write; default: a new version in models/."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

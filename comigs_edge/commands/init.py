@@ -14,6 +14,7 @@ import profiles
 from comigs_edge.base.catalogue import DEFAULT_BASE, PACKAGED_BASES, find_base
 from comigs_edge.base.hparams import HParams, check_tensors, read_hparams
 from comigs_edge.base.parts import is_part, join
+from comigs_edge.commands import completion
 from comigs_edge.commands.console import bar, counted, fact, next_command, out, print_json, size, warn
 from comigs_edge.commands.plan import show
 from comigs_edge.errors import EXPECTED, ComigsError
@@ -34,6 +35,7 @@ def init(
         Optional[str],
         typer.Option(
             metavar="NAME|FILE|FOLDER",
+            autocompletion=completion.bases,
             help=f"Base model: a name, a .gguf file or a Hugging Face folder; default: {DEFAULT_BASE}.",
         ),
     ] = None,
@@ -44,7 +46,12 @@ def init(
         Optional[int], typer.Option(min=0, max=63, help="Local experts beside the generalist; default: the profile's.")
     ] = None,
     profile: Annotated[
-        Optional[str], typer.Option(help=f"What the device can carry: {', '.join(profiles.names())}; default: auto.")
+        Optional[str],
+        typer.Option(
+            metavar="NAME",
+            autocompletion=completion.profiles,
+            help=f"What the device can carry: {', '.join(profiles.names())}; default: auto.",
+        ),
     ] = None,
     expert_form: Annotated[
         Optional[str],
@@ -248,7 +255,7 @@ def _print_plan(home: Home, settings: Config) -> None:
     rows = (
         ("base", base),
         ("trained", f"{trainable / 1e6:.2f} million weights ({form}, {layout.experts_per_token} per token)"),
-        ("training", f"{train.steps} expert steps, {train.router_steps} router steps after every {train.router_period}"),
+        ("training", f"at most {train.steps} expert steps, {train.router_steps} router steps after every {train.router_period}"),
         ("settings", str(home.config_file)),
     )
     for name, value in rows:

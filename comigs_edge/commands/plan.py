@@ -7,6 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from comigs_edge.commands import completion
 from comigs_edge.commands.console import fact, next_command, notes, out, print_json, size
 from comigs_edge.home import folder as homes
 from comigs_edge.home.config import Config
@@ -20,8 +21,15 @@ LINES_HELP = "Fixes a line of the plan, as in --plan batch=4; may be given sever
 
 
 def plan(
-    profile: Annotated[Optional[str], typer.Option(help="Profile of the device, in place of config.toml's.")] = None,
-    lines: Annotated[Optional[list[str]], typer.Option("--plan", metavar="NAME=VALUE", help=LINES_HELP)] = None,
+    profile: Annotated[
+        Optional[str],
+        typer.Option(
+            metavar="NAME", autocompletion=completion.profiles, help="Profile of the device, in place of config.toml's."
+        ),
+    ] = None,
+    lines: Annotated[
+        Optional[list[str]], typer.Option("--plan", metavar="NAME=VALUE", autocompletion=completion.plan_lines, help=LINES_HELP)
+    ] = None,
     measure: Annotated[bool, typer.Option(help="Measure the processor for two seconds, for the time of a step.")] = True,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

@@ -35,7 +35,7 @@ PERSONAL, BASE = "personal", "base"
 
 def serve(
     host: Annotated[
-        str, typer.Option(help="Address to listen on; every other than this machine's own wants a key.")
+        str, typer.Option(metavar="ADDRESS", help="Address to listen on; every other than this machine's own wants a key.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = PORT,
     key: Annotated[

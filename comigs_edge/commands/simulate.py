@@ -11,6 +11,7 @@ import typer
 import profiles
 from comigs_edge import files
 from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
+from comigs_edge.commands import completion
 from comigs_edge.commands.console import bar, notes, out, print_json, warn
 from comigs_edge.errors import ComigsError
 from profiles import detect
@@ -23,20 +24,23 @@ if TYPE_CHECKING:
 
 
 def simulate(
-    recipe: Annotated[str, typer.Argument(help="A shipped recipe (multilingual, topics-ood, domains, quantity, devices, chat, "
-                                          "many) or a TOML file.")],
-    text: Annotated[Path, typer.Option(help="Folder with one JSONL file a person, somewhere below it.")],
-    size: Annotated[str, typer.Option(help="Size of the recipe: brief, quick or full.")] = "quick",
-    method: Annotated[Optional[list[str]], typer.Option(help="Method; may be given several times. Default: local, fedavg, "
+    recipe: Annotated[str, typer.Argument(metavar="NAME|FILE", autocompletion=completion.recipes, help="A shipped recipe "
+                                          "(multilingual, topics-ood, domains, quantity, devices, chat, many) or a TOML file.")],
+    text: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder with one JSONL file a person, somewhere below it.")],
+    size: Annotated[str, typer.Option(metavar="brief|quick|full", help="Size of the recipe.")] = "quick",
+    method: Annotated[Optional[list[str]], typer.Option(autocompletion=completion.methods, help="Method; may be given several "
+                                                        "times. Default: local, fedavg, "
                                                         "comigs-1g1s, comigs-2g, comigs-2s.")] = None,
     seed: Annotated[Optional[list[int]], typer.Option(min=0, help="Seed; may be given several times. Default: 42.")] = None,
-    output: Annotated[Optional[Path], typer.Option(help="Folder for results; default: simulations/RECIPE-SIZE.")] = None,
-    base: Annotated[str, typer.Option(help="Base model: a name or a GGUF file.")] = DEFAULT_BASE,
+    output: Annotated[Optional[Path], typer.Option(metavar="FOLDER", help="Folder for results; default: "
+                                                   "simulations/RECIPE-SIZE.")] = None,
+    base: Annotated[str, typer.Option(metavar="NAME|FILE", autocompletion=completion.bases,
+                                           help="Base model: a name or a GGUF file.")] = DEFAULT_BASE,
     rounds: Annotated[Optional[int], typer.Option(min=1, help="Rounds, in place of the size's.")] = None,
     devices: Annotated[Optional[int], typer.Option(min=1, help="The recipe's first so many devices; default: all.")] = None,
     threads: Annotated[Optional[int], typer.Option(min=1, help="Threads; default: the profile's of this device.")] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    precision: Annotated[str, typer.Option(help="Of products: float32 or bfloat16.")] = "float32",
+    device: Annotated[str, typer.Option(metavar="cpu|cuda", help="What computes.")] = "cpu",
+    precision: Annotated[str, typer.Option(metavar="float32|bfloat16", help="Of products.")] = "float32",
     zero_expert: Annotated[
         Optional[bool], typer.Option("--zero-expert/--no-zero-expert", help="Whether comigs-edge ends with a zero expert; "
                                      "default: as in a new home.")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from comigs_edge.commands import completion
 from comigs_edge.home import folder as homes
 from coordinator.protocol.text import printable
 
@@ -41,7 +42,14 @@ def sync(
 
 
 def rollback(
-    to: Annotated[Optional[int], typer.Option(help="Number of a generalist that is kept; default: the one before.")] = None,
+    to: Annotated[
+        Optional[int],
+        typer.Option(
+            metavar="NUMBER",
+            autocompletion=completion.generalists,
+            help="Number of a generalist that is kept; default: the one before.",
+        ),
+    ] = None,
 ) -> None:
     """Return to an older generalist of the fleet; the three newest are kept. (models rollback: to an older model of yours.)"""
     from comigs_edge.commands.console import next_command, out
@@ -89,7 +97,7 @@ def _show_preview(preview: dict[str, Any], may_be_first: bool, json: bool) -> No
 
 def _report(result: Sync, then: str, json: bool) -> None:
     from comigs_edge.commands.console import next_command, out, print_json, size, warn
-    from comigs_edge.errors import ComigsError
+    from comigs_edge.errors import Away
 
     outcome = result.outcome
     if json:
@@ -104,7 +112,7 @@ def _report(result: Sync, then: str, json: bool) -> None:
     for note in result.notes:
         warn(note)
     if outcome.offline:
-        raise ComigsError(outcome.offline)
+        raise Away(outcome.offline)
     if json:
         return
     if outcome.restored_to is not None:

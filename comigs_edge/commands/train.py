@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from comigs_edge.commands import completion
 from comigs_edge.commands.console import bar, counted, next_command, notes, out, print_json, size, unbroken_output, warn
 from comigs_edge.commands.plan import LINES_HELP, summary
 from comigs_edge.home import folder as homes
@@ -47,8 +48,16 @@ def train(
         bool, typer.Option("--background", help="Go on without this terminal: see status --follow, end it with train --stop.")
     ] = False,
     stop: Annotated[bool, typer.Option("--stop", help="End the training that runs in this home; everything is saved.")] = False,
-    profile: Annotated[Optional[str], typer.Option(help="Profile of the device, in place of config.toml's.")] = None,
-    lines: Annotated[Optional[list[str]], typer.Option("--plan", metavar="NAME=VALUE", help=LINES_HELP)] = None,
+    profile: Annotated[
+        Optional[str],
+        typer.Option(
+            metavar="NAME", autocompletion=completion.profiles, help="Profile of the device, in place of config.toml's."
+        ),
+    ] = None,
+    lines: Annotated[
+        Optional[list[str]],
+        typer.Option("--plan", metavar="NAME=VALUE", autocompletion=completion.plan_lines, help=LINES_HELP),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON at the end; progress goes to standard error.")] = False,
 ) -> None:  # fmt: skip
     """Train your model. Ctrl-C stops after the current step and keeps everything."""

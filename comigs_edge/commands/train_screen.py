@@ -30,7 +30,9 @@ class TrainScreen(Progress):
     """A `training.loop.Screen`; `clock` counts seconds of work. Other processes find how far it is in the holder's file."""
 
     def __init__(self, run: TrainingRun, clock: Callable[[], float], holder_file: Path) -> None:
-        super().__init__(console=notes, refresh_per_second=2, speed_estimate_period=600, get_time=clock)
+        super().__init__(
+            console=notes, refresh_per_second=2, speed_estimate_period=600, get_time=clock, transient=not notes.is_terminal
+        )
         self._run, self._trainer = run, run.trainer
         self._holder_file, self._told = holder_file, 0.0
         self._loss: float | None = None

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from comigs_edge.errors import ComigsError
+from comigs_edge.errors import Away
 from comigs_edge.fleet.standing import Sealed
 from comigs_edge.progress import Progress
 from coordinator.protocol.messages import Manifest, Receipt, Refusal, SignedManifest, State
 
 
-class Offline(ComigsError):
+class Offline(Away):
     """The fleet cannot be reached now."""
 
     retry_after: float | None = None  # seconds
