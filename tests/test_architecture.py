@@ -32,7 +32,8 @@ ARROWS = {
     ),
     "comigs_edge.inference": ("comigs_edge comigs_edge.base comigs_edge.data comigs_edge.export comigs_edge.nn quantize"),
     "comigs_edge.training": (
-        "comigs_edge comigs_edge.data comigs_edge.home comigs_edge.nn comigs_edge.planning coordinator.protocol profiles"
+        "comigs_edge comigs_edge.base comigs_edge.data comigs_edge.home comigs_edge.nn comigs_edge.planning "
+        "coordinator.protocol profiles quantize"
     ),
     "comigs_edge.fleet": (
         "comigs_edge comigs_edge.base comigs_edge.home comigs_edge.nn comigs_edge.planning "
