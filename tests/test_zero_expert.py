@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from comigs_edge.commands.follow import line
+from comigs_edge.home import holder
 from comigs_edge.home.folder import Home
 from comigs_edge.home.versions import read_manifest
 from quantize.gguf_file import GGUFFile
@@ -24,6 +26,13 @@ def test_a_training_says_what_is_lost_elsewhere_and_an_evaluation_measures_the_s
     assert "with the zero expert" in again.stdout
     assert "elsewhere, on answers of the base itself: " in again.stdout
     assert "elsewhere, on answers of the base itself: " in run("evaluate").stdout
+
+
+def test_status_says_that_the_base_writes_before_a_training_has_a_step(ready, run, monkeypatch):
+    said = []
+    monkeypatch.setattr(holder, "tell", lambda _, progress: said.append(line(progress)))
+    run(*STEPS)
+    assert said[0] == "the base writes, 512 of 512 tokens, step 0 of 25"
 
 
 def test_the_exported_file_of_a_training_has_the_zero_expert(ready, run):

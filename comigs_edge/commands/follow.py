@@ -22,7 +22,8 @@ def line(progress: holder.Progress) -> str:
     ]
     left = "" if progress.seconds_left is None else f", {duration(progress.seconds_left)} left"
     speed = f", {progress.tokens_per_second:.0f} tokens/s" if progress.tokens_per_second else ""
-    return f"{progress.phase}, step {progress.expert_steps} of {progress.steps}{left}, {' '.join(losses)}{speed}"
+    facts = f", {' '.join(losses)}" if losses else ""
+    return f"{progress.phase}, step {progress.expert_steps} of {progress.steps}{left}{facts}{speed}"
 
 
 def follow_training(home: Home) -> None:

@@ -170,9 +170,22 @@ def _make_ordinary(run: TrainingRun, pauses: Pauses) -> None:
 
         def show(done: int, total: int) -> None:
             progress(done, total)
-            pauses.wait()
+            _tell(run, f"the base writes, {done:,} of {total:,} tokens")
+            pauses.wait(prepare=lambda: _tell(run, "paused"))
 
         run.make_ordinary(show)
+
+
+def _tell(run: TrainingRun, phase: str) -> None:
+    """What `status` says of a training that has no step yet."""
+    from comigs_edge.home import holder
+
+    trainer = run.trainer
+    progress = holder.Progress(
+        phase=phase, expert_steps=trainer.expert_steps, steps=trainer.schedule.steps, loss=None, validation_loss=None,
+        tokens_per_second=0.0, seconds_left=None,
+    )  # fmt: skip
+    holder.tell(run.home.holder_file, progress)
 
 
 def _measure_elsewhere(run: TrainingRun, version: int) -> Elsewhere | None:
