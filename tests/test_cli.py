@@ -378,10 +378,9 @@ def test_minutes_become_steps(run, ready):
 
 
 def test_minutes_that_hold_no_step_are_said_and_one_step_is_trained(ready, capsys):
-    train._train(None, 1e-6, None, pause=False, sync=False, profile=None, lines=None, json=True)
-    found = capsys.readouterr()
-    assert "not even one step with the router's after it fits into 1e-06 minutes" in found.err
-    assert json.loads(found.out)["expert_steps"] == 1
+    found = train.perform(None, 1e-6, None, pause=False, sync=False, profile=None, lines=None, json=True)
+    assert "not even one step with the router's after it fits into 1e-06 minutes" in capsys.readouterr().err
+    assert found["expert_steps"] == 1
 
 
 def test_llama_cpp_stays_quiet(capfd, tiny_path):

@@ -226,7 +226,7 @@ def test_status_reads_no_page_of_the_text(ready, run, monkeypatch):
     assert asked
     with contextlib.closing(connect(ready / "data" / "documents.db")) as db:
         for statement in asked:
-            plan = [row[-1] for row in db.execute(f"explain query plan {statement}")]
+            plan = [row[-1] for row in db.execute(f"explain query plan {statement}") if " document" in row[-1]]
             assert all("COVERING INDEX" in each or "document_unread" in each for each in plan), (statement, plan)
 
 

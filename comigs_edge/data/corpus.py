@@ -234,7 +234,7 @@ class Corpus:
     def _arrange(self, db: sqlite3.Connection, progress: Progress) -> None:
         """Decides anew which documents are used; each keeps the split that it has."""
         # `status` reads no page of the text itself with it; other versions keep it up to date, too.
-        db.execute("create index if not exists document_sizes on document (left_out, split, bytes)")
+        db.execute("create index if not exists document_sizes on document (left_out, split, bytes, source)")
         shared, local = self._read_entries(db, local=False), self._read_entries(db, local=True)
         gone = [read_gone(db, False), read_gone(db, True)]
         arrange(list(shared.values()), self.training, self.validation, progress, gone[0], self.salt)
