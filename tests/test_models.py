@@ -68,6 +68,13 @@ def test_a_version_that_is_used_is_what_chat_says_and_training_goes_on_from(trai
     assert further["validation_loss_before"] == pytest.approx(before, rel=1e-4)
 
 
+def test_status_says_that_the_version_in_use_is_not_the_exported_one(trained, run):
+    run("export")
+    assert "is not exported yet" not in run("status").stdout
+    run("models", "use", 1)
+    assert "version 4 is not exported yet" in run("status").stdout
+
+
 def test_using_what_is_in_use_changes_nothing(trained, run):
     assert "version 3 is in use; the next training" in run("models", "use", 3).stdout
     assert versions(trained / "adapters") == [1, 2, 3]

@@ -61,7 +61,9 @@ def _show(facts: dict[str, Any]) -> None:
             rows.append(("adapters", f"version {made['version']}{losses}"))
         if fleet := facts["fleet"]:
             rows.append(("fleet", _fleet_line(fleet)))
-        rows += [("model", f"{printable(model['path'])}, {size(model['bytes'])}") for model in facts["models"]]
+        rows += [("exported", f"{printable(model['path'])}, {size(model['bytes'])}") for model in facts["models"]]
+        if made and facts["models"] and not any(f"personal-{made['version']:04d}-" in each["path"] for each in facts["models"]):
+            rows.append(("", f"version {made['version']} is not exported yet: chat and export do it"))
     for name, value in rows:
         fact(name, value, 10)
 
