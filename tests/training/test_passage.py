@@ -42,7 +42,7 @@ def long(home, run, tmp_path, monkeypatch):
 
 
 def open_training(home, resume=None):
-    return training.open_training(home, resolve(home, home.settings(), lines=["threads=1"]), resume=resume)
+    return training.open_training(home, resolve(home, home.settings(), lines=["threads=1", "zero_expert=false"]), resume=resume)
 
 
 def train(home, resume=None, until=None):
