@@ -6,6 +6,7 @@ import contextlib
 import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from comigs_edge import files
 from comigs_edge.errors import ComigsError
@@ -33,6 +34,13 @@ def open_database(path: Path, scripts: Sequence[str]) -> Iterator[sqlite3.Connec
             yield db
     except sqlite3.Error as error:
         raise ComigsError(f"{path}: {error}; nothing was changed") from error
+
+
+def fetch(db: sqlite3.Connection, sql: str, *values: Any) -> list[dict[str, Any]]:
+    """What a query finds, by the names of its columns."""
+    cursor = db.execute(sql, values)
+    names = [column[0] for column in cursor.description]
+    return [dict(zip(names, row, strict=True)) for row in cursor]
 
 
 def _upgrade(db: sqlite3.Connection, scripts: Sequence[str]) -> None:

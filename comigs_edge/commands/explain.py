@@ -19,6 +19,7 @@ from comigs_edge.home import folder as homes
 from comigs_edge.home.folder import Home
 from comigs_edge.progress import count_up
 from coordinator.protocol.text import readable, well_formed
+from coordinator.web.tables import table
 
 if TYPE_CHECKING:
     from comigs_edge.data.document import Document
@@ -204,7 +205,7 @@ def _body(found: Explanation) -> str:
     heads = ("Block", *(f"#{name}" for name in found.experts))
     rows = [(str(block), *(f"{share:.1%}" for share in shares[place])) for place, block in enumerate(found.blocks)]
     rows.append(("all", *(f"{share:.1%}" for share in shares.mean(0))))
-    parts.append(page.card("Mean shares", "the mean weight of each expert over these tokens", page.table(heads, rows)))
+    parts.append(page.card("Mean shares", "the mean weight of each expert over these tokens", table(heads, rows)))
     return "".join(parts)
 
 

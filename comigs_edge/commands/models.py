@@ -114,7 +114,7 @@ def rm(
     json: JSON = False,
 ) -> None:
     """Delete versions with the models that were exported of them; never the one in use."""
-    from comigs_edge.export.folder import exports_of
+    from comigs_edge.export.names import exports_of
     from comigs_edge.home.versions import find, remove
 
     home, settings = _open()
@@ -222,7 +222,7 @@ def _say_fleet(home: Home, version: int) -> None:
 
 def _describe(home: Home, settings: Config, version: int) -> dict[str, Any]:
     """What is known of a version; of a damaged one why it cannot be read."""
-    from comigs_edge.export.folder import exports_of
+    from comigs_edge.export.names import exports_of
     from comigs_edge.home.versions import read_manifest, versions
 
     folder, manifest, damage = home.adapters / f"{version:04d}", {}, None

@@ -3,7 +3,7 @@ but for what is called HTML."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
@@ -60,19 +60,6 @@ def card(name: str, note: str, inside: str) -> str:
 def figure(name: str, note: str, drawing: str) -> str:
     """A chart with a head; `drawing` is HTML."""
     return f"<figure><figcaption><h2>{say(name)}</h2><p>{say(note)}</p></figcaption>{drawing}</figure>"
-
-
-def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """On a phone each row becomes a card; # before a head marks a column of numbers. The cells are HTML."""
-    kinds = [' class="number"' if head.startswith("#") else "" for head in heads]
-    names = [say(head.lstrip("#")) for head in heads]
-    top = "".join(f'<th scope="col"{kind}>{name}</th>' for name, kind in zip(names, kinds, strict=True))
-    body = ""
-    for first, *rest in rows:
-        cells = zip(rest, names[1:], kinds[1:], strict=True)
-        body += f'<tr><th scope="row">{first}</th>'
-        body += "".join(f'<td{kind} data-of="{name}">{cell}</td>' for cell, name, kind in cells) + "</tr>"
-    return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def colour(expert: int, names: Sequence[str], silent: str) -> str:

@@ -17,19 +17,22 @@ from profiles.chat import ChatPlan
 from profiles.cost import Plan
 from profiles.detect import detect
 
-LINES_HELP = "Fixes a line of the plan, as in --plan batch=4; may be given several times."
+Profile = Annotated[
+    Optional[str],
+    typer.Option(metavar="NAME", autocompletion=completion.profiles, help="Profile of the device, in place of config.toml's."),
+]
+Lines = Annotated[
+    Optional[list[str]],
+    typer.Option(
+        "--plan", metavar="NAME=VALUE", autocompletion=completion.plan_lines,
+        help="Fixes a line of the plan, as in --plan batch=4; may be given several times.",
+    ),
+]  # fmt: skip
 
 
 def plan(
-    profile: Annotated[
-        Optional[str],
-        typer.Option(
-            metavar="NAME", autocompletion=completion.profiles, help="Profile of the device, in place of config.toml's."
-        ),
-    ] = None,
-    lines: Annotated[
-        Optional[list[str]], typer.Option("--plan", metavar="NAME=VALUE", autocompletion=completion.plan_lines, help=LINES_HELP)
-    ] = None,
+    profile: Profile = None,
+    lines: Lines = None,
     measure: Annotated[bool, typer.Option(help="Measure the processor for two seconds, for the time of a step.")] = True,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

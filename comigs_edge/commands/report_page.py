@@ -11,6 +11,7 @@ from comigs_edge.commands.console import counted, size
 from comigs_edge.commands.drawing import Bar
 from comigs_edge.inference.elsewhere import Elsewhere
 from comigs_edge.inference.explain import ZERO
+from coordinator.web.tables import table
 
 Facts = dict[str, Any]  # what `report --json` prints
 TITLE = "What your model has learned"
@@ -85,7 +86,7 @@ def _places(facts: Facts) -> str:
     heads, parts = ("In your text", "#base", f"#{YOURS}", "#bits"), ""
     note = "how likely the marked piece was before it was read, and the bits that it takes more or less"
     for name, title in (("gained", "Where it gained most"), ("lost", "Where it lost most")):
-        inside = page.table(heads, map(_row, facts[name])) if facts[name] else '<p class="note">Nowhere.</p>'
+        inside = table(heads, map(_row, facts[name])) if facts[name] else '<p class="note">Nowhere.</p>'
         parts += page.card(title, note, inside)
     return parts
 

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from comigs_edge.commands import completion
 from comigs_edge.commands.console import bar, counted, next_command, notes, out, print_json, size, unbroken_output, warn
-from comigs_edge.commands.plan import LINES_HELP, summary
+from comigs_edge.commands.plan import Lines, Profile, summary
 from comigs_edge.home import folder as homes
 from coordinator.protocol.text import printable
 
@@ -48,16 +47,8 @@ def train(
         bool, typer.Option("--background", help="Go on without this terminal: see status --follow, end it with train --stop.")
     ] = False,
     stop: Annotated[bool, typer.Option("--stop", help="End the training that runs in this home; everything is saved.")] = False,
-    profile: Annotated[
-        Optional[str],
-        typer.Option(
-            metavar="NAME", autocompletion=completion.profiles, help="Profile of the device, in place of config.toml's."
-        ),
-    ] = None,
-    lines: Annotated[
-        Optional[list[str]],
-        typer.Option("--plan", metavar="NAME=VALUE", autocompletion=completion.plan_lines, help=LINES_HELP),
-    ] = None,
+    profile: Profile = None,
+    lines: Lines = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON at the end; progress goes to standard error.")] = False,
 ) -> None:  # fmt: skip
     """Train your model. Ctrl-C stops after the current step and keeps everything."""
@@ -181,10 +172,7 @@ def _tell(run: TrainingRun, phase: str) -> None:
     from comigs_edge.home import holder
 
     trainer = run.trainer
-    progress = holder.Progress(
-        phase=phase, expert_steps=trainer.expert_steps, steps=trainer.schedule.steps, loss=None, validation_loss=None,
-        tokens_per_second=0.0, seconds_left=None,
-    )  # fmt: skip
+    progress = holder.Progress(phase=phase, expert_steps=trainer.expert_steps, steps=trainer.schedule.steps)
     holder.tell(run.home.holder_file, progress)
 
 

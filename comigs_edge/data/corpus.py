@@ -27,6 +27,7 @@ from comigs_edge.data.intake import forget, read_gone, take_in
 from comigs_edge.data.locality import arrange_local
 from comigs_edge.data.runs import NO_RUNS, Runs, are_among, join_runs
 from comigs_edge.data.store import open_database
+from comigs_edge.database import fetch
 from comigs_edge.errors import ComigsError
 from comigs_edge.progress import SILENT, Progress, count_up
 
@@ -258,9 +259,7 @@ class Corpus:
         if not self.path.exists():
             return []
         with self._open() as db:
-            cursor = db.execute(sql, values)
-            names = [column[0] for column in cursor.description]
-            return [dict(zip(names, row, strict=True)) for row in cursor]
+            return fetch(db, sql, *values)
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:

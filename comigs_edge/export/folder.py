@@ -8,7 +8,6 @@ personal-0003-hot-F16-specialists.gguf
 
 from __future__ import annotations
 
-import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from comigs_edge.base.hparams import read_hparams
 from comigs_edge.errors import ComigsError
 from comigs_edge.export import hot
 from comigs_edge.export.merged import BASE_KEY, SOURCE_KEY, Exported, Origin, export
+from comigs_edge.export.names import exports, remove_old
 from comigs_edge.export.replace import replace_experts
 from comigs_edge.home.config import Config, Storage
 from comigs_edge.home.folder import Home
@@ -26,9 +26,6 @@ from comigs_edge.nn.adapters import Adapters
 from comigs_edge.progress import SILENT, Progress
 from quantize.formats import QuantizeError
 from quantize.gguf_file import GGUFFile
-
-KEPT_EXPORTS = 3  # of the last versions; one is as large as the base
-_NAME = re.compile(r"personal-(?P<version>\d{4})-(?:hot-F(?:16|32)-(?:generalist|specialists)|(?P<format>[A-Z0-9_]+))\.gguf")
 
 
 def newest_adapters(home: Home, settings: Config) -> tuple[Adapters, dict[str, Any]]:
@@ -54,8 +51,8 @@ def export_newest(
     base, origin, target = GGUFFile(home.base_file), Origin(manifest["sha256"], settings.base.sha256), output
     if target is None:
         target = home.models / f"personal-{manifest['version']:04d}-{storage.format}.gguf"
-        _remove_old(home, manifest["version"])
-        newest = max((path for path, name in _exports(home) if name["format"] == storage.format), default=None)
+        remove_old(home, manifest["version"])
+        newest = max((path for path, name in exports(home) if name["format"] == storage.format), default=None)
         if newest is not None and not adapters.form.is_low_rank:
             with suppress(QuantizeError):  # the file is damaged: it is made anew
                 if replaced := replace_experts(newest, base, adapters, storage.format, target, origin):
@@ -99,7 +96,7 @@ def _export_hot(
     for part, path in parts.items():
         hot.write_adapter(base, adapters, part, format_name, path, manifest["sha256"])
     if folder == home.models:
-        _remove_old(home, manifest["version"])
+        remove_old(home, manifest["version"])
     total = sum(path.stat().st_size for path in (target, *parts.values()))
     return Exported(target, total, sha256, {}, tuple(parts.values()))
 
@@ -119,21 +116,3 @@ def _holds(path: Path, key: str, sha256: str) -> bool:
         return path.exists() and GGUFFile(path).metadata.get(key) == sha256
     except QuantizeError:
         return False
-
-
-def exports_of(home: Home, version: int) -> list[Path]:
-    """The files that hold a version and are named here."""
-    return sorted(path for path, name in _exports(home) if int(name["version"]) == version)
-
-
-def _remove_old(home: Home, newest: int) -> None:
-    """Deletes the exports of all but the last versions, and of those that are not kept any more."""
-    kept = {version for version in versions(home.adapters) if version > newest - KEPT_EXPORTS}
-    for path, name in _exports(home):
-        if int(name["version"]) not in kept:
-            path.unlink()
-
-
-def _exports(home: Home) -> list[tuple[Path, re.Match[str]]]:
-    """The files that this module names, with the parts of their names; all others in the folder are the user's."""
-    return [(path, name) for path in home.models.glob("personal-*.gguf") if (name := _NAME.fullmatch(path.name))]

@@ -103,7 +103,7 @@ def _saved(home: Home, settings: Config) -> Saved:
 def _publish(home: Home, settings: Config, saved: Saved, generalist: Arrays, number: int | None, books: Books) -> int:
     """The adapters with another generalist, as their next version."""
     notes = notes_of(saved.manifest) | {"generalist": number, **Mark(books.mark, books.standing.unsent_tokens).facts()}
-    shared = saved.shared | generalist if saved.shared is not saved.arrays else None
+    shared = None if saved.local_free is None else saved.local_free | generalist
     return save(home.adapters, saved.arrays | generalist, saved.layout, settings.base.sha256, notes, shared)
 
 

@@ -17,13 +17,13 @@ from comigs_edge.errors import ComigsError
 class Progress:
     """How far a training is."""
 
-    phase: str  # expert, router, paused
+    phase: str  # expert, router, closing, local, paused, or what is done before the first step
     expert_steps: int
     steps: int
-    loss: float | None  # of the last step, and of the last validation: nats a token
-    validation_loss: float | None
-    tokens_per_second: float
-    seconds_left: float | None  # None until it is known
+    loss: float | None = None  # of the last step, and of the last validation: nats a token
+    validation_loss: float | None = None
+    tokens_per_second: float = 0.0
+    seconds_left: float | None = None  # None until it is known
 
 
 @dataclass(frozen=True, kw_only=True)

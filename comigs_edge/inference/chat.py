@@ -6,10 +6,9 @@ computes only what is new since the last turn.
 
 from __future__ import annotations
 
-import codecs
 import time
 from bisect import bisect_left
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +16,7 @@ from comigs_edge import llamacpp
 from comigs_edge.data.document import Message
 from comigs_edge.data.tokenizer import Tokenizer
 from comigs_edge.errors import ComigsError
+from comigs_edge.inference.pieces import decode, until
 from comigs_edge.inference.sampling import Sampling
 
 
@@ -103,14 +103,14 @@ class Chat:
     def _answer(self, prompt: list[int]) -> Generator[str, None, None]:
         said = ""
         try:
-            for piece in until(self._draw(prompt), self.stops):
+            for piece in until(decode(self.tokenizer, self._draw(prompt)), self.stops):
                 said += piece
                 yield piece
         finally:
             self.messages.append(Message("assistant", said.strip()))
 
-    def _draw(self, prompt: list[int]) -> Iterator[str]:
-        """What the model says, and in `pace` how fast that was."""
+    def _draw(self, prompt: list[int]) -> Iterator[int]:
+        """The tokens of the answer, and in `pace` how fast they came."""
         way = self.sampling
         llamacpp.reset_counts(self.llama)
         read, first = 0, (start := time.monotonic())
@@ -122,7 +122,6 @@ class Chat:
             min_p=way.min_p,
             repeat_penalty=way.repeat_penalty,
         )
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character can span two tokens
         room = min(self.max_tokens, self.context - len(prompt))
         for count, token in enumerate(drawn, 1):
             now = time.monotonic()
@@ -131,7 +130,7 @@ class Chat:
             self.pace = Pace(read, first - start, count, now - first)
             if self.tokenizer.is_end(token):
                 break
-            yield decoder.decode(self.tokenizer.piece(token))
+            yield token
             if count >= room:
                 break
 
@@ -161,17 +160,3 @@ class Chat:
 
     def _ids(self, messages: list[Message]) -> list[int]:
         return self.tokenizer.chat(tuple(messages), for_answer=True).ids
-
-
-def until(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
-    """The pieces up to the first of the texts `stops`; what may be the beginning of one waits until that is known."""
-    held = ""
-    for piece in pieces:
-        held += piece
-        if found := [place for stop in stops if (place := held.find(stop)) >= 0]:
-            yield held[: min(found)]
-            return
-        waits = max((size for stop in stops for size in range(1, len(stop)) if held.endswith(stop[:size])), default=0)
-        yield held[: len(held) - waits]
-        held = held[len(held) - waits :]
-    yield held

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 
@@ -10,8 +9,8 @@ import llama_cpp
 
 from comigs_edge import llamacpp
 from comigs_edge.data.tokenizer import Tokenizer
-from comigs_edge.inference.chat import until
 from comigs_edge.inference.openai_api import Finish
+from comigs_edge.inference.pieces import decode, until
 from comigs_edge.inference.sampling import Sampling
 
 
@@ -44,19 +43,17 @@ class Generation:
         llama.set_seed(llama_cpp.LLAMA_DEFAULT_SEED if seed is None else seed % llama_cpp.LLAMA_DEFAULT_SEED)
 
     def __iter__(self) -> Iterator[str]:
-        return filter(None, until(self._pieces(), self._stop))
+        return filter(None, until(decode(self._tokenizer, self._tokens()), self._stop))
 
-    def _pieces(self) -> Iterator[str]:
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character can span two tokens
+    def _tokens(self) -> Iterator[int]:
         for token in self._drawn():
             self.tokens += 1
             if self._tokenizer.is_end(token):
                 break
-            yield decoder.decode(self._tokenizer.piece(token))
+            yield token
             if self.tokens >= self._room:
                 self.finish = "length"
                 break
-        yield decoder.decode(b"", final=True)
 
     def _drawn(self) -> Iterator[int]:
         drawn = self._llama.generate(self._prompt, **self._ways)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from comigs_edge.data.document import Document, Message
-from comigs_edge.database import open_database
+from comigs_edge.database import fetch, open_database
 from comigs_edge.errors import ComigsError
 
 Mark = Literal["good", "bad", "edited"]
@@ -139,9 +139,7 @@ class History:
         if not self.path.exists():
             return []
         with self._open() as db:
-            cursor = db.execute(sql, values)
-            names = [column[0] for column in cursor.description]
-            return [dict(zip(names, row, strict=True)) for row in cursor]
+            return fetch(db, sql, *values)
 
 
 def turns(messages: list[Kept]) -> list[tuple[Kept, Kept]]:

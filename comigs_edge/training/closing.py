@@ -25,19 +25,19 @@ from coordinator.protocol.wire import Arrays
 
 PREFIX = "closing."  # of its arrays in a checkpoint, and with `PROGRESS` of what JSON can hold
 PROGRESS = "closing"
-SHARE = 0.5  # of the rows are ordinary text
+SHARE = 0.5  # of the rows of a mixed batch are the other text
 
 
 class MixedRows(Rows):
-    """Batches of which the first rows are the device's own text, and the others, a share, ordinary text."""
+    """Batches of two texts: the first rows are of `one`, and the others, a share, of `other`."""
 
-    def __init__(self, own: Rows, ordinary: Rows) -> None:
-        self.own, self.ordinary = own, ordinary
+    def __init__(self, one: Rows, other: Rows) -> None:
+        self.one, self.other = one, other
 
     def batch(self, number: int, size: int) -> Batch:
         """The batch with this number; where a share of `size` is no whole number of rows, some batches have one more."""
         count = math.floor(SHARE * size * (number + 1)) - math.floor(SHARE * size * number)
-        parts = self.own.batch(number, size - count), self.ordinary.batch(number, count)
+        parts = self.one.batch(number, size - count), self.other.batch(number, count)
         tensors = {
             name: torch.cat([getattr(part, name) for part in parts]) for name in ("tokens", "documents", "targets", "scored")
         }
@@ -46,7 +46,7 @@ class MixedRows(Rows):
 
 def closes(main: Trainer) -> bool:
     """Whether a training that is done has a closing phase: one that has found nothing better than its start has none."""
-    return main.schedule.closing > 0 and main.first_loss is not None and main.best_loss < main.first_loss
+    return main.schedule.closing > 0 and main.is_better
 
 
 def ordinary_rows(schedule: Schedule) -> int:
@@ -55,7 +55,7 @@ def ordinary_rows(schedule: Schedule) -> int:
 
 
 class Closing:
-    """The closing phase of the training that `main` has done; `arrays` are what it ends with."""
+    """The closing phase of the training that `main` has done; `adapters` are what it ends with."""
 
     def __init__(self, main: Trainer, ordinary: Rows, seed: int, make_model: Callable[[Adapters], Model]) -> None:
         self.main = main

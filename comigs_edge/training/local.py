@@ -78,7 +78,7 @@ class LocalPhase:
     @property
     def is_kept(self) -> bool:
         """Whether it is done, and what came out is better than what it began with."""
-        return self.is_done and self.trainer.first_loss is not None and self.trainer.best_loss < self.trainer.first_loss
+        return self.is_done and self.trainer.is_better
 
     def facts(self) -> dict[str, float | None]:
         """Losses of all validation text before and after it, nats a token, for a manifest."""

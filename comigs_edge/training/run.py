@@ -1,4 +1,4 @@
-"""One training of a home: opened, started or resumed, saved, published."""
+"""One training of a home: started or resumed, saved, published."""
 
 from __future__ import annotations
 
@@ -182,27 +182,25 @@ class TrainingRun:
             text.make(self.base, progress)
 
     def _make_closing(self, trainer: Trainer) -> Closing:
-        self.make_ordinary()
-        seed = self.settings.train.seed
-        return Closing(trainer, Rows(self.ordinary[0].answers, self.plan.context, seed), seed, self._model)
+        return Closing(trainer, self._ordinary_rows(), self.settings.train.seed, self._model)
 
-    @property
-    def _is_better(self) -> bool:
-        trainer = self.trainer
-        return trainer.first_loss is not None and trainer.best_loss < trainer.first_loss
+    def _ordinary_rows(self) -> Rows:
+        self.make_ordinary()
+        return Rows(self.ordinary[0].answers, self.plan.context, self.settings.train.seed)
 
     @property
     def _local_text(self) -> LocalText | None:
-        return self.local_text if self._is_better or versions(self.home.adapters) else None  # else it has nothing to be added to
+        return (
+            self.local_text if self.trainer.is_better or versions(self.home.adapters) else None
+        )  # else it has nothing to be added to
 
     def _make_local(self, text: LocalText) -> LocalPhase:
         arrays, layout, _ = self.result()  # without a local phase: what the shared text alone has made
-        if not self._is_better:
+        if not self.trainer.is_better:
             self._newest = load(self.home.adapters, self.base.hparams, self.settings.base.sha256)
             arrays, layout = self._newest.shared, self._newest.layout
-        self.make_ordinary()
-        start, silent = Adapters.from_arrays(layout, self.base.hparams, arrays), layout.zero_expert and self.ordinary
-        ordinary = Rows(self.ordinary[0].answers, self.plan.context, self.settings.train.seed) if silent else None
+        start = Adapters.from_arrays(layout, self.base.hparams, arrays)
+        ordinary = self._ordinary_rows() if layout.zero_expert and self.ordinary else None
         return LocalPhase(start, text, self.trainer.schedule, ordinary, self._model)
 
     def count(self, event: Event) -> None:
@@ -257,7 +255,7 @@ class TrainingRun:
         """Makes the best state the newest adapters, closed if the training is done; None if nothing is better than its start."""
         trainer = self.trainer
         local = self.local if self.local is not None and self.local.is_kept else None
-        if local is None and not self._is_better:
+        if local is None and not self.trainer.is_better:
             return None
         arrays, layout, loss = self.result()
         there = versions(self.home.adapters)

@@ -104,6 +104,11 @@ class Trainer:
         return self.expert_steps >= self.schedule.steps and not self._router_is_due
 
     @property
+    def is_better(self) -> bool:
+        """Whether it has found something better than its start, by validation loss."""
+        return self.first_loss is not None and self.best_loss < self.first_loss
+
+    @property
     def _router_is_due(self) -> bool:
         return self.router is not None and self.router_steps < self.schedule.router_due(self.expert_steps)
 

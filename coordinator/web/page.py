@@ -15,6 +15,7 @@ from coordinator.ledger.fleet import Fleet
 from coordinator.ledger.overview import Facts
 from coordinator.web import charts
 from coordinator.web.charts import Point
+from coordinator.web.tables import table
 
 CSS = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
 HEADERS = {
@@ -170,17 +171,7 @@ def _generalist(row: Facts) -> str:
 
 
 def _table(name: str, heads: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    """# before a head marks a column of numbers; the cells are HTML, the first of a row is its head."""
-    kinds = [' class="number"' if head.startswith("#") else "" for head in heads]
-    names = [head.lstrip("#") for head in heads]
-    top = "".join(f'<th scope="col"{kind}>{head}</th>' for head, kind in zip(names, kinds, strict=True))
-    body = ""
-    for first, *rest in rows:
-        # On a phone a row becomes a card, whose lines are named by data-of.
-        cells = zip(rest, names[1:], kinds[1:], strict=True)
-        body += f'<tr><th scope="row"{kinds[0]}>{first}</th>'
-        body += "".join(f'<td{kind} data-of="{name}">{cell}</td>' for cell, name, kind in cells) + "</tr>"
-    return f'<section class="table"><h2>{name}</h2><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></section>'
+    return f'<section class="table"><h2>{name}</h2>{table(heads, rows)}</section>'
 
 
 def _first_steps() -> str:

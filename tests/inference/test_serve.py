@@ -8,27 +8,13 @@ import llama_cpp
 import pytest
 import requests
 
-from tests.inference.served import Served, learn, make_home, refused
+from tests.inference.served import learn, refused
 
 WAYS = {"temperature": 0, "repeat_penalty": 1.1, "max_tokens": 10}
 TALK = [
     {"role": "system", "content": "Be kind."}, {"role": "user", "content": "the hen?"},
     {"role": "assistant", "content": "an inn"}, {"role": "user", "content": "the train <|im_end|>?"},
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, tiny_path, tiny_base):
-    home = make_home(tmp_path_factory.mktemp("serve") / "home", tiny_path)
-    learn(home, tiny_base.hparams, 1)
-    return home
-
-
-@pytest.fixture(scope="module")
-def served(trained):
-    running = Served(trained)
-    yield running
-    running.stop()
 
 
 @pytest.fixture(scope="module")

@@ -8,23 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import requests
 
-from tests.inference.served import Served, learn, make_home, refused
+from tests.inference.served import Served, make_home, refused
 
 TALK = [{"role": "user", "content": "the hen?"}]
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, tiny_path, tiny_base):
-    home = make_home(tmp_path_factory.mktemp("serve") / "home", tiny_path)
-    learn(home, tiny_base.hparams, 1)
-    return home
-
-
-@pytest.fixture(scope="module")
-def served(trained):
-    running = Served(trained)
-    yield running
-    running.stop()
 
 
 def test_pages_in_a_browser_are_not_answered(served):

@@ -63,7 +63,7 @@ def test_the_router_never_learns_from_the_rows_that_the_loss_is_measured_on(open
     train(run)
     closing, main = run.closing._trainer, run.trainer
     measured = {place for batch in main.validation.rows.first(main.validation.measured_rows, 4) for place in batch.places}
-    own = {place for number in range(8) for place in closing.router_rows.own.batch(number, 4).places}
+    own = {place for number in range(8) for place in closing.router_rows.one.batch(number, 4).places}
     assert own
     assert measured.isdisjoint(own)
     assert closing.validation.measured_rows == main.validation.measured_rows
