@@ -371,8 +371,8 @@ def test_where_the_template_refuses_every_chat_its_reason_is_given(run, home, tm
     assert "all chats were left out (the base's chat template refuses this chat: the user begins)" in message
 
 
-def test_minutes_become_steps(run, ready):
-    result = json.loads(run("train", "--minutes", "0.1", "--json").stdout)
+def test_minutes_become_steps(ready):
+    result = train.perform(None, 0.2, None, pause=False, sync=False, profile=None, lines=None, json=True)
     assert result["finished"]
     assert result["expert_steps"] > 1  # of a few milliseconds each
 

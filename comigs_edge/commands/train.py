@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -21,8 +22,10 @@ if TYPE_CHECKING:
     from comigs_edge.home.folder import Home
     from comigs_edge.inference.elsewhere import Elsewhere
     from comigs_edge.training.loop import Outcome
+    from comigs_edge.training.pace import Pace
     from comigs_edge.training.pauses import Pauses
     from comigs_edge.training.run import TrainingRun
+    from comigs_edge.training.time_limit import TimeLimit
 
 WRITING = 0.7  # seconds in which a base writes as many tokens as a step has, by those of a step
 
@@ -97,11 +100,11 @@ def perform(
     with ExitStack() as stack:
         with _stopped_early():
             stack.enter_context(home.lock("train"))
-            run, pauses, fleet = _begin(home, settings, steps, minutes, resume, pause, is_alone, profile, lines or ())
+            run, pauses, fleet, limit = _begin(home, settings, steps, minutes, resume, pause, is_alone, profile, lines or ())
             from comigs_edge.commands.train_screen import TrainScreen
             from comigs_edge.training.loop import run_training
         with TrainScreen(run, pauses.working_time, home.holder_file) as screen:
-            outcome = run_training(run, pauses, fleet, screen)
+            outcome = run_training(run, pauses, fleet, screen, limit)
         elsewhere = _measure_elsewhere(run, outcome.version) if run.is_done and outcome.version is not None else None
     return _report(home, run, outcome, pauses.seconds, None if is_alone else fleet, elsewhere, json)
 
@@ -109,14 +112,15 @@ def perform(
 def _begin(
     home: Home, settings: Config, steps: int | None, minutes: float | None, resume: bool | None, pause: bool, is_alone: bool,
     profile: str | None, lines: Sequence[str],
-) -> tuple[TrainingRun, Pauses, Rounds | None]:  # fmt: skip
+) -> tuple[TrainingRun, Pauses, Rounds | None, TimeLimit | None]:  # fmt: skip
     """Everything before the first step: the plan, the text, the trainer and what the fleet has; nothing is learned here."""
+    begun = time.monotonic()
     with notes.status("loading torch"):
         from comigs_edge.fleet.rounds import open_rounds
         from comigs_edge.planning import plan as planning
         from comigs_edge.training.opening import open_training
-        from comigs_edge.training.pace import steps_within
         from comigs_edge.training.pauses import open_pauses
+        from comigs_edge.training.time_limit import TimeLimit
 
     with notes.status("measuring the processor"):
         resolved = planning.resolve(home, settings, profile, lines, resume=resume, measure=True)
@@ -127,22 +131,33 @@ def _begin(
     say = partial(notes.print, soft_wrap=True)
     pauses = open_pauses(settings.pause, pause, not plan.keep, say)
     pauses.wait()
-    if minutes is not None:
-        with notes.status("measuring a step"):
-            steps = steps_within(run, minutes)
-        if steps == 0:
-            steps = 1
-            say(f"not even one step with the router's after it fits into {minutes:g} minutes: one is trained, and takes longer")
-    trainer = run.begin(steps, resume)
+    pace = None if minutes is None else _measure_pace(run)
+    trainer, limit = run.begin(steps, resume), None
+    if pace is not None and minutes is not None:
+        limit = TimeLimit(run, pace, begun + 60 * minutes, pauses.working_time)
+    if limit is not None and not limit.begin():
+        trainer.schedule = replace(trainer.schedule, steps=1)
+        say(f"not even one step with the router's after it fits into {minutes:g} minutes: one is trained, and takes longer")
     schedule = trainer.schedule
-    notes.print(summary(plan, settings, schedule.steps, trainer.expert_steps, most=schedule.patience > 0), soft_wrap=True)
+    most = schedule.patience > 0
+    notes.print(summary(plan, settings, schedule.steps, trainer.expert_steps, most, minutes), soft_wrap=True)
     for warning in run.warnings:
         warn(warning)
+    before = pauses.working_time()
     _make_ordinary(run, pauses)
+    if limit is not None:
+        limit.until += pauses.working_time() - before  # it is written once, and not in the time of this training
     if run.resumed:
         notes.print(f"resuming at expert step {trainer.expert_steps} of {trainer.schedule.steps}")
     with notes.status("asking the coordinator"):
-        return run, pauses, open_rounds(home, run, trainer, say, warn, is_alone)
+        return run, pauses, open_rounds(home, run, trainer, say, warn, is_alone), limit
+
+
+def _measure_pace(run: TrainingRun) -> Pace:
+    from comigs_edge.training.pace import measure_pace
+
+    with notes.status("measuring a step"):
+        return measure_pace(run)
 
 
 def _make_ordinary(run: TrainingRun, pauses: Pauses) -> None:

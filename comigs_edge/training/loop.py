@@ -43,6 +43,13 @@ class Screen(Protocol):
         """A sentence about what could not be done, while the training goes on."""
 
 
+class Limit(Protocol):
+    """What ends a training early or late."""
+
+    def after(self, event: Event) -> None:
+        """After a step."""
+
+
 class Outcome(NamedTuple):
     """What a run of the loop has done."""
 
@@ -51,7 +58,7 @@ class Outcome(NamedTuple):
     version: int | None  # of the adapters; None if they are no better than at the start
 
 
-def run_training(run: TrainingRun, pauses: Pauses, fleet: Fleet | None, screen: Screen) -> Outcome:
+def run_training(run: TrainingRun, pauses: Pauses, fleet: Fleet | None, screen: Screen, limit: Limit | None = None) -> Outcome:
     """Runs a training that has begun to its end, to Ctrl-C, SIGTERM or the end of its terminal or pipe, and saves it.
 
     What the disk refuses meanwhile is said once and tried again; raises `ComigsError` if at the end nothing could be saved.
@@ -79,6 +86,8 @@ def run_training(run: TrainingRun, pauses: Pauses, fleet: Fleet | None, screen: 
         for event in run.steps():
             tokens += event.tokens
             run.count(event)
+            if limit is not None:
+                limit.after(event)
             screen.show_step(event, tokens)
             if not screen.is_read():
                 stop.append(signal.SIGPIPE)

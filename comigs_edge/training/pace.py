@@ -25,8 +25,8 @@ class Pace:
     epoch: float = math.inf  # steps
 
 
-def steps_within(run: TrainingRun, minutes: float) -> int:
-    """Expert steps of this run's training that fit into `minutes`, by the time of a few steps; trains nothing."""
+def measure_pace(run: TrainingRun) -> Pace:
+    """The pace of this run's training, by the time of a few steps; trains nothing."""
     plan = make_schedule(run.settings, run.plan.batch, None)
     layout = plan_experts(run.settings.model, run.base.hparams)
     trial = run.make_trainer(Adapters.initial(layout, run.base.hparams, 0))
@@ -37,32 +37,42 @@ def steps_within(run: TrainingRun, minutes: float) -> int:
     step = _seconds(trial.step)
     trial.schedule = replace(trial.schedule, quantise_start=0.0)
     quantised, validation = _seconds(trial.step) if plan.block_format else step, _seconds(trial.validate)
-    pace = Pace(step=step, quantised_step=quantised, validation=validation, saved=saved, epoch=len(run.rows[0]) / plan.batch)
-    return steps_that_fit(minutes * 60, pace, plan, has_router=trial.router is not None)
+    return Pace(step=step, quantised_step=quantised, validation=validation, saved=saved, epoch=len(run.rows[0]) / plan.batch)
 
 
-def steps_that_fit(seconds: float, pace: Pace, plan: Schedule, has_router: bool) -> int:
-    """The most expert steps (0: not even one) whose training takes no longer than `seconds`, by the same schedule.
+def seconds_left(pace: Pace, plan: Schedule, has_router: bool, done: tuple[int, int] = (0, 0)) -> float:
+    """What a training by this schedule takes after `done` expert and router steps.
 
     A router step is counted as an expert step; there is one validation at the start and one after every period, and one after
     the closing phase, which begins with forward passes of both texts, a third of a step each.
     """
+    steps = plan.steps
 
-    def cost(steps: int) -> float:
-        of_steps = replace(plan, steps=steps)
-        plain = min(steps, math.ceil(plan.quantise_start * steps)) if plan.block_format else steps
-        total = plain * pace.step + (steps - plain) * pace.quantised_step
-        total -= pace.saved * max(0.0, steps - pace.epoch)
-        router = total * of_steps.router_due(steps) / steps if has_router else 0
-        closing = of_steps.closing and of_steps.closing + 2 * ROWS / plan.batch / 3
-        closing *= pace.quantised_step if plan.block_format else pace.step
-        validations = 1 + math.ceil(steps / plan.router_period) + bool(closing)
-        return total + router + closing + pace.validation * validations
+    def experts(number: int) -> float:
+        plain = min(number, math.ceil(plan.quantise_start * steps)) if plan.block_format else number
+        return plain * pace.step + (number - plain) * pace.quantised_step - pace.saved * max(0.0, number - pace.epoch)
 
-    steps = 0
-    while cost(steps + 1) <= seconds:
-        steps += 1
-    return steps
+    router = max(0, plan.router_due(steps) - done[1]) if has_router else 0
+    closing = plan.closing and plan.closing + 2 * ROWS / plan.batch / 3
+    closing *= pace.quantised_step if plan.block_format else pace.step
+    validations = math.ceil(steps / plan.router_period) + bool(closing)
+    validations += 1 if done == (0, 0) else -(done[0] // plan.router_period)
+    return experts(steps) - experts(done[0]) + router * experts(steps) / max(1, steps) + closing + pace.validation * validations
+
+
+def steps_that_fit(seconds: float, pace: Pace, plan: Schedule, has_router: bool, done: tuple[int, int] = (0, 0)) -> int:
+    """The most expert steps (those `done` at the least) whose training ends within `seconds`, by the same schedule."""
+
+    def fits(steps: int) -> bool:
+        return seconds_left(pace, replace(plan, steps=steps), has_router, done) <= seconds
+
+    few = many = done[0]
+    while fits(many + 1):
+        few, many = many + 1, 2 * many + 1
+    while few < many:
+        middle = (few + many + 1) // 2
+        few, many = (middle, many) if fits(middle) else (few, middle - 1)
+    return few
 
 
 def _seconds(action: Callable[[], object]) -> float:

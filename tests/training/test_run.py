@@ -21,8 +21,9 @@ from comigs_edge.planning.plan import resolve
 from comigs_edge.training import checkpoint, further
 from comigs_edge.training import run as training
 from comigs_edge.training.opening import open_training
-from comigs_edge.training.pace import steps_within
+from comigs_edge.training.pace import Pace, measure_pace
 from comigs_edge.training.text import read_rows
+from comigs_edge.training.time_limit import TimeLimit
 from tests.data.test_leaks import say
 
 STEPS, STOP = 5, 4  # the router's turn comes after 4 expert steps
@@ -229,7 +230,7 @@ def test_a_trainer_beside_an_interrupted_training_leaves_its_files_alone(opened)
     before = state()
     assert sum(name.startswith("below-") for name in before) == 2
     run.make_trainer(Adapters.initial(layout, run.base.hparams, 0)).validate()
-    assert steps_within(run, 0.0) == 0
+    assert measure_pace(run).step > 0
     assert state() == before
 
 
@@ -278,3 +279,48 @@ def test_of_long_text_an_eighth_as_much_is_validation_text_and_texts_end_as_answ
         targets = torch.cat([batch.targets[batch.scored] for batch in rows.first(len(rows), 1)])
         assert len(targets) == sum(lengths[split][:count]) - count  # all but the first token of each
         assert (targets == tokenizer.eos).sum() == count
+
+
+class Clock:
+    """Every step takes what it says, in minutes."""
+
+    def __init__(self, step):
+        self.step, self.now = step, 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def train_within(run, minutes, step, guess, resume=False):
+    """The minutes that a training takes whose steps take `step(number)` where `guess` was measured."""
+    clock = Clock(step)
+    run.begin(None, resume)
+    limit = TimeLimit(run, Pace(step=guess, quantised_step=guess, validation=0), minutes, clock)
+    limit.begin()
+    for number, event in enumerate(run.trainer.run()):
+        clock.now += step(number)
+        limit.after(event)
+    return clock.now
+
+
+@pytest.mark.parametrize("slower", [0.5, 2.5])
+def test_a_training_ends_with_its_minutes_though_its_pace_was_guessed_wrongly(opened, slower):
+    run = opened("blocks=1")
+    run.ordinary = ()
+    assert 36 <= train_within(run, 40, lambda number: slower, guess=1) <= 44
+    assert run.trainer.is_done
+
+
+def test_a_training_ends_with_its_minutes_though_steps_become_slower_on_the_way(opened):
+    run = opened("blocks=1")
+    run.ordinary = ()
+    assert 36 <= train_within(run, 40, lambda number: 0.5 if number < 30 else 1.2, guess=1) <= 44
+
+
+def test_an_interrupted_training_that_gets_minutes_ends_with_them(opened):
+    interrupt(opened())
+    run = opened()
+    run.ordinary = ()
+    assert 25 <= train_within(run, 30, lambda number: 1, guess=1, resume=True) <= 33
+    assert run.trainer.is_done
+    assert run.trainer.expert_steps > STEPS
