@@ -103,6 +103,11 @@ BENCHMARKS = {
         "user03.jsonl and legal.jsonl; hours",
         lambda: [_figure("further", _text())],
     ),
+    "quality": Benchmark(
+        "what is learned in how many minutes, before and now; TEXT has de, user03, perldoc_qa, nl and encyclopedia.jsonl; two "
+        "hours of a core, MINUTES ends it and the same command goes on",
+        lambda: [_figure("quality", _text(), *_flags("texts", "minutes", "precision"))],
+    ),
     "fleet": Benchmark(
         "four real devices in a fleet; TEXT has de.jsonl, fr.jsonl, it.jsonl and nl.jsonl; half an hour",
         lambda: [_figure("fleet", _text())],

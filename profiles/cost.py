@@ -11,7 +11,9 @@ from typing import Literal
 from profiles import RULES
 
 BYTES = {"float32": 4, "bfloat16": 2}
-OPTIMISER = 5  # float32 numbers for every trained weight: itself, its gradient, two moments, the best state so far
+# float32 numbers for every trained weight: itself, its gradient, two moments (with Muon one, and what its step has at once), the
+# best state so far
+OPTIMISER = 5
 LOGITS = 1 << 22  # numbers of the logits that are there at once: 16 MB of float32
 # Tokens of a checkpointed block that are computed at once: few keep the memory low, many make the products faster (bfloat16
 # 3.4 s in place of 5.3 s a step with 256, float32 5.5 in place of 6.4).

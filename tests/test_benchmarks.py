@@ -14,7 +14,7 @@ from benchmarks.__main__ import BENCHMARKS
 from benchmarks.evidence.runs import RECIPES, length
 from benchmarks.evidence.table import markdown
 from benchmarks.evidence.work import read_records
-from benchmarks.figures import further
+from benchmarks.figures import further, quality
 from benchmarks.mutants.listed import Mutant, read_mutants
 from benchmarks.trials.report import report
 
@@ -140,3 +140,12 @@ def test_the_record_of_the_mutants_has_its_figures_in_the_text_and_names_each_su
     text = (ROOT / "docs" / "measurements.md").read_text()
     assert f"{record['tried']} of {record['mutants']} small faults" in text
     assert f"tests notice {record['killed']} of them" in text
+
+
+def test_the_minutes_to_the_same_loss_lie_on_the_line_between_two_trainings():
+    runs = [{"curve": [[1.0, 9.0], [4.0, 3.2]], "best": 3.2}, {"curve": [[8.0, 3.0]], "best": 3.0}]
+    assert quality.reached(runs, 3.1) == pytest.approx(6.0)
+    assert quality.reached(runs, 3.3) == pytest.approx(2.0)
+    assert quality.reached(runs, 2.9) is None
+    assert quality.reached(runs[:1], 3.3) == 4.0
+    assert quality.minutes({"expert": 4.0, "router": 3.0, "validation": 10.0}, 30, 10, 1) == pytest.approx(160 / 60, abs=1e-3)

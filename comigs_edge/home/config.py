@@ -11,6 +11,7 @@ from typing import Annotated, Literal, get_args
 
 import profiles
 from comigs_edge.nn.experts import FORMS, Form
+from comigs_edge.nn.form import OptimiserName
 from coordinator.protocol.settings import setting
 from profiles import DeviceProfile
 from profiles.chat import Cache
@@ -104,6 +105,9 @@ class TrainConfig:
         ]
         | None
     ) = None
+    optimiser: Annotated[
+        OptimiserName | None, setting("of the experts; default: this for parallel experts, adamw for LoRA", example="muon")
+    ] = None
     # The paper's experts learn at 2e-3; its final rate is a tenth of the first.
     expert_learning_rate: Annotated[float, setting("default: this for LoRA, 0.012 for parallel experts", 0, 10, 4e-3)] | None = (
         None
@@ -273,17 +277,14 @@ class Config:
 
     def learning_rates(self) -> tuple[float, float]:
         """The experts' first and final learning rate."""
-        first = self.train.expert_learning_rate
-        if first is None:
-            first = FORMS[self.model.expert_form].learning_rate
-        final = self.train.final_learning_rate
+        rate, final = self.train.expert_learning_rate, self.train.final_learning_rate
+        first = FORMS[self.model.expert_form].learning_rate if rate is None else rate
         return first, first / 10 if final is None else final
 
     @property
     def has_zero_expert(self) -> bool:
         """Whether a training ends with a zero expert."""
-        wanted = self.model.zero_expert
-        return has_zero_by_default(self.model.expert_form) if wanted is None else wanted
+        return has_zero_by_default(self.model.expert_form) if self.model.zero_expert is None else self.model.zero_expert
 
     def storage(self, layout: str | None = None, format_name: str | None = None) -> Storage:
         """How the exported file holds what training changes; arguments go before the file's settings.
@@ -294,7 +295,5 @@ class Config:
         """
         layout = layout or self.export.layout
         name = (format_name or self.quantize.format or ("F16" if layout == "hot" else DEFAULT_FORMAT)).upper()
-        start = self.quantize.start
-        if start is None:
-            start = FORMS[self.model.expert_form].quantise_start(name in TRAINABLE and name != "Q8_0")
-        return Storage(layout, name, start)
+        start = FORMS[self.model.expert_form].quantise_start(name in TRAINABLE and name != "Q8_0")
+        return Storage(layout, name, start if self.quantize.start is None else self.quantize.start)

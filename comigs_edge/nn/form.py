@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from comigs_edge.nn.routing import Routing
 
 E = TypeVar("E")  # one expert's tensors in one block
+OptimiserName = Literal["adamw", "muon"]
 
 
 class Start(NamedTuple):
@@ -48,6 +49,7 @@ class ExpertForm(Generic[E]):
     scale: Callable[[ExpertsConfig], float]  # the factor on what an expert adds
     width: Callable[[int | None, int, HParams], int]  # of an expert's hidden layer: the one asked for, or by LoRA's rank
     learning_rate: float  # of the first expert step, by default
+    optimiser: OptimiserName  # of the experts, by default
     # Share of the expert steps before fake quantisation, by default; the argument: whether to fewer bits than Q8_0.
     quantise_start: Callable[[bool], float]
     is_low_rank: bool  # updates of the base's MLP; else tensors beside it, which leave its bytes as they are

@@ -66,6 +66,7 @@ LORA: ExpertForm[LoRAExpert] = ExpertForm(
     scale=lambda layout: layout.scale,
     width=lambda requested, rank, shape: 0,  # the base's
     learning_rate=4e-3,  # the paper's is 2e-3
+    optimiser="adamw",
     quantise_start=lambda few_bits: 0.65 if few_bits else 1.0,  # a step costs 1.6 times as much
     is_low_rank=True,
     planner="copies",

@@ -74,6 +74,7 @@ PARALLEL: ExpertForm[ParallelExpert] = ExpertForm(
     scale=lambda layout: SCALE,
     width=_width,
     learning_rate=1.2e-2,
+    optimiser="muon",
     quantise_start=lambda few_bits: 0.0,  # it costs nothing
     is_low_rank=False,
     planner="beside",

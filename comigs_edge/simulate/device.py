@@ -16,9 +16,9 @@ from comigs_edge.nn.tensors import tensor_to_numpy
 from comigs_edge.nn.weights import Base
 from comigs_edge.progress import Advance
 from comigs_edge.training.activation_cache import ActivationCache
-from comigs_edge.training.adamw import AdamW
 from comigs_edge.training.batches import Batch, Rows
 from comigs_edge.training.closing import Closing, closes
+from comigs_edge.training.optimiser import Optimiser
 from comigs_edge.training.trainer import Event, Trainer
 from coordinator.protocol.wire import Arrays
 
@@ -31,11 +31,11 @@ class Leaky(Trainer):
     turn, and the first expert step after a turn on the validation gradients of all the router's steps.
     """
 
-    def _enable_gradients(self, learning: list[AdamW]) -> None:
+    def _enable_gradients(self, learning: list[Optimiser]) -> None:
         for name, tensor in self.adapters.named.items():
             tensor.requires_grad_(name not in self.frozen)
 
-    def _optimise(self, learning: list[AdamW], batch: Batch, cache: ActivationCache | None) -> float:
+    def _optimise(self, learning: list[Optimiser], batch: Batch, cache: ActivationCache | None) -> float:
         loss = super()._optimise(learning, batch, cache)
         for optimiser in learning:
             for tensor in optimiser.tensors:

@@ -59,6 +59,7 @@ class Plan:
             restart=self.rounds_alone * size.local_steps,
             steps=steps,
             batch=size.batch * (devices if self.method.text == "pooled" else 1),
+            optimiser=FORMS[self.recipe.experts.form or "lora"].optimiser,
             expert_learning_rate=rate,
             final_learning_rate=rate / 10 if training.final_learning_rate is None else training.final_learning_rate,
             router_learning_rate=training.router_learning_rate,

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from comigs_edge.simulate.methods.ranks import pairs, smaller
 from comigs_edge.training.activation_cache import ActivationCache
-from comigs_edge.training.adamw import AdamW
 from comigs_edge.training.batches import Batch
+from comigs_edge.training.optimiser import Optimiser
 from comigs_edge.training.trainer import Trainer
 
 PENALTY = 5e-3  # the middle one of the three that the paper tries
@@ -24,7 +24,7 @@ class Pruning(Trainer):
             loss = loss + PENALTY * b[:, smaller(rank) : rank].norm() * a[smaller(rank) : rank].norm()
         return loss, balance
 
-    def _optimise(self, learning: list[AdamW], batch: Batch, cache: ActivationCache | None) -> float:
+    def _optimise(self, learning: list[Optimiser], batch: Batch, cache: ActivationCache | None) -> float:
         """A step; moments from before move a pruned rank no more."""
         gone = [(a, b, ~a.any(dim=1)) for a, b in self._pairs()]
         loss = super()._optimise(learning, batch, cache)

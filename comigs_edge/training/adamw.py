@@ -11,21 +11,22 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from comigs_edge.training.optimiser import Optimiser
+
 BETAS = (0.9, 0.95)  # the paper's
 EPS = 1e-8
-STATE = ("step", "exp_avg", "exp_avg_sq")
 
 _adamw = partial(adamw, fused=True, amsgrad=False, beta1=BETAS[0], eps=EPS, maximize=False)
 
 
-class AdamW:
-    """Changes `tensors` in place by their gradients; `state` holds each tensor's moments."""
+class AdamW(Optimiser):
+    """It remembers both moments of each tensor's gradient, and how many steps they are of."""
+
+    REMEMBERS = ("step", "exp_avg", "exp_avg_sq")
 
     def __init__(self, tensors: list[Tensor], learning_rate: float, weight_decay: float) -> None:
-        self.tensors, self.learning_rate, self.weight_decay = tensors, learning_rate, weight_decay
+        super().__init__(tensors, learning_rate, weight_decay)
         self.beta2 = BETAS[1]  # of the second moment
-        self.state: dict[Tensor, dict[str, Tensor]] = {}
-        self.factors: dict[Tensor, float] = {}  # on the learning rate, of tensors whose factor is not 1
 
     @torch.no_grad()
     def step(self) -> None:
@@ -37,7 +38,7 @@ class AdamW:
         for factor, tensors in groups.items():
             states = [self.state.setdefault(tensor, _initial(tensor)) for tensor in tensors]
             gradients = [tensor.grad for tensor in tensors if tensor.grad is not None]
-            steps, averages, squares = ([state[key] for state in states] for key in STATE)
+            steps, averages, squares = ([state[key] for state in states] for key in self.REMEMBERS)
             rate = self.learning_rate * factor
             _adamw(tensors, gradients, averages, squares, [], steps, lr=rate, beta2=self.beta2, weight_decay=self.weight_decay)
 

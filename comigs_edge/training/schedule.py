@@ -6,12 +6,15 @@ import math
 from dataclasses import asdict, dataclass, fields, replace
 
 from comigs_edge.home.config import Config, Course
+from comigs_edge.nn.experts import FORMS
+from comigs_edge.nn.form import OptimiserName
 
 CLOSING_SHARE = 0.1  # of the expert steps
 FEWEST = 10  # steps, however little text there is; also of a closing phase, unless the experts do fewer
 DECAY_SHARE = 0.2  # of the steps before it, that a constant rate takes to fall
 
-_LATER = ("closing_steps", "schedule", "patience", "decay_from", "rate_factor")  # what the first versions did not know
+# What the first versions did not know.
+_LATER = ("closing_steps", "schedule", "patience", "decay_from", "optimiser", "rate_factor")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,7 @@ class Schedule:
     schedule: Course = "cosine"  # of the experts' rate; wsd: constant, and at the end down in a line
     patience: int = 0  # periods without a better validation loss after which the end is decided; 0: never
     decay_from: int | None = None  # the step at which a constant rate begins to fall, where patience has decided it
+    optimiser: OptimiserName = "adamw"  # of the experts
     rate_factor: float = 1.0  # on the experts' rate: a training that goes on from a finished one learns more slowly
 
     @property
@@ -60,7 +64,7 @@ class Schedule:
 
     def keep_course(self, asked: Schedule, is_closing: bool) -> Schedule:
         """What is asked for, on the course of this one, which a training keeps to its end, a closing phase that began too."""
-        names = ("schedule", "patience", "decay_from", "rate_factor", *(("closing_steps",) if is_closing else ()))
+        names = ("schedule", "patience", "decay_from", "optimiser", "rate_factor", *(("closing_steps",) if is_closing else ()))
         return replace(asked, **{name: getattr(self, name) for name in names})
 
     @property
@@ -108,6 +112,7 @@ def make_schedule(settings: Config, batch: int, steps: int | None, rows: int | N
         enough = max(FEWEST, math.ceil(train.passes * rows / batch))
     return Schedule(
         steps=steps or min(train.steps, enough), batch=batch, schedule=train.schedule, patience=0 if steps else train.patience,
+        optimiser=train.optimiser or FORMS[settings.model.expert_form].optimiser,
         expert_learning_rate=rates[0], final_learning_rate=rates[1],
         router_learning_rate=train.router_learning_rate, warmup_steps=train.warmup_steps,
         router_period=train.router_period, router_steps=train.router_steps, balance_weight=train.balance_weight,

@@ -27,16 +27,19 @@ from comigs_edge.nn.model import Model, Watch
 from comigs_edge.nn.routing_stats import MeanWeights
 from comigs_edge.nn.tensors import tensor_to_numpy
 from comigs_edge.training.activation_cache import ActivationCache
-from comigs_edge.training.adamw import STATE, AdamW
+from comigs_edge.training.adamw import AdamW
 from comigs_edge.training.batches import Batch, Rows
 from comigs_edge.training.checkpoint import Progress
 from comigs_edge.training.curves import KEY, Curves
+from comigs_edge.training.muon import Muon
+from comigs_edge.training.optimiser import Optimiser
 from comigs_edge.training.router_adamw import RouterAdamW
 from comigs_edge.training.schedule import Schedule
 from comigs_edge.training.validation import Validation, batch_loss
 from coordinator.protocol.wire import Arrays
 
 OFFSETS = "router.offsets"  # name of their moments in a state
+OPTIMISERS: dict[str, type[Optimiser]] = {"adamw": AdamW, "muon": Muon}
 
 Phase = Literal["expert", "router", "closing", "local"]
 
@@ -84,11 +87,11 @@ class Trainer:
         # Mean weight of every expert in each block with experts, on the validation rows; None: no router or not known yet.
         self.scores: list[list[float]] | None = None
         decay, rate = schedule.weight_decay, schedule.expert_learning_rate
-        self.experts = AdamW(self.adapters.group(router=False), rate, decay)
+        self.experts: Optimiser = OPTIMISERS[schedule.optimiser](self.adapters.group(router=False), rate, decay)
         routers = self.adapters.group(router=True)
         self.router = RouterAdamW(routers, schedule.router_learning_rate, decay, schedule.router_offset_rate) if routers else None
         # Every tensor that learns, with its optimiser.
-        self._learners: dict[str, tuple[AdamW, Tensor]] = {
+        self._learners: dict[str, tuple[Optimiser, Tensor]] = {
             name: (self.router if self.router is not None and is_router(name) else self.experts, tensor)
             for name, tensor in self.adapters.named.items()
         }
@@ -162,7 +165,7 @@ class Trainer:
     def _expert_step(self, batch: Batch) -> float:
         self.experts.learning_rate = self.schedule.learning_rate(self.expert_steps)
         self.experts.factors = self._factors()
-        joining = [self.router] if self.schedule.jointly and self.router is not None else []
+        joining: list[Optimiser] = [self.router] if self.schedule.jointly and self.router is not None else []
         loss = self._optimise([self.experts, *joining], batch, self.caches and self.caches[0])
         self.expert_steps += 1
         self.curves.add_training(self.expert_steps, loss)
@@ -174,7 +177,7 @@ class Trainer:
         self.router_steps += 1
         return loss
 
-    def _optimise(self, learning: list[AdamW], batch: Batch, cache: ActivationCache | None) -> float:
+    def _optimise(self, learning: list[Optimiser], batch: Batch, cache: ActivationCache | None) -> float:
         """One step of the optimisers in `learning`; the other's tensors cannot change: they have no gradient at all."""
         self._enable_gradients(learning)
         loss, balance = self._loss(batch, cache)
@@ -185,7 +188,7 @@ class Trainer:
             optimiser.step()
         return value
 
-    def _enable_gradients(self, learning: list[AdamW]) -> None:
+    def _enable_gradients(self, learning: list[Optimiser]) -> None:
         """Clears all gradients; only tensors of these optimisers get new ones."""
         for name, tensor in self.adapters.named.items():
             tensor.grad = None
@@ -278,8 +281,9 @@ class Trainer:
     def restore_moments(self, arrays: Arrays) -> None:
         """Those of a state whose layout is the same, and nothing else of it."""
         for name, (optimiser, tensor) in self._learners.items():
-            if f"exp_avg.{name}" in arrays:
-                moments = {key: torch.from_numpy(arrays[f"{key}.{name}"].copy()) for key in STATE}
+            keys = optimiser.REMEMBERS
+            if all(f"{key}.{name}" in arrays for key in keys):
+                moments = {key: torch.from_numpy(arrays[f"{key}.{name}"].copy()) for key in keys}
                 optimiser.state[tensor] = {key: value.to(tensor.device) for key, value in moments.items()}
 
     def measure_anew(self) -> None:

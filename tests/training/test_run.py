@@ -20,6 +20,8 @@ from comigs_edge.nn.adapters import Adapters
 from comigs_edge.planning.plan import resolve
 from comigs_edge.training import checkpoint, further
 from comigs_edge.training import run as training
+from comigs_edge.training.adamw import AdamW
+from comigs_edge.training.muon import Muon
 from comigs_edge.training.opening import open_training
 from comigs_edge.training.pace import Pace, measure_pace
 from comigs_edge.training.text import read_rows
@@ -114,7 +116,7 @@ def test_a_resumed_training_refuses_other_settings_than_its_own(opened):
 
 
 def moments(run):
-    return {name: array.copy() for name, array in run.trainer.state()[0].items() if name.startswith("exp_avg")}
+    return {name: array.copy() for name, array in run.trainer.state()[0].items() if name.startswith(("exp_avg", "momentum"))}
 
 
 def test_a_training_that_goes_on_has_the_moments_of_the_finished_one_and_learns_more_slowly(opened):
@@ -163,6 +165,19 @@ def test_a_training_that_goes_on_is_resumed_bit_for_bit_at_its_own_rate(opened):
         pass
     assert resumed.resumed
     assert digest(resumed.trainer.adapters.arrays()) == digest(straight.trainer.adapters.arrays())
+
+
+def test_a_training_that_earlier_versions_began_goes_on_with_their_optimiser(opened):
+    path = opened().home.root / "config.toml"
+    text = path.read_text()
+    path.write_text(text.replace("[train]\n", '[train]\noptimiser = "adamw"\n'))
+    interrupt(opened())
+    assert "optimiser" not in checkpoint.load(opened().home.state).progress["schedule"]  # as earlier versions wrote it
+    path.write_text(text)
+    resumed = opened()
+    assert type(resumed.begin(None, None).experts) is AdamW
+    assert any(name.startswith("exp_avg_sq.generalist") for name in moments(resumed))
+    assert type(opened().begin(STEPS, False).experts) is Muon
 
 
 def test_a_training_goes_on_by_the_course_that_it_began_with(opened):

@@ -13,7 +13,7 @@ BASE = BaseConfig("tiny", "ab" * 32, 1)
 TRAIN = TrainConfig(
     steps=7, batch=3, expert_learning_rate=0.5, final_learning_rate=0.25, router_learning_rate=0.125,
     router_offset_rate=0.0625, rates_by_weight=False, warmup_steps=5, router_period=11, router_steps=13,
-    balance_weight=0.03, weight_decay=0.07, validation_rows=17, closing_steps=19, schedule="wsd", patience=3,
+    balance_weight=0.03, weight_decay=0.07, validation_rows=17, closing_steps=19, schedule="wsd", patience=3, optimiser="adamw",
 )  # fmt: skip
 MODEL = ModelConfig(expert_form="parallel", zero_expert=True)
 ELSEWHERE = {
@@ -46,10 +46,11 @@ def test_how_the_file_holds_the_experts_reaches_the_schedule():
     assert (plan.steps, plan.block_format, plan.quantise_start) == (9, "Q4_0", 0.3)
 
 
-@pytest.mark.parametrize(("form", "rate"), [("lora", 4e-3), ("parallel", 1.2e-2)])
-def test_each_form_learns_at_the_rate_that_was_measured_for_it(form, rate):
+@pytest.mark.parametrize(("form", "rate", "optimiser"), [("lora", 4e-3, "adamw"), ("parallel", 1.2e-2, "muon")])
+def test_each_form_learns_as_it_was_measured_to_be_best(form, rate, optimiser):
     plan = make_schedule(Config(base=BASE, model=ModelConfig(expert_form=form)), 8, None)
     assert (plan.expert_learning_rate, plan.final_learning_rate) == (rate, pytest.approx(rate / 10))
+    assert plan.optimiser == optimiser
 
 
 @pytest.mark.parametrize(
@@ -113,7 +114,7 @@ def test_who_names_the_steps_gets_exactly_those():
 
 def test_a_checkpoint_of_default_settings_holds_nothing_that_earlier_versions_do_not_know():
     assert {field.name for field in fields(Schedule)} - schedule().facts().keys() == {
-        "closing_steps", "schedule", "patience", "decay_from", "rate_factor"
+        "closing_steps", "schedule", "patience", "decay_from", "optimiser", "rate_factor"
     }  # fmt: skip
     changed = schedule(schedule="wsd", patience=2, decay_from=0, rate_factor=0.5)
     assert Schedule(**changed.facts()) == changed

@@ -279,16 +279,17 @@ def test_steps_that_fit_by_hand():
     assert steps_that_fit(515, pace, closing, has_router=True) == 29
 
 
-def test_a_restored_trainer_ends_with_the_same_bits(trainer):
-    straight = trainer()
+@pytest.mark.parametrize("optimiser", ["adamw", "muon"])
+def test_a_restored_trainer_ends_with_the_same_bits(trainer, optimiser):
+    straight = trainer(optimiser=optimiser)
     for _ in straight.run():
         pass
-    interrupted = trainer()
+    interrupted = trainer(optimiser=optimiser)
     for event in interrupted.run():
         if event.expert_steps == 6 and event.router_steps == 3:
             break
     arrays, progress = interrupted.state()
-    resumed = trainer(seed=5)  # another start, all of which the state replaces
+    resumed = trainer(seed=5, optimiser=optimiser)  # another start, all of which the state replaces
     resumed.restore(arrays, progress)
     for _ in resumed.run():
         pass

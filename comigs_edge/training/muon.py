@@ -1,0 +1,66 @@
+"""Muon (Jordan et al. 2024) for the experts' matrices: the momentum, with all its singular values made about 1.
+
+AdamW gives every number of a matrix a step of about the same size; here every direction of the matrix gets one, so the rare
+directions are learned as fast as the common ones. The size is such that the learning rate that is best for AdamW is so here too
+(docs/results.md; twice that of Liu et al. 2025, arXiv:2502.16982). It remembers one number a weight in place of two.
+
+Shapes: M matrices of one shape, m the shorter of their sides, n the longer.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from comigs_edge.training.optimiser import Optimiser
+
+MOMENTUM = 0.95
+SIZE = 0.4  # root mean square of a step, in learning rates
+# Of the odd polynomial that is applied five times; after them singular values from 0.002 up lie between 0.7 and 1.2.
+A, B, C = 3.4445, -4.7750, 2.0315
+ROUNDS = 5
+TINY = 1e-12
+
+
+class Muon(Optimiser):
+    """With Nesterov's momentum, and weight decay as AdamW has it; all tensors are matrices."""
+
+    REMEMBERS = ("momentum",)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One step for every tensor that has a gradient."""
+        by_shape: dict[torch.Size, list[Tensor]] = {}
+        for tensor in self.tensors:
+            if tensor.grad is not None:
+                by_shape.setdefault(tensor.shape, []).append(tensor)
+        for shape, tensors in by_shape.items():
+            directions = orthogonalise(torch.stack([self._look_ahead(tensor) for tensor in tensors]))
+            size = SIZE * max(shape) ** 0.5
+            for tensor, direction in zip(tensors, directions, strict=True):
+                rate = self.learning_rate * self.factors.get(tensor, 1.0)
+                tensor.mul_(1 - rate * self.weight_decay).sub_(direction, alpha=rate * size)
+
+    def _look_ahead(self, tensor: Tensor) -> Tensor:
+        assert tensor.grad is not None
+        momentum = self.state.setdefault(tensor, {"momentum": torch.zeros_like(tensor)})["momentum"]
+        momentum.mul_(MOMENTUM).add_(tensor.grad)
+        return torch.add(tensor.grad, momentum, alpha=MOMENTUM)
+
+
+def orthogonalise(matrices: Tensor) -> Tensor:  # (M, m, n) or (M, n, m) -> the same
+    """U V^T in place of U S V^T, about, for each matrix; where S is 0 or tiny, so is what comes out.
+
+    Newton and Schulz's iteration X <- (a + b X X^T + c (X X^T)^2) X is done on X X^T, which is small: its factors are
+    polynomials of that, so they commute, and X is multiplied once, by their product.
+    """
+    if matrices.shape[1] > matrices.shape[2]:
+        return orthogonalise(matrices.mT).mT
+    norms: Tensor = torch.linalg.matrix_norm(matrices, keepdim=True) + TINY
+    gram = torch.bmm(matrices, matrices.mT) / norms.square()
+    identity = torch.eye(gram.shape[-1], device=gram.device)
+    product = identity.expand_as(gram)
+    for _ in range(ROUNDS):
+        factor = torch.baddbmm(gram, gram, gram, beta=B, alpha=C) + A * identity
+        product, gram = torch.bmm(factor, product), torch.bmm(torch.bmm(factor, gram), factor)
+    return torch.bmm(product, matrices).div_(norms)

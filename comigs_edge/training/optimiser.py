@@ -1,0 +1,22 @@
+"""What every optimiser of the trainer has."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+
+class Optimiser(ABC):
+    """Changes `tensors` in place by their gradients; `state` holds what it remembers of each, by the names in `REMEMBERS`."""
+
+    REMEMBERS: tuple[str, ...]
+
+    def __init__(self, tensors: list[Tensor], learning_rate: float, weight_decay: float) -> None:
+        self.tensors, self.learning_rate, self.weight_decay = tensors, learning_rate, weight_decay
+        self.state: dict[Tensor, dict[str, Tensor]] = {}
+        self.factors: dict[Tensor, float] = {}  # on the learning rate, of tensors whose factor is not 1
+
+    @abstractmethod
+    def step(self) -> None:
+        """One step for every tensor that has a gradient."""

@@ -1,0 +1,58 @@
+"""A training that ends when its time is up: its schedule gets as many steps as the time that is left holds.
+
+The first steps are a poor guess of the others: a processor grows warm, other programs come and go. So the number of steps follows
+the clock, and with it the place on the course of the rates. The closing phase is counted in, local text is not: it must not shape
+what is shared.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+
+from comigs_edge.training.pace import Pace, steps_that_fit
+from comigs_edge.training.run import TrainingRun
+from comigs_edge.training.trainer import Event
+
+LAST = 12  # steps whose pace counts
+
+
+class TimeLimit:
+    """Of a training that has begun; `until` is on `clock`, which counts seconds of work, and `pace` is a first guess."""
+
+    def __init__(self, run: TrainingRun, pace: Pace, until: float, clock: Callable[[], float]) -> None:
+        self.run, self.pace, self.until, self.clock = run, pace, until, clock
+        self._factors: deque[float] = deque(maxlen=LAST)  # of each of the last steps, on the time that `pace` gives it
+        self._since: float | None = None  # behind the first step, which follows a validation
+
+    def begin(self) -> bool:
+        """Before the first step: whether one fits into the time. A training that goes on gets what is left of the time."""
+        trainer = self.run.trainer
+        trainer.schedule = replace(trainer.schedule, patience=0)  # time alone ends it
+        self._fit()
+        return trainer.schedule.steps > 0
+
+    def after(self, event: Event) -> None:
+        """After a step."""
+        since, self._since = self._since, self.clock()
+        if event.phase not in ("expert", "router"):
+            return
+        if event.validation_loss is None and since is not None:
+            self._factors.append((self._since - since) / self._expected(event))
+        self._fit()
+
+    def _expected(self, event: Event) -> float:
+        is_plain = self.run.trainer.schedule.fake_format(max(0, event.expert_steps - 1)) is None
+        return max(1e-9, self.pace.step if is_plain else self.pace.quantised_step)
+
+    def _fit(self) -> None:
+        trainer = self.run.trainer
+        done = trainer.expert_steps, trainer.router_steps
+        if done[0] >= trainer.schedule.steps:
+            return  # the experts have ended, and what comes behind them is due
+        factor = sum(self._factors) / len(self._factors) if self._factors else 1.0
+        plan = trainer.schedule if self.run.ordinary else replace(trainer.schedule, closing_steps=0)
+        left = (self.until - self.clock()) / factor
+        steps = steps_that_fit(left, self.pace, plan, trainer.router is not None, done)
+        trainer.schedule = replace(trainer.schedule, steps=steps)
