@@ -64,15 +64,18 @@ def size_label(size: str, rounds: int | None) -> str:
 
 
 def no_regret(recipes: Iterable[str]) -> list[Run]:
-    """Is the mixture as good as the better of learning alone and FedAvg? Every method at every rate."""
+    """Is the mixture as good as the better of learning alone and FedAvg? Every method at every rate.
+
+    With parallel experts every method learns by the product's optimiser, with LoRA by the paper's.
+    """
     recipes = tuple(recipes)
     block = "no regret" if recipes == RECIPES[:3] else f"no regret, {', '.join(recipes)}"
     runs = []
     for number, rate in enumerate(RATES):
-        runs += [Run(block, recipe, method, rate) for method in LORA for recipe in recipes]
-        if number < len(FACTORS):
+        if number < len(FACTORS):  # the default form first: what is installed
             other = FACTORS[number] * FORMS["parallel"].learning_rate
-            runs += [_parallel(block, recipe, method, other) for method in PARALLEL for recipe in recipes]
+            runs += [_parallel(block, recipe, method, other) for recipe in recipes for method in PARALLEL]
+        runs += [Run(block, recipe, method, rate) for method in LORA for recipe in recipes]
     return runs
 
 

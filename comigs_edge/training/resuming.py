@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 
 from comigs_edge.errors import ComigsError
 from comigs_edge.home.config import Config
@@ -19,6 +19,11 @@ def read_course(
     """Schedule and layout of the saved training; raises `ComigsError` where the settings, or `experts` by them, are otherwise."""
     if progress["base_sha256"] != settings.base.sha256:
         raise ComigsError("the interrupted training belongs to another base; start anew with: comigs-edge train --fresh")
+    if unknown := progress["schedule"].keys() - {field.name for field in fields(Schedule)}:
+        raise ComigsError(
+            f"a newer version began the interrupted training (it has {', '.join(sorted(unknown))}); go on with it, or start "
+            "anew with: comigs-edge train --fresh"
+        )
     schedule, layout = Schedule(**progress["schedule"]), ExpertsConfig(**progress["layout"])
     asked = schedule.keep_course(make_schedule(settings, batch, steps or schedule.steps), PROGRESS in progress)
     if PROGRESS not in progress:  # what comes at the end can still be chosen, and was not there in earlier versions

@@ -14,6 +14,7 @@ from benchmarks.evidence.play import Ground, equal_terms, play
 from benchmarks.evidence.runs import RATES, RECIPES, Run, all_runs, first_seed, judged_runs, length, with_judged
 from benchmarks.evidence.table import difference, markdown
 from comigs_edge.home.config import TrainConfig
+from comigs_edge.nn.experts import FORMS
 from comigs_edge.simulate import origin
 from comigs_edge.simulate import recipe as recipes
 from comigs_edge.simulate.fleet import Fleet
@@ -82,8 +83,9 @@ def test_more_seeds_come_at_each_methods_best_rate_once_all_rates_are_done():
 
 def test_the_most_telling_runs_come_first():
     runs = first_seed(RECIPES)
-    assert {run.recipe for run in runs[:18]} == set(RECIPES[:3])
-    assert {run.rate for run in runs[:18]} == {RATES[0]}
+    assert {(run.form, run.rate) for run in runs[:9]} == {("parallel", FORMS["parallel"].learning_rate)}
+    assert {(run.form, run.rate) for run in runs[9:27]} == {("lora", RATES[0])}
+    assert {run.recipe for run in runs[:9]} == {run.recipe for run in runs[9:27]} == set(RECIPES[:3])
     assert len(set(runs)) == len(runs) == 4 * 69
 
 

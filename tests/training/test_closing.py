@@ -186,11 +186,11 @@ def test_an_interrupted_training_of_an_earlier_version_goes_on_and_closes(opened
     assert newest(again).layout.zero_expert
 
 
-def test_the_checkpoint_of_a_training_without_one_is_as_earlier_versions_wrote_it(opened):
+def test_the_checkpoint_of_a_training_without_one_has_but_its_optimiser_to_add(opened):
     run = opened("zero_expert=false")
     train(run, stop_after=3)
     found = checkpoint.load(run.home.state).progress
-    assert found["schedule"] == recorded("progress")["schedule"] | {"steps": STEPS}
+    assert found["schedule"] == recorded("progress")["schedule"] | {"steps": STEPS, "optimiser": "muon"}
     assert "closing" not in found
 
 

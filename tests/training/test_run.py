@@ -180,6 +180,15 @@ def test_a_training_that_earlier_versions_began_goes_on_with_their_optimiser(ope
     assert type(opened().begin(STEPS, False).experts) is Muon
 
 
+def test_a_training_that_a_newer_version_began_is_refused_in_a_sentence(opened):
+    interrupt(opened())
+    state = checkpoint.load(opened().home.state)
+    newer = state.progress | {"schedule": state.progress["schedule"] | {"spiral": 3}}
+    checkpoint.save(opened().home.state, state.arrays, newer)
+    with pytest.raises(ComigsError, match=r"a newer version began .* \(it has spiral\)"):
+        opened().begin(None, None)
+
+
 def test_a_training_goes_on_by_the_course_that_it_began_with(opened):
     interrupt(opened())
     home = opened().home
