@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeVar
 
 from benchmarks.trials.text import PERSONS
+from comigs_edge.nn.experts import Form
+from comigs_edge.nn.form import OptimiserName
 
 TOKENS = 102_400  # of training text: 100 steps of 8 rows of 128
 SAMPLES = 67_000  # tokens of each source
@@ -42,6 +44,10 @@ class Small:
     router: int = 10  # steps of a turn
     router_rows: int = 0  # of a router step; 0: as many as of the others
     stable: bool = False  # warm-up, stable, decay
+    optimiser: OptimiserName = "adamw"
+    form: Form = "parallel"
+    width: int | None = None  # of parallel experts; None: the product's
+    tokens: int = TOKENS  # of training text
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,7 @@ def person_name(person: str, specialists: int) -> str:
 
 def _small(person: str, changes: dict[str, Any]) -> Trial:
     factors = Small(**changes)
-    expert = TOKENS // (factors.rows * 128)
+    expert = factors.tokens // (factors.rows * 128)
     steps = expert + expert * factors.router // factors.period + 40
     return Trial(f"small-{person}-{_label(changes)}", "small", {"person": person, **asdict(factors)}, (), steps)
 
@@ -114,6 +120,12 @@ SMALLER: list[dict[str, Any]] = [
     _HALF | {"stable": True}, {"rows": 2, "rate": 0.5}, {"rows": 4, "rate": 0.5}, {"rows": 4}, {"rows": 2},
     {"rows": 1, "rate": 0.5, "beta": 0.995}, {"rows": 4, "rate": 2.0, "beta": 0.975},
 ]  # fmt: skip
+_SHORTER = {"tokens": TOKENS // 2}
+_MUON = _SHORTER | {"optimiser": "muon"}
+OPTIMISERS: list[dict[str, Any]] = [
+    _SHORTER, _MUON, _MUON | {"rate": 0.5}, _MUON | {"rate": 2.0}, _MUON | {"width": 96},
+    _SHORTER | {"form": "lora"}, _MUON | {"form": "lora"},
+]  # fmt: skip
 GRID: list[dict[str, Any]] = [
     {"rows": rows, "rate": rate, "beta": beta}
     for rows in (8, 4, 2, 1) for beta in (0.95, 0.975, 0.987, 0.995) for rate in (0.5, 1.0, 2.0)
@@ -126,7 +138,7 @@ def trials() -> list[Trial]:
     first = [Trial("base", "base", {}, (), 30), *_persons(1), *samples, *_persons(0)]
     known = [Small(**changes) for changes in SMALL + SMALLER]
     grid = [point for point in GRID if Small(**point) not in known]
-    order = [(_zero, ZERO), (_small, SMALL), (_zero, SHORT), (_zero, TOGETHER), (_small, SMALLER + grid)]
+    order = [(_zero, ZERO), (_small, SMALL), (_zero, SHORT), (_zero, TOGETHER), (_small, OPTIMISERS + SMALLER + grid)]
     return first + [make(person, changes) for make, points in order for changes in points for person in PERSONS]
 
 

@@ -147,11 +147,17 @@ class WarmStableDecay(Schedule):
         return min(1.0, (step + 1) / warm) * self.expert_learning_rate - fallen * span
 
 
+def model_of(factors: Small) -> ModelConfig:
+    """A generalist and a specialist."""
+    return ModelConfig(specialists=1, expert_form=factors.form, expert_width=factors.width)
+
+
 def small_step_schedule(factors: Small, tokens: int, context: int) -> Schedule:
     """The product's with these factors, for `tokens` of training text in rows of `context`."""
-    plain, rate = make_schedule(settings(), factors.rows, max(1, tokens // (factors.rows * context))), factors.rate
+    product, rate = replace(settings(), model=model_of(factors)), factors.rate
+    plain = make_schedule(product, factors.rows, max(1, tokens // (factors.rows * context)))
     changed = replace(
         plain, expert_learning_rate=plain.expert_learning_rate * rate, final_learning_rate=plain.final_learning_rate * rate,
-        router_period=factors.period, router_steps=factors.router,
+        router_period=factors.period, router_steps=factors.router, optimiser=factors.optimiser,
     )  # fmt: skip
     return WarmStableDecay(**asdict(changed)) if factors.stable else changed

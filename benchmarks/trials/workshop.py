@@ -30,6 +30,7 @@ from comigs_edge.nn.writing import write
 from comigs_edge.planning.plan import plan_experts
 from comigs_edge.simulate.device import new_model
 from comigs_edge.simulate.texts import limit
+from comigs_edge.training.adamw import AdamW
 from comigs_edge.training.batches import Rows
 from comigs_edge.training.schedule import Schedule, make_schedule
 from comigs_edge.training.silence import fit_zero
@@ -239,9 +240,11 @@ class Workshop:
     def of_small(self, trial: Trial) -> Record:
         """Validation losses by tokens learned: [of training, of the router, nats, seconds of training]."""
         person, factors = trial.person_and(Small)
-        schedule = learning.small_step_schedule(factors, self.scale.tokens, self.scale.context)
-        trainer = self.trainer(person, Adapters.initial(self.layout(1), self.base.hparams, SEED), schedule)
-        trainer.experts.beta2 = factors.beta
+        schedule = learning.small_step_schedule(factors, self.scale.tokens * factors.tokens // TOKENS, self.scale.context)
+        layout = plan_experts(learning.model_of(factors), self.base.hparams)
+        trainer = self.trainer(person, Adapters.initial(layout, self.base.hparams, SEED), schedule)
+        if isinstance(trainer.experts, AdamW):
+            trainer.experts.beta2 = factors.beta
         trainer.validation._batch = 32  # as many forward passes however few rows a step has
         if factors.router_rows:
             trainer.router_rows = Sized(trainer.router_rows, factors.router_rows)  # type: ignore[assignment]
