@@ -41,6 +41,7 @@ class Sizes:
     is_tied: bool
     file_size: int  # bytes
     expert_weights: int  # of one expert, in all blocks
+    is_low_rank: bool = False  # experts are updates of the base's own matrices
 
     @property
     def block_weights(self) -> int:
@@ -62,6 +63,7 @@ class Rates:
     backend: Backend = "blas"  # the faster one for float32
     device: Processor = "cpu"
     gpu_memory: int | None = None  # bytes that are free on the GPU
+    slower: dict[Precision, float] = field(default_factory=dict)  # factors on a step's time, by earlier trainings on this device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +128,9 @@ def step_seconds(sizes: Sizes, plan: Plan, rates: Rates) -> float:
     if not plan.keep:
         weights = (2 * trained + below) * sizes.block_weights + sizes.vocab_size * sizes.width
         seconds += weights / (rules["dequantise"] * plan.threads)
-    return seconds
+    if sizes.is_low_rank:
+        seconds *= rules["low_rank"]
+    return seconds * rates.slower.get(plan.precision, 1.0)
 
 
 def cache_bytes(sizes: Sizes, tokens: int) -> int:

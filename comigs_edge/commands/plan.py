@@ -129,11 +129,12 @@ def _show_lines(values: dict[str, str], reasons: dict[str, str]) -> None:
 def summary(
     plan: Plan, settings: Config, steps: int, done: int = 0, most: bool = False, minutes: float | None = None
 ) -> str:  # fmt: skip
-    """The plan in one line, for so many `steps`, or at `most` so many, of which `done` were done before, in these `minutes`."""
+    """The plan in one line, for so many `steps`, or at `most` so many, `done` of them before; in `minutes`, if those end it."""
+    few = "at most " if most else "about " if minutes else ""  # with minutes, the number follows the clock
     if minutes is None:
         minutes = _minutes(plan, replace(settings, train=replace(settings.train, steps=steps)), done)
     left = f"the last {steps - done} of {steps} steps" if steps > done else "the last router steps"
-    count = left if done else f"{'at most ' if most else ''}{steps} steps"
+    count = left if done else f"{few}{steps} steps"
     time = "" if minutes is None else f", {count} in about {minutes:.0f} minutes"
     where = "on the GPU" if plan.device == "cuda" else f"{plan.threads} threads"
     return (

@@ -17,6 +17,7 @@ from comigs_edge.home.folder import Home, corpus
 from comigs_edge.home.versions import KEPT_VERSIONS, read_manifest, versions
 from comigs_edge.nn.experts import FORMS, ExpertsConfig, expected_shapes, experts_per_token
 from comigs_edge.planning import offload
+from comigs_edge.planning.experience import with_experience
 from coordinator.protocol.settings import SettingsError, convert
 from profiles import RULES, DeviceProfile
 from profiles import chat as chat_planner
@@ -69,7 +70,10 @@ def resolve(
         )
     fixed = fixed_lines(home, settings, flags, resume)
     check_format(settings.storage().format, settings.model, base.width, base.ff_width, base.queries)
-    rates = _measure(device, base, fixed.get("threads") or kind.usable_threads, fixed.get("device")) if measure else None
+    rates = None
+    if measure:
+        rates = _measure(device, base, fixed.get("threads") or kind.usable_threads, fixed.get("device"))
+        rates = with_experience(home, settings.model.expert_form, rates)
     plan = make(home, settings, profile=kind, device=device, base=base, rates=rates, fixed=fixed)
     return Resolved(settings=settings_of(settings, plan), plan=plan, base=base, rates=rates)
 
@@ -89,7 +93,7 @@ def sizes_of(hparams: HParams, model: ModelConfig, *, is_tied: bool, file_size: 
         queries=hparams.num_heads * hparams.head_width, keys=hparams.num_kv_heads * hparams.head_width,
         vocab_size=hparams.vocab_size,
         context_length=hparams.context_length, is_tied=is_tied, file_size=file_size,
-        expert_weights=sum(rows * columns for rows, columns in one.values()),
+        expert_weights=sum(rows * columns for rows, columns in one.values()), is_low_rank=FORMS[model.expert_form].is_low_rank,
     )  # fmt: skip
 
 

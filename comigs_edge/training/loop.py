@@ -63,8 +63,8 @@ def run_training(run: TrainingRun, pauses: Pauses, fleet: Fleet | None, screen: 
 
     What the disk refuses meanwhile is said once and tried again; raises `ComigsError` if at the end nothing could be saved.
     """
-    tokens, is_said = 0, False
-    started = saved = pauses.working_time()
+    tokens, is_said, took = 0, False, list[float]()
+    started = saved = since = pauses.working_time()
 
     def save(older_than: float) -> None:
         nonlocal saved, is_said
@@ -85,6 +85,8 @@ def run_training(run: TrainingRun, pauses: Pauses, fleet: Fleet | None, screen: 
     with stop_on_signal() as stop:
         for event in run.steps():
             tokens += event.tokens
+            if event.phase == "expert" and event.validation_loss is None:
+                took.append(pauses.working_time() - since)
             run.count(event)
             if limit is not None:
                 limit.after(event)
@@ -99,8 +101,10 @@ def run_training(run: TrainingRun, pauses: Pauses, fleet: Fleet | None, screen: 
                 screen.show_phase(event.phase)
             if stop:
                 break
+            since = pauses.working_time()
         if fleet is not None:
             fleet.end()
+    run.remember_pace(took[1:])  # the first follows a validation
     version = _end(run, screen)
     return Outcome(tokens, pauses.working_time() - started, version)
 

@@ -15,6 +15,7 @@ from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.experts import ExpertsConfig
 from comigs_edge.nn.model import Model
 from comigs_edge.nn.weights import Base
+from comigs_edge.planning import experience
 from comigs_edge.planning.plan import Resolved, forget, plan_experts, remember
 from comigs_edge.progress import SILENT, Progress
 from comigs_edge.training import checkpoint, further
@@ -209,6 +210,11 @@ class TrainingRun:
             self.mark = self.mark.add(event.tokens)
         if event.is_best:
             self.best_mark = self.mark
+
+    def remember_pace(self, seconds: Sequence[float]) -> None:
+        """Tells the next plan what expert steps took, in seconds; not to be told is no reason to fail."""
+        with contextlib.suppress(OSError):
+            experience.remember(self.home, self.settings.model.expert_form, self.plan, seconds)
 
     # Saving -------------------------------------------------------------------------------------------------------
 

@@ -198,11 +198,10 @@ def test_the_plan_in_a_line_says_what_computes():
     assert "the last 120 of 180 steps in about 1 minutes" in summary(plan, settings, 180, 60)
     assert "the last router steps in about 0 minutes" in summary(plan, settings, 180, 180)
     assert ", at most 60 steps in about 1 minutes" in summary(plan, settings, 60, most=True)
+    assert ", about 60 steps in about 7 minutes" in summary(plan, settings, 60, minutes=7.0)
 
 
-@pytest.mark.parametrize(
-    ("options", "settings"), [(["--minutes", 0.1], ""), ([], "passes = 1.0"), (["--steps", 3], "patience = 1")]
-)
+@pytest.mark.parametrize(("options", "settings"), [([], "passes = 1.0"), (["--steps", 3], "patience = 1")])
 def test_a_training_does_the_steps_that_its_plan_names(ready, run, options, settings):
     path = ready / "config.toml"
     path.write_text(path.read_text().replace("[train]\n", f"[train]\n{settings}\n"))

@@ -55,6 +55,9 @@ class Life:
     def count(self, event):
         pass
 
+    def remember_pace(self, seconds):
+        self.pace = seconds
+
     def is_read(self):
         return self.done != self.unread_at
 
@@ -178,3 +181,10 @@ def test_where_nothing_can_be_saved_the_last_sentence_says_what_comes_next(saved
     life = FullDisk(full=1, is_saved=saved)
     with pytest.raises(ComigsError, match=f"what was learned could not be saved: .*{then}"):
         live(life)
+
+
+def test_the_next_plan_is_told_what_expert_steps_took_without_what_lay_between_them():
+    life = Life(checkpoint_minutes=1)
+    life.after = lambda event: setattr(life, "now", life.now + 7 * MINUTE)  # an exchange
+    live(life)
+    assert life.pace == [2 * MINUTE, 2 * MINUTE]

@@ -1,0 +1,53 @@
+"""How much longer steps took in trainings on this device than the plan had said: from the first training on it knows better.
+
+What lies between the products differs from processor to processor, and only whole steps measure it. `state/pace.json` keeps one
+factor for each form of expert, processor and precision.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import replace
+
+from comigs_edge import files
+from comigs_edge.home.folder import Home
+from comigs_edge.nn.experts import Form
+from profiles.cost import Plan, Precision, Processor, Rates
+
+FEWEST = 5  # steps that say something
+OUTLIER = 2.0  # times the quick ones: what another program did
+BOUNDS = (0.3, 5.0)  # of a factor: beyond, something else was measured
+
+
+def with_experience(home: Home, form: Form, rates: Rates) -> Rates:
+    """The rates, and by precision the factor on what they predict."""
+    known = _read(home)
+    slower = {precision: known.get(_key(form, rates.device, precision), 1.0) for precision in rates.products}
+    return replace(rates, slower=slower)
+
+
+def remember(home: Home, form: Form, plan: Plan, seconds: Sequence[float]) -> None:
+    """Takes note of what expert steps took (seconds each) that the plan gave `step_seconds`."""
+    if len(seconds) < FEWEST or not plan.step_seconds or plan.cache:
+        return
+    quick = statistics.quantiles(seconds, n=4)[0]
+    took = statistics.mean(each for each in seconds if each <= OUTLIER * quick)
+    known, key = _read(home), _key(form, plan.device, plan.precision)
+    factor = known.get(key, 1.0) * took / plan.step_seconds
+    known[key] = round(min(max(factor, BOUNDS[0]), BOUNDS[1]), 3)
+    files.write_atomic(home.state / "pace.json", json.dumps(known).encode())
+
+
+def _key(form: Form, device: Processor, precision: Precision) -> str:
+    return f"{form} {device} {precision}"
+
+
+def _read(home: Home) -> dict[str, float]:
+    """Nothing where the file is missing or damaged: it is made anew."""
+    try:
+        known = json.loads((home.state / "pace.json").read_bytes())
+        return {str(key): min(max(float(value), BOUNDS[0]), BOUNDS[1]) for key, value in known.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}

@@ -1,0 +1,56 @@
+"""The plan's word about time, after a training has shown better."""
+
+from dataclasses import replace
+
+import pytest
+
+from comigs_edge.home.folder import Home
+from comigs_edge.planning import experience
+from profiles.cost import Plan, Rates, Sizes, step_seconds
+
+PLAN = Plan(
+    specialists=1, batch=8, context=128, threads=2, precision="float32", keep=True, checkpointing="none", memory=0,
+    step_seconds=4.0,
+)  # fmt: skip
+RATES = Rates(products={"float32": 1e11, "bfloat16": 2e11}, threads=2)
+SIZES = Sizes(
+    num_blocks=2, width=64, ff_width=128, heads=2, queries=64, keys=64, vocab_size=256, context_length=256, is_tied=True,
+    file_size=1, expert_weights=10,
+)  # fmt: skip
+
+
+@pytest.fixture
+def home(tmp_path):
+    (tmp_path / "state").mkdir()
+    return Home(tmp_path)
+
+
+def test_what_steps_took_corrects_the_next_prediction_for_this_form_and_precision_alone(home):
+    before = step_seconds(SIZES, PLAN, RATES)
+    experience.remember(home, "parallel", PLAN, [5.0, 5.0, 5.0, 5.0, 30.0, 5.0])  # one beside another program
+    known = experience.with_experience(home, "parallel", RATES)
+    assert known.slower == {"float32": 1.25, "bfloat16": 1.0}
+    assert step_seconds(SIZES, PLAN, known) == pytest.approx(1.25 * before)
+    assert experience.with_experience(home, "lora", RATES).slower == {"float32": 1.0, "bfloat16": 1.0}
+
+
+def test_a_prediction_that_was_corrected_already_is_corrected_further(home):
+    experience.remember(home, "parallel", PLAN, [5.0] * 6)
+    experience.remember(home, "parallel", replace(PLAN, step_seconds=5.0), [6.0] * 6)
+    assert experience.with_experience(home, "parallel", RATES).slower["float32"] == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"[1]", b'{"parallel cpu float32": "x"}', b'{"parallel cpu float32": null}'])
+def test_a_missing_or_damaged_note_counts_as_none(home, content):
+    if content is not None:
+        (home.state / "pace.json").write_bytes(content)
+    assert experience.with_experience(home, "parallel", RATES).slower["float32"] == 1.0
+    experience.remember(home, "parallel", PLAN, [5.0] * 6)
+    assert experience.with_experience(home, "parallel", RATES).slower["float32"] == 1.25
+
+
+def test_a_few_steps_say_nothing_and_what_is_impossible_is_bounded(home):
+    experience.remember(home, "parallel", PLAN, [50.0] * 4)
+    assert experience.with_experience(home, "parallel", RATES).slower["float32"] == 1.0
+    experience.remember(home, "parallel", PLAN, [500.0] * 6)
+    assert experience.with_experience(home, "parallel", RATES).slower["float32"] == experience.BOUNDS[1]
