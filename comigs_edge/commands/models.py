@@ -10,6 +10,7 @@ from typing import Annotated, Any, NoReturn, Optional
 import typer
 
 from comigs_edge.commands.console import counted, fact, local_time, next_command, out, print_json, show_table, size, warn
+from comigs_edge.commands.follow import place
 from comigs_edge.errors import EXPECTED, ComigsError
 from comigs_edge.home import folder as homes
 from comigs_edge.home.config import Config
@@ -41,10 +42,12 @@ DropTraining = Annotated[
 def list_(json: JSON = False) -> None:
     """Show the versions that are kept; chat, evaluate, export and the next training take the newest."""
     from comigs_edge.home.versions import versions
+    from comigs_edge.training.next_step import find_next
 
     home, settings = _open()
     found = [_describe(home, settings, version) for version in versions(home.adapters)]
-    then = "comigs-edge train" if not found else "comigs-edge models show" if len(found) == 1 else "comigs-edge models use N"
+    shown = "comigs-edge models show" if len(found) == 1 else "comigs-edge models use N"
+    then = shown if found else find_next(home, settings)
     if json:
         print_json({"versions": found, "next": then})
         return
@@ -145,6 +148,7 @@ def import_(
 ) -> None:
     """Start a specialist with a LoRA that somebody else trained for this base; LoRA experts only."""
     from comigs_edge.training.imported import start_specialist
+    from comigs_edge.training.next_step import find_next
 
     home, settings = _open()
     with home.lock("models import"):
@@ -154,7 +158,7 @@ def import_(
         print_json(_describe(home, settings, version))
         return
     out.print(f"specialist {specialist} starts with {printable(path.name)}, as version {version} of your model", soft_wrap=True)
-    next_command("comigs-edge train")
+    next_command(find_next(home, settings, has_new_text=True))
 
 
 @app.command("pull", hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -204,7 +208,7 @@ def _refuse_interrupted(home: Home, what: str, give_up: str) -> None:
     if (state := checkpoint.interrupted(home.state)) is not None:
         done, steps = state.progress["expert_steps"], state.progress["schedule"]["steps"]
         raise ComigsError(
-            f"a training was interrupted at expert step {done} of {steps} and would go on without {what}; end it first with: "
+            f"a training was interrupted {place(done, steps)}, and would go on without {what}; end it first with: "
             f"comigs-edge train --resume, or give it up with: {give_up}"
         )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,10 +68,26 @@ def load(folder: Path) -> Checkpoint | None:
     return Checkpoint({}, {}, warnings) if warnings else None
 
 
+class Latest:
+    """What `load` finds, read when it is first asked for: once, for all who look at it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @cached_property
+    def state(self) -> Checkpoint | None:
+        """The newest sound generation; None if nothing was saved."""
+        return load(self._folder)
+
+    @property
+    def interrupted(self) -> Checkpoint | None:
+        """That of a training that has not finished; None where there is no such training."""
+        return self.state if self.state is not None and self.state.is_interrupted else None
+
+
 def interrupted(folder: Path) -> Checkpoint | None:
     """The newest sound generation of a training that has not finished; None where there is no such training."""
-    state = load(folder)
-    return state if state is not None and state.is_interrupted else None
+    return Latest(folder).interrupted
 
 
 def clear(folder: Path) -> None:
