@@ -245,7 +245,7 @@ def test_a_corrupt_checkpoint_falls_back_with_a_warning(run, ready):
     result = run("train", "--resume", "--json")
     assert "is damaged and was passed over" in result.stderr.replace("\n", " ")
     assert "the last router steps" in result.stderr
-    assert "resuming at expert step 5 of 5" in result.stderr  # only router steps were still to be done
+    assert "resuming after the last of 5 expert steps" in result.stderr  # only router steps were still to be done
     assert json.loads(result.stdout)["expert_steps"] == 5
     assert older.exists() or checkpoint.load(ready / "state")[1]["finished"]
 

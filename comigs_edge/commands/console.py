@@ -196,10 +196,10 @@ def place_for(path: Path | None, is_folder: bool = False) -> Path | None:
     return path
 
 
-def next_command(command: str) -> None:
-    """The last line of a command: what to type next."""
+def next_command(command: str, where: str = "") -> None:
+    """The last line of a command: what to type next, if not here then `where`."""
     if not notes.quiet:
-        out.print(Text.assemble("\nnext: ", (command, "bold")), soft_wrap=True)
+        out.print(Text.assemble(f"\nnext{where and f', {where}'}: ", (command, "bold")), soft_wrap=True)
 
 
 def show_table(headers: Sequence[str], rows: Iterable[Sequence[object]], long: str) -> None:

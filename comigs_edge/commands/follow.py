@@ -15,7 +15,7 @@ def place(expert_steps: int, steps: int) -> str:
     """Where a training was stopped."""
     if expert_steps < steps:
         return f"at expert step {expert_steps} of {steps}"
-    return f"after all {steps} expert steps, with some of those that close it left"
+    return f"after the last of {steps} expert steps, with closing steps left"
 
 
 def line(progress: holder.Progress) -> str:

@@ -38,7 +38,7 @@ def export(
         warn(ONE_KEY)
     elif has_key:
         out.print("device.key is not in it: the other board joins the fleet with an invitation of its own", soft_wrap=True)
-    next_command(f"comigs-edge home import {printable(file.name)}")
+    next_command(f"comigs-edge home import {printable(file.name)}", "on the other board")
 
 
 @app.command("import")

@@ -190,7 +190,7 @@ def _use(home: Home, settings: Config, version: int, drop_training: bool, json: 
         if not drop_training:
             _refuse_interrupted(home, f"version {version}", f"comigs-edge models use {version} --drop-training")
         newest = use(home.adapters, read_hparams(GGUFFile(home.base_file)), settings.base.sha256, version)
-        if checkpoint.interrupted(home.state) is not None:
+        if checkpoint.Latest(home.state).interrupted is not None:
             drop(home)  # once the version is in use: a kill before loses neither
     if json:
         print_json(_describe(home, settings, newest) | {"used": version})
@@ -205,7 +205,7 @@ def _refuse_interrupted(home: Home, what: str, give_up: str) -> None:
     """Raises `ComigsError` where a training would go on from something else."""
     from comigs_edge.training import checkpoint
 
-    if (state := checkpoint.interrupted(home.state)) is not None:
+    if (state := checkpoint.Latest(home.state).interrupted) is not None:
         done, steps = state.progress["expert_steps"], state.progress["schedule"]["steps"]
         raise ComigsError(
             f"a training was interrupted {place(done, steps)}, and would go on without {what}; end it first with: "
@@ -227,7 +227,7 @@ def _say_fleet(home: Home, version: int) -> None:
 def _describe(home: Home, settings: Config, version: int) -> dict[str, Any]:
     """What is known of a version; of a damaged one why it cannot be read."""
     from comigs_edge.export.names import exports_of
-    from comigs_edge.home.versions import read_manifest, versions
+    from comigs_edge.home.versions import UNFINISHED, read_manifest, versions
 
     folder, manifest, damage = home.adapters / f"{version:04d}", {}, None
     try:
@@ -238,7 +238,7 @@ def _describe(home: Home, settings: Config, version: int) -> dict[str, Any]:
     is_of_base = sha256 == settings.base.sha256
     own = {name: manifest.get(name) for name in (
         "copy_of", "generalist", "expert_steps", "router_steps", "validation_loss_before", "validation_loss", "text", "sha256",
-        "imported",
+        "imported", UNFINISHED,
     )}  # fmt: skip
     return own | {
         "version": version, "in_use": version == versions(home.adapters)[-1], "damage": damage,
@@ -260,7 +260,8 @@ def _remarks(facts: dict[str, Any]) -> str:
     lost = facts["measured"].get("elsewhere")
     return ", ".join(filter(None, (
         "in use" if facts["in_use"] else "", facts["copy_of"] and f"copy of {facts['copy_of']}",
-        "damaged" if facts["damage"] else "", "" if facts["is_of_base"] else f"of {facts['base']}",
+        "of an interrupted training" if facts["unfinished"] else "", "damaged" if facts["damage"] else "",
+        "" if facts["is_of_base"] else f"of {facts['base']}",
         "" if facts["generalist"] is None else f"generalist {facts['generalist']}",
         "zero expert" if facts["experts"] and "zero expert" in facts["experts"] else "",
         facts["imported"] and f"starts with {facts['imported']}",

@@ -79,7 +79,7 @@ def _training(home: Home, manifest: dict[str, Any]) -> dict[str, Any]:
     from comigs_edge.training.curves import KEY
 
     names = ("validation_loss_before", "validation_loss", "expert_steps", "router_steps")
-    state = checkpoint.load(home.state)
+    state = checkpoint.load(home.state, with_arrays=False)
     kept = state.progress.get(KEY) if state is not None else None
     curves = kept and {name: kept[name] for name in ("training", "validation")}
     return {name: manifest[name] for name in names} | {"curves": curves}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
@@ -162,6 +163,8 @@ def _begin(
 
 def _make_ordinary(run: TrainingRun, pauses: Pauses) -> None:
     """Lets the base write its ordinary text, where it has not yet."""
+    from comigs_edge.commands.train_screen import TELLS
+
     missing = sum(max(0, text.tokens - text.num_tokens) for text in run.ordinary)
     if not missing:
         return
@@ -172,11 +175,15 @@ def _make_ordinary(run: TrainingRun, pauses: Pauses) -> None:
         "alone (--plan zero_expert=false does without)",
         soft_wrap=True,
     )
+    told = 0.0
     with bar("the base writes") as progress:
 
         def show(done: int, total: int) -> None:
+            nonlocal told
             progress(done, total)
-            _tell(run, f"the base writes, {done:,} of {total:,} tokens")
+            if time.monotonic() - told >= TELLS:
+                told = time.monotonic()
+                _tell(run, f"the base writes, {done:,} of {total:,} tokens")
             pauses.wait(prepare=lambda: _tell(run, "paused"))
 
         run.make_ordinary(show)

@@ -149,7 +149,9 @@ def find(folder: Path, version: int | None = None) -> int:
     """The number of the newest version, or this one; raises `ComigsError` where it is not there."""
     numbers = versions(folder)
     if not numbers:
-        raise ComigsError("there is no personal model yet; make one with: comigs-edge train, after: comigs-edge data add FOLDER")
+        raise ComigsError(
+            "there is no personal model yet; make one with: comigs-edge train (without text first: comigs-edge data add FOLDER)"
+        )
     if version is not None and version not in numbers:
         raise ComigsError(
             f"there is no version {version} of your model, those that are kept are {', '.join(map(str, numbers))}; "

@@ -26,7 +26,6 @@ from comigs_edge.errors import EXPECTED, sentence
 from comigs_edge.inference.engine import Ended, Engine, Started
 from comigs_edge.inference.generation import Stopped
 from comigs_edge.inference.openai_api import Ask, Refused, Reply, read_chat, read_text
-from coordinator.protocol.text import printable
 
 WAITING = 8  # requests, beside the one that is answered
 BODY = 8 << 20  # bytes of a request
@@ -132,7 +131,7 @@ class Server:
     def _refuse(self, request: web.Request, refusal: Refused) -> web.Response:
         reason = str(refusal)
         shown = f"{reason[:NOTED]}…" if len(reason) > NOTED else reason
-        self._note(printable(f"refused {request.method} {request.path[:NOTED]} from {request.remote}: {refusal.status}, {shown}"))
+        self._note(f"refused {request.method} {request.path[:NOTED]} from {request.remote}: {refusal.status}, {shown}")
         headers = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "5"}}.get(refusal.status)
         return web.json_response(refusal.body, status=refusal.status, headers=headers)
 

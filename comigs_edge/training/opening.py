@@ -32,7 +32,7 @@ def open_training(home: Home, resolved: Resolved, progress: Progress = SILENT, r
     # The tokenizer is gone before the base is loaded.
     tokens = max(TOKENS, settings.train.steps * plan.batch * plan.context)
     tokenizer = Tokenizer(home.base_file, settings.model.thinking)
-    latest = checkpoint.Latest(home.state)
+    latest = checkpoint.Latest(home.state, with_arrays=True)
     passage = Passage() if resume is False else find_passage(latest.state)
     training, validation, passage = read_rows(home, settings, plan.context, tokenizer, refused, progress, tokens, passage)
     ordinary = open_ordinary(home, settings, tokenizer) if settings.has_zero_expert else []

@@ -48,7 +48,7 @@ class TrainingRun:
         self.base, self.rows, self.passage = base, rows, passage  # rows: of training and of validation text
         self.ordinary = ordinary
         self.text = " ".join(each.digest() for each in rows)  # losses are of this text
-        self._latest = latest or checkpoint.Latest(home.state)
+        self._latest = latest or checkpoint.Latest(home.state, with_arrays=True)
         self.warnings: list[str] = []
         self.resumed = False
         self.learned: list[int] | None = None  # numbers of the files that are trained on, `learned.py`
@@ -67,7 +67,10 @@ class TrainingRun:
         `resume` True insists on an interrupted training, False starts from the bare base. Raises `ComigsError` where the
         settings do not fit what is there.
         """
-        state, self._latest = None if resume is False else self._latest.state, checkpoint.Latest(self.home.state)
+        state, self._latest = (
+            None if resume is False else self._latest.state,
+            checkpoint.Latest(self.home.state, with_arrays=True),
+        )
         if state is not None:
             self.warnings += state.warnings
             if not state.progress:
@@ -254,7 +257,7 @@ class TrainingRun:
     @property
     def is_saved(self) -> bool:
         """Whether there is a state of this training, or of one before, to go on from."""
-        return checkpoint.interrupted(self.home.state) is not None
+        return checkpoint.Latest(self.home.state).interrupted is not None
 
     def publish(self) -> int | None:
         """Makes the best state the newest adapters, closed if the training is done; None if nothing is better than its start."""

@@ -118,7 +118,8 @@ def test_an_interruption_in_the_closing_phase_changes_no_bit_of_what_comes_out(o
 def test_a_training_that_was_stopped_in_its_closing_phase_is_said_to_be_there(opened, run):
     cut = opened()
     train(cut, stop_after=STEPS + 16 + 1)  # expert, router, and of three closing steps one
-    assert f"interrupted after all {STEPS} expert steps, with some of those that close it left" in run("status").stdout
+    assert f"interrupted after the last of {STEPS} expert steps, with closing steps left" in run("status").stdout
+    assert "of an interrupted training" in run("models", "list").stdout
 
 
 def test_without_a_zero_expert_a_training_ends_with_its_best_state(opened):
