@@ -128,6 +128,7 @@ BENCHMARKS = {
         lambda: [_figure("one_device", _text(), *_flags("recipes", "steps", "minutes"))],
     ),
     "text": Benchmark("what 50,000 documents and 100 MB of text cost `data add` and `train`", lambda: [_figure("text")]),
+    "status": Benchmark("how long `status` takes in a home with 1 and with 100 MB of text", lambda: [_figure("status")]),
     "rivals": Benchmark(
         "training speed and memory against the published formulation and PEFT; quiet machine", lambda: [_figure("rivals")]
     ),

@@ -75,6 +75,15 @@ def write_at(file: BinaryIO, pieces: Sequence[tuple[int, bytes | memoryview]]) -
     os.fsync(file.fileno())
 
 
+def check_room(folder: Path, needed: int) -> None:
+    """Raises `ComigsError` unless so many bytes are free on the folder's disk."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise ComigsError(
+            f"{folder} needs {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free there; make room, or name another disk"
+        )
+
+
 def make_folder(path: Path) -> None:
     """Makes the folder and its missing parents for the owner alone."""
     for folder in reversed([path, *path.parents]):

@@ -106,7 +106,23 @@ def test_a_conversation_has_its_commands(ready, run, monkeypatch):
     monkeypatch.setattr("comigs_edge.commands.message.is_typed", lambda: True)
     result = run("chat", "--base", input="/help\n/system Be kind.\nthe hen\n/clear\n/nonsense\n/exit\nnever read\n")
     assert result.output.count("/clear ") == 2  # for /help, and for what is no command
+    assert "there is no /nonsense, and nothing was asked" in result.output
+    assert "there is no /help" not in result.output
     assert "never read" not in result.output
+
+
+def test_a_file_is_not_written_into_a_folder_that_is_not_there(run, ready, tmp_path):
+    wanted = tmp_path / "no such" / "page"
+    for words in (
+        ("export", "--output"),
+        ("report", "--html"),
+        ("explain", "hen", "--html"),
+        ("bench", "--output"),
+        ("home", "export"),
+    ):
+        said = error(run(*words, wanted, code=1))
+        assert f"there is no folder {wanted.parent}; make it with: mkdir -p '{wanted.parent}'" in said
+    assert not wanted.parent.exists()
 
 
 def test_every_command_has_help_and_says_what_comes_next(run, ready):
@@ -229,7 +245,7 @@ def test_a_corrupt_checkpoint_falls_back_with_a_warning(run, ready):
     result = run("train", "--resume", "--json")
     assert "is damaged and was passed over" in result.stderr.replace("\n", " ")
     assert "the last router steps" in result.stderr
-    assert "resuming at expert step 5 of 5" in result.stderr  # only router steps were still to be done
+    assert "resuming after the last of 5 expert steps" in result.stderr  # only router steps were still to be done
     assert json.loads(result.stdout)["expert_steps"] == 5
     assert older.exists() or checkpoint.load(ready / "state")[1]["finished"]
 

@@ -93,7 +93,7 @@ def test_going_back_twice_is_two_versions_back_and_there_it_ends(trained, run):
 def test_an_interrupted_training_is_ended_or_given_up_before_another_version_is_used(trained, run):
     interrupt(trained)
     refused = run("models", "use", 1, code=1).stderr.replace("\n", " ")
-    assert "a training was interrupted at expert step 6 of 6" in refused
+    assert "a training was interrupted after the last of 6 expert steps" in refused
     assert "comigs-edge models use 1 --drop-training" in refused
     assert versions(trained / "adapters") == [1, 2, 3]
     run("models", "use", 1, "--drop-training")

@@ -41,7 +41,7 @@ def test_what_became_of_the_notes_is_read_trained_on_and_told(folder, ready, run
     run("service", "run")
     assert words(ready).keys() == {"notes.txt", "1.txt", "2.txt", "new.txt"}
     read, trained, left = lines(run("status").output)
-    assert read.endswith("2 folders read again: 2 documents new, of the files 1 changed, 1 gone")
+    assert read.endswith("2 folders read again: 2 documents new; files: 1 changed, 1 gone")
     assert trained.startswith("4 steps trained: validation loss")
     assert "version 1 is used from now on" in trained
     assert left == "nothing was left"

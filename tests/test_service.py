@@ -1,5 +1,7 @@
 """The device's timer: what systemd says of it, what is written and told."""
 
+import re
+
 import pytest
 
 from comigs_edge.commands import service
@@ -35,6 +37,16 @@ def test_install_writes_timer_and_service_and_tells_systemd(units, run, home, tm
     assert (found["Service"]["Nice"], found["Service"]["CPUSchedulingPolicy"]) == ("19", "idle")
     assert found["Service"]["IOSchedulingClass"] == "idle"
     verify(units, [service.TIMER, service.SERVICE], "--user")
+
+
+def test_doctor_says_that_the_timer_of_another_version_is_to_be_installed_again(units, run, tmp_path, monkeypatch):
+    stand_in(tmp_path, monkeypatch)
+    run("service", "install")
+    assert "the timer was installed by another version" not in run("doctor", code=None).stdout
+    file = units / service.SERVICE
+    file.write_text(file.read_text().replace(" service run", " train"))  # as the first versions wrote it
+    shown = run("doctor", code=None).stdout
+    assert re.search(r"the timer was installed by another version, and runs: \S.* train\n +-> comigs-edge service install", shown)
 
 
 def test_where_systemd_cannot_be_reached_the_commands_are_shown(units, run, tmp_path, monkeypatch):

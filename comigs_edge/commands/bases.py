@@ -106,7 +106,7 @@ def show_fits(fits: list[Fit], used: str | None = None) -> None:
 def _row(fit: Fit) -> list[str]:
     return [
         fit.name, size(fit.size), "" if fit.memory is None else size(fit.memory),
-        "" if fit.minutes is None else f"{fit.minutes:.0f} min",
+        "" if fit.minutes is None else f"{max(1, round(fit.minutes))} min",
         "" if fit.tokens_per_second is None else f"{fit.tokens_per_second:.0f}/s",
     ]  # fmt: skip
 

@@ -20,7 +20,7 @@ import profiles
 from comigs_edge import __version__, files
 from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
 from comigs_edge.base.hparams import check_tensors, read_hparams
-from comigs_edge.commands.console import bar, next_command, notes, out, print_json, warn
+from comigs_edge.commands.console import bar, next_command, notes, out, place_for, print_json, warn
 from comigs_edge.errors import ComigsError
 from comigs_edge.home import folder as homes
 from comigs_edge.home.config import BaseConfig, Config
@@ -63,7 +63,7 @@ def bench(
     home = homes.locate()
     settings, base = _subject(home)
     gpu_layers = _gpu_layers(settings, lines or [])
-    counts, target = _thread_counts(threads, settings), _check_output(output)
+    counts, target = _thread_counts(threads, settings), place_for(output)
     with notes.status("loading"):
         from comigs_edge.inference.throughput import FULL, QUICK
         from comigs_edge.planning.doctor import conditions
@@ -111,14 +111,6 @@ def _gpu_layers(settings: Config, lines: list[str]) -> int | None:
 
     wanted: int | None = planning.parse(lines, planning.GPU_LINE).get("gpu_layers", settings.chat.gpu_layers)
     return wanted
-
-
-def _check_output(output: Path | None) -> Path | None:
-    """The file to write; one that cannot be is refused before anything is measured."""
-    path = output and output.expanduser().absolute()
-    if path and path.is_dir():
-        raise ComigsError(f"--output {path} is a folder; name a file in it, like {path / 'bench.json'}")
-    return path
 
 
 @contextlib.contextmanager

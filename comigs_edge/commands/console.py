@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import select
+import shlex
 import signal
 import stat
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 from rich.cells import cell_len
@@ -18,9 +21,11 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
+from comigs_edge.errors import ComigsError
 from coordinator.protocol.text import printable, readable
 
 LONG = 30  # columns that a path needs in a table
+LOGS = 30.0  # seconds between two lines of a log about one thing that lasts
 
 
 class _Console(Console):
@@ -133,9 +138,25 @@ class Bar:
         self._show(done, total)
 
 
+def _logger(what: str) -> Callable[[int, int], None]:
+    """Shows in a log that something lasts: a line now and then."""
+    said = time.monotonic()
+
+    def show(done: int, total: int) -> None:
+        nonlocal said
+        if time.monotonic() - said >= LOGS:
+            said = time.monotonic()
+            notes.print(f"{what}, {100 * done // max(1, total)}%", soft_wrap=True)
+
+    return show
+
+
 @contextmanager
 def bar(what: str) -> Iterator[Bar]:
     """A progress bar while this lasts."""
+    if not notes.is_terminal:
+        yield Bar(_logger(printable(what)), lambda: None)
+        return
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
     what, room = printable(what), notes.width - 16  # columns that spinner, share and time leave
@@ -163,10 +184,22 @@ def warn(text: str) -> None:
     (_warnings if notes.quiet else notes).print(Text.assemble(("warning:", "yellow"), f" {printable(text)}"), soft_wrap=True)
 
 
-def next_command(command: str) -> None:
-    """The last line of a command: what to type next."""
+def place_for(path: Path | None, is_folder: bool = False) -> Path | None:
+    """Where a person wants a file or a folder, refused before anything is done where it cannot be: a slip makes no folder."""
+    if path is None:
+        return None
+    path = path.expanduser().absolute()
+    if not path.parent.is_dir():
+        raise ComigsError(f"there is no folder {path.parent}; make it with: mkdir -p {shlex.quote(str(path.parent))}")
+    if path.is_dir() and not is_folder:
+        raise ComigsError(f"{path} is a folder; name a file in it")
+    return path
+
+
+def next_command(command: str, where: str = "") -> None:
+    """The last line of a command: what to type next, if not here then `where`."""
     if not notes.quiet:
-        out.print(Text.assemble("\nnext: ", (command, "bold")), soft_wrap=True)
+        out.print(Text.assemble(f"\nnext{where and f', {where}'}: ", (command, "bold")), soft_wrap=True)
 
 
 def show_table(headers: Sequence[str], rows: Iterable[Sequence[object]], long: str) -> None:
@@ -203,11 +236,16 @@ def counted(count: int, what: str) -> str:
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
-def local_time(time: str) -> str:
+def in_minutes(minutes: float) -> str:
+    """A time that is an estimate, in words."""
+    return "less than a minute" if minutes < 0.5 else f"about {counted(round(minutes), 'minute')}"
+
+
+def local_time(moment: str) -> str:
     """A time in UTC (ISO 8601) as the clock here has it."""
     with suppress(ValueError, OverflowError):
-        return f"{datetime.fromisoformat(time.removesuffix('Z')).replace(tzinfo=timezone.utc).astimezone():%Y-%m-%d %H:%M}"
-    return time
+        return f"{datetime.fromisoformat(moment.removesuffix('Z')).replace(tzinfo=timezone.utc).astimezone():%Y-%m-%d %H:%M}"
+    return moment
 
 
 def size(count: float) -> str:

@@ -94,7 +94,8 @@ class Conversation:
         if command in self._commands:
             self._commands[command](rest.strip())
         elif re.fullmatch("/[a-z?]*", command):  # a path has more in it than one word
-            out.print(HELP, style="dim", soft_wrap=True)
+            unknown = "" if command in ("/", "/?", "/help") else f"there is no {command}, and nothing was asked; what there is:\n"
+            out.print(f"{unknown}{HELP}", style="dim", soft_wrap=True)
         elif text:
             self.renew(self.session)
             self.say(text)

@@ -118,9 +118,10 @@ def _show(reading: Reading, report: Report) -> None:
     for number, document in enumerate(report.samples, 1):
         fact(f"sample {number}", f" ({document.kind})")
         out.print(_excerpt(document), style="dim")
+    repeats = f"{report.repeats} repeats, " if report.repeats else ""
     out.print(
         f"\n{report.added} documents added from {len(reading.files)} files; left out: {report.duplicates} that are there "
-        f"already, {report.near_duplicates} near-duplicates, {reading.empty} empty, {len(reading.skipped)} unreadable "
+        f"already, {repeats}{report.near_duplicates} near-duplicates, {reading.empty} empty, {len(reading.skipped)} unreadable "
         f"files, {sum(reading.ignored.values())} files of other kinds",
         soft_wrap=True,
     )

@@ -9,6 +9,7 @@ import typer
 from rich.text import Text
 
 from comigs_edge.commands.console import fact, next_command, print_json
+from comigs_edge.commands.service import find_outdated
 from comigs_edge.home import folder as homes
 from coordinator.protocol.text import printable
 from profiles.detect import Device, detect
@@ -26,7 +27,7 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
     home = homes.locate()
     folder = next(path for path in [home.root, *home.root.parents] if path.exists())
     device, installed = detect(folder=str(folder)), versions()
-    here = replace(conditions(folder, home.written), offload=offload(device))
+    here = replace(conditions(folder, home.written), offload=offload(device), service=find_outdated())
     verdicts = findings(device, here, installed)
     if json:
         print_json({

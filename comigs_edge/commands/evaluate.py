@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from enum import Enum
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
@@ -12,7 +13,7 @@ from comigs_edge.commands.console import bar, next_command, notes, out, print_js
 from comigs_edge.home import folder as homes
 from comigs_edge.home.config import Config
 from comigs_edge.home.folder import Home, corpus
-from comigs_edge.home.versions import note_measured, versions
+from comigs_edge.home.versions import note_measured
 from comigs_edge.progress import Advance, count_up
 from profiles.detect import usable_memory
 
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from comigs_edge.data.tokenizer import Tokenizer
     from comigs_edge.inference.elsewhere import Elsewhere
     from comigs_edge.inference.evaluate import Score, TestText
-    from comigs_edge.nn.experts import ExpertsConfig
+    from comigs_edge.nn.adapters import Adapters
+    from comigs_edge.nn.model import Model
     from comigs_edge.nn.weights import Base
 
 MODELS = ("base", "generalist", "specialists", "mixture")
@@ -53,21 +55,44 @@ def evaluate(
         from comigs_edge.planning import plan as planning
 
     wanted = planning.parse(lines or [], planning.GPU_LINE).get("gpu_layers", settings.chat.gpu_layers)
-    layout, tokenizer, text = open_test(home, settings)
-    elsewhere, version = elsewhere or layout.zero_expert, versions(home.adapters)[-1]
+    adapters, manifest, tokenizer, text = open_test(home, settings)
+    opened = Opened(home, settings, adapters)
     learned = share_of_learned(home, settings)
     scores = {}
     tokens = sum(len(window.ids) for window in text.windows)
     for name in MODELS:
         with bar(f"measuring {name}") as progress:
-            scores[name] = _score(name, home, settings, text, engine, wanted, count_up(progress, tokens))
-    lost = find_elsewhere(home, settings, tokenizer) if elsewhere else None
-    _note(home, version, scores, lost)
+            scores[name] = _score(name, opened, text, engine, wanted, count_up(progress, tokens))
+    lost = find_elsewhere(opened, tokenizer) if elsewhere or adapters.layout.zero_expert else None
+    _note(home, manifest["version"], scores, lost)
     _report(scores, text, learned, engine, lost, json)
 
 
-def open_test(home: Home, settings: Config) -> tuple[ExpertsConfig, Tokenizer, TestText]:
-    """How the newest adapters look, and the test text; raises `ComigsError` where there is nothing to measure, or too little."""
+class Opened:
+    """A home's adapters, and its base in torch, which is opened when it is first needed."""
+
+    def __init__(self, home: Home, settings: Config, adapters: Adapters) -> None:
+        self.home, self.settings, self.adapters = home, settings, adapters
+
+    @cached_property
+    def base(self) -> Base:
+        """In memory where that has room."""
+        return open_base_to_measure(self.home, self.settings)
+
+    def model(self, is_base: bool = False, only: tuple[int, ...] | None = None) -> Model:
+        """Base and adapters in the weights of the exported file, or the base alone; `only` these experts."""
+        from comigs_edge.nn.model import Model
+
+        model = Model(self.base, None if is_base else self.adapters, only)
+        model.block_format = self.settings.storage().fake_format
+        return model
+
+
+def open_test(home: Home, settings: Config) -> tuple[Adapters, dict[str, Any], Tokenizer, TestText]:
+    """The newest adapters with their manifest, and the test text.
+
+    Raises `ComigsError` where there is nothing to measure, or too little.
+    """
     with notes.status("loading"):
         import torch
 
@@ -78,13 +103,12 @@ def open_test(home: Home, settings: Config) -> tuple[ExpertsConfig, Tokenizer, T
         torch.set_num_threads(settings.threads("train"))
         documents = corpus(home, settings)
         documents.check_enough()
-        adapters, _ = models.newest_adapters(home, settings)  # tells at once if there is nothing to measure
-        layout = adapters.layout
-        del adapters
+        adapters, manifest = models.newest_adapters(home, settings)  # tells at once if there is nothing to measure
         tokenizer = Tokenizer(home.base_file, settings.model.thinking)
     with bar("reading the test text") as progress:
         encoded = list(encode(documents, tokenizer, "test", [], progress))
-    return layout, tokenizer, prepare(encoded, tokenizer, settings.evaluate.context, settings.evaluate.max_tokens)
+    text = prepare(encoded, tokenizer, settings.evaluate.context, settings.evaluate.max_tokens)
+    return adapters, manifest, tokenizer, text
 
 
 def _note(home: Home, version: int, scores: dict[str, Score | None], elsewhere: Elsewhere | None) -> None:
@@ -101,23 +125,17 @@ def share_of_learned(home: Home, settings: Config) -> float:
     return share_of_passages(documents.read("test"), documents.learned_runs("test"))
 
 
-def find_elsewhere(home: Home, settings: Config, tokenizer: Tokenizer, base: Base | None = None) -> Elsewhere:
+def find_elsewhere(opened: Opened, tokenizer: Tokenizer) -> Elsewhere:
     """What the personal model has lost on the base's own answers, which are made if there are none yet."""
-    from comigs_edge.export import folder as models
     from comigs_edge.inference.elsewhere import measure_elsewhere
-    from comigs_edge.nn.model import Model
     from comigs_edge.training.text import open_part
 
-    ordinary = open_part(home, settings, "test", tokenizer)
-    base = base or open_base_to_measure(home, settings)
+    ordinary = open_part(opened.home, opened.settings, "test", tokenizer)
     if not ordinary.is_complete:
         with bar("the base writes answers to measure on") as progress:
-            ordinary.make(base, progress)
-    adapters, _ = models.newest_adapters(home, settings)
-    model = Model(base, adapters)
-    model.block_format = settings.storage().fake_format
+            ordinary.make(opened.base, progress)
     with bar("measuring what is lost elsewhere") as progress:
-        return measure_elsewhere(model, ordinary.answers, count_up(progress, ordinary.num_tokens))
+        return measure_elsewhere(opened.model(), ordinary.answers, count_up(progress, ordinary.num_tokens))
 
 
 def open_base_to_measure(home: Home, settings: Config) -> Base:
@@ -130,32 +148,30 @@ def open_base_to_measure(home: Home, settings: Config) -> Base:
 
 
 def _score(
-    name: str, home: Home, settings: Config, text: TestText, engine: Engine, gpu_layers: int | None, advance: Advance
-) -> Score | None:
+    name: str, opened: Opened, text: TestText, engine: Engine, gpu_layers: int | None, advance: Advance
+) -> Score | None:  # fmt: skip
     from comigs_edge.export import folder as models
     from comigs_edge.inference.evaluate import in_llama_cpp, in_torch
-    from comigs_edge.nn.model import Model
     from comigs_edge.planning import offload
+
+    home, settings = opened.home, opened.settings
 
     def in_gguf(path: Path, adapters: tuple[Path, ...] = ()) -> Score:
         size = sum(each.stat().st_size for each in (path, *adapters))
         layers = offload.gpu_layers(home.base_file, settings.evaluate.context, size=size, wanted=gpu_layers)
         return in_llama_cpp(path, text, settings.threads("chat"), advance, adapters, layers)
 
-    storage = settings.storage()
     if engine == Engine.llama_cpp and name == "base":
         return in_gguf(home.base_file)
     if engine == Engine.llama_cpp and name == "mixture":
+        storage = settings.storage()
         personal = models.find_current(home, settings, storage) or models.export_newest(home, settings, storage)
         return in_gguf(personal.path, personal.adapters)
-    adapters, _ = models.newest_adapters(home, settings)
-    others = tuple(range(1, adapters.layout.num_experts))
+    others = tuple(range(1, opened.adapters.layout.num_experts))
     if name == "specialists" and not others:
         return None
     only = {"generalist": (0,), "specialists": others}.get(name)
-    model = Model(open_base_to_measure(home, settings), None if name == "base" else adapters, only)
-    model.block_format = storage.fake_format
-    return in_torch(model, text, advance)
+    return in_torch(opened.model(name == "base", only), text, advance)
 
 
 def _report(

@@ -13,7 +13,7 @@ from rich.style import Style
 from rich.text import Text
 
 from comigs_edge.commands import page
-from comigs_edge.commands.console import bar, next_command, notes, out, print_json, show_table
+from comigs_edge.commands.console import bar, next_command, notes, out, place_for, print_json, show_table
 from comigs_edge.errors import ComigsError
 from comigs_edge.home import folder as homes
 from comigs_edge.home.folder import Home
@@ -43,12 +43,12 @@ def explain(
     ] = False,
 ) -> None:
     """Show which expert speaks for each token, in the first, the middle and the last block with experts."""
-    home = homes.locate()
+    home, place = homes.locate(), place_for(html)
     documents = _read(text)
     found, is_cut = _explain(home, documents, tokens)
     about = f"{'the first ' if is_cut else ''}{len(found.tokens):,} tokens{' of a longer text' if is_cut else ''}"
-    if html is not None:
-        page.write_page(html.expanduser(), "Which expert speaks", f"For {about}.", _body(found))
+    if place is not None:
+        page.write_page(place, "Which expert speaks", f"For {about}.", _body(found))
     if json:
         print_json(_facts(found, is_cut))
         return

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from comigs_edge.commands.console import bar, next_command, out, print_json, size, warn
+from comigs_edge.commands.console import bar, next_command, out, place_for, print_json, size, warn
 from comigs_edge.home import folder as homes
 from comigs_edge.home.config import FORMATS_TO_EXPORT, LAYOUTS, Config, Storage
 from comigs_edge.home.folder import Home
@@ -44,9 +44,9 @@ def export(
     for name, known in ((storage.format, FORMATS_TO_EXPORT), (storage.layout, LAYOUTS)):
         if name not in known:
             raise typer.BadParameter(f"{name} is not one of {', '.join(known)}")
-    start = time.monotonic()
+    place, start = place_for(output, is_folder=storage.layout == "hot"), time.monotonic()
     with bar("exporting") as progress:
-        exported = models.export_newest(home, settings, storage, output and output.expanduser().absolute(), progress)
+        exported = models.export_newest(home, settings, storage, place, progress)
     seconds = time.monotonic() - start
     for text in _cautions(home, settings, storage, exported):
         warn(text)

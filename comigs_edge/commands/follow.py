@@ -11,6 +11,13 @@ from comigs_edge.home.folder import Home
 LOOKS = 0.5  # seconds between two looks at the other process
 
 
+def place(expert_steps: int, steps: int) -> str:
+    """Where a training was stopped."""
+    if expert_steps < steps:
+        return f"at expert step {expert_steps} of {steps}"
+    return f"after the last of {steps} expert steps, with closing steps left"
+
+
 def line(progress: holder.Progress) -> str:
     """How far a training is, in one line."""
     from comigs_edge.training.pauses import duration
@@ -23,7 +30,9 @@ def line(progress: holder.Progress) -> str:
     left = "" if progress.seconds_left is None else f", {duration(progress.seconds_left)} left"
     speed = f", {progress.tokens_per_second:.0f} tokens/s" if progress.tokens_per_second else ""
     facts = f", {' '.join(losses)}" if losses else ""
-    return f"{progress.phase}, step {progress.expert_steps} of {progress.steps}{left}{facts}{speed}"
+    closes = progress.phase in ("closing", "local")
+    step = f"after {progress.steps} expert steps" if closes else f"step {progress.expert_steps} of {progress.steps}"
+    return f"{progress.phase}, {step}{left}{facts}{speed}"
 
 
 def follow_training(home: Home) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from comigs_edge.commands.console import bar, next_command, out, size, warn
+from comigs_edge.commands.console import bar, next_command, out, place_for, size, warn
 from comigs_edge.home import folder as homes
 from comigs_edge.home import moving
 from coordinator.protocol.text import printable
@@ -29,6 +29,7 @@ def export(
     """Write base, settings, text, chats and all that was learned to one file; models are exported anew there."""
     home = homes.locate()
     home.settings()
+    place_for(file)
     with home.lock("home export"), bar("packing") as progress:
         count = moving.pack(home, file, with_key, progress)
     out.print(f"{printable(str(file))}, {size(count)}: all of {printable(str(home.root))} but what is made again", soft_wrap=True)
@@ -37,7 +38,7 @@ def export(
         warn(ONE_KEY)
     elif has_key:
         out.print("device.key is not in it: the other board joins the fleet with an invitation of its own", soft_wrap=True)
-    next_command(f"comigs-edge home import {printable(file.name)}")
+    next_command(f"comigs-edge home import {printable(file.name)}", "on the other board")
 
 
 @app.command("import")

@@ -177,7 +177,7 @@ def _say_lost(home: Home, old: str, origin: str | None) -> None:
             f"{old}) until {KEPT_VERSIONS} newer ones are there, and it is used again after: {back}",
             soft_wrap=True,
         )
-    if checkpoint.interrupted(home.state) is not None:
+    if checkpoint.Latest(home.state).interrupted is not None:
         warn(f"the interrupted training belongs to {old}, and the next one gives it up; to end it first: {back}")
     if FleetFolder(home).is_member:
         warn(f"this device's fleet trains {old}; leave it (comigs-edge leave), or go back: {back}")

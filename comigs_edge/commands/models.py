@@ -10,6 +10,7 @@ from typing import Annotated, Any, NoReturn, Optional
 import typer
 
 from comigs_edge.commands.console import counted, fact, local_time, next_command, out, print_json, show_table, size, warn
+from comigs_edge.commands.follow import place
 from comigs_edge.errors import EXPECTED, ComigsError
 from comigs_edge.home import folder as homes
 from comigs_edge.home.config import Config
@@ -41,10 +42,12 @@ DropTraining = Annotated[
 def list_(json: JSON = False) -> None:
     """Show the versions that are kept; chat, evaluate, export and the next training take the newest."""
     from comigs_edge.home.versions import versions
+    from comigs_edge.training.next_step import find_next
 
     home, settings = _open()
     found = [_describe(home, settings, version) for version in versions(home.adapters)]
-    then = "comigs-edge train" if not found else "comigs-edge models show" if len(found) == 1 else "comigs-edge models use N"
+    shown = "comigs-edge models show" if len(found) == 1 else "comigs-edge models use N"
+    then = shown if found else find_next(home, settings)
     if json:
         print_json({"versions": found, "next": then})
         return
@@ -145,6 +148,7 @@ def import_(
 ) -> None:
     """Start a specialist with a LoRA that somebody else trained for this base; LoRA experts only."""
     from comigs_edge.training.imported import start_specialist
+    from comigs_edge.training.next_step import find_next
 
     home, settings = _open()
     with home.lock("models import"):
@@ -154,7 +158,7 @@ def import_(
         print_json(_describe(home, settings, version))
         return
     out.print(f"specialist {specialist} starts with {printable(path.name)}, as version {version} of your model", soft_wrap=True)
-    next_command("comigs-edge train")
+    next_command(find_next(home, settings, has_new_text=True))
 
 
 @app.command("pull", hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -186,7 +190,7 @@ def _use(home: Home, settings: Config, version: int, drop_training: bool, json: 
         if not drop_training:
             _refuse_interrupted(home, f"version {version}", f"comigs-edge models use {version} --drop-training")
         newest = use(home.adapters, read_hparams(GGUFFile(home.base_file)), settings.base.sha256, version)
-        if checkpoint.interrupted(home.state) is not None:
+        if checkpoint.Latest(home.state).interrupted is not None:
             drop(home)  # once the version is in use: a kill before loses neither
     if json:
         print_json(_describe(home, settings, newest) | {"used": version})
@@ -201,10 +205,10 @@ def _refuse_interrupted(home: Home, what: str, give_up: str) -> None:
     """Raises `ComigsError` where a training would go on from something else."""
     from comigs_edge.training import checkpoint
 
-    if (state := checkpoint.interrupted(home.state)) is not None:
+    if (state := checkpoint.Latest(home.state).interrupted) is not None:
         done, steps = state.progress["expert_steps"], state.progress["schedule"]["steps"]
         raise ComigsError(
-            f"a training was interrupted at expert step {done} of {steps} and would go on without {what}; end it first with: "
+            f"a training was interrupted {place(done, steps)}, and would go on without {what}; end it first with: "
             f"comigs-edge train --resume, or give it up with: {give_up}"
         )
 
@@ -223,7 +227,7 @@ def _say_fleet(home: Home, version: int) -> None:
 def _describe(home: Home, settings: Config, version: int) -> dict[str, Any]:
     """What is known of a version; of a damaged one why it cannot be read."""
     from comigs_edge.export.names import exports_of
-    from comigs_edge.home.versions import read_manifest, versions
+    from comigs_edge.home.versions import UNFINISHED, read_manifest, versions
 
     folder, manifest, damage = home.adapters / f"{version:04d}", {}, None
     try:
@@ -234,7 +238,7 @@ def _describe(home: Home, settings: Config, version: int) -> dict[str, Any]:
     is_of_base = sha256 == settings.base.sha256
     own = {name: manifest.get(name) for name in (
         "copy_of", "generalist", "expert_steps", "router_steps", "validation_loss_before", "validation_loss", "text", "sha256",
-        "imported",
+        "imported", UNFINISHED,
     )}  # fmt: skip
     return own | {
         "version": version, "in_use": version == versions(home.adapters)[-1], "damage": damage,
@@ -256,7 +260,8 @@ def _remarks(facts: dict[str, Any]) -> str:
     lost = facts["measured"].get("elsewhere")
     return ", ".join(filter(None, (
         "in use" if facts["in_use"] else "", facts["copy_of"] and f"copy of {facts['copy_of']}",
-        "damaged" if facts["damage"] else "", "" if facts["is_of_base"] else f"of {facts['base']}",
+        "of an interrupted training" if facts["unfinished"] else "", "damaged" if facts["damage"] else "",
+        "" if facts["is_of_base"] else f"of {facts['base']}",
         "" if facts["generalist"] is None else f"generalist {facts['generalist']}",
         "zero expert" if facts["experts"] and "zero expert" in facts["experts"] else "",
         facts["imported"] and f"starts with {facts['imported']}",

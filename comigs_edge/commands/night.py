@@ -56,7 +56,7 @@ def _read_again(home: Home, left: list[str]) -> str:
         counts.update({"added": report.added, "changed": report.changed, "moved": report.moved, "gone": report.gone})
     files = ", ".join(f"{counts[name]} {name}" for name in ("changed", "moved", "gone") if counts[name])
     where = counted(len(folders), "folder")
-    return f"{where} read again: {counted(counts['added'], 'document')} new{f', of the files {files}' if files else ''}"
+    return f"{where} read again: {counted(counts['added'], 'document')} new{f'; files: {files}' if files else ''}"
 
 
 def _read_path(home: Home, corpus: Corpus, path: Path, kept_out: set[Path]) -> Report:

@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from comigs_edge.commands import completion
-from comigs_edge.commands.console import fact, next_command, notes, out, print_json, size
+from comigs_edge.commands.console import fact, in_minutes, next_command, notes, out, print_json, size
 from comigs_edge.home import folder as homes
 from comigs_edge.home.config import Config
 from comigs_edge.home.folder import Home
@@ -45,19 +45,24 @@ def plan(
     with notes.status("measuring the processor"):
         resolved = resolve(home, home.settings(), profile, lines or (), measure=measure)
     plan, rates, settings = resolved.plan, resolved.rates, _with_likely_steps(home, resolved.settings)
+    local = _count_local_steps(home, settings)
     others = planner.neighbours(plan, resolved.base, rates)
     talk = _plan_chat(home, settings, profile)
     if json:
         block_format = settings.storage().fake_format
         print_json({
             "plan": asdict(plan)
-            | {"steps": settings.train.steps, "minutes": _minutes(plan, settings), "block_format": block_format},
+            | {"steps": settings.train.steps, "minutes": _minutes(plan, settings), "block_format": block_format,
+               "local_steps": local},
             "chat": talk if isinstance(talk, str) else asdict(talk),
             "rates": None if rates is None else asdict(rates),
             "neighbours": [asdict(each) | {"minutes": _minutes(each, settings)} for each in others],
         })  # fmt: skip
         return
     show(plan, settings, others)
+    if local and plan.step_seconds is not None:
+        why = f"about {local} steps of the specialists and the router, behind the others: only they learn local text"
+        _show_lines({"local": in_minutes(local * plan.step_seconds / 60)}, {"local": why})
     _show_chat(talk)
     next_command(find_next(home, settings, has_new_text=True))
 
@@ -72,6 +77,18 @@ def _with_likely_steps(home: Home, settings: Config) -> Config:
         return settings
     steps = make_schedule(settings, train.batch, None, -(-tokens // train.context)).steps
     return replace(settings, train=replace(train, steps=steps))
+
+
+def _count_local_steps(home: Home, settings: Config) -> int:
+    """About how many steps local text takes, of the experts and of the router."""
+    from comigs_edge.planning.plan import training_tokens
+    from comigs_edge.training.local import total_local_steps
+    from comigs_edge.training.schedule import make_schedule
+
+    train, tokens = settings.train, training_tokens(home, settings, local=True)
+    if train.batch is None or train.context is None or tokens is None or not settings.model.specialists:
+        return 0
+    return total_local_steps(-(-tokens // train.context), make_schedule(settings, train.batch, None))
 
 
 def _plan_chat(home: Home, settings: Config, profile: str | None) -> ChatPlan | str:
@@ -115,9 +132,10 @@ def show(plan: Plan, settings: Config, neighbours: list[Plan]) -> None:
         train = settings.train
         about = "at most" if train.patience else "about"
         steps = f"{about} {train.steps} expert steps and their router steps, {plan.step_seconds:.1f} s each"
-        _show_lines({"time": f"{_minutes(plan, settings):.0f} minutes"}, {"time": steps})
+        _show_lines({"time": in_minutes(_minutes(plan, settings) or 0)}, {"time": steps})
     for each in neighbours:
-        time = "" if each.step_seconds is None else f", {_minutes(each, settings):.0f} minutes"
+        minutes = _minutes(each, settings)
+        time = "" if minutes is None else f", {in_minutes(minutes)}"
         out.print(f"  with {each.specialists} specialist{'s' * (each.specialists != 1)}: {size(each.memory)}{time}")
 
 
@@ -127,15 +145,20 @@ def _show_lines(values: dict[str, str], reasons: dict[str, str]) -> None:
 
 
 def summary(
-    plan: Plan, settings: Config, steps: int, done: int = 0, most: bool = False, minutes: float | None = None
+    plan: Plan, settings: Config, steps: int, done: int = 0, *, most: bool = False, local: int = 0, minutes: float | None = None
 ) -> str:  # fmt: skip
-    """The plan in one line, for so many `steps`, or at `most` so many, `done` of them before; in `minutes`, if those end it."""
+    """The plan in one line, for so many `steps`, or at `most` so many, `done` of them before; in `minutes`, if those end it.
+
+    `local` steps come behind.
+    """
     few = "at most " if most else "about " if minutes else ""  # with minutes, the number follows the clock
     if minutes is None:
         minutes = _minutes(plan, replace(settings, train=replace(settings.train, steps=steps)), done)
     left = f"the last {steps - done} of {steps} steps" if steps > done else "the last router steps"
     count = left if done else f"{few}{steps} steps"
-    time = "" if minutes is None else f", {count} in about {minutes:.0f} minutes"
+    time = "" if minutes is None else f", {count} in {in_minutes(minutes)}"
+    if minutes is not None and local:
+        time += f", then {local} of local text in {in_minutes(local * (plan.step_seconds or 0) / 60)}"
     where = "on the GPU" if plan.device == "cuda" else f"{plan.threads} threads"
     return (
         f"plan: 1 generalist + {plan.specialists}, {plan.batch} x {plan.context} tokens, {plan.precision}, {where}, "

@@ -15,7 +15,7 @@ from coordinator.protocol.text import printable
 REASONS: dict[str, str] = {  # why a document is not used
     "unanswered": "chats without an answer to learn from",
     "beginning": "chats with which a longer one begins",
-    "copy": "that are there already",
+    "copy": "copies of others",
     "similar": "near-duplicates",
     "learned": "that were for choosing or testing and stand in training text",
 }

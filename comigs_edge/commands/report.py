@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from comigs_edge.commands import page
-from comigs_edge.commands.console import bar, next_command, notes, out, print_json, show_table, size
+from comigs_edge.commands.console import bar, next_command, notes, out, place_for, print_json, show_table, size
 from comigs_edge.errors import ComigsError
 from comigs_edge.home import folder as homes
 from comigs_edge.home.config import Config
@@ -32,12 +32,12 @@ def report(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:  # fmt: skip
     """Report what the newest training has brought: curves, scores on test text, experts, tokens, words, and what has left."""
-    home = homes.locate()
+    home, place = homes.locate(), place_for(html)
     facts = _collect(home, home.settings(), elsewhere)
-    if html is not None:
+    if place is not None:
         from comigs_edge.commands.report_page import write_report
 
-        write_report(html.expanduser(), facts)
+        write_report(place, facts)
     if json:
         print_json(facts)
         return
@@ -49,22 +49,22 @@ def report(
 
 def _collect(home: Home, settings: Config, elsewhere: bool) -> dict[str, Any]:
     """Everything, as JSON."""
-    from comigs_edge.commands.evaluate import find_elsewhere, open_base_to_measure, open_test
+    from comigs_edge.commands.evaluate import Opened, find_elsewhere, open_test
     from comigs_edge.training.text import open_part
 
-    layout, tokenizer, text = open_test(home, settings)
+    adapters, manifest, tokenizer, text = open_test(home, settings)
+    layout, opened = adapters.layout, Opened(home, settings, adapters)
     with notes.status("loading"):
-        from comigs_edge.export import folder as models
         from comigs_edge.inference.explain import names
         from comigs_edge.inference.report import MODELS, find
 
-        base, (adapters, manifest) = open_base_to_measure(home, settings), models.newest_adapters(home, settings)
+        base = opened.base
     tokens = sum(len(window.ids) for window in text.windows)
     with bar("measuring the test text") as progress:
         advance = count_up(progress, tokens * (len(MODELS) - (not layout.num_specialists)))
         found = find(base, adapters, settings.storage().fake_format, text, tokenizer, advance)
     elsewhere = elsewhere or layout.zero_expert or open_part(home, settings, "test", tokenizer).is_complete
-    lost = find_elsewhere(home, settings, tokenizer, base)._asdict() if elsewhere else None
+    lost = find_elsewhere(opened, tokenizer)._asdict() if elsewhere else None
     return {
         "base": settings.base.name, "version": manifest["version"], "training": _training(home, manifest),
         "test_bytes": text.num_bytes, "test_tokens": text.num_tokens, **_measured(found, names(layout)), "elsewhere": lost,
@@ -79,7 +79,7 @@ def _training(home: Home, manifest: dict[str, Any]) -> dict[str, Any]:
     from comigs_edge.training.curves import KEY
 
     names = ("validation_loss_before", "validation_loss", "expert_steps", "router_steps")
-    state = checkpoint.load(home.state)
+    state = checkpoint.load(home.state, with_arrays=False)
     kept = state.progress.get(KEY) if state is not None else None
     curves = kept and {name: kept[name] for name in ("training", "validation")}
     return {name: manifest[name] for name in names} | {"curves": curves}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import ipaddress
@@ -21,6 +20,7 @@ from comigs_edge.home import folder as homes
 from comigs_edge.home.config import Config
 from comigs_edge.home.folder import Home
 from coordinator import addresses
+from coordinator.protocol.text import printable
 from profiles.detect import detect
 from profiles.watch import OtherLoad
 
@@ -52,6 +52,8 @@ def serve(
     ] = None,
 ) -> None:
     """Offer your model to other programs, as OpenAI's API: chat and text completions, also streamed."""
+    import asyncio
+
     home, load = homes.locate(), OtherLoad()
     settings = home.settings()
     with contextlib.ExitStack() as stack:
@@ -64,7 +66,7 @@ def serve(
             newest = Newest(home, settings)
             engine = _engine(home, settings, newest, load.read() or 0, lines or [])
         access = Access(key=secret, hosts=LOCAL_NAMES | {host.lower()}, origins=frozenset(origins or ()))
-        server = Server(engine, newest.names, access, note=lambda line: notes.print(line, style="dim", soft_wrap=True))
+        server = Server(engine, newest.names, access, note=lambda line: notes.print(printable(line), style="dim", soft_wrap=True))
 
         def ready() -> None:
             fact("address ", f"http://{f'[{host}]' if ':' in host else host}:{sockets[0].getsockname()[1]}/v1")

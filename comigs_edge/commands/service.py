@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -103,6 +104,24 @@ def uninstall(system: System = False) -> None:
     _end(left, "comigs-edge train")
 
 
+def find_outdated() -> str | None:
+    """The command that an installed service runs, where this version installs another one; None where it is as it should be."""
+    from coordinator import systemd
+
+    for system in (False, True):
+        with suppress(OSError):
+            found = re.search(r"^ExecStart=(.*)$", (systemd.folder(system) / SERVICE).read_text(), re.MULTILINE)
+            if found is not None and found[1] != _command():
+                return found[1]
+    return None
+
+
+def _command() -> str:
+    from coordinator import systemd
+
+    return systemd.command([*systemd.program("comigs-edge", "comigs_edge"), "service", "run"])
+
+
 def _units(at: str, system: bool) -> dict[str, str]:
     from coordinator import systemd
 
@@ -114,7 +133,7 @@ def _units(at: str, system: bool) -> dict[str, str]:
     service = SERVICE_TEXT.format(
         sandbox=systemd.SANDBOX,
         environment=systemd.quote(f"COMIGS_EDGE_HOME={home.root}"), home=systemd.quote(home.root), user=user,
-        command=systemd.command([*systemd.program("comigs-edge", "comigs_edge"), "service", "run"]),
+        command=_command(),
     )  # fmt: skip
     return {SERVICE: service, TIMER: TIMER_TEXT.format(at=at)}
 

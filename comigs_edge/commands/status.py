@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from comigs_edge.commands import reading_report
 from comigs_edge.commands.console import fact, next_command, print_json, size
-from comigs_edge.commands.follow import follow_training, line
+from comigs_edge.commands.follow import follow_training, line, place
 from comigs_edge.errors import ComigsError
 from comigs_edge.home import folder as homes
 from comigs_edge.home import holder
 from comigs_edge.home.night import read_night
 from coordinator.protocol.text import printable
+
+if TYPE_CHECKING:
+    from comigs_edge.training.checkpoint import Latest
 
 
 def status(
@@ -89,8 +92,8 @@ def _collect() -> dict[str, Any]:
     night = read_night(home.night_file)
     facts["night"] = night and asdict(night)
     facts["local"] = sum(each["documents"] for each in corpus.sizes(local=True).values())
-    saved = checkpoint.load(home.state)
-    if saved is not None and saved.progress:
+    latest = checkpoint.Latest(home.state)
+    if (saved := latest.state) is not None and saved.progress:
         state, steps = "interrupted" if saved.is_interrupted else "finished", saved.progress["schedule"]["steps"]
         facts["training"] = {"state": state, "expert_steps": saved.progress["expert_steps"], "steps": steps}
     running = holder.present(home.holder_file)
@@ -100,8 +103,8 @@ def _collect() -> dict[str, Any]:
     if numbers:
         facts["adapters"] = read_manifest(home.adapters, numbers[-1])
     facts["models"] = [{"path": str(p), "bytes": p.stat().st_size} for p in sorted(home.models.glob("*.gguf"))]
-    facts["fleet"] = _fleet(home)
-    facts |= {"removed_text_in": str(find_remains(home, corpus)), "next": find_next(home, settings)}
+    facts["fleet"] = _fleet(home, latest)
+    facts |= {"removed_text_in": str(find_remains(home, corpus, latest=latest)), "next": find_next(home, settings, latest=latest)}
     return facts
 
 
@@ -111,12 +114,15 @@ def _training_line(training: dict[str, Any], running: dict[str, Any] | None) -> 
         how_far = line(holder.Progress(**progress)) if progress else "begins"
         suspended = "suspended (fg, or kill -CONT), " if running["suspended"] else ""
         return f"{suspended}{how_far} (process {running['process']}, since {running['since']})"
-    steps = f", {training['expert_steps']} of {training['steps']} expert steps" if training["steps"] else ""
+    done, total = training["expert_steps"], training["steps"]
+    steps = f", {done} of {total} expert steps" if total else ""
+    if training["state"] == "interrupted":
+        steps = f" {place(done, total)}"
     other = f"; now runs: comigs-edge {running['command']} (process {running['process']})" if running else ""
     return f"{training['state']}{steps}{other}"
 
 
-def _fleet(home: homes.Home) -> dict[str, Any] | None:
+def _fleet(home: homes.Home, latest: Latest) -> dict[str, Any] | None:
     from comigs_edge.fleet.folder import FleetFolder
     from comigs_edge.fleet.waiting import waits
 
@@ -127,7 +133,7 @@ def _fleet(home: homes.Home) -> dict[str, Any] | None:
     troubles = [heard.trouble, heard.alarm(folder.key_file)]
     try:
         member = folder.membership()
-        unsent = waits(home, folder, member, standing)
+        unsent = waits(home, folder, member, standing, latest)
     except ComigsError as error:
         troubles = [str(error)]
     return {

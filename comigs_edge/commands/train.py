@@ -11,9 +11,22 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from comigs_edge.commands.console import bar, counted, next_command, notes, out, print_json, size, unbroken_output, warn
+from comigs_edge.commands.console import (
+    bar,
+    counted,
+    in_minutes,
+    next_command,
+    notes,
+    out,
+    print_json,
+    size,
+    unbroken_output,
+    warn,
+)
+from comigs_edge.commands.follow import place
 from comigs_edge.commands.plan import Lines, Profile, summary
 from comigs_edge.home import folder as homes
+from comigs_edge.progress import count_up
 from coordinator.protocol.text import printable
 
 if TYPE_CHECKING:
@@ -125,7 +138,7 @@ def _begin(
     with notes.status("measuring the processor"):
         resolved = planning.resolve(home, settings, profile, lines, resume=resume, measure=True)
     plan = resolved.plan
-    planning.check_disk(home, plan, resolved.base)
+    planning.check_disk(home, settings, plan, resolved.base)
     with bar("reading your text") as progress:
         run = open_training(home, resolved, progress, resume)
     say = partial(notes.print, soft_wrap=True)
@@ -139,8 +152,10 @@ def _begin(
         trainer.schedule = replace(trainer.schedule, steps=1)
         say(f"not even one step with the router's after it fits into {minutes:g} minutes: one is trained, and takes longer")
     schedule = trainer.schedule
-    most = schedule.patience > 0
-    notes.print(summary(plan, settings, schedule.steps, trainer.expert_steps, most, minutes), soft_wrap=True)
+    local = run.local_steps - (0 if run.local is None else run.local.steps)
+    most, done = schedule.patience > 0, trainer.expert_steps
+    line = summary(plan, settings, schedule.steps, done, most=most, local=local, minutes=minutes)
+    notes.print(line, soft_wrap=True)
     for warning in run.warnings:
         warn(warning)
     before = pauses.working_time()
@@ -148,7 +163,7 @@ def _begin(
     if limit is not None:
         limit.until += pauses.working_time() - before  # it is written once, and not in the time of this training
     if run.resumed:
-        notes.print(f"resuming at expert step {trainer.expert_steps} of {trainer.schedule.steps}")
+        notes.print(f"resuming {place(trainer.expert_steps, trainer.schedule.steps)}")
     with notes.status("asking the coordinator"):
         return run, pauses, open_rounds(home, run, trainer, say, warn, is_alone), limit
 
@@ -162,21 +177,27 @@ def _measure_pace(run: TrainingRun) -> Pace:
 
 def _make_ordinary(run: TrainingRun, pauses: Pauses) -> None:
     """Lets the base write its ordinary text, where it has not yet."""
+    from comigs_edge.commands.train_screen import TELLS
+
     missing = sum(max(0, text.tokens - text.num_tokens) for text in run.ordinary)
     if not missing:
         return
     minutes = (run.plan.step_seconds or 0) * missing / (run.plan.batch * run.plan.context) * WRITING / 60
-    about = f", in about {counted(round(minutes), 'minute')}" if minutes >= 1 else ""
+    about = f", in {in_minutes(minutes)}" if minutes else ""
     notes.print(
         f"the base writes {missing:,} tokens of its own answers{about}, once: from them your model learns when to let it speak "
         "alone (--plan zero_expert=false does without)",
         soft_wrap=True,
     )
+    told = 0.0
     with bar("the base writes") as progress:
 
         def show(done: int, total: int) -> None:
+            nonlocal told
             progress(done, total)
-            _tell(run, f"the base writes, {done:,} of {total:,} tokens")
+            if time.monotonic() - told >= TELLS:
+                told = time.monotonic()
+                _tell(run, f"the base writes, {done:,} of {total:,} tokens")
             pauses.wait(prepare=lambda: _tell(run, "paused"))
 
         run.make_ordinary(show)
@@ -203,8 +224,9 @@ def _measure_elsewhere(run: TrainingRun, version: int) -> Elsewhere | None:
     adapters, _ = newest_adapters(run.home, run.settings)
     model = Model(run.base, adapters.to(run.base.device))
     model.block_format = run.settings.storage().fake_format
-    with suppress(KeyboardInterrupt), notes.status("measuring what is lost elsewhere"):
-        measured = measure_elsewhere(model, run.ordinary[1].answers)
+    text = run.ordinary[1]
+    with suppress(KeyboardInterrupt), bar("measuring what is lost elsewhere") as progress:
+        measured = measure_elsewhere(model, text.answers, count_up(progress, text.num_tokens))
         note_measured(run.home.adapters, version, {"elsewhere": measured._asdict()})
         return measured
     return None
@@ -244,13 +266,13 @@ def _report(
     if as_json:
         print_json(result)
         return result
-    stopped = f"stopped at expert step {trainer.expert_steps} of {trainer.schedule.steps}, everything is saved"
+    stopped = f"stopped {place(trainer.expert_steps, trainer.schedule.steps)}; everything is saved"
     state = "trained" if run.is_done else stopped
     pauses = f", paused for {duration(paused)}" if paused else ""
     out.print(
         f"{state}: validation loss {trainer.first_loss:.4f} before, {trainer.best_loss:.4f} at its best"
         f"{f', {loss:.4f} with the zero expert' if layout.zero_expert else ''} "
-        f"({outcome.tokens:,} tokens in {outcome.seconds / 60:.1f} minutes{pauses})",
+        f"({outcome.tokens:,} tokens in {duration(outcome.seconds)}{pauses})",
         soft_wrap=True,
     )
     if elsewhere is not None:

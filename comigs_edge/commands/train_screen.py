@@ -12,7 +12,7 @@ import psutil
 from rich.progress import BarColumn, Progress, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from comigs_edge.commands.console import has_lost_reader, notes, size, warn
+from comigs_edge.commands.console import LOGS, has_lost_reader, notes, size, warn
 from comigs_edge.home import holder
 from comigs_edge.training.run import TrainingRun
 from comigs_edge.training.trainer import Event, Phase
@@ -31,10 +31,10 @@ class TrainScreen(Progress):
 
     def __init__(self, run: TrainingRun, clock: Callable[[], float], holder_file: Path) -> None:
         super().__init__(
-            console=notes, refresh_per_second=2, speed_estimate_period=600, get_time=clock, transient=not notes.is_terminal
+            console=notes, refresh_per_second=2, speed_estimate_period=600, get_time=clock, disable=not notes.is_terminal
         )
         self._run, self._trainer = run, run.trainer
-        self._holder_file, self._told = holder_file, 0.0
+        self._holder_file, self._told, self._logged = holder_file, 0.0, time.monotonic()
         self._loss: float | None = None
         self._speed = 0.0  # tokens a second
         done, total = run.steps_done, run.total_steps
@@ -56,11 +56,12 @@ class TrainScreen(Progress):
             losses=f"loss {event.loss:.3f} validation {validation or math.nan:.3f}",
             speed=f"{self._speed:.0f} tokens/s, {size(psutil.Process().memory_info().rss)}",
         )  # fmt: skip
-        if event.validation_loss is not None and not notes.is_terminal:
+        if not notes.is_terminal and (event.validation_loss is not None or time.monotonic() - self._logged >= LOGS):
+            self._logged = time.monotonic()
+            phase = f"{event.phase} phase, " if event.phase in ("closing", "local") else ""
+            measured = "" if event.validation_loss is None else f", validation {event.validation_loss:.4f}"
             notes.print(
-                f"expert step {steps}, router step {event.router_steps}: "
-                f"loss {event.loss:.4f}, validation {event.validation_loss:.4f}",
-                soft_wrap=True,
+                f"{phase}expert step {steps}, router step {event.router_steps}: loss {event.loss:.4f}{measured}", soft_wrap=True
             )
 
     def is_read(self) -> bool:

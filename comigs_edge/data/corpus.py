@@ -22,6 +22,7 @@ from comigs_edge.data.arrangement import SPLITS, Entry, LeftOut, Split, arrange
 from comigs_edge.data.chats import traits
 from comigs_edge.data.document import Document
 from comigs_edge.data.documents import Reading
+from comigs_edge.data.enough import find_missing
 from comigs_edge.data.folders import Manner, forget_folders, read_added, read_manner, remember_folders, stored_name
 from comigs_edge.data.intake import forget, read_gone, take_in
 from comigs_edge.data.locality import arrange_local
@@ -31,7 +32,6 @@ from comigs_edge.database import fetch
 from comigs_edge.errors import ComigsError
 from comigs_edge.progress import SILENT, Progress, count_up
 
-MIN_TRAINING_BYTES = 4000  # about a thousand tokens, one step of the default batch
 _USED = "left_out is null"
 _ALSO_SHARED = (
     "select count(*) from document join source on source.id = source where local and sha256 in "
@@ -45,6 +45,7 @@ class Report:
 
     added: int = 0
     duplicates: int = 0  # the same is there already, also in the same place
+    repeats: int = 0  # the same stands in what was added now
     near_duplicates: int = 0
     beginnings: int = 0  # of longer chats
     unanswered: int = 0  # chats without a message of the assistant
@@ -97,7 +98,8 @@ class Corpus:
             report.added, report.near_duplicates, report.beginnings = reasons[None], reasons["similar"], reasons["beginning"]
             report.unanswered = reasons["unanswered"]
             report.unscored, report.control_tokens = changes.unscored, changes.control_tokens
-            report.duplicates = reasons["copy"] + max(0, len(documents) - len(changes.new))
+            report.repeats = _count_repeats(db, changes.new)
+            report.duplicates = reasons["copy"] - report.repeats + max(0, len(documents) - len(changes.new))
             report.also_shared = db.execute(_ALSO_SHARED).fetchone()[0]
             for number in sorted(number for number in changes.new if after[number] is None)[:3]:
                 row = db.execute("select content from document where id = ?", (number,)).fetchone()
@@ -209,28 +211,8 @@ class Corpus:
 
     def missing(self) -> str | None:
         """What a training needs and the text has not; None if it is enough."""
-        sizes = self.sizes(local=False)
-        documents = sum(size["documents"] for size in sizes.values())
-        short = [split for split in SPLITS if not sizes[split]["documents"]]
-        if not short and sizes["training"]["bytes"] >= MIN_TRAINING_BYTES:
-            return None
-        learned = self.left_out().get("learned", 0)
-        if learned and sizes["training"]["bytes"] >= MIN_TRAINING_BYTES:
-            return (
-                f"{' and '.join(short)} would be empty: {learned} documents for choosing or testing stand in training text and "
-                "are left out; add other text: comigs-edge data add PATH"
-            )
-        return (
-            f"{documents} documents with {sizes['training']['bytes']:,} bytes of training text are too little"
-            + (f" ({' and '.join(short)} would be empty)" if short else "")
-            + (
-                " beside local text, of which the generalist learns nothing"
-                if self.sizes(local=True)["training"]["documents"]
-                else ""
-            )
-            + f"; at least {len(SPLITS)} documents and {MIN_TRAINING_BYTES:,} bytes of training text are needed: "
-            "comigs-edge data add PATH"
-        )
+        has_local = bool(self.sizes(local=True)["training"]["documents"])
+        return find_missing(self.sizes(local=False), self.left_out().get("learned", 0), has_local)
 
     def _arrange(self, db: sqlite3.Connection, progress: Progress) -> None:
         """Decides anew which documents are used; each keeps the split that it has."""
@@ -291,6 +273,13 @@ def _entry(
 def _of(local: bool | None) -> str:
     """What a query asks beside its other conditions: for local text, for shared text, or for all."""
     return "" if local is None else f" and source in (select id from source where local = {int(local)})"
+
+
+def _count_repeats(db: sqlite3.Connection, new: set[int]) -> int:
+    """Copies among these documents of which the one that is used is new, too."""
+    first = dict(db.execute("select sha256, min(id) from document group by sha256"))
+    copies = db.execute("select id, sha256 from document where left_out = 'copy'")
+    return sum(number in new and first[sha256] in new for number, sha256 in copies)
 
 
 def _reasons(db: sqlite3.Connection) -> dict[int, str | None]:

@@ -18,6 +18,9 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )  # fmt: skip
 _ODD = re.compile(r"(?<=[^\W\d_])[^\x00-\x7f\w\s’–—…·\xad](?=[^\W\d_])|(?<=[a-zß-ÿ])[À-ÞŠŽŸ](?=[a-zß-ÿ])")
+_BETWEEN = re.compile(r"(?<=[^\W\d_])[^\x00-\x7f](?=[^\W\d_])")
+# Letters of an alphabet that is not Latin: beside those of ASCII, and beside each other.
+_MIXED, _PURE = re.compile(r"[A-Za-z][\u0370-\u0e7f]|[\u0370-\u0e7f][A-Za-z]"), re.compile(r"[\u0370-\u0e7f]{2}")
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 
 
@@ -54,6 +57,8 @@ def _detect(data: bytes, place: int) -> str:
 
     start = max(0, place - 1000)  # where the bytes are that tell encodings apart
     piece = data if len(data) <= 200_000 else data[start : start + 200_000]
+    if _is_western(piece):
+        return "Windows-1252"
     eras = chardet.EncodingEra
     found = [
         each
@@ -62,8 +67,18 @@ def _detect(data: bytes, place: int) -> str:
     ]
     if not found:
         raise Unreadable(f"not UTF-8 text (byte {place:,}), nor another encoding that could be told")
-    odd = [_count_odd(piece.decode(each, "replace")) for each in found]
-    return found[-1] if 4 * odd[-1] < odd[0] else found[0]
+    texts = [piece.decode(each, "replace") for each in found]
+    odd = [_count_odd(text) for text in texts]
+    if 4 * odd[-1] < odd[0]:
+        return found[-1]
+    return "Windows-1252" if len(_MIXED.findall(texts[0])) > len(_PURE.findall(texts[0])) else found[0]
+
+
+def _is_western(piece: bytes) -> bool:
+    """Whether a single character beyond ASCII, which is too little to tell languages by, is at its place as Windows-1252."""
+    text = piece.decode("cp1252", "replace")
+    beyond = {character for character in text if character > "\x7f"}
+    return len(beyond) == 1 and all(each.isalpha() or each == "’" for each in _BETWEEN.findall(text))
 
 
 def _count_odd(text: str) -> int:

@@ -28,20 +28,20 @@ def unsent_tokens(member: Membership, standing: Standing, kept: Mark) -> int:
     return 0 if was_in_a_fleet(member, kept.word) and not standing.number else kept.tokens
 
 
-def waits(home: Home, folder: FleetFolder, member: Membership, standing: Standing) -> bool:
-    """Whether the next exchange has something to bring."""
+def waits(home: Home, folder: FleetFolder, member: Membership, standing: Standing, latest: checkpoint.Latest) -> bool:
+    """Whether the next exchange has something to bring, by the `latest` state of the training too."""
     update = folder.outbox()
     if update is not None or standing.dropped:
         return True
-    kept = _kept(home)
+    kept = _kept(home, latest)
     if standing.number and kept.word != present_mark(member, standing, update):
         return standing.unsent_tokens > 0 or folder.alone.has_begun(kept)
     return unsent_tokens(member, standing, kept) > 0
 
 
-def _kept(home: Home) -> Mark:
+def _kept(home: Home, latest: checkpoint.Latest) -> Mark:
     """Of an interrupted training or else of the newest adapters; of nothing that was trained: no tokens."""
-    state, made = checkpoint.interrupted(home.state), versions(home.adapters)
+    state, made = latest.interrupted, versions(home.adapters)
     if state is not None:
         return read_mark(state.progress)
     return read_mark(read_manifest(home.adapters, made[-1])) if made else Mark()

@@ -46,7 +46,7 @@ def pack(home: Home, target: Path, with_key: bool, progress: Progress) -> int:
     paths = [path for path in _members(home) if with_key or path != home.root / KEY]
     total, sums = sum(path.stat().st_size for path in paths), {}
     with files.atomic_writer(target) as file:
-        _check_room(target.parent, total)
+        files.check_room(target.parent, total)
         with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
             done = 0
             for path in paths:
@@ -71,7 +71,7 @@ def unpack(home: Home, archive: Path, progress: Progress) -> bool:
     files.make_folder(home.root.parent)
     staging = home.root.parent / f".{home.root.name}.import"
     with _alone_in(staging):
-        _check_room(staging, total)
+        files.check_room(staging, total)
         try:
             _extract(archive, staging, total, progress)
             config_file.read(staging / "config.toml")  # one of a newer version is refused
@@ -195,11 +195,3 @@ def _write(staging: Path, name: str, source: _Summed) -> None:
 
 def _unsound(archive: Path, what: object) -> ComigsError:
     return ComigsError(f"{archive} is no sound archive of a home ({what}); nothing was changed, export or copy it again")
-
-
-def _check_room(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise ComigsError(
-            f"{folder} needs {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free there; make room, or name another disk"
-        )

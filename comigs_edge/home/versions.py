@@ -25,7 +25,8 @@ from coordinator.protocol.wire import Arrays
 
 KEPT_VERSIONS = 5  # of different content; beside the default base each takes 13 MB of the disk
 _WRITTEN = ("version", "made", "base_sha256", "layout", "sha256", "shared_sha256")  # by `save` itself
-_OF_ONE = ("copy_of", "imported", "measured")  # notes that are true of this very version alone
+UNFINISHED = "unfinished"  # the note of what a training has left that was interrupted; it goes when the training has more
+_OF_ONE = ("copy_of", "imported", "measured", UNFINISHED)  # notes that are true of this very version alone
 SHARED = "shared.tensors"  # beside the adapters where local text has shaped them: safetensors
 
 
@@ -112,6 +113,14 @@ def notes_of(manifest: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in manifest.items() if name not in _WRITTEN + _OF_ONE}
 
 
+def is_left_by(folder: Path, version: int, first_loss: float | None) -> bool:
+    """Whether a training that began with this validation loss was interrupted and has left this version."""
+    with suppress(ComigsError):
+        manifest = read_manifest(folder, version)
+        return UNFINISHED in manifest and manifest["validation_loss_before"] == first_loss
+    return False
+
+
 def note_measured(folder: Path, version: int, values: dict[str, Any]) -> None:
     """Adds what was measured on a version to its manifest. It is only said: what the system refuses is left out."""
     with suppress(ComigsError):
@@ -140,7 +149,9 @@ def find(folder: Path, version: int | None = None) -> int:
     """The number of the newest version, or this one; raises `ComigsError` where it is not there."""
     numbers = versions(folder)
     if not numbers:
-        raise ComigsError("there is no personal model yet; make one with: comigs-edge train")
+        raise ComigsError(
+            "there is no personal model yet; make one with: comigs-edge train (without text first: comigs-edge data add FOLDER)"
+        )
     if version is not None and version not in numbers:
         raise ComigsError(
             f"there is no version {version} of your model, those that are kept are {', '.join(map(str, numbers))}; "

@@ -23,6 +23,7 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "logit_bias": (None, {}), "tools": (None, []), "functions": (None, []), "response_format": (None, {"type": "text"}),
     "modalities": (None, ["text"]), "audio": (None,),
 }  # fmt: skip
+_INSTEAD = dict.fromkeys(("n", "best_of"), "one answer is made at a time, so leave it out and ask again")
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repeat_penalty")
 
 
@@ -136,14 +137,17 @@ def _read(body: bytes, kind: type[_Known]) -> _Known:
         raise Refused(400, f"the request cannot be read: {error}", param=place[1] if place else None) from None
     for name, harmless in UNSUPPORTED.items():
         if name in table and table[name] not in harmless:
-            raise Refused(400, f"{name} is not supported here; leave it out", param=name, code="unsupported_parameter")
+            text = f"{name} is not supported here; {_INSTEAD.get(name, 'leave it out')}"
+            raise Refused(400, text, param=name, code="unsupported_parameter")
     return asked
 
 
 def _message(asked: _Message) -> Message:
-    role, content = ROLES.get(asked.role), asked.content or ""
+    role, content = ROLES.get(asked.role), asked.content
     if role is None:
         raise Refused(400, f"messages have the roles {', '.join(ROLES)}, and not {asked.role!r}", param="messages")
+    if content is None:
+        raise Refused(400, "a message has no content: expected a text, got null", param="messages")
     if isinstance(content, list):
         if kinds := {part.type for part in content} - {"text"}:
             raise Refused(400, f"this model reads text, and no {', '.join(sorted(kinds))}", param="messages")

@@ -30,6 +30,7 @@ from comigs_edge.inference.openai_api import Ask, Refused, Reply, read_chat, rea
 WAITING = 8  # requests, beside the one that is answered
 BODY = 8 << 20  # bytes of a request
 TOGETHER_SECONDS = 0.03  # pieces that come sooner are sent together: each holds llama.cpp up by 0.7 ms
+NOTED = 200  # characters of what is refused, in the log
 STOP_SECONDS = 5.0  # for answers to end when the server stops
 LOCAL_NAMES = frozenset(("localhost", "127.0.0.1", "::1"))
 Event: TypeAlias = Started | str | Ended
@@ -119,13 +120,20 @@ class Server:
                 return web.Response(status=204)
             answer: web.StreamResponse = await handler(request)
         except Refused as refusal:
-            return _refuse(refusal)
+            return self._refuse(request, refusal)
         except web.HTTPException as error:
             text = f"{request.method} {request.path}: {error.reason}"
-            return _refuse(Refused(error.status, text, code="not_found" if error.status == 404 else None))
+            return self._refuse(request, Refused(error.status, text, code="not_found" if error.status == 404 else None))
         except EXPECTED as error:
-            return _refuse(Refused(500, sentence(error), kind="server_error"))
+            return self._refuse(request, Refused(500, sentence(error), kind="server_error"))
         return answer
+
+    def _refuse(self, request: web.Request, refusal: Refused) -> web.Response:
+        reason = str(refusal)
+        shown = f"{reason[:NOTED]}…" if len(reason) > NOTED else reason
+        self._note(f"refused {request.method} {request.path[:NOTED]} from {request.remote}: {refusal.status}, {shown}")
+        headers = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "5"}}.get(refusal.status)
+        return web.json_response(refusal.body, status=refusal.status, headers=headers)
 
     async def _allow(self, request: web.Request, response: web.StreamResponse) -> None:
         self._access.allow(request, response)
@@ -260,8 +268,3 @@ def _name(host: str) -> str | None:
     with contextlib.suppress(ValueError):
         return urlsplit(f"//{host}").hostname
     return None
-
-
-def _refuse(refusal: Refused) -> web.Response:
-    headers = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "5"}}.get(refusal.status)
-    return web.json_response(refusal.body, status=refusal.status, headers=headers)

@@ -17,6 +17,7 @@ from comigs_edge.nn.mlp import Frozen, Pass
 from comigs_edge.nn.model import Model
 from comigs_edge.nn.norm import rms_norm
 from comigs_edge.nn.weights import Base, Block
+from comigs_edge.progress import SILENT, Progress
 
 CACHE_BYTES = 128 << 20  # of keys and values; the memory that a training takes is not taken yet
 MAX_ROWS = 64
@@ -31,9 +32,13 @@ def rows_at_once(base: Base, length: int) -> int:
 
 @torch.no_grad()
 def write(
-    base: Base, prompts: list[list[int]], length: int, temperature: float, ends: Collection[int], seed: int = 0
-) -> list[list[int]]:
-    """Each prompt and what the base writes after it, to an end (left in) or `length` tokens in all; greedy at temperature 0."""
+    base: Base, prompts: list[list[int]], length: int, temperature: float, ends: Collection[int], seed: int = 0,
+    progress: Progress = SILENT,
+) -> list[list[int]]:  # fmt: skip
+    """Each prompt and what the base writes after it, to an end (left in) or `length` tokens in all; greedy at temperature 0.
+
+    `progress` gets the tokens of a row.
+    """
     given = torch.full((len(prompts), length), -1)
     for row, prompt in enumerate(prompts):
         given[row, : len(prompt)] = torch.tensor(prompt[:length])
@@ -44,6 +49,7 @@ def write(
     tokens, reader = given.clone(), _Reader(base, len(prompts), length)
     shortest = min(map(len, prompts))
     for place in range(length - 1):
+        progress(place, length)
         hidden = reader(tokens[:, place], place)
         if place + 1 < shortest:
             continue

@@ -40,6 +40,7 @@ class Conditions:
     load: float  # processes that want to run, mean of the last minute
     cores: int  # that this process may use
     closed: tuple[str, ...] = ()  # what of the home this user cannot write, and why
+    service: str | None = None  # what an installed timer runs, where this version installs something else
     offload: Offload | None = None  # what llama.cpp makes of an NVIDIA GPU; None where there is none
 
 
@@ -92,8 +93,8 @@ def versions() -> dict[str, str | None]:
 def findings(device: Device, here: Conditions, installed: dict[str, str | None]) -> list[Finding]:
     """Everything that is worth saying, in the order of the device's parts."""
     return [
-        *_packages(installed), *_home(here), _processor(device, here), *_gpu(device, here, installed), _memory(device),
-        _disk(device, here), _heat(device), *_power(device),
+        *_packages(installed), *_home(here), *_service(here), _processor(device, here), *_gpu(device, here, installed),
+        _memory(device), _disk(device, here), _heat(device), *_power(device),
     ]  # fmt: skip
 
 
@@ -109,6 +110,13 @@ def _home(here: Conditions) -> list[Finding]:
         return []
     mend = "mount the disk writable, take the folder over with: sudo chown -R $USER FOLDER, or name another: COMIGS_EDGE_HOME"
     return [Finding("home", "bad", f"cannot be written: {', '.join(here.closed)}; what is there can be read", mend)]
+
+
+def _service(here: Conditions) -> list[Finding]:
+    if here.service is None:
+        return []
+    text = f"the timer was installed by another version, and runs: {here.service}"
+    return [Finding("nights", "poor", text, "comigs-edge service install (--system where it is the whole machine's)")]
 
 
 def _processor(device: Device, here: Conditions) -> Finding:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from comigs_edge import files
@@ -29,7 +30,7 @@ def with_experience(home: Home, form: Form, rates: Rates) -> Rates:
 
 
 def remember(home: Home, form: Form, plan: Plan, seconds: Sequence[float]) -> None:
-    """Takes note of what expert steps took (seconds each) that the plan gave `step_seconds`."""
+    """Takes note of what expert steps took (seconds each) that the plan gave `step_seconds`; a full disk does without."""
     if len(seconds) < FEWEST or not plan.step_seconds or plan.cache:
         return
     quick = statistics.quantiles(seconds, n=4)[0]
@@ -37,7 +38,8 @@ def remember(home: Home, form: Form, plan: Plan, seconds: Sequence[float]) -> No
     known, key = _read(home), _key(form, plan.device, plan.precision)
     factor = known.get(key, 1.0) * took / plan.step_seconds
     known[key] = round(min(max(factor, BOUNDS[0]), BOUNDS[1]), 3)
-    files.write_atomic(home.state / "pace.json", json.dumps(known).encode())
+    with suppress(OSError):
+        files.write_atomic(home.state / "pace.json", json.dumps(known).encode())
 
 
 def _key(form: Form, device: Processor, precision: Precision) -> str:

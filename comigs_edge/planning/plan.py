@@ -222,9 +222,9 @@ def _earlier_lines(home: Home, settings: Config, asked: dict[str, Any]) -> dict[
     return {}
 
 
-def training_tokens(home: Home, settings: Config) -> int | None:
-    """About how many tokens the training text has; None without text."""
-    splits = corpus(home, settings).sizes(local=False)
+def training_tokens(home: Home, settings: Config, local: bool = False) -> int | None:
+    """About how many tokens the training text has, of shared or of local text; None without text."""
+    splits = corpus(home, settings).sizes(local=local)
     return splits["training"]["bytes"] // BYTES_A_TOKEN or None
 
 
@@ -266,9 +266,10 @@ def _too_many_blocks(blocks: int, there: int) -> ComigsError:
     return ComigsError(f"blocks = {blocks} and the base has {there}; use at most {there}, or 0 for all")
 
 
-def check_disk(home: Home, plan: Plan, base: Sizes) -> None:
+def check_disk(home: Home, settings: Config, plan: Plan, base: Sizes) -> None:
     """Raises `ComigsError` unless checkpoints, adapters and an exported file have room."""
-    needed, free = disk_needed(plan, base), shutil.disk_usage(home.root).free
+    has_local = bool(corpus(home, settings).sizes(local=True)["training"]["documents"])
+    needed, free = disk_needed(plan, base, has_local), shutil.disk_usage(home.root).free
     if free < needed:
         raise ComigsError(
             f"training writes up to {needed / 1e6:.0f} MB and {free / 1e6:.0f} MB are free on the disk of {home.root}; make "
@@ -276,12 +277,13 @@ def check_disk(home: Home, plan: Plan, base: Sizes) -> None:
         )
 
 
-def disk_needed(plan: Plan, base: Sizes) -> int:
+def disk_needed(plan: Plan, base: Sizes, has_local: bool = False) -> int:
     """Bytes that checkpoints, adapters and an exported file take of the disk."""
     trained = (1 + plan.specialists) * (base.expert_weights + base.num_blocks * base.width)
     trained = trained * (plan.blocks or base.num_blocks) // base.num_blocks
     # Two generations of the state and one that is being written, 16 bytes a weight each; the versions of the adapters.
-    return trained * (3 * 16 + (1 + KEPT_VERSIONS) * 4) + base.file_size
+    # With local text both hold everything twice: with and without what it has shaped.
+    return trained * (3 * 16 + (1 + KEPT_VERSIONS) * 4) * (1 + has_local) + base.file_size
 
 
 def plan_experts(model: ModelConfig, hparams: HParams) -> ExpertsConfig:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors.numpy import load as parse
+from safetensors import safe_open
 
 from comigs_edge import files
 from coordinator.protocol.wire import Arrays, pieces
@@ -54,23 +55,40 @@ def save(folder: Path, arrays: Arrays, progress: Progress) -> None:
         path.unlink()
 
 
-def load(folder: Path) -> Checkpoint | None:
-    """The newest sound generation; None if nothing was saved."""
+def load(folder: Path, with_arrays: bool = True) -> Checkpoint | None:
+    """The newest sound generation; None if nothing was saved. Without its arrays it takes a third of the time, and no memory."""
     warnings: list[str] = []
     for _, sha256, path in reversed(_generations(folder)):
-        data = path.read_bytes()
-        if hashlib.sha256(data).hexdigest() == sha256:
-            tensors = parse(data)
+        if files.sha256_file(path) == sha256:
+            with safe_open(path, "numpy") as file:
+                names = file.keys() if with_arrays else [_PROGRESS]
+                tensors: Arrays = {name: file.get_tensor(name) for name in names}
             progress = json.loads(tensors.pop(_PROGRESS).tobytes())
             return Checkpoint(tensors, progress, warnings)
         warnings.append(f"the checkpoint {path.name[:19]} is damaged and was passed over")
     return Checkpoint({}, {}, warnings) if warnings else None
 
 
+class Latest:
+    """What `load` finds, read when it is first asked for: once, for all who look at it."""
+
+    def __init__(self, folder: Path, with_arrays: bool = False) -> None:
+        self._folder, self._with_arrays = folder, with_arrays
+
+    @cached_property
+    def state(self) -> Checkpoint | None:
+        """The newest sound generation; None if nothing was saved."""
+        return load(self._folder, self._with_arrays)
+
+    @property
+    def interrupted(self) -> Checkpoint | None:
+        """That of a training that has not finished; None where there is no such training."""
+        return self.state if self.state is not None and self.state.is_interrupted else None
+
+
 def interrupted(folder: Path) -> Checkpoint | None:
     """The newest sound generation of a training that has not finished; None where there is no such training."""
-    state = load(folder)
-    return state if state is not None and state.is_interrupted else None
+    return Latest(folder, with_arrays=True).interrupted
 
 
 def clear(folder: Path) -> None:

@@ -37,13 +37,18 @@ class Remains:
         return ", ".join(adapters + models + (["the state of the training"] if self.in_training else []))
 
 
-def find_remains(home: Home, corpus: Corpus, also: Collection[int] = ()) -> Remains:
-    """Everything in the home that has learned a file which is no longer in the corpus, or is `also` to go."""
+def find_remains(
+    home: Home, corpus: Corpus, also: Collection[int] = (), latest: checkpoint.Latest | None = None
+) -> Remains:  # fmt: skip
+    """Everything in the home that has learned a file which is no longer in the corpus, or is `also` to go.
+
+    `latest`: the state of the training, where that was read before.
+    """
     removed = corpus.removed() | set(also)
     there = versions(home.adapters) if removed else []
     numbers = [version for version in there if _holds(read_manifest(home.adapters, version), removed)]
     models = [path for version in numbers for path in sorted(home.models.glob(f"personal-{version:04d}-*.gguf"))]
-    state = checkpoint.load(home.state) if removed else None
+    state = (latest or checkpoint.Latest(home.state)).state if removed else None
     return Remains(numbers, models, state is not None and _holds(state.progress, removed))
 
 

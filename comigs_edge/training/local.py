@@ -41,12 +41,11 @@ class LocalText:
 
     def steps(self, schedule: Schedule) -> int:
         """Expert steps of the phase behind a training with this schedule."""
-        enough = math.ceil(2 * PASSES * len(self.training) / schedule.batch)
-        return min(schedule.steps, max(schedule.router_period, enough))
+        return local_steps(len(self.training), schedule)
 
     def total_steps(self, schedule: Schedule) -> int:
         """Those of the experts and of the router."""
-        return _schedule(schedule, self.steps(schedule)).total_steps
+        return total_local_steps(len(self.training), schedule)
 
 
 class LocalPhase:
@@ -99,6 +98,16 @@ class LocalPhase:
         """The reverse of `state`; of other text it begins anew."""
         if progress[PROGRESS]["text"] == self._text:
             self.trainer.restore(select(arrays, PREFIX), progress[PROGRESS])
+
+
+def local_steps(rows: int, schedule: Schedule) -> int:
+    """Expert steps that so many rows of local text take behind a training with this schedule."""
+    return min(schedule.steps, max(schedule.router_period, math.ceil(2 * PASSES * rows / schedule.batch)))
+
+
+def total_local_steps(rows: int, schedule: Schedule) -> int:
+    """Those, and the router's between them."""
+    return _schedule(schedule, local_steps(rows, schedule)).total_steps
 
 
 def _schedule(schedule: Schedule, steps: int) -> Schedule:

@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Literal, NamedTuple, Protocol
 
 from comigs_edge.errors import EXPECTED, ComigsError, sentence
+from comigs_edge.planning import experience
 from comigs_edge.training.pauses import Pauses
 from comigs_edge.training.run import TrainingRun
 from comigs_edge.training.trainer import Event, Phase
@@ -104,7 +105,7 @@ def run_training(run: TrainingRun, pauses: Pauses, fleet: Fleet | None, screen: 
             since = pauses.working_time()
         if fleet is not None:
             fleet.end()
-    run.remember_pace(took[1:])  # the first follows a validation
+    experience.remember(run.home, run.settings.model.expert_form, run.plan, took[1:])  # the first follows a validation
     version = _end(run, screen)
     return Outcome(tokens, pauses.working_time() - started, version)
 

@@ -12,15 +12,21 @@ from comigs_edge.training import checkpoint
 from comigs_edge.training.learned import find_remains
 
 
-def find_next(home: Home, settings: Config, has_new_text: bool = False) -> str:
-    """The command; `has_new_text` says that there is something to learn although there may be a model already."""
+def find_next(
+    home: Home, settings: Config, has_new_text: bool = False, latest: checkpoint.Latest | None = None
+) -> str:  # fmt: skip
+    """The command; `has_new_text` says that there is something to learn although there may be a model already.
+
+    `latest`: the state of the training, where that was read before.
+    """
     running, made, corpus = holder.present(home.holder_file), versions(home.adapters), homes.corpus(home, settings)
     if running is not None and running.command == "train":
         return "comigs-edge status --follow"
     is_of_base = bool(made) and _is_of_base(home, settings, made[-1])
     if corpus.missing():
         return "comigs-edge chat" if is_of_base else "comigs-edge data add FOLDER"
-    state, remains = checkpoint.load(home.state), find_remains(home, corpus)
+    latest = latest or checkpoint.Latest(home.state)
+    state, remains = latest.state, find_remains(home, corpus, latest=latest)
     interrupted = state is not None and state.is_interrupted
     holds_removed = remains.in_training if interrupted else bool(made) and made[-1] in remains.versions
     is_foreign = state is not None and state.progress.get("base_sha256", settings.base.sha256) != settings.base.sha256

@@ -32,7 +32,8 @@ def open_training(home: Home, resolved: Resolved, progress: Progress = SILENT, r
     # The tokenizer is gone before the base is loaded.
     tokens = max(TOKENS, settings.train.steps * plan.batch * plan.context)
     tokenizer = Tokenizer(home.base_file, settings.model.thinking)
-    passage = Passage() if resume is False else find_passage(checkpoint.load(home.state))
+    latest = checkpoint.Latest(home.state, with_arrays=True)
+    passage = Passage() if resume is False else find_passage(latest.state)
     training, validation, passage = read_rows(home, settings, plan.context, tokenizer, refused, progress, tokens, passage)
     ordinary = open_ordinary(home, settings, tokenizer) if settings.has_zero_expert else []
     local = read_local(home, settings, plan.context, tokenizer, refused, progress)
@@ -40,7 +41,7 @@ def open_training(home: Home, resolved: Resolved, progress: Progress = SILENT, r
     base = open_base(home.base_file, plan.threads, plan.keep, getattr(torch, plan.precision), plan.device)
     gc.collect()
     tune_allocator(lean=not plan.keep)  # gives back what loading took
-    run = TrainingRun(home, resolved, base, (training, validation), passage, ordinary)
+    run = TrainingRun(home, resolved, base, (training, validation), passage, ordinary, latest)
     if local is not None and settings.model.specialists == 0:
         run.warnings.append("local text is not learned: there are no specialists (specialists = 0)")
     elif local is not None:

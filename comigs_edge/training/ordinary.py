@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections.abc import Callable
 from contextlib import suppress
 from importlib.resources import files as package_files
 from pathlib import Path
@@ -79,16 +80,29 @@ class OrdinaryText:
 
     def make(self, base: Base, progress: Progress = SILENT) -> None:
         """Lets the base write what is missing; `progress` gets tokens. What cannot be kept is made again next time."""
-        most, (prompts, ends) = rows_at_once(base, LENGTH), self.asked
+        most, shown = rows_at_once(base, LENGTH), 0
+
+        def show(done: float) -> None:
+            nonlocal shown
+            shown = max(shown, min(int(done), self.tokens))
+            progress(shown, self.tokens)
+
         while not self.is_complete:
-            rows = min(most, math.ceil((self.tokens - self.num_tokens) / (LENGTH / 2)))
-            done = len(self._made)  # which also says what is asked next, and the seed
-            chosen = [prompts[number % len(prompts)] for number in range(done, done + rows)]
-            for prompt, ids in zip(chosen, write(base, chosen, LENGTH, TEMPERATURE, ends, done), strict=True):
-                self._made.append(_answer(ids, len(prompt)))
+            self._write(base, min(most, math.ceil((self.tokens - self.num_tokens) / (LENGTH / 2))), show)
             with suppress(*EXPECTED):
                 self._keep()
-            progress(min(self.num_tokens, self.tokens), self.tokens)
+            show(self.num_tokens)
+
+    def _write(self, base: Base, rows: int, show: Callable[[float], None]) -> None:
+        before, done = self.num_tokens, len(self._made)  # the latter also says what is asked next, and the seed
+        prompts, ends = self.asked
+        chosen = [prompts[number % len(prompts)] for number in range(done, done + rows)]
+
+        def expect(place: int, _: int) -> None:  # rows end where they end: half of their length is expected of each
+            show(before + rows * place / 2)
+
+        for prompt, ids in zip(chosen, write(base, chosen, LENGTH, TEMPERATURE, ends, done, expect), strict=True):
+            self._made.append(_answer(ids, len(prompt)))
 
     def _keep(self) -> None:
         files.make_folder(self.path.parent)

@@ -42,6 +42,7 @@ class Pauses:
         self._next = clock()  # when to look again
         self._past = 0.0  # seconds of the pauses that are over
         self._since: float | None = None  # when the present one began
+        self._is_explained = False  # what turns pauses off
 
     @property
     def seconds(self) -> float:
@@ -79,7 +80,7 @@ class Pauses:
                 limits = replace(limits, resume_memory=limits.resume_memory + self._release())
                 reasons = watch.reasons(now, limits, kinds)
             if not kinds <= known:
-                self._say(f"paused: {'; '.join(reason.text for reason in reasons)}")
+                self._say(f"paused: {'; '.join(reason.text for reason in reasons)}{self._explain()}")
             if not known:
                 prepare()
             known |= kinds
@@ -91,6 +92,11 @@ class Pauses:
             reasons = watch.reasons(now, limits, kinds)
         if not stop:
             self._say(f"going on after {duration(self.seconds - before)}")
+
+    def _explain(self) -> str:
+        """Once, what a person can do about pauses."""
+        is_known, self._is_explained = self._is_explained, True
+        return "" if is_known else " ([pause] in config.toml has the limits, train --no-pause has none)"
 
     def _remind(self, is_short: bool, since: float | None) -> float | None:
         """Says once what can be done about memory that stays short; returns since when it is."""

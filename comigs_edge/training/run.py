@@ -10,12 +10,11 @@ from comigs_edge.arrays import digest
 from comigs_edge.errors import ComigsError
 from comigs_edge.home.folder import Home, corpus
 from comigs_edge.home.marks import Mark, read_mark
-from comigs_edge.home.versions import Saved, load, notes_of, read_manifest, save, versions
+from comigs_edge.home.versions import UNFINISHED, Saved, is_left_by, load, notes_of, read_manifest, remove, save, versions
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.experts import ExpertsConfig
 from comigs_edge.nn.model import Model
 from comigs_edge.nn.weights import Base
-from comigs_edge.planning import experience
 from comigs_edge.planning.plan import Resolved, forget, plan_experts, remember
 from comigs_edge.progress import SILENT, Progress
 from comigs_edge.training import checkpoint, further
@@ -43,12 +42,13 @@ class TrainingRun:
 
     def __init__(
         self, home: Home, resolved: Resolved, base: Base, rows: tuple[Rows, Rows], passage: Passage,
-        ordinary: Sequence[OrdinaryText] = (),
+        ordinary: Sequence[OrdinaryText] = (), latest: checkpoint.Latest | None = None,
     ) -> None:  # fmt: skip
         self.home, self.settings, self.plan = home, resolved.settings, resolved.plan
         self.base, self.rows, self.passage = base, rows, passage  # rows: of training and of validation text
         self.ordinary = ordinary
         self.text = " ".join(each.digest() for each in rows)  # losses are of this text
+        self._latest = latest or checkpoint.Latest(home.state, with_arrays=True)
         self.warnings: list[str] = []
         self.resumed = False
         self.learned: list[int] | None = None  # numbers of the files that are trained on, `learned.py`
@@ -67,7 +67,10 @@ class TrainingRun:
         `resume` True insists on an interrupted training, False starts from the bare base. Raises `ComigsError` where the
         settings do not fit what is there.
         """
-        state = None if resume is False else checkpoint.load(self.home.state)
+        state = None if resume is False else self._latest.state
+        self._latest = checkpoint.Latest(
+            self.home.state, with_arrays=True
+        )  # arrays are read again only if they are asked for again
         if state is not None:
             self.warnings += state.warnings
             if not state.progress:
@@ -145,8 +148,12 @@ class TrainingRun:
     def total_steps(self) -> int:
         """Steps of the whole training."""
         schedule = self.trainer.schedule
-        local = 0 if self.local_text is None else self.local_text.total_steps(schedule)
-        return self.trainer.total_steps + (schedule.closing if self.ordinary else 0) + local
+        return self.trainer.total_steps + (schedule.closing if self.ordinary else 0) + self.local_steps
+
+    @property
+    def local_steps(self) -> int:
+        """Steps of the phase of local text, behind all others."""
+        return 0 if self.local_text is None else self.local_text.total_steps(self.trainer.schedule)
 
     @property
     def steps_done(self) -> int:
@@ -211,11 +218,6 @@ class TrainingRun:
         if event.is_best:
             self.best_mark = self.mark
 
-    def remember_pace(self, seconds: Sequence[float]) -> None:
-        """Tells the next plan what expert steps took, in seconds; not to be told is no reason to fail."""
-        with contextlib.suppress(OSError):
-            experience.remember(self.home, self.settings.model.expert_form, self.plan, seconds)
-
     # Saving -------------------------------------------------------------------------------------------------------
 
     def save(self) -> int | None:
@@ -255,7 +257,7 @@ class TrainingRun:
     @property
     def is_saved(self) -> bool:
         """Whether there is a state of this training, or of one before, to go on from."""
-        return checkpoint.interrupted(self.home.state) is not None
+        return checkpoint.Latest(self.home.state).interrupted is not None
 
     def publish(self) -> int | None:
         """Makes the best state the newest adapters, closed if the training is done; None if nothing is better than its start."""
@@ -276,7 +278,13 @@ class TrainingRun:
         if self._newest is not None:
             notes = notes_of(self._newest.manifest) | {KEY: join_learned(corpus(self.home, self.settings), self._newest.manifest)}
         notes |= local.facts() if local is not None else {}
-        return save(self.home.adapters, arrays, layout, self.settings.base.sha256, notes, None if local is None else local.start)
+        notes |= {} if self.is_done else {UNFINISHED: True}
+        version = save(
+            self.home.adapters, arrays, layout, self.settings.base.sha256, notes, None if local is None else local.start
+        )
+        if self.resumed and there and is_left_by(self.home.adapters, there[-1], trainer.first_loss):
+            remove(self.home.adapters, there[-1:])
+        return version
 
     def result(self) -> tuple[Arrays, ExpertsConfig, float]:
         """What is kept, and the validation loss of shared text before the local phase, nats a token."""

@@ -98,7 +98,8 @@ def devices(fleet: Fleet) -> list[Facts]:
     rows = fleet.database.rows(
         "SELECT id, name, joined, revoked, version, validation_loss, "
         "(SELECT count(*) FROM updates WHERE device = id) AS updates, "
-        "(SELECT max(round) FROM updates WHERE device = id) AS last_round FROM devices ORDER BY joined, name"
+        "(SELECT max(round) FROM updates WHERE device = id) AS last_round, "
+        "(SELECT count(*) FROM refusals WHERE device = id) AS refusals FROM devices ORDER BY joined, name"
     )
     named = alarms(fleet)
     for row in rows:

@@ -23,11 +23,12 @@ class Point(NamedTuple):
     round: int
     value: float | None
     is_marked: bool = False  # bars: the round is still open; lines: an older generalist was published again
+    refused: int = 0  # bars: by so many devices, drawn as a narrow bar
 
 
 def bars(name: str, title: str, points: Sequence[Point], say: Number, is_count: bool = False) -> str:
     """One bar a round; `say` formats a value, `is_count` keeps the scale to whole numbers."""
-    scale = ticks(0.0, max((point.value or 0.0 for point in points), default=0.0), is_count)
+    scale = ticks(0.0, max((max(point.value or 0.0, point.refused) for point in points), default=0.0), is_count)
     step = (WIDTH - LEFT - RIGHT) / max(1, len(points))
     width = min(MAX_BAR, step * 0.78)
     drawn = []
@@ -39,7 +40,13 @@ def bars(name: str, title: str, points: Sequence[Point], say: Number, is_count: 
         drawn.append(
             f'<rect class="{kind}" {box}><title>round {point.round}: {escape(say(point.value or 0.0))}{note}</title></rect>'
         )
-    return _chart(name, title, _describe(points, say), _axes(points, scale, say, step) + "".join(drawn))
+        if point.refused:
+            top = _y(point.refused, scale)
+            box = f'x="{x + width / 3:.1f}" y="{top:.1f}" width="{width / 3:.1f}" height="{BASELINE - top:.1f}"'
+            drawn.append(f'<rect class="refused" {box}><title>round {point.round}: refused by {point.refused}</title></rect>')
+    refused = sum(point.refused for point in points)
+    text = _describe(points, say) + (f" Refused {refused} times." if refused else "")
+    return _chart(name, title, text, _axes(points, scale, say, step) + "".join(drawn))
 
 
 def line(name: str, title: str, points: Sequence[Point], say: Number) -> str:

@@ -107,16 +107,17 @@ def _tile(name: str, figure: str, note: str, is_bad: bool = False) -> str:
 def _charts(rounds: list[Facts]) -> str:
     closed = [row for row in rounds if row["closed"] is not None]
     losses = [Point(row["number"], row["validation_loss"], row["rolled_back_to"] is not None) for row in closed]
-    devices = [Point(row["number"], row["devices"], row["closed"] is None) for row in rounds]
+    devices = [Point(row["number"], row["devices"], row["closed"] is None, row["refusals"]) for row in rounds]
     moved = [Point(row["number"], row["bytes_in"], row["closed"] is None) for row in rounds]
     loss = charts.line("loss", "Validation loss by round", losses, lambda value: f"{value:.4g}")
     if all(point.value is None for point in losses):
         loss = '<p class="empty">No device reports its validation loss. Each decides that for itself.</p>'
+    refused = "; narrow: devices that refused its generalist" if any(point.refused for point in devices) else ""
     turned = "; dashed: an older generalist again" if any(point.is_marked for point in losses) else ""
     return "".join((
         '<section class="charts" aria-label="Rounds over time">',
         _figure("Validation loss", f"nats a token, mean of the devices that report it{turned}", loss),
-        _figure("Devices", "updates in each round",
+        _figure("Devices", f"updates in each round{refused}",
                 charts.bars("devices", "Devices by round", devices, lambda value: f"{value:.0f}", is_count=True)),
         _figure("Received", "bytes of each round's updates", charts.bars("moved", "Bytes received by round", moved, _size)),
         "</section>",
@@ -131,11 +132,15 @@ def _figure(name: str, note: str, drawing: str) -> str:
 
 
 def _devices(rows: list[Facts], now: float, silent_since: float) -> str:
-    heads = ("Device", "State", "Last contact", "#Updates", "#Last round", "#Validation loss", "#Received", "#Sent", "Version")
+    heads = (
+        "Device", "State", "Last contact", "#Updates", "#Last round", "#Refused", "#Validation loss", "#Received", "#Sent",
+        "Version",
+    )  # fmt: skip
     return _table("Devices", heads, (
         (
             escape(row["name"]), _state(row, silent_since), _moment(row["last_contact"], now), str(row["updates"]),
-            _or_dash(row["last_round"]), _loss(row["validation_loss"]), _size(row["bytes_in"]), _size(row["bytes_out"]),
+            _or_dash(row["last_round"]), _or_dash(row["refusals"] or None), _loss(row["validation_loss"]),
+            _size(row["bytes_in"]), _size(row["bytes_out"]),
             escape(row["version"]),
         ) for row in rows
     ))  # fmt: skip

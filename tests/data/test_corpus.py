@@ -1,5 +1,6 @@
 """Splits are stable, duplicates stay out, and adding is all or nothing."""
 
+import re
 import stat
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from comigs_edge.data import documents
 from comigs_edge.data.corpus import SPLITS, Corpus
+from comigs_edge.data.enough import find_missing
 from comigs_edge.errors import ComigsError
 
 
@@ -56,8 +58,9 @@ def test_duplicates_and_near_duplicates_are_dropped_and_counted(add):
     text = words(1, 200)
     near = text.replace(" ", "  ", 3) + " and more"
     report = add("a.jsonl", text, text, near, words(2, 200))
-    assert (report.added, report.duplicates, report.near_duplicates) == (2, 1, 1)
-    assert add("b.jsonl", text, near).added == 0
+    assert (report.added, report.repeats, report.duplicates, report.near_duplicates) == (2, 1, 0, 1)
+    report = add("b.jsonl", text, near)
+    assert (report.added, report.repeats, report.duplicates) == (0, 0, 2)
 
 
 def test_a_file_that_is_added_again_replaces_itself(add, corpus):
@@ -82,6 +85,20 @@ def test_too_little_text_says_how_much_is_needed(add, corpus):
     add("a.jsonl", "few words", "other ones")
     with pytest.raises(ComigsError, match=r"2 documents.*at least 3 documents and 4,000 bytes"):
         corpus.check_enough()
+
+
+@pytest.mark.parametrize(
+    ("documents", "trained", "said"),
+    [
+        ((1, 1, 0), 100, "2 documents .*; at least 3 documents and 4,000 bytes of training text are needed"),
+        ((1, 1, 0), 5000, "2 documents with 5,000 bytes .*; at least 3 documents are needed"),
+        ((7, 1, 1), 100, "9 documents with 100 bytes .*; at least 4,000 bytes of training text are needed"),
+        ((9, 0, 0), 5000, "validation and test would be empty: the 9 documents are too much alike"),
+    ],
+)
+def test_only_limits_that_are_not_met_are_named(documents, trained, said):
+    sizes = {split: {"documents": count, "bytes": trained} for split, count in zip(SPLITS, documents, strict=True)}
+    assert re.match(said, find_missing(sizes, learned=0, has_local=False))
 
 
 def test_the_file_is_the_owners_alone(add, corpus):

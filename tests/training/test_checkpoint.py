@@ -5,7 +5,9 @@ import sys
 
 import numpy as np
 
+from comigs_edge import files
 from comigs_edge.training import checkpoint
+from tests.tiny import some_text
 
 
 def write(folder, value):
@@ -30,6 +32,29 @@ def test_a_corrupt_newest_falls_back_to_the_older_with_a_warning(tmp_path):
     assert progress == {"step": 1}
     assert len(warnings) == 1
     assert "checkpoint-00000002 is damaged" in warnings[0]
+
+
+def test_without_arrays_the_same_is_found(tmp_path):
+    write(tmp_path, 1)
+    write(tmp_path, 2)
+    max(tmp_path.iterdir()).write_bytes(b"damaged")
+    found = checkpoint.load(tmp_path, with_arrays=False)
+    assert found == checkpoint.load(tmp_path)._replace(arrays={})
+
+
+def test_status_and_a_training_read_their_state_once(ready, run, monkeypatch, tmp_path):
+    for seed, name in enumerate(("more", "gone"), 5):
+        (tmp_path / f"{name}.txt").write_text(some_text(seed=seed))
+        run("data", "add", tmp_path / f"{name}.txt")
+    run("train", "--steps", 2, "--plan", "zero_expert=false")
+    run("data", "remove", tmp_path / "gone.txt")
+    read, sha256_file = [], files.sha256_file
+    monkeypatch.setattr(files, "sha256_file", lambda path, *rest: read.append(path.name[:10]) or sha256_file(path, *rest))
+    assert "text that was removed was learned by adapters 0001, " in run("status").stdout
+    assert read.count("checkpoint") == 1
+    read.clear()
+    run("train", "--steps", 2, "--plan", "zero_expert=false")
+    assert read.count("checkpoint") == 1
 
 
 def test_nothing_saved_is_none(tmp_path):

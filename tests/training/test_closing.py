@@ -9,7 +9,7 @@ import torch
 from comigs_edge.arrays import digest
 from comigs_edge.data.tokenizer import Encoded
 from comigs_edge.home.folder import Home
-from comigs_edge.home.versions import load, read_manifest
+from comigs_edge.home.versions import load, read_manifest, versions
 from comigs_edge.inference.elsewhere import measure_elsewhere
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.experts import ExpertsConfig, is_router
@@ -110,8 +110,16 @@ def test_an_interruption_in_the_closing_phase_changes_no_bit_of_what_comes_out(o
         assert not read_manifest(cut.home.adapters, 1)["layout"]["zero_expert"]
     last = opened()
     assert train(last, resume=True) == 2
+    assert versions(last.home.adapters) == [2]  # what was left before is no version beside it
     assert digest(newest(last).arrays()) == expected
     assert checkpoint.load(last.home.state).progress["finished"]
+
+
+def test_a_training_that_was_stopped_in_its_closing_phase_is_said_to_be_there(opened, run):
+    cut = opened()
+    train(cut, stop_after=STEPS + 16 + 1)  # expert, router, and of three closing steps one
+    assert f"interrupted after the last of {STEPS} expert steps, with closing steps left" in run("status").stdout
+    assert "of an interrupted training" in run("models", "list").stdout
 
 
 def test_without_a_zero_expert_a_training_ends_with_its_best_state(opened):

@@ -1,6 +1,8 @@
 """Local text: specialists and router learn it, and no bit of what the generalist does depends on it."""
 
+import json
 import random
+import re
 
 import pytest
 
@@ -12,7 +14,7 @@ from comigs_edge.errors import ComigsError
 from comigs_edge.home.folder import Home, corpus
 from comigs_edge.home.versions import load, read_manifest
 from comigs_edge.nn.adapters import Adapters
-from comigs_edge.planning.plan import resolve
+from comigs_edge.planning.plan import disk_needed, resolve
 from comigs_edge.training import checkpoint
 from comigs_edge.training.opening import open_training
 from coordinator.protocol.generalist import may_leave
@@ -69,6 +71,19 @@ def test_the_generalist_is_the_same_to_the_last_bit_with_and_without_local_text(
         rounds[name] = [*found, again.text, digest({n: a for n, a in newest(again).arrays.items() if may_leave(n)})]
         assert (again.local is not None) == (name == "with")
     assert rounds["with"] == rounds["without"]
+
+
+def test_the_plan_says_how_long_local_text_takes_and_its_room_is_asked_for(ready, run, tmp_path):
+    before = json.loads(run("plan", "--json").stdout)["plan"]
+    add_local(tmp_path)
+    plan = json.loads(run("plan", "--json").stdout)["plan"]
+    assert (before["local_steps"], plan["steps"]) == (0, before["steps"])
+    shown = run("train", "--steps", STEPS, "--plan", "zero_expert=false", "--json")
+    (local,) = re.findall(rf", {STEPS} steps in less than a minute, then (\d+) of local text in less than a minute", shown.stderr)
+    assert 0 < int(local) <= plan["local_steps"]
+    home = Home(ready)
+    resolved = resolve(home, home.settings())
+    assert disk_needed(resolved.plan, resolved.base, has_local=True) > 1.5 * disk_needed(resolved.plan, resolved.base)
 
 
 def test_local_text_shapes_specialists_and_router_and_never_the_generalist(opened, tmp_path):

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from comigs_edge.errors import ComigsError
+from comigs_edge.planning import experience
 from comigs_edge.training.loop import run_training
 from comigs_edge.training.trainer import Event
 
@@ -19,7 +20,9 @@ class Life:
 
     def __init__(self, checkpoint_minutes, signal_at=None):
         self.now, self.log, self.done, self.signal_at = 0.0, [], 0, signal_at
-        self.settings = SimpleNamespace(train=SimpleNamespace(checkpoint_minutes=checkpoint_minutes))
+        settings = {"train": SimpleNamespace(checkpoint_minutes=checkpoint_minutes), "model": SimpleNamespace(expert_form="lora")}
+        self.settings = SimpleNamespace(**settings)
+        self.home, self.plan = None, SimpleNamespace(step_seconds=None)
         self.trainer = self.fleet = self.screen = self.pauses = self
         self.pause_at = self.unread_at = None
 
@@ -54,9 +57,6 @@ class Life:
 
     def count(self, event):
         pass
-
-    def remember_pace(self, seconds):
-        self.pace = seconds
 
     def is_read(self):
         return self.done != self.unread_at
@@ -183,8 +183,10 @@ def test_where_nothing_can_be_saved_the_last_sentence_says_what_comes_next(saved
         live(life)
 
 
-def test_the_next_plan_is_told_what_expert_steps_took_without_what_lay_between_them():
+def test_the_next_plan_is_told_what_expert_steps_took_without_what_lay_between_them(monkeypatch):
+    told = []
+    monkeypatch.setattr(experience, "remember", lambda *words: told.append(words[3]))
     life = Life(checkpoint_minutes=1)
     life.after = lambda event: setattr(life, "now", life.now + 7 * MINUTE)  # an exchange
     live(life)
-    assert life.pace == [2 * MINUTE, 2 * MINUTE]
+    assert told == [[2 * MINUTE, 2 * MINUTE]]

@@ -14,6 +14,7 @@ from profiles import watch
 from profiles.watch import Limits, Readings
 
 LIMITS = Limits(80.0, 70.0, 30, 40, 100_000_000, 200_000_000, 0.5, 0.25)
+REMEDY = " ([pause] in config.toml has the limits, train --no-pause has none)"
 COOL, HOT, WARM = (Readings(temperature=degrees) for degrees in (50.0, 85.0, 75.0))
 
 
@@ -46,9 +47,12 @@ class World:
 def test_it_pauses_says_so_once_saves_once_and_resumes():
     world = World(HOT, HOT, WARM, WARM, COOL)
     world.wait()
-    assert world.lines == ["paused: 85 °C, resumes below 70", "going on after 20 seconds"]
-    assert world.calls == ["read", "prepare", "read", "read", "read", "read"]
-    assert world.pauses.seconds == pytest.approx(20)  # four readings, five seconds apart
+    assert world.lines == [f"paused: 85 °C, resumes below 70{REMEDY}", "going on after 20 seconds"]
+    world.script, world.now = [HOT, COOL], world.now + 10
+    world.wait()
+    assert world.lines[2:] == ["paused: 85 °C, resumes below 70", "going on after 5 seconds"]  # what can be done is known
+    assert world.calls == [*["read", "prepare"], *["read"] * 4, "read", "prepare", "read"]
+    assert world.pauses.seconds == pytest.approx(25)  # four readings, five seconds apart
 
 
 def test_without_a_reason_it_only_looks_every_five_seconds():
@@ -70,7 +74,7 @@ def test_a_signal_ends_the_pause_at_once():
     world.stop_at = 131.3
     world.wait()
     assert world.now == pytest.approx(131.4, abs=0.11)
-    assert world.lines == ["paused: 85 °C, resumes below 70"]
+    assert world.lines == [f"paused: 85 °C, resumes below 70{REMEDY}"]
     assert world.pauses.seconds == pytest.approx(world.now - 100)
 
 
@@ -90,7 +94,7 @@ def test_a_new_reason_is_said_and_an_old_one_is_not_said_again():
     world = World(HOT, low, low, WARM, HOT, COOL)
     world.wait()
     assert world.lines == [
-        "paused: 85 °C, resumes below 70",
+        f"paused: 85 °C, resumes below 70{REMEDY}",
         "paused: 75 °C, resumes below 70; battery at 20 %, resumes at 40 or when plugged in",
         "going on after 25 seconds",
     ]
@@ -104,7 +108,7 @@ def test_memory_is_given_back_before_saving_and_must_be_there_again():
     world = World(left(90), left(390), left(499), left(500), released=300_000_000)
     world.wait()
     assert world.calls == ["read", "release", "prepare", "read", "read", "read"]
-    assert world.lines == ["paused: 90 MB of memory left, resumes at 500", "going on after 15 seconds"]
+    assert world.lines == [f"paused: 90 MB of memory left, resumes at 500{REMEDY}", "going on after 15 seconds"]
 
 
 def test_memory_that_stays_short_is_waited_for_and_a_way_out_is_said_once():
@@ -169,7 +173,7 @@ def test_paused_time_is_not_the_trainings(ready, run, monkeypatch):
     monkeypatch.setattr(Trainer, "step", slow(world, Trainer.step))
     result, _ = train(run)
     assert world.lines == [
-        "paused: 85 °C, resumes below 70", "going on after 10 seconds",
+        f"paused: 85 °C, resumes below 70{REMEDY}", "going on after 10 seconds",
         "paused: 85 °C, resumes below 70", "going on after 5 seconds",
     ]  # fmt: skip
     assert (result["seconds"], result["paused_seconds"]) == (13 * 6, 15)  # 6 expert, 4 router and 3 closing steps

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as some
 
+from coordinator.ledger import overview
 from coordinator.ledger.config import Config
 from coordinator.ledger.database import Database
 from coordinator.ledger.fleet import Fleet
@@ -122,6 +123,24 @@ def test_bars_are_as_high_as_their_numbers(fleet):
     loss = drawings(page.render(fleet, 0.0, "1"))["Validation loss by round"]
     assert [dot.find(f"{SVG}title").text for dot in loss.iter(f"{SVG}circle")] == ["round 0: 3", "round 1: 1.5"]
     assert loss.find(f"{SVG}desc").text == "Round 0: 3; round 1: 1.5; lowest 1.5, highest 3."
+
+
+def test_refusals_stand_beside_the_updates_of_their_round_and_with_their_device(fleet):
+    first, second = join(fleet, "a"), join(fleet, "b")
+    for number in range(2):
+        update(fleet, first, number, 2.0)
+        update(fleet, second, number, 2.0)
+        close(fleet, number)
+    fleet.database.run("INSERT INTO refusals VALUES (?, 1, 2, 3)", second)
+    html = page.render(fleet, 0.0, "1")
+    chart = drawings(html)["Devices by round"]
+    bars = {bar.get("class"): float(bar.get("height")) for bar in chart.iter(f"{SVG}rect")}  # the last of each kind
+    refused = [bar.find(f"{SVG}title").text for bar in chart.iter(f"{SVG}rect") if bar.get("class") == "refused"]
+    assert refused == ["round 1: refused by 1"]
+    full = max(float(bar.get("height")) for bar in chart.iter(f"{SVG}rect"))
+    assert bars["refused"] == pytest.approx(full / 2, abs=0.2)  # of two updates
+    assert "updates in each round; narrow: devices that refused its generalist" in Read(html).words
+    assert [device["refusals"] for device in overview.devices(fleet)] == [0, 1]
 
 
 def test_the_round_its_deadline_and_contacts_are_in_words(fleet, clock):
