@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,15 +69,20 @@ def load(folder: Path, with_arrays: bool = True) -> Checkpoint | None:
 
 
 class Latest:
-    """What `load` finds, read when it is first asked for: once, for all who look at it."""
+    """What `load` finds, read when it is asked for, and again only where files have changed."""
 
     def __init__(self, folder: Path, with_arrays: bool = False) -> None:
         self._folder, self._with_arrays = folder, with_arrays
+        self._seen: list[tuple[Path, int]] | None = None
+        self._state: Checkpoint | None = None
 
-    @cached_property
+    @property
     def state(self) -> Checkpoint | None:
         """The newest sound generation; None if nothing was saved."""
-        return load(self._folder, self._with_arrays)
+        files = [(path, path.stat().st_mtime_ns) for *_, path in _generations(self._folder)]
+        if files != self._seen:
+            self._seen, self._state = files, load(self._folder, self._with_arrays)
+        return self._state
 
     @property
     def interrupted(self) -> Checkpoint | None:
