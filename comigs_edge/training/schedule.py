@@ -11,10 +11,11 @@ from comigs_edge.nn.form import OptimiserName
 
 CLOSING_SHARE = 0.1  # of the expert steps
 FEWEST = 10  # steps, however little text there is; also of a closing phase, unless the experts do fewer
+RATE_STEPS = 50  # that the default rate was measured with
 DECAY_SHARE = 0.2  # of the steps before it, that a constant rate takes to fall
 
 # What the first versions did not know.
-_LATER = ("closing_steps", "schedule", "patience", "decay_from", "optimiser", "rate_factor")
+_LATER = ("closing_steps", "schedule", "patience", "decay_from", "optimiser", "rate_steps", "rate_factor")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,7 @@ class Schedule:
     patience: int = 0  # periods without a better validation loss after which the end is decided; 0: never
     decay_from: int | None = None  # the step at which a constant rate begins to fall, where patience has decided it
     optimiser: OptimiserName = "adamw"  # of the experts
+    rate_steps: int = 0  # the experts' rate is for so many steps: longer trainings learn more slowly; 0: it is for any number
     rate_factor: float = 1.0  # on the experts' rate: a training that goes on from a finished one learns more slowly
 
     @property
@@ -64,7 +66,15 @@ class Schedule:
 
     def keep_course(self, asked: Schedule, is_closing: bool) -> Schedule:
         """What is asked for, on the course of this one, which a training keeps to its end, a closing phase that began too."""
-        names = ("schedule", "patience", "decay_from", "optimiser", "rate_factor", *(("closing_steps",) if is_closing else ()))
+        names = (
+            "schedule",
+            "patience",
+            "decay_from",
+            "optimiser",
+            "rate_steps",
+            "rate_factor",
+            *(("closing_steps",) if is_closing else ()),
+        )
         return replace(asked, **{name: getattr(self, name) for name in names})
 
     @property
@@ -77,15 +87,16 @@ class Schedule:
 
     def learning_rate(self, step: int) -> float:
         """Of the experts at this step: linear warm-up, then on its course from the first to the final rate."""
-        first = self.rate_factor * self.expert_learning_rate
+        share = min(1.0, math.sqrt(self.rate_steps / self.steps)) if self.rate_steps else 1.0
+        first = share * self.rate_factor * self.expert_learning_rate
         if step < self.warmup_steps:
             return first * (step + 1) / self.warmup_steps
-        final = min(first, self.final_learning_rate)
+        final = min(first, share * self.final_learning_rate)
         if self.schedule == "wsd":
             left = (self.steps - step) / max(1, self.steps - self._falls_from)
             return final + (first - final) * min(1.0, left)
-        share = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
-        return final + (first - final) * (1 + math.cos(math.pi * share)) / 2
+        done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        return final + (first - final) * (1 + math.cos(math.pi * done)) / 2
 
     def router_due(self, expert_steps: int) -> int:
         """Router steps that belong before the next expert step; the last period may be a short one."""
@@ -110,9 +121,10 @@ def make_schedule(settings: Config, batch: int, steps: int | None, rows: int | N
     enough = train.steps
     if rows is not None:
         enough = max(FEWEST, math.ceil(train.passes * rows / batch))
+    optimiser = train.optimiser or FORMS[settings.model.expert_form].optimiser
     return Schedule(
         steps=steps or min(train.steps, enough), batch=batch, schedule=train.schedule, patience=0 if steps else train.patience,
-        optimiser=train.optimiser or FORMS[settings.model.expert_form].optimiser,
+        optimiser=optimiser, rate_steps=RATE_STEPS if optimiser == "muon" and train.expert_learning_rate is None else 0,
         expert_learning_rate=rates[0], final_learning_rate=rates[1],
         router_learning_rate=train.router_learning_rate, warmup_steps=train.warmup_steps,
         router_period=train.router_period, router_steps=train.router_steps, balance_weight=train.balance_weight,

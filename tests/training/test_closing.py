@@ -198,7 +198,7 @@ def test_the_checkpoint_of_a_training_without_one_has_but_its_optimiser_to_add(o
     run = opened("zero_expert=false")
     train(run, stop_after=3)
     found = checkpoint.load(run.home.state).progress
-    assert found["schedule"] == recorded("progress")["schedule"] | {"steps": STEPS, "optimiser": "muon"}
+    assert found["schedule"] == recorded("progress")["schedule"] | {"steps": STEPS, "optimiser": "muon", "rate_steps": 50}
     assert "closing" not in found
 
 

@@ -107,6 +107,17 @@ def test_the_steps_follow_from_the_text_between_ten_and_those_of_the_settings(ro
     assert make_schedule(settings, 8, None).steps == 200  # of text that is not known yet
 
 
+@pytest.mark.parametrize(("steps", "share"), [(10, 1.0), (50, 1.0), (200, 0.5)])
+def test_with_muon_long_trainings_learn_more_slowly_at_the_default_rate_alone(steps, share):
+    def rates(**train):
+        plan = make_schedule(Config(base=BASE, model=MODEL, train=TrainConfig(**train)), 8, steps)
+        return [plan.learning_rate(step) for step in (0, steps)]
+
+    assert rates() == [pytest.approx(share * 1.2e-2), pytest.approx(share * 1.2e-3)]
+    assert rates(expert_learning_rate=0.03)[0] == pytest.approx(0.03)
+    assert rates(optimiser="adamw")[0] == pytest.approx(1.2e-2)
+
+
 def test_who_names_the_steps_gets_exactly_those():
     plan = make_schedule(Config(base=BASE, train=TrainConfig(passes=2.0, patience=1)), 8, 300, 30)
     assert (plan.steps, plan.patience) == (300, 0)
@@ -114,7 +125,7 @@ def test_who_names_the_steps_gets_exactly_those():
 
 def test_a_checkpoint_of_default_settings_holds_nothing_that_earlier_versions_do_not_know():
     assert {field.name for field in fields(Schedule)} - schedule().facts().keys() == {
-        "closing_steps", "schedule", "patience", "decay_from", "optimiser", "rate_factor"
+        "closing_steps", "schedule", "patience", "decay_from", "optimiser", "rate_steps", "rate_factor"
     }  # fmt: skip
     changed = schedule(schedule="wsd", patience=2, decay_from=0, rate_factor=0.5)
     assert Schedule(**changed.facts()) == changed
