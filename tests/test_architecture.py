@@ -20,6 +20,7 @@ ARROWS = {
     "coordinator.protocol": "",
     "coordinator.ledger": "coordinator.protocol",
     "coordinator.web": "coordinator.protocol coordinator.ledger",
+    "coordinator.flare": "coordinator.protocol coordinator.ledger coordinator.web",
     "coordinator": "coordinator.protocol coordinator.ledger coordinator.web",
     "comigs_edge": "coordinator.protocol profiles quantize",
     "comigs_edge.base": "comigs_edge quantize",
