@@ -21,7 +21,7 @@ ARROWS = {
     "coordinator.ledger": "coordinator.protocol",
     "coordinator.web": "coordinator.protocol coordinator.ledger",
     "coordinator.flare": "coordinator.protocol coordinator.ledger coordinator.web",
-    "coordinator": "coordinator.protocol coordinator.ledger coordinator.web",
+    "coordinator": "coordinator.flare coordinator.protocol coordinator.ledger coordinator.web",
     "comigs_edge": "coordinator.protocol profiles quantize",
     "comigs_edge.base": "comigs_edge quantize",
     "comigs_edge.data": "comigs_edge coordinator.protocol",

@@ -25,7 +25,7 @@ from comigs_edge.fleet.transport import News, Offline
 from comigs_edge.progress import SILENT, Progress
 from coordinator.protocol import keys, tasks, wire
 from coordinator.protocol.messages import Commit, Manifest, Refusal, SignedManifest, State
-from coordinator.protocol.tasks import Answer, Membership, Task
+from coordinator.protocol.tasks import Answer, Task
 
 POLL = 0.2  # seconds
 
@@ -66,7 +66,7 @@ class Carried:
         """Answers the task that was read last."""
         assert self._task is not None
         self._answered = self._task.word
-        files.write_atomic(self._answer_file, tasks.pack(Answer(word=self._answered, **said), data))
+        files.write_atomic(self._answer_file, tasks.head(Answer(word=self._answered, **said)) + data)
 
     def ask(self, patience: float, **said: Any) -> Task:
         """Answers with a question and waits for the task that it brings; raises `Offline`."""
@@ -108,7 +108,7 @@ class CarriedTransport:
         state = self._state(task)
         if update is None or state.has_contributed or update.id in state.counted:
             return News(state=state)
-        rejected = task.members[self._device].rejected
+        rejected = None if task.mine is None else task.mine.rejected
         if rejected is not None and rejected.update_id == update.id and rejected.problem.error in REJECTED:
             reason = rejected.problem.message if rejected.problem.error in HOPELESS else ""
             return News(state=state, is_rejected=True, reason=reason)
@@ -129,18 +129,17 @@ class CarriedTransport:
         task = self._carried.read()
         if task is None:
             return self._carried.wait(0.0)
-        if self._device not in task.members:  # it was not in touch for long
+        if task.mine is None or task.mine.device != self._device:  # who it is, the fleet says
             task = self._ask()
-        if self._device not in task.members:
-            raise ComigsError("the fleet does not know this device any more; ask its owner, and join again")
         return task
 
     def _state(self, task: Task) -> State:
         """As of a coordinator that is asked again after every round's steps; a task with an answer is a round that waits."""
-        mine = task.members.get(self._device, Membership())
-        state = msgspec.structs.replace(task.state, counted=mine.counted, next_poll_seconds=0.0)
-        state.has_contributed = mine.has_contributed or task.word == self._has_brought
-        return state
+        assert task.mine is not None
+        return msgspec.structs.replace(
+            task.state, counted=task.mine.counted, next_poll_seconds=0.0,
+            has_contributed=task.mine.has_contributed or task.word == self._has_brought,
+        )  # fmt: skip
 
     def _ask(self, **said: Any) -> Task:
         refusal, self._refusal = self._refusal, None

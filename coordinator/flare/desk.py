@@ -11,6 +11,7 @@ import contextlib
 import logging
 import secrets
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import msgspec
 
@@ -26,61 +27,62 @@ NOWHERE = "https://localhost"  # in place of the address of a coordinator that w
 log = logging.getLogger("comigs-coordinator")
 
 
+class Sent(NamedTuple):
+    """A task on its way: the message, and the generalist's bytes behind it."""
+
+    head: bytes
+    data: bytes
+
+
 class Desk:
     """Of one fleet, whose only writer it is; `pin` is the SHA-256 of the coordinator's certificate."""
 
     def __init__(self, fleet: Fleet, pin: bytes) -> None:
         self.fleet, self._pin = fleet, pin
         self._rejected: dict[str, Rejected] = {}  # by device, what it brought last
+        self._payloads: dict[str, bytes] = {}  # by SHA-256, those that were sent last
 
-    def tasks(self, sites: Iterable[str]) -> Iterator[tuple[list[str], bytes]]:
-        """What sites are told now, with those that are told the same."""
+    def tasks(self, sites: Iterable[str]) -> Iterator[tuple[str, Sent]]:
+        """What each site is told now."""
         names = {device.name: device for device in self.fleet.members.devices.values() if device.revoked is None}
-        groups: dict[tuple[bool, bool], list[str]] = {}
         for site in sites:
-            groups.setdefault((site in names, self._may_have_change(names.get(site))), []).append(site)
-        for group in groups.values():
-            yield group, self.task(names.get(group[0]))
+            yield site, self.task(names.get(site))
 
     def task(
         self, device: Device | None, *, after: int | None = None, whole: bool = False, joined: Joined | None = None,
         problem: Problem | None = None,
-    ) -> bytes:  # fmt: skip
+    ) -> Sent:  # fmt: skip
         """What a device is told now, None of a stranger: the `whole` generalist where it asks for it or may have no change."""
         fleet, newest = self.fleet, self.fleet.chain.newest_number
         row = fleet.database.row("SELECT sha256, change_sha256 FROM rounds WHERE number = ?", newest) or {}
-        has_change = self._may_have_change(device) and not whole
+        has_change = device is not None and not whole and fleet.may_read(device, newest - 1)  # it says what two differ in
         change = self._payload(row.get("change_sha256")) if has_change else b""
         data = b"" if device is None else change or self._payload(row.get("sha256"))
-        return tasks.pack(
-            Task(
-                word=secrets.token_hex(8), fleet=fleet.id, state=fleet.state(), members=self._members(),
-                links=fleet.chain.manifests(newest - tasks.LINKS if after is None else after),
-                address=fleet.database.fact("address") or "", pin=self._pin.hex(), change=len(change),
-                whole=0 if change else len(data), joined=joined, problem=problem,
-            ),
-            data,
-        )  # fmt: skip
-
-    def _may_have_change(self, device: Device | None) -> bool:
-        """A change says what two generalists differ in: for who may read both."""
-        return device is not None and self.fleet.may_read(device, self.fleet.chain.newest_number - 1)
+        head = tasks.head(Task(
+            word=secrets.token_hex(8), fleet=fleet.id, state=fleet.state(), mine=self._mine(device),
+            links=fleet.chain.manifests(newest - tasks.LINKS if after is None else after),
+            address=fleet.database.fact("address") or "", pin=self._pin.hex(), change=len(change),
+            whole=0 if change else len(data), joined=joined, problem=problem,
+        ))  # fmt: skip
+        return Sent(head, data)
 
     def _payload(self, sha256: str | None) -> bytes:
-        with contextlib.suppress(FileNotFoundError):
-            return b"" if sha256 is None else self.fleet.payloads.path(sha256).read_bytes()
-        return b""
+        """One object for all sites that are told of it."""
+        if sha256 is None:
+            return b""
+        if sha256 not in self._payloads:
+            with contextlib.suppress(FileNotFoundError):
+                data = self.fleet.payloads.path(sha256).read_bytes()
+                self._payloads = dict([*self._payloads.items(), (sha256, data)][-2:])
+        return self._payloads.get(sha256, b"")
 
-    def _members(self) -> dict[str, Membership]:
-        members = {}
-        for device in self.fleet.members.in_touch(self.fleet.clock() - self.fleet.config.rounds.active_seconds):
-            state = self.fleet.state(device)
-            members[device.id] = Membership(
-                counted=state.counted, has_contributed=state.has_contributed, rejected=self._rejected.get(device.id)
-            )
-        return members
+    def _mine(self, device: Device | None) -> Membership | None:
+        if device is None:
+            return None
+        state, rejected = self.fleet.state(device), self._rejected.get(device.id)
+        return Membership(device=device.id, counted=state.counted, has_contributed=state.has_contributed, rejected=rejected)
 
-    def enter(self, site: str, data: bytes) -> bytes | None:
+    def enter(self, site: str, data: bytes) -> Sent | None:
         """Enters a site's answer; returns the task that it gets at once, None where it has brought what it had."""
         try:
             answer, payload = tasks.unpack(data, Answer)
@@ -103,14 +105,18 @@ class Desk:
             return None
 
     def _admit(self, site: str, wish: Join) -> Joined:
-        """Makes a site's home a member, under the site's name."""
-        known = self.fleet.members.devices.get(keys.device_id(wish.public_key))
-        if known is None or known.revoked is not None:
-            try:
-                link = self.fleet.members.invite(site, NOWHERE, self._pin)["link"]
-            except CoordinatorError as error:
-                raise Refused(409, "not_admitted", str(error)) from error
-            _, wish.code, _ = keys.read_link(str(link))
+        """Makes a site's home a member, under the site's name; one that was removed is not let in by its kit."""
+        identity = keys.device_id(wish.public_key)
+        if any(
+            each.revoked is not None for each in self.fleet.members.devices.values() if site == each.name or identity == each.id
+        ):
+            sentence = f"{site} was removed from the fleet; to have it back, its owner makes a kit of another name"
+            raise Refused(403, "revoked", sentence)
+        try:
+            link = self.fleet.members.invite(site, NOWHERE, self._pin)["link"]
+        except CoordinatorError as error:
+            raise Refused(409, "not_admitted", str(error)) from error
+        wish.name, (_, wish.code, _) = site, keys.read_link(str(link))
         joined = self.fleet.join(wish)
         log.info("%s joined", joined.name)
         return joined
@@ -122,7 +128,7 @@ class Desk:
             raise Refused(403, "other_site", sentence)
         return device
 
-    def _bring(self, device: Device, wish: Commit, payload: bytes) -> bytes | None:
+    def _bring(self, device: Device, wish: Commit, payload: bytes) -> Sent | None:
         """Makes an update count; one that never will, as it is, brings its device another task."""
         fleet = self.fleet
         wish.expected_round = fleet.open_round

@@ -42,6 +42,7 @@ class Rejected(Message):
 class Membership(Message, omit_defaults=True):
     """What `State` says of one device."""
 
+    device: Short
     counted: list[str] = msgspec.field(default_factory=list)
     has_contributed: bool = False
     rejected: Rejected | None = None
@@ -52,9 +53,9 @@ class Task(Message, omit_defaults=True):
 
     word: Short  # another for each task; its answer names it
     fleet: Short
-    state: State  # without what it says of one device
+    state: State  # without what it says of one device, which is ...
+    mine: Membership | None  # ... of the device of the site's name; None: it is no member
     links: list[SignedManifest]  # of the chain, the newest last
-    members: dict[str, Membership]  # of the devices that are in touch, by id
     address: Short  # of the coordinator's own door, and ...
     pin: Short  # ... the SHA-256 of its certificate: for a fleet that leaves the engine
     change: Count = 0
@@ -75,14 +76,14 @@ class Answer(Message, omit_defaults=True):
     whole: bool = False  # the whole generalist is wanted
 
 
-def pack(message: Message, data: bytes = b"") -> bytes:
-    """The message and the bytes behind it."""
-    head = encode(message)
-    return len(head).to_bytes(4, "little") + head + data
+def head(message: Message) -> bytes:
+    """The message; its arrays' bytes go behind it."""
+    data = encode(message)
+    return len(data).to_bytes(4, "little") + data
 
 
 def unpack(data: bytes, kind: type[T]) -> tuple[T, bytes]:
-    """The reverse; raises `msgspec.DecodeError`."""
+    """The message, and the bytes behind it; raises `msgspec.DecodeError`."""
     end = 4 + int.from_bytes(data[:4], "little")
     if len(data) < end:
         raise msgspec.DecodeError(f"it ends after {len(data):,} of {end:,} bytes")

@@ -8,6 +8,7 @@ import time
 from comigs_edge.errors import ComigsError
 from comigs_edge.fleet.carried import Carried, CarriedTransport
 from coordinator.flare.desk import Desk
+from coordinator.flare.spool import Spool
 from coordinator.ledger.folder import Folder
 from coordinator.protocol import keys, tasks
 from coordinator.protocol.messages import Join
@@ -20,7 +21,7 @@ class Site:
 
     def __init__(self, root, name, device=None):
         self.device, self.name, self.folder = device or Device(root), name, root / "flare"
-        self.carried = Carried(self.folder)
+        self.carried, self.spool = Carried(self.folder), Spool(self.folder)
 
     @property
     def id(self):
@@ -28,16 +29,12 @@ class Site:
 
     def hear(self, task):
         """What the executor does with a task."""
-        (self.folder / "answer").unlink(missing_ok=True)
-        (self.folder / "task").write_bytes(task)
+        self.spool.put(b"".join(task))
 
     @property
     def answer(self):
-        """The bytes of an answer that waits for the executor; they are gone then."""
-        path = self.folder / "answer"
-        data = path.read_bytes() if path.exists() else None
-        path.unlink(missing_ok=True)
-        return data
+        """The answer that waits for the executor, once."""
+        return self.spool.take()
 
     def ask_to_join(self, desk):
         """Of a home that belongs to no fleet; returns the task that this brings."""
@@ -49,7 +46,7 @@ class Site:
         return self.answer_of(desk)
 
     def join(self, desk):
-        task, _ = tasks.unpack(self.ask_to_join(desk), tasks.Task)
+        task, _ = tasks.unpack(b"".join(self.ask_to_join(desk)), tasks.Task)
         if task.problem is not None:
             raise ComigsError(task.problem.message)
         joined = task.joined
@@ -65,7 +62,7 @@ class Site:
     def answer_of(self, desk):
         """Enters the answer that waits; returns the task that it brings, which the site has then."""
         data = self.answer
-        more = None if data is None else desk.enter(self.name, data)
+        more = desk.enter(self.name, data) if data else None
         if more is not None:
             self.hear(more)
         return more
@@ -80,10 +77,8 @@ def open_desk(root, clock=time.time, **settings):
 
 def round_of(desk, sites):
     """Each site gets its task, exchanges, and is answered until it has brought what it has."""
-    for group, task in desk.tasks([site.name for site in sites]):
-        for site in sites:
-            if site.name in group:
-                site.hear(task)
+    for site, (_, task) in zip(sites, desk.tasks([site.name for site in sites]), strict=True):
+        site.hear(task)
     for site in sites:
         for _ in range(3):
             site.device.exchange()

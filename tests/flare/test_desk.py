@@ -95,6 +95,10 @@ def test_a_fleet_moves_to_an_engine_and_back_without_losing_a_generalist(coordin
     assert [manifest.devices for manifest in chain] == [1] + [2] * (newest + 3)
 
 
+def read(sent):
+    return tasks.unpack(b"".join(sent), Task)
+
+
 def begin(desk, tmp_path, names="ab"):
     """Sites with generalist 0."""
     sites = [Site(tmp_path / name, name).join(desk) for name in names]
@@ -123,7 +127,7 @@ def test_an_update_that_died_with_the_server_comes_with_the_next_task(desk, tmp_
     [(_, task)] = desk.tasks(["a"])
     site.hear(task)
     site.device.exchange()
-    assert site.answer is not None  # and nobody enters it
+    assert site.answer  # and nobody enters it
     learned = site.device.local
     round_of(desk, [site])
     round_of(desk, [site])
@@ -150,7 +154,7 @@ def test_a_site_cannot_speak_as_another(desk, tmp_path):
     [(_, task)] = desk.tasks(["a"])
     first.hear(task)
     first.device.exchange()
-    task, _ = tasks.unpack(desk.enter("b", first.answer), Task)
+    task, _ = read(desk.enter("b", first.answer))
     assert task.problem.error == "other_site"
     assert desk.fleet.updates_in()[0] == 0
 
@@ -162,15 +166,36 @@ def test_a_site_is_admitted_under_its_own_name_only(desk, tmp_path):
         other.join(desk)
 
 
+def test_a_device_that_was_removed_is_not_let_in_by_its_kit(desk, tmp_path):
+    first, _ = begin(desk, tmp_path)
+    desk.fleet.revoke("a")
+    learn([first.device], (1,))
+    with pytest.raises(ComigsError, match="was removed from the fleet"):
+        first.join(desk)
+    [(_, task)] = desk.tasks("a")
+    first.hear(task)
+    assert read(task)[1] == b""  # it hears of no generalist
+    first.carried.read()
+    first.carried.answer(device=first.id)
+    assert read(first.answer_of(desk))[0].problem.error == "revoked"
+
+
+def test_a_home_that_lost_its_membership_becomes_the_same_member_again(desk, tmp_path):
+    [site] = begin(desk, tmp_path, "a")
+    identity = site.id
+    assert site.join(desk).id == identity
+    assert len(desk.fleet.members.devices) == 1
+
+
 def test_a_stranger_hears_of_no_generalist_and_a_newcomer_of_no_change(desk, tmp_path):
     sites = begin(desk, tmp_path, "a")
     for seed in (1, 2):
         learn([site.device for site in sites], (seed,))
         round_of(desk, sites)
     newcomer = Site(tmp_path / "b", "b")
-    joined, _ = tasks.unpack(newcomer.ask_to_join(desk), Task)
-    told = {tuple(group): tasks.unpack(task, Task) for group, task in desk.tasks(["a", "b", "c"])}
-    assert [(task.change > 0, task.whole > 0, len(data) > 0) for task, data in told.values()] == [
+    joined, _ = read(newcomer.ask_to_join(desk))
+    told = [read(task) for _, task in desk.tasks("abc")]
+    assert [(task.change > 0, task.whole > 0, len(data) > 0) for task, data in told] == [
         (True, False, True), (False, True, True), (False, False, False)
     ]  # fmt: skip
     assert (joined.change, joined.whole > 0) == (0, True)
@@ -185,7 +210,7 @@ def test_a_device_that_was_away_for_long_asks_for_what_it_lacks(desk, tmp_path):
     assert desk.fleet.chain.newest_number == tasks.LINKS + 5
     [(_, task)] = desk.tasks(["b"])
     away.hear(task)
-    for _ in range(4):  # it says hello, asks for links, then for the whole generalist
+    for _ in range(4):  # it asks for links, then for the whole generalist
         outcome = away.device.exchange()
         if outcome.taken_over is not None:
             break
@@ -205,8 +230,8 @@ def test_an_update_that_never_counts_is_put_on_top_and_comes_again(tmp_path):
         for seed in (1, 2, 3):
             learn([here.device], (seed,))
             round_of(desk, [here])
-        task, _ = tasks.unpack(desk.enter("b", late), Task)
-        assert task.members[behind.id].rejected.problem.error == "too_stale"
+        task, _ = read(desk.enter("b", late))
+        assert task.mine.rejected.problem.error == "too_stale"
         round_of(desk, [behind])
         query = "SELECT trained_from, norm > 0 AS is_something FROM updates WHERE device = ? AND round > 0"
         assert desk.fleet.database.rows(query, behind.id) == [{"trained_from": 3, "is_something": True}]
@@ -216,7 +241,7 @@ def test_a_refusal_goes_with_the_next_answer(desk, tmp_path):
     sites = begin(desk, tmp_path)
     learn([site.device for site in sites], (1, 2))
     round_of(desk, sites)
-    [(_, task)] = desk.tasks(["a", "b"])
+    [(_, task)] = desk.tasks("a")
     sites[0].hear(task)
     sites[0].device.exchange(judge=lambda before, after: Judgement(1.0, 2.0, True))
     sites[0].answer_of(desk)
@@ -226,6 +251,6 @@ def test_a_refusal_goes_with_the_next_answer(desk, tmp_path):
 
 def test_a_home_takes_no_task_that_is_none(tmp_path):
     site = Site(tmp_path / "a", "a")
-    site.hear(b"\xff\xff\xff\x7fnothing")
+    (site.folder / "task").write_bytes(b"\xff\xff\xff\x7fnothing")
     with pytest.raises(ComigsError, match="use the same version"):
         site.carried.read()
