@@ -25,6 +25,8 @@ class Carrier(Executor):
 
     def __init__(self, seconds: float = 30.0) -> None:
         super().__init__()
+        if SPOOL not in os.environ:
+            raise ValueError("this site's client was started without its home; start it with: comigs-edge flare run KIT")
         self._seconds, self._spool = seconds, Spool(Path(os.environ[SPOOL]))
 
     def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:

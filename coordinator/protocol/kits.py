@@ -65,7 +65,7 @@ def _die_with_parent() -> None:
 
 
 class Process:
-    """FLARE's process of a kit, which is started again when it ends; what it prints goes to `log`."""
+    """FLARE's process of a kit, which is started again when it ends; what it prints since this one began goes to `log`."""
 
     def __init__(self, kit: Path, log: Path, environment: dict[str, str] | None = None) -> None:
         found = re.search(r"python3 (-u -m nvflare\S+ .*)", (kit / "startup" / "sub_start.sh").read_text())
@@ -73,8 +73,9 @@ class Process:
             raise CoordinatorError(
                 f"{kit}/startup/sub_start.sh starts nothing that is known; is it of NVIDIA FLARE 2.9 or later?"
             )
-        self._words = found[1].replace('"$WORKSPACE"', str(kit.absolute())).split()
+        self._words = [str(kit.absolute()) if word == '"$WORKSPACE"' else word for word in found[1].split()]
         self._kit, self._log, self._environment = kit, log, os.environ | (environment or {})
+        log.unlink(missing_ok=True)
         self._begun, self._process = -PAUSE, self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:

@@ -3,8 +3,11 @@
 import datetime
 import itertools
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 
 import pytest
@@ -71,6 +74,13 @@ def test_a_project_without_sites_is_refused_with_what_to_type(tmp_path, capsys):
     assert "name them with --site NAME" in capsys.readouterr().err
 
 
+def test_a_project_without_kits_says_how_to_make_them(tmp_path, capsys):
+    project = export(tmp_path, "--site", "a")
+    with pytest.raises(SystemExit):
+        main(["flare", "run", str(project), "--data", str(tmp_path / "data")])
+    assert f"type: nvflare provision -p {project}/project.yml" in capsys.readouterr().err
+
+
 def test_the_end_of_the_first_certificate_is_said_before_it_comes(tmp_path):
     certificate(tmp_path / "startup" / "rootCA.pem", "project", 360)
     certificate(tmp_path / "startup" / "client.crt", "kitchen-pi", 40)
@@ -85,6 +95,29 @@ def test_the_end_of_the_first_certificate_is_said_before_it_comes(tmp_path):
 def test_a_folder_without_a_root_certificate_is_no_kit(tmp_path):
     with pytest.raises(CoordinatorError, match="is no startup kit"):
         kits.find(tmp_path)
+
+
+def test_a_kits_process_is_started_again_and_ends_with_its_command(tmp_path, monkeypatch):
+    kit, log = tmp_path / "a kit", tmp_path / "log"
+    (kit / "startup").mkdir(parents=True)
+    (kit / "startup" / "sub_start.sh").write_text('  exec python3 -u -m nvflare_stand_in -m "$WORKSPACE" -s fed_client.json\n')
+    (tmp_path / "nvflare_stand_in.py").write_text("import sys, time; print(sys.argv[1:]); time.sleep(60)\n")
+    monkeypatch.setattr(kits, "PAUSE", 0.0)
+    process = kits.Process(kit, log, {"PYTHONPATH": str(tmp_path)})
+    said = [str(["-m", str(kit), "-s", "fed_client.json"])]
+    for count in (1, 2):
+        end = time.monotonic() + 30
+        while log.read_text().splitlines() != said * count and time.monotonic() < end:
+            time.sleep(0.05)
+        assert log.read_text().splitlines() == said * count
+        before = process.pid
+        if count == 1:
+            os.kill(before, signal.SIGKILL)
+        while count == 1 and process.pid == before and time.monotonic() < end:
+            process.keep()
+    process.stop()
+    with pytest.raises(ProcessLookupError):
+        os.kill(process.pid, 0)
 
 
 class Engine:
