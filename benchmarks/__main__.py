@@ -136,6 +136,13 @@ BENCHMARKS = {
         "how answers end under ways of drawing them, with the default base; half an hour", lambda: [_figure("sampling")]
     ),
     "round-bytes": Benchmark("bytes that a device sends in a round", lambda: [_figure("round_bytes")]),
+    "large-fleets": Benchmark(
+        "fleets of 10^3 to 10^6 devices: queues, links and an outage, simulated, and the real coordinator with 200 beside it",
+        lambda: [_figure("large_fleets")],
+    ),
+    "flare-rounds": Benchmark(
+        "what a round costs on NVIDIA FLARE; wants the extra comigs-edge[flare]", lambda: [_figure("flare_rounds")]
+    ),
     "kills": Benchmark("the coordinator is killed at 1,000 points; wants strace", _torture("kills")),
     "power-cuts": Benchmark("its disk loses power 200 times; wants root and xfs_io", _torture("power_cuts")),
     "load": Benchmark("200 devices and a memory cgroup of 1 GB; wants root", _torture("load")),

@@ -23,6 +23,7 @@ from comigs_edge.commands import (
     evaluate,
     explain,
     export,
+    flare,
     forget,
     home,
     init,
@@ -114,6 +115,7 @@ app.add_typer(models.app, name="models")
 app.add_typer(bases.app, name="bases")
 app.add_typer(home.app, name="home")
 app.add_typer(service.app, name="service")
+app.add_typer(flare.app, name="flare")
 
 
 def main() -> None:

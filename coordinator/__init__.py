@@ -7,7 +7,8 @@ ledger/      what is known of a fleet
              database, payloads and their folder (database, payloads, folder), devices (members), updates (fleet), published
              generalists (chain), settings (config), all there is to see (overview)
 web/         the HTTP server (server, answers, rates), its description (openapi), metrics, the status page (page, charts)
+flare/       how NVIDIA FLARE carries a fleet in place of the server: desk, controller, carrier, export, supervisor
 
 `serve.py` is the running process, `admin.py` its owner's operations, `__main__.py` the command line, `service.py` the unit for
-systemd, `systemd.py` how units are installed.
+systemd, `systemd.py` how units are installed, `flare_command.py` the command `flare`.
 """

@@ -14,7 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coordinator import addresses
+from coordinator import addresses, flare_command
 from coordinator import options as types
 from coordinator.addresses import PORT
 from coordinator.ledger.config import Training
@@ -80,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     text = "Tell the devices that the coordinator goes on from an older copy of its folder; a restored backup says so by itself."
     _add_command(commands, "restored", text, _restored)
     _add_service(commands)
+    flare_command.add(commands, _add_command)
     return parser
 
 
@@ -110,7 +111,7 @@ def _add_command(commands: Commands, name: str, text: str, run: Callable[[argpar
     parser.add_argument(
         "--data", type=types.folder, default=_default_folder(), metavar="DIR", help=f"default: {_default_folder()}"
     )
-    if name != "serve":
+    if name not in ("serve", "run"):
         parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
     return parser

@@ -86,6 +86,28 @@ def test_the_tables_of_training_further_have_the_figures_of_their_record():
     assert rows == further.markdown(record["runs"])
 
 
+def test_the_tables_of_large_fleets_have_the_figures_of_their_record():
+    record = json.loads((ROOT / "benchmarks" / "results" / "flare.json").read_text())
+    text = (ROOT / "docs" / "fleet.md").read_text()
+    for stages in record["most_devices"].values():
+        assert f"| {' | '.join(f'{devices:,}' for devices in stages.values())} |" in text
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.endswith(" min |")]
+    usual, away = record["simulated"][::2], record["simulated"][1::2]
+    for (devices, _, busy, middle, last, again), before, after in zip(rows, usual, away, strict=True):
+        figures = (f"{before['devices']:,}", f"{before['load']:.0%}", f"{before['p50']:.1f} s", f"{before['p99']:.1f} s")
+        assert (devices, busy.replace(" ", ""), middle, last) == figures
+        assert again == f"{after['seconds_until_usual'] / 60:.0f} min"
+    for check in record["checks"]:
+        for share in ("p50", "p99"):
+            assert re.search(f"{check['real'][share]:.2f}(?: s)? \\((?:the model: )?{check['model'][share]:.2f}\\)", text)
+    engine = json.loads((ROOT / "benchmarks" / "results" / "flare-rounds.json").read_text())
+    middle, memory = engine["median"], engine["with_a_job_mb"]
+    assert f"an exchange takes {middle['processor_server'] / engine['sites']:.2f} s of the server's processor" in text
+    assert f"{middle['processor_b']:.2f} s of" in text
+    assert f"a round {middle['seconds']:.0f} s" in text
+    assert f"the server needs {memory['server']:.0f} MB, a site {memory['b']:.0f} MB" in text
+
+
 def test_figures_are_shipped_only_where_that_is_asked_for(monkeypatch, tmp_path):
     monkeypatch.setattr(common, "WORK", tmp_path)
     monkeypatch.delenv("RECORD", raising=False)

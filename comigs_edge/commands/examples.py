@@ -25,6 +25,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "data add": ("comigs-edge data add notes/ chats.jsonl", "comigs-edge data add --me Ada chat.txt"),
     "data list": ("comigs-edge data list",),
     "data remove": ("comigs-edge data remove 3", "comigs-edge data remove --learned"),
+    "flare": ("comigs-edge flare run KIT",),
+    "flare run": ("comigs-edge flare run kits/kitchen-pi --minutes 60",),
     "chats": ("comigs-edge chats list",),
     "chats list": ("comigs-edge chats list",),
     "chats show": ("comigs-edge chats show 3",),

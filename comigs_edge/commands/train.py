@@ -30,7 +30,7 @@ from comigs_edge.progress import count_up
 from coordinator.protocol.text import printable
 
 if TYPE_CHECKING:
-    from comigs_edge.fleet.rounds import Rounds, Totals
+    from comigs_edge.fleet.rounds import Rounds, Totals, Way
     from comigs_edge.home.config import Config
     from comigs_edge.home.folder import Home
     from comigs_edge.inference.elsewhere import Elsewhere
@@ -104,16 +104,16 @@ def _words(
 
 def perform(
     steps: int | None, minutes: float | None, resume: bool | None, *,
-    pause: bool, sync: bool, profile: str | None, lines: list[str] | None, json: bool,
+    pause: bool, sync: bool, profile: str | None, lines: list[str] | None, json: bool, way: Way | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Trains with these options, tells what became of it and returns that, as `--json` has it."""
+    """Trains with these options, tells what became of it and returns that, as `--json` has it; `way` leads to the fleet."""
     home = homes.locate()
     settings = home.settings()
     is_alone = not (sync and settings.fleet.sync)
     with ExitStack() as stack:
         with _stopped_early():
             stack.enter_context(home.lock("train"))
-            run, pauses, fleet, limit = _begin(home, settings, steps, minutes, resume, pause, is_alone, profile, lines or ())
+            run, pauses, fleet, limit = _begin(home, settings, steps, minutes, resume, pause, is_alone, profile, lines or (), way)
             from comigs_edge.commands.train_screen import TrainScreen
             from comigs_edge.training.loop import run_training
         with TrainScreen(run, pauses.working_time, home.holder_file) as screen:
@@ -124,11 +124,12 @@ def perform(
 
 def _begin(
     home: Home, settings: Config, steps: int | None, minutes: float | None, resume: bool | None, pause: bool, is_alone: bool,
-    profile: str | None, lines: Sequence[str],
+    profile: str | None, lines: Sequence[str], way: Way | None,
 ) -> tuple[TrainingRun, Pauses, Rounds | None, TimeLimit | None]:  # fmt: skip
     """Everything before the first step: the plan, the text, the trainer and what the fleet has; nothing is learned here."""
     begun = time.monotonic()
     with notes.status("loading torch"):
+        from comigs_edge.fleet.http import connect
         from comigs_edge.fleet.rounds import open_rounds
         from comigs_edge.planning import plan as planning
         from comigs_edge.training.opening import open_training
@@ -165,7 +166,7 @@ def _begin(
     if run.resumed:
         notes.print(f"resuming {place(trainer.expert_steps, trainer.schedule.steps)}")
     with notes.status("asking the coordinator"):
-        return run, pauses, open_rounds(home, run, trainer, say, warn, is_alone), limit
+        return run, pauses, open_rounds(home, run, trainer, say, warn, is_alone, way or connect), limit
 
 
 def _measure_pace(run: TrainingRun) -> Pace:

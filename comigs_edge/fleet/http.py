@@ -73,6 +73,8 @@ class HTTPTransport(Remote):
 def connect(books: Books, patience: float) -> Exchange:
     """The books' way to their fleet; `patience` is how long (seconds) a call is retried. Raises `ComigsError`."""
     member, folder = books.membership, books.folder
+    if not member.address:
+        raise ComigsError("this device reaches its fleet through NVIDIA FLARE only; train with: comigs-edge flare run KIT")
     if keys.device_id(keys.public_text(key := folder.key())) != member.device:
         raise ComigsError(
             f"{folder.key_file} is not the key of {printable(member.name)}, which membership.json names; put back the one of the "

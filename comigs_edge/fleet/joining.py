@@ -16,7 +16,7 @@ from comigs_edge.fleet.folder import FleetFolder
 from comigs_edge.fleet.membership import Membership
 from comigs_edge.home.folder import Home
 from coordinator.protocol import keys
-from coordinator.protocol.messages import Generalist, Join
+from coordinator.protocol.messages import Generalist, Join, Joined
 from coordinator.protocol.text import printable
 
 PATIENCE = 30.0  # seconds
@@ -46,19 +46,24 @@ def join(home: Home, link: str, name: str | None, generalist: Generalist) -> tup
         code=code, name=name, public_key=public, generalist=generalist, version=__version__,
         former=None if former == keys.device_id(public) else former,
     )  # fmt: skip
-    joined = remote.join(wish)
-    word = folder.take_up(joined.fleet, joined.signing_key)
-    member = Membership(
-        address=address, pin=pin.hex(), fleet=joined.fleet, device=joined.device, name=joined.name,
-        signing_key=joined.signing_key, joined=word or secrets.token_hex(4), **msgspec.structs.asdict(joined.settings),
-    )  # fmt: skip
+    member = accept(folder, remote.join(wish), address, pin.hex(), former)
     if name is not None and member.name != name:
         folder.notes.append(
             f"this device is known there as {printable(member.name)} and keeps that name, {printable(name)} is not used"
         )
+    return member, folder.notes
+
+
+def accept(folder: FleetFolder, joined: Joined, address: str, pin: str, former: str | None) -> Membership:
+    """Writes the membership that a coordinator has granted; `former` is the id that this home had there last."""
+    word = folder.take_up(joined.fleet, joined.signing_key)
+    member = Membership(
+        address=address, pin=pin, fleet=joined.fleet, device=joined.device, name=joined.name,
+        signing_key=joined.signing_key, joined=word or secrets.token_hex(4), **msgspec.structs.asdict(joined.settings),
+    )  # fmt: skip
     note_counted(folder, member, joined.counted, former, joined.former)
     folder.save_membership(member)
-    return member, folder.notes
+    return member
 
 
 def note_counted(

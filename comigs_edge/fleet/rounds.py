@@ -23,6 +23,7 @@ from comigs_edge.training.run import TrainingRun
 from comigs_edge.training.trainer import Event, Trainer
 
 PATIENCE = 10.0  # seconds that a call is retried: the training waits meanwhile
+Way = Callable[[Books, float], Exchange]  # of books to their fleet, with the seconds that a call is retried
 
 
 @dataclass
@@ -49,10 +50,11 @@ class Rounds:
 
     def __init__(
         self, home: Home, training: TrainingRun, trainer: Trainer, say: Callable[[str], None], warn: Callable[[str], None],
-        is_alone: bool = False,
+        is_alone: bool = False, way: Way = connect,
     ) -> None:  # fmt: skip
-        """Takes over the newest generalist; one that `is_alone` only keeps its books."""
+        """Takes over the newest generalist, which comes by this `way`; one that `is_alone` only keeps its books."""
         self._home, self._training, self._trainer, self._say, self._warn = home, training, trainer, say, warn
+        self._way = way
         self._opened: Books | None = None
         self._connected: Exchange | None = None
         self._was_offline, self._is_alone = False, False
@@ -123,7 +125,7 @@ class Rounds:
     @property
     def _exchange(self) -> Exchange:
         if self._connected is None:
-            self._connected = connect(self._books, PATIENCE)
+            self._connected = self._way(self._books, PATIENCE)
         return self._connected
 
     def _begin(self) -> None:
@@ -192,7 +194,7 @@ def _note_begin(folder: FleetFolder, trainer: Trainer, mark: Mark, warn: Callabl
 
 def open_rounds(
     home: Home, training: TrainingRun, trainer: Trainer, say: Callable[[str], None], warn: Callable[[str], None],
-    is_alone: bool = False,
+    is_alone: bool = False, way: Way = connect,
 ) -> Rounds | None:  # fmt: skip
     """The rounds of this training, with the newest generalist taken over; None for a device that belongs to no fleet."""
     with contextlib.suppress(PermissionError):  # its rounds say so, and the training goes on alone
@@ -201,4 +203,4 @@ def open_rounds(
             if training.mark.word is not None or folder.was_member:
                 _note_begin(folder, trainer, training.mark, warn)
             return None
-    return Rounds(home, training, trainer, say, warn, is_alone)
+    return Rounds(home, training, trainer, say, warn, is_alone, way)

@@ -146,12 +146,13 @@ class Fleet:
         self.close_if_complete()
         return {"name": device.name, "revoked": device.revoked}
 
-    def state(self, device: Device) -> State:
-        """Where the fleet stands, for this device."""
+    def state(self, device: Device | None = None) -> State:
+        """Where the fleet stands, for this device; without what it says of one for none."""
         number = self.open_round
         return State(
             open_round=number, newest=self.chain.newest, settings=self.config.settings,
-            has_contributed=self._is_in(device, number), counted=self._counted(device, COUNTED_IDS),
+            has_contributed=device is not None and self._is_in(device, number),
+            counted=[] if device is None else self._counted(device, COUNTED_IDS),
             next_poll_seconds=rounds.next_poll_seconds(self.active), norm_limit=norms.limit((), self._norms()),
             restored=last_restoration(self.database),
             waits_for=rounds.waits_for(self.config.rounds, number, self.updates_in()[0]),
