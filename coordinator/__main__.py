@@ -59,10 +59,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_address_options(serve)
     for section in (Rules, Training):
         for field in fields(section):
-            serve.add_argument(
-                f"--{field.name.replace('_', '-')}", type=types.setting(section, field.name),
-                metavar=type(field.default).__name__.upper(), help="in place of config.toml's",
+            kind: dict[str, Any] = (
+                {"action": argparse.BooleanOptionalAction} if isinstance(field.default, bool)
+                else {"type": types.setting(section, field.name), "metavar": type(field.default).__name__.upper()}
             )  # fmt: skip
+            serve.add_argument(f"--{field.name.replace('_', '-')}", help="in place of config.toml's", **kind)
 
     invite = _add_command(commands, "invite", "Print a one-time link for a device; it is good for 24 hours.", _invite)
     invite.add_argument("--name", help="the device's name, as in kitchen-pi")

@@ -13,9 +13,10 @@ from comigs_edge.fleet.books import Books
 from comigs_edge.fleet.exchange import Exchange
 from comigs_edge.fleet.folder import FleetFolder
 from comigs_edge.fleet.generalist import read_generalist, read_interrupted, read_layout, select_generalist
-from comigs_edge.fleet.http import connect, open_books
+from comigs_edge.fleet.http import open_books
 from comigs_edge.fleet.leaving import leaving, staying
 from comigs_edge.fleet.outcome import Judge, Judgement, Outcome
+from comigs_edge.fleet.private import connect
 from comigs_edge.home.config import Config
 from comigs_edge.home.folder import Home
 from comigs_edge.home.marks import Mark, read_mark

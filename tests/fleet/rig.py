@@ -12,6 +12,7 @@ from comigs_edge.fleet.exchange import Exchange
 from comigs_edge.fleet.folder import FleetFolder
 from comigs_edge.fleet.http import HTTPTransport
 from comigs_edge.fleet.membership import Membership
+from comigs_edge.fleet.private import PrivateTransport
 from comigs_edge.fleet.transport import News
 from comigs_edge.home.folder import Home
 from coordinator.protocol import compress, keys, rounds, wire
@@ -130,6 +131,7 @@ class Device:
     def __init__(self, root, gate=0.1):
         self.folder, self.gate = FleetFolder(Home(root)), gate
         self.initial = self.local = arrays(0.0)
+        self.connect = None  # makes the transport for books
 
     def join_folder(self, fleet, name, has_receipts=False):
         """In a `FolderFleet`."""
@@ -145,6 +147,7 @@ class Device:
         joined = self.transport.join(
             Join(code=code, name=None, public_key=public, generalist=generalist(base=BASE), version="test")
         )
+        self.connect = lambda books: PrivateTransport(address, pin, key, keys.device_id(public), patience, books)
         return self._join(address, pin.hex(), joined.fleet, joined.device, joined.signing_key, joined.settings)
 
     def _join(self, address, pin, fleet, device, signing_key, settings):
@@ -158,6 +161,7 @@ class Device:
     def open(self):
         """As a new process would."""
         self.books = Books(self.folder, SHAPES, lambda: self.initial, BASE, self.gate)
+        self.transport = self.connect(self.books) if self.connect else self.transport
         self._exchange = Exchange(self.books, self.transport)
 
     def learn(self, value):

@@ -91,13 +91,6 @@ class Answer(Message):
     keys: dict[DeviceId, Share]
 
 
-class WindowNote(Message):
-    """A window that is on its way, in `State`."""
-
-    window: WindowId
-    wants: Literal["", Stage] = ""  # what this device has not given and may give now
-
-
 class Window(Message, omit_defaults=True):
     """A window, as far as it has come, for one device."""
 
