@@ -94,9 +94,16 @@ class HeldWindows:
 
     def has(self, update_id: str) -> bool:
         """Whether an update is masked in one of the windows, or may be: in one that cannot be read."""
+        return any(held.update_id == update_id or not held.keys[0] for held in self._all())
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a window of them will take an update, and has none yet."""
+        return any(held.seed and not held.update_id for held in self._all())
+
+    def _all(self) -> list[Held]:
         names = [path.stem for path in self._folder.glob("*.json")] if self._folder.exists() else []
-        found = [held for name in names if (held := self.find(name)) is not None]
-        return any(held.update_id == update_id or not held.keys[0] for held in found)
+        return [held for name in names if (held := self.find(name)) is not None]
 
     def _path(self, window: str) -> Path:
         return self._folder / f"{window}.json"

@@ -38,6 +38,9 @@ class PrivateTransport(HTTPTransport):
 
     def __init__(self, address: str, pin: bytes, key: Ed25519PrivateKey, device: str, patience: float, books: Books) -> None:
         super().__init__(address, pin, key, device, patience)
+        self._set_books(books, device)
+
+    def _set_books(self, books: Books, device: str) -> None:
         self._books, self._held, self._id = books, HeldWindows(books.folder.windows), device
 
     def exchange(self, update: Sealed | None, leaves: Callable[[int], bool], progress: Progress = SILENT) -> News:
@@ -73,7 +76,7 @@ class PrivateTransport(HTTPTransport):
             if not re.fullmatch("[0-9a-f]{32}", note.window) or not note.wants:
                 continue
             held = self._held.find(note.window)
-            if held is None and note.wants == "keys" and self._has_news:
+            if held is None and note.wants == "keys" and self._has_news(state):
                 return self._give_keys(self._held.begin(note.window))
             if held is None or not (held.seed or held.answer):
                 continue
@@ -89,9 +92,11 @@ class PrivateTransport(HTTPTransport):
                 return after
         return None
 
-    @property
-    def _has_news(self) -> bool:
-        return self._books.standing.trained_from >= 0 and self._books.standing.unsent_tokens > 0
+    def _has_news(self, state: State) -> bool:
+        """Whether this device has learned more than what it brings, or will bring, to a window that it takes part in."""
+        standing, sent = self._books.standing, self._books.folder.outbox()
+        brings = sent.tokens if sent is not None and (sent.id in state.counted or self._held.has(sent.id)) else 0
+        return standing.trained_from >= 0 and standing.unsent_tokens > brings and not self._held.is_waiting
 
     def _give(self, held: Held, stage: str, message: Message) -> State:
         return self._ask(State, "POST", f"/v1/windows/{held.window}/{stage}", messages.encode(message))

@@ -18,7 +18,7 @@ from comigs_edge.home.folder import Home
 from coordinator.protocol import compress, keys, rounds, wire
 from coordinator.protocol.aggregate import add_change, aggregate, mean_change
 from coordinator.protocol.messages import Join, Manifest, Receipt, Restoration, Settings, State
-from tests.coordinator.rig import SHAPES, arrays, generalist
+from tests.coordinator.rig import SHAPES, arrays, generalist, random_arrays
 
 BASE = "ab" * 32
 NAME = "generalist.blk.0.ffn_gate.lora_a"
@@ -186,3 +186,8 @@ class Device:
 
 def scaled(arrays, factor):
     return {name: array * np.float32(factor) for name, array in arrays.items()}
+
+
+def step(number, scale=1 / 64):
+    """What a device learns in a step, each another thing."""
+    return scaled(random_arrays(number), scale)
