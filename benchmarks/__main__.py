@@ -130,6 +130,7 @@ BENCHMARKS = {
         "how answers end under ways of drawing them, with the default base; half an hour", lambda: [_figure("sampling")]
     ),
     "round-bytes": Benchmark("bytes that a device sends in a round", lambda: [_figure("round_bytes")]),
+    "private": Benchmark("what private rounds cost a device and the coordinator", lambda: [_figure("private")]),
     "kills": Benchmark("the coordinator is killed at 1,000 points; wants strace", _torture("kills")),
     "power-cuts": Benchmark("its disk loses power 200 times; wants root and xfs_io", _torture("power_cuts")),
     "load": Benchmark("200 devices and a memory cgroup of 1 GB; wants root", _torture("load")),

@@ -43,12 +43,12 @@ def within(change: Arrays, limit: float, most: float = MOST) -> tuple[Arrays, fl
 
 def most(membership: Membership) -> float:
     """The largest number that an update may have."""
-    return MOST_MASKED if membership.update_format == compress.MASKED else MOST
+    return MOST_MASKED if membership.is_private else MOST
 
 
 def fits(update: Sealed, change: Arrays, limit: float, membership: Membership) -> bool:
     """Whether an update is in the fleet's format, where that is private, and within its bounds."""
-    is_other = membership.update_format == compress.MASKED and update.update_format != "float16"
+    is_other = membership.is_private and update.update_format != "float16"
     return not is_other and within(change, limit, most(membership))[1] == 1
 
 

@@ -47,7 +47,7 @@ class PrivateTransport(HTTPTransport):
         """Brings the update as the fleet takes it: in a window, unless it is none that is private."""
         state = self.state()
         is_private = state.settings.update_format == MASKED
-        if self._books.membership.update_format == MASKED and not is_private:
+        if self._books.membership.is_private and not is_private:
             raise ComigsError(
                 "this fleet was private, and now its coordinator asks for single updates, which it can read; nothing was sent. "
                 "If you agree to that, join again: comigs-edge join LINK"
