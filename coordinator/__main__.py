@@ -170,14 +170,15 @@ def _invite(options: argparse.Namespace) -> None:
 
 def _status(options: argparse.Namespace) -> None:
     status = _call(options, "status")
-    base = printable(status["base"]["name"]) if status["base"] else "none yet: the first device brings it"
     print(f"fleet      {status['fleet']}, {status['devices']} devices, {status['active']} of them active")
-    print(f"base       {base}")
+    print(f"base       {printable(status['base']['name']) if status['base'] else 'none yet: the first device brings it'}")
     print(f"generalist {status['newest_round'] if status['newest_round'] >= 0 else 'none yet'}")
     closes = f"closes at {status['goal']}"
     if status["deadline"] is not None and status["quorum"] < status["goal"]:
         closes += f", or at {show_time(status['deadline'])} with {status['quorum']}"
     print(f"round      {status['open_round']}: {status['updates']} updates, {closes}")
+    for window in status.get("private") or []:
+        print(f"window     {window['stage']}: {window['given']} of {window['devices']} devices")
     print(f"moved      {show_size(status['bytes_in'])} in, {show_size(status['bytes_out'])} out")
     print(f"disk       {show_size(status['disk_free'])} free")
     alarms = [f"{name}: {reason}" for name, reason in status.get("alarms", {}).items()]

@@ -18,8 +18,8 @@ Occasion = Literal["joining", "every request", "an update", "a private window", 
 class Leaves:
     """One thing that leaves: on which occasion, in words, where it is on the wire, and whether only `report_loss` sends it.
 
-    `is_private`: only to a private fleet, or only to one that is not; None: to both. The first generalist of a private fleet, which
-    says nothing of any text, is sent as an update to another is.
+    `is_private`: only to a private fleet, or only to one that is not; None: to both. The first generalist of one, which says
+    nothing of any text, is sent as an update to another is.
     """
 
     occasion: Occasion
