@@ -1,5 +1,8 @@
 """What a device holds of the private windows that it takes part in, in `fleet/windows/` of its home.
 
+    ID.json     what it has given, to give nothing else
+    .ID.seed    what is secret of it; packed into no archive of a home
+
 Each step is written down before anything of it is sent, so that after a crash it is done again with the very same values, or not
 at all: an update is masked once, one list of senders confirmed, one answer given. When the window is over, its file is deleted.
 """
@@ -21,7 +24,7 @@ from coordinator.protocol.private.roster import Distrust, Roster, read_roster
 
 @dataclass(kw_only=True)
 class Held:
-    """Of one window. `seed` is what is secret of it; it is forgotten with the answer, and where the device left the window."""
+    """Of one window. The `seed` is forgotten with the answer, and where the device left the window."""
 
     window: str
     seed: str  # hexadecimal; empty: the device gives nothing more
@@ -69,16 +72,22 @@ class HeldWindows:
         path = self._path(window)
         if not path.exists():
             return None
+        seed = self._seed(window).read_text() if self._seed(window).exists() else ""
         try:
             facts = known(json.loads(path.read_bytes()), Held)
-            return Held(**facts | {name: tuple(facts[name]) for name in ("keys", "terms")})
+            return Held(**facts | {"seed": seed} | {name: tuple(facts[name]) for name in ("keys", "terms")})
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return Held(window=window, seed="")
 
     def save(self, held: Held) -> None:
-        """Replaces the file as a whole; what it says is on the disk when this returns."""
+        """Replaces the files; what they say is on the disk when this returns."""
         files.make_folder(self._folder)
-        files.write_atomic(self._path(held.window), json.dumps(asdict(held)).encode())
+        seed = self._seed(held.window)
+        if held.seed and not seed.exists():
+            files.write_atomic(seed, held.seed.encode())
+        files.write_atomic(self._path(held.window), json.dumps(asdict(held) | {"seed": ""}).encode())
+        if not held.seed:
+            seed.unlink(missing_ok=True)
 
     def leave(self, held: Held) -> None:
         """Gives nothing more in this window: its secrets are forgotten."""
@@ -89,7 +98,7 @@ class HeldWindows:
         """Deletes what is held of all other windows: they are over."""
         with suppress(FileNotFoundError):
             for path in self._folder.iterdir():
-                if path.stem not in windows:
+                if path.name.strip(".").split(".")[0] not in windows:
                     path.unlink(missing_ok=True)
 
     def has(self, update_id: str) -> bool:
@@ -102,8 +111,11 @@ class HeldWindows:
         return any(held.seed and not held.update_id for held in self._all())
 
     def _all(self) -> list[Held]:
-        names = [path.stem for path in self._folder.glob("*.json")] if self._folder.exists() else []
+        names = [path.stem for path in self._folder.glob("[!.]*.json")] if self._folder.exists() else []
         return [held for name in names if (held := self.find(name)) is not None]
+
+    def _seed(self, window: str) -> Path:
+        return self._folder / f".{window}.seed"
 
     def _path(self, window: str) -> Path:
         return self._folder / f"{window}.json"

@@ -26,7 +26,7 @@ from coordinator.protocol import compress, counting, keys, rounds, wire
 from coordinator.protocol.errors import Refused
 from coordinator.protocol.messages import State
 from coordinator.protocol.private.masks import Ring, mean_change
-from coordinator.protocol.private.messages import Masked, Stage
+from coordinator.protocol.private.messages import Answer, Masked, Stage
 from coordinator.protocol.private.opening import Unopened, open_sum
 from coordinator.protocol.private.roster import Distrust
 
@@ -52,6 +52,7 @@ class PrivateRounds:
         # What came before the fleet was private is brought again, in a sum: a round of both would show which part is whose.
         fleet.database.run("DELETE FROM updates WHERE round > 0 AND round IN (SELECT number FROM rounds WHERE closed IS NULL)")
         self.windows = Windows(self._folder / "windows.db", fleet.signing_key, fleet.id, fleet.clock)
+        self._tried = ("", 0)  # a window, and how many answers did not open it
         self._tidy()
 
     def close(self) -> None:
@@ -123,19 +124,23 @@ class PrivateRounds:
             if len(path.name) == 64 and path.name not in wanted:
                 path.unlink(missing_ok=True)
 
-    def to_open(self) -> OpenWindow | None:
-        """A window whose sum can be opened, perhaps."""
-        return next((each for each in self.windows.open.values() if each.can_be_opened), None)
+    def to_open(self) -> tuple[OpenWindow, dict[str, Answer]] | None:
+        """A window with answers that may open its sum, and were not tried yet."""
+        for window in self.windows.open.values():
+            if window.can_be_opened and self._tried != (window.terms.window, len(window.answers)):
+                return window, window.answers
+        return None
 
-    def add_up(self, window: OpenWindow) -> Sum | None:
+    def add_up(self, window: OpenWindow, answers: dict[str, Answer]) -> Sum | None:
         """Opens a sum and writes its mean; None where the answers do not open it. No ledger: may run in another thread."""
         sent = {device: part for device, part in sorted(window.parts["masked"].items()) if isinstance(part, Masked)}
         table, numbers = compress.table(self.shapes, "float16"), window.terms.numbers
         try:
             updates = (_read(self._folder / part.sha256, numbers) for part in sent.values())
-            total = open_sum(window.roster, window.what, window.answers, updates)
+            total = open_sum(window.roster, window.what, answers, updates)
         except (Unopened, Distrust) as error:
             log.warning("the sum of a private window cannot be opened: %s", error)
+            self._tried = window.terms.window, len(answers)
             return None
         change, norm = mean_change(total, len(sent), self.shapes, window.terms.bound)
         sha256 = self._fleet.payloads.write(wire.pieces(change), wire.encoded_size(table))
@@ -143,6 +148,8 @@ class PrivateRounds:
 
     def settle(self, found: Sum) -> None:
         """The mean counts once for each of its devices and closes the round; and nothing is left of the window."""
+        if found.window.terms.window not in self.windows.open:
+            return  # given up meanwhile: its devices may have heard so, and bring what they have in the next
         database, number, now = self._fleet.database, self._fleet.open_round, self._fleet.clock()
         if not any(self._is_known(*each) for each in found.updates.items()):  # otherwise a crash came between the two
             with database.transaction():

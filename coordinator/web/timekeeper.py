@@ -43,7 +43,7 @@ async def keep_time(fleet: Fleet, wake: asyncio.Event, private: PrivateRounds | 
 
 async def open_sums(private: PrivateRounds) -> None:
     """Makes rounds of the private windows whose sums can be opened."""
-    if (window := private.to_open()) is not None and (found := await asyncio.to_thread(private.add_up, window)) is not None:
+    if (opening := private.to_open()) is not None and (found := await asyncio.to_thread(private.add_up, *opening)) is not None:
         private.settle(found)
 
 

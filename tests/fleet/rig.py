@@ -129,7 +129,8 @@ class Device:
     """A home in a fleet, without a model: the test is the training."""
 
     def __init__(self, root, gate=0.1):
-        self.folder, self.gate = FleetFolder(Home(root)), gate
+        self.home, self.gate = Home(root), gate
+        self.folder = FleetFolder(self.home)
         self.initial = self.local = arrays(0.0)
         self.connect = None  # makes the transport for books
 

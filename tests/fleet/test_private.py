@@ -1,6 +1,5 @@
 """Private rounds between real homes and a real coordinator's process: what counts, and what is left of a window."""
 
-import json
 import time
 
 import numpy as np
@@ -8,6 +7,7 @@ import pytest
 
 from comigs_edge.errors import ComigsError
 from comigs_edge.fleet.client import RemoteRefused
+from comigs_edge.home.moving import pack
 from coordinator.protocol import compress, keys, wire
 from coordinator.protocol.aggregate import add_change, mean_change
 from tests.coordinator.rig import SHAPES, Coordinator, Member
@@ -110,11 +110,13 @@ def test_one_that_vanishes_and_one_that_comes_late_cost_nobody_anything(tmp_path
         assert late.books.standing.unsent_tokens == 100
         for device in devices[:4]:
             device.learn(step(9, 1 / 1024))
-        end = time.monotonic() + 60
-        while not late.books.standing.brought and time.monotonic() < end:
-            touch(devices[:4], tokens=10)
+        private.stop()
+        private.flags = {"private": True}  # from now on a window waits for all
+        private.restart()
+        for _ in range(12):
             late.exchange(tokens=0)
-            time.sleep(0.2)
+            touch(devices[:4], tokens=10)
+            private.until(lambda status: status["newest_round"] == status["open_round"] - 1)
         assert late.books.standing.brought
     finally:
         private.stop()
@@ -146,11 +148,12 @@ def test_nothing_is_left_of_a_window_that_is_over(private, tmp_path):
     for number, device in enumerate(devices):
         device.learn(step(number))
     touch(devices, tokens=100)
-    seeds = [json.loads(path.read_bytes())["seed"] for path in tmp_path.glob("home-*/fleet/windows/*.json")]
-    assert seeds
+    seeds = [path.read_text() for path in tmp_path.glob("home-*/fleet/windows/.*.seed")]
+    assert len(seeds) == 3
+    pack(devices[0].home, tmp_path / "home.tar", True, lambda done, total: None)
     publish(private, devices, 1)
     touch(devices)
-    assert list(tmp_path.glob("home-*/fleet/windows/*.json")) == []
+    assert list(tmp_path.glob("home-*/fleet/windows/*")) == []
     everything = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert not any(seed.encode() in everything or bytes.fromhex(seed) in everything for seed in seeds)
     assert [path.name for path in (private.data / "private").iterdir() if len(path.name) == 64] == []
