@@ -136,6 +136,7 @@ BENCHMARKS = {
         "how answers end under ways of drawing them, with the default base; half an hour", lambda: [_figure("sampling")]
     ),
     "round-bytes": Benchmark("bytes that a device sends in a round", lambda: [_figure("round_bytes")]),
+    "private": Benchmark("what private rounds cost a device and the coordinator", lambda: [_figure("private")]),
     "large-fleets": Benchmark(
         "fleets of 10^3 to 10^6 devices: queues, links and an outage, simulated, and the real coordinator with 200 beside it",
         lambda: [_figure("large_fleets")],

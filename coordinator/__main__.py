@@ -59,10 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_address_options(serve)
     for section in (Rules, Training):
         for field in fields(section):
-            serve.add_argument(
-                f"--{field.name.replace('_', '-')}", type=types.setting(section, field.name),
-                metavar=type(field.default).__name__.upper(), help="in place of config.toml's",
-            )  # fmt: skip
+            kind = types.flag(section, field.name, field.default)
+            serve.add_argument(f"--{field.name.replace('_', '-')}", help="in place of config.toml's", **kind)
 
     invite = _add_command(commands, "invite", "Print a one-time link for a device; it is good for 24 hours.", _invite)
     invite.add_argument("--name", help="the device's name, as in kitchen-pi")
@@ -170,14 +168,15 @@ def _invite(options: argparse.Namespace) -> None:
 
 def _status(options: argparse.Namespace) -> None:
     status = _call(options, "status")
-    base = printable(status["base"]["name"]) if status["base"] else "none yet: the first device brings it"
     print(f"fleet      {status['fleet']}, {status['devices']} devices, {status['active']} of them active")
-    print(f"base       {base}")
+    print(f"base       {printable(status['base']['name']) if status['base'] else 'none yet: the first device brings it'}")
     print(f"generalist {status['newest_round'] if status['newest_round'] >= 0 else 'none yet'}")
     closes = f"closes at {status['goal']}"
     if status["deadline"] is not None and status["quorum"] < status["goal"]:
         closes += f", or at {show_time(status['deadline'])} with {status['quorum']}"
     print(f"round      {status['open_round']}: {status['updates']} updates, {closes}")
+    for window in status.get("private") or []:
+        print(f"window     {window['stage']}: {window['given']} of {window['devices']} devices")
     print(f"moved      {show_size(status['bytes_in'])} in, {show_size(status['bytes_out'])} out")
     print(f"disk       {show_size(status['disk_free'])} free")
     alarms = [f"{name}: {reason}" for name, reason in status.get("alarms", {}).items()]

@@ -29,6 +29,7 @@ from coordinator.ledger import check, config, overview
 from coordinator.ledger.database import Database
 from coordinator.ledger.fleet import Fleet
 from coordinator.ledger.folder import Folder, check_whole, is_empty
+from coordinator.ledger.private import PrivateRounds
 from coordinator.ledger.restoration import BACKUP, RESTORE
 from coordinator.protocol.errors import CoordinatorError, Refused
 
@@ -44,6 +45,7 @@ class Context:
     folder: Folder
     started: float
     version: str
+    private: PrivateRounds | None = None
 
 
 def _invite(context: Context, name: str | None = None, address: str | None = None) -> Result:
@@ -96,7 +98,10 @@ OPERATIONS: dict[str, Callable[..., Result]] = {
     "backup": _backup,
     "check": lambda context: check.check(context.fleet.database, context.fleet.payloads, context.fleet.chain.signing_key),
     "restored": lambda context: msgspec.to_builtins(context.fleet.restore()),
-    "status": lambda context: overview.overview(context.fleet, context.started, context.version),
+    "status": lambda context: {
+        **overview.overview(context.fleet, context.started, context.version),
+        "private": None if context.private is None else context.private.overview(),
+    },
     "devices": lambda context: {"devices": overview.devices(context.fleet)},
     "rounds": lambda context, last=200: {"rounds": overview.rounds_table(context.fleet, last)},
     "revoke": lambda context, name: context.fleet.revoke(name),

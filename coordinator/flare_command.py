@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coordinator import addresses
@@ -44,7 +45,20 @@ def add(commands: Commands, add_command: Add) -> None:
     run.add_argument("--no-server", action="store_true", help="submit jobs only: FLARE's server runs elsewhere")
 
 
+def _refuse_private(data: Path) -> None:
+    """Raises `CoordinatorError` for the folder of a private fleet."""
+    from coordinator.ledger import config
+    from coordinator.protocol.errors import CoordinatorError
+
+    settings = config.read(data / "config.toml", makes=False)
+    if settings is not None and settings.rounds.private:
+        raise CoordinatorError(
+            f"{data} is of a private fleet, and FLARE carries no private rounds; run it with: comigs-coordinator serve"
+        )
+
+
 def _export(options: argparse.Namespace) -> None:
+    _refuse_private(options.data)
     from coordinator.flare import export
     from coordinator.ledger.clock import Clock
     from coordinator.ledger.folder import Folder, is_empty
@@ -69,6 +83,7 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
+    _refuse_private(options.data)
     from coordinator.flare import export
     from coordinator.flare.supervisor import Supervisor
     from coordinator.protocol import kits

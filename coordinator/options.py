@@ -36,6 +36,13 @@ def folder(text: str) -> Path:
     return Path(text)
 
 
+def flag(section: type, name: str, default: object) -> dict[str, Any]:
+    """What argparse is told of a setting's flag: two words for what is true or false, otherwise a value within its bounds."""
+    if isinstance(default, bool):
+        return {"action": argparse.BooleanOptionalAction}
+    return {"type": setting(section, name), "metavar": type(default).__name__.upper()}
+
+
 def setting(section: type, name: str) -> Callable[[str], Any]:
     """The type of a setting's flag, with the bounds that it has in config.toml."""
     hint = get_type_hints(section, include_extras=True)[name]

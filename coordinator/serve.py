@@ -25,6 +25,7 @@ from coordinator.ledger import config
 from coordinator.ledger.clock import Clock
 from coordinator.ledger.folder import Folder
 from coordinator.ledger.payloads import DiskFailure
+from coordinator.ledger.private import open_private
 from coordinator.protocol.errors import CoordinatorError
 from coordinator.web.door import STRANGERS, Door
 from coordinator.web.server import Server
@@ -53,8 +54,9 @@ def serve(
         with Folder.open(root) as folder, folder.fleet(Clock(), values) as fleet:
             config.note(fleet.database, fleet.config, fleet.has_settings_file)
             fleet.warn_where_nothing_is_left()
-            server = Server(fleet, version, is_open)
-            asyncio.run(_run(server, folder, ready, host=host, port=port, address=address))
+            with open_private(fleet, root) as private:
+                server = Server(fleet, version, is_open, private)
+                asyncio.run(_run(server, folder, ready, host=host, port=port, address=address))
     except (sqlite3.OperationalError, DiskFailure) as error:
         raise CoordinatorError(
             f"{root} cannot be written ({error}); make room on its disk or check it, and start again"
@@ -92,9 +94,11 @@ async def _run(
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     runner = web.AppRunner(server.application(), keepalive_timeout=IDLE_SECONDS, access_log=None, shutdown_timeout=STOP_SECONDS,
                            auto_decompress=False, max_line_size=4096, max_field_size=8190, max_headers=64)  # fmt: skip
-    own = web.AppRunner(admin.application(admin.Context(server.fleet, folder, server.started, server.version)), access_log=None)
+    own = web.AppRunner(
+        admin.application(admin.Context(server.fleet, folder, server.started, server.version, server.private)), access_log=None
+    )
     clock = asyncio.create_task(
-        keep_time(server.fleet, server.wake)
+        keep_time(server.fleet, server.wake, server.private)
     )  # it begins with rounds that a crash left closed and unpublished
     clock.add_done_callback(lambda task: stop.set())
     try:

@@ -29,6 +29,7 @@ def join(
     """Join a fleet: this device's generalist is averaged with the others'. Text, specialists and router never leave."""
     from comigs_edge.fleet import joining
     from comigs_edge.fleet.generalist import describe_generalist
+    from comigs_edge.fleet.leaving import who_reads
     from comigs_edge.training.next_step import find_next
 
     home = homes.locate()
@@ -44,7 +45,7 @@ def join(
     if json:
         print_json({
             "fleet": member.fleet, "device": member.device, "name": member.name, "address": member.address,
-            "next": then,
+            "private": member.is_private, "next": then,
         })  # fmt: skip
         return
     weights = sum(rows * columns for rows, columns in generalist.tensors.values())
@@ -54,6 +55,7 @@ def join(
         f"expert steps, as {member.update_format}; `comigs-edge sync --dry-run` lists them",
         soft_wrap=True,
     )
+    out.print(f"who reads it: {who_reads(member.is_private)}", soft_wrap=True)
     out.print("what stays: your text, specialists, router and optimiser")
     next_command(then)
 

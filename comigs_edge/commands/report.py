@@ -111,15 +111,17 @@ def _fleet(home: Home, settings: Config) -> dict[str, Any]:
     if not folder.is_member:
         return facts
     name = address = None
+    is_private = False
     with suppress(ComigsError):  # a damaged membership is told by `status`, and the books are there all the same
         name, address = (member := folder.membership()).name, member.address
+        is_private = member.is_private
     standing = folder.standing()
     newest = None if standing.trained_from < 0 else standing.trained_from
     fleet = {
         "name": name, "address": address, "generalist": newest, "updates": len(standing.brought),
         "bytes_sent": standing.bytes_sent, "bytes_received": standing.bytes_received,
     }  # fmt: skip
-    return facts | {"fleet": fleet, "leaves": leaving(reports_loss)}
+    return facts | {"fleet": fleet, "leaves": leaving(reports_loss, is_private)}
 
 
 # In a terminal -------------------------------------------------------------------------------------------------------

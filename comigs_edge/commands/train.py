@@ -129,7 +129,7 @@ def _begin(
     """Everything before the first step: the plan, the text, the trainer and what the fleet has; nothing is learned here."""
     begun = time.monotonic()
     with notes.status("loading torch"):
-        from comigs_edge.fleet.http import connect
+        from comigs_edge.fleet.private import connect
         from comigs_edge.fleet.rounds import open_rounds
         from comigs_edge.planning import plan as planning
         from comigs_edge.training.opening import open_training

@@ -26,7 +26,7 @@ from comigs_edge.arrays import add, digest, norm, subtract, zeros
 from comigs_edge.fleet.chain import Check, Fetch, Link, follow, set_back
 from comigs_edge.fleet.folder import KEPT_HEADS, FleetFolder
 from comigs_edge.fleet.kept import Kept
-from comigs_edge.fleet.outbox import check_settings, is_same, pack, say_why, unpack, within
+from comigs_edge.fleet.outbox import check_settings, fits, is_same, most, pack, say_why, unpack, within
 from comigs_edge.fleet.outcome import Outcome
 from comigs_edge.fleet.standing import Sealed
 from comigs_edge.fleet.transport import News
@@ -151,7 +151,7 @@ class Books:
         """
         standing, tokens = self.standing, self.standing.unsent_tokens
         change = subtract(zeros(self._shapes) if generalist is None else generalist, standing.reference)
-        change, share = within(change, self._norm_limit)
+        change, share = within(change, self._norm_limit, most(self.membership))
         loss = loss if self.reports_loss else None
         return pack(change, max(0, standing.trained_from), self.membership, int(tokens * share), loss)
 
@@ -195,8 +195,8 @@ class Books:
         return None if self.folder.was_rejected else update
 
     def shorten(self, update: Sealed) -> Sealed:
-        """The update that waits and was not tried; one that is beyond the fleet's bounds by now is sealed again, within it."""
-        if update.trained_from >= 0 and within(self._unpack(update), self._norm_limit)[1] < 1:
+        """The update that waits and was not tried; one that the fleet does not take as it is, by now, is sealed again."""
+        if update.trained_from >= 0 and not fits(update, self._unpack(update), self._norm_limit, self.membership):
             update = self.pack(add(self.standing.reference, self.standing.on_top or {}), update.validation_loss)
             self._put(update)
         return update

@@ -67,7 +67,11 @@ class Exchange:
         """Puts what the open round can count into the outbox; returns whether there is something."""
         if state.open_round == 0:
             self.books.seal_initial()
-        elif state.newest is None or self.books.standing.trained_from < 0 or not self.books.standing.unsent_tokens:
+        elif (
+            state.newest is None
+            or self.books.standing.trained_from < 0
+            or not (self.books.standing.unsent_tokens or state.windows)
+        ):
             return False
         else:
             self.books.seal(generalist, loss)

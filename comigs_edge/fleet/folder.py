@@ -8,10 +8,10 @@
                              outbox.rejected: it never counts as it is
     brought/ID               the last updates that counted: the fleet may go back behind them
     heard.json               what the coordinator said last, and why an exchange failed
+    windows/                 what this device holds of private windows: see `held.py`
     generalists/000012       the last three generalists that were accepted, and the best of them all
 
-The device's key is `device.key` beside them. Each file is replaced as a whole; a damaged one is set aside as *.damaged. A
-fleet that was left lies in `left/` of the home until its device joins it again.
+A file is replaced as a whole, a damaged one set aside as *.damaged, a fleet that was left in `left/` of the home.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class FleetFolder:
         self._facts = self.root / "standing.json"
         self._outbox, self._tried = self.root / "outbox.safetensors", self.root / "outbox.tried"
         self._rejected, self._brought = self.root / "outbox.rejected", self.root / "brought"
-        self._generalists, self._heard = self.root / "generalists", self.root / "heard.json"
+        self._generalists, self._heard, self.windows = (self.root / name for name in ("generalists", "heard.json", "windows"))
 
     # Membership ---------------------------------------------------------------------------------------------------
 
@@ -89,6 +89,7 @@ class FleetFolder:
         aside = self._aside(_fact(self.root, "fleet") or "unknown")
         files.make_folder(self._left)
         shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(self.windows, ignore_errors=True)
         self.root.replace(aside)
         files.sync_folder(self._left)
 
@@ -159,7 +160,7 @@ class FleetFolder:
 
         A damaged one is set aside; what is known without it, the facts, comes without a reference.
         """
-        if not self._standing.exists() and not self._facts.exists():
+        if not (self._standing.exists() or self._facts.exists()):
             return Standing()
         try:
             arrays, facts = read_record(self._standing, Written)
@@ -213,8 +214,7 @@ class FleetFolder:
             self._set_aside(path, f"{path} is a folder and no file")
 
     def _set_aside(self, path: Path, why: str) -> None:
-        aside = path.with_name(f"{path.name}.damaged")
-        if aside.is_dir():
+        if (aside := path.with_name(f"{path.name}.damaged")).is_dir():
             shutil.rmtree(aside, ignore_errors=True)
         if path.exists():
             path.replace(aside)

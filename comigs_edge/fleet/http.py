@@ -7,10 +7,8 @@ from collections.abc import Callable
 from functools import partial
 
 from comigs_edge.base.hparams import HParams
-from comigs_edge.errors import ComigsError
 from comigs_edge.fleet.books import Books
 from comigs_edge.fleet.client import Remote, RemoteRefused
-from comigs_edge.fleet.exchange import Exchange
 from comigs_edge.fleet.folder import FleetFolder
 from comigs_edge.fleet.generalist import initial_generalist
 from comigs_edge.fleet.standing import Sealed
@@ -19,9 +17,8 @@ from comigs_edge.home.config import Config
 from comigs_edge.home.folder import Home
 from comigs_edge.nn.experts import ExpertsConfig, generalist_shapes
 from comigs_edge.progress import SILENT, Progress
-from coordinator.protocol import keys, wire
-from coordinator.protocol.messages import Commit, Receipt, Refusal
-from coordinator.protocol.text import printable
+from coordinator.protocol import compress, wire
+from coordinator.protocol.messages import Commit, Receipt, Refusal, State
 
 REJECTED = ("too_stale", "wrong_generalist", "bad_update", "too_large", "wrong_digest")  # for ever
 HOPELESS = ("bad_update", "too_large")  # with this content
@@ -33,7 +30,12 @@ class HTTPTransport(Remote):
 
     def exchange(self, update: Sealed | None, leaves: Callable[[int], bool], progress: Progress = SILENT) -> News:
         """Uploads the update and makes it count."""
-        state = self.state()
+        return self.bring(update, self.state(), leaves, progress)
+
+    def bring(self, update: Sealed | None, state: State, leaves: Callable[[int], bool], progress: Progress = SILENT) -> News:
+        """The same, where the fleet is known to stand; nothing is sent to one that takes no single updates."""
+        if update is not None and update.trained_from >= 0 and state.settings.update_format == compress.MASKED:
+            return News(state=state)
         if update is None or state.has_contributed or update.id in state.counted:
             return News(state=state)
         try:
@@ -68,20 +70,6 @@ class HTTPTransport(Remote):
         """Of the newest generalist; another one may have been published meanwhile."""
         with contextlib.suppress(RemoteRefused):
             super().refuse(refusal)
-
-
-def connect(books: Books, patience: float) -> Exchange:
-    """The books' way to their fleet; `patience` is how long (seconds) a call is retried. Raises `ComigsError`."""
-    member, folder = books.membership, books.folder
-    if not member.address:
-        raise ComigsError("this device reaches its fleet through NVIDIA FLARE only; train with: comigs-edge flare run KIT")
-    if keys.device_id(keys.public_text(key := folder.key())) != member.device:
-        raise ComigsError(
-            f"{folder.key_file} is not the key of {printable(member.name)}, which membership.json names; put back the one of the "
-            "two that is another device's, or join again: comigs-edge join LINK"
-        )
-    transport = HTTPTransport(member.address, bytes.fromhex(member.pin), key, member.device, patience)
-    return Exchange(books, transport)
 
 
 def open_books(home: Home, settings: Config, layout: ExpertsConfig, hparams: HParams) -> Books:

@@ -9,20 +9,33 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-Occasion = Literal["joining", "every request", "an update", "a generalist", "a refusal"]
+from coordinator.protocol.private.messages import LEAST
+
+Occasion = Literal["joining", "every request", "an update", "a private window", "a generalist", "a refusal"]
 
 
 @dataclass(frozen=True)
 class Leaves:
-    """One thing that leaves: on which occasion, in words, where it is on the wire, and whether only `report_loss` sends it."""
+    """One thing that leaves: on which occasion, in words, where it is on the wire, and whether only `report_loss` sends it.
+
+    `is_private`: only to a private fleet, or only to one that is not; None: to both. The first generalist of one, which says
+    nothing of any text, is sent as an update to another is.
+    """
 
     occasion: Occasion
     what: str
     wire: tuple[str, ...]
     only_with_report_loss: bool = False
+    is_private: bool | None = None
+
+    @property
+    def sent(self) -> str:
+        """To which fleets."""
+        kinds = {None: "always", True: "private fleets", False: "other fleets"}
+        return "`report_loss`" if self.only_with_report_loss else kinds[self.is_private]
 
 
-_JOIN, _UPDATE, _REFUSAL = "/v1/join:", "/v1/updates:", "/v1/refusals:"
+_JOIN, _UPDATE, _REFUSAL, _WINDOW = "/v1/join:", "/v1/updates:", "/v1/refusals:", "/v1/windows/{window}"
 
 LEAVES = (
     Leaves("joining", "the invitation's code", (_JOIN + "code",)),
@@ -42,14 +55,42 @@ LEAVES = (
         ("User-Agent", "Accept-Encoding"),
     ),
     Leaves("every request", "by the nature of a network: when it came, and from which address", ("time", "address")),
-    Leaves("an update", "changes of the generalist's tensors, their names and shapes", ("/v1/uploads/{sha256}:tensors",)),
-    Leaves("an update", "its SHA-256", ("/v1/uploads/{sha256}", _UPDATE + "sha256")),
-    Leaves("an update", "how much of it the coordinator has", ("Upload-Offset",)),
-    Leaves("an update", "the number of tokens that it was trained on", (_UPDATE + "tokens",)),
-    Leaves("an update", "the number of the generalist that it is a change of", (_UPDATE + "trained_from",)),
-    Leaves("an update", "the number of the round that is open", (_UPDATE + "expected_round",)),
-    Leaves("an update", "a random id", (_UPDATE + "update_id",)),
-    Leaves("an update", "the validation loss", (_UPDATE + "validation_loss",), only_with_report_loss=True),
+    Leaves(
+        "an update", "changes of the generalist's tensors, their names and shapes", ("/v1/uploads/{sha256}:tensors",),
+        is_private=False,
+    ),
+    Leaves("an update", "its SHA-256", ("/v1/uploads/{sha256}", _UPDATE + "sha256"), is_private=False),
+    Leaves("an update", "how much of it the coordinator has", ("Upload-Offset",), is_private=False),
+    Leaves("an update", "the number of tokens that it was trained on", (_UPDATE + "tokens",), is_private=False),
+    Leaves("an update", "the number of the generalist that it is a change of", (_UPDATE + "trained_from",), is_private=False),
+    Leaves("an update", "the number of the round that is open", (_UPDATE + "expected_round",), is_private=False),
+    Leaves("an update", "a random id", (_UPDATE + "update_id",), is_private=False),
+    Leaves("an update", "the validation loss", (_UPDATE + "validation_loss",), only_with_report_loss=True, is_private=False),
+    Leaves("a private window", "which one it asks about", (_WINDOW,), is_private=True),
+    Leaves(
+        "a private window", "public keys for this window alone, and their signature",
+        (_WINDOW + "/keys", _WINDOW + "/keys:keys", _WINDOW + "/keys:signature"), is_private=True,
+    ),
+    Leaves(
+        "a private window", "shares of its masks' keys, each encrypted for one other device",
+        (_WINDOW + "/shares", _WINDOW + "/shares:boxes"), is_private=True,
+    ),
+    Leaves(
+        "a private window", "changes of the generalist's tensors, masked", ("/v1/uploads/{sha256}:masked",), is_private=True,
+    ),
+    Leaves(
+        "a private window", "their SHA-256, and a random id",
+        ("/v1/uploads/{sha256}", *(_WINDOW + "/masked" + each for each in ("", ":sha256", ":update_id"))), is_private=True,
+    ),
+    Leaves("a private window", "how much of them the coordinator has", ("Upload-Offset",), is_private=True),
+    Leaves(
+        "a private window", "a signature under the list of the devices whose updates are in the sum",
+        (_WINDOW + "/confirmations", _WINDOW + "/confirmations:signature"), is_private=True,
+    ),
+    Leaves(
+        "a private window", "the shares that open this one sum",
+        (_WINDOW + "/answers", _WINDOW + "/answers:own", _WINDOW + "/answers:keys"), is_private=True,
+    ),
     Leaves("a generalist", "the number of the one that is wanted", ("/v1/generalists/{number}", "/v1/changes/{number}")),
     Leaves("a generalist", "from which byte on", ("Range",)),
     Leaves("a generalist", "the number of the last one that is known", ("/v1/manifests?after",)),
@@ -62,11 +103,22 @@ LEAVES = (
 STAYS = ("your text", "your chats", "specialists", "router", "optimiser state")
 
 
-def leaving(reports_loss: bool) -> list[dict[str, object]]:
-    """The list for a device that reports its validation losses, or does not; as JSON."""
-    return [asdict(each) for each in LEAVES if reports_loss or not each.only_with_report_loss]
+def leaving(reports_loss: bool, is_private: bool = False) -> list[dict[str, object]]:
+    """The list for a device that reports its validation losses, or does not, in such a fleet; as JSON."""
+    kept = (each for each in LEAVES if each.is_private in (None, is_private))
+    return [asdict(each) for each in kept if reports_loss or not each.only_with_report_loss]
 
 
 def staying(reports_loss: bool) -> tuple[str, ...]:
     """What never leaves such a device."""
     return STAYS if reports_loss else (*STAYS, "validation losses")
+
+
+def who_reads(is_private: bool) -> str:
+    """Who can read what a device brings to its fleet, in one sentence."""
+    if not is_private:
+        return "its coordinator can read each of this device's updates"
+    return (
+        f"its coordinator, as long as it keeps to the protocol, learns only sums of {LEAST} or more devices' updates; one that "
+        "makes up devices of its own learns more"
+    )

@@ -10,6 +10,7 @@ import msgspec
 
 from comigs_edge.errors import ComigsError
 from comigs_edge.fleet.records import known
+from coordinator.protocol.compress import MASKED
 
 _FLAWS = (OSError, ValueError, TypeError, AttributeError)  # of a file
 
@@ -28,6 +29,11 @@ class Membership:
     local_steps: int  # this and the next two: as the coordinator said last
     update_format: str
     averaging: str
+
+    @property
+    def is_private(self) -> bool:
+        """Whether updates go into sums of which the coordinator sees no single one."""
+        return self.update_format == MASKED
 
 
 def find_membership(path: Path, facts: Path) -> tuple[Membership, str | None]:

@@ -15,10 +15,11 @@ from comigs_edge.fleet.transport import News
 from coordinator.protocol import compress, counting, rounds
 from coordinator.protocol.aggregate import MAX_ABSOLUTE
 from coordinator.protocol.messages import Settings
+from coordinator.protocol.private.masks import MOST_ABSOLUTE
 from coordinator.protocol.wire import Arrays, Shapes
 
 MARGIN = 1 - 2**-10  # rounding must not lift an update over a bound
-MOST = MAX_ABSOLUTE * MARGIN
+MOST, MOST_MASKED = MAX_ABSOLUTE * MARGIN, MOST_ABSOLUTE * MARGIN
 
 
 def pack(change: Arrays, trained_from: int, membership: Membership, tokens: int = 0, loss: float | None = None) -> Sealed:
@@ -31,13 +32,24 @@ def pack(change: Arrays, trained_from: int, membership: Membership, tokens: int 
     )  # fmt: skip
 
 
-def within(change: Arrays, limit: float) -> tuple[Arrays, float]:
+def within(change: Arrays, limit: float, most: float = MOST) -> tuple[Arrays, float]:
     """The change scaled down to this L2 norm, and to numbers that a coordinator takes, where it is larger; and the factor."""
     length, largest = norm(change), max((float(np.abs(array).max(initial=0)) for array in change.values()), default=0.0)
-    if not (length > limit or largest > MOST):  # what is no number is the coordinator's to refuse
+    if not (length > limit or largest > most):  # what is no number is the coordinator's to refuse
         return change, 1.0
-    share = np.float32(min(limit / length, MOST / largest) * MARGIN)
+    share = np.float32(min(limit / length, most / largest) * MARGIN)
     return {name: array * share for name, array in change.items()}, float(share)
+
+
+def most(membership: Membership) -> float:
+    """The largest number that an update may have."""
+    return MOST_MASKED if membership.is_private else MOST
+
+
+def fits(update: Sealed, change: Arrays, limit: float, membership: Membership) -> bool:
+    """Whether an update is in the fleet's format, where that is private, and within its bounds."""
+    is_other = membership.is_private and update.update_format != "float16"
+    return not is_other and within(change, limit, most(membership))[1] == 1
 
 
 def is_same(before: Sealed | None, update: Sealed) -> bool:
@@ -62,7 +74,7 @@ def unpack(update: Sealed, shapes: Shapes) -> Arrays:
 
 def check_settings(settings: Settings) -> None:
     """Raises `ComigsError` for updates that this version cannot make."""
-    if settings.update_format not in compress.FORMATS or settings.averaging not in get_args(rounds.Averaging):
+    if settings.update_format not in (*compress.FORMATS, compress.MASKED) or settings.averaging not in get_args(rounds.Averaging):
         raise ComigsError(
             f"the fleet asks for updates as {settings.update_format[:20]!r}, averaged {settings.averaging[:20]!r}, which this "
             "version does not know; nothing is lost, upgrade comigs-edge"

@@ -15,8 +15,9 @@ from comigs_edge.fleet.books import Books
 from comigs_edge.fleet.exchange import Exchange
 from comigs_edge.fleet.folder import FleetFolder
 from comigs_edge.fleet.gate import compare
-from comigs_edge.fleet.http import connect, open_books
+from comigs_edge.fleet.http import open_books
 from comigs_edge.fleet.outcome import Outcome
+from comigs_edge.fleet.private import connect
 from comigs_edge.home.folder import Home
 from comigs_edge.home.marks import Mark
 from comigs_edge.training.run import TrainingRun

@@ -13,9 +13,10 @@ from comigs_edge.fleet.books import Books
 from comigs_edge.fleet.exchange import Exchange
 from comigs_edge.fleet.folder import FleetFolder
 from comigs_edge.fleet.generalist import read_generalist, read_interrupted, read_layout, select_generalist
-from comigs_edge.fleet.http import connect, open_books
-from comigs_edge.fleet.leaving import leaving, staying
+from comigs_edge.fleet.http import open_books
+from comigs_edge.fleet.leaving import leaving, staying, who_reads
 from comigs_edge.fleet.outcome import Judge, Judgement, Outcome
+from comigs_edge.fleet.private import connect
 from comigs_edge.home.config import Config
 from comigs_edge.home.folder import Home
 from comigs_edge.home.marks import Mark, read_mark
@@ -87,7 +88,8 @@ def preview(home: Home, settings: Config) -> tuple[dict[str, Any], bool]:
             name: {"type": str(array.dtype), "shape": list(array.shape), "bytes": array.nbytes}
             for name, array in sorted(update.packed.items())
         },
-        "leaves": leaving(settings.fleet.report_loss), "stays": list(staying(settings.fleet.report_loss)),
+        "private": member.is_private, "who_reads": who_reads(member.is_private),
+        "leaves": leaving(settings.fleet.report_loss, member.is_private), "stays": list(staying(settings.fleet.report_loss)),
         "changes_nothing_yet": generalist is None,
     }, books.standing.trained_from < 0  # fmt: skip
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from coordinator.ledger.database import Database
 from coordinator.protocol import settings
-from coordinator.protocol.compress import UpdateFormat
+from coordinator.protocol.compress import MASKED, UpdateFormat
 from coordinator.protocol.errors import CoordinatorError
 from coordinator.protocol.messages import Settings
 from coordinator.protocol.rounds import Rules
@@ -41,9 +41,8 @@ class Config:
     @property
     def settings(self) -> Settings:
         """What devices receive."""
-        return Settings(
-            local_steps=self.training.local_steps, update_format=self.training.update_format, averaging=self.rounds.averaging
-        )
+        update_format = MASKED if self.rounds.private else self.training.update_format
+        return Settings(local_steps=self.training.local_steps, update_format=update_format, averaging=self.rounds.averaging)
 
     def with_values(self, values: dict[str, Any]) -> Config:
         """With other values; the names are those of the file's keys, None changes nothing.

@@ -44,7 +44,7 @@ class Fleet:
         self, database: Database, payloads: Payloads, signing_key: Ed25519PrivateKey, config: Config, clock: Callable[[], float]
     ) -> None:
         self.database, self.payloads, self.config, self.clock = database, payloads, config, clock
-        self._signing_key = signing_key
+        self.signing_key = signing_key
         self.has_settings_file = True
         if database.fact("fleet") is None:
             with database.transaction():
@@ -73,17 +73,17 @@ class Fleet:
 
     def restore(self) -> Restoration:
         """Tells the devices that the coordinator goes on from an older copy of its folder."""
-        return restore(self.database, self.chain, self._signing_key, self.id, self.clock)
+        return restore(self.database, self.chain, self.signing_key, self.id, self.clock)
 
     def _ask_again(self) -> None:
         """Devices whose updates were lost behind the newest generalist bring them again: they are told as after a restoration."""
         with self.database.transaction():
-            sign_note(self.database, self.chain, self._signing_key, self.id, self.clock)
+            sign_note(self.database, self.chain, self.signing_key, self.id, self.clock)
 
     # Time ---------------------------------------------------------------------------------------------------------
 
-    def follow_clock(self) -> None:
-        """Where the system's clock was set, what the fleet waits for moves with it."""
+    def follow_clock(self) -> float:
+        """Where the system's clock was set, what the fleet waits for moves with it; returns by how much, seconds."""
         step = self.clock.step() if isinstance(self.clock, Clock) else 0.0
         if step:
             with self.database.transaction():
@@ -94,6 +94,7 @@ class Fleet:
                 self.database.run("UPDATE rounds SET opened = opened + ? WHERE closed IS NULL", step)
             self.members.move_contacts(lambda contact: contact + step)
             log.warning("this machine's clock was set by %+.0f seconds", step)
+        return step
 
     def _clamp_times(self) -> None:
         """Times that lie in the future were written by a clock that was ahead: they become now."""

@@ -93,7 +93,7 @@ def make_generalist(job: Job, payloads: Payloads) -> Made:
     shapes = {name: tuple(shape) for name, shape in job.generalist.tensors.items()}
     table = compress.table(shapes, "float32")
     before = None if job.before is None else Tensors(payloads.path(job.before), shapes, "float32")
-    updates = [(_read_update(update, shapes, payloads), update.counted_weight, update.weight) for update in job.updates]
+    updates = [(_read_update(update, shapes, payloads), update.counted_weight, update.weight) for update in _distinct(job)]
 
     def write(table: wire.Table, tensors: Iterable[wire.Packed]) -> tuple[str, int]:
         size = wire.encoded_size(table)
@@ -131,7 +131,7 @@ def measure_distances(job: Job, payloads: Payloads) -> dict[str, float]:
 
     It takes memory for a sample of one tensor of each.
     """
-    if not distances.LEAST <= len(job.updates) <= distances.MOST:
+    if not distances.LEAST <= len(job.updates) <= distances.MOST or len(_distinct(job)) == 1:
         return {}
     shapes = {name: tuple(shape) for name, shape in job.generalist.tensors.items()}
     updates = [_read_update(update, shapes, payloads) for update in job.updates]
@@ -141,6 +141,11 @@ def measure_distances(job: Job, payloads: Payloads) -> dict[str, float]:
     except (OSError, wire.WireError):
         return {}  # a damaged payload: making the generalist says so
     return {update.sha256: score for update, score in zip(job.updates, found, strict=True)}
+
+
+def _distinct(job: Job) -> list[Counted]:
+    """The updates; one of them where all are the same, as a private window's mean is for each of its devices."""
+    return job.updates[:1] if len({*job.updates}) == 1 and job.updates[0].counted_weight == job.updates[0].weight else job.updates
 
 
 def _read_update(update: Counted, shapes: Shapes, payloads: Payloads) -> Tensors:

@@ -17,6 +17,7 @@ from coordinator.protocol.wire import Arrays, Packed, Shapes, Table
 
 UpdateFormat = Literal["float32", "float16", "int8"]
 FORMATS: tuple[str, ...] = get_args(UpdateFormat)
+MASKED = "masked"  # what a private fleet asks for: float16, in a sum with others
 BLOCK = 32
 _DTYPES = {"float32": "F32", "float16": "F16"}
 SCALES = ".scales"
@@ -24,7 +25,7 @@ SCALES = ".scales"
 
 def update_format(format_name: str, trained_from: int) -> str:
     """The format of an update: the first generalist itself (trained from -1) is never rounded."""
-    return "float32" if trained_from < 0 else format_name
+    return "float32" if trained_from < 0 else "float16" if format_name == MASKED else format_name
 
 
 def pack(arrays: Arrays, format_name: str) -> Packed:

@@ -60,7 +60,7 @@ class Settings(Message):
     """How a fleet's rounds work; part of every answer that a device acts on."""
 
     local_steps: Steps  # expert steps between two updates
-    update_format: Short  # a `compress.UpdateFormat`
+    update_format: Short  # a `compress.UpdateFormat`, or `compress.MASKED`: earlier versions say that they do not know that
     averaging: Short  # a `rounds.Averaging`
 
 
@@ -114,6 +114,13 @@ class SignedManifest(Message):
     signature: str
 
 
+class WindowNote(Message, omit_defaults=True):
+    """A private window that is on its way."""
+
+    window: Short
+    wants: Short = ""  # the stage for which this device has not given anything and may give it now
+
+
 class State(Message, omit_defaults=True):
     """Where a fleet stands, for one device."""
 
@@ -128,6 +135,7 @@ class State(Message, omit_defaults=True):
     )
     restored: SignedRestoration | None = None  # the last restoration
     waits_for: Count = 0  # more devices that the open round needs before it can close, where `min_devices` asks for several
+    windows: list[WindowNote] = []  # of a private fleet, those that are on their way
 
 
 class Commit(Message, omit_defaults=True):

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from coordinator.protocol.settings import setting
+from coordinator.protocol.settings import SettingsError, setting
 
 Weights = Literal["uniform", "tokens"]  # the paper's mean over devices; or by tokens trained on
 Averaging = Literal["separate", "freeze-a", "alternate"]  # the paper's; or exact ones, see `trained_names`
@@ -54,6 +54,15 @@ class Rules:
     averaging: Annotated[Averaging, setting('the paper\'s; "freeze-a" and "alternate" average low-rank products exactly')] = (
         "separate"
     )
+    private: Annotated[
+        bool, setting("the coordinator sees sums of 3 or more updates only; devices take part in nothing else from then on")
+    ] = False
+    norm_bound: Annotated[float, setting("L2 norm to which a device of a private fleet holds an update", 1e-3, 1e6)] = 100.0
+
+    def __post_init__(self) -> None:
+        """Raises `SettingsError` for a private fleet with anything but equal weights and the same tensors in every round."""
+        if self.private and (self.weights != "uniform" or self.averaging == "alternate"):
+            raise SettingsError('private = true goes with weights = "uniform", and not with averaging = "alternate"')
 
 
 def awaited_since(rules: Rules, round_number: int) -> int:

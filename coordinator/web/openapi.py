@@ -6,15 +6,17 @@ Schemas are made from the messages themselves, limits from the code that holds t
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
 from coordinator.protocol import messages, signatures
 from coordinator.protocol.messages import Commit, Hello, Join, Joined, Problem, Receipt, Refusal, SignedManifest, State
+from coordinator.protocol.private.messages import Answer, Confirmation, Masked, Shares, SignedKeys, Stage, Window
 
+PARTS = (SignedKeys, Shares, Masked, Confirmation, Answer)  # of a private window, in the order of its stages
 JSON, TEXT, OCTETS, PIECE = ("application/json", "text/plain", "application/octet-stream", "application/offset+octet-stream")
-MESSAGES = (Commit, Hello, Join, Joined, messages.Manifest, Problem, Receipt, Refusal, SignedManifest, State)
+MESSAGES = (Commit, Hello, Join, Joined, messages.Manifest, Problem, Receipt, Refusal, SignedManifest, State, Window, *PARTS)
 Table = dict[str, Any]
 
 REFUSALS = {
@@ -69,6 +71,8 @@ def _paths() -> Table:
         "after", "query", {"type": "integer", "default": -1}, "Number of the generalist behind which the answer begins."
     )
     counts = ["refusals", "active", "newest"]
+    window = _parameter("window", "path", {"type": "string"}, "Its id, as `State` names it.", True)
+    stage = _parameter("stage", "path", {"type": "string", "enum": list(get_args(Stage))}, "For which it is given.", True)
     return {
         "/": {"get": _operation("page", "The status page.", _content("text/html", {"type": "string"}), (403,))},
         "/metrics": {"get": _operation("metrics", "Prometheus' text format.", _content(TEXT, {"type": "string"}), (403,))},
@@ -97,6 +101,12 @@ def _paths() -> Table:
             "refuse", "This device keeps its generalist; where a third of the fleet does, the one before is published again.",
             _content(JSON, {"type": "object", "properties": {name: {"type": "integer"} for name in counts}, "required": counts}),
             (409, 422, 507), _signed=True, requestBody=_body(Refusal))},
+        "/v1/windows/{window}": {"parameters": [window], "get": _operation(
+            "window", "A private window, as far as it has come.", _message(Window), (404,), _signed=True)},
+        "/v1/windows/{window}/{stage}": {"parameters": [window, stage], "post": _operation(
+            "give", "What a device gives for a stage of a private window. Asked again, it counts once.", _message(State),
+            (404, 409, 422, 507), _signed=True,
+            requestBody={"required": True, **_content(JSON, {"anyOf": [_ref(kind) for kind in PARTS]})})},
     }  # fmt: skip
 
 

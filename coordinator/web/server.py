@@ -2,7 +2,7 @@
 
 Covered:     who may ask (signatures, replays), lengths before anything is read, deadlines for slow clients, rates, one sentence
              for every refusal, and an end of the process where the disk fails.
-Not covered: secure aggregation and differential privacy: whoever runs the coordinator can read each device's update.
+Not covered: differential privacy; and unless the fleet is private, whoever runs the coordinator can read each device's update.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from coordinator.ledger.fleet import Fleet
 from coordinator.ledger.members import Device
 from coordinator.ledger.payloads import DiskFailure
+from coordinator.ledger.private import PrivateRounds
 from coordinator.protocol import keys, signatures
 from coordinator.protocol.errors import Refused
-from coordinator.protocol.messages import Commit, Hello, Join, Refusal
+from coordinator.protocol.messages import Commit, Hello, Join, Refusal, State
 from coordinator.web import openapi, page
 from coordinator.web.answers import (
     SentFile,
@@ -43,6 +44,7 @@ from coordinator.web.answers import (
 from coordinator.web.door import origin, show_signature
 from coordinator.web.metrics import Metrics
 from coordinator.web.rates import Buckets
+from coordinator.web.windows import WindowRoutes
 
 MAX_JSON = 512 * 1024  # bytes of a JSON body: a generalist of 4,096 tensors
 SMALL_JSON = 64 * 1024  # ... of a thousand, more than most bases have
@@ -61,9 +63,9 @@ SignedHandler = Callable[[web.Request, Device, bytes], Awaitable[web.StreamRespo
 class Server:
     """A fleet on the network; `epoch` changes with every start."""
 
-    def __init__(self, fleet: Fleet, version: str, is_open: bool = False) -> None:
+    def __init__(self, fleet: Fleet, version: str, is_open: bool = False, private: PrivateRounds | None = None) -> None:
         """`is_open` shows the status page and the metrics to everybody; otherwise only this machine sees them."""
-        self.fleet, self.version, self.is_open = fleet, version, is_open
+        self.fleet, self.version, self.is_open, self.private = fleet, version, is_open, private
         self.epoch, self.started = os.urandom(8).hex(), fleet.clock()
         self.metrics = Metrics()
         self.nonces = signatures.Nonces()
@@ -74,6 +76,7 @@ class Server:
         self._large = asyncio.Semaphore(LARGE_AT_ONCE)
         self._checks = asyncio.Semaphore(CHECKS_AT_ONCE)
         self.wake = asyncio.Event()
+        self._windows = WindowRoutes(private, self._locks, self._checks, self.wake)
 
     # Requests -----------------------------------------------------------------------------------------------------
 
@@ -91,6 +94,8 @@ class Server:
             web.patch("/v1/uploads/{sha256}", self._require_signature(self._append, MAX_CHUNK)),
             web.post("/v1/updates", self._require_signature(self._commit)),
             web.post("/v1/refusals", self._require_signature(self._refuse)),
+            web.get("/v1/windows/{window}", self._require_signature(self._windows.show)),
+            web.post("/v1/windows/{window}/{stage}", self._require_signature(self._windows.give)),
         ])  # fmt: skip
         return app
 
@@ -191,7 +196,10 @@ class Server:
         return wish
 
     async def _state(self, request: web.Request, device: Device, body: bytes) -> web.Response:
-        return answer(self.fleet.state(device))
+        return answer(self._where(device))
+
+    def _where(self, device: Device) -> State:
+        return (self.private or self.fleet).state(device)
 
     async def _manifests(self, request: web.Request, device: Device, body: bytes) -> web.Response:
         after = number(request.query.get("after", "-1"))
@@ -236,6 +244,8 @@ class Server:
 
     async def _commit(self, request: web.Request, device: Device, body: bytes) -> web.Response:
         wish = parse(body, Commit)
+        if self.private is not None and wish.trained_from >= 0:
+            raise Refused(409, "private", "this fleet is private and takes no single updates; upgrade comigs-edge on this device")
         async with self._locks[device.id]:
             receipt = self.fleet.receipt_if_counted(device, wish)
             if receipt is None:
@@ -246,7 +256,7 @@ class Server:
                     receipt = self.fleet.record(device, wish, checked)
                 log.info("round %d: %s, weight %.2f", receipt.round, device.name, receipt.weight)
                 self.wake.set()
-        receipt.state = self.fleet.state(device)
+        receipt.state = self._where(device)
         return answer(receipt)
 
     async def _refuse(self, request: web.Request, device: Device, body: bytes) -> web.Response:

@@ -10,19 +10,25 @@ from coordinator.ledger import overview
 from coordinator.ledger.fleet import Fleet
 from coordinator.ledger.making import Damaged, make_generalist, measure_distances
 from coordinator.ledger.payloads import DiskFailure
+from coordinator.ledger.private import PrivateRounds
 from coordinator.protocol.errors import Refused
 from coordinator.web.answers import disk_trouble
 
 log = logging.getLogger("comigs-coordinator")
 
 
-async def keep_time(fleet: Fleet, wake: asyncio.Event) -> None:
+async def keep_time(fleet: Fleet, wake: asyncio.Event, private: PrivateRounds | None = None) -> None:
     """Closes rounds at their deadlines and publishes generalists, each second and when `wake` is set, until it is cancelled."""
     while True:
         try:
-            fleet.follow_clock()
+            step = fleet.follow_clock()
             await publish(fleet)
             fleet.close_if_complete()
+            if private is not None:
+                private.windows.move(step)
+                await open_sums(private)
+                await publish(fleet)
+                private.advance()
             fleet.members.flush()
         except Refused as error:  # the disk is full: tried again
             log.warning("%s", error.message)
@@ -33,6 +39,12 @@ async def keep_time(fleet: Fleet, wake: asyncio.Event) -> None:
             await asyncio.wait_for(wake.wait(), 1.0)
         except asyncio.TimeoutError:
             continue
+
+
+async def open_sums(private: PrivateRounds) -> None:
+    """Makes rounds of the private windows whose sums can be opened."""
+    if (opening := private.to_open()) is not None and (found := await asyncio.to_thread(private.add_up, *opening)) is not None:
+        private.settle(found)
 
 
 async def publish(fleet: Fleet) -> None:

@@ -38,6 +38,10 @@ def random_arrays(seed, shapes=SHAPES):
     return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
 
 
+def flag(name, value):
+    return [name] if value is True else [name, str(value)]
+
+
 class Coordinator:
     """`comigs-coordinator serve` as a process; flags are those of the command, as in goal=2."""
 
@@ -46,7 +50,7 @@ class Coordinator:
         self.start(port)
 
     def start(self, port=0):
-        options = [part for name, value in self.flags.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+        options = [part for name, value in self.flags.items() for part in flag(f"--{name.replace('_', '-')}", value)]
         self.log = open(f"{self.data}.log", "ab")  # noqa: SIM115
         self.process = subprocess.Popen(
             [*self.prefix, sys.executable, "-m", "coordinator", "serve", "--data", str(self.data), "--host", "127.0.0.1",

@@ -56,7 +56,7 @@ class Site:
 
     def open(self):
         """As a new process would, of a home that is a member."""
-        self.device.transport = CarriedTransport(self.carried, self.id, 0.0)
+        self.device.connect, self.device.transport = None, CarriedTransport(self.carried, self.id, 0.0)
         self.device.open()
 
     def answer_of(self, desk):

@@ -68,6 +68,15 @@ def test_a_job_names_our_classes_and_ships_no_code(tmp_path):
     assert "nvflare" not in (project / config("client")).read_text()
 
 
+@pytest.mark.parametrize("words", [["export", "--site", "a"], ["run"]])
+def test_a_private_fleet_is_not_carried(tmp_path, capsys, words):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "config.toml").write_text("[rounds]\nprivate = true\n")
+    with pytest.raises(SystemExit):
+        main(["flare", words[0], str(tmp_path / "project"), "--data", str(tmp_path / "data"), *words[1:]])
+    assert "private fleet, and FLARE carries no private rounds" in capsys.readouterr().err
+
+
 def test_a_project_without_sites_is_refused_with_what_to_type(tmp_path, capsys):
     with pytest.raises(SystemExit):
         export(tmp_path)

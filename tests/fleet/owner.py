@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from comigs_edge.errors import ComigsError
 from comigs_edge.fleet import back, joining
 from comigs_edge.fleet.folder import FleetFolder
-from comigs_edge.fleet.http import connect
+from comigs_edge.fleet.private import connect
 from comigs_edge.fleet.records import read_record, write_record
 from comigs_edge.home.folder import Home
 from comigs_edge.home.marks import Mark

@@ -12,12 +12,13 @@ from comigs_edge.fleet.exchange import Exchange
 from comigs_edge.fleet.folder import FleetFolder
 from comigs_edge.fleet.http import HTTPTransport
 from comigs_edge.fleet.membership import Membership
+from comigs_edge.fleet.private import PrivateTransport
 from comigs_edge.fleet.transport import News
 from comigs_edge.home.folder import Home
 from coordinator.protocol import compress, keys, rounds, wire
 from coordinator.protocol.aggregate import add_change, aggregate, mean_change
 from coordinator.protocol.messages import Join, Manifest, Receipt, Restoration, Settings, State
-from tests.coordinator.rig import SHAPES, arrays, generalist
+from tests.coordinator.rig import SHAPES, arrays, generalist, random_arrays
 
 BASE = "ab" * 32
 NAME = "generalist.blk.0.ffn_gate.lora_a"
@@ -128,8 +129,10 @@ class Device:
     """A home in a fleet, without a model: the test is the training."""
 
     def __init__(self, root, gate=0.1):
-        self.folder, self.gate = FleetFolder(Home(root)), gate
+        self.home, self.gate = Home(root), gate
+        self.folder = FleetFolder(self.home)
         self.initial = self.local = arrays(0.0)
+        self.connect = None  # makes the transport for books
 
     def join_folder(self, fleet, name, has_receipts=False):
         """In a `FolderFleet`."""
@@ -145,6 +148,7 @@ class Device:
         joined = self.transport.join(
             Join(code=code, name=None, public_key=public, generalist=generalist(base=BASE), version="test")
         )
+        self.connect = lambda books: PrivateTransport(address, pin, key, keys.device_id(public), patience, books)
         return self._join(address, pin.hex(), joined.fleet, joined.device, joined.signing_key, joined.settings)
 
     def _join(self, address, pin, fleet, device, signing_key, settings):
@@ -158,6 +162,7 @@ class Device:
     def open(self):
         """As a new process would."""
         self.books = Books(self.folder, SHAPES, lambda: self.initial, BASE, self.gate)
+        self.transport = self.connect(self.books) if self.connect else self.transport
         self._exchange = Exchange(self.books, self.transport)
 
     def learn(self, value):
@@ -182,3 +187,8 @@ class Device:
 
 def scaled(arrays, factor):
     return {name: array * np.float32(factor) for name, array in arrays.items()}
+
+
+def step(number, scale=1 / 64):
+    """What a device learns in a step, each another thing."""
+    return scaled(random_arrays(number), scale)

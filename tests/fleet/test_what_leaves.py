@@ -18,11 +18,14 @@ from coordinator.protocol.messages import Commit, Join
 from tests.coordinator.recorder import Recorder
 from tests.coordinator.rig import Coordinator
 from tests.docs_commands import ROOT
+from tests.fleet.rig import Device, step
 from tests.tiny import some_text
 
 SECRET = "my locker is 88-15-3407 behind the blue door"
 ASKED = "and whom does the letter of 1931 name as the heir?"  # in a chat that is kept
+OTHERS = [each for each in LEAVES if not each.is_private]  # what leaves to a fleet that is not private
 LOSSES = [each for each in LEAVES if each.only_with_report_loss]
+MASKED_BACK = {"/v1/uploads/{sha256}:tensors": "/v1/uploads/{sha256}:masked"}  # what an upload to a private fleet is
 FIXED = {"/v1/hello", "/v1/state", "/v1/join", "/v1/manifests", "/v1/updates", "/v1/refusals"}  # paths that tell nothing more
 SEEN_BY_ALL = {"time", "address"}  # by every server, in no byte
 
@@ -88,6 +91,7 @@ def places(requests):
     found = set()
     for request in requests:
         path = re.sub(r"/[0-9a-f]{64}$", "/{sha256}", re.sub(r"/(generalists|changes)/\d+$", r"/\1/{number}", request.path))
+        path = re.sub(r"/v1/windows/[0-9a-f]{32}", "/v1/windows/{window}", path)
         found |= {path, *request.headers, *(f"{path}?{name}" for name in request.query)}
         if request.method == "PATCH":
             found.add(f"{path}:tensors")
@@ -117,7 +121,7 @@ def uploads(requests):
 @pytest.mark.parametrize("reports_loss", [False, True])
 def test_everything_on_the_wire_is_in_the_list_and_the_reverse(lived, ready, reports_loss):
     requests = lived.requests()
-    listed = {place for each in LEAVES for place in each.wire if reports_loss or not each.only_with_report_loss}
+    listed = {place for each in OTHERS for place in each.wire if reports_loss or not each.only_with_report_loss}
     assert places(requests) == listed - SEEN_BY_ALL
     assert {request.headers["User-Agent"] for request in requests} == {"comigs-edge"}
     home = homes.locate()
@@ -161,19 +165,52 @@ def encodings(piece):
         yield from (base64.b64encode(aligned), base64.urlsafe_b64encode(aligned))
 
 
+def test_what_a_device_gives_to_private_windows_is_in_the_list_and_the_reverse(tmp_path):
+    coordinator = Coordinator(tmp_path / "coordinator", private=True)
+    with Recorder(coordinator) as recorder:
+        devices = [Device(tmp_path / f"home-{number}") for number in range(3)]
+        for device in devices:
+            device.join_coordinator(recorder.link("device") if device is devices[0] else coordinator.invite())
+        for number, device in enumerate(devices):
+            device.exchange(tokens=0)
+            coordinator.until(lambda status: status["newest_round"] == 0)
+            device.exchange(tokens=0)
+            device.learn(step(number))
+        begun = len(recorder.requests())
+        for _ in range(8):
+            for device in reversed(devices):
+                device.exchange(tokens=100 if coordinator.ask("status")["open_round"] == 1 else 0)
+        requests, recorded = recorder.requests()[begun:], recorder.wire
+    coordinator.stop()
+    assert coordinator_published(devices)
+    window = [each for each in LEAVES if each.occasion == "a private window"]
+    found = {MASKED_BACK.get(place, place) for place in places(requests) if "windows" in place or "uploads" in place}
+    assert found | {"Upload-Offset"} == {place for each in window for place in each.wire}
+    uploaded = b"".join(map(bytes, uploads(requests).values()))
+    for device in devices:
+        for sealed in filter(None, map(device.folder.brought, device.books.standing.brought)):
+            for array in sealed.packed.values():
+                for kind in (np.float32, np.float16):  # no number of any update, in the clear
+                    assert array.ravel()[:8].astype(kind).tobytes() not in uploaded + recorded
+
+
+def coordinator_published(devices):
+    return all(device.books.standing.trained_from >= 1 and device.books.standing.brought for device in devices)
+
+
 def test_a_dry_run_shows_the_whole_list(run, ready, coordinator):
     run("join", coordinator.invite())
     found = json.loads(run("sync", "--dry-run", "--json").stdout)
-    assert {each["what"] for each in found["leaves"]} == {each.what for each in LEAVES} - {each.what for each in LOSSES}
+    assert {each["what"] for each in found["leaves"]} == {each.what for each in OTHERS} - {each.what for each in LOSSES}
     assert set(found["stays"]) == {*STAYS, "validation losses"}
     shown = " ".join(run("sync", "--dry-run").stdout.split())
     for each in LEAVES:
-        assert (each.what in shown) == (each not in LOSSES), each.what
+        assert (each.what in shown) == (each in OTHERS and each not in LOSSES), each.what
 
 
 def test_the_published_table_is_the_list():
     page = (ROOT / "docs" / "privacy.md").read_text()
     rows = re.findall(r"^\| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", page.split("<!-- what leaves -->")[1], re.M)[1:]
-    listed = [(each.occasion, each.what, "`report_loss`" if each.only_with_report_loss else "always") for each in LEAVES]
+    listed = [(each.occasion, each.what, each.sent) for each in LEAVES]
     assert rows == listed
     assert "docs/privacy.md#in-a-fleet-everything-that-leaves-the-device" in (ROOT / "README.md").read_text()

@@ -1,0 +1,121 @@
+"""What a device holds of the private windows that it takes part in, in `fleet/windows/` of its home.
+
+    ID.json     what it has given, to give nothing else
+    .ID.seed    what is secret of it; packed into no archive of a home
+
+Each step is written down before anything of it is sent, so that after a crash it is done again with the very same values, or not
+at all: an update is masked once, one list of senders confirmed, one answer given. When the window is over, its file is deleted.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Collection
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from comigs_edge import files
+from comigs_edge.fleet.records import known
+from coordinator.protocol.private.messages import SignedKeys, SignedTerms
+from coordinator.protocol.private.roster import Distrust, Roster, read_roster
+
+
+@dataclass(kw_only=True)
+class Held:
+    """Of one window. The `seed` is forgotten with the answer, and where the device left the window."""
+
+    window: str
+    seed: str  # hexadecimal; empty: the device gives nothing more
+    keys: tuple[str, str] = ("", "")  # this device's, signed
+    terms: tuple[str, str] = ("", "")  # from here on: once it has shared
+    roster: list[list[str]] = field(default_factory=list)  # everybody's keys, signed
+    update_id: str = ""  # from here on: once it has masked an update
+    shared: list[str] = field(default_factory=list)
+    boxes: dict[str, str] = field(default_factory=dict)
+    head: str = ""
+    senders: list[str] = field(default_factory=list)  # once it has confirmed them
+    answer: str = ""  # once it has given its shares: the very message
+
+    @property
+    def own_keys(self) -> SignedKeys:
+        """As they were sent."""
+        return SignedKeys(keys=self.keys[0], signature=self.keys[1])
+
+    def read_roster(self, signing_key: str) -> Roster:
+        """Of the window that this device has shared its secrets in."""
+        terms = SignedTerms(terms=self.terms[0], signature=self.terms[1])
+        return read_roster(terms, signing_key, [SignedKeys(keys=made, signature=signature) for made, signature in self.roster])
+
+    def fix(self, **values: object) -> None:
+        """Sets fields that are set once; raises `Distrust` where one has another value already."""
+        for name, value in values.items():
+            if any(said := getattr(self, name)) and said != value:
+                raise Distrust("the coordinator says something else now than it has said before")
+        for name, value in values.items():
+            setattr(self, name, value)
+
+
+class HeldWindows:
+    """The files."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def begin(self, window: str) -> Held:
+        """A window that this device takes part in from now on; it is written with its keys."""
+        return Held(window=window, seed=secrets.token_hex(32))
+
+    def find(self, window: str) -> Held | None:
+        """What is held of a window; one that cannot be read is left, since nobody knows what was given in it."""
+        path = self._path(window)
+        if not path.exists():
+            return None
+        seed = self._seed(window).read_text() if self._seed(window).exists() else ""
+        try:
+            facts = known(json.loads(path.read_bytes()), Held)
+            return Held(**facts | {"seed": seed} | {name: tuple(facts[name]) for name in ("keys", "terms")})
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return Held(window=window, seed="")
+
+    def save(self, held: Held) -> None:
+        """Replaces the files; what they say is on the disk when this returns."""
+        files.make_folder(self._folder)
+        seed = self._seed(held.window)
+        if held.seed and not seed.exists():
+            files.write_atomic(seed, held.seed.encode())
+        files.write_atomic(self._path(held.window), json.dumps(asdict(held) | {"seed": ""}).encode())
+        if not held.seed:
+            seed.unlink(missing_ok=True)
+
+    def leave(self, held: Held) -> None:
+        """Gives nothing more in this window: its secrets are forgotten."""
+        held.seed, held.boxes, held.answer = "", {}, ""
+        self.save(held)
+
+    def keep(self, windows: Collection[str]) -> None:
+        """Deletes what is held of all other windows: they are over."""
+        with suppress(FileNotFoundError):
+            for path in self._folder.iterdir():
+                if path.name.strip(".").split(".")[0] not in windows:
+                    path.unlink(missing_ok=True)
+
+    def has(self, update_id: str) -> bool:
+        """Whether an update is masked in one of the windows, or may be: in one that cannot be read."""
+        return any(held.update_id == update_id or not held.keys[0] for held in self._all())
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a window of them will take an update, and has none yet."""
+        return any(held.seed and not held.update_id for held in self._all())
+
+    def _all(self) -> list[Held]:
+        names = [path.stem for path in self._folder.glob("[!.]*.json")] if self._folder.exists() else []
+        return [held for name in names if (held := self.find(name)) is not None]
+
+    def _seed(self, window: str) -> Path:
+        return self._folder / f".{window}.seed"
+
+    def _path(self, window: str) -> Path:
+        return self._folder / f"{window}.json"

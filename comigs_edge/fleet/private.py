@@ -1,0 +1,186 @@
+"""The transport of a private fleet: updates go into windows, of which the coordinator learns the sum only.
+
+At each exchange a device gives what its windows want of it by then: keys and shares of the next one, the masked update of the
+present one, and for that a confirmation and an answer later on. It waits for none of them; what a window does not take comes with
+the next. Everything that the coordinator says is checked before anything is given for it, and a window that does not fit is left.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from comigs_edge.errors import ComigsError
+from comigs_edge.fleet.books import Books
+from comigs_edge.fleet.client import RemoteRefused
+from comigs_edge.fleet.exchange import Exchange
+from comigs_edge.fleet.held import Held, HeldWindows
+from comigs_edge.fleet.http import HTTPTransport
+from comigs_edge.fleet.standing import Sealed
+from comigs_edge.fleet.transport import News
+from comigs_edge.progress import SILENT, Progress
+from coordinator.protocol import keys, messages, norms
+from coordinator.protocol.compress import MASKED
+from coordinator.protocol.messages import Message, State
+from coordinator.protocol.private import masks, steps
+from coordinator.protocol.private.messages import Masked, Window
+from coordinator.protocol.private.roster import Distrust, Roster
+from coordinator.protocol.text import printable
+
+WINDOWS, STEPS = 2, 8  # that are looked at in one exchange: what a coordinator can make a device do is bounded
+PASSED = ("not_wanted", "no_window", "incomplete", "already_counted", "wrong_digest")  # refusals: the window went on, or is over
+
+
+class PrivateTransport(HTTPTransport):
+    """One coordinator, whose fleet is private or may become so; `books` are this device's."""
+
+    def __init__(self, address: str, pin: bytes, key: Ed25519PrivateKey, device: str, patience: float, books: Books) -> None:
+        super().__init__(address, pin, key, device, patience)
+        self._set_books(books, device)
+
+    def _set_books(self, books: Books, device: str) -> None:
+        self._books, self._held, self._id = books, HeldWindows(books.folder.windows), device
+
+    def exchange(self, update: Sealed | None, leaves: Callable[[int], bool], progress: Progress = SILENT) -> News:
+        """Brings the update as the fleet takes it: in a window, unless it is none that is private."""
+        state = self.state()
+        is_private = state.settings.update_format == MASKED
+        if self._books.membership.is_private and not is_private:
+            raise ComigsError(
+                "this fleet was private, and now its coordinator asks for single updates, which it can read; nothing was sent. "
+                "If you agree to that, join again: comigs-edge join LINK"
+            )
+        if not is_private or (update is not None and update.trained_from < 0):  # an initial generalist says nothing of any text
+            return self.bring(update, state, leaves, progress)
+        reason = ""
+        for _ in range(STEPS):
+            self._held.keep([note.window for note in state.windows])
+            try:
+                after = self._step(state, update, leaves, progress)
+            except RemoteRefused as error:
+                if error.code not in (*PASSED, "disk_full"):
+                    raise
+                state, after, reason = self.state(), None, str(error) if error.code == "disk_full" else ""
+            if after is None:
+                break
+            state = after
+        self._held.keep([note.window for note in state.windows])
+        is_over = update is not None and self._books.folder.was_tried and not self._held.has(update.id)
+        return News(state=state, is_rejected=is_over and update is not None and update.id not in state.counted, reason=reason)
+
+    def _step(self, state: State, update: Sealed | None, leaves: Callable[[int], bool], progress: Progress) -> State | None:
+        """Gives what one window wants; returns where the fleet stands then, None where there is nothing to give now."""
+        for note in state.windows[:WINDOWS]:
+            if not re.fullmatch("[0-9a-f]{32}", note.window) or not note.wants:
+                continue
+            held = self._held.find(note.window)
+            if held is None and note.wants == "keys" and self._has_news(state):
+                return self._give_keys(self._held.begin(note.window))
+            if held is None or not (held.seed or held.answer):
+                continue
+            try:
+                after = self._give_more(held, note.wants, update, leaves, progress)
+            except Distrust as error:
+                self._held.leave(held)
+                self._books.folder.notes.append(
+                    f"this device left a private window: {error}; it gives no share of it, and what it learned comes with another"
+                )
+                continue
+            if after is not None:
+                return after
+        return None
+
+    def _has_news(self, state: State) -> bool:
+        """Whether this device has learned more than what it brings, or will bring, to a window that it takes part in."""
+        standing, sent = self._books.standing, self._books.folder.outbox()
+        brings = sent.tokens if sent is not None and (sent.id in state.counted or self._held.has(sent.id)) else 0
+        return standing.trained_from >= 0 and standing.unsent_tokens > brings and not self._held.is_waiting
+
+    def _give(self, held: Held, stage: str, message: Message) -> State:
+        return self._ask(State, "POST", f"/v1/windows/{held.window}/{stage}", messages.encode(message))
+
+    def _give_keys(self, held: Held) -> State:
+        made = steps.make_keys(bytes.fromhex(held.seed), held.window, self._key)
+        held.fix(keys=(made.keys, made.signature))
+        self._held.save(held)
+        return self._give(held, "keys", made)
+
+    def _give_more(
+        self, held: Held, wants: str, update: Sealed | None, leaves: Callable[[int], bool], progress: Progress
+    ) -> State | None:
+        """What comes after the keys; raises `Distrust` where the window is not what this device has taken part in."""
+        if wants == "keys":  # they did not arrive
+            return self._give(held, "keys", held.own_keys)
+        if wants == "answers" and held.answer:  # it did not arrive, or nobody heard so
+            return self._ask(State, "POST", f"/v1/windows/{held.window}/answers", held.answer.encode())
+        if wants == "masked" and update is None:
+            return None
+        window = self._ask(Window, "GET", f"/v1/windows/{held.window}")
+        if window.stage != wants:
+            return None
+        if wants == "shares":
+            return self._give_shares(held, window)
+        roster = held.read_roster(self._books.membership.signing_key)
+        if wants == "masked":
+            return self._give_masked(held, roster, window, update, leaves, progress)
+        return self._give_sign(held, roster, window)
+
+    def _give_shares(self, held: Held, window: Window) -> State:
+        roster_keys = sorted([each.keys, each.signature] for each in window.keys)
+        held.fix(terms=(window.terms.terms, window.terms.signature), roster=roster_keys)
+        roster = held.read_roster(self._books.membership.signing_key)
+        if (roster.terms.fleet, roster.terms.window) != (self._books.membership.fleet, held.window):
+            raise Distrust("its terms are for another fleet or window")
+        if held.own_keys not in window.keys:
+            raise Distrust("it does not have the keys of this device")
+        self._held.save(held)
+        return self._give(held, "shares", steps.make_shares(bytes.fromhex(held.seed), roster, self._id))
+
+    def _give_masked(
+        self, held: Held, roster: Roster, window: Window, update: Sealed | None, leaves: Callable[[int], bool], progress: Progress
+    ) -> State | None:
+        if update is None or update.update_format != "float16" or window.head != self._books.standing.head_hash:
+            return None  # the newest generalist comes first: masks are for those that know the same one
+        roster.check_step(window.shared, roster.devices, self._id)
+        numbers = masks.to_ring(update.packed)
+        length = norms.l2_norm(array.astype("float32") for array in update.packed.values())
+        if numbers.size != roster.terms.numbers or length > roster.terms.bound:
+            raise Distrust(f"it takes {roster.terms.numbers:,} numbers with a norm up to {roster.terms.bound:g}")
+        held.fix(update_id=update.id, shared=window.shared, head=window.head, boxes=window.boxes)
+        was_tried = leaves(numbers.nbytes)
+        self._held.save(held)  # from here on nothing else is masked in this window
+        steps.mask(numbers, bytes.fromhex(held.seed), roster, self._id, held.shared, held.head)
+        sha256 = self.upload(numbers.astype("<u4").tobytes(), progress, is_new=not was_tried)
+        return self._give(held, "masked", Masked(sha256=sha256, update_id=update.id))
+
+    def _give_sign(self, held: Held, roster: Roster, window: Window) -> State:
+        """A confirmation of the senders; or, where enough confirm them, the shares that open their sum."""
+        if not held.update_id:
+            raise Distrust("it counts an update that this device has not sent")
+        roster.check_step(window.senders, held.shared, self._id)
+        held.fix(senders=sorted(window.senders))
+        what = steps.confirmed(roster, held.shared, held.senders, held.head)
+        if window.stage == "confirmations":
+            self._held.save(held)
+            return self._give(held, "confirmations", steps.confirm(what, self._key))
+        seed = bytes.fromhex(held.seed)
+        made = messages.encode(steps.answer(seed, roster, self._id, what, held.boxes, window.confirmations)).decode()
+        held.seed, held.boxes, held.answer = "", {}, made
+        self._held.save(held)  # from here on nothing else is answered in this window
+        return self._ask(State, "POST", f"/v1/windows/{held.window}/answers", made.encode())
+
+
+def connect(books: Books, patience: float) -> Exchange:
+    """The books' way to their fleet; `patience` is how long (seconds) a call is retried. Raises `ComigsError`."""
+    member, folder = books.membership, books.folder
+    if not member.address:
+        raise ComigsError("this device reaches its fleet through NVIDIA FLARE only; train with: comigs-edge flare run KIT")
+    if keys.device_id(keys.public_text(key := folder.key())) != member.device:
+        raise ComigsError(
+            f"{folder.key_file} is not the key of {printable(member.name)}, which membership.json names; put back the one of the "
+            "two that is another device's, or join again: comigs-edge join LINK"
+        )
+    transport = PrivateTransport(member.address, bytes.fromhex(member.pin), key, member.device, patience, books)
+    return Exchange(books, transport)

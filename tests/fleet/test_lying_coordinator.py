@@ -1,0 +1,244 @@
+"""A coordinator that lies about a private window gets no share that opens anything but one sum of enough devices."""
+
+import numpy as np
+import pytest
+
+from comigs_edge.errors import ComigsError
+from coordinator.protocol import keys
+from coordinator.protocol.private import masks, steps
+from coordinator.protocol.private.opening import open_sum
+from tests.fleet.liar import fleet
+
+
+def notes(liar):
+    return " ".join(note for device in liar.devices.values() for note in device.folder.notes)
+
+
+def test_an_honest_one_gets_the_sum(tmp_path):
+    liar = fleet(tmp_path, 4)
+    liar.run_to("answers")
+    liar.touch()
+    assert len(liar.given("answers")) == 4
+    sent = [np.frombuffer(data, "<u4") for (data,) in liar.uploads.values()]
+    total = open_sum(liar.window.roster, liar.window.what, liar.window.answers, sent)
+    plain = sum(masks.to_ring(device.folder.outbox().packed) for device in liar.devices.values())
+    assert np.array_equal(total, plain)
+
+
+def test_a_device_that_is_called_dropped_keeps_its_own_mask(tmp_path):
+    liar = fleet(tmp_path, 4)
+    liar.run_to("confirmations")
+    victim = min(liar.devices)
+
+    def without(window, device):
+        window.senders = [each for each in window.senders if each != victim]
+        return window
+
+    liar.lie = without
+    liar.touch()
+    liar.go_on()
+    liar.touch()
+    assert len(liar.given("answers")) == 3  # the others open a sum without it, of three
+    for answer in liar.given("answers"):  # of no device both kinds of share
+        assert (set(answer.own), set(answer.keys)) == (set(liar.devices) - {victim}, {victim})
+    assert not liar.devices[victim].transport._held.find(liar.window.terms.window).seed
+    assert "leaves this device out" in notes(liar)
+
+
+def test_two_lists_of_senders_are_both_never_opened(tmp_path):
+    liar = fleet(tmp_path, 6)  # five answers open a sum
+    liar.run_to("confirmations")
+    names = sorted(liar.devices)
+
+    def split(window, device):
+        window.senders = names if device in names[:3] else names[1:]
+        return window
+
+    liar.lie = split
+    liar.touch()
+    liar.go_on()
+    liar.touch()
+    assert liar.given("answers") == []
+    assert "devices confirm it and 5 are needed" in notes(liar)
+
+
+def test_who_confirmed_one_list_answers_for_no_other(tmp_path):
+    liar = fleet(tmp_path, 5)
+    liar.run_to("answers")
+    victim = min(liar.devices)
+
+    def later(window, device):
+        window.senders = [each for each in window.senders if each != victim]
+        return window
+
+    liar.lie = later
+    liar.touch()
+    assert liar.given("answers") == []
+    assert "says something else now" in notes(liar)
+
+
+def test_an_answer_is_given_once_and_sent_again_only_as_it_is(tmp_path):
+    liar = fleet(tmp_path, 5)
+    liar.run_to("answers")
+    device = liar.devices[min(liar.devices)]
+    liar.touch([device])
+    (first,) = liar.given("answers")
+    liar.window.parts["answers"].clear()
+    liar.lie = lambda window, _: pytest.fail("nothing is asked any more") or window
+    liar.touch([device])
+    assert liar.given("answers") == [first, first]
+    assert not device.transport._held.find(liar.window.terms.window).seed
+
+
+@pytest.mark.parametrize("forged", ["repeated", "made up"])
+def test_confirmations_that_nobody_signed_open_nothing(tmp_path, forged):
+    liar = fleet(tmp_path, 4)
+    liar.run_to("answers")
+
+    def forge(window, device):
+        others = {each: steps.confirm(liar.window.what, keys.new_key()).signature for each in window.senders}
+        same = dict.fromkeys(window.senders, window.confirmations[device])
+        window.confirmations = same if forged == "repeated" else others
+        return window
+
+    liar.lie = forge
+    liar.touch()
+    assert liar.given("answers") == []
+
+
+def test_devices_that_were_shown_other_members_confirm_nothing_for_each_other(tmp_path):
+    liar = fleet(tmp_path, 5)
+    liar.touch()
+    liar.go_on()
+    made_up = keys.new_key()
+    window = liar.window.terms.window
+    stranger = steps.make_keys(bytes(32), window, made_up)
+    names = sorted(liar.devices)
+
+    def other(shown, device):
+        if device in names[:2]:  # in place of the last device they see one that the coordinator made up
+            gone = liar.window.parts["keys"][names[-1]]
+            shown.keys = [stranger if each == gone else each for each in shown.keys]
+            shown.shared = [each for each in shown.shared if each != names[-1]]
+            shown.senders = [each for each in shown.senders if each != names[-1]]
+        return shown
+
+    liar.lie = other
+    liar.run_to("answers")
+    liar.touch()
+    assert liar.given("answers") == []
+
+
+@pytest.mark.parametrize(
+    ("lie", "sentence"),
+    [
+        (lambda shown, own: shown.keys[:2], "2 devices are in it"),
+        (lambda shown, own: [each for each in shown.keys if each != own], "keys of this device"),
+        (lambda shown, own: [*shown.keys, shown.keys[0]], "twice"),
+        (lambda shown, own: [*shown.keys[:-1], steps.make_keys(bytes(32), "ab" * 16, keys.new_key())], "not signed"),
+    ],
+)
+def test_a_list_of_members_that_does_not_fit_gets_no_shares(tmp_path, lie, sentence):
+    liar = fleet(tmp_path, 4)
+    liar.touch()
+    liar.go_on()
+
+    def show(window, device):
+        window.keys = lie(window, liar.window.parts["keys"][device])
+        return window
+
+    liar.lie = show
+    liar.touch()
+    assert sentence in notes(liar)
+    assert len(liar.given("shares")) <= 1
+
+
+def test_terms_that_another_key_signed_get_no_shares(tmp_path):
+    liar = fleet(tmp_path, 3, key=keys.new_key())
+    liar.touch()
+    liar.go_on()
+    liar.touch()
+    assert liar.given("shares") == []
+    assert "not signed by the coordinator" in notes(liar)
+
+
+def test_two_devices_are_no_window_whatever_the_coordinator_asks_for(tmp_path):
+    liar = fleet(tmp_path, 2, least=1)
+    liar.touch()
+    liar.go_on()
+    liar.touch()
+    assert liar.given("shares") == []
+    assert "2 devices are in it" in notes(liar)
+
+
+@pytest.mark.parametrize("stage", ["masked", "confirmations"])
+def test_too_few_that_are_left_get_nothing_more(tmp_path, stage):
+    liar = fleet(tmp_path, 4)
+    liar.run_to(stage)
+    names = sorted(liar.devices)[:2]
+
+    def few(window, device):
+        window.shared, window.senders = (names, window.senders) if stage == "masked" else (window.shared, names)
+        return window
+
+    liar.lie = few
+    liar.touch()
+    assert liar.given(stage) == []
+
+
+def test_another_generalist_than_the_device_knows_gets_nothing_masked(tmp_path):
+    liar = fleet(tmp_path, 3)
+    liar.run_to("masked")
+    liar.window.head = "cd" * 32
+    liar.touch()
+    assert liar.uploads == {}
+
+
+def test_a_device_that_sent_nothing_confirms_no_sum(tmp_path):
+    liar = fleet(tmp_path, 4)
+    liar.run_to("masked")
+    silent = liar.devices[min(liar.devices)]
+    liar.touch([device for device in liar.devices.values() if device is not silent])
+    liar.go_on()
+    liar.window.parts["masked"][min(liar.devices)] = liar.given("masked")[0]  # it says so
+    liar.touch([silent])
+    assert liar.given("confirmations") == []
+
+
+def test_nothing_else_is_masked_in_a_window_where_something_was(tmp_path):
+    liar = fleet(tmp_path, 4)
+    liar.run_to("masked")
+    device = liar.devices[min(liar.devices)]
+    liar.touch([device])
+    liar.window.parts["masked"].clear()  # as if it had not arrived, with other members now
+    liar.lie = lambda window, _: setattr(window, "shared", window.shared[:3]) or window
+    device.learn({name: array * 2 for name, array in device.local.items()})
+    liar.touch([device])
+    assert len(liar.uploads[min(liar.devices)]) == 1
+    liar.lie = lambda window, _: window
+    liar.begin()
+    liar.run_to("masked")
+    liar.touch([device])
+    first, again = liar.uploads[min(liar.devices)]
+    assert first != again
+
+
+def test_a_private_fleet_that_asks_for_single_updates_gets_none(tmp_path):
+    liar = fleet(tmp_path, 3)
+    liar.settings.update_format = "float16"
+    for device in liar.devices.values():
+        with pytest.raises(ComigsError, match="was private"):
+            device.exchange(tokens=10)
+    assert liar.updates == {}
+    assert liar.uploads == {}
+
+
+def test_a_claim_that_there_is_no_generalist_yet_gets_the_initial_one_only(tmp_path):
+    liar = fleet(tmp_path, 3)
+    liar.links = []
+    for device in liar.devices.values():
+        with pytest.raises(ComigsError):
+            device.exchange(tokens=10)
+    for update in liar.updates.values():
+        assert all((array == 0).all() for array in update.packed.values())
+    assert liar.uploads == {}
