@@ -125,6 +125,7 @@ _MUON = _SHORTER | {"optimiser": "muon"}
 OPTIMISERS: list[dict[str, Any]] = [
     _SHORTER, _MUON, _MUON | {"rate": 0.5}, _MUON | {"rate": 2.0}, _MUON | {"width": 96},
     _SHORTER | {"form": "lora"}, _MUON | {"form": "lora"},
+    {"optimiser": "muon", "rate": 0.5}, {"optimiser": "muon", "rate": 0.71},
 ]  # fmt: skip
 GRID: list[dict[str, Any]] = [
     {"rows": rows, "rate": rate, "beta": beta}
