@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,20 +69,26 @@ def load(folder: Path, with_arrays: bool = True) -> Checkpoint | None:
 
 
 class Latest:
-    """What `load` finds, read when it is first asked for: once, for all who look at it."""
+    """What `load` finds, read when it is first asked for, and again only where there are other generations by then."""
 
     def __init__(self, folder: Path, with_arrays: bool = False) -> None:
         self._folder, self._with_arrays = folder, with_arrays
+        self._read: list[tuple[int, str, Path]] = []  # the generations that were there
+        self._state: Checkpoint | None = None
 
-    @cached_property
+    @property
     def state(self) -> Checkpoint | None:
         """The newest sound generation; None if nothing was saved."""
-        return load(self._folder, self._with_arrays)
+        present = _generations(self._folder)
+        if present != self._read:
+            self._read, self._state = present, load(self._folder, self._with_arrays)
+        return self._state
 
     @property
     def interrupted(self) -> Checkpoint | None:
         """That of a training that has not finished; None where there is no such training."""
-        return self.state if self.state is not None and self.state.is_interrupted else None
+        state = self.state
+        return state if state is not None and state.is_interrupted else None
 
 
 def interrupted(folder: Path) -> Checkpoint | None:
