@@ -32,7 +32,7 @@ def test_status_says_that_the_base_writes_before_a_training_has_a_step(ready, ru
     said = []
     monkeypatch.setattr(holder, "tell", lambda _, progress: said.append(line(progress)))
     run(*STEPS)
-    assert said[0] == "the base writes, 512 of 512 tokens, step 0 of 25"
+    assert said[0] == "the base writes, 0 of 512 tokens, step 0 of 25"
 
 
 def test_the_exported_file_of_a_training_has_the_zero_expert(ready, run):

@@ -101,7 +101,7 @@ def uninstall(system: System = False) -> None:
     """Stop the timer and delete both units; what was trained stays."""
     files, left = _with_systemd("uninstall", {SERVICE: "", TIMER: ""}, system)
     out.print("\n".join(f"deleted  {file}" for file in files), soft_wrap=True)
-    _end(left, "comigs-edge train")
+    _end(left, "comigs-edge status")
 
 
 def find_outdated() -> str | None:

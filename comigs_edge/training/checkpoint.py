@@ -69,25 +69,26 @@ def load(folder: Path, with_arrays: bool = True) -> Checkpoint | None:
 
 
 class Latest:
-    """What `load` finds, read when it is asked for, and again only where files have changed."""
+    """What `load` finds, read when it is first asked for, and again only where there are other generations by then."""
 
     def __init__(self, folder: Path, with_arrays: bool = False) -> None:
         self._folder, self._with_arrays = folder, with_arrays
-        self._seen: list[tuple[Path, int]] | None = None
+        self._read: list[tuple[int, str, Path]] = []  # the generations that were there
         self._state: Checkpoint | None = None
 
     @property
     def state(self) -> Checkpoint | None:
         """The newest sound generation; None if nothing was saved."""
-        files = [(path, path.stat().st_mtime_ns) for *_, path in _generations(self._folder)]
-        if files != self._seen:
-            self._seen, self._state = files, load(self._folder, self._with_arrays)
+        present = _generations(self._folder)
+        if present != self._read:
+            self._read, self._state = present, load(self._folder, self._with_arrays)
         return self._state
 
     @property
     def interrupted(self) -> Checkpoint | None:
         """That of a training that has not finished; None where there is no such training."""
-        return self.state if self.state is not None and self.state.is_interrupted else None
+        state = self.state
+        return state if state is not None and state.is_interrupted else None
 
 
 def interrupted(folder: Path) -> Checkpoint | None:
