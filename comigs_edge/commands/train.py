@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from comigs_edge.home.folder import Home
     from comigs_edge.inference.elsewhere import Elsewhere
     from comigs_edge.training.loop import Outcome
-    from comigs_edge.training.pace import Pace
     from comigs_edge.training.pauses import Pauses
     from comigs_edge.training.run import TrainingRun
     from comigs_edge.training.time_limit import TimeLimit
@@ -135,6 +134,7 @@ def _begin(
         from comigs_edge.fleet.rounds import open_rounds
         from comigs_edge.planning import plan as planning
         from comigs_edge.training.opening import open_training
+        from comigs_edge.training.pace import measure_pace
         from comigs_edge.training.pauses import open_pauses
         from comigs_edge.training.time_limit import TimeLimit
 
@@ -147,10 +147,11 @@ def _begin(
     say = partial(notes.print, soft_wrap=True)
     pauses = open_pauses(settings.pause, pause, not plan.keep, say)
     pauses.wait()
-    pace = None if minutes is None else _measure_pace(run)
-    trainer, limit = run.begin(steps, resume), None
-    if pace is not None and minutes is not None:
-        limit = TimeLimit(run, pace, begun + 60 * minutes, pauses.working_time)
+    limit = None
+    if minutes is not None:
+        with notes.status("measuring a step"):
+            limit = TimeLimit(run, measure_pace(run), begun + 60 * minutes, pauses.working_time)
+    trainer = run.begin(steps, resume)
     if limit is not None and not limit.begin():
         trainer.schedule = replace(trainer.schedule, steps=1)
         say(f"not even one step with the router's after it fits into {minutes:g} minutes: one is trained, and takes longer")
@@ -169,13 +170,6 @@ def _begin(
         notes.print(f"resuming {place(trainer.expert_steps, trainer.schedule.steps)}")
     with notes.status("asking the coordinator"):
         return run, pauses, open_rounds(home, run, trainer, say, warn, is_alone, way or connect), limit
-
-
-def _measure_pace(run: TrainingRun) -> Pace:
-    from comigs_edge.training.pace import measure_pace
-
-    with notes.status("measuring a step"):
-        return measure_pace(run)
 
 
 def _make_ordinary(run: TrainingRun, pauses: Pauses) -> None:
