@@ -134,8 +134,8 @@ class State(Message, omit_defaults=True):
         None  # L2 norm up to which an update counts in full; a device brings the rest the next time
     )
     restored: SignedRestoration | None = None  # the last restoration
-    waits_for: Count = 0  # more devices that the open round needs before it can close, where `min_devices` asks for several
     windows: list[WindowNote] = []  # of a private fleet, those that are on their way
+    waits_for: Count = 0  # more devices that the open round needs before it can close, where `min_devices` asks for several
 
 
 class Commit(Message, omit_defaults=True):
