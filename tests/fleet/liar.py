@@ -44,6 +44,8 @@ class Liar(FolderFleet):
         name = keys.device_id(keys.public_text(key))
         device.connect = lambda books: LiarTransport(self, name, key, books)
         device.join_folder(self, name)
+        device.transport = None
+        device.open()
         self.devices[name] = device
         device.exchange(tokens=0)
         if not self.links:
