@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -153,7 +153,6 @@ def _begin(
             limit = TimeLimit(run, measure_pace(run), begun + 60 * minutes, pauses.working_time)
     trainer = run.begin(steps, resume)
     if limit is not None and not limit.begin():
-        trainer.schedule = replace(trainer.schedule, steps=1)
         say(f"not even one step with the router's after it fits into {minutes:g} minutes: one is trained, and takes longer")
     schedule = trainer.schedule
     local = run.local_steps - (0 if run.local is None else run.local.steps)

@@ -26,7 +26,8 @@ from coordinator.protocol.wire import Arrays
 KEPT_VERSIONS = 5  # of different content; beside the default base each takes 13 MB of the disk
 _WRITTEN = ("version", "made", "base_sha256", "layout", "sha256", "shared_sha256")  # by `save` itself
 UNFINISHED = "unfinished"  # the note of what a training has left that was interrupted; it goes when the training has more
-_OF_ONE = ("copy_of", "imported", "measured", UNFINISHED)  # notes that are true of this very version alone
+TRAINING = "training"  # the note of which training made it: a random word
+_OF_ONE = ("copy_of", "imported", "measured", UNFINISHED, TRAINING)  # notes that are true of this very version alone
 SHARED = "shared.tensors"  # beside the adapters where local text has shaped them: safetensors
 
 
@@ -113,12 +114,20 @@ def notes_of(manifest: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in manifest.items() if name not in _WRITTEN + _OF_ONE}
 
 
-def is_left_by(folder: Path, version: int, first_loss: float | None) -> bool:
-    """Whether a training that began with this validation loss was interrupted and has left this version."""
+def is_left_by(folder: Path, version: int, training: str) -> bool:
+    """Whether this very training was interrupted and has left this version."""
     with suppress(ComigsError):
         manifest = read_manifest(folder, version)
-        return UNFINISHED in manifest and manifest["validation_loss_before"] == first_loss
+        return bool(training) and UNFINISHED in manifest and manifest.get(TRAINING) == training
     return False
+
+
+def note_finished(folder: Path, version: int) -> None:
+    """The training that left this version has ended without anything better: it is no unfinished one any more."""
+    with suppress(ComigsError):
+        manifest = read_manifest(folder, version)
+        if manifest.pop(UNFINISHED, False):
+            files.write_atomic(folder / f"{version:04d}" / "manifest.json", json.dumps(manifest, indent=1).encode())
 
 
 def note_measured(folder: Path, version: int, values: dict[str, Any]) -> None:

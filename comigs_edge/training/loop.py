@@ -47,8 +47,8 @@ class Screen(Protocol):
 class Limit(Protocol):
     """What ends a training early or late."""
 
-    def after(self, event: Event) -> None:
-        """After a step."""
+    def after(self, event: Event, seconds: float) -> None:
+        """After a step that took so many seconds."""
 
 
 class Outcome(NamedTuple):
@@ -85,12 +85,12 @@ def run_training(run: TrainingRun, pauses: Pauses, fleet: Fleet | None, screen: 
 
     with stop_on_signal() as stop:
         for event in run.steps():
-            tokens += event.tokens
+            tokens, seconds = tokens + event.tokens, pauses.working_time() - since
             if event.phase == "expert" and event.validation_loss is None:
-                took.append(pauses.working_time() - since)
+                took.append(seconds)
             run.count(event)
             if limit is not None:
-                limit.after(event)
+                limit.after(event, seconds)
             screen.show_step(event, tokens)
             if not screen.is_read():
                 stop.append(signal.SIGPIPE)

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
+import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
-from comigs_edge.arrays import digest
 from comigs_edge.errors import ComigsError
 from comigs_edge.home.folder import Home, corpus
 from comigs_edge.home.marks import Mark, read_mark
-from comigs_edge.home.versions import UNFINISHED, Saved, is_left_by, load, notes_of, read_manifest, remove, save, versions
+from comigs_edge.home.versions import TRAINING, Saved, load, versions
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.experts import ExpertsConfig
 from comigs_edge.nn.model import Model
 from comigs_edge.nn.weights import Base
 from comigs_edge.planning.plan import Resolved, forget, plan_experts, remember
 from comigs_edge.progress import SILENT, Progress
-from comigs_edge.training import checkpoint, further
+from comigs_edge.training import checkpoint, further, publishing
 from comigs_edge.training import local as locality
 from comigs_edge.training import passage as passages
 from comigs_edge.training.activation_cache import clear
@@ -50,7 +49,7 @@ class TrainingRun:
         self.text = " ".join(each.digest() for each in rows)  # losses are of this text
         self._latest = latest or checkpoint.Latest(home.state, with_arrays=True)
         self.warnings: list[str] = []
-        self.resumed = False
+        self.resumed, self.word = False, secrets.token_hex(8)  # by which its own versions are known
         self.learned: list[int] | None = None  # numbers of the files that are trained on, `learned.py`
         self.mark = self.best_mark = Mark()  # of the generalist that is trained, and of the best one
         self.trainer: Trainer  # from `begin` on
@@ -127,6 +126,7 @@ class TrainingRun:
                 "and is measured anew; to start without that: comigs-edge train --fresh"
             )
         self.learned = join_learned(corpus(self.home, self.settings), progress)
+        self.word = progress.get(TRAINING, "")
         self.resumed, self.mark, self.best_mark = True, read_mark(progress), read_mark(progress, "best")
         return trainer
 
@@ -234,7 +234,7 @@ class TrainingRun:
                 arrays, progress = arrays | more, progress | phase
         progress |= {"finished": self.is_done, "base_sha256": self.settings.base.sha256, "text": self.text}
         progress |= self.mark.facts() | self.best_mark.facts("best")
-        progress |= {KEY: self.learned, passages.KEY: asdict(self.passage)}
+        progress |= {KEY: self.learned, passages.KEY: asdict(self.passage), TRAINING: self.word}
         checkpoint.save(self.home.state, arrays, progress)
         return version
 
@@ -261,30 +261,7 @@ class TrainingRun:
 
     def publish(self) -> int | None:
         """Makes the best state the newest adapters, closed if the training is done; None if nothing is better than its start."""
-        trainer = self.trainer
-        local = self.local if self.local is not None and self.local.is_kept else None
-        if local is None and not self.trainer.is_better:
-            return None
-        arrays, layout, loss = self.result()
-        there = versions(self.home.adapters)
-        with contextlib.suppress(ComigsError):  # a damaged version is no reason to lose the next one
-            if there and read_manifest(self.home.adapters, there[-1])["sha256"] == digest(arrays):
-                return there[-1]
-        notes = {
-            "validation_loss": loss, "validation_loss_before": trainer.first_loss, "base_name": self.settings.base.name,
-            "expert_steps": trainer.expert_steps, "router_steps": trainer.router_steps,
-            "block_format": trainer.schedule.block_format, "text": self.text[:16], KEY: self.learned, **self.best_mark.facts(),
-        }  # fmt: skip
-        if self._newest is not None:
-            notes = notes_of(self._newest.manifest) | {KEY: join_learned(corpus(self.home, self.settings), self._newest.manifest)}
-        notes |= local.facts() if local is not None else {}
-        notes |= {} if self.is_done else {UNFINISHED: True}
-        version = save(
-            self.home.adapters, arrays, layout, self.settings.base.sha256, notes, None if local is None else local.start
-        )
-        if self.resumed and there and is_left_by(self.home.adapters, there[-1], trainer.first_loss):
-            remove(self.home.adapters, there[-1:])
-        return version
+        return publishing.publish(self, self._newest)
 
     def result(self) -> tuple[Arrays, ExpertsConfig, float]:
         """What is kept, and the validation loss of shared text before the local phase, nats a token."""

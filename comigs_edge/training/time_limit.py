@@ -7,6 +7,7 @@ what is shared.
 
 from __future__ import annotations
 
+import statistics
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,36 +24,36 @@ class TimeLimit:
 
     def __init__(self, run: TrainingRun, pace: Pace, until: float, clock: Callable[[], float]) -> None:
         self.run, self.pace, self.until, self.clock = run, pace, until, clock
-        self._factors: deque[float] = deque(maxlen=LAST)  # of each of the last steps, on the time that `pace` gives it
-        self._since: float | None = None  # behind the first step, which follows a validation
+        self._factors: deque[float] = deque([1.0], LAST)  # of each of the last steps, on the time that `pace` gives it
 
     def begin(self) -> bool:
         """Before the first step: whether one fits into the time. A training that goes on gets what is left of the time."""
         trainer = self.run.trainer
         trainer.schedule = replace(trainer.schedule, patience=0)  # time alone ends it
-        self._fit()
-        return trainer.schedule.steps > 0
+        return self._fit() > 0
 
-    def after(self, event: Event) -> None:
-        """After a step."""
-        since, self._since = self._since, self.clock()
-        if event.phase not in ("expert", "router"):
-            return
-        if event.validation_loss is None and since is not None:
-            self._factors.append((self._since - since) / self._expected(event))
-        self._fit()
+    def after(self, event: Event, seconds: float) -> None:
+        """After a step that took so many seconds."""
+        if event.phase in ("expert", "router"):
+            if event.validation_loss is None:
+                self._factors.append(seconds / self._expected(event))
+            self._fit()
 
     def _expected(self, event: Event) -> float:
         is_plain = self.run.trainer.schedule.fake_format(max(0, event.expert_steps - 1)) is None
         return max(1e-9, self.pace.step if is_plain else self.pace.quantised_step)
 
-    def _fit(self) -> None:
+    def _fit(self) -> int:
+        """Sets the schedule's steps; returns how many fit."""
         trainer = self.run.trainer
         done = trainer.expert_steps, trainer.router_steps
-        if done[0] >= trainer.schedule.steps:
-            return  # the experts have ended, and what comes behind them is due
-        factor = sum(self._factors) / len(self._factors) if self._factors else 1.0
+        if 0 < trainer.schedule.steps <= done[0]:
+            return done[0]  # the experts have ended, and what comes behind them is due
+        factor = statistics.median_low(self._factors)  # one long step is no pace
         plan = trainer.schedule if self.run.ordinary else replace(trainer.schedule, closing_steps=0)
         left = (self.until - self.clock()) / factor
         steps = steps_that_fit(left, self.pace, plan, trainer.router is not None, done)
-        trainer.schedule = replace(trainer.schedule, steps=steps)
+        # Behind the last step is a validation. It is too late for one behind a step that was done, unless router steps follow.
+        least = done[0] if done[0] and trainer.router is not None else done[0] + 1
+        trainer.schedule = replace(trainer.schedule, steps=max(least, steps))
+        return steps

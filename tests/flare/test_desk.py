@@ -1,11 +1,13 @@
 """An engine's tasks and answers against the real coordinator: the same updates make the same generalists, byte for byte."""
 
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from comigs_edge.errors import ComigsError
+from comigs_edge.fleet import site
 from comigs_edge.fleet.outcome import Judgement
 from coordinator.protocol import tasks
 from coordinator.protocol.tasks import Task
@@ -254,3 +256,9 @@ def test_a_home_takes_no_task_that_is_none(tmp_path):
     (site.folder / "task").write_bytes(b"\xff\xff\xff\x7fnothing")
     with pytest.raises(ComigsError, match="use the same version"):
         site.carried.read()
+
+
+def test_a_device_of_a_private_fleet_sends_nothing_through_an_engine():
+    private = SimpleNamespace(membership=SimpleNamespace(is_private=True))
+    with pytest.raises(ComigsError, match=r"fleet is private, and FLARE carries single updates"):
+        site.Site.connect(SimpleNamespace(), private, 0.0)

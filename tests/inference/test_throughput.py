@@ -190,6 +190,9 @@ def test_the_table_is_followed_by_the_fastest_number_of_threads_and_the_next_com
 
 
 def test_the_file_holds_what_was_printed(run, place, tmp_path):
+    missing = run("bench", "--output", tmp_path / "new" / "bench.json", code=1).stderr
+    assert f"mkdir -p {tmp_path / 'new'}" in missing
+    (tmp_path / "new").mkdir()
     found = measured(run, "--output", tmp_path / "new" / "bench.json")
     assert json.loads((tmp_path / "new" / "bench.json").read_text()) == found
     assert f"{tmp_path} is a folder; name a file in it" in run("bench", "--output", tmp_path, code=1).stderr

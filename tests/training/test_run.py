@@ -18,8 +18,7 @@ from comigs_edge.home.marks import Mark
 from comigs_edge.home.versions import load, read_manifest, versions
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.planning.plan import resolve
-from comigs_edge.training import checkpoint, further
-from comigs_edge.training import run as training
+from comigs_edge.training import checkpoint, further, publishing
 from comigs_edge.training.adamw import AdamW
 from comigs_edge.training.muon import Muon
 from comigs_edge.training.opening import open_training
@@ -205,7 +204,7 @@ def test_a_training_goes_on_by_the_course_that_it_began_with(opened):
 def test_no_training_is_marked_as_finished_before_its_adapters_are_on_disk(opened, monkeypatch, write):
     run = resume_to_the_last_step(opened)
     with monkeypatch.context() as patch:
-        patch.setattr(training, "save", power_cut)  # of the adapters
+        patch.setattr(publishing, "save", power_cut)  # of the adapters
         with pytest.raises(OSError, match="the power went"):
             getattr(run, write)()
     assert not checkpoint.load(run.home.state)[1]["finished"]
@@ -323,7 +322,7 @@ def train_within(run, minutes, step, guess, resume=False):
     limit.begin()
     for number, event in enumerate(run.trainer.run()):
         clock.now += step(number)
-        limit.after(event)
+        limit.after(event, step(number))
     return clock.now
 
 
@@ -348,3 +347,50 @@ def test_an_interrupted_training_that_gets_minutes_ends_with_them(opened):
     assert 25 <= train_within(run, 30, lambda number: 1, guess=1, resume=True) <= 33
     assert run.trainer.is_done
     assert run.trainer.expert_steps > STEPS
+
+
+def test_one_long_step_does_not_end_a_training_at_half_time(opened):
+    run = opened("blocks=1")
+    run.ordinary = ()
+    assert 100 <= train_within(run, 120, lambda number: 60 if number == 1 else 0.5, guess=0.5) <= 126
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_the_last_step_of_a_training_without_a_router_is_measured(opened, resume):
+    lines = ("specialists=0", "blocks=1")
+    if resume:
+        interrupt(opened(*lines))
+    run = opened(*lines)
+    run.ordinary = ()
+    train_within(run, 3 if resume else 6.5, lambda number: 1, guess=1, resume=resume)
+    assert run.trainer.curves.facts()["validation"][-1][0] == run.trainer.expert_steps
+
+
+def test_a_resumed_training_never_deletes_what_another_one_has_left(opened):
+    one = opened()
+    interrupt(one)
+    kept = one.publish()
+    other = opened()
+    for _ in other.begin(STEPS, False).run(until=STOP):
+        pass
+    other.save()  # and the power goes: no version of it is there
+    resumed = opened()
+    for _ in resumed.begin(None, None).run():
+        break
+    resumed.trainer.best = {name: array + 1 for name, array in resumed.trainer.best.items()}
+    assert resumed.publish() > kept
+    assert kept in versions(one.home.adapters)
+
+
+def test_a_version_of_a_training_that_ended_with_nothing_better_is_a_finished_one(opened):
+    run = opened("zero_expert=false")
+    interrupt(run)
+    number = run.publish()
+    assert read_manifest(run.home.adapters, number)["unfinished"]
+    resumed = opened("zero_expert=false")
+    trainer = resumed.begin(None, None)
+    trainer.best_loss = -1.0  # nothing is better
+    for _ in resumed.steps():
+        pass
+    assert resumed.end() == number
+    assert "unfinished" not in read_manifest(run.home.adapters, number)

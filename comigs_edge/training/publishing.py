@@ -1,0 +1,59 @@
+"""What a training has made becomes the newest version of the adapters."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from comigs_edge.arrays import digest
+from comigs_edge.errors import ComigsError
+from comigs_edge.home.folder import corpus
+from comigs_edge.home.versions import (
+    TRAINING,
+    UNFINISHED,
+    Saved,
+    is_left_by,
+    note_finished,
+    notes_of,
+    read_manifest,
+    remove,
+    save,
+    versions,
+)
+from comigs_edge.training.learned import KEY, join_learned
+
+if TYPE_CHECKING:
+    from comigs_edge.training.run import TrainingRun
+
+
+def publish(run: TrainingRun, newest: Saved | None) -> int | None:
+    """Makes the best state the newest adapters, closed if the training is done; None if nothing is better than its start.
+
+    `newest` is the version that local text is added to, where shared text made nothing better. What this very training left
+    when it was interrupted gives way.
+    """
+    trainer = run.trainer
+    local = run.local if run.local is not None and run.local.is_kept else None
+    if local is None and not run.trainer.is_better:
+        return None
+    arrays, layout, loss = run.result()
+    there = versions(run.home.adapters)
+    with contextlib.suppress(ComigsError):  # a damaged version is no reason to lose the next one
+        if there and read_manifest(run.home.adapters, there[-1])["sha256"] == digest(arrays):
+            if run.is_done:
+                note_finished(run.home.adapters, there[-1])
+            return there[-1]
+    notes = {
+        "validation_loss": loss, "validation_loss_before": trainer.first_loss, "base_name": run.settings.base.name,
+        "expert_steps": trainer.expert_steps, "router_steps": trainer.router_steps,
+        "block_format": trainer.schedule.block_format, "text": run.text[:16], KEY: run.learned, **run.best_mark.facts(),
+    }  # fmt: skip
+    if newest is not None:
+        notes = notes_of(newest.manifest) | {KEY: join_learned(corpus(run.home, run.settings), newest.manifest)}
+    notes |= local.facts() if local is not None else {}
+    notes |= {TRAINING: run.word} | ({} if run.is_done else {UNFINISHED: True})
+    start = None if local is None else local.start
+    version = save(run.home.adapters, arrays, layout, run.settings.base.sha256, notes, start)
+    if run.resumed and there and is_left_by(run.home.adapters, there[-1], run.word):
+        remove(run.home.adapters, there[-1:])
+    return version
