@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from comigs_edge import files
+from comigs_edge.errors import EXPECTED
 from comigs_edge.home.folder import Home
 from comigs_edge.nn.experts import Form
 from profiles.cost import Plan, Precision, Processor, Rates
@@ -38,7 +39,7 @@ def remember(home: Home, form: Form, plan: Plan, seconds: Sequence[float]) -> No
     known, key = _read(home), _key(form, plan.device, plan.precision)
     factor = known.get(key, 1.0) * took / plan.step_seconds
     known[key] = round(min(max(factor, BOUNDS[0]), BOUNDS[1]), 3)
-    with suppress(OSError):
+    with suppress(*EXPECTED):
         files.write_atomic(home.state / "pace.json", json.dumps(known).encode())
 
 
