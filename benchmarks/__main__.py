@@ -112,6 +112,11 @@ BENCHMARKS = {
         "four real devices in a fleet; TEXT has de.jsonl, fr.jsonl, it.jsonl and nl.jsonl; half an hour",
         lambda: [_figure("fleet", _text())],
     ),
+    "private-fleet": Benchmark(
+        "six real homes in a private and in a plain fleet; TEXT has person00, person02, person04, person06, person09 and "
+        "person11.jsonl; a quarter of an hour",
+        lambda: [_figure("private_fleet", _text())],
+    ),
     "quick": Benchmark(
         "six methods on every recipe of `comigs-edge simulate`; TEXT as the recipes want it; a night. RECIPES, METHODS, "
         "SEEDS (lists in quotes), SIZE, PRECISION and DEVICE choose",

@@ -18,6 +18,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import math
 import shutil
 import signal
 import ssl
@@ -52,6 +53,7 @@ class Proxy:
         self._server.load_cert_chain(keys / "tls.pem", keys / "tls.key")
         self._client = ssl._create_unverified_context()
         self.is_cut, self.port, self.bytes = False, 0, 0
+        self.sent, self.cut_at = 0, math.inf  # bytes that the device has sent, and at how many the way is cut
         self._loop = asyncio.new_event_loop()
         ready = threading.Event()
         threading.Thread(target=self._run, args=(ready,), daemon=True).start()
@@ -71,11 +73,13 @@ class Proxy:
             writer.transport.abort()
             return
         far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target, ssl=self._client)
-        await asyncio.gather(self._copy(reader, far_writer), self._copy(far_reader, writer), return_exceptions=True)
+        await asyncio.gather(self._copy(reader, far_writer, True), self._copy(far_reader, writer, False), return_exceptions=True)
 
-    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, is_up: bool) -> None:
         with contextlib.suppress(ConnectionError, ssl.SSLError):
             while data := await reader.read(1 << 16):
+                self.sent += len(data) * is_up
+                self.is_cut |= self.sent >= self.cut_at
                 if self.is_cut:
                     writer.transport.abort()
                     return
