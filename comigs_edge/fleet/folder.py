@@ -143,8 +143,7 @@ class FleetFolder:
 
     def hear(self, state: State, own: Collection[str]) -> Heard:
         """Notes what it says now; `own`: ids of updates that this home has sent."""
-        before = self.heard
-        heard = before.hear(state, own)
+        heard = (before := self.heard).hear(state, own)
         write_heard(self._heard, heard)
         if heard.strangers > before.strangers:
             self.notes.append(heard.notice(self.key_file))
@@ -217,9 +216,11 @@ class FleetFolder:
     def _set_aside(self, path: Path, why: str) -> None:
         if (aside := path.with_name(f"{path.name}.damaged")).is_dir():
             shutil.rmtree(aside, ignore_errors=True)
-        if is_there := path.exists():
+        if path.exists():
             path.replace(aside)
-        self.notes.append(f"{why[:300]}; {'it was set aside, and ' if is_there else ''}what the model has learned is kept")
+            self.notes.append(f"{why[:300]}; it was set aside, and what the model has learned is kept")
+        else:
+            self.notes.append(f"{why[:300]}; what the model has learned is kept")
 
     @property
     def was_tried(self) -> bool:
