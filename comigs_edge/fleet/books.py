@@ -217,8 +217,8 @@ class Books:
             outcome.receipts += [news.receipt] if news.receipt else []
             outcome.had_arrived |= counts and news.receipt is None
             if counts or news.receipt is not None:
-                # Without a receipt: the round that is open still, or that was when the device last heard of it
-                known = state.open_round if state.has_contributed else self.standing.head + 1
+                rounds_of = dict(zip(state.counted, state.counted_in, strict=False))  # an old coordinator does not say them
+                known = rounds_of.get(brought.id, state.open_round if state.has_contributed else self.standing.head + 1)
                 self._acknowledge(brought, news.receipt.round if news.receipt else known)
             elif news.is_rejected:  # its progress stays in the generalist and comes with the next update
                 self.folder.mark_rejected(news.reason)

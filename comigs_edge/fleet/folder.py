@@ -8,7 +8,7 @@
                              outbox.rejected: it never counts as it is
     brought/ID               the last updates that counted: the fleet may go back behind them
     heard.json               what the coordinator said last, and why an exchange failed
-    windows/                 what this device holds of private windows: see `held.py`
+    windows/, answered       what this device holds of private windows: see `held.py`
     generalists/000012       the last three generalists that were accepted, and the best of them all
 
 A file is replaced as a whole, a damaged one set aside as *.damaged, a fleet that was left in `left/` of the home.
@@ -31,6 +31,7 @@ from comigs_edge.arrays import select
 from comigs_edge.errors import ComigsError
 from comigs_edge.fleet.alone import Alone
 from comigs_edge.fleet.heard import Heard, read_heard, write_heard
+from comigs_edge.fleet.held import HeldWindows
 from comigs_edge.fleet.membership import Membership, find_membership
 from comigs_edge.fleet.records import known, read_record, write_record
 from comigs_edge.fleet.standing import Sealed, Standing, Written
@@ -89,7 +90,7 @@ class FleetFolder:
         aside = self._aside(_fact(self.root, "fleet") or "unknown")
         files.make_folder(self._left)
         shutil.rmtree(aside, ignore_errors=True)
-        shutil.rmtree(self.windows, ignore_errors=True)
+        HeldWindows(self.windows).leave_all()
         self.root.replace(aside)
         files.sync_folder(self._left)
 
@@ -142,8 +143,7 @@ class FleetFolder:
 
     def hear(self, state: State, own: Collection[str]) -> Heard:
         """Notes what it says now; `own`: ids of updates that this home has sent."""
-        before = self.heard
-        heard = before.hear(state, own)
+        heard = (before := self.heard).hear(state, own)
         write_heard(self._heard, heard)
         if heard.strangers > before.strangers:
             self.notes.append(heard.notice(self.key_file))

@@ -2,6 +2,7 @@
 
     ID.json     what it has given, to give nothing else
     .ID.seed    what is secret of it; packed into no archive of a home
+    ../answered contents of the last updates whose sums this device has helped to open: SHA-256, one a line
 
 Each step is written down before anything of it is sent, so that after a crash it is done again with the very same values, or not
 at all: an update is masked once, one list of senders confirmed, one answer given. When the window is over, its file is deleted.
@@ -32,6 +33,7 @@ class Held:
     terms: tuple[str, str] = ("", "")  # from here on: once it has shared
     roster: list[list[str]] = field(default_factory=list)  # everybody's keys, signed
     update_id: str = ""  # from here on: once it has masked an update
+    digest: str = ""  # of its content
     shared: list[str] = field(default_factory=list)
     boxes: dict[str, str] = field(default_factory=dict)
     head: str = ""
@@ -57,15 +59,19 @@ class Held:
             setattr(self, name, value)
 
 
+MOST_HELD, MOST_ANSWERED = 4, 256  # windows, and contents
+
+
 class HeldWindows:
     """The files."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._folder, self._answered = folder, folder.parent / "answered"
 
     def begin(self, window: str) -> Held:
         """A window that this device takes part in from now on; it is written with its keys."""
-        return Held(window=window, seed=secrets.token_hex(32))
+        seed = self._seed(window)  # is there where its writing was interrupted: keys and shares are of the one on the disk
+        return Held(window=window, seed=seed.read_text() if seed.exists() else secrets.token_hex(32))
 
     def find(self, window: str) -> Held | None:
         """What is held of a window; one that cannot be read is left, since nobody knows what was given in it."""
@@ -94,6 +100,26 @@ class HeldWindows:
         held.seed, held.boxes, held.answer = "", {}, ""
         self.save(held)
 
+    def leave_all(self) -> None:
+        """The device leaves its fleet; which updates it has masked stays, since they may count."""
+        for held in self._all():
+            self.leave(held)
+        for path in self._folder.glob(".*.seed"):  # of windows whose files were never written
+            path.unlink(missing_ok=True)
+
+    def note_answered(self, held: Held) -> None:
+        """Its update may be in a sum that is opened now; to be called before the answer is sent."""
+        digests = self._contents()
+        if held.digest not in digests:
+            files.write_atomic(self._answered, "\n".join([*digests, held.digest][-MOST_ANSWERED:]).encode())
+
+    def was_answered(self, digest: str) -> bool:
+        """Whether this very content was, or may have been, in a sum that was opened."""
+        return digest in self._contents()
+
+    def _contents(self) -> list[str]:
+        return self._answered.read_text().split() if self._answered.exists() else []
+
     def keep(self, windows: Collection[str]) -> None:
         """Deletes what is held of all other windows: they are over."""
         with suppress(FileNotFoundError):
@@ -101,14 +127,19 @@ class HeldWindows:
                 if path.name.strip(".").split(".")[0] not in windows:
                     path.unlink(missing_ok=True)
 
-    def has(self, update_id: str) -> bool:
-        """Whether an update is masked in one of the windows, or may be: in one that cannot be read."""
-        return any(held.update_id == update_id or not held.keys[0] for held in self._all())
+    def has(self, update_id: str, *, but: str = "") -> bool:
+        """Whether an update is masked in one of the windows, `but` this one, or may be: in one that cannot be read."""
+        return any(held.update_id == update_id or not held.keys[0] for held in self._all() if held.window != but)
 
     @property
     def is_waiting(self) -> bool:
         """Whether a window of them will take an update, and has none yet."""
         return any(held.seed and not held.update_id for held in self._all())
+
+    @property
+    def is_full(self) -> bool:
+        """Whether this device takes part in as many as an honest coordinator never asks for at once."""
+        return len(self._all()) >= MOST_HELD
 
     def _all(self) -> list[Held]:
         names = [path.stem for path in self._folder.glob("[!.]*.json")] if self._folder.exists() else []

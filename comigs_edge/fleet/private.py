@@ -10,8 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from comigs_edge.arrays import digest
 from comigs_edge.errors import ComigsError
 from comigs_edge.fleet.books import Books
 from comigs_edge.fleet.client import RemoteRefused
@@ -54,6 +56,9 @@ class PrivateTransport(HTTPTransport):
             )
         if not is_private or (update is not None and update.trained_from < 0):  # an initial generalist says nothing of any text
             return self.bring(update, state, leaves, progress)
+        self._held.keep([note.window for note in state.windows])
+        if update is not None and not (update.id in state.counted or self._held.has(update.id)) and (flaw := self._flaw(update)):
+            return News(state=state, is_rejected=True, reason=flaw)
         reason = ""
         for _ in range(STEPS):
             self._held.keep([note.window for note in state.windows])
@@ -68,7 +73,18 @@ class PrivateTransport(HTTPTransport):
             state = after
         self._held.keep([note.window for note in state.windows])
         is_over = update is not None and self._books.folder.was_tried and not self._held.has(update.id)
-        return News(state=state, is_rejected=is_over and update is not None and update.id not in state.counted, reason=reason)
+        if update is None or not is_over or update.id in state.counted:
+            return News(state=state, reason=reason)
+        return News(state=state, is_rejected=True, reason=self._flaw(update))
+
+    def _flaw(self, update: Sealed) -> str:
+        """Why an update is in no window as it is; empty where nothing is wrong with it."""
+        if self._held.was_answered(digest(update.packed)):
+            return "a sum with it was opened already, and it does not count; in another sum the two would show more than either"
+        numbers = update.packed.values() if update.update_format == "float16" else ()
+        if not all((np.abs(array) <= masks.MOST_ABSOLUTE).all() for array in numbers):
+            return f"it has numbers that are none, or are beyond {masks.MOST_ABSOLUTE:g}"
+        return ""
 
     def _step(self, state: State, update: Sealed | None, leaves: Callable[[int], bool], progress: Progress) -> State | None:
         """Gives what one window wants; returns where the fleet stands then, None where there is nothing to give now."""
@@ -76,12 +92,12 @@ class PrivateTransport(HTTPTransport):
             if not re.fullmatch("[0-9a-f]{32}", note.window) or not note.wants:
                 continue
             held = self._held.find(note.window)
-            if held is None and note.wants == "keys" and self._has_news(state):
+            if held is None and note.wants == "keys" and not self._held.is_full and self._has_news(state):
                 return self._give_keys(self._held.begin(note.window))
             if held is None or not (held.seed or held.answer):
                 continue
             try:
-                after = self._give_more(held, note.wants, update, leaves, progress)
+                after = self._give_more(held, note.wants, state, update, leaves, progress)
             except Distrust as error:
                 self._held.leave(held)
                 self._books.folder.notes.append(
@@ -94,8 +110,9 @@ class PrivateTransport(HTTPTransport):
 
     def _has_news(self, state: State) -> bool:
         """Whether this device has learned more than what it brings, or will bring, to a window that it takes part in."""
-        standing, sent = self._books.standing, self._books.folder.outbox()
-        brings = sent.tokens if sent is not None and (sent.id in state.counted or self._held.has(sent.id)) else 0
+        standing, folder, sent = self._books.standing, self._books.folder, self._books.folder.outbox()
+        is_spent = sent is not None and (sent.id in state.counted or self._held.has(sent.id) or folder.refused() is not None)
+        brings = sent.tokens if sent is not None and is_spent else 0
         return standing.trained_from >= 0 and standing.unsent_tokens > brings and not self._held.is_waiting
 
     def _give(self, held: Held, stage: str, message: Message) -> State:
@@ -108,15 +125,15 @@ class PrivateTransport(HTTPTransport):
         return self._give(held, "keys", made)
 
     def _give_more(
-        self, held: Held, wants: str, update: Sealed | None, leaves: Callable[[int], bool], progress: Progress
+        self, held: Held, wants: str, state: State, update: Sealed | None, leaves: Callable[[int], bool], progress: Progress
     ) -> State | None:
         """What comes after the keys; raises `Distrust` where the window is not what this device has taken part in."""
         if wants == "keys":  # they did not arrive
             return self._give(held, "keys", held.own_keys)
         if wants == "answers" and held.answer:  # it did not arrive, or nobody heard so
             return self._ask(State, "POST", f"/v1/windows/{held.window}/answers", held.answer.encode())
-        if wants == "masked" and update is None:
-            return None
+        if not held.seed or (wants == "masked" and (update is None or update.id in state.counted)):
+            return None  # whoever has answered has no seed left to mask anything with
         window = self._ask(Window, "GET", f"/v1/windows/{held.window}")
         if window.stage != wants:
             return None
@@ -143,12 +160,17 @@ class PrivateTransport(HTTPTransport):
     ) -> State | None:
         if update is None or update.update_format != "float16" or window.head != self._books.standing.head_hash:
             return None  # the newest generalist comes first: masks are for those that know the same one
+        content = digest(update.packed)
+        if self._held.has(update.id, but=held.window):
+            raise Distrust("it asks for an update that another window has, which is not over")
+        if self._held.was_answered(content):
+            return None  # that window is over: the next update may come into this one
         roster.check_step(window.shared, roster.devices, self._id)
         numbers = masks.to_ring(update.packed)
         length = norms.l2_norm(array.astype("float32") for array in update.packed.values())
         if numbers.size != roster.terms.numbers or length > roster.terms.bound:
             raise Distrust(f"it takes {roster.terms.numbers:,} numbers with a norm up to {roster.terms.bound:g}")
-        held.fix(update_id=update.id, shared=window.shared, head=window.head, boxes=window.boxes)
+        held.fix(update_id=update.id, digest=content, shared=window.shared, head=window.head, boxes=window.boxes)
         was_tried = leaves(numbers.nbytes)
         self._held.save(held)  # from here on nothing else is masked in this window
         steps.mask(numbers, bytes.fromhex(held.seed), roster, self._id, held.shared, held.head)
@@ -167,6 +189,7 @@ class PrivateTransport(HTTPTransport):
             return self._give(held, "confirmations", steps.confirm(what, self._key))
         seed = bytes.fromhex(held.seed)
         made = messages.encode(steps.answer(seed, roster, self._id, what, held.boxes, window.confirmations)).decode()
+        self._held.note_answered(held)
         held.seed, held.boxes, held.answer = "", {}, made
         self._held.save(held)  # from here on nothing else is answered in this window
         return self._ask(State, "POST", f"/v1/windows/{held.window}/answers", made.encode())

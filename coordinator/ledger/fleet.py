@@ -138,7 +138,7 @@ class Fleet:
         device = self.members.join(wish)
         return Joined(
             fleet=self.id, device=device.id, name=device.name, signing_key=self.chain.signing_key, settings=self.config.settings,
-            counted=self._counted(device, JOINED_IDS), former=device.former,
+            counted=list(self._counted(device, JOINED_IDS)), former=device.former,
         )  # fmt: skip
 
     def revoke(self, name: str) -> dict[str, object]:
@@ -149,21 +149,22 @@ class Fleet:
 
     def state(self, device: Device | None = None) -> State:
         """Where the fleet stands, for this device; without what it says of one for none."""
-        number = self.open_round
+        number, counted = self.open_round, {} if device is None else self._counted(device, COUNTED_IDS)
         return State(
             open_round=number, newest=self.chain.newest, settings=self.config.settings,
             has_contributed=device is not None and self._is_in(device, number),
-            counted=[] if device is None else self._counted(device, COUNTED_IDS),
+            counted=list(counted), counted_in=list(counted.values()),
             next_poll_seconds=rounds.next_poll_seconds(self.active), norm_limit=norms.limit((), self._norms()),
             restored=last_restoration(self.database),
             waits_for=rounds.waits_for(self.config.rounds, number, self.updates_in()[0]),
         )  # fmt: skip
 
-    def _counted(self, device: Device, last: int) -> list[str]:
-        """The ids of a device's last updates, newest last; before them those of the device whose place it took."""
-        query = "SELECT update_id FROM updates WHERE device = ? AND update_id IS NOT NULL ORDER BY round DESC LIMIT ?"
+    def _counted(self, device: Device, last: int) -> dict[str, int]:
+        """The ids of a device's last updates and their rounds, newest last; before them those of the one whose place it took."""
+        query = "SELECT update_id, round FROM updates WHERE device = ? AND update_id IS NOT NULL ORDER BY round DESC LIMIT ?"
         ids = [device.former, device.id]
-        return [row["update_id"] for each in ids if each for row in reversed(self.database.rows(query, each, last))]
+        found = (row for each in ids if each for row in reversed(self.database.rows(query, each, last)))
+        return {row["update_id"]: row["round"] for row in found}
 
     def may_read(self, device: Device, number: int) -> bool:
         """Whether a generalist is for this device: the newest, and those since it joined.

@@ -52,6 +52,7 @@ class PrivateRounds:
         # What came before the fleet was private is brought again, in a sum: a round of both would show which part is whose.
         fleet.database.run("DELETE FROM updates WHERE round > 0 AND round IN (SELECT number FROM rounds WHERE closed IS NULL)")
         self.windows = Windows(self._folder / "windows.db", fleet.signing_key, fleet.id, fleet.clock)
+        self._arriving: set[str] = set()  # SHA-256 of masked updates that are made files, and are no parts yet
         self._tried = ("", 0)  # a window, and how many answers did not open it
         self._tidy()
 
@@ -92,6 +93,16 @@ class PrivateRounds:
             raise Refused(409, "already_counted", "this update counts already; ask where the fleet stands")
         return True
 
+    @contextlib.contextmanager
+    def arriving(self, part: Part) -> Iterator[None]:
+        """What comes with this part is not tidied away until it was put."""
+        names = {part.sha256} if isinstance(part, Masked) else set()
+        self._arriving |= names
+        try:
+            yield
+        finally:
+            self._arriving -= names
+
     def finish(self, device: Device, window: str, sha256: str) -> None:
         """Makes an upload a masked update, durably; raises `Refused`."""
         payloads, size = self._fleet.payloads, 4 * self.windows.find(window).terms.numbers
@@ -119,7 +130,7 @@ class PrivateRounds:
 
     def _tidy(self) -> None:
         """Deletes masked updates of windows that are over."""
-        wanted = self.windows.masked
+        wanted = self.windows.masked | self._arriving
         for path in self._folder.iterdir():
             if len(path.name) == 64 and path.name not in wanted:
                 path.unlink(missing_ok=True)

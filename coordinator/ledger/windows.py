@@ -40,6 +40,8 @@ class Windows:
     def __init__(self, path: Path, signing_key: Ed25519PrivateKey, fleet: str, clock: Callable[[], float]) -> None:
         self._signing_key, self._fleet, self._clock = signing_key, fleet, clock
         self._db = _open(path)
+        with self._db:  # times that lie in the future were written by a clock that was ahead: they become now
+            self._db.execute("UPDATE windows SET since = ?1 WHERE since > ?1", (clock(),))
         self.open = {each.terms.window: each for each in self._read()}
 
     def close(self) -> None:

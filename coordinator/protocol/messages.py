@@ -130,6 +130,7 @@ class State(Message, omit_defaults=True):
     settings: Settings
     next_poll_seconds: Seconds  # a device with nothing to send waits this long before it asks again
     counted: list[str] = []  # ids of this device's updates that count, the last of them, newest last
+    counted_in: list[Number] = []  # their rounds, in the same order; none: from a coordinator that does not say
     norm_limit: Annotated[float, msgspec.Meta(ge=0)] | None = (
         None  # L2 norm up to which an update counts in full; a device brings the rest the next time
     )

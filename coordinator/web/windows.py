@@ -40,9 +40,10 @@ class WindowRoutes:
             raise Refused(404, "no_stage", f"a private window has no stage {request.match_info['stage'][:20]!r}")
         part = parse(body, KINDS[stage])
         async with self._locks[device.id]:
-            if isinstance(part, Masked) and private.check(window, stage, device, part):
-                async with self._checks:
-                    await asyncio.to_thread(private.finish, device, window, part.sha256)
-            private.put(window, stage, device, part)
+            with private.arriving(part):
+                if isinstance(part, Masked) and private.check(window, stage, device, part):
+                    async with self._checks:
+                        await asyncio.to_thread(private.finish, device, window, part.sha256)
+                private.put(window, stage, device, part)
         self._wake.set()
         return answer(private.state(device))

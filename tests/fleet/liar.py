@@ -27,6 +27,7 @@ class Liar(FolderFleet):
         super().__init__(root, "masked")
         self.lie = lambda window, device: window
         self.devices, self.asked, self.uploads = {}, [], {}
+        self.kept = []  # windows that it says are not over
         self.begin(least, key)
 
     def begin(self, least=3, key=None):
@@ -58,6 +59,7 @@ class Liar(FolderFleet):
         window = self.window
         wants = window.stage if window and device in self.devices and window.wants(device) else ""
         state.windows = [WindowNote(window=window.terms.window, wants=wants)] if window and self.links else []
+        state.windows += [WindowNote(window=each) for each in self.kept]
         state.has_contributed = wants != "masked"
         return state
 

@@ -3,11 +3,14 @@
 import numpy as np
 import pytest
 
+from comigs_edge.arrays import digest
 from comigs_edge.errors import ComigsError
+from comigs_edge.fleet.held import HeldWindows
 from coordinator.protocol import keys
 from coordinator.protocol.private import masks, steps
 from coordinator.protocol.private.opening import open_sum
 from tests.fleet.liar import fleet
+from tests.fleet.rig import step
 
 
 def notes(liar):
@@ -221,6 +224,111 @@ def test_nothing_else_is_masked_in_a_window_where_something_was(tmp_path):
     liar.touch([device])
     first, again = liar.uploads[min(liar.devices)]
     assert first != again
+
+
+def learn_more(liar):
+    for number, device in enumerate(liar.devices.values()):
+        device.learn(step(100 + number, 1 / 4096))
+        device.books.note(device.local, 10)
+
+
+def answered(tmp_path):
+    """A liar that can open its first sum."""
+    liar = fleet(tmp_path, 4)
+    liar.run_to("answers")
+    liar.touch()
+    assert len(liar.given("answers")) == 4
+    return liar
+
+
+def test_an_update_is_masked_in_no_window_while_another_has_it(tmp_path):
+    liar = answered(tmp_path)
+    liar.kept = [liar.window.terms.window]  # it says that it is not over
+    liar.begin()
+    learn_more(liar)
+    liar.run_to("masked")
+    liar.touch()
+    assert [len(sent) for sent in liar.uploads.values()] == [1, 1, 1, 1]
+    assert "another window has, which is not over" in notes(liar)
+
+
+def test_what_was_in_an_opened_sum_comes_again_only_with_more(tmp_path):
+    liar = answered(tmp_path)
+    before = [device.folder.outbox() for device in liar.devices.values()]
+    liar.begin()  # without having counted anything
+    liar.touch()
+    liar.touch()
+    assert len(liar.given("keys")) == 4  # for the first window
+    assert "a sum with it was opened already" in notes(liar)
+    learn_more(liar)
+    liar.run_to("masked")
+    liar.touch()
+    assert [len(sent) for sent in liar.uploads.values()] == [2, 2, 2, 2]
+    after = [device.folder.outbox() for device in liar.devices.values()]
+    assert not {digest(each.packed) for each in before} & {digest(each.packed) for each in after}
+
+
+def test_what_counted_and_is_said_not_to_count_now_comes_only_with_more(tmp_path):
+    liar = answered(tmp_path)
+    for name, device in liar.devices.items():
+        liar.counted[name].append(device.folder.outbox().id)
+    liar.window = None
+    liar.touch()
+    assert all(device.books.standing.brought for device in liar.devices.values())
+    liar.counted.clear()
+    liar.touch()
+    liar.begin()
+    liar.run_to("masked")
+    liar.touch()
+    assert not any(device.books.standing.brought for device in liar.devices.values())
+    assert [len(sent) for sent in liar.uploads.values()] == [1, 1, 1, 1]
+
+
+def test_a_window_that_was_answered_gets_nothing_masked_any_more(tmp_path):
+    liar = answered(tmp_path)
+    liar.window.stage = "masked"  # now that the device has forgotten its seed
+    liar.window.parts["masked"].clear()
+    liar.touch()
+    assert [len(sent) for sent in liar.uploads.values()] == [1, 1, 1, 1]
+
+
+def test_what_is_no_number_is_never_masked_and_the_user_hears_so(tmp_path):
+    liar = fleet(tmp_path, 3)
+    device = liar.devices[min(liar.devices)]
+    device.learn(float("nan"))
+    device.books.note(device.local, 10)
+    liar.run_to("masked")
+    liar.touch()
+    assert liar.uploads.keys() == liar.devices.keys() - {min(liar.devices)}
+    assert device.folder.was_rejected
+    assert "it has numbers that are none" in notes(liar)
+
+
+def test_a_device_takes_part_in_four_windows_at_most(tmp_path):
+    liar = fleet(tmp_path, 1)
+    (device,) = liar.devices.values()
+    for number in range(4):
+        held = device.transport._held.begin(f"{number:032x}")
+        held.fix(keys=("keys", "signature"), update_id=f"{number}")
+        device.transport._held.save(held)
+    liar.kept = [f"{number:032x}" for number in range(4)]
+    liar.touch()
+    assert liar.given("keys") == []
+    liar.kept.pop()
+    liar.touch()
+    assert len(liar.given("keys")) == 1
+
+
+def test_keys_and_shares_are_of_one_seed_although_a_write_failed(tmp_path):
+    windows, window = HeldWindows(tmp_path / "windows"), "ab" * 16
+    first = windows.begin(window)
+    (tmp_path / "windows" / f"{window}.json").mkdir(parents=True)  # so that it cannot be written
+    with pytest.raises(ComigsError):
+        windows.save(first)
+    (tmp_path / "windows" / f"{window}.json").rmdir()
+    again = windows.begin(window)
+    windows.save(again)
+    assert first.seed == again.seed == windows.find(window).seed
 
 
 def test_a_private_fleet_that_asks_for_single_updates_gets_none(tmp_path):

@@ -1,5 +1,8 @@
 """Private rounds between real homes and a real coordinator's process: what counts, and what is left of a window."""
 
+import contextlib
+import os
+import threading
 import time
 
 import numpy as np
@@ -7,11 +10,14 @@ import pytest
 
 from comigs_edge.errors import ComigsError
 from comigs_edge.fleet.client import RemoteRefused
+from comigs_edge.fleet.joining import join
 from comigs_edge.home.moving import pack
 from coordinator.protocol import compress, keys, wire
 from coordinator.protocol.aggregate import add_change, mean_change
+from coordinator.protocol.messages import Refusal
+from tests.coordinator import rig
 from tests.coordinator.rig import SHAPES, Coordinator, Member
-from tests.fleet.rig import Device, step
+from tests.fleet.rig import BASE, Device, step
 
 
 @pytest.fixture
@@ -193,3 +199,78 @@ def test_a_fleet_becomes_private_and_what_waited_comes_in_a_sum(tmp_path):
         assert all(len(device.books.standing.brought) == 1 for device in devices)
     finally:
         plain.stop()
+
+
+def test_masked_updates_that_arrive_together_on_a_slow_disk_all_stay(tmp_path):
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(
+        "import time\nfrom coordinator.ledger import private\nsync = private.sync_folder\n"
+        "private.sync_folder = lambda folder: (time.sleep(1.5), sync(folder))\n"
+    )
+    path = os.pathsep.join([str(site), os.getcwd(), os.environ.get("PYTHONPATH", "")])
+    private = Coordinator(tmp_path / "coordinator", private=True, environment={"PYTHONPATH": path})
+    try:
+        devices = fleet_of(private, tmp_path, 3)
+        for number, device in enumerate(devices):
+            device.learn(step(number))
+        touch(devices, tokens=100)
+        while private.ask("status")["private"][0]["stage"] != "masked":
+            touch(devices)
+        threads = [threading.Thread(target=device.exchange, kwargs={"tokens": 0}) for device in devices]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len([each for each in (private.data / "private").iterdir() if len(each.name) == 64]) == 3
+        publish(private, devices, 1)
+    finally:
+        private.stop()
+
+
+def test_after_a_roll_back_what_counted_in_a_private_round_comes_again(private, tmp_path):
+    devices = fleet_of(private, tmp_path, 3)
+    for number, device in enumerate(devices):
+        device.learn(step(number))
+    touch(devices, tokens=100)
+    publish(private, devices, 1)
+    touch(devices)
+    summed = [each["number"] for each in private.rounds() if each["devices"] == 3]
+    assert [list(device.books.standing.brought.values()) for device in devices] == [summed] * 3
+    with contextlib.suppress(RemoteRefused):  # it went back already
+        for device in devices:
+            device.transport.refuse(Refusal(round=1))
+    touch(devices)
+    assert private.rounds()[2]["rolled_back_to"] == 0
+    assert [device.books.standing.unsent_tokens for device in devices] == [100] * 3
+    for device in devices:
+        device.learn(1 / 4096)
+    touch(devices, tokens=10)
+    publish(private, devices, 3)
+    before, after = generalist(private, 2), generalist(private, 3)
+    for name in SHAPES:
+        mean = sum(step(number)[name] for number in range(3)) / 3 + 1 / 4096
+        assert np.allclose(after[name] - before[name], mean, atol=1e-4), name
+
+
+def test_who_leaves_during_a_window_and_joins_again_counts_once(private, tmp_path):
+    devices = fleet_of(private, tmp_path, 4)
+    for number, device in enumerate(devices):
+        device.learn(step(number))
+    touch(devices, tokens=100)
+    while private.ask("status")["private"][0]["stage"] != "masked":
+        touch(devices)
+    touch(devices)
+    left = devices[3]
+    sent = left.folder.outbox().id
+    left.folder.leave()
+    assert list(tmp_path.glob("home-3/left/*/windows/.*")) == []
+    join(left.home, private.invite(), None, rig.generalist(base=BASE))
+    left.open()
+    left.exchange(tokens=0)
+    assert left.folder.outbox().id == sent
+    assert not left.folder.was_rejected
+    publish(private, devices[:3], 1)
+    left.exchange(tokens=0)
+    assert list(left.books.standing.brought) == [sent]
+    assert left.books.standing.unsent_tokens == 0
