@@ -37,10 +37,13 @@ def remember(home: Home, form: Form, plan: Plan, seconds: Sequence[float]) -> No
     quick = statistics.quantiles(seconds, n=4)[0]
     took = statistics.mean(each for each in seconds if each <= OUTLIER * quick)
     known, key = _read(home), _key(form, plan.device, plan.precision)
-    factor = known.get(key, 1.0) * took / plan.step_seconds
-    known[key] = round(min(max(factor, BOUNDS[0]), BOUNDS[1]), 3)
+    known[key] = round(_bounded(known.get(key, 1.0) * took / plan.step_seconds), 3)
     with suppress(*EXPECTED):
         files.write_atomic(home.state / "pace.json", json.dumps(known).encode())
+
+
+def _bounded(factor: float) -> float:
+    return min(max(factor, BOUNDS[0]), BOUNDS[1])
 
 
 def _key(form: Form, device: Processor, precision: Precision) -> str:
@@ -51,6 +54,6 @@ def _read(home: Home) -> dict[str, float]:
     """Nothing where the file is missing or damaged: it is made anew."""
     try:
         known = json.loads((home.state / "pace.json").read_bytes())
-        return {str(key): min(max(float(value), BOUNDS[0]), BOUNDS[1]) for key, value in known.items()}
+        return {str(key): _bounded(float(value)) for key, value in known.items()}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}

@@ -67,9 +67,7 @@ class TrainingRun:
         settings do not fit what is there.
         """
         state = None if resume is False else self._latest.state
-        self._latest = checkpoint.Latest(
-            self.home.state, with_arrays=True
-        )  # arrays are read again only if they are asked for again
+        self._latest = checkpoint.Latest(self.home.state, with_arrays=True)  # what was read may go from memory
         if state is not None:
             self.warnings += state.warnings
             if not state.progress:
@@ -138,9 +136,13 @@ class TrainingRun:
         if self.plan.cache and model.first_block:
             caches = open_caches(self.home.state, model, self.rows, plan.batch, self.settings.base.sha256)
         clear(self.home.state, tuple(cache.path for cache in caches or ()))
-        for text in self.ordinary[:1]:  # no more than the closing phase will read
-            text.tokens = min(text.tokens, ordinary_rows(plan) * self.plan.context)
+        self.limit_ordinary(plan)
         return Trainer(model, *self.rows, plan, caches)
+
+    def limit_ordinary(self, plan: Schedule) -> None:
+        """Asks the base for no more ordinary text than the closing phase of this schedule reads."""
+        for text in self.ordinary[:1]:
+            text.tokens = min(text.tokens, ordinary_rows(plan) * self.plan.context)
 
     # Steps --------------------------------------------------------------------------------------------------------
 
@@ -198,9 +200,8 @@ class TrainingRun:
 
     @property
     def _local_text(self) -> LocalText | None:
-        return (
-            self.local_text if self.trainer.is_better or versions(self.home.adapters) else None
-        )  # else it has nothing to be added to
+        has_base = self.trainer.is_better or versions(self.home.adapters)  # something that it can be added to
+        return self.local_text if has_base else None
 
     def _make_local(self, text: LocalText) -> LocalPhase:
         arrays, layout, _ = self.result()  # without a local phase: what the shared text alone has made

@@ -66,15 +66,7 @@ class Schedule:
 
     def keep_course(self, asked: Schedule, is_closing: bool) -> Schedule:
         """What is asked for, on the course of this one, which a training keeps to its end, a closing phase that began too."""
-        names = (
-            "schedule",
-            "patience",
-            "decay_from",
-            "optimiser",
-            "rate_steps",
-            "rate_factor",
-            *(("closing_steps",) if is_closing else ()),
-        )
+        names = [name for name in _LATER if name != "closing_steps" or is_closing]
         return replace(asked, **{name: getattr(self, name) for name in names})
 
     @property

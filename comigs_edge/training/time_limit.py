@@ -30,7 +30,9 @@ class TimeLimit:
         """Before the first step: whether one fits into the time. A training that goes on gets what is left of the time."""
         trainer = self.run.trainer
         trainer.schedule = replace(trainer.schedule, patience=0)  # time alone ends it
-        return self._fit() > 0
+        steps = self._fit()
+        self.run.limit_ordinary(trainer.schedule)
+        return steps > 0
 
     def after(self, event: Event, seconds: float) -> None:
         """After a step that took so many seconds."""
