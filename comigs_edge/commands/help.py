@@ -13,19 +13,17 @@ ROOM = 80  # columns below which boxes would cut the names of options
 NAMES = 14  # columns of them, below which the names of options stand in lines of their own
 
 
-def complete_help(group: Any) -> None:
-    """Completes the help of the whole command and of all below it, each of which has its option --quiet then."""
-    quiet = copy.copy(next(each for each in group.params if each.name == "quiet"))
-    quiet.expose_value = False
+def complete_help(command: Any, quiet: Any, *words: str) -> None:
+    """Completes the help of the command that `words` name and of all below it; `quiet` is the option that each gets."""
     columns = shutil.get_terminal_size().columns
-    for words, command in walk(group):
-        if words and not hasattr(command, "commands"):
-            command.params.append(copy.copy(quiet))
-        name_values(command)
-        _name_help(command)
-        _show_examples(command, EXAMPLES.get(" ".join(words), ()), is_boxed=columns >= ROOM)
+    for path, each in [((), command)] if not words else walk(command, words):
+        if path and not hasattr(each, "commands"):
+            each.params.append(copy.copy(quiet))
+        name_values(each)
+        _name_help(each)
+        _show_examples(each, EXAMPLES.get(" ".join(path), ()), is_boxed=columns >= ROOM)
         if columns < ROOM:
-            _unbox(command, columns)
+            _unbox(each, columns)
 
 
 def walk(command: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

@@ -61,7 +61,7 @@ def join(
 
 
 def leave() -> None:
-    """Leave the fleet; your model stays as it is, and what the fleet has not received yet waits for the day you join it again."""
+    """Leave the fleet; your model stays, and what the fleet has not received yet waits for the day you join it again."""
     from comigs_edge.fleet.folder import FleetFolder
     from comigs_edge.training.next_step import find_next
 

@@ -12,6 +12,7 @@ from comigs_edge.fleet.transport import Offline, Transport
 from comigs_edge.progress import Progress
 from coordinator.protocol import compress, wire
 from coordinator.protocol.aggregate import add_change
+from coordinator.protocol.errors import WireError
 from coordinator.protocol.messages import Manifest
 from coordinator.protocol.wire import Arrays, Shapes, Table
 
@@ -38,12 +39,12 @@ def bring(
                 return manifest.change_size
     except Offline:
         raise
-    except (ComigsError, wire.WireError, OSError):
+    except (ComigsError, WireError, OSError):
         pass  # the whole one needs nothing that is here
     transport.download(manifest, target, progress)
     try:
         wire.decode_expected(target.read_bytes(), whole, f"generalist {manifest.round}")
-    except wire.WireError as error:
+    except WireError as error:
         target.unlink()
         raise ComigsError(f"{error}; nothing was taken over, tell whoever runs the coordinator") from error
     return manifest.size

@@ -54,7 +54,7 @@ def go_back(books: Books, note: Restoration, state: State, generalist: Arrays, t
     reaches = len(standing.brought) < KEPT_UPDATES or min(standing.brought.values()) <= common
     is_known = is_ahead and common >= 0 and reaches
     begin = common if is_known else note.round
-    lost = books.forget(lambda at, each: at > begin and each not in state.counted)
+    lost = books.brought.forget(lambda at, each: at > begin and each not in state.counted)
     unsent = subtract(generalist, standing.reference)
     standing.reference = subtract(standing.reference, lost)
     if is_ahead:
@@ -84,7 +84,7 @@ def take_back_lost(books: Books, before: Sequence[str], state: State) -> None:
     if lost.isdisjoint(standing.brought):
         return
     generalist = add(standing.reference, standing.on_top or {})
-    standing.reference = subtract(standing.reference, books.forget(lambda _, each: each in lost))
+    standing.reference = subtract(standing.reference, books.brought.forget(lambda _, each: each in lost))
     books.note(generalist)
     books.save()
 
@@ -121,7 +121,7 @@ def _begin_again(books: Books, begin: int, note: Restoration, links: dict[int, S
         try:
             books.kept.bring(books.check(links[number]), transport)
             standing.trained_from = number
-            standing.reference = add(books.kept.read(number), books.brought(lambda at, _: at > number))  # noqa: B023
+            standing.reference = add(books.kept.read(number), books.brought.sum(lambda at, _: at > number))  # noqa: B023
             return True
         except Offline:
             raise

@@ -16,23 +16,24 @@ has, and comes as the device's first update.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from functools import reduce
 
 import msgspec
 
-from comigs_edge.arrays import add, digest, norm, subtract, zeros
+from comigs_edge.arrays import add, digest, subtract, zeros
+from comigs_edge.fleet.brought import Brought
 from comigs_edge.fleet.chain import Check, Fetch, Link, follow, set_back
 from comigs_edge.fleet.folder import KEPT_HEADS, FleetFolder
 from comigs_edge.fleet.kept import Kept
-from comigs_edge.fleet.outbox import check_settings, fits, is_same, most, pack, say_why, unpack, within
+from comigs_edge.fleet.outbox import check_settings, fits, is_same, most, pack, say_why, within
 from comigs_edge.fleet.outcome import Outcome
 from comigs_edge.fleet.standing import Sealed
 from comigs_edge.fleet.transport import News
 from comigs_edge.fleet.waiting import present_mark, unsent_tokens, was_in_a_fleet
 from comigs_edge.home.marks import Mark
-from coordinator.protocol import rounds, wire
+from coordinator.protocol import rounds
+from coordinator.protocol.errors import WireError
 from coordinator.protocol.generalist import may_leave
 from coordinator.protocol.messages import State
 from coordinator.protocol.wire import Arrays, Shapes
@@ -51,41 +52,21 @@ class Books:
         self.membership, self.standing = folder.membership(), folder.standing()
         self.kept = Kept(folder, self.standing, self._shapes)
         self.check = Check(self.membership.fleet, self.membership.signing_key, base_sha256)
+        self.brought = Brought(folder, self.standing, self._shapes)
         self._has_reference = bool(self.standing.reference) or self.standing.number == 0 or self._recover()
         if not self.standing.reference:
             self.standing.reference = zeros(self._shapes)
         if self.standing.on_top is None:
-            self.standing.on_top = self._unpack(update) if (update := folder.outbox()) else zeros(self._shapes)
+            self.standing.on_top = self.brought.unpack(update) if (update := folder.outbox()) else zeros(self._shapes)
 
     def _recover(self) -> bool:
         """Makes a lost reference anew, of the generalist that training started from and what was brought; returns success."""
         since = self.standing.trained_from
         try:
-            self.standing.reference = add(self.kept.read(since), self.brought(lambda number, _: number > since))
-        except (OSError, wire.WireError):
+            self.standing.reference = add(self.kept.read(since), self.brought.sum(lambda number, _: number > since))
+        except (OSError, WireError):
             return False
         return True
-
-    def brought(self, chosen: Callable[[int, str], bool]) -> Arrays:
-        """The sum of the updates that counted and are chosen by round and id."""
-        return reduce(add, map(self._unpack, self._chosen(chosen)), zeros(self._shapes))
-
-    def _chosen(self, chosen: Callable[[int, str], bool]) -> Iterator[Sealed]:
-        for update_id, number in self.standing.brought.items():
-            if chosen(number, update_id) and (update := self.folder.brought(update_id)):
-                yield update
-
-    def forget(self, chosen: Callable[[int, str], bool]) -> Arrays:
-        """The sum of the updates that are chosen by round and id and do not count any more: their tokens are not sent."""
-        standing, changes = self.standing, self.brought(chosen)
-        lost = {each: at for each, at in standing.brought.items() if chosen(at, each)}
-        standing.unsent_tokens += sum(update.tokens for update in self._chosen(chosen))
-        standing.unsent_tokens = max(int(norm(changes) > 0), standing.unsent_tokens)
-        standing.brought = {each: at for each, at in standing.brought.items() if each not in lost}
-        return changes
-
-    def _unpack(self, update: Sealed) -> Arrays:
-        return zeros(self._shapes) | unpack(update, self._shapes)
 
     # A training's begin -------------------------------------------------------------------------------------------
 
@@ -125,7 +106,7 @@ class Books:
         """What the coordinator dropped when it removed this device is on top again."""
         standing = self.standing
         self.to_bring()  # the last one may not lie in its place yet
-        dropped = self.forget(lambda _, update_id: update_id in standing.dropped)
+        dropped = self.brought.forget(lambda _, update_id: update_id in standing.dropped)
         standing.reference, standing.dropped = subtract(standing.reference, dropped), []
         self.note(generalist)
         self.save()
@@ -196,7 +177,7 @@ class Books:
 
     def shorten(self, update: Sealed) -> Sealed:
         """The update that waits and was not tried; one that the fleet does not take as it is, by now, is sealed again."""
-        if update.trained_from >= 0 and not fits(update, self._unpack(update), self._norm_limit, self.membership):
+        if update.trained_from >= 0 and not fits(update, self.brought.unpack(update), self._norm_limit, self.membership):
             update = self.pack(add(self.standing.reference, self.standing.on_top or {}), update.validation_loss)
             self._put(update)
         return update
@@ -227,7 +208,7 @@ class Books:
 
     def _acknowledge(self, update: Sealed, number: int) -> None:
         """The reference moves by what was sent."""
-        standing, sent = self.standing, self._unpack(update)
+        standing, sent = self.standing, self.brought.unpack(update)
         if update.trained_from < 0:  # an initial generalist is nothing that this device has learned
             generalist = add(standing.reference, standing.on_top or {})
             standing.reference, standing.on_top = sent, subtract(generalist, sent)
@@ -268,7 +249,7 @@ class Books:
         """Trains from this one on, with what was not sent yet on top: `generalist`; returns it, with what was turned back too."""
         standing, reference = self.standing, self.kept.read(link.manifest.round)
         if link.turned_back:
-            generalist = add(generalist, self.forget(lambda number, _: number in link.turned_back))
+            generalist = add(generalist, self.brought.forget(lambda number, _: number in link.turned_back))
         if standing.trained_from < 0 and digest(generalist) != digest(reference):
             standing.unsent_tokens = max(1, standing.unsent_tokens)  # nobody counted those that come again
         standing.trained_from, standing.reference = link.manifest.round, reference
@@ -277,7 +258,7 @@ class Books:
 
     def refuse(self, link: Link, generalist: Arrays) -> None:
         """Keeps the old generalist, and what this device brought in rounds that were turned back."""
-        standing, again = self.standing, self.forget(lambda number, _: number in link.turned_back)
+        standing, again = self.standing, self.brought.forget(lambda number, _: number in link.turned_back)
         standing.refused, standing.reference = link.manifest.round, subtract(standing.reference, again)
         self._move_to(link, generalist)
 

@@ -16,6 +16,7 @@ from comigs_edge.fleet.standing import Standing
 from comigs_edge.fleet.transport import Offline, Transport
 from comigs_edge.progress import SILENT, Progress
 from coordinator.protocol import compress, wire
+from coordinator.protocol.errors import WireError
 from coordinator.protocol.messages import Manifest
 from coordinator.protocol.wire import Arrays, Shapes
 
@@ -30,7 +31,7 @@ class Kept:
         """A generalist; raises `WireError` for one that is damaged, or `OSError` where it is gone."""
         data = self._folder.generalist_path(number).read_bytes()
         if hashlib.sha256(data).hexdigest() != self._standing.kept.get(str(number)):
-            raise wire.WireError(f"generalist {number} on this device is damaged; run: comigs-edge sync")
+            raise WireError(f"generalist {number} on this device is damaged; run: comigs-edge sync")
         arrays = wire.decode_expected(data, compress.table(self._shapes, "float32"), f"generalist {number}")
         return {name: np.array(array) for name, array in arrays.items()}
 
@@ -38,7 +39,7 @@ class Kept:
         """A generalist that is kept and whole; else nothing."""
         try:
             return self.read(number)
-        except (OSError, wire.WireError):
+        except (OSError, WireError):
             return {}
 
     def bring(self, manifest: Manifest, transport: Transport, progress: Progress = SILENT) -> int:

@@ -24,7 +24,7 @@ from coordinator.ledger.payloads import Payloads
 from coordinator.ledger.restoration import BACKUP, last_restoration, restore, sign_note
 from coordinator.protocol import compress, counting, norms, rounds, wire
 from coordinator.protocol.counting import Claim, Standing
-from coordinator.protocol.errors import Refused
+from coordinator.protocol.errors import Refused, WireError
 from coordinator.protocol.messages import COUNTED_IDS, JOINED_IDS, Commit, Join, Joined, Receipt, Refusal, Restoration, State
 
 log = logging.getLogger("comigs-coordinator")
@@ -217,7 +217,7 @@ class Fleet:
         part = self.payloads.finish(device.id, wish.sha256, size)
         try:
             norm = counting.check_update(part.read_bytes(), table, self._format(wish.trained_from))
-        except wire.WireError as error:
+        except WireError as error:
             self.payloads.forget(device.id, wish.sha256)
             device.refused = str(error)
             raise Refused(422, "bad_update", str(error)) from error

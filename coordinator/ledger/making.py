@@ -16,6 +16,7 @@ from coordinator.ledger.payloads import Payloads
 from coordinator.protocol import compress, counting, distances, wire
 from coordinator.protocol.aggregate import add_change
 from coordinator.protocol.counting import Array
+from coordinator.protocol.errors import WireError
 from coordinator.protocol.messages import Generalist
 from coordinator.protocol.wire import Shapes
 
@@ -138,7 +139,7 @@ def measure_distances(job: Job, payloads: Payloads) -> dict[str, float]:
     tensors = ([distances.sample(update[name]) if name in update else None for update in updates] for name in shapes)
     try:
         found = distances.scores(tensors)
-    except (OSError, wire.WireError):
+    except (OSError, WireError):
         return {}  # a damaged payload: making the generalist says so
     return {update.sha256: score for update, score in zip(job.updates, found, strict=True)}
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from coordinator.protocol import compress, norms, rounds, wire
 from coordinator.protocol.aggregate import MAX_ABSOLUTE, Mean, add_change, aggregate
-from coordinator.protocol.errors import Refused
+from coordinator.protocol.errors import Refused, WireError
 from coordinator.protocol.messages import MAX_INTEGER, Commit
 from coordinator.protocol.rounds import Rules
 from coordinator.protocol.wire import Packed, Shapes
@@ -73,7 +73,7 @@ def check_update(data: bytes, table: wire.Table, format_name: str) -> float:
     arrays = wire.decode_expected(data, table, "the update")
     for name, value in compress.largest(arrays, format_name).items():
         if value > MAX_ABSOLUTE:
-            raise wire.WireError(f"the update: tensor {name} holds numbers beyond {MAX_ABSOLUTE:g}")
+            raise WireError(f"the update: tensor {name} holds numbers beyond {MAX_ABSOLUTE:g}")
     return norms.l2_norm(compress.unpack_flat(arrays, format_name))
 
 

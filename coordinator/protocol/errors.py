@@ -7,6 +7,10 @@ class CoordinatorError(Exception):
     """An error that the operator can mend; the text is one sentence, shown without a traceback."""
 
 
+class WireError(Exception):
+    """Bytes that are not acceptable arrays; the text is one sentence."""
+
+
 class Refused(Exception):
     """A request that is not granted; a device prints `message`."""
 

@@ -21,6 +21,8 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
+from coordinator.protocol.errors import WireError
+
 Arrays = dict[str, npt.NDArray[np.float32]]
 Packed = dict[str, npt.NDArray[Any]]  # arrays of any of the types in `_NAMES`
 Shapes = Mapping[str, tuple[int, ...]]  # by name
@@ -31,10 +33,6 @@ MAX_HEADER = 64 * 1024  # bytes; 448 tensors of a 32-block generalist with atten
 DTYPES = ("F32", "F16")
 _NAMES = {"<f4": "F32", "<f2": "F16", "|u1": "U8", "|i1": "I8"}
 _TYPES = {name: np.dtype(kind) for kind, name in _NAMES.items()}
-
-
-class WireError(Exception):
-    """Bytes that are not acceptable arrays; the text is one sentence."""
 
 
 def encode(arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:

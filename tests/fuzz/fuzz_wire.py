@@ -8,6 +8,8 @@ with atheris.instrument_imports(include=["coordinator", "json"]):
 import numpy as np
 from fuzzing import fuzz
 
+from coordinator.protocol.errors import WireError
+
 TABLE = {"a": ("F32", (2, 3)), "b": ("F16", (4,)), "c": ("I8", (2,))}
 GOOD = wire.encode({"a": np.ones((2, 3), np.float32), "b": np.ones(4, np.float16), "c": np.ones(2, np.int8)})
 START = len(wire.header(TABLE))
@@ -23,7 +25,7 @@ def one(data):
         for read in (wire.decode, wire.read_header, lambda given, source: wire.decode_expected(given, TABLE, source)):
             try:
                 found = read(candidate, "x")
-            except wire.WireError as error:
+            except WireError as error:
                 str(error).encode()  # what is told to somebody is a text
             else:
                 check(read, candidate, found)

@@ -5,7 +5,7 @@ import pytest
 
 from coordinator.protocol import compress, counting, wire
 from coordinator.protocol.counting import Standing, check_commit, next_generalist, weigh
-from coordinator.protocol.errors import Refused
+from coordinator.protocol.errors import Refused, WireError
 from coordinator.protocol.messages import Commit
 from coordinator.protocol.rounds import ONE, TOKEN_CAP, Rules, generalist_before, refusal_quorum
 
@@ -98,7 +98,7 @@ def test_an_update_is_checked_to_its_last_number(value, is_good):
     if is_good:
         counting.check_update(data, table, "float16")
     else:
-        with pytest.raises(wire.WireError, match=r"x\.lora_b"):
+        with pytest.raises(WireError, match=r"x\.lora_b"):
             counting.check_update(data, table, "float16")
 
 

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
-from coordinator.protocol.wire import MAX_HEADER, WireError, decode, decode_expected, encode, encoded_size, header, pieces
+from coordinator.protocol.errors import WireError
+from coordinator.protocol.wire import MAX_HEADER, decode, decode_expected, encode, encoded_size, header, pieces
 
 
 def payload(header, data=b""):
