@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import math
 import mmap
+import struct
+from collections import UserDict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +26,7 @@ MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT = 32  # bytes
 FOREIGN = 256  # bytes that tell what a file is that is no GGUF
 STRING, ARRAY, BOOL = 8, 9, 7
+LENGTH = struct.Struct("<Q")  # of a string
 # GGUF value type -> (numpy type, bytes)
 SCALARS: dict[int, np.dtype[Any]] = {
     0: np.dtype("<u1"), 1: np.dtype("<i1"), 2: np.dtype("<u2"), 3: np.dtype("<i2"), 4: np.dtype("<u4"),
@@ -41,6 +44,28 @@ class TensorInfo:
     format: BlockFormat
     offset: int  # bytes from the start of the file
     size: int  # bytes
+
+
+class Strings(NamedTuple):
+    """Where an array of strings begins, and how many there are."""
+
+    start: int
+    number: int
+
+
+class Metadata(UserDict[str, Any]):
+    """What a file says of itself; an array of strings is read when it is asked for."""
+
+    def __init__(self, cursor: _Cursor) -> None:
+        super().__init__()
+        self._cursor = cursor
+
+    def __getitem__(self, key: str) -> Any:
+        value = self.data[key]
+        if isinstance(value, Strings):
+            self._cursor.position = value.start
+            value = self.data[key] = [self._cursor.string() for _ in range(value.number)]
+        return value
 
 
 class _Cursor:
@@ -70,7 +95,7 @@ class _Cursor:
         return self.data[start : start + length].decode("utf-8", "replace")
 
     def value(self, kind: int) -> Any:
-        """One metadata value; arrays of numbers come as numpy arrays, arrays of strings as lists."""
+        """One metadata value; arrays of numbers come as numpy arrays, of those of strings only where they lie."""
         if kind == STRING:
             return self.string()
         if kind == ARRAY:
@@ -83,9 +108,17 @@ class _Cursor:
         if kind == STRING:
             if count * 8 > len(self.data):
                 self.take(count * 8)  # raises where the file is too short for them
-            return [self.string() for _ in range(count)]
+            return self.strings(count)
         dtype = self.scalar(kind)
         return np.frombuffer(self.data, dtype, count, self.take(count * dtype.itemsize)).copy()
+
+    def strings(self, count: int) -> Strings:
+        """Steps over them: a vocabulary takes a tenth of a second to read, and few who open a file want it."""
+        start, position, last = self.position, self.position, len(self.data) - 8
+        for _ in range(count):
+            position = position + 8 + LENGTH.unpack_from(self.data, position)[0] if position <= last else len(self.data) + 1
+        self.take(position - start)  # raises where the file ends before
+        return Strings(start, count)
 
     def scalar(self, kind: int) -> np.dtype[Any]:
         if kind not in SCALARS:
@@ -141,12 +174,12 @@ class GGUFFile:
         if version not in (2, 3):
             raise QuantizeError(f"{path} is GGUF version {version}; versions 2 and 3 can be read")
         num_tensors, num_entries = cursor.unsigned(8), cursor.unsigned(8)
-        self.metadata: dict[str, Any] = {}
+        self.metadata = Metadata(cursor)
         self.metadata_bytes: dict[str, tuple[int, int]] = {}
         for _ in range(num_entries):
             start = cursor.position
             key = cursor.string()
-            self.metadata[key] = cursor.value(cursor.unsigned(4))
+            self.metadata.data[key] = cursor.value(cursor.unsigned(4))
             self.metadata_bytes[key] = (start, cursor.position)
         self.alignment = self.count("general.alignment", DEFAULT_ALIGNMENT)
         if self.alignment < 1:

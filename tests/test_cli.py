@@ -142,6 +142,18 @@ def test_help_does_not_load_torch_or_llama_cpp():
     assert out.strip() == "[0, 0, 0] set()"
 
 
+def test_a_chat_with_a_model_that_is_exported_does_not_load_torch(run, ready):
+    run("train", "--steps", "2")
+    run("export")
+    code = (
+        "import sys; from typer.testing import CliRunner; from comigs_edge.cli import app;"
+        "r = CliRunner().invoke(app, ['chat', '--prompt', 'the hen', '--max-tokens', '2']);"
+        "print(r.exit_code, {'torch', 'scipy'} & set(sys.modules))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert out.strip() == "0 set()"
+
+
 # Init ---------------------------------------------------------------------------------------------------------------
 
 

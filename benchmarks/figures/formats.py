@@ -33,6 +33,7 @@ from comigs_edge import llamacpp
 from comigs_edge.data.tokenizer import Tokenizer, encode
 from comigs_edge.export import folder as models
 from comigs_edge.export import hot
+from comigs_edge.export.current import HOT_PARTS
 from comigs_edge.export.merged import Origin, export
 from comigs_edge.export.replace import replace_experts
 from comigs_edge.home.config import FORMATS_TO_EXPORT, TRAINABLE, Config, Storage
@@ -132,8 +133,8 @@ def gap(homes: Path, work: Path) -> dict[str, Any]:
         path = personal.home.base_file if each == "F32" else requantised(personal.home.base_file, each, work / "base.gguf")
         kind, base = "F32" if each == "F32" else "F16", GGUFFile(path)
         hot.write_base(base, personal.adapters, kind, work / "hot.gguf")
-        paths = tuple(work / f"{part}.gguf" for part in hot.PARTS)
-        for part, target in zip(hot.PARTS, paths, strict=True):
+        paths = tuple(work / f"{part}.gguf" for part in HOT_PARTS)
+        for part, target in zip(HOT_PARTS, paths, strict=True):
             hot.write_adapter(base, personal.adapters, part, kind, target, "")
         ours = torch_logits(Model(open_base(path), personal.adapters), text)
         found[f"lora hot {each}"] = compare(ours, logits(work / "hot.gguf", text, paths, exact=each == "F32"), text)
@@ -213,8 +214,8 @@ def speed(homes: Path, work: Path) -> dict[str, Any]:
         export(base, lora.adapters, kind, work / f"lora-{kind}.gguf", threads=THREADS)
         candidates[f"lora merged {kind}"] = (work / f"lora-{kind}.gguf", ())
         hot.write_base(base, lora.adapters, "F16", work / f"hot-{kind}.gguf")
-        paths = tuple(work / f"{part}.gguf" for part in hot.PARTS)
-        for part, target in zip(hot.PARTS, paths, strict=True):
+        paths = tuple(work / f"{part}.gguf" for part in HOT_PARTS)
+        for part, target in zip(HOT_PARTS, paths, strict=True):
             hot.write_adapter(base, lora.adapters, part, "F16", target, "")
         candidates["lora hot"] = (work / f"hot-{kind}.gguf", paths)
         sizes = {name: sum(each.stat().st_size for each in (file, *extra)) for name, (file, extra) in candidates.items()}
@@ -295,13 +296,13 @@ def seconds(homes: Path, work: Path) -> dict[str, Any]:
         reload.append(time.perf_counter() - start)
     found["swap parallel, writing"], found["swap parallel, until loaded"] = (statistics.median(times), statistics.median(reload))
     hot.write_base(lora.base, lora.adapters, "F16", work / "hot.gguf")
-    paths = tuple(work / f"{part}.gguf" for part in hot.PARTS)
-    hot.write_adapter(lora.base, lora.adapters, hot.PARTS[1], "F16", paths[1], "")
+    paths = tuple(work / f"{part}.gguf" for part in HOT_PARTS)
+    hot.write_adapter(lora.base, lora.adapters, HOT_PARTS[1], "F16", paths[1], "")
     llama = llamacpp.load(work / "hot.gguf", n_ctx=512)
     loaded, times, live = llamacpp.LoadedAdapters(llama), [], []
     for _ in range(5):
         start = time.perf_counter()
-        hot.write_adapter(lora.base, lora.adapters, hot.PARTS[0], "F16", paths[0], "")
+        hot.write_adapter(lora.base, lora.adapters, HOT_PARTS[0], "F16", paths[0], "")
         written = time.perf_counter()
         loaded.use(paths)
         times.append(time.perf_counter() - start)

@@ -106,7 +106,7 @@ def _no_whole_model(file: GGUFFile, arch: str) -> str | None:
 
 
 def _read(file: GGUFFile, arch: str, scaling: str) -> HParams:
-    meta = {key.removeprefix(f"{arch}."): value for key, value in file.metadata.items()}
+    meta = {key.removeprefix(f"{arch}."): file.metadata[key] for key in file.metadata if key.startswith(f"{arch}.")}
     width, num_heads = int(meta["embedding_length"]), int(meta["attention.head_count"])
     if min(width, num_heads) < 1:
         raise ComigsError(f"{file.path} is damaged: it claims a width of {width:,} in {num_heads:,} heads; get the file again")

@@ -26,7 +26,7 @@ from profiles.detect import detect
 from profiles.watch import OtherLoad
 
 if TYPE_CHECKING:
-    from comigs_edge.export.merged import Exported
+    from comigs_edge.export.current import Exported
     from comigs_edge.inference.chat import Chat
 
 
@@ -117,11 +117,13 @@ def _open_record(history: History, go_on: bool, number: int | None, keep: bool |
 
 
 def _personal(home: Home, settings: Config) -> Exported:
-    from comigs_edge.export import folder as models
+    from comigs_edge.export.current import find_current
 
     storage = settings.storage()
-    exported = models.find_current(home, settings, storage)
+    exported = find_current(home, settings, storage)
     if exported is None:
+        from comigs_edge.export import folder as models
+
         with bar("exporting your model") as progress:
             exported = models.export_newest(home, settings, storage, None, progress)
     return exported

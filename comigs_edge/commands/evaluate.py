@@ -151,6 +151,7 @@ def _score(
     name: str, opened: Opened, text: TestText, engine: Engine, gpu_layers: int | None, advance: Advance
 ) -> Score | None:  # fmt: skip
     from comigs_edge.export import folder as models
+    from comigs_edge.export.current import find_current
     from comigs_edge.inference.evaluate import in_llama_cpp, in_torch
     from comigs_edge.planning import offload
 
@@ -165,7 +166,7 @@ def _score(
         return in_gguf(home.base_file)
     if engine == Engine.llama_cpp and name == "mixture":
         storage = settings.storage()
-        personal = models.find_current(home, settings, storage) or models.export_newest(home, settings, storage)
+        personal = find_current(home, settings, storage) or models.export_newest(home, settings, storage)
         return in_gguf(personal.path, personal.adapters)
     others = tuple(range(1, opened.adapters.layout.num_experts))
     if name == "specialists" and not others:

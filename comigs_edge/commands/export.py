@@ -17,7 +17,7 @@ from comigs_edge.nn.experts import FORMS
 from coordinator.protocol.text import printable
 
 if TYPE_CHECKING:
-    from comigs_edge.export.merged import Exported
+    from comigs_edge.export.current import Exported
 
 
 def export(

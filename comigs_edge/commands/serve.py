@@ -136,7 +136,7 @@ class Newest:
 
     def find(self, name: str) -> Model:
         """The model with this name; one that cannot be used leaves that before in its place."""
-        from comigs_edge.export import folder as models
+        from comigs_edge.export.current import find_current
         from comigs_edge.home.versions import versions
         from comigs_edge.inference.engine import Model
 
@@ -146,9 +146,11 @@ class Newest:
         if self._model is None or newest != self._version or not self._model.path.exists():
             try:
                 storage = self._settings.storage()
-                personal = models.find_current(self._home, self._settings, storage) or models.export_newest(
-                    self._home, self._settings, storage
-                )
+                personal = find_current(self._home, self._settings, storage)
+                if personal is None:
+                    from comigs_edge.export.folder import export_newest
+
+                    personal = export_newest(self._home, self._settings, storage)
                 self._model = Model(f"{PERSONAL}-{newest}", personal.path, personal.adapters)
             except EXPECTED as error:
                 if self._model is None:

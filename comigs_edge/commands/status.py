@@ -123,12 +123,12 @@ def _training_line(training: dict[str, Any], running: dict[str, Any] | None) -> 
 
 
 def _fleet(home: homes.Home, latest: Latest) -> dict[str, Any] | None:
+    if not (home.root / "fleet").exists():  # its code, cryptography among it, takes a tenth of the time to load
+        return None
     from comigs_edge.fleet.folder import FleetFolder
     from comigs_edge.fleet.waiting import waits
 
     folder = FleetFolder(home)
-    if not folder.is_member:
-        return None
     heard, standing, member, unsent = folder.heard, folder.standing(), None, None
     troubles = [heard.trouble, heard.alarm(folder.key_file)]
     try:

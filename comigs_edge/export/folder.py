@@ -1,4 +1,4 @@
-"""The folder `models/`: what was exported, which of it holds the newest adapters, and the quickest way to make it so.
+"""The folder `models/`: what is exported, and the quickest way to do it; `current.py` finds what is there.
 
 personal-0003-Q8_0.gguf                    one file, layout merged
 hot-base-2-2-F16.gguf                      layout hot: the base for 2 experts, 2 a token, and beside it
@@ -16,12 +16,13 @@ from comigs_edge import files
 from comigs_edge.base.hparams import read_hparams
 from comigs_edge.errors import ComigsError
 from comigs_edge.export import hot
-from comigs_edge.export.merged import BASE_KEY, SOURCE_KEY, Exported, Origin, export
+from comigs_edge.export.current import BASE_KEY, Exported, holds, hot_base, hot_parts
+from comigs_edge.export.merged import Origin, export
 from comigs_edge.export.names import exports, remove_old
 from comigs_edge.export.replace import replace_experts
 from comigs_edge.home.config import Config, Storage
 from comigs_edge.home.folder import Home
-from comigs_edge.home.versions import load, read_manifest, versions
+from comigs_edge.home.versions import load
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.progress import SILENT, Progress
 from quantize.formats import QuantizeError
@@ -60,26 +61,6 @@ def export_newest(
     return export(base, adapters, storage.format, target, origin, progress, settings.threads("train"))
 
 
-def find_current(home: Home, settings: Config, storage: Storage) -> Exported | None:
-    """The export of the newest adapters in `models/` as `storage` wants it; None if it is missing."""
-    numbers = versions(home.adapters)
-    if not numbers:
-        return None
-    manifest = read_manifest(home.adapters, numbers[-1])
-    sha256 = manifest["sha256"]
-    if manifest["base_sha256"] != settings.base.sha256:
-        return None
-    if storage.layout == "hot":
-        adapters, _ = newest_adapters(home, settings)
-        base = _hot_base(home.models, adapters, storage.format)
-        parts = tuple(_hot_parts(home.models, numbers[-1], adapters, storage.format).values())
-        if _holds(base, BASE_KEY, settings.base.sha256) and all(_holds(part, SOURCE_KEY, sha256) for part in parts):
-            return Exported(base, sum(path.stat().st_size for path in (base, *parts)), "", {}, parts)
-        return None
-    path = home.models / f"personal-{numbers[-1]:04d}-{storage.format}.gguf"
-    return Exported(path, path.stat().st_size, "") if _holds(path, SOURCE_KEY, sha256) else None
-
-
 def _export_hot(
     home: Home, settings: Config, adapters: Adapters, manifest: dict[str, Any], format_name: str, folder: Path
 ) -> Exported:
@@ -88,31 +69,14 @@ def _export_hot(
             f"the layout hot stores its adapters as {' or '.join(hot.FORMATS)}, not {format_name}; the base keeps its own "
             "format: comigs-edge export --layout hot --format F16"
         )
-    base, target = GGUFFile(home.base_file), _hot_base(folder, adapters, format_name)
+    base, target = GGUFFile(home.base_file), hot_base(folder, adapters.layout, format_name)
     sha256 = ""  # of a base that was there already: reading it all would take longer than the swap
-    if not _holds(target, BASE_KEY, settings.base.sha256):
+    if not holds(target, BASE_KEY, settings.base.sha256):
         sha256 = hot.write_base(base, adapters, format_name, target, settings.base.sha256).sha256
-    parts = _hot_parts(folder, manifest["version"], adapters, format_name)
+    parts = hot_parts(folder, manifest["version"], adapters.layout, format_name)
     for part, path in parts.items():
         hot.write_adapter(base, adapters, part, format_name, path, manifest["sha256"])
     if folder == home.models:
         remove_old(home, manifest["version"])
     total = sum(path.stat().st_size for path in (target, *parts.values()))
     return Exported(target, total, sha256, {}, tuple(parts.values()))
-
-
-def _hot_base(folder: Path, adapters: Adapters, format_name: str) -> Path:
-    layout = adapters.layout
-    return folder / f"hot-base-{layout.num_choices}-{layout.experts_per_token}-{format_name}.gguf"
-
-
-def _hot_parts(folder: Path, version: int, adapters: Adapters, format_name: str) -> dict[str, Path]:
-    parts = hot.PARTS if adapters.layout.num_choices > 1 else hot.PARTS[:1]
-    return {part: folder / f"personal-{version:04d}-hot-{format_name}-{part}.gguf" for part in parts}
-
-
-def _holds(path: Path, key: str, sha256: str) -> bool:
-    try:
-        return path.exists() and GGUFFile(path).metadata.get(key) == sha256
-    except QuantizeError:
-        return False

@@ -15,7 +15,8 @@ import numpy as np
 from comigs_edge import files
 from comigs_edge.base.hparams import ATTENTION, FFN, HParams, llama_order, read_hparams
 from comigs_edge.errors import ComigsError
-from comigs_edge.export.merged import BASE_KEY, SOURCE_KEY, Exported, write_model
+from comigs_edge.export.current import BASE_KEY, HOT_PARTS, SOURCE_KEY, Exported
+from comigs_edge.export.merged import write_model
 from comigs_edge.export.planner import (
     Metadata,
     copy_tensor,
@@ -37,7 +38,6 @@ from quantize.gguf_file import GGUFFile
 from quantize.gguf_writer import TensorPlan, entry, total_size, write
 
 FORMATS = ("F16", "F32")  # of the adapters; with F32 the base is F32 too
-PARTS = ("generalist", "specialists")
 
 
 def write_base(
@@ -54,7 +54,7 @@ def write_base(
 
 
 def write_adapter(base: GGUFFile, adapters: Adapters, part: str, format_name: str, output: Path, sha256: str) -> int:
-    """Writes the LoRA file of `part`, one of PARTS; returns its bytes."""
+    """Writes the LoRA file of `part`, one of HOT_PARTS; returns its bytes."""
     hparams = read_hparams(base)
     metadata: Metadata = {"general.type": "adapter", "general.architecture": _architecture(hparams, adapters)}
     # With an alpha of 0 llama.cpp scales by 1: the scale is in B.
@@ -68,7 +68,7 @@ def write_adapter(base: GGUFFile, adapters: Adapters, part: str, format_name: st
 def planned_size(base: GGUFFile, adapters: Adapters, format_name: str) -> int:
     """Bytes of the tensors that `write_base` and `write_adapter` would write; raises as they do."""
     hparams, fmt = read_hparams(base), block_format(format_name)
-    parts = [_adapter_plans(adapters, hparams, part, fmt) for part in PARTS]
+    parts = [_adapter_plans(adapters, hparams, part, fmt) for part in HOT_PARTS]
     return total_size(_base_plans(base, hparams, adapters, format_name)) + sum(map(total_size, parts))
 
 
@@ -97,7 +97,7 @@ def _architecture(hparams: HParams, adapters: Adapters) -> str:
 
 def _adapter_plans(adapters: Adapters, hparams: HParams, part: str, fmt: BlockFormat) -> list[TensorPlan]:
     layout, in_llama_order = adapters.layout, needs_llama_order(hparams, _architecture(hparams, adapters))
-    experts = range(1) if part == PARTS[0] else range(1, layout.num_experts)
+    experts = range(1) if part == HOT_PARTS[0] else range(1, layout.num_experts)
     plans: list[TensorPlan] = []
     for block in range(adapters.first_block, hparams.num_blocks):
         for index, name in enumerate(FFN):
@@ -106,10 +106,10 @@ def _adapter_plans(adapters: Adapters, hparams: HParams, part: str, fmt: BlockFo
             weight = stacked_name(weight) if layout.num_choices > 1 else weight
             plans += _pair(weight, *_slots(updates, layout, experts), fmt)
         router = adapters.routers[block]
-        if part == PARTS[1] and router is not None:
+        if part == HOT_PARTS[1] and router is not None:
             identity = np.eye(layout.num_choices, dtype=np.float32)
             plans += _pair(f"blk.{block}.ffn_gate_inp.weight", tensor_to_numpy(router), identity, block_format("F32"))
-        if part == PARTS[0] and layout.attention:
+        if part == HOT_PARTS[0] and layout.attention:
             for name in ATTENTION:
                 a, b = (tensor_to_numpy(tensor) for tensor in adapters.attention[block][name])
                 order = llama_order(hparams, name)

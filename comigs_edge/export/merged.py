@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from comigs_edge import files
 from comigs_edge.base.hparams import HParams, read_hparams
 from comigs_edge.data.tokenizer import Tokenizer
+from comigs_edge.export.current import BASE_KEY, SOURCE_KEY, Exported
 from comigs_edge.export.planner import PLANNERS, Metadata, copy_tensor
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.progress import SILENT, Progress, count_up
@@ -20,26 +20,12 @@ from quantize.formats import FILE_TYPES, block_format
 from quantize.gguf_file import DEFAULT_ALIGNMENT, GGUFFile
 from quantize.gguf_writer import TensorPlan, metadata_with, total_size, write
 
-SOURCE_KEY = "comigs_edge.adapters_sha256"  # which adapters an exported file holds
-BASE_KEY = "comigs_edge.base_sha256"  # and which base
-
 
 class Origin(NamedTuple):
     """What a file was made of, as SHA-256."""
 
     adapters: str = ""
     base: str = ""
-
-
-@dataclass(frozen=True)
-class Exported:
-    """Files that were written: one, or a base and the adapters that llama.cpp adds to it."""
-
-    path: Path
-    size: int  # bytes, of all
-    sha256: str  # of `path`; empty where it was there already
-    formats: dict[str, int] = field(default_factory=dict)  # tensors that hold what was trained, by block format
-    adapters: tuple[Path, ...] = ()
 
 
 def export(

@@ -7,7 +7,8 @@ from pathlib import Path
 from comigs_edge import files
 from comigs_edge.base.hparams import read_hparams
 from comigs_edge.errors import ComigsError
-from comigs_edge.export.merged import BASE_KEY, SOURCE_KEY, Exported, Origin, entries, summarise, tensor_plans
+from comigs_edge.export.current import BASE_KEY, SOURCE_KEY, Exported
+from comigs_edge.export.merged import Origin, entries, summarise, tensor_plans
 from comigs_edge.nn.adapters import Adapters
 from quantize.gguf_file import GGUFFile
 from quantize.gguf_writer import TensorPlan

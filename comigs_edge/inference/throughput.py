@@ -20,6 +20,7 @@ from comigs_edge import llamacpp
 from comigs_edge.base.hparams import read_hparams
 from comigs_edge.errors import ComigsError
 from comigs_edge.export import hot
+from comigs_edge.export.current import HOT_PARTS
 from comigs_edge.export.merged import export, planned_size
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.experts import ExpertsConfig
@@ -150,8 +151,8 @@ def write(base: GGUFFile, plans: Sequence[Plan], folder: Path, threads: int = 1,
 
 def _write_hot(base: GGUFFile, each: Plan, target: Path, progress: Progress) -> Candidate:
     hot.write_base(base, each.adapters, each.format, target, progress=progress)
-    parts = tuple(target.with_stem(f"{each.kind}-{part}") for part in hot.PARTS)
-    for part, path in zip(hot.PARTS, parts, strict=True):
+    parts = tuple(target.with_stem(f"{each.kind}-{part}") for part in HOT_PARTS)
+    for part, path in zip(HOT_PARTS, parts, strict=True):
         hot.write_adapter(base, each.adapters, part, each.format, path, "")
     return Candidate(each.kind, target, parts)
 

@@ -58,7 +58,7 @@ class Base:
         self._output_name = "output.weight" if "output.weight" in file.tensors else "token_embd.weight"
         # A vector is float32 and small: always kept.
         self._vectors = {name: self._read_vector(name) for name in file.tensors if self._is_vector(name)}
-        file.metadata.clear()  # the vocabulary takes tens of megabytes, and as many of mapped pages
+        file.metadata.data.clear()  # the vocabulary takes tens of megabytes, and as many of mapped pages
         file.let_go()
         self.output_norm = self._vectors["output_norm.weight"].to(device)
         self.rope_factors = self._vectors.get("rope_freqs.weight")

@@ -10,7 +10,8 @@ import torch
 from comigs_edge import files, llamacpp
 from comigs_edge.errors import ComigsError
 from comigs_edge.export import hot
-from comigs_edge.export.merged import SOURCE_KEY, Origin, export, planned_size
+from comigs_edge.export.current import HOT_PARTS, SOURCE_KEY
+from comigs_edge.export.merged import Origin, export, planned_size
 from comigs_edge.export.replace import replace_experts
 from comigs_edge.home.config import FORMATS_TO_EXPORT, TRAINABLE
 from comigs_edge.nn.adapters import Adapters
@@ -141,8 +142,8 @@ def test_the_layout_hot_equals_torch_in_llama_cpp(tmp_path, make_adapters, speci
     adapters = make_adapters(specialists, max(2, k) if zero else k, attention, base, zero=zero)
     file = GGUFFile(path)
     hot.write_base(file, adapters, "F32", tmp_path / "hot.gguf")
-    paths = [tmp_path / f"{part}.gguf" for part in hot.PARTS[: 1 + (specialists > 0 or zero)]]
-    for part, target in zip(hot.PARTS, paths, strict=False):
+    paths = [tmp_path / f"{part}.gguf" for part in HOT_PARTS[: 1 + (specialists > 0 or zero)]]
+    for part, target in zip(HOT_PARTS, paths, strict=False):
         hot.write_adapter(file, adapters, part, "F32", target, "abc")
     exact(llama_logits(tmp_path / "hot.gguf", IDS, paths), torch_logits(base, adapters), base)
 
@@ -158,9 +159,9 @@ def test_experts_in_the_last_blocks_alone_equal_torch(tmp_path, make_adapters, s
     adapters = make_adapters(specialists, k, attention, base, form, blocks=2)
     assert {name.split(".blk.")[1][0] for name in adapters.named} == {"1", "2"}
     if layout == "hot":
-        paths = [tmp_path / f"{part}.gguf" for part in hot.PARTS[: 1 + (specialists > 0)]]
+        paths = [tmp_path / f"{part}.gguf" for part in HOT_PARTS[: 1 + (specialists > 0)]]
         hot.write_base(file, adapters, "F32", tmp_path / "out.gguf")
-        for part, target in zip(hot.PARTS, paths, strict=False):
+        for part, target in zip(HOT_PARTS, paths, strict=False):
             hot.write_adapter(file, adapters, part, "F32", target, "abc")
     else:
         export(file, adapters, "F32", tmp_path / "out.gguf")
