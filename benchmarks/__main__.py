@@ -134,6 +134,10 @@ BENCHMARKS = {
     ),
     "text": Benchmark("what 50,000 documents and 100 MB of text cost `data add` and `train`", lambda: [_figure("text")]),
     "status": Benchmark("how long `status` takes in a home with 1 and with 100 MB of text", lambda: [_figure("status")]),
+    "speaking": Benchmark(
+        "how soon and how fast the model of `make demo` speaks, against the base, alone and through `serve`; quiet machine",
+        lambda: [_figure("speaking", str(ROOT / "demo-home"))],
+    ),
     "rivals": Benchmark(
         "training speed and memory against the published formulation and PEFT; quiet machine", lambda: [_figure("rivals")]
     ),

@@ -119,18 +119,24 @@ def step_seconds(sizes: Sizes, plan: Plan, rates: Rates) -> float:
     trained = plan.blocks or sizes.num_blocks
     below = (sizes.num_blocks - trained) * (1 - plan.cached)  # blocks that are only computed forward
     again = {"block": 2 * (sizes.block_weights - sizes.width * sizes.ff_width), "none": 0}
-    again["attention"] = 2 * (sizes.block_weights - 3 * sizes.width * sizes.ff_width)
-    needed = (4 * trained + 2 * below) * sizes.block_weights + 4 * sizes.vocab_size * sizes.width
+    again["attention"] = rules["attention"] * 2 * (sizes.block_weights - 3 * sizes.width * sizes.ff_width)
+    needed = (4 * trained + 2 * rules["forward"] * below) * sizes.block_weights + 4 * sizes.vocab_size * sizes.width
     operations = tokens * (needed + trained * again[plan.checkpointing])
-    seconds: float = operations / (rules["efficiency"] * rates.products[plan.precision])
+    seconds: float = operations / (_efficiency(plan, rates) * rates.products[plan.precision])
     passes = trained + RULES["cache"]["forward"] * below
     seconds += rules["pass_seconds"] * tokens * passes * (sizes.ff_width + 3 * sizes.width) / plan.threads
+    if sizes.is_low_rank:
+        seconds *= rules["low_rank"]
     if not plan.keep:
         weights = (2 * trained + below) * sizes.block_weights + sizes.vocab_size * sizes.width
         seconds += weights / (rules["dequantise"] * plan.threads)
-    if sizes.is_low_rank:
-        seconds *= rules["low_rank"]
     return seconds * rates.slower.get(plan.precision, 1.0)
+
+
+def _efficiency(plan: Plan, rates: Rates) -> float:
+    rules = RULES["time"]
+    is_half = plan.precision == "bfloat16" and rates.device == "cpu"
+    return float(rules["efficiency"] * (rules["alone"] if plan.threads == 1 else 1.0) * (rules["half"] if is_half else 1.0))
 
 
 def cache_bytes(sizes: Sizes, tokens: int) -> int:

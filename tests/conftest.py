@@ -17,6 +17,7 @@ from comigs_edge import llamacpp
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.experts import ExpertsConfig
 from comigs_edge.nn.weights import open_base
+from comigs_edge.planning import rates
 from profiles import watch
 from quantize.formats import FILE_TYPES
 from tests.coordinator.rig import Coordinator
@@ -36,8 +37,9 @@ def home(tmp_path, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def calm(monkeypatch):
-    """A busy or hot machine makes no test wait; those of pauses bring readings of their own."""
+    """A busy or hot machine makes no test wait, nor does measuring it; those of pauses bring readings of their own."""
     monkeypatch.setattr(watch, "readings", lambda load: watch.Readings())
+    monkeypatch.setattr(rates, "SECONDS", 0.01)
 
 
 @pytest.fixture(scope="session")

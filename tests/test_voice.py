@@ -184,10 +184,12 @@ def test_no_screen_of_forty_columns_is_cut(ready, words):
 # Exit codes -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_coordinator_that_is_only_away_is_exit_code_75(run, ready, coordinator):
+def test_a_coordinator_that_is_only_away_is_exit_code_75(run, ready, coordinator, monkeypatch):
     run("join", coordinator.invite())
     run("train", "--steps", 2)
     coordinator.stop()
+    for waits in ("rounds", "sync"):
+        monkeypatch.setattr(f"comigs_edge.fleet.{waits}.PATIENCE", 0.1)
     result = run("sync", code=75)
     assert result.stderr.splitlines()[-1].startswith("error: ")
     run("train", "--steps", 2)  # what was trained is there: that is no failure

@@ -106,7 +106,7 @@ def _measured(path: Path, experts: ModelConfig, plan: Plan, steps: int) -> list[
     schedule = Schedule(
         steps=10**6, batch=plan.batch, expert_learning_rate=1e-4, final_learning_rate=1e-4, router_learning_rate=1e-4,
         warmup_steps=0, router_period=10**6, router_steps=1, balance_weight=0.0, weight_decay=0.01, validation_rows=1,
-        block_format=fake, quantise_start=0.0,
+        block_format=fake, quantise_start=0.0, optimiser=adapters.form.optimiser,
     )  # fmt: skip
     model = Model(base, adapters, checkpointing=plan.checkpointing)
     stored = _Constant(model, rows.batch(0, plan.batch)) if plan.cached else None

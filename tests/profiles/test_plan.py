@@ -142,10 +142,16 @@ def test_each_part_of_a_steps_time_by_hand():
         name: seconds(half, checkpointing=name, threads=10**12) * rules["efficiency"] / tokens
         for name in ("none", "attention", "block")
     }
-    assert products["attention"] - products["none"] == pytest.approx(30 * 2 * (per_block - 3 * 576 * 1536))
+    assert products["attention"] - products["none"] == pytest.approx(rules["attention"] * 30 * 2 * (per_block - 3 * 576 * 1536))
     assert products["block"] - products["none"] == pytest.approx(30 * 2 * (per_block - 576 * 1536))
     below = seconds(half, checkpointing="none", blocks=10, threads=10**12) * rules["efficiency"] / tokens
-    assert products["none"] - below == pytest.approx(20 * 2 * per_block)  # a block without experts is only computed forward
+    assert products["none"] - below == pytest.approx(20 * (4 - 2 * rules["forward"]) * per_block)  # forward alone
+    one = seconds(half, checkpointing="none", threads=1, blocks=10, cached=1.0) - 10 * passes
+    two = seconds(half, checkpointing="none", threads=2, blocks=10, cached=1.0) - 10 * passes / 2
+    assert two == pytest.approx(one * rules["alone"])  # one thread waits for no other
+    graphics = replace(half, products={"bfloat16": 1.0}, device="cuda", gpu_memory=1)
+    slower = [seconds(each, precision="bfloat16", threads=10**12) for each in (replace(graphics, device="cpu"), graphics)]
+    assert slower[0] * rules["half"] == pytest.approx(slower[1])
 
 
 def test_the_outputs_of_blocks_without_experts_take_two_bytes_a_number_and_a_factor():
