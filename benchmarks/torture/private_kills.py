@@ -3,10 +3,10 @@
 device       its process stops before the Nth change of its home, N drawn at random: a file opened for writing, renamed, deleted
 coordinator  strace stops it on entry to the Nth call of a system call of its ledger or its files, both drawn at random
 
-Each of four devices learns in a place of its own of every tensor, so the generalists tell what each has brought. After each kill
-whatever was killed goes on from its disk, and must hold: what a device learned is in the generalists or still its own, once;
-of a window it says one thing in each step, and all who answer give one kind of share of each device; no seed of a window that
-is over is in any file. JSON goes to `private-kills.json`.
+Each of four devices learns in a place of its own of every tensor, so the generalists tell what each has brought. Whatever was
+killed goes on from its disk, and after every fourth kill must hold: what a device learned is in the generalists or still its own,
+once; of a window it says one thing in each step, and all who answer give one kind of share of each device; no seed of a window
+that is over is in any file. JSON goes to `private-kills.json`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.common import result_file, write_json  # noqa: E402
 from comigs_edge.fleet.private import PrivateTransport, connect  # noqa: E402
+from comigs_edge.fleet.transport import Offline  # noqa: E402
 from comigs_edge.home.marks import Mark  # noqa: E402
 from coordinator.protocol import wire  # noqa: E402
 from coordinator.protocol.messages import T  # noqa: E402
@@ -71,11 +72,12 @@ class Board(Owner):
         self._keep(device)
         self.learned += UNIT
 
-    def sync(self) -> None:
-        """An exchange; a coordinator that is dead is no matter."""
+    def sync(self) -> bool:
+        """An exchange; whether the coordinator was there."""
         device = self._open()
-        device.exchange(tokens=0)
+        outcome = device.exchange(tokens=0)
         self._keep(device)
+        return outcome.offline is None
 
     def stands(self) -> tuple[int, float]:
         """The generalist that it trains on, and what its own has in its place."""
@@ -84,7 +86,9 @@ class Board(Owner):
 
     def windows(self) -> set[str]:
         """Those that are on their way."""
-        return {note.window for note in self._open()._exchange.transport.state().windows}
+        while True:
+            with suppress(Offline):
+                return {note.window for note in self._open()._exchange.transport.state().windows}
 
 
 class Sweep:
@@ -110,13 +114,14 @@ class Sweep:
             for board in self.boards:
                 if self.rng.random() < 0.4:
                     board.learn()
-            if self.rng.random() < 0.5:
+            if self.rng.random() < 0.7:
                 self.kill_a_device()
             else:
                 self.kill_the_coordinator()
-            self.check()
-            if self.where.total() % 20 == 0:
-                print(f"{self.where.total()} kills, {max(self.values, default=-1) + 1} generalists", flush=True)
+            if self.where.total() >= 4 * (self.checks + 1):
+                self.check()
+                print(f"{self.where.total()} kills, {len(self.values)} generalists, {len(self.problems)} problems", flush=True)
+        self.check()
         self.end()
 
     def kill_a_device(self) -> None:
@@ -165,9 +170,11 @@ class Sweep:
     def check(self) -> None:
         """What must hold at any time, and of windows that are over once every device has heard so."""
         after = f"after kill {self.where.total()}: "
-        self.coordinator.until(lambda status: status["newest_round"] == status["open_round"] - 1)
+        self.coordinator.until(lambda status: status["newest_round"] == status["open_round"] - 1, seconds=60)
+        open_before = self.boards[0].windows()
         for board in self.boards:
-            board.sync()
+            while not board.sync():
+                pass
         self.look()
         for board in self.boards:
             number, value = board.stands()
@@ -179,12 +186,12 @@ class Sweep:
                 found = f"{own:g} of its own and {self.brought[number][board.place]:g} in generalists"
                 self.problems.append(f"{after}device {board.place} learned {board.learned:g} and has {found}")
         self.problems += [after + each for each in flaws(self.said_file)]
-        self.find_seeds(after)
+        self.find_seeds(open_before, after)
         self.checks += 1
 
-    def find_seeds(self, after: str) -> None:
-        """Of windows that are over, in any file."""
-        over = {window: seeds for window, seeds in self.seeds.items() if window not in self.boards[0].windows()}
+    def find_seeds(self, open_before: set[str], after: str) -> None:
+        """Of windows that were over when the devices asked last, in any file."""
+        over = {window: seeds for window, seeds in self.seeds.items() if window not in open_before}
         files = [path for path in self.folder.rglob("*") if path.is_file()]
         for window, seeds in over.items():
             for path in files if seeds else ():
