@@ -141,21 +141,24 @@ class Sweep:
         with injected(process, thread, call, f"signal=KILL:when={number}"):
             for board in self.rng.sample(self.boards, DEVICES):
                 board.sync()
-                self.look()
+                self.note_seeds()
             with suppress(subprocess.TimeoutExpired):
                 process.wait(0.3)
         if process.poll() is not None:
             self.where[f"coordinator {thread} {call.split(',')[0]}"] += 1
             self.coordinator.kill()
             self.coordinator.restart()
+        self.look()
 
-    def look(self) -> None:
-        """Notes the seeds that are on the disk, and the generalists that were published."""
+    def note_seeds(self) -> None:
+        """Those that are on the disk."""
         for path in self.folder.glob("home-*/fleet/windows/.*.seed"):
             with suppress(FileNotFoundError):
                 self.seeds[path.name.split(".")[1]].add(path.read_text())
-        if self.coordinator.process.poll() is not None:
-            return
+
+    def look(self) -> None:
+        """Notes the seeds that are on the disk, and the generalists that were published."""
+        self.note_seeds()
         for row in self.coordinator.rounds():
             if row["number"] in self.values or not row["sha256"]:
                 continue

@@ -258,6 +258,9 @@ def test_a_fleet_with_a_roster_makes_generalists_and_one_that_is_not_in_it_hears
     assert len(made["devices"]) == 3
     assert found["serial"] == made["serial"]
     assert len(found["unlisted"]) == 1
+    (note,) = private.ask("status")["notes"]
+    assert "not in the owner's roster" in note
+    assert found["unlisted"][0] in note
     touch(devices)
     publish(private, devices, 1)
     assert private.rounds()[1]["devices"] == 3
