@@ -41,12 +41,12 @@ from tests.fleet.killed import is_killed  # noqa: E402
 from tests.fleet.owner import UNIT, Owner  # noqa: E402
 from tests.fleet.rig import Device  # noqa: E402
 
-DEVICES, DEADLINE, PATIENCE = 4, 4, 0.5  # a deadline in seconds, so that windows that lost too many are given up
+DEVICES, DEADLINE, PATIENCE, PASSES = 4, 6, 0.5, 60  # a deadline in seconds, so that windows that lost too many are given up
 CALLS = {
     "main": ("pwrite64", "fsync,fdatasync", "ftruncate", "unlink,rename", "openat", "sendto", "recvfrom"),
     "files": ("write", "fsync,fdatasync", "rename", "openat", "close"),
 }
-MOST_CHANGES, MOST_CALLS = 30, 40
+MOST_CHANGES, MOST_CALLS = 16, 30
 
 
 class Board(Owner):
@@ -114,25 +114,39 @@ class Sweep:
             for board in self.boards:
                 if self.rng.random() < 0.4:
                     board.learn()
-            if self.rng.random() < 0.7:
-                self.kill_a_device()
+            if self.rng.random() < 0.6:
+                self.kill_devices()
             else:
                 self.kill_the_coordinator()
             if self.where.total() >= 4 * (self.checks + 1):
                 self.check()
-                print(f"{self.where.total()} kills, {len(self.values)} generalists, {len(self.problems)} problems", flush=True)
+                print(
+                    f"{self.where.total()} kills, {len(self.values)} generalists, {len(self.problems)} problems",
+                    *self.problems[-1:],
+                    flush=True,
+                )
         self.check()
+        self.live_on()
         self.end()
 
-    def kill_a_device(self) -> None:
-        """In one of its exchanges, while the others go on."""
-        victim = self.rng.choice(self.boards)
-        for board in self.rng.sample(self.boards, DEVICES):
-            if board is not victim:
+    def live_on(self) -> None:
+        """The fleet makes generalists as before, and what was learned through all kills is in them at last."""
+        more, passes = len(self.values) + 3, 0
+        while len(self.values) < more and (passes := passes + 1) < PASSES:
+            for board in self.boards:
+                board.learn()
                 board.sync()
-            elif is_killed(board.root, self.rng.randint(1, MOST_CHANGES), board.sync):
-                self.where["device"] += 1
             self.look()
+        self.problems += [f"no three generalists in {PASSES} exchanges without a kill"] if len(self.values) < more else []
+        self.check()
+
+    def kill_devices(self) -> None:
+        """Each in an exchange of its own, if that changes so much."""
+        for board in self.rng.sample(self.boards, DEVICES):
+            if is_killed(board.root, self.rng.randint(1, MOST_CHANGES), board.sync):
+                self.where["device"] += 1
+            self.note_seeds()
+        self.look()
 
     def kill_the_coordinator(self) -> None:
         """While devices speak to it."""
@@ -174,8 +188,9 @@ class Sweep:
         """What must hold at any time, and of windows that are over once every device has heard so."""
         after = f"after kill {self.where.total()}: "
         self.coordinator.until(lambda status: status["newest_round"] == status["open_round"] - 1, seconds=60)
-        open_before = self.boards[0].windows()
-        for board in self.boards:
+        over = set(self.seeds)
+        over -= self.boards[0].windows()
+        for board in 2 * self.boards:
             while not board.sync():
                 pass
         self.look()
@@ -189,14 +204,14 @@ class Sweep:
                 found = f"{own:g} of its own and {self.brought[number][board.place]:g} in generalists"
                 self.problems.append(f"{after}device {board.place} learned {board.learned:g} and has {found}")
         self.problems += [after + each for each in flaws(self.said_file)]
-        self.find_seeds(open_before, after)
+        self.find_seeds(over, after)
         self.checks += 1
 
-    def find_seeds(self, open_before: set[str], after: str) -> None:
+    def find_seeds(self, over: set[str], after: str) -> None:
         """Of windows that were over when the devices asked last, in any file."""
-        over = {window: seeds for window, seeds in self.seeds.items() if window not in open_before}
         files = [path for path in self.folder.rglob("*") if path.is_file()]
-        for window, seeds in over.items():
+        for window in over:
+            seeds = self.seeds[window]
             for path in files if seeds else ():
                 with suppress(FileNotFoundError):
                     data = path.read_bytes()

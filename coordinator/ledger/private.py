@@ -78,7 +78,7 @@ class PrivateRounds:
                 note.wants = "" if note.wants == "keys" and not state.is_listed else note.wants
             state.has_contributed = all(note.wants != "masked" for note in state.windows)
             bounds = (window.terms.bound for window in self.windows.open.values())  # of before the owner changed it
-            state.norm_limit, state.waits_for = min(self._fleet.config.rounds.norm_bound, *bounds), self.windows.waits_for
+            state.norm_limit, state.waits_for = min((self._fleet.config.rounds.norm_bound, *bounds)), self.windows.waits_for
         return state
 
     def show(self, name: str, device: Device) -> Window:
