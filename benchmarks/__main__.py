@@ -154,6 +154,9 @@ BENCHMARKS = {
         "what a round costs on NVIDIA FLARE; wants the extra comigs-edge[flare]", lambda: [_figure("flare_rounds")]
     ),
     "kills": Benchmark("the coordinator is killed at 1,000 points; wants strace", _torture("kills")),
+    "private-kills": Benchmark(
+        "devices and coordinator of a private fleet are killed 200 times; wants strace and root", _torture("private_kills")
+    ),
     "power-cuts": Benchmark("its disk loses power 200 times; wants root and xfs_io", _torture("power_cuts")),
     "load": Benchmark("200 devices and a memory cgroup of 1 GB; wants root", _torture("load")),
     "forgeries": Benchmark("forged, doubled and smuggled requests, races for an invitation", _torture("forgeries")),

@@ -14,7 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coordinator import addresses, flare_command
+from coordinator import addresses, flare_command, roster_command
 from coordinator import options as types
 from coordinator.addresses import PORT
 from coordinator.ledger.config import Training
@@ -79,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_command(commands, "restored", text, _restored)
     _add_service(commands)
     flare_command.add(commands, _add_command)
+    roster_command.add(commands, _add_command)
     return parser
 
 

@@ -31,6 +31,7 @@ from coordinator.ledger.fleet import Fleet
 from coordinator.ledger.folder import Folder, check_whole, is_empty
 from coordinator.ledger.private import PrivateRounds
 from coordinator.ledger.restoration import BACKUP, RESTORE
+from coordinator.ledger.roster import show_roster, use_roster
 from coordinator.protocol.errors import CoordinatorError, Refused
 
 SOCKET = "admin.sock"
@@ -104,6 +105,8 @@ OPERATIONS: dict[str, Callable[..., Result]] = {
     },
     "devices": lambda context: {"devices": overview.devices(context.fleet)},
     "rounds": lambda context, last=200: {"rounds": overview.rounds_table(context.fleet, last)},
+    "roster": lambda context: show_roster(context.fleet),
+    "use_roster": lambda context, roster: use_roster(context.fleet, roster),
     "revoke": lambda context, name: context.fleet.revoke(name),
 }
 

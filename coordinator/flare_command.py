@@ -17,6 +17,8 @@ from coordinator import addresses
 from coordinator import options as types
 
 if TYPE_CHECKING:
+    from coordinator.ledger.config import Config
+
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
     Add = Callable[[Commands, str, str, Callable[[argparse.Namespace], None]], argparse.ArgumentParser]
 
@@ -48,9 +50,13 @@ def add(commands: Commands, add_command: Add) -> None:
 def _refuse_private(data: Path) -> None:
     """Raises `CoordinatorError` for the folder of a private fleet."""
     from coordinator.ledger import config
+
+    _check_settings(data, config.read(data / "config.toml", makes=False))
+
+
+def _check_settings(data: Path, settings: Config | None) -> None:
     from coordinator.protocol.errors import CoordinatorError
 
-    settings = config.read(data / "config.toml", makes=False)
     if settings is not None and settings.rounds.private:
         raise CoordinatorError(
             f"{data} is of a private fleet, and FLARE carries no private rounds; run it with: comigs-coordinator serve"
@@ -60,12 +66,14 @@ def _refuse_private(data: Path) -> None:
 def _export(options: argparse.Namespace) -> None:
     _refuse_private(options.data)
     from coordinator.flare import export
+    from coordinator.ledger import config
     from coordinator.ledger.clock import Clock
     from coordinator.ledger.folder import Folder, is_empty
 
     sites = list(options.site)
     if not is_empty(options.data):
         with Folder.open(options.data) as folder, folder.fleet(Clock()) as fleet:
+            _check_settings(options.data, config.last(fleet.database))  # --private may have been a flag of serve
             sites = [each.name for each in fleet.members.devices.values() if each.revoked is None] + sites
     sites = list(dict.fromkeys(sites))
     export.export(

@@ -36,6 +36,13 @@ def folder(text: str) -> Path:
     return Path(text)
 
 
+def file(text: str) -> Path:
+    """A file; an empty text is none."""
+    if not text:
+        raise argparse.ArgumentTypeError("'' is no file")
+    return Path(text)
+
+
 def flag(section: type, name: str, default: object) -> dict[str, Any]:
     """What argparse is told of a setting's flag: two words for what is true or false, otherwise a value within its bounds."""
     if isinstance(default, bool):

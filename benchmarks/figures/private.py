@@ -18,9 +18,9 @@ from benchmarks.common import result_file, write_json
 from coordinator.protocol import keys
 from coordinator.protocol.messages import encode
 from coordinator.protocol.private import masks, steps
+from coordinator.protocol.private.cohort import read_cohort, sign_terms
 from coordinator.protocol.private.messages import Masked, Shares, Terms, Window
 from coordinator.protocol.private.opening import open_sum
-from coordinator.protocol.private.roster import read_roster, sign_terms
 
 NUMBERS = 1_658_880  # 30 blocks of three matrices of 32 x 576
 COUNTS = (3, 10, 20, 50)
@@ -48,22 +48,22 @@ def measure(count: int) -> dict[str, Any]:
     seeds = {device: device.encode() for device in identities}
     signed = sign_terms(coordinator, Terms(fleet="fleet", window=WINDOW, least=3, bound=100.0, numbers=NUMBERS))
     made = [clock.run("device", steps.make_keys, seeds[device], WINDOW, key) for device, key in identities.items()]
-    roster = clock.run("roster", read_roster, signed, keys.public_text(coordinator), made)
-    boxes = {device: clock.run("device", steps.make_shares, seed, roster, device).boxes for device, seed in seeds.items()}
-    shared, dropped = sorted(seeds), min(count // 5, count - roster.threshold)
+    cohort = clock.run("cohort", read_cohort, signed, keys.public_text(coordinator), made)
+    boxes = {device: clock.run("device", steps.make_shares, seed, cohort, device).boxes for device, seed in seeds.items()}
+    shared, dropped = sorted(seeds), min(count // 5, count - cohort.threshold)
     senders, masked = shared[: count - dropped], []
     update = {"a": (np.random.default_rng(0).standard_normal(NUMBERS) / 32).astype(np.float16)}
     for device in senders:
         masked.append(clock.run("masks", masks.to_ring, update))
-        clock.run("masks", steps.mask, masked[-1], seeds[device], roster, device, shared, HEAD)
-    what = steps.confirmed(roster, shared, senders, HEAD)
+        clock.run("masks", steps.mask, masked[-1], seeds[device], cohort, device, shared, HEAD)
+    what = steps.confirmed(cohort, shared, senders, HEAD)
     agreed = {device: steps.confirm(what, identities[device]).signature for device in senders}
     inbox = {device: {other: each[device] for other, each in boxes.items() if other != device} for device in senders}
     answers = {
-        device: clock.run("answers", steps.answer, seeds[device], roster, device, what, inbox[device], agreed)
-        for device in senders[: roster.threshold]
+        device: clock.run("answers", steps.answer, seeds[device], cohort, device, what, inbox[device], agreed)
+        for device in senders[: cohort.threshold]
     }  # fmt: skip
-    total = clock.run("coordinator", open_sum, roster, what, answers, masked)
+    total = clock.run("coordinator", open_sum, cohort, what, answers, masked)
     assert np.array_equal(total.view(np.int32), len(senders) * masks.to_ring(update).view(np.int32))
     clock.run("coordinator", masks.mean_change, total, len(senders), {"a": (NUMBERS,)}, 100.0)
     one = senders[0]
@@ -72,9 +72,9 @@ def measure(count: int) -> dict[str, Any]:
     shown = Window(stage="answers", terms=signed, keys=made, shared=shared, boxes=inbox[one], head=HEAD, senders=senders,
                    confirmations=agreed)  # fmt: skip
     each = clock.seconds["masks"] / len(senders)
-    others = clock.seconds["device"] / count + 4 * clock.seconds["roster"] + clock.seconds["answers"] / len(answers)
+    others = clock.seconds["device"] / count + 4 * clock.seconds["cohort"] + clock.seconds["answers"] / len(answers)
     return {
-        "devices": count, "dropped": dropped, "threshold": roster.threshold,
+        "devices": count, "dropped": dropped, "threshold": cohort.threshold,
         "device_cpu_seconds": round(each + others, 3), "masks_of_it": round(each, 3),
         "coordinator_cpu_seconds": round(clock.seconds["coordinator"], 3),
         "bytes_up": up, "times_plain_float16": round(up / (2 * NUMBERS), 3), "bytes_of_a_window_down": len(encode(shown)),

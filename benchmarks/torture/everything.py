@@ -36,6 +36,10 @@ PARTS = (
         ("--points", "40", "--starts", "5", "--random", "20"),
     ),
     Part(
+        "private_kills.py", "private-kills.json",
+        ("kills", "generalists", "updates_counted", "windows", "windows_answered", "problems"), ("--kills", "20"),
+    ),
+    Part(
         "power_cuts.py", "power-cuts.json",
         ("synced/cuts", "synced/acknowledged", "synced/lost", "synced/doubled", "fsync_does_nothing/lost"),
         ("--cuts", "10", "--blind", "2"),

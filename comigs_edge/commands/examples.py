@@ -11,7 +11,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "export": ("comigs-edge export --format Q4_0", "comigs-edge export --output mine.gguf"),
     "chat": ("comigs-edge chat", "comigs-edge chat --prompt 'sum it up' --file letter.txt", "comigs-edge chat -c"),
     "serve": ("comigs-edge serve", "comigs-edge serve --port 8485 --key FILE"),
-    "join": ("comigs-edge join 'https://pi.local:8443#CODE'", "comigs-edge join - < link.txt"),
+    "join": (
+        "comigs-edge join 'https://pi.local:8443#CODE'",
+        "comigs-edge join - < link.txt",
+        "comigs-edge join LINK --roster-key KEY",
+    ),
     "leave": ("comigs-edge leave",),
     "sync": ("comigs-edge sync", "comigs-edge sync --dry-run"),
     "rollback": ("comigs-edge rollback", "comigs-edge rollback --to 12"),

@@ -9,6 +9,7 @@ import typer
 
 from comigs_edge.commands.console import next_command, notes, out, print_json, warn
 from comigs_edge.home import folder as homes
+from coordinator.protocol import keys
 from coordinator.protocol.text import printable
 
 MAX_LINK = 4096
@@ -24,28 +25,40 @@ def join(
         ),
     ],
     name: Annotated[Optional[str], typer.Option(help="This device's name in the fleet; default: the invitation's.")] = None,
+    roster_key: Annotated[
+        Optional[str],
+        typer.Option(
+            metavar="KEY",
+            help="Of a private fleet's owner (`comigs-coordinator roster new-key`): private windows are shared only with devices "
+            "whose keys the owner signed. Holds until another is said; none: from now on with any device.",
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Join a fleet: this device's generalist is averaged with the others'. Text, specialists and router never leave."""
     from comigs_edge.fleet import joining
+    from comigs_edge.fleet.folder import FleetFolder
     from comigs_edge.fleet.generalist import describe_generalist
     from comigs_edge.fleet.leaving import who_reads
+    from comigs_edge.fleet.roster import read_key
     from comigs_edge.training.next_step import find_next
 
     home = homes.locate()
     settings = home.settings()
+    owner = None if roster_key is None else read_key(roster_key)
     if link == "-":
         link = sys.stdin.readline(MAX_LINK).strip()
     with home.lock("join"), notes.status("asking the coordinator"):
         generalist = describe_generalist(home, settings)
-        member, said = joining.join(home, link, name, generalist)
+        member, said = joining.join(home, link, name, generalist, owner)
+        public_key = keys.public_text(FleetFolder(home).key())
     for note in said:
         warn(note)
     then = find_next(home, settings, has_new_text=True)
     if json:
         print_json({
             "fleet": member.fleet, "device": member.device, "name": member.name, "address": member.address,
-            "private": member.is_private, "next": then,
+            "private": member.is_private, "public_key": public_key, "roster_key": member.roster_key, "next": then,
         })  # fmt: skip
         return
     weights = sum(rows * columns for rows, columns in generalist.tensors.values())
@@ -55,7 +68,9 @@ def join(
         f"expert steps, as {member.update_format}; `comigs-edge sync --dry-run` lists them",
         soft_wrap=True,
     )
-    out.print(f"who reads it: {who_reads(member.is_private)}", soft_wrap=True)
+    out.print(f"who reads it: {who_reads(member.is_private, bool(member.roster_key))}", soft_wrap=True)
+    if member.is_private:
+        out.print(f"for a roster of its owner's: fleet {printable(member.fleet)}, this device's key {public_key}", soft_wrap=True)
     out.print("what stays: your text, specialists, router and optimiser")
     next_command(then)
 

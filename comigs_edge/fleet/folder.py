@@ -8,7 +8,7 @@
                              outbox.rejected: it never counts as it is
     brought/ID               the last updates that counted: the fleet may go back behind them
     heard.json               what the coordinator said last, and why an exchange failed
-    windows/, answered       what this device holds of private windows: see `held.py`
+    windows/, answered       what this device holds of private windows: see `held.py`; roster.json: see `roster.py`
     generalists/000012       the last three generalists that were accepted, and the best of them all
 
 A file is replaced as a whole, a damaged one set aside as *.damaged, a fleet that was left in `left/` of the home.
@@ -23,6 +23,7 @@ import shutil
 from collections.abc import Collection
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Literal
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -109,10 +110,9 @@ class FleetFolder:
             self.leave()
         return _fact(self.root, "joined")
 
-    def former_device(self, pin: str) -> str | None:
-        """The id that this device had last in the fleet of the coordinator with this certificate; None: it was never there."""
-        roots = [self.root, *sorted(self._left.glob("*"))]
-        return next((_fact(root, "device") for root in roots if _fact(root, "pin") == pin), None)
+    def former(self, fact: Literal["device", "roster_key"], pin: str) -> str | None:
+        """Of the last membership in the fleet of the coordinator with this certificate; None: it was never there."""
+        return next((_fact(root, fact) for root in (self.root, *sorted(self._left.glob("*"))) if _fact(root, "pin") == pin), None)
 
     def forget_heard(self) -> None:
         """What the coordinator said to another key."""

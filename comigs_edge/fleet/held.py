@@ -19,8 +19,8 @@ from pathlib import Path
 
 from comigs_edge import files
 from comigs_edge.fleet.records import known
+from coordinator.protocol.private.cohort import Cohort, Distrust, read_cohort
 from coordinator.protocol.private.messages import SignedKeys, SignedTerms
-from coordinator.protocol.private.roster import Distrust, Roster, read_roster
 
 
 @dataclass(kw_only=True)
@@ -31,7 +31,7 @@ class Held:
     seed: str  # hexadecimal; empty: the device gives nothing more
     keys: tuple[str, str] = ("", "")  # this device's, signed
     terms: tuple[str, str] = ("", "")  # from here on: once it has shared
-    roster: list[list[str]] = field(default_factory=list)  # everybody's keys, signed
+    cohort: list[list[str]] = field(default_factory=list)  # everybody's keys, signed
     update_id: str = ""  # from here on: once it has masked an update
     digest: str = ""  # of its content
     shared: list[str] = field(default_factory=list)
@@ -45,10 +45,10 @@ class Held:
         """As they were sent."""
         return SignedKeys(keys=self.keys[0], signature=self.keys[1])
 
-    def read_roster(self, signing_key: str) -> Roster:
+    def read_cohort(self, signing_key: str) -> Cohort:
         """Of the window that this device has shared its secrets in."""
         terms = SignedTerms(terms=self.terms[0], signature=self.terms[1])
-        return read_roster(terms, signing_key, [SignedKeys(keys=made, signature=signature) for made, signature in self.roster])
+        return read_cohort(terms, signing_key, [SignedKeys(keys=made, signature=signature) for made, signature in self.cohort])
 
     def fix(self, **values: object) -> None:
         """Sets fields that are set once; raises `Distrust` where one has another value already."""
@@ -80,7 +80,9 @@ class HeldWindows:
             return None
         seed = self._seed(window).read_text() if self._seed(window).exists() else ""
         try:
-            facts = known(json.loads(path.read_bytes()), Held)
+            written = json.loads(path.read_bytes())
+            facts = known({"cohort": written.get("roster", []), **written}, Held)  # as earlier versions call it
+            seed = "" if facts["answer"] else seed  # a kill came before it was deleted
             return Held(**facts | {"seed": seed} | {name: tuple(facts[name]) for name in ("keys", "terms")})
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return Held(window=window, seed="")

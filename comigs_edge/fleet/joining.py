@@ -16,6 +16,7 @@ from comigs_edge.fleet.folder import FleetFolder
 from comigs_edge.fleet.membership import Membership
 from comigs_edge.home.folder import Home
 from coordinator.protocol import keys
+from coordinator.protocol.compress import MASKED
 from coordinator.protocol.messages import Generalist, Join, Joined
 from coordinator.protocol.text import printable
 
@@ -23,10 +24,13 @@ PATIENCE = 30.0  # seconds
 PORT = 8443  # of a coordinator, where nobody says another
 
 
-def join(home: Home, link: str, name: str | None, generalist: Generalist) -> tuple[Membership, list[str]]:
+def join(
+    home: Home, link: str, name: str | None, generalist: Generalist, roster_key: str | None = None
+) -> tuple[Membership, list[str]]:
     """Accepts an invitation, with the generalist that this device trains; the membership, and sentences for its owner.
 
     Of a fleet in which this device is or was a member, standing and outbox go on: only address, name and settings change.
+    `roster_key` is of the owner, who signs the fleet's roster; None: as it was, empty: without one.
     """
     folder = FleetFolder(home)
     if not link.strip():
@@ -41,12 +45,18 @@ def join(home: Home, link: str, name: str | None, generalist: Generalist) -> tup
     key = folder.key(makes=True)
     public = keys.public_text(key)
     remote = Remote(address, pin, key, keys.device_id(public), PATIENCE)
-    former = folder.former_device(pin.hex())
+    former = folder.former("device", pin.hex())
     wish = Join(
         code=code, name=name, public_key=public, generalist=generalist, version=__version__,
         former=None if former == keys.device_id(public) else former,
     )  # fmt: skip
-    member = accept(folder, remote.join(wish), address, pin.hex(), former)
+    joined = remote.join(wish)
+    if roster_key and joined.settings.update_format != MASKED:
+        raise ComigsError(
+            "this fleet is not private, so its coordinator reads each update, whatever its roster; this device did not join. "
+            "Ask for: comigs-coordinator serve --private"
+        )
+    member = accept(folder, joined, address, pin.hex(), former, roster_key)
     if name is not None and member.name != name:
         folder.notes.append(
             f"this device is known there as {printable(member.name)} and keeps that name, {printable(name)} is not used"
@@ -54,14 +64,24 @@ def join(home: Home, link: str, name: str | None, generalist: Generalist) -> tup
     return member, folder.notes
 
 
-def accept(folder: FleetFolder, joined: Joined, address: str, pin: str, former: str | None) -> Membership:
-    """Writes the membership that a coordinator has granted; `former` is the id that this home had there last."""
+def accept(
+    folder: FleetFolder, joined: Joined, address: str, pin: str, former: str | None, roster_key: str | None = None
+) -> Membership:
+    """Writes the membership that a coordinator has granted; `former` is the id that this home had there last.
+
+    `roster_key` as for `join`: what the owner said holds until the owner says something else, whatever the coordinator is.
+    """
+    former_key = folder.former("roster_key", pin) or ""
+    roster_key = former_key if roster_key is None else roster_key
     word = folder.take_up(joined.fleet, joined.signing_key)
     member = Membership(
         address=address, pin=pin, fleet=joined.fleet, device=joined.device, name=joined.name,
-        signing_key=joined.signing_key, joined=word or secrets.token_hex(4), **msgspec.structs.asdict(joined.settings),
+        signing_key=joined.signing_key, joined=word or secrets.token_hex(4), roster_key=roster_key,
+        **msgspec.structs.asdict(joined.settings),
     )  # fmt: skip
     note_counted(folder, member, joined.counted, former, joined.former)
+    if roster_key != former_key and folder.has_standing:  # whose facts stand in for a damaged membership
+        folder.save_standing(folder.standing(), member)
     folder.save_membership(member)
     return member
 

@@ -114,11 +114,11 @@ def staying(reports_loss: bool) -> tuple[str, ...]:
     return STAYS if reports_loss else (*STAYS, "validation losses")
 
 
-def who_reads(is_private: bool) -> str:
-    """Who can read what a device brings to its fleet, in one sentence."""
+def who_reads(is_private: bool, has_roster: bool = False) -> str:
+    """Who can read what a device brings to its fleet, in one sentence; `has_roster`: only with devices of its owner's."""
     if not is_private:
         return "its coordinator can read each of this device's updates"
-    return (
-        f"its coordinator, as long as it keeps to the protocol, learns only sums of {LEAST} or more devices' updates; one that "
-        "makes up devices of its own learns more"
-    )
+    sums = f"learns only sums of {LEAST} or more devices' updates"
+    if has_roster:
+        return f"its coordinator {sums}, of devices in the roster that their owner signed"
+    return f"its coordinator, as long as it keeps to the protocol, {sums}; one that makes up devices of its own learns more"

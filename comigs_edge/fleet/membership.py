@@ -29,6 +29,7 @@ class Membership:
     local_steps: int  # this and the next two: as the coordinator said last
     update_format: str
     averaging: str
+    roster_key: str = ""  # of the owner, who signs the roster; empty: private windows are shared with any device
 
     @property
     def is_private(self) -> bool:

@@ -8,7 +8,7 @@ the next. Everything that the coordinator says is checked before anything is giv
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -20,6 +20,7 @@ from comigs_edge.fleet.client import RemoteRefused
 from comigs_edge.fleet.exchange import Exchange
 from comigs_edge.fleet.held import Held, HeldWindows
 from comigs_edge.fleet.http import HTTPTransport
+from comigs_edge.fleet.roster import ROSTER, check_roster
 from comigs_edge.fleet.standing import Sealed
 from comigs_edge.fleet.transport import News
 from comigs_edge.progress import SILENT, Progress
@@ -27,8 +28,8 @@ from coordinator.protocol import keys, messages, norms
 from coordinator.protocol.compress import MASKED
 from coordinator.protocol.messages import Message, State
 from coordinator.protocol.private import masks, steps
+from coordinator.protocol.private.cohort import Cohort, Distrust
 from coordinator.protocol.private.messages import Masked, Window
-from coordinator.protocol.private.roster import Distrust, Roster
 from coordinator.protocol.text import printable
 
 WINDOWS, STEPS = 2, 8  # that are looked at in one exchange: what a coordinator can make a device do is bounded
@@ -57,6 +58,11 @@ class PrivateTransport(HTTPTransport):
         if not is_private or (update is not None and update.trained_from < 0):  # an initial generalist says nothing of any text
             return self.bring(update, state, leaves, progress)
         self._held.keep([note.window for note in state.windows])
+        if not state.is_listed:
+            self._note(
+                f"this device is not in the roster that its fleet's owner signed, so no private window takes what it learned; "
+                f"its key is {keys.public_text(self._key)}"
+            )
         if update is not None and not (update.id in state.counted or self._held.has(update.id)) and (flaw := self._flaw(update)):
             return News(state=state, is_rejected=True, reason=flaw)
         reason = ""
@@ -93,14 +99,16 @@ class PrivateTransport(HTTPTransport):
                 continue
             held = self._held.find(note.window)
             if held is None and note.wants == "keys" and not self._held.is_full and self._has_news(state):
-                return self._give_keys(self._held.begin(note.window))
+                if (after := self._give_keys(note.window)) is not None:
+                    return after
+                continue
             if held is None or not (held.seed or held.answer):
                 continue
             try:
                 after = self._give_more(held, note.wants, state, update, leaves, progress)
             except Distrust as error:
                 self._held.leave(held)
-                self._books.folder.notes.append(
+                self._note(
                     f"this device left a private window: {error}; it gives no share of it, and what it learned comes with another"
                 )
                 continue
@@ -118,7 +126,19 @@ class PrivateTransport(HTTPTransport):
     def _give(self, held: Held, stage: str, message: Message) -> State:
         return self._ask(State, "POST", f"/v1/windows/{held.window}/{stage}", messages.encode(message))
 
-    def _give_keys(self, held: Held) -> State:
+    def _note(self, sentence: str) -> None:
+        if sentence not in self._books.folder.notes:
+            self._books.folder.notes.append(sentence)
+
+    def _give_keys(self, name: str) -> State | None:
+        """None where the owner's roster, if this device goes by one, lets it take part in no window now; the user hears so."""
+        if self._books.membership.roster_key:
+            try:
+                self._check_roster(self._ask(Window, "GET", f"/v1/windows/{name}"), [keys.public_text(self._key)])
+            except Distrust as error:
+                self._note(f"this device takes part in no private window: {error}; what it learned is kept until that is mended")
+                return None
+        held = self._held.begin(name)
         made = steps.make_keys(bytes.fromhex(held.seed), held.window, self._key)
         held.fix(keys=(made.keys, made.signature))
         self._held.save(held)
@@ -139,24 +159,28 @@ class PrivateTransport(HTTPTransport):
             return None
         if wants == "shares":
             return self._give_shares(held, window)
-        roster = held.read_roster(self._books.membership.signing_key)
+        cohort = held.read_cohort(self._books.membership.signing_key)
         if wants == "masked":
-            return self._give_masked(held, roster, window, update, leaves, progress)
-        return self._give_sign(held, roster, window)
+            return self._give_masked(held, cohort, window, update, leaves, progress)
+        return self._give_sign(held, cohort, window)
+
+    def _check_roster(self, window: Window, public_keys: Iterable[str]) -> None:
+        check_roster(self._books.folder.root / ROSTER, self._books.membership, window.roster, public_keys)
 
     def _give_shares(self, held: Held, window: Window) -> State:
-        roster_keys = sorted([each.keys, each.signature] for each in window.keys)
-        held.fix(terms=(window.terms.terms, window.terms.signature), roster=roster_keys)
-        roster = held.read_roster(self._books.membership.signing_key)
-        if (roster.terms.fleet, roster.terms.window) != (self._books.membership.fleet, held.window):
+        cohort_keys = sorted([each.keys, each.signature] for each in window.keys)
+        held.fix(terms=(window.terms.terms, window.terms.signature), cohort=cohort_keys)
+        cohort = held.read_cohort(self._books.membership.signing_key)
+        if (cohort.terms.fleet, cohort.terms.window) != (self._books.membership.fleet, held.window):
             raise Distrust("its terms are for another fleet or window")
         if held.own_keys not in window.keys:
             raise Distrust("it does not have the keys of this device")
+        self._check_roster(window, (each.public_key for each in cohort.devices.values()))
         self._held.save(held)
-        return self._give(held, "shares", steps.make_shares(bytes.fromhex(held.seed), roster, self._id))
+        return self._give(held, "shares", steps.make_shares(bytes.fromhex(held.seed), cohort, self._id))
 
     def _give_masked(
-        self, held: Held, roster: Roster, window: Window, update: Sealed | None, leaves: Callable[[int], bool], progress: Progress
+        self, held: Held, cohort: Cohort, window: Window, update: Sealed | None, leaves: Callable[[int], bool], progress: Progress
     ) -> State | None:
         if update is None or update.update_format != "float16" or window.head != self._books.standing.head_hash:
             return None  # the newest generalist comes first: masks are for those that know the same one
@@ -165,30 +189,31 @@ class PrivateTransport(HTTPTransport):
             raise Distrust("it asks for an update that another window has, which is not over")
         if self._held.was_answered(content):
             return None  # that window is over: the next update may come into this one
-        roster.check_step(window.shared, roster.devices, self._id)
+        cohort.check_step(window.shared, cohort.devices, self._id)
+        self._check_roster(window, (each.public_key for each in cohort.devices.values()))  # a newer one may have come
         numbers = masks.to_ring(update.packed)
         length = norms.l2_norm(array.astype("float32") for array in update.packed.values())
-        if numbers.size != roster.terms.numbers or length > roster.terms.bound:
-            raise Distrust(f"it takes {roster.terms.numbers:,} numbers with a norm up to {roster.terms.bound:g}")
+        if numbers.size != cohort.terms.numbers or length > cohort.terms.bound:
+            raise Distrust(f"it takes {cohort.terms.numbers:,} numbers with a norm up to {cohort.terms.bound:g}")
         held.fix(update_id=update.id, digest=content, shared=window.shared, head=window.head, boxes=window.boxes)
         was_tried = leaves(numbers.nbytes)
         self._held.save(held)  # from here on nothing else is masked in this window
-        steps.mask(numbers, bytes.fromhex(held.seed), roster, self._id, held.shared, held.head)
+        steps.mask(numbers, bytes.fromhex(held.seed), cohort, self._id, held.shared, held.head)
         sha256 = self.upload(numbers.astype("<u4").tobytes(), progress, is_new=not was_tried)
         return self._give(held, "masked", Masked(sha256=sha256, update_id=update.id))
 
-    def _give_sign(self, held: Held, roster: Roster, window: Window) -> State:
+    def _give_sign(self, held: Held, cohort: Cohort, window: Window) -> State:
         """A confirmation of the senders; or, where enough confirm them, the shares that open their sum."""
         if not held.update_id:
             raise Distrust("it counts an update that this device has not sent")
-        roster.check_step(window.senders, held.shared, self._id)
+        cohort.check_step(window.senders, held.shared, self._id)
         held.fix(senders=sorted(window.senders))
-        what = steps.confirmed(roster, held.shared, held.senders, held.head)
+        what = steps.confirmed(cohort, held.shared, held.senders, held.head)
         if window.stage == "confirmations":
             self._held.save(held)
             return self._give(held, "confirmations", steps.confirm(what, self._key))
         seed = bytes.fromhex(held.seed)
-        made = messages.encode(steps.answer(seed, roster, self._id, what, held.boxes, window.confirmations)).decode()
+        made = messages.encode(steps.answer(seed, cohort, self._id, what, held.boxes, window.confirmations)).decode()
         self._held.note_answered(held)
         held.seed, held.boxes, held.answer = "", {}, made
         self._held.save(held)  # from here on nothing else is answered in this window

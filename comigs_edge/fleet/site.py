@@ -39,7 +39,7 @@ class Site:
             return None
         task = self.carried.wait(patience)
         public = keys.public_text(folder.key(makes=True))
-        former = folder.former_device(task.pin)
+        former = folder.former("device", task.pin)
         wish = Join(
             code="", name=self.name, public_key=public, generalist=describe_generalist(self._home, settings), version=__version__,
             former=None if former == keys.device_id(public) else former,

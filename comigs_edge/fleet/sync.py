@@ -88,7 +88,7 @@ def preview(home: Home, settings: Config) -> tuple[dict[str, Any], bool]:
             name: {"type": str(array.dtype), "shape": list(array.shape), "bytes": array.nbytes}
             for name, array in sorted(update.packed.items())
         },
-        "private": member.is_private, "who_reads": who_reads(member.is_private),
+        "private": member.is_private, "who_reads": who_reads(member.is_private, bool(member.roster_key)),
         "leaves": leaving(settings.fleet.report_loss, member.is_private), "stays": list(staying(settings.fleet.report_loss)),
         "changes_nothing_yet": generalist is None,
     }, books.standing.trained_from < 0  # fmt: skip

@@ -117,10 +117,15 @@ class Fleet:
 
     @property
     def awaited(self) -> int:
-        """Number of the active devices that have brought something, or joined, lately: rounds wait for these."""
+        """Number of the devices that rounds wait for."""
+        return len(self.awaited_devices())
+
+    def awaited_devices(self) -> list[Device]:
+        """Active devices that have brought something, or joined, lately: rounds wait for these."""
         rules = self.config.rounds
         active = self.members.in_touch(self.clock() - rules.active_seconds)
-        return len(active) - len(self.silent(active, rounds.awaited_since(rules, self.open_round)))
+        silent = {each.id for each in self.silent(active, rounds.awaited_since(rules, self.open_round))}
+        return [each for each in active if each.id not in silent]
 
     def silent(self, devices: list[Device], since: int) -> list[Device]:
         """Those of the devices that have brought nothing since this round, and joined before."""

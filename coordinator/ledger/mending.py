@@ -77,6 +77,8 @@ def _mend_fact(ledger: Ledger, row: Row) -> str:
     if row.key in ("restored", BACKUP):
         ledger.database.set_fact(BACKUP, str(ledger.now))
         return "the next start tells the devices anew that the coordinator was restored"
+    if row.key == "roster":
+        return "it was left out; bring the owner's again: comigs-coordinator roster use FILE"
     return "it was left out"
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from coordinator.ledger import damage, standby
 from coordinator.ledger.fleet import Fleet
+from coordinator.ledger.roster import show_roster
 from coordinator.protocol import distances, rounds
 
 Facts = dict[str, Any]  # as JSON
@@ -50,6 +51,8 @@ def _notes(fleet: Fleet, updates: int, first: float | None) -> list[str]:
             f"round {number} waits past its deadline: {updates} of {rounds.quorum(rules, fleet.awaited)} devices have sent; "
             "remove those that send nothing with: comigs-coordinator revoke NAME"
         )
+    if rules.private and (unlisted := show_roster(fleet).get("unlisted")):
+        found.append(f"not in the owner's roster, so that no private window takes their updates: {', '.join(unlisted)}")
     if sentence := standby.nothing_left(fleet.database, fleet.payloads):
         found.append(sentence)
     if not fleet.has_settings_file:

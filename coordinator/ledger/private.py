@@ -20,15 +20,16 @@ import numpy as np
 from coordinator.ledger.fleet import Fleet
 from coordinator.ledger.members import Device
 from coordinator.ledger.payloads import sync_folder
+from coordinator.ledger.roster import find_roster, is_listed
 from coordinator.ledger.window import OpenWindow, Part
 from coordinator.ledger.windows import Windows
 from coordinator.protocol import compress, counting, keys, rounds, wire
 from coordinator.protocol.errors import Refused
 from coordinator.protocol.messages import State
+from coordinator.protocol.private.cohort import Distrust
 from coordinator.protocol.private.masks import Ring, mean_change
-from coordinator.protocol.private.messages import Answer, Masked, Stage
+from coordinator.protocol.private.messages import Answer, Masked, Stage, Window
 from coordinator.protocol.private.opening import Unopened, open_sum
-from coordinator.protocol.private.roster import Distrust
 
 FOLDER = "private"
 log = logging.getLogger("comigs-coordinator")
@@ -72,10 +73,19 @@ class PrivateRounds:
         """Where the fleet stands, for this device: what it may give comes in windows, which begin with the first generalist."""
         state = self._fleet.state(device)
         if state.newest is not None:
-            state.windows = self.windows.notes(device.id)
+            state.windows, state.is_listed = self.windows.notes(device.id), is_listed(self._fleet, device)
+            for note in state.windows:
+                note.wants = "" if note.wants == "keys" and not state.is_listed else note.wants
             state.has_contributed = all(note.wants != "masked" for note in state.windows)
-            state.norm_limit, state.waits_for = self._fleet.config.rounds.norm_bound, self.windows.waits_for
+            bounds = (window.terms.bound for window in self.windows.open.values())  # of before the owner changed it
+            state.norm_limit, state.waits_for = min((self._fleet.config.rounds.norm_bound, *bounds)), self.windows.waits_for
         return state
+
+    def show(self, name: str, device: Device) -> Window:
+        """A window for one device, and the roster of the fleet's owner; raises `Refused` where it is over."""
+        window, found = self.windows.find(name).seen_by(device.id), find_roster(self._fleet)
+        window.roster = None if found is None else found[0]
+        return window
 
     def overview(self) -> list[dict[str, object]]:
         """The windows for `status`: their stages, how many devices are in them, and how many have given what the stage is for."""
@@ -89,6 +99,8 @@ class PrivateRounds:
         if not self.windows.check(window, stage, device.id, part):
             return False
         self._fleet.members.member(device.id)  # it may have been revoked since it asked
+        if stage == "keys" and not is_listed(self._fleet, device):
+            raise Refused(409, "not_wanted", f"{device.name} is not in the roster that this fleet's owner signed")
         if isinstance(part, Masked) and self._is_known(device.id, part.update_id):
             raise Refused(409, "already_counted", "this update counts already; ask where the fleet stands")
         return True
@@ -125,7 +137,9 @@ class PrivateRounds:
         if (newest := fleet.chain.newest) is not None:
             numbers = sum(math.prod(shape) for shape in self.shapes.values())
             self.windows.begin(rules.min_devices, rules.norm_bound, numbers)
-            self.windows.advance(rules, fleet.awaited, keys.chain_hash(newest))
+            listed = {each.id for each in fleet.members.devices.values() if is_listed(fleet, each)}
+            awaited = sum(each.id in listed for each in fleet.awaited_devices())
+            self.windows.advance(rules, awaited, keys.chain_hash(newest), listed)
             self._tidy()
 
     def _tidy(self) -> None:
@@ -148,7 +162,7 @@ class PrivateRounds:
         table, numbers = compress.table(self.shapes, "float16"), window.terms.numbers
         try:
             updates = (_read(self._folder / part.sha256, numbers) for part in sent.values())
-            total = open_sum(window.roster, window.what, answers, updates)
+            total = open_sum(window.cohort, window.what, answers, updates)
         except (Unopened, Distrust) as error:
             log.warning("the sum of a private window cannot be opened: %s", error)
             self._tried = window.terms.window, len(answers)

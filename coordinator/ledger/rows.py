@@ -23,6 +23,7 @@ from coordinator.protocol.messages import (
     UpdateId,
     decode,
 )  # fmt: skip
+from coordinator.protocol.private.messages import SignedRoster
 
 Time = Annotated[float, msgspec.Meta(ge=-1e11, le=1e11)]  # seconds since 1970, by a clock that may be wrong
 DeviceId = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$", max_length=32)]
@@ -32,7 +33,7 @@ Signed = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9_-]+$")]
 
 
 class _Fact(msgspec.Struct):
-    name: Literal["fleet", "generalist", "address", "restored", "backup", "settings", "port"]
+    name: Literal["fleet", "generalist", "address", "restored", "backup", "settings", "port", "roster"]
     value: str
 
 
@@ -161,6 +162,8 @@ def flaw_of(table: str, values: dict[str, object], signing_key: str) -> str | No
             return _difference(row, signing_key)
         if isinstance(row, _Fact) and row.name == "generalist":
             decode(row.value.encode(), Generalist)
+        if isinstance(row, _Fact) and row.name == "roster":
+            decode(row.value.encode(), SignedRoster)
         if isinstance(row, _Fact) and row.name == "restored":
             keys.open_restoration(decode(row.value.encode(), SignedRestoration), signing_key)
     except ValueError as error:  # msgspec's own are such too

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from coordinator.protocol import keys, rounds
 from coordinator.protocol.errors import Refused
 from coordinator.protocol.messages import encode
+from coordinator.protocol.private.cohort import Cohort, Distrust, is_signed, open_keys, read_cohort
 from coordinator.protocol.private.messages import (
     MOST,
     Answer,
@@ -24,7 +25,6 @@ from coordinator.protocol.private.messages import (
     Terms,
     Window,
 )  # fmt: skip
-from coordinator.protocol.private.roster import Distrust, Roster, is_signed, open_keys, read_roster
 from coordinator.protocol.private.steps import confirmed
 from coordinator.protocol.rounds import Rules
 
@@ -48,20 +48,20 @@ class OpenWindow:
     since: float | None = None
     head: str = ""  # hash of the newest manifest when the masked updates were asked for
     parts: dict[Stage, dict[str, Part]] = field(default_factory=lambda: {stage: {} for stage in KINDS})
-    _roster: Roster | None = None
+    _cohort: Cohort | None = None
 
     @property
-    def roster(self) -> Roster:
+    def cohort(self) -> Cohort:
         """The devices that gave keys; raises `Distrust` where they are too few."""
-        if self._roster is None or self.stage == "keys":
+        if self._cohort is None or self.stage == "keys":
             signed = [each for each in self.parts["keys"].values() if isinstance(each, SignedKeys)]
-            self._roster = read_roster(self.signed, self.signing_key, signed)
-        return self._roster
+            self._cohort = read_cohort(self.signed, self.signing_key, signed)
+        return self._cohort
 
     @property
     def what(self) -> Confirmed:
         """What its senders confirm."""
-        return confirmed(self.roster, list(self.parts["shares"]), list(self.parts["masked"]), self.head)
+        return confirmed(self.cohort, list(self.parts["shares"]), list(self.parts["masked"]), self.head)
 
     @property
     def answers(self) -> dict[str, Answer]:
@@ -92,9 +92,9 @@ class OpenWindow:
             made = open_keys(part, self.terms.window)
             return None if keys.device_id(made.public_key) == device else "they are another device's"
         if isinstance(part, Shares):
-            return None if part.boxes.keys() == self.roster.devices.keys() - {device} else "they are not for all the others"
+            return None if part.boxes.keys() == self.cohort.devices.keys() - {device} else "they are not for all the others"
         if isinstance(part, Confirmation):
-            public_key = self.roster.devices[device].public_key
+            public_key = self.cohort.devices[device].public_key
             is_right = is_signed(public_key, Confirmed, encode(self.what), part.signature)
             return None if is_right else "the device knows other members, another generalist or other senders"
         if isinstance(part, Answer):
@@ -119,19 +119,19 @@ class OpenWindow:
             return "shares" if given >= self.terms.least and is_complete else None
         if stage == "shares" and not is_free:
             return None
-        needed = self.roster.threshold if stage in ("confirmations", "answers") else self.roster.needed
+        needed = self.cohort.threshold if stage in ("confirmations", "answers") else self.cohort.needed
         wanted = {"shares": len(self.parts["keys"]), "masked": len(self.parts["shares"])}.get(stage, needed)
         is_late = waited >= rules.deadline_seconds
         if stage != "answers" and (given >= wanted or (is_late and given >= needed)):
             return NEXT[stage]
         if is_late and (given < needed or stage == "answers"):
-            raise Distrust(f"{given} of {len(self.roster.devices)} devices gave their {stage} in time, {needed} are needed")
+            raise Distrust(f"{given} of {len(self.cohort.devices)} devices gave their {stage} in time, {needed} are needed")
         return None
 
     @property
     def can_be_opened(self) -> bool:
         """Whether there are as many answers as it takes."""
-        return self.stage == "answers" and len(self.parts["answers"]) >= self.roster.threshold
+        return self.stage == "answers" and len(self.parts["answers"]) >= self.cohort.threshold
 
     def seen_by(self, device: str) -> Window:
         """The window for one device."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import secrets
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -19,8 +19,8 @@ from coordinator.ledger.window import KINDS, OpenWindow, Part
 from coordinator.protocol import keys
 from coordinator.protocol.errors import Refused
 from coordinator.protocol.messages import WindowNote, decode, encode
+from coordinator.protocol.private.cohort import Distrust, sign_terms
 from coordinator.protocol.private.messages import LEAST, Masked, SignedTerms, Stage, Terms
-from coordinator.protocol.private.roster import Distrust, sign_terms
 from coordinator.protocol.rounds import Rules
 
 SCHEMA = """
@@ -125,15 +125,17 @@ class Windows:
         for window in self.open.values():
             window.since = None if window.since is None else window.since + seconds
 
-    def advance(self, rules: Rules, awaited: int, head: str) -> None:
+    def advance(self, rules: Rules, awaited: int, head: str, listed: Collection[str]) -> None:
         """Ends stages that are complete; gives up windows that cannot go on, and those whose masks are for another generalist.
 
-        `head` is the hash of the newest manifest.
+        `head` is the hash of the newest manifest, `listed` are the devices that windows may have: the others mask with no other.
         """
         for window in list(self.open.values()):
             try:
                 if window.stage == "masked" and window.head != head:
                     raise Distrust("another generalist was published meanwhile")
+                if window.stage in ("keys", "shares", "masked") and not set(window.parts["keys"]) <= set(listed):
+                    raise Distrust("a device of it is not in the roster of the fleet's owner")
                 others = (each for each in self.open.values() if each is not window)
                 is_free = all(each.stage in ("keys", "shares") for each in others)
                 while (stage := window.advance(self._clock(), rules, awaited, is_free)) is not None:

@@ -136,6 +136,7 @@ class State(Message, omit_defaults=True):
     )
     restored: SignedRestoration | None = None  # the last restoration
     windows: list[WindowNote] = []  # of a private fleet, those that are on their way
+    is_listed: bool = True  # whether this device is in the roster of the fleet's owner, where there is one
     waits_for: Count = 0  # more devices that the open round needs before it can close, where `min_devices` asks for several
 
 

@@ -30,7 +30,7 @@ class WindowRoutes:
 
     async def show(self, request: web.Request, device: Device, body: bytes) -> web.Response:
         """A window, as far as it has come."""
-        return answer(self._rounds().windows.find(request.match_info["window"]).seen_by(device.id))
+        return answer(self._rounds().show(request.match_info["window"], device))
 
     async def give(self, request: web.Request, device: Device, body: bytes) -> web.Response:
         """Takes what a device gives for a stage; the answer says where the fleet stands then."""

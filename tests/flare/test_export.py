@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from coordinator.__main__ import main
 from coordinator.flare import supervisor
 from coordinator.flare.supervisor import Supervisor, is_counting
+from coordinator.ledger import config
 from coordinator.ledger.folder import Folder
 from coordinator.protocol import kits
 from coordinator.protocol.errors import CoordinatorError
@@ -75,6 +76,15 @@ def test_a_private_fleet_is_not_carried(tmp_path, capsys, words):
     with pytest.raises(SystemExit):
         main(["flare", words[0], str(tmp_path / "project"), "--data", str(tmp_path / "data"), *words[1:]])
     assert "private fleet, and FLARE carries no private rounds" in capsys.readouterr().err
+
+
+def test_a_fleet_that_was_private_by_a_flag_of_serve_is_not_carried_either(tmp_path, capsys):
+    with Folder.open(tmp_path / "data") as folder, folder.fleet(time.time, {"private": True}) as fleet:
+        config.note(fleet.database, fleet.config, True)
+    with pytest.raises(SystemExit):
+        main(["flare", "export", str(tmp_path / "project"), "--data", str(tmp_path / "data"), "--site", "a"])
+    assert "private fleet, and FLARE carries no private rounds" in capsys.readouterr().err
+    assert not (tmp_path / "project").exists()
 
 
 def test_a_project_without_sites_is_refused_with_what_to_type(tmp_path, capsys):

@@ -10,8 +10,8 @@ from coordinator.ledger.window import KINDS, OpenWindow
 from coordinator.protocol import keys
 from coordinator.protocol.errors import Refused
 from coordinator.protocol.messages import WindowNote, decode
+from coordinator.protocol.private.cohort import sign_terms
 from coordinator.protocol.private.messages import Terms
-from coordinator.protocol.private.roster import sign_terms
 from coordinator.protocol.rounds import Rules
 from tests.coordinator.rig import SHAPES
 from tests.fleet.rig import Device, FolderFleet, FolderTransport, step

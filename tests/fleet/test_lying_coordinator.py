@@ -23,7 +23,7 @@ def test_an_honest_one_gets_the_sum(tmp_path):
     liar.touch()
     assert len(liar.given("answers")) == 4
     sent = [np.frombuffer(data, "<u4") for (data,) in liar.uploads.values()]
-    total = open_sum(liar.window.roster, liar.window.what, liar.window.answers, sent)
+    total = open_sum(liar.window.cohort, liar.window.what, liar.window.answers, sent)
     plain = sum(masks.to_ring(device.folder.outbox().packed) for device in liar.devices.values())
     assert np.array_equal(total, plain)
 
@@ -172,6 +172,22 @@ def test_two_devices_are_no_window_whatever_the_coordinator_asks_for(tmp_path):
     liar.touch()
     assert liar.given("shares") == []
     assert "2 devices are in it" in notes(liar)
+
+
+@pytest.mark.parametrize("stage", ["masked", "confirmations", "answers"])
+def test_two_survivors_of_three_get_nothing_whatever_least_is_said_to_be(tmp_path, stage):
+    liar = fleet(tmp_path, 3, least=0)
+    liar.run_to(stage)
+    two = sorted(liar.devices)[:2]
+
+    def few(window, device):
+        window.shared = two if stage == "masked" else window.shared
+        window.senders = two if stage != "masked" else window.senders
+        return window
+
+    liar.lie = few
+    liar.touch()
+    assert liar.given(stage) == []
 
 
 @pytest.mark.parametrize("stage", ["masked", "confirmations"])
@@ -329,6 +345,30 @@ def test_keys_and_shares_are_of_one_seed_although_a_write_failed(tmp_path):
     again = windows.begin(window)
     windows.save(again)
     assert first.seed == again.seed == windows.find(window).seed
+
+
+def test_a_seed_is_forgotten_with_the_answer_although_a_kill_came_between(tmp_path):
+    windows, window = HeldWindows(tmp_path / "windows"), "ab" * 16
+    held = windows.begin(window)
+    held.fix(keys=("keys", "signature"))
+    windows.save(held)
+    seed = (tmp_path / "windows" / f".{window}.seed").read_text()
+    held.seed, held.answer = "", "{}"
+    windows.save(held)
+    (tmp_path / "windows" / f".{window}.seed").write_text(seed)  # as it lies there before it is deleted
+    assert windows.find(window).seed == ""
+    windows.save(windows.find(window))
+    assert not (tmp_path / "windows" / f".{window}.seed").exists()
+
+
+def test_a_window_that_an_earlier_version_wrote_down_goes_on(tmp_path):
+    windows, window = HeldWindows(tmp_path / "windows"), "ab" * 16
+    held = windows.begin(window)
+    held.fix(keys=("keys", "signature"), cohort=[["keys", "signature"]])
+    windows.save(held)
+    path = tmp_path / "windows" / f"{window}.json"
+    path.write_text(path.read_text().replace('"cohort"', '"roster"'))
+    assert windows.find(window).cohort == [["keys", "signature"]]
 
 
 def test_a_private_fleet_that_asks_for_single_updates_gets_none(tmp_path):

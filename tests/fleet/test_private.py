@@ -165,6 +165,34 @@ def test_nothing_is_left_of_a_window_that_is_over(private, tmp_path):
     assert [path.name for path in (private.data / "private").iterdir() if len(path.name) == 64] == []
 
 
+def test_a_bound_that_the_owner_raises_costs_no_window(tmp_path):
+    private = Coordinator(tmp_path / "coordinator", private=True, norm_bound=0.5)
+    try:
+        devices = fleet_of(private, tmp_path, 3)
+        for number, device in enumerate(devices):
+            device.learn(step(number, 1 / 8))  # far beyond both
+        touch(devices, tokens=100)
+        while private.ask("status")["private"][0]["stage"] != "masked":
+            touch(devices)
+        private.stop()
+        private.flags["norm_bound"] = 4
+        private.restart()
+        publish(private, devices, 1)
+        assert not any("left a private window" in note for device in devices for note in device.folder.notes)
+        assert "given up" not in (tmp_path / "coordinator.log").read_text()
+        touch(devices)
+        publish(private, devices, 3)
+        norms = [np.sqrt(sum(np.square(change).sum() for change in changes(private, number))) for number in (1, 3)]
+        assert norms[0] < 0.5 < norms[1]  # of means, which are shorter than what is in them
+    finally:
+        private.stop()
+
+
+def changes(coordinator, number):
+    before, after = generalist(coordinator, number - 1), generalist(coordinator, number)
+    return [after[name] - before[name] for name in SHAPES]
+
+
 def test_single_updates_are_refused_by_a_private_coordinator(private, tmp_path):
     fleet_of(private, tmp_path, 1)
     member = Member(private.invite())

@@ -91,6 +91,22 @@ class Answer(Message):
     keys: dict[DeviceId, Share]
 
 
+class Roster(Message):
+    """The devices of a fleet, as its owner has signed them with a key that the coordinator does not have."""
+
+    fleet: Short
+    serial: Count  # of a later one it is larger
+    devices: dict[Short, Short]  # the Ed25519 key that a device joined with, base64url -> its name
+
+
+class SignedRoster(Message):
+    """The very bytes that were signed, and the signature, both base64url; a device knows from its owner which key signs."""
+
+    roster: str
+    signature: Short
+    key: Short  # the public key that is said to have signed it
+
+
 class Window(Message, omit_defaults=True):
     """A window, as far as it has come, for one device."""
 
@@ -102,3 +118,4 @@ class Window(Message, omit_defaults=True):
     head: Short = ""  # hash of the manifest that the masks are for, once U2 is closed
     senders: list[DeviceId] = msgspec.field(default_factory=list)  # U3, once it is closed
     confirmations: dict[DeviceId, Short] = msgspec.field(default_factory=dict)  # once there are enough
+    roster: SignedRoster | None = None  # the newest that the fleet's owner has signed; None: without one

@@ -6,8 +6,8 @@ import numpy as np
 
 from coordinator.protocol import keys
 from coordinator.protocol.private import masks, steps
+from coordinator.protocol.private.cohort import read_cohort, sign_terms
 from coordinator.protocol.private.messages import Terms
-from coordinator.protocol.private.roster import read_roster, sign_terms
 
 WINDOW, HEAD = "0f" * 16, "ab" * 32
 COORDINATOR = keys.new_key()
@@ -32,15 +32,15 @@ class Round:
         self.by_id = {party.id: party for party in self.parties}
         terms = Terms(fleet="fleet", window=WINDOW, least=least, bound=100.0, numbers=numbers)
         self.terms = sign_terms(COORDINATOR, terms)
-        self.roster = read_roster(self.terms, keys.public_text(COORDINATOR), [party.keys for party in self.parties])
-        self.boxes = {party.id: steps.make_shares(party.seed, self.roster, party.id).boxes for party in self.parties}
+        self.cohort = read_cohort(self.terms, keys.public_text(COORDINATOR), [party.keys for party in self.parties])
+        self.boxes = {party.id: steps.make_shares(party.seed, self.cohort, party.id).boxes for party in self.parties}
 
     def inbox(self, device):
         return {sender: boxes[device] for sender, boxes in self.boxes.items() if device in boxes}
 
     def masked(self, party, shared, head=HEAD):
         numbers = masks.to_ring(party.update)
-        steps.mask(numbers, party.seed, self.roster, party.id, shared, head)
+        steps.mask(numbers, party.seed, self.cohort, party.id, shared, head)
         return numbers
 
     def confirmations(self, what, by):
@@ -48,4 +48,4 @@ class Round:
 
     def answer(self, device, what, confirmations):
         seed = self.by_id[device].seed
-        return steps.answer(seed, self.roster, device, what, self.inbox(device), confirmations)
+        return steps.answer(seed, self.cohort, device, what, self.inbox(device), confirmations)

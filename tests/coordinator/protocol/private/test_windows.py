@@ -10,8 +10,8 @@ import pytest
 from coordinator.protocol import keys
 from coordinator.protocol.aggregate import mean_change
 from coordinator.protocol.private import masks, sharing, steps
+from coordinator.protocol.private.cohort import Distrust, threshold
 from coordinator.protocol.private.opening import Unopened, open_sum
-from coordinator.protocol.private.roster import Distrust, threshold
 from tests.coordinator.protocol.private import naive
 from tests.coordinator.protocol.private.rig import HEAD, Round
 
@@ -50,18 +50,25 @@ def test_more_than_two_thirds_open_a_sum():
         assert 2 * threshold(count) > count + (count - 1) // 3  # two sums have an honest device in common
 
 
+def test_no_step_of_any_window_needs_fewer_than_three_devices():
+    for count in range(3, 10):
+        for least in (0, 1, 3):
+            assert Round(count, numbers=1, least=least).cohort.needed >= 3
+    assert min(threshold(count) for count in range(3, 65)) == 3
+
+
 def test_an_update_is_masked_as_the_naive_implementation_masks_it():
     window = Round(4)
     shared, party = sorted(window.by_id), window.parties[1]
-    held = steps.secrets_of(party.seed, window.roster.terms.window)
-    roster = window.roster
+    held = steps.secrets_of(party.seed, window.cohort.terms.window)
+    cohort = window.cohort
     pairs = {}
     for other in shared:
         if other != party.id:
-            theirs = steps.secrets_of(window.by_id[other].seed, roster.terms.window).mask.public_key()
+            theirs = steps.secrets_of(window.by_id[other].seed, cohort.terms.window).mask.public_key()
             words = ("mask", " ".join(shared), HEAD, *sorted((party.id, other)))
-            pairs[other] = naive.hkdf(held.mask.exchange(theirs), roster.context, *words)
-    own = naive.hkdf(held.own, roster.context, "own mask")
+            pairs[other] = naive.hkdf(held.mask.exchange(theirs), cohort.context, *words)
+    own = naive.hkdf(held.own, cohort.context, "own mask")
     numbers = [int(float(value) * 2**24) for value in party.update["a"]]
     assert window.masked(party, shared).tolist() == naive.masked(numbers, own, pairs, party.id)
 
@@ -70,21 +77,21 @@ def test_an_update_is_masked_as_the_naive_implementation_masks_it():
 def test_every_set_of_dropouts_gives_the_plain_sum_or_no_share(count):
     window, tried, opened = Round(count, numbers=8), 0, 0
     for shared in subsets(window.by_id):
-        if len(shared) < window.roster.needed:
+        if len(shared) < window.cohort.needed:
             continue
         masked = {each: window.masked(window.by_id[each], shared) for each in shared}
         for senders in subsets(shared):
-            what = steps.confirmed(window.roster, shared, senders, HEAD)
+            what = steps.confirmed(window.cohort, shared, senders, HEAD)
             for answering in subsets(senders):
                 tried += 1
                 signed = window.confirmations(what, answering)
-                if len(answering) < window.roster.threshold:
+                if len(answering) < window.cohort.threshold:
                     for device in answering:
                         with pytest.raises(Distrust):
                             window.answer(device, what, signed)
                     continue
                 answers = {device: window.answer(device, what, signed) for device in answering}
-                total = open_sum(window.roster, what, answers, [masked[each] for each in senders])
+                total = open_sum(window.cohort, what, answers, [masked[each] for each in senders])
                 plain = naive.plain_sum([masks.to_ring(window.by_id[each].update).tolist() for each in senders])
                 assert total.tolist() == plain
                 opened += 1
@@ -158,37 +165,37 @@ def test_a_wrong_share_opens_no_wrong_sum(kind):
     window = Round(5, numbers=8)  # four answers open it
     shared = sorted(window.by_id)
     senders = shared if kind == "own" else shared[:4]
-    what = steps.confirmed(window.roster, shared, senders, HEAD)
+    what = steps.confirmed(window.cohort, shared, senders, HEAD)
     masked = [window.masked(window.by_id[each], shared) for each in senders]
     signed = window.confirmations(what, senders)
     answers = {device: window.answer(device, what, signed) for device in senders}
     spoiled = getattr(answers[senders[0]], kind)
     spoiled[shared[-1]] = f"{1:066x}"
-    if len(answers) == window.roster.threshold:
+    if len(answers) == window.cohort.threshold:
         with pytest.raises(Unopened):
-            open_sum(window.roster, what, answers, masked)
+            open_sum(window.cohort, what, answers, masked)
     else:
         plain = naive.plain_sum([masks.to_ring(window.by_id[each].update).tolist() for each in senders])
-        assert open_sum(window.roster, what, answers, masked).tolist() == plain
+        assert open_sum(window.cohort, what, answers, masked).tolist() == plain
 
 
 def test_devices_that_know_another_generalist_have_another_mask():
     window = Round(3, numbers=64)
     shared = sorted(window.by_id)
-    what = steps.confirmed(window.roster, shared, shared, HEAD)
+    what = steps.confirmed(window.cohort, shared, shared, HEAD)
     signed = window.confirmations(what, shared)
     answers = {device: window.answer(device, what, signed) for device in shared}
     heads = [HEAD, HEAD, "cd" * 32]
     masked = [window.masked(window.by_id[each], shared, head) for each, head in zip(shared, heads, strict=True)]
     plain = naive.plain_sum([masks.to_ring(window.by_id[each].update).tolist() for each in shared])
-    found = open_sum(window.roster, what, answers, masked).tolist()
+    found = open_sum(window.cohort, what, answers, masked).tolist()
     assert sum(a == b for a, b in zip(found, plain, strict=True)) < 3
 
 
 def test_a_step_that_is_done_again_gives_the_same_bytes():
     window = Round(4)
     party = window.parties[0]
-    assert steps.make_shares(party.seed, window.roster, party.id).boxes == window.boxes[party.id]
-    again = steps.make_keys(party.seed, window.roster.terms.window, party.identity)
+    assert steps.make_shares(party.seed, window.cohort, party.id).boxes == window.boxes[party.id]
+    again = steps.make_keys(party.seed, window.cohort.terms.window, party.identity)
     assert again == party.keys
-    assert keys.device_id(window.roster.devices[party.id].public_key) == party.id
+    assert keys.device_id(window.cohort.devices[party.id].public_key) == party.id
