@@ -39,7 +39,7 @@ from tests.coordinator.inject import injected  # noqa: E402
 from tests.coordinator.rig import Coordinator, arrays  # noqa: E402
 from tests.fleet.killed import is_killed  # noqa: E402
 from tests.fleet.owner import UNIT, Owner  # noqa: E402
-from tests.fleet.rig import Device  # noqa: E402
+from tests.fleet.rig import NAME, Device  # noqa: E402
 
 DEVICES, DEADLINE, PATIENCE, PASSES = 4, 6, 0.5, 60  # a deadline in seconds, so that windows that lost too many are given up
 CALLS = {
@@ -54,7 +54,7 @@ class Board(Owner):
 
     def __init__(self, root: Path, coordinator: Coordinator, place: int) -> None:
         super().__init__(root, coordinator)
-        self.place, self.learned = place, 0.0
+        self.place, self.learned, self._rng = place, 0.0, random.Random(place)
         self._save(arrays(0.0), Mark(None, 0))
 
     def _open(self) -> Device:
@@ -63,14 +63,14 @@ class Board(Owner):
         return device
 
     def learn(self) -> None:
-        """One unit."""
+        """About a unit, in each tensor another: two updates that are cut to the bound must not be the same."""
         device, change = self._open(), arrays(0.0)
         for array in change.values():
-            array.reshape(-1)[self.place] = UNIT
+            array.reshape(-1)[self.place] = UNIT * self._rng.uniform(0.5, 1.5)
         device.learn(change)
         device.books.keep(device.local, 100)
         self._keep(device)
-        self.learned += UNIT
+        self.learned += float(change[NAME].reshape(-1)[self.place])
 
     def sync(self) -> bool:
         """An exchange; whether the coordinator was there."""
@@ -82,7 +82,7 @@ class Board(Owner):
     def stands(self) -> tuple[int, float]:
         """The generalist that it trains on, and what its own has in its place."""
         device = self._open()
-        return device.books.standing.trained_from, float(next(iter(device.local.values())).reshape(-1)[self.place])
+        return device.books.standing.trained_from, float(device.local[NAME].reshape(-1)[self.place])
 
     def windows(self) -> set[str]:
         """Those that are on their way."""
@@ -178,7 +178,7 @@ class Sweep:
                 continue
             path, number = self.coordinator.data / "payloads" / row["sha256"], row["number"]
             with suppress(FileNotFoundError):
-                array = next(iter(wire.decode(path.read_bytes(), "a generalist").values())).reshape(-1)
+                array = wire.decode(path.read_bytes(), "a generalist")[NAME].reshape(-1)
                 self.values[number] = array[:DEVICES].astype(np.float64)
                 if number and number - 1 in self.brought:
                     change = (self.values[number] - self.values[number - 1]) * row["devices"]

@@ -90,6 +90,7 @@ def test_an_answer_is_given_once_and_sent_again_only_as_it_is(tmp_path):
     liar.lie = lambda window, _: pytest.fail("nothing is asked any more") or window
     liar.touch([device])
     assert liar.given("answers") == [first, first]
+    assert list(device.folder.windows.glob(".*.seed")) == []
     assert not device.transport._held.find(liar.window.terms.window).seed
 
 
