@@ -14,6 +14,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "join": ("comigs-edge join 'https://pi.local:8443#CODE'", "comigs-edge join - < link.txt"),
     "leave": ("comigs-edge leave",),
     "sync": ("comigs-edge sync", "comigs-edge sync --dry-run"),
+    "privacy": ("comigs-edge privacy", "comigs-edge privacy --json"),
     "rollback": ("comigs-edge rollback", "comigs-edge rollback --to 12"),
     "forget": ("comigs-edge forget letter.txt",),
     "status": ("comigs-edge status", "comigs-edge status --follow"),
