@@ -285,8 +285,9 @@ def test_a_desk_does_not_serve_a_fleet_that_was_private_at_its_last_start(tmp_pa
 
 
 def test_what_came_late_and_was_rolled_back_comes_again(tmp_path):
-    with open_desk(tmp_path / "data", deadline_seconds=0, min_fraction=0.1) as desk:
-        here, late = begin(desk, tmp_path)
+    now = [time.time()]
+    with open_desk(tmp_path / "data", lambda: now[0], deadline_seconds=60, min_fraction=0.1) as desk:
+        late, *others = begin(desk, tmp_path, "bac")
         learn([late.device], (9,))
         learned = late.device.local
         [(_, task)] = desk.tasks(["b"])
@@ -294,16 +295,19 @@ def test_what_came_late_and_was_rolled_back_comes_again(tmp_path):
         late.device.exchange()
         answer = late.answer
         for seed in (1, 2):
-            learn([here.device], (seed,))
-            round_of(desk, [here])
+            learn([other.device for other in others], (seed, 10 + seed))
+            round_of(desk, others)
+            now[0] += 61
+            desk.tick()
         assert desk.enter("b", answer) is None  # it counts in round 3, and the device knows of generalist 0 only
+        now[0] += 61
         desk.tick()
         assert desk.fleet.chain.newest_number == 3
-        [(_, task)] = desk.tasks("a")
-        here.hear(task)
-        here.device.exchange(judge=lambda before, after: Judgement(1.0, 2.0, True))
-        here.answer_of(desk)
-        assert here.device.books.check(desk.fleet.chain.newest).rolled_back_to == 2
+        for other, (_, task) in zip(others, desk.tasks("ac"), strict=True):
+            other.hear(task)
+            other.device.exchange(judge=lambda before, after: Judgement(1.0, 2.0, True))
+            other.answer_of(desk)
+        assert late.device.books.check(desk.fleet.chain.newest).rolled_back_to == 2
         round_of(desk, [late])
         assert late.device.books.standing.trained_from == 4
         again = late.device.books.kept.read(4)
