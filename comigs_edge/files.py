@@ -34,14 +34,17 @@ def sha256_file(path: Path, progress: Callable[[int], None] = lambda _: None) ->
 
 
 @contextlib.contextmanager
-def atomic_writer(path: Path) -> Iterator[BinaryIO]:
+def atomic_writer(path: Path, needed: int = 0) -> Iterator[BinaryIO]:
     """A binary file that becomes `path` when the block ends without an error, and vanishes otherwise.
 
-    Raises `ComigsError` when the system refuses (disk full, no permission); `path` is then what it was.
+    Raises `ComigsError` when the system refuses (disk full, no permission), before anything is written where there is no room
+    for the bytes `needed`; `path` is then what it was.
     """
     temporary = None
     try:
         make_folder(path.parent)
+        if needed:
+            check_room(path.parent, needed)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
             temporary = Path(file.name)  # NamedTemporaryFile makes it 0600
             yield file  # type: ignore[misc]

@@ -178,6 +178,8 @@ def _status(options: argparse.Namespace) -> None:
     print(f"round      {status['open_round']}: {status['updates']} updates, {closes}")
     for window in status.get("private") or []:
         print(f"window     {window['stage']}: {window['given']} of {window['devices']} devices")
+    for window in (status.get("ended") or [])[:3]:
+        print(f"window     given up: {window['reason']}" if window["reason"] else f"window     summed, round {window['round']}")
     print(f"moved      {show_size(status['bytes_in'])} in, {show_size(status['bytes_out'])} out")
     print(f"disk       {show_size(status['disk_free'])} free")
     alarms = [f"{name}: {reason}" for name, reason in status.get("alarms", {}).items()]

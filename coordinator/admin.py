@@ -101,7 +101,7 @@ OPERATIONS: dict[str, Callable[..., Result]] = {
     "restored": lambda context: msgspec.to_builtins(context.fleet.restore()),
     "status": lambda context: {
         **overview.overview(context.fleet, context.started, context.version),
-        "private": None if context.private is None else context.private.overview(),
+        **overview.windows(context.fleet, context.private),
     },
     "devices": lambda context: {"devices": overview.devices(context.fleet)},
     "rounds": lambda context, last=200: {"rounds": overview.rounds_table(context.fleet, last)},

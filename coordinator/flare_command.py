@@ -17,8 +17,6 @@ from coordinator import addresses
 from coordinator import options as types
 
 if TYPE_CHECKING:
-    from coordinator.ledger.config import Config
-
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
     Add = Callable[[Commands, str, str, Callable[[argparse.Namespace], None]], argparse.ArgumentParser]
 
@@ -47,34 +45,28 @@ def add(commands: Commands, add_command: Add) -> None:
     run.add_argument("--no-server", action="store_true", help="submit jobs only: FLARE's server runs elsewhere")
 
 
-def _refuse_private(data: Path) -> None:
-    """Raises `CoordinatorError` for the folder of a private fleet."""
-    from coordinator.ledger import config
-
-    _check_settings(data, config.read(data / "config.toml", makes=False))
-
-
-def _check_settings(data: Path, settings: Config | None) -> None:
-    from coordinator.protocol.errors import CoordinatorError
-
-    if settings is not None and settings.rounds.private:
-        raise CoordinatorError(
-            f"{data} is of a private fleet, and FLARE carries no private rounds; run it with: comigs-coordinator serve"
-        )
-
-
-def _export(options: argparse.Namespace) -> None:
-    _refuse_private(options.data)
-    from coordinator.flare import export
+def _members(data: Path) -> list[str]:
+    """Names of the devices of the fleet in this folder, if one has begun there; raises `CoordinatorError` for a private one."""
+    from coordinator.flare.desk import PRIVATE, check_plain
     from coordinator.ledger import config
     from coordinator.ledger.clock import Clock
     from coordinator.ledger.folder import Folder, is_empty
+    from coordinator.protocol.errors import CoordinatorError
 
-    sites = list(options.site)
-    if not is_empty(options.data):
-        with Folder.open(options.data) as folder, folder.fleet(Clock()) as fleet:
-            _check_settings(options.data, config.last(fleet.database))  # --private may have been a flag of serve
-            sites = [each.name for each in fleet.members.devices.values() if each.revoked is None] + sites
+    if is_empty(data):
+        settings = config.read(data / "config.toml", makes=False)
+        if settings is not None and settings.rounds.private:
+            raise CoordinatorError(PRIVATE.format(data))
+        return []
+    with Folder.open(data) as folder, folder.fleet(Clock()) as fleet:
+        check_plain(fleet)
+        return [each.name for each in fleet.members.devices.values() if each.revoked is None]
+
+
+def _export(options: argparse.Namespace) -> None:
+    from coordinator.flare import export
+
+    sites = _members(options.data) + list(options.site)
     sites = list(dict.fromkeys(sites))
     export.export(
         options.folder, options.data, sites, host=options.host, port=options.port, rounds=options.rounds, minutes=options.minutes,
@@ -91,11 +83,12 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    _refuse_private(options.data)
     from coordinator.flare import export
-    from coordinator.flare.supervisor import Supervisor
+    from coordinator.flare.supervisor import Supervisor, is_counting
     from coordinator.protocol import kits
 
+    if not is_counting(options.data):  # else a job of the fleet runs already, which has looked for itself
+        _members(options.data)
     server, admin = export.kits(options.folder)
     say(kits.say_end(kits.find(admin))[0])
     process = None if options.no_server else kits.Process(kits.find(server), options.folder / "server.log")

@@ -83,8 +83,9 @@ def test_text_that_looks_like_a_page_is_only_text_in_a_report(run, trained, tmp_
     facts, odd = report(run), "<script>\x1b[2J</mark> & <b>\ud800"
     facts["gained"][0] |= {"before": odd, "token": odd, "after": odd}
     facts["gained"][1] |= {"before": "one\n\n two", "token": "\n", "after": ""}
-    fleet = {"name": odd, "address": odd, "bytes_sent": 1, "bytes_received": 1}
-    write_report(tmp_path / "odd.html", facts | {"base": odd, "experts": [odd, odd], "mean_shares": {odd: 1}, "fleet": fleet})
+    fleet = {"name": odd, "address": odd, "bytes_sent": 1, "bytes_received": 1, "is_present": True, "receipts": []}
+    strange = {"base": odd, "experts": [odd, odd], "mean_shares": {odd: 1}, "fleet": fleet, "left": [fleet]}
+    write_report(tmp_path / "odd.html", facts | strange)
     html = (tmp_path / "odd.html").read_text()
     assert not re.search("<script|<b>|\x1b|\ufffd", html)
     assert '<span class="quote">one ⏎ two</span><mark> ⏎ </mark>' in html

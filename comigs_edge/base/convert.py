@@ -46,6 +46,16 @@ class _Tensor:
     format: BlockFormat
     heads: int  # of a query or key whose rows go into llama's order for RoPE; 0: as they are
 
+    @property
+    def row(self) -> int:
+        """Bytes of a row in the file."""
+        return self.format.row_bytes(self.shape[-1])
+
+    @property
+    def size(self) -> int:
+        """Bytes in the file."""
+        return math.prod(self.shape[:-1]) * self.row
+
 
 def convert(folder: Path, output: Path, format_name: str, progress: Progress = SILENT) -> None:
     """Writes the base in `folder` to `output`, whole or not at all.
@@ -70,7 +80,8 @@ def _convert(folder: Path, output: Path, format_name: str, progress: Progress) -
         raise ComigsError(
             f"{folder} has no lm_head.weight, and its config.json does not say that it is tied; get the whole folder"
         )
-    with files.atomic_writer(output) as file:
+    words = sum(path.stat().st_size for path in folder.glob("tokenizer*"))  # the GGUF's own take about as much
+    with files.atomic_writer(output, words + sum(tensor.size for tensor in tensors)) as file:
         writer = gguf.GGUFWriter(Path(file.name), architecture)
         _add_metadata(writer, config, folder, fmt)
         add_tokenizer(writer, folder, embedding.shape[0])
@@ -249,11 +260,8 @@ def _write(writer: gguf.GGUFWriter, tensors: list[_Tensor], factors: Floats | No
     if factors is not None:
         writer.add_tensor_info("rope_freqs.weight", factors.shape, factors.dtype, factors.nbytes)
     for tensor in tensors:
-        size = math.prod(tensor.shape[:-1]) * tensor.format.row_bytes(tensor.shape[-1])
-        row = tensor.format.row_bytes(tensor.shape[-1])
-        writer.add_tensor_info(
-            tensor.name, (*tensor.shape[:-1], row), np.dtype(np.uint8), size, gguf.GGMLQuantizationType(tensor.format.type_id)
-        )
+        kind = gguf.GGMLQuantizationType(tensor.format.type_id)
+        writer.add_tensor_info(tensor.name, (*tensor.shape[:-1], tensor.row), np.dtype(np.uint8), tensor.size, kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()

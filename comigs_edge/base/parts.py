@@ -39,8 +39,9 @@ def join(path: Path, output: Path, progress: Progress = SILENT) -> None:
     first = parts[0]
     for key in [key for key in first.metadata_bytes if key.startswith(("split.", "general.alignment"))]:
         del first.metadata_bytes[key]
-    with files.atomic_writer(output) as file:
-        write(file, metadata_with(first, {}), plans, count_up(progress, total_size(plans)))
+    metadata, size = metadata_with(first, {}), total_size(plans)
+    with files.atomic_writer(output, size + sum(map(len, metadata))) as file:
+        write(file, metadata, plans, count_up(progress, size))
 
 
 def _paths(path: Path) -> list[Path]:

@@ -18,6 +18,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "leave": ("comigs-edge leave",),
     "sync": ("comigs-edge sync", "comigs-edge sync --dry-run"),
+    "privacy": ("comigs-edge privacy", "comigs-edge privacy --json"),
     "rollback": ("comigs-edge rollback", "comigs-edge rollback --to 12"),
     "forget": ("comigs-edge forget letter.txt",),
     "status": ("comigs-edge status", "comigs-edge status --follow"),

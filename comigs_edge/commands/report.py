@@ -10,6 +10,7 @@ import typer
 
 from comigs_edge.commands import page
 from comigs_edge.commands.console import bar, next_command, notes, out, place_for, print_json, show_table, size
+from comigs_edge.commands.receipt import what_left
 from comigs_edge.errors import ComigsError
 from comigs_edge.home import folder as homes
 from comigs_edge.home.config import Config
@@ -105,9 +106,10 @@ def _fleet(home: Home, settings: Config) -> dict[str, Any]:
     """What has left this device, and the list of everything that can."""
     from comigs_edge.fleet.folder import FleetFolder
     from comigs_edge.fleet.leaving import leaving, staying
+    from comigs_edge.fleet.privacy import left
 
     folder, reports_loss = FleetFolder(home), settings.fleet.report_loss
-    facts: dict[str, Any] = {"fleet": None, "leaves": [], "stays": list(staying(reports_loss))}
+    facts: dict[str, Any] = {"fleet": None, "left": left(folder), "leaves": [], "stays": list(staying(reports_loss))}
     if not folder.is_member:
         return facts
     name = address = None
@@ -161,13 +163,9 @@ def _show(facts: dict[str, Any]) -> None:
 
 def _shared(facts: dict[str, Any]) -> str:
     """What has left this device."""
-    fleet = facts["fleet"]
-    if fleet is None:
+    if not facts["left"]:
         return "shared: nothing, this device is in no fleet"
-    return (
-        f"shared: {size(fleet['bytes_sent'])} in {fleet['updates']} of the last updates that counted, "
-        f"{size(fleet['bytes_received'])} came back; what can leave: comigs-edge sync --dry-run"
-    )
+    return f"shared: {'; '.join(what_left(facts['left']))}; who can learn what: comigs-edge privacy"
 
 
 def _quotation(place: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from comigs_edge.commands import drawing, page
 from comigs_edge.commands.console import counted, size
 from comigs_edge.commands.drawing import Bar
+from comigs_edge.commands.receipt import by_occasion, what_left
 from comigs_edge.inference.elsewhere import Elsewhere
 from comigs_edge.inference.explain import ZERO
 from coordinator.web.tables import table
@@ -33,6 +34,7 @@ def _tiles(facts: Facts) -> list[str]:
     bits, words, lost, fleet = (facts[name] for name in ("bits_per_byte", "next_words", "elsewhere", "fleet"))
     gained = f"{facts['against_base']['mixture']:+.1%}"
     said = Elsewhere(**lost) if lost else None
+    sent, came = (sum(each[name] for each in facts["left"]) for name in ("bytes_sent", "bytes_received"))
     return [
         page.tile("Bits per byte", f"{bits['mixture']:.3f}", f"{gained} against the base's {bits['base']:.3f}; less is better"),
         page.tile("Next word", f"{words['personal'][0]:.1%}", f"right at the first guess; the base {words['base'][0]:.1%}"),
@@ -41,8 +43,9 @@ def _tiles(facts: Facts) -> list[str]:
             f"bits on the base's own answers; divergence {said.divergence:.3f}" if said else "not measured: --elsewhere does it",
         ),
         page.tile(
-            "Shared", size(fleet["bytes_sent"]) if fleet else "nothing",
-            f"with the fleet; {size(fleet['bytes_received'])} came back" if fleet else "this device is in no fleet",
+            "Shared", size(sent) if facts["left"] else "nothing",
+            f"with {'the fleet' if fleet else 'a fleet that it has left'}; {size(came)} came back"
+            if facts["left"] else "this device is in no fleet",
         ),
     ]  # fmt: skip
 
@@ -104,17 +107,11 @@ def _quoted(place: Facts) -> str:
 
 def _receipt(facts: Facts) -> str:
     """What leaves the device and what stays."""
-    fleet = facts["fleet"]
-    stays = f"<p>Stays on this device: {page.say(', '.join(facts['stays']))}.</p>"
-    if fleet is None:
-        return page.card("Privacy", "This device is in no fleet: nothing has left it, and nothing leaves it.", stays)
-    occasions: dict[str, list[str]] = {}
-    for each in facts["leaves"]:
-        occasions.setdefault(each["occasion"], []).append(each["what"])
-    listed = "".join(f"<li>{page.say(name)}: {page.say('; '.join(what))}</li>" for name, what in occasions.items())
-    where = f"{fleet['name'] or 'this device'} in the fleet at {fleet['address'] or 'an address that cannot be read'}"
-    note = (
-        f"{where}: {size(fleet['bytes_sent'])} of updates sent, {size(fleet['bytes_received'])} of generalists received. "
-        "Everything that leaves, by occasion:"
-    )
-    return page.card("Privacy", note, f"<ul>{listed}</ul>{stays}")
+    left = "".join(f"<p>Has left so far: {page.say(line)}.</p>" for line in what_left(facts["left"]))
+    stays = f"{left}<p>Stays on this device: {page.say(', '.join(facts['stays']))}.</p>"
+    if facts["fleet"] is None:
+        never = "" if left else "nothing has left it, and "
+        return page.card("Privacy", f"This device is in no fleet: {never}nothing leaves it.", stays)
+    listed = "".join(f"<li>{page.say(name)}: {page.say(what)}</li>" for name, what in by_occasion(facts["leaves"]).items())
+    name = facts["fleet"]["name"] or "this device"
+    return page.card("Privacy", f"{name} is in a fleet. Everything that leaves, by occasion:", f"<ul>{listed}</ul>{stays}")

@@ -67,6 +67,7 @@ def rollback(
 
 def _show_preview(preview: dict[str, Any], may_be_first: bool, json: bool) -> None:
     from comigs_edge.commands.console import next_command, out, print_json, size
+    from comigs_edge.commands.receipt import by_occasion
 
     if json:
         print_json(preview)
@@ -83,11 +84,8 @@ def _show_preview(preview: dict[str, Any], may_be_first: bool, json: bool) -> No
         out.print(f"  {kind:<44} {len(names):>3} times {shape:<12} {first['type']}", soft_wrap=True)
     out.print(f"\nwho reads it: {preview['who_reads']}", soft_wrap=True)
     out.print("everything that ever leaves this device, by occasion:")
-    occasions: dict[str, list[str]] = {}
-    for each in preview["leaves"]:
-        occasions.setdefault(each["occasion"], []).append(each["what"])
-    for occasion, things in occasions.items():
-        out.print(f"  {occasion + ':':<17} {'; '.join(things)}", soft_wrap=True)
+    for occasion, things in by_occasion(preview["leaves"]).items():
+        out.print(f"  {occasion + ':':<17} {things}", soft_wrap=True)
     out.print(f"stays: {', '.join(preview['stays'])}")
     if preview["changes_nothing_yet"]:
         out.print("nothing was trained yet: these are the names that the first update will have")

@@ -41,6 +41,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "sync",
         "Return to an older generalist of the fleet; the three newest are kept. (models rollback: to an older model of yours.)",
     ),
+    "privacy": (
+        "privacy",
+        "Show who can learn what of this device as it is now: what leaves it, what stays, what is in the clear, what has left.",
+    ),
     "forget": ("forget", "Remove files and what was learned from them: the model goes back to what it was before it saw them."),
     "status": ("status", "Show the home, its base, text, training and models, and what to do next."),
     "paths": ("paths", "Show where everything lies: the home, and each thing in it; what is not there yet too."),

@@ -71,8 +71,9 @@ def write_model(
     base: GGUFFile, hparams: HParams, plans: list[TensorPlan], changes: Metadata, output: Path, progress: Progress = SILENT
 ) -> Exported:
     """Writes a file of the base's metadata with `changes` (the architecture among them) and these tensors."""
-    with files.atomic_writer(output) as file:
-        write(file, entries(base, hparams, changes), plans, count_up(progress, total_size(plans)))
+    metadata, size = entries(base, hparams, changes), total_size(plans)
+    with files.atomic_writer(output, size + sum(map(len, metadata))) as file:
+        write(file, metadata, plans, count_up(progress, size))
     return summarise(output, plans)
 
 

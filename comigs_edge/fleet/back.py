@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from comigs_edge.arrays import add, norm, subtract
 from comigs_edge.errors import ComigsError
+from comigs_edge.fleet.book_files import KEPT_UPDATES
 from comigs_edge.fleet.books import Books
 from comigs_edge.fleet.chain import ForkedChain, restoration
-from comigs_edge.fleet.folder import KEPT_UPDATES
 from comigs_edge.fleet.transport import Offline, Transport
 from coordinator.protocol import keys
 from coordinator.protocol.messages import Restoration, SignedManifest, State

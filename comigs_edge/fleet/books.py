@@ -22,9 +22,10 @@ from dataclasses import replace
 import msgspec
 
 from comigs_edge.arrays import add, digest, subtract, zeros
+from comigs_edge.fleet.book_files import KEPT_HEADS
 from comigs_edge.fleet.brought import Brought
 from comigs_edge.fleet.chain import Check, Fetch, Link, follow, set_back
-from comigs_edge.fleet.folder import KEPT_HEADS, FleetFolder
+from comigs_edge.fleet.folder import FleetFolder
 from comigs_edge.fleet.kept import Kept
 from comigs_edge.fleet.outbox import check_settings, fits, is_same, most, pack, say_why, within
 from comigs_edge.fleet.outcome import Outcome
@@ -185,7 +186,7 @@ class Books:
     def enter(self, news: News, brought: Sealed | None, outcome: Outcome) -> State:
         """Enters what the fleet says: its settings, and what became of the update that was brought."""
         state = news.state
-        check_settings(state.settings)
+        check_settings(state.settings, self.membership)
         self.membership = replace(self.membership, **msgspec.structs.asdict(state.settings))
         self.folder.save_membership(self.membership)
         if self._has_reference and self.standing.number and not self.folder.has_standing:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,9 @@ from comigs_edge import files
 from comigs_edge.errors import ComigsError
 from comigs_edge.fleet.http import HOPELESS, REJECTED
 from comigs_edge.fleet.standing import Sealed
-from comigs_edge.fleet.transport import News, Offline
+from comigs_edge.fleet.transport import Leave, News, Offline
 from comigs_edge.progress import SILENT, Progress
-from coordinator.protocol import keys, tasks, wire
+from coordinator.protocol import compress, keys, tasks, wire
 from coordinator.protocol.messages import Commit, Manifest, Refusal, SignedManifest, State
 from coordinator.protocol.tasks import Answer, Task
 
@@ -102,7 +101,7 @@ class CarriedTransport:
         self._refusal: Refusal | None = None
         self._has_brought = ""  # the word of the task that was answered with an update
 
-    def exchange(self, update: Sealed | None, leaves: Callable[[int], bool], progress: Progress = SILENT) -> News:
+    def exchange(self, update: Sealed | None, leaves: Leave, progress: Progress = SILENT) -> News:
         """Answers the task with the update; whether it counts is in the next one."""
         task = self._look()
         state = self._state(task)
@@ -112,10 +111,10 @@ class CarriedTransport:
         if rejected is not None and rejected.update_id == update.id and rejected.problem.error in REJECTED:
             reason = rejected.problem.message if rejected.problem.error in HOPELESS else ""
             return News(state=state, is_rejected=True, reason=reason)
-        if self._carried.is_answered:
+        if self._carried.is_answered or state.settings.update_format == compress.MASKED:  # single updates are all that it carries
             return News(state=state)
         data = wire.encode(update.packed)
-        leaves(len(data))
+        leaves(len(data), state.settings)
         commit = Commit(
             sha256=hashlib.sha256(data).hexdigest(), update_id=update.id, trained_from=update.trained_from, tokens=update.tokens,
             expected_round=state.open_round, validation_loss=update.validation_loss,
@@ -137,7 +136,7 @@ class CarriedTransport:
         """As of a coordinator that is asked again after every round's steps; a task with an answer is a round that waits."""
         assert task.mine is not None
         return msgspec.structs.replace(
-            task.state, counted=task.mine.counted, next_poll_seconds=0.0,
+            task.state, counted=task.mine.counted, counted_in=task.mine.counted_in, next_poll_seconds=0.0,
             has_contributed=task.mine.has_contributed or task.word == self._has_brought,
         )  # fmt: skip
 

@@ -15,11 +15,12 @@ from collections.abc import Callable
 from comigs_edge.fleet.back import go_back, take_back_lost
 from comigs_edge.fleet.books import Books
 from comigs_edge.fleet.chain import ForkedChain, Link, restoration
+from comigs_edge.fleet.outbox import check_settings
 from comigs_edge.fleet.outcome import Judge, Judgement, Outcome
 from comigs_edge.fleet.transport import Offline, Transport
 from comigs_edge.home.marks import Mark
 from comigs_edge.progress import SILENT, Progress
-from coordinator.protocol.messages import Refusal, State
+from coordinator.protocol.messages import Refusal, Settings, State
 from coordinator.protocol.wire import Arrays
 
 MAX_POLL = 3600.0  # seconds that a fleet may ask for before it is asked again
@@ -92,18 +93,19 @@ class Exchange:
 
     def _bring(self, outcome: Outcome, progress: Progress) -> State:
         """Brings what waits, if the open round takes it; returns where the fleet stands then."""
-        update = self.books.to_bring()
-        if update is not None and not self.books.folder.was_tried:  # it may be of a time with another bound
-            self.books.enter(self.transport.exchange(None, lambda _: False, progress), None, outcome)
-            update = self.books.shorten(update)
 
-        def leaves(size: int) -> bool:
+        def leaves(size: int, settings: Settings) -> bool:
+            check_settings(settings, self.books.membership)
             outcome.bytes_sent += size
             self.books.standing.bytes_sent += size
             was_tried = self.books.folder.was_tried
             self.books.folder.mark_tried()
             return was_tried
 
+        update = self.books.to_bring()
+        if update is not None and not self.books.folder.was_tried:  # it may be of a time with another bound
+            self.books.enter(self.transport.exchange(None, leaves, progress), None, outcome)
+            update = self.books.shorten(update)
         before = self.books.folder.heard.counted or ()
         state = self.books.enter(self.transport.exchange(update, leaves, progress), update, outcome)
         take_back_lost(self.books, before, state)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from functools import partial
 
 from comigs_edge.base.hparams import HParams
@@ -12,7 +11,7 @@ from comigs_edge.fleet.client import Remote, RemoteRefused
 from comigs_edge.fleet.folder import FleetFolder
 from comigs_edge.fleet.generalist import initial_generalist
 from comigs_edge.fleet.standing import Sealed
-from comigs_edge.fleet.transport import News
+from comigs_edge.fleet.transport import Leave, News
 from comigs_edge.home.config import Config
 from comigs_edge.home.folder import Home
 from comigs_edge.nn.experts import ExpertsConfig, generalist_shapes
@@ -28,11 +27,11 @@ WAITS = ("stale_round", "already_counted", "disk_full", "incomplete")  # another
 class HTTPTransport(Remote):
     """One coordinator, as a `Transport`."""
 
-    def exchange(self, update: Sealed | None, leaves: Callable[[int], bool], progress: Progress = SILENT) -> News:
+    def exchange(self, update: Sealed | None, leaves: Leave, progress: Progress = SILENT) -> News:
         """Uploads the update and makes it count."""
         return self.bring(update, self.state(), leaves, progress)
 
-    def bring(self, update: Sealed | None, state: State, leaves: Callable[[int], bool], progress: Progress = SILENT) -> News:
+    def bring(self, update: Sealed | None, state: State, leaves: Leave, progress: Progress = SILENT) -> News:
         """The same, where the fleet is known to stand; nothing is sent to one that takes no single updates."""
         if update is not None and update.trained_from >= 0 and state.settings.update_format == compress.MASKED:
             return News(state=state)
@@ -40,7 +39,7 @@ class HTTPTransport(Remote):
             return News(state=state)
         try:
             data = wire.encode(update.packed)
-            was_tried = leaves(len(data))
+            was_tried = leaves(len(data), state.settings)
             sha256 = self.upload(data, progress, is_new=not was_tried)
             receipt = self._commit(update, sha256, state.open_round)
         except RemoteRefused as error:

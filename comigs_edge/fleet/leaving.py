@@ -1,4 +1,4 @@
-"""Everything that ever leaves a device in a fleet, by occasion: what `sync --dry-run` prints and docs/privacy.md tells.
+"""Everything that ever leaves a device in a fleet, by occasion: told by `sync --dry-run`, `privacy`, `report`, docs/privacy.md.
 
 `wire` names where a thing is on the wire: a field of a message as /v1/PATH:FIELD, a header, a part of a path or query, or
 "address" and "time", which every server sees. A test compares these with every byte that a real device sends.

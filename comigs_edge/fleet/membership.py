@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,3 +55,12 @@ def find_membership(path: Path, facts: Path) -> tuple[Membership, str | None]:
 
 def _read(path: Path) -> Membership:
     return msgspec.convert(known(json.loads(path.read_bytes()), Membership), Membership)
+
+
+def said(root: Path, name: str) -> list[str]:
+    """What the membership in a fleet's folder, and the facts of its standing, say of one thing; what is damaged says nothing."""
+    found = []
+    for path in (root / "membership.json", root / "standing.json"):
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            found.append(str(json.loads(path.read_bytes())[name]))
+    return found

@@ -72,10 +72,15 @@ def unpack(update: Sealed, shapes: Shapes) -> Arrays:
     return compress.unpack(update.packed, sent, update.update_format)
 
 
-def check_settings(settings: Settings) -> None:
-    """Raises `ComigsError` for updates that this version cannot make."""
+def check_settings(settings: Settings, membership: Membership | None = None) -> None:
+    """Raises `ComigsError` for updates that this version cannot make, and for single ones of a member of a private fleet."""
     if settings.update_format not in (*compress.FORMATS, compress.MASKED) or settings.averaging not in get_args(rounds.Averaging):
         raise ComigsError(
             f"the fleet asks for updates as {settings.update_format[:20]!r}, averaged {settings.averaging[:20]!r}, which this "
             "version does not know; nothing is lost, upgrade comigs-edge"
+        )
+    if membership is not None and membership.is_private and settings.update_format != compress.MASKED:
+        raise ComigsError(
+            "this fleet was private, and now its coordinator asks for single updates, which it can read; nothing was sent. "
+            "If you agree to that, join again: comigs-edge join LINK (on FLARE: comigs-edge leave, then flare run KIT)"
         )

@@ -22,7 +22,7 @@ from comigs_edge.fleet.held import Held, HeldWindows
 from comigs_edge.fleet.http import HTTPTransport
 from comigs_edge.fleet.roster import ROSTER, check_roster
 from comigs_edge.fleet.standing import Sealed
-from comigs_edge.fleet.transport import News
+from comigs_edge.fleet.transport import Leave, News
 from comigs_edge.progress import SILENT, Progress
 from coordinator.protocol import keys, messages, norms
 from coordinator.protocol.compress import MASKED
@@ -46,15 +46,10 @@ class PrivateTransport(HTTPTransport):
     def _set_books(self, books: Books, device: str) -> None:
         self._books, self._held, self._id = books, HeldWindows(books.folder.windows), device
 
-    def exchange(self, update: Sealed | None, leaves: Callable[[int], bool], progress: Progress = SILENT) -> News:
+    def exchange(self, update: Sealed | None, leaves: Leave, progress: Progress = SILENT) -> News:
         """Brings the update as the fleet takes it: in a window, unless it is none that is private."""
         state = self.state()
         is_private = state.settings.update_format == MASKED
-        if self._books.membership.is_private and not is_private:
-            raise ComigsError(
-                "this fleet was private, and now its coordinator asks for single updates, which it can read; nothing was sent. "
-                "If you agree to that, join again: comigs-edge join LINK"
-            )
         if not is_private or (update is not None and update.trained_from < 0):  # an initial generalist says nothing of any text
             return self.bring(update, state, leaves, progress)
         self._held.keep([note.window for note in state.windows])
@@ -65,11 +60,11 @@ class PrivateTransport(HTTPTransport):
             )
         if update is not None and not (update.id in state.counted or self._held.has(update.id)) and (flaw := self._flaw(update)):
             return News(state=state, is_rejected=True, reason=flaw)
-        reason = ""
+        settings, reason = state.settings, ""
         for _ in range(STEPS):
             self._held.keep([note.window for note in state.windows])
             try:
-                after = self._step(state, update, leaves, progress)
+                after = self._step(state, update, lambda size: leaves(size, settings), progress)
             except RemoteRefused as error:
                 if error.code not in (*PASSED, "disk_full"):
                     raise

@@ -52,11 +52,6 @@ class Site:
     def connect(self, books: Books, patience: float) -> Exchange:
         """The books' way to their fleet."""
         member = books.membership
-        if member.is_private:
-            raise ComigsError(
-                "this device's fleet is private, and FLARE carries single updates, which its server can read; nothing was sent. "
-                "If you agree to that: comigs-edge leave, and then comigs-edge flare run KIT"
-            )
         task = self.carried.read()
         if task is not None and task.fleet != member.fleet:
             raise ComigsError("this device is a member of another fleet than FLARE's; leave that one first: comigs-edge leave")

@@ -14,7 +14,9 @@ from typing import Protocol
 from comigs_edge.errors import Away
 from comigs_edge.fleet.standing import Sealed
 from comigs_edge.progress import Progress
-from coordinator.protocol.messages import Manifest, Receipt, Refusal, SignedManifest, State
+from coordinator.protocol.messages import Manifest, Receipt, Refusal, Settings, SignedManifest, State
+
+Leave = Callable[[int, Settings], bool]  # see `Transport.exchange`
 
 
 class Offline(Away):
@@ -36,11 +38,12 @@ class News:
 class Transport(Protocol):
     """Every call may raise `Offline`, or `ComigsError` where the fleet has nothing to do with this device."""
 
-    def exchange(self, update: Sealed | None, leaves: Callable[[int], bool], progress: Progress) -> News:
+    def exchange(self, update: Sealed | None, leaves: Leave, progress: Progress) -> News:
         """Brings `update`, unless it counts already or the open round has one of this device.
 
-        `leaves` is called with the update's bytes before any of it may arrive: from then on it must not change. It returns
-        whether some of it may have arrived before.
+        `leaves` is called with the update's bytes and the settings that it is sent under, before any of it may arrive: from then
+        on it must not change. It returns whether some of it may have arrived before; where it must not leave it raises
+        `ComigsError`.
         """
 
     def manifests(self, after: int) -> list[SignedManifest]:

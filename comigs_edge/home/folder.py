@@ -141,8 +141,7 @@ def create(
 
 def _install(home: Home, source: Path, copy: bool) -> None:
     if copy:
-        files.check_room(home.root, source.stat().st_size)
-        with files.atomic_writer(home.base_file) as target, source.open("rb") as file:
+        with files.atomic_writer(home.base_file, source.stat().st_size) as target, source.open("rb") as file:
             shutil.copyfileobj(file, target, 1 << 20)
         return
     temporary = home.root / ".base.gguf.link"

@@ -45,18 +45,16 @@ def pack(home: Home, target: Path, with_key: bool, progress: Progress) -> int:
         raise ComigsError(f"{target} lies in the home itself; name a file outside of {home.root}")
     paths = [path for path in _members(home) if with_key or path != home.root / KEY]
     total, sums = sum(path.stat().st_size for path in paths), {}
-    with files.atomic_writer(target) as file:
-        files.check_room(target.parent, total)
-        with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
-            done = 0
-            for path in paths:
-                name = path.relative_to(home.root).as_posix()
-                with _readable(path) as source:
-                    sums[name] = _add(tar, name, source)
-                done += path.stat().st_size
-                progress(done, total)
-            manifest = json.dumps({"format": FORMAT, "files": sums}).encode()
-            _add(tar, MANIFEST, io.BytesIO(manifest))
+    with files.atomic_writer(target, total) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        done = 0
+        for path in paths:
+            name = path.relative_to(home.root).as_posix()
+            with _readable(path) as source:
+                sums[name] = _add(tar, name, source)
+            done += path.stat().st_size
+            progress(done, total)
+        manifest = json.dumps({"format": FORMAT, "files": sums}).encode()
+        _add(tar, MANIFEST, io.BytesIO(manifest))
     return target.stat().st_size
 
 

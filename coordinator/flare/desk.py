@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from coordinator.ledger import config
 from coordinator.ledger.fleet import Fleet
 from coordinator.ledger.members import Device
 from coordinator.protocol import keys, tasks
@@ -24,6 +25,7 @@ from coordinator.protocol.tasks import Answer, Membership, Rejected, Task
 from coordinator.web.timekeeper import publish
 
 NOWHERE = "https://localhost"  # in place of the address of a coordinator that was never served
+PRIVATE = "{} is of a private fleet, and FLARE carries no private rounds; run it with: comigs-coordinator serve --private"
 log = logging.getLogger("comigs-coordinator")
 
 
@@ -34,10 +36,20 @@ class Sent(NamedTuple):
     data: bytes
 
 
+def check_plain(fleet: Fleet) -> None:
+    """Raises `CoordinatorError` for a private fleet: what an engine brings are single updates."""
+    if config.is_private(fleet.database, fleet.config):
+        raise CoordinatorError(PRIVATE.format(fleet.database.path.parent))
+
+
 class Desk:
-    """Of one fleet, whose only writer it is; `pin` is the SHA-256 of the coordinator's certificate."""
+    """Of one fleet, whose only writer it is; `pin` is the SHA-256 of the coordinator's certificate.
+
+    Raises `CoordinatorError` where the fleet is private.
+    """
 
     def __init__(self, fleet: Fleet, pin: bytes) -> None:
+        check_plain(fleet)
         self.fleet, self._pin = fleet, pin
         self._rejected: dict[str, Rejected] = {}  # by device, what it brought last
         self._payloads: dict[str, bytes] = {}  # by SHA-256, those that were sent last
@@ -80,7 +92,10 @@ class Desk:
         if device is None:
             return None
         state, rejected = self.fleet.state(device), self._rejected.get(device.id)
-        return Membership(device=device.id, counted=state.counted, has_contributed=state.has_contributed, rejected=rejected)
+        return Membership(
+            device=device.id, counted=state.counted, counted_in=state.counted_in, has_contributed=state.has_contributed,
+            rejected=rejected,
+        )  # fmt: skip
 
     def enter(self, site: str, data: bytes) -> Sent | None:
         """Enters a site's answer; returns the task that it gets at once, None where it has brought what it had."""

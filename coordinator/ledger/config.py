@@ -94,6 +94,12 @@ def last(database: Database) -> Config | None:
         return None
 
 
+def is_private(database: Database, config: Config) -> bool:
+    """Whether a fleet is private, by its settings or by those of its last start, which may have had flags."""
+    before = last(database)
+    return config.rounds.private or (before is not None and before.rounds.private)
+
+
 def note(database: Database, config: Config, has_file: bool) -> None:
     """At a start: names in the log what is in force where the file is gone, or else what has changed, and keeps it."""
     before = last(database)

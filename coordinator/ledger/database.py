@@ -7,16 +7,14 @@ link older ones: there the rollback journal is used.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 from coordinator.ledger import checksums
+from coordinator.ledger.sqlite_file import SQLiteFile
 from coordinator.protocol.errors import CoordinatorError
 from coordinator.protocol.text import printable
 
-BUSY_SECONDS = 2.0  # to wait for another program that has the ledger open
 FIXED = ((3, 51, 3), (3, 50, 7), (3, 44, 6))  # releases with the repair, newest first; each in its own series
 MIGRATIONS = (
     """
@@ -97,28 +95,22 @@ class DamagedLedger(CoordinatorError):
         super().__init__(f"{self.reason}; mend it with: comigs-coordinator check --repair")
 
 
-class Database:
+class Database(SQLiteFile):
     """The ledger. `journal` is what the version gate chose."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
         try:
-            self._db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+            super().__init__(path)
         except sqlite3.OperationalError as error:
             reason = "it is no file" if path.exists() and not path.is_file() else str(error)
             raise CoordinatorError(
                 f"{path} cannot be opened ({reason}); give it to the user that runs the coordinator, or restore it from a backup"
             ) from error
         try:
-            self._db.row_factory = sqlite3.Row
             self._db.text_factory = read_text
             checksums.register(self._db)
             self.journal = journal_mode(sqlite3.sqlite_version_info)
-            # From the first write on no other program reads it either: a reader would hold up every later write.
-            self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
-            self._db.execute(f"PRAGMA journal_mode={self.journal}")
-            # EXTRA also syncs the folder after the rollback journal is gone.
-            self._db.execute(f"PRAGMA synchronous={'FULL' if self.journal == 'WAL' else 'EXTRA'}")
+            self._use_alone(self.journal)
             self._db.execute("PRAGMA foreign_keys=ON")
             self._check_version()
             self._migrate()
@@ -140,45 +132,6 @@ class Database:
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the latter from SQLite's own words about a damaged schema
             self._db.close()
             raise DamagedLedger(f"{path} is damaged ({error})") from error
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._db.close()
-
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """All writes inside happen together, or none does."""
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._db.execute("COMMIT")
-        except BaseException:
-            if self._db.in_transaction:  # SQLite may have rolled back already, as on a full disk
-                self._db.execute("ROLLBACK")
-            raise
-
-    def run(self, statement: str, *values: Any) -> int:
-        """One statement; returns the number of rows that it changed."""
-        return self._db.execute(statement, values).rowcount
-
-    def row(self, query: str, *values: Any) -> dict[str, Any] | None:
-        """The first row, or None."""
-        row = self._db.execute(query, values).fetchone()
-        return None if row is None else dict(row)
-
-    def rows(self, query: str, *values: Any) -> list[dict[str, Any]]:
-        """All rows."""
-        return [dict(row) for row in self._db.execute(query, values)]
-
-    def each(self, query: str, *values: Any) -> Iterator[dict[str, Any]]:
-        """All rows, one after the other."""
-        for row in self._db.execute(query, values):
-            yield dict(row)
-
-    def value(self, query: str, *values: Any) -> Any:
-        """The first column of the first row; None without a row."""
-        row = self._db.execute(query, values).fetchone()
-        return None if row is None else row[0]
 
     def fact(self, name: str) -> str | None:
         """A named text."""

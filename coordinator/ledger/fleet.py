@@ -239,18 +239,22 @@ class Fleet:
         with self.database.transaction():
             lost = "DELETE FROM updates WHERE device = ? AND round = ? AND lost IS NOT NULL"  # it comes again
             self.database.run(lost, device.id, wish.expected_round)
-            self.database.run(
-                "INSERT INTO updates (device, round, sha256, trained_from, weight, tokens, size, format, averaging, "
-                "validation_loss, received, update_id, norm) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                device.id, wish.expected_round, wish.sha256, wish.trained_from, weight, wish.tokens, checked.size,
-                self._format(wish.trained_from), rules.averaging, wish.validation_loss, self.clock(), wish.update_id,
-                checked.norm,
+            self.enter(
+                device=device.id, round=wish.expected_round, sha256=wish.sha256, trained_from=wish.trained_from, weight=weight,
+                tokens=wish.tokens, size=checked.size, format=self._format(wish.trained_from), update_id=wish.update_id,
+                validation_loss=wish.validation_loss, norm=checked.norm,
             )  # fmt: skip
             if wish.validation_loss is not None:
                 self.database.run("UPDATE devices SET validation_loss = ? WHERE id = ?", wish.validation_loss, device.id)
         device.refused = None
         self.close_if_complete()
         return Receipt(round=wish.expected_round, weight=weight / rounds.ONE)
+
+    def enter(self, **columns: str | float | None) -> None:
+        """Enters an update into the ledger: its `columns`, and those that are the same for every one that comes now."""
+        columns |= {"averaging": self.config.rounds.averaging, "received": self.clock()}
+        marks = ", ".join("?" * len(columns))
+        self.database.run(f"INSERT INTO updates ({', '.join(columns)}) VALUES ({marks})", *columns.values())
 
     def close_if_complete(self) -> bool:
         """Closes the open round if it is complete, and opens the next."""

@@ -10,11 +10,13 @@ from typing import Any
 
 from coordinator.ledger import damage, standby
 from coordinator.ledger.fleet import Fleet
+from coordinator.ledger.private import PrivateRounds
 from coordinator.ledger.roster import show_roster
 from coordinator.protocol import distances, rounds
 
 Facts = dict[str, Any]  # as JSON
 ALARM_ROUNDS = 5
+ENDED = 12  # windows that are listed
 
 
 def overview(fleet: Fleet, started: float, version: str) -> Facts:
@@ -58,6 +60,23 @@ def _notes(fleet: Fleet, updates: int, first: float | None) -> list[str]:
     if not fleet.has_settings_file:
         found.append(fleet.config.gone())
     return found
+
+
+def windows(fleet: Fleet, private: PrivateRounds | None) -> Facts:
+    """The private windows: those on their way, by counts alone, and how the last ones ended; None of a fleet that has none."""
+    if private is None:
+        return {"private": None, "ended": None}
+    seconds = fleet.config.rounds.deadline_seconds
+    return {
+        "private": [
+            {
+                "stage": each.stage, "devices": len(each.parts["keys"]), "given": len(each.parts[each.stage]),
+                "needed": each.needed, "deadline": None if each.since is None else each.since + seconds,
+            }
+            for each in private.windows.open.values()
+        ],
+        "ended": private.windows.ended(ENDED),
+    }  # fmt: skip
 
 
 def alarms(fleet: Fleet, since: int | None = None) -> dict[str, str]:

@@ -87,13 +87,6 @@ class PrivateRounds:
         window.roster = None if found is None else found[0]
         return window
 
-    def overview(self) -> list[dict[str, object]]:
-        """The windows for `status`: their stages, how many devices are in them, and how many have given what the stage is for."""
-        return [
-            {"stage": each.stage, "devices": len(each.parts["keys"]), "given": len(each.parts[each.stage])}
-            for each in self.windows.open.values()
-        ]  # fmt: skip
-
     def check(self, window: str, stage: Stage, device: Device, part: Part) -> bool:
         """Whether the part is new; raises `Refused` where it is not wanted or cannot be used."""
         if not self.windows.check(window, stage, device.id, part):
@@ -176,21 +169,20 @@ class PrivateRounds:
         if found.window.terms.window not in self.windows.open:
             return  # given up meanwhile: its devices may have heard so, and bring what they have in the next
         database, number, now = self._fleet.database, self._fleet.open_round, self._fleet.clock()
-        if not any(self._is_known(*each) for each in found.updates.items()):  # otherwise a crash came between the two
+        if is_new := not any(self._is_known(*each) for each in found.updates.items()):  # otherwise a crash came between the two
             with database.transaction():
                 for device, update_id in found.updates.items():
-                    database.run(
-                        "INSERT INTO updates (device, round, sha256, trained_from, weight, tokens, size, format, averaging, "
-                        "received, update_id, counted_weight) VALUES (?, ?, ?, ?, ?, 0, ?, 'float16', ?, ?, ?, ?)",
-                        device, number, found.sha256, self._fleet.chain.newest_number, rounds.ONE, 4 * found.window.terms.numbers,
-                        self._fleet.config.rounds.averaging, now, update_id, rounds.ONE,
+                    self._fleet.enter(
+                        device=device, round=number, sha256=found.sha256, trained_from=self._fleet.chain.newest_number,
+                        weight=rounds.ONE, tokens=0, size=4 * found.window.terms.numbers, format="float16", update_id=update_id,
+                        counted_weight=rounds.ONE,
                     )  # fmt: skip
                 database.run("UPDATE rounds SET closed = ? WHERE number = ?", now, number)
                 database.run("INSERT INTO rounds (number, opened) VALUES (?, ?)", number + 1, now)
             log.info("round %d: the sum of %d devices", number, len(found.updates))
             if found.norm > (bound := found.window.terms.bound):
                 log.warning("round %d: a device sent more than the bound of %g; the mean was scaled down to it", number, bound)
-        self.windows.end(found.window.terms.window)
+        self.windows.end(found.window.terms.window, round=number if is_new else number - 1)
         self._tidy()
 
     def _is_known(self, device: str, update_id: str) -> bool:

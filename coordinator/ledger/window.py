@@ -68,6 +68,13 @@ class OpenWindow:
         """The shares that came."""
         return {device: each for device, each in self.parts["answers"].items() if isinstance(each, Answer)}
 
+    @property
+    def needed(self) -> int:
+        """Devices that the stage needs at least."""
+        if self.stage == "keys":
+            return self.terms.least
+        return self.cohort.threshold if self.stage in ("confirmations", "answers") else self.cohort.needed
+
     def wants(self, device: str) -> bool:
         """Whether this device may give what the stage is for."""
         given = self.parts[self.stage]
@@ -119,7 +126,7 @@ class OpenWindow:
             return "shares" if given >= self.terms.least and is_complete else None
         if stage == "shares" and not is_free:
             return None
-        needed = self.cohort.threshold if stage in ("confirmations", "answers") else self.cohort.needed
+        needed = self.needed
         wanted = {"shares": len(self.parts["keys"]), "masked": len(self.parts["shares"])}.get(stage, needed)
         is_late = waited >= rules.deadline_seconds
         if stage != "answers" and (given >= wanted or (is_late and given >= needed)):

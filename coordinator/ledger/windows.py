@@ -1,7 +1,8 @@
 """The private windows of a fleet that are on their way, in a file of their own.
 
 A window may be given up at any time, so it is no part of the ledger: no backup has it, and a file that is damaged is made anew.
-What a window brings, its sum, is an entry of the ledger. Whatever was kept of a window is deleted when it ends.
+What a window brings, its sum, is an entry of the ledger. Whatever was kept of a window is deleted when it ends, but for how it
+ended, with the number of its devices.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ from __future__ import annotations
 import logging
 import secrets
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
-from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from coordinator.ledger.sqlite_file import SQLiteFile
 from coordinator.ledger.window import KINDS, OpenWindow, Part
 from coordinator.protocol import keys
 from coordinator.protocol.errors import Refused
@@ -30,7 +33,11 @@ CREATE TABLE IF NOT EXISTS windows (
 CREATE TABLE IF NOT EXISTS parts (
     window TEXT NOT NULL, device TEXT NOT NULL, stage TEXT NOT NULL, part BLOB NOT NULL, PRIMARY KEY (window, device, stage)
 ) STRICT;
+CREATE TABLE IF NOT EXISTS ended (
+    ended REAL NOT NULL, stage TEXT NOT NULL, devices INTEGER NOT NULL, given INTEGER NOT NULL, round INTEGER, reason TEXT
+) STRICT;
 """
+KEPT = 100  # windows that ended
 log = logging.getLogger("comigs-coordinator")
 
 
@@ -40,9 +47,10 @@ class Windows:
     def __init__(self, path: Path, signing_key: Ed25519PrivateKey, fleet: str, clock: Callable[[], float]) -> None:
         self._signing_key, self._fleet, self._clock = signing_key, fleet, clock
         self._db = _open(path)
-        with self._db:  # times that lie in the future were written by a clock that was ahead: they become now
-            self._db.execute("UPDATE windows SET since = ?1 WHERE since > ?1", (clock(),))
+        # Times that lie in the future were written by a clock that was ahead: they become now.
+        self._db.run("UPDATE windows SET since = ?1 WHERE since > ?1", clock())
         self.open = {each.terms.window: each for each in self._read()}
+        self.outcomes: Counter[str] = Counter(summed=0, given_up=0)  # since this process began
 
     def close(self) -> None:
         """Closes the file."""
@@ -50,13 +58,13 @@ class Windows:
 
     def _read(self) -> Iterator[OpenWindow]:
         public = keys.public_text(self._signing_key)
-        for row in self._db.execute("SELECT * FROM windows ORDER BY rowid").fetchall():
+        for row in self._db.rows("SELECT * FROM windows ORDER BY rowid"):
             signed = SignedTerms(terms=row["terms"], signature=row["signature"])
             terms = decode(keys.to_bytes(row["terms"]), Terms)
             window = OpenWindow(
                 terms=terms, signed=signed, signing_key=public, stage=row["stage"], since=row["since"], head=row["head"]
             )
-            for part in self._db.execute("SELECT * FROM parts WHERE window = ? ORDER BY rowid", (row["id"],)):
+            for part in self._db.rows("SELECT * FROM parts WHERE window = ? ORDER BY rowid", row["id"]):
                 kind: type[Part] = KINDS[part["stage"]]
                 window.parts[part["stage"]][part["device"]] = decode(part["part"], kind)
             yield window
@@ -98,9 +106,9 @@ class Windows:
     def put(self, window: str, device: str, part: Part) -> None:
         """Keeps what was checked, before the device hears so."""
         found, now = self.find(window), self._clock()
-        with self._db:
-            self._db.execute("INSERT INTO parts VALUES (?, ?, ?, ?)", (window, device, found.stage, encode(part)))
-            self._db.execute("UPDATE windows SET since = coalesce(since, ?) WHERE id = ?", (now, window))
+        with self._db.transaction():
+            self._db.run("INSERT INTO parts VALUES (?, ?, ?, ?)", window, device, found.stage, encode(part))
+            self._db.run("UPDATE windows SET since = coalesce(since, ?) WHERE id = ?", now, window)
         found.put(device, part, now)
 
     # What time brings ---------------------------------------------------------------------------------------------
@@ -111,17 +119,15 @@ class Windows:
             return
         terms = Terms(fleet=self._fleet, window=secrets.token_hex(16), least=max(LEAST, least), bound=bound, numbers=numbers)
         signed = sign_terms(self._signing_key, terms)
-        with self._db:
-            row = (terms.window, signed.terms, signed.signature)
-            self._db.execute("INSERT INTO windows VALUES (?, ?, ?, 'keys', NULL, '')", row)
+        row = terms.window, signed.terms, signed.signature
+        self._db.run("INSERT INTO windows VALUES (?, ?, ?, 'keys', NULL, '')", *row)
         self.open[terms.window] = OpenWindow(terms=terms, signed=signed, signing_key=keys.public_text(self._signing_key))
 
     def move(self, seconds: float) -> None:
         """The clock was set by so much."""
         if not seconds:
             return
-        with self._db:
-            self._db.execute("UPDATE windows SET since = since + ?", (seconds,))
+        self._db.run("UPDATE windows SET since = since + ?", seconds)
         for window in self.open.values():
             window.since = None if window.since is None else window.since + seconds
 
@@ -142,47 +148,55 @@ class Windows:
                     self._enter(window, stage, head if stage == "masked" else window.head)
             except Distrust as error:
                 log.warning("a private window was given up: %s; its devices bring what they have in the next", error)
-                self.end(window.terms.window)
+                self.end(window.terms.window, reason=str(error))
 
     def _enter(self, window: OpenWindow, stage: Stage, head: str) -> None:
         now = None if stage == "keys" else self._clock()
-        with self._db:
-            self._db.execute(
-                "UPDATE windows SET stage = ?, since = ?, head = ? WHERE id = ?", (stage, now, head, window.terms.window)
-            )
+        self._db.run("UPDATE windows SET stage = ?, since = ?, head = ? WHERE id = ?", stage, now, head, window.terms.window)
         window.stage, window.since, window.head = stage, now, head
 
-    def end(self, window: str) -> None:
-        """Deletes what was kept of a window."""
-        with self._db:
-            self._db.execute("DELETE FROM parts WHERE window = ?", (window,))
-            self._db.execute("DELETE FROM windows WHERE id = ?", (window,))
-        self.open.pop(window, None)
+    def end(self, window: str, *, round: int | None = None, reason: str | None = None) -> None:
+        """Deletes what was kept of a window; notes the `round` that its sum closed, or the `reason` for giving it up."""
+        ended = self.open.pop(window)
+        counts = len(ended.parts["keys"]), len(ended.parts[ended.stage])
+        with self._db.transaction():
+            self._db.run("DELETE FROM parts WHERE window = ?", window)
+            self._db.run("DELETE FROM windows WHERE id = ?", window)
+            self._db.run("INSERT INTO ended VALUES (?, ?, ?, ?, ?, ?)", self._clock(), ended.stage, *counts, round, reason)
+            self._db.run("DELETE FROM ended WHERE rowid <= (SELECT max(rowid) FROM ended) - ?", KEPT)
+        self.outcomes["summed" if reason is None else "given_up"] += 1
+
+    def ended(self, last: int = KEPT) -> list[dict[str, Any]]:
+        """How the last windows ended, the newest first: when, at which stage, of how many devices, how many of them had given
+        what the stage is for; and the round that the sum closed, or why the window was given up.
+        """
+        return self._db.rows("SELECT * FROM ended ORDER BY rowid DESC LIMIT ?", last)
 
 
-def _open(path: Path) -> sqlite3.Connection:
+class _File(SQLiteFile):
+    """What is deleted of it is overwritten."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        try:
+            self._use_alone("TRUNCATE")
+            self.run("PRAGMA secure_delete=ON")
+            for statement in filter(str.strip, SCHEMA.split(";")):
+                self.run(statement)
+            if (flaw := self.value("PRAGMA quick_check(1)")) != "ok":
+                raise sqlite3.DatabaseError(str(flaw))
+        except BaseException:
+            self.close()
+            raise
+
+
+def _open(path: Path) -> _File:
     """The file; one that is damaged is made anew."""
     try:
-        return _connect(path)
+        return _File(path)
     except sqlite3.OperationalError:
         raise
     except sqlite3.DatabaseError as error:
         log.warning("%s is damaged (%s): the private windows on their way are given up, and nothing is lost", path, error)
         path.unlink()
-        return _connect(path)
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, isolation_level="IMMEDIATE", check_same_thread=False)
-    try:
-        connection.row_factory = sqlite3.Row
-        for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=TRUNCATE", "synchronous=EXTRA", "secure_delete=ON"):
-            connection.execute(f"PRAGMA {pragma}")
-        connection.executescript(SCHEMA)
-        with closing(connection.execute("PRAGMA quick_check(1)")) as found:
-            if (flaw := found.fetchone()[0]) != "ok":
-                raise sqlite3.DatabaseError(str(flaw))
-        return connection
-    except BaseException:
-        connection.close()
-        raise
+        return _File(path)

@@ -44,6 +44,7 @@ class Membership(Message, omit_defaults=True):
 
     device: Short
     counted: list[str] = msgspec.field(default_factory=list)
+    counted_in: list[Number] = msgspec.field(default_factory=list)  # none: from a desk that does not say
     has_contributed: bool = False
     rejected: Rejected | None = None
 

@@ -12,6 +12,7 @@ from itertools import accumulate
 
 from coordinator.ledger import overview
 from coordinator.ledger.fleet import Fleet
+from coordinator.ledger.private import PrivateRounds
 
 BUCKETS = (0.005, 0.025, 0.1, 0.5, 2.5, 10.0)  # seconds
 ESCAPED = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n"})
@@ -33,7 +34,7 @@ class Metrics:
         self._buckets[method, route][sum(seconds > bound for bound in BUCKETS)] += 1
         self._seconds[method, route] += seconds
 
-    def render(self, fleet: Fleet, started: float, version: str) -> str:
+    def render(self, fleet: Fleet, started: float, version: str, private: PrivateRounds | None = None) -> str:
         """The text."""
         requests = _family(
             "comigs_http_requests_total", "counter", "Requests that were answered.",
@@ -41,7 +42,7 @@ class Metrics:
              for (method, route, status), count in sorted(self._answers.items())),
         )  # fmt: skip
         seconds = _family("comigs_http_request_duration_seconds", "histogram", "Time to make an answer.", self._durations())
-        return requests + seconds + _fleet(fleet, started, version)
+        return requests + seconds + _fleet(fleet, started, version) + ("" if private is None else _windows(fleet, private))
 
     def _durations(self) -> Samples:
         for (method, route), counts in sorted(self._buckets.items()):
@@ -74,6 +75,20 @@ def _fleet(fleet: Fleet, started: float, version: str) -> str:
     )  # fmt: skip
     about = _family("comigs_info", "gauge", "What runs.", [("", {"version": version, "fleet": facts["fleet"]}, 1)])
     return about + "".join(_family(name, "gauge", text, [("", {}, number)]) for name, text, number in gauges)
+
+
+def _windows(fleet: Fleet, private: PrivateRounds) -> str:
+    """Of a private fleet: counts, and no device's name."""
+    shown = overview.windows(fleet, private)["private"]
+    return "".join((
+        _family("comigs_private_windows", "gauge", "Private windows on their way.", [("", {}, len(shown))]),
+        _family("comigs_private_window_devices", "gauge", "Devices of each private window on its way, by its stage.",
+                [("", {"stage": each["stage"]}, each["devices"]) for each in shown]),
+        _family("comigs_private_window_answers", "gauge", "Devices that have given what the stage of the window asks for.",
+                [("", {"stage": each["stage"]}, each["given"]) for each in shown]),
+        _family("comigs_private_windows_ended_total", "counter", "Private windows that ended since the start.",
+                [("", {"outcome": name}, count) for name, count in sorted(private.windows.outcomes.items())]),
+    ))  # fmt: skip
 
 
 def _family(name: str, kind: str, text: str, samples: Samples) -> str:

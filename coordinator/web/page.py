@@ -5,17 +5,16 @@ Everything on it comes from `overview`; what devices chose (names, versions, the
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 
 from coordinator.ledger import overview
 from coordinator.ledger.fleet import Fleet
 from coordinator.ledger.overview import Facts
-from coordinator.web import charts
+from coordinator.ledger.private import PrivateRounds
+from coordinator.web import charts, private_windows
 from coordinator.web.charts import Point
-from coordinator.web.tables import table
+from coordinator.web.parts import ago, count, listed, loss, moment, or_dash, size, span, tile, utc
 
 CSS = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
 HEADERS = {
@@ -31,16 +30,17 @@ DRAWN, LISTED = 60, 12  # rounds in the charts and in the table
 LOW_DISK = 10**9  # bytes
 
 
-def render(fleet: Fleet, started: float, version: str) -> str:
-    """The page as HTML."""
+def render(fleet: Fleet, started: float, version: str, private: PrivateRounds | None = None) -> str:
+    """The page as HTML; `private` are the private rounds of a fleet that has such."""
     facts, devices = overview.overview(fleet, started, version), overview.devices(fleet)
+    facts |= overview.windows(fleet, private)
     rounds = overview.rounds_table(fleet, DRAWN)
     silent_since = facts["now"] - fleet.config.rounds.active_seconds
-    body = "".join((
-        _head(facts), _tiles(facts, rounds), _charts(rounds) if devices else _first_steps(),
-        _devices(devices, facts["now"], silent_since) if devices else "", _rounds(rounds, facts["now"]) if devices else "",
-        _foot(facts),
-    ))  # fmt: skip
+    parts = [_first_steps()]
+    if devices:
+        listings = _devices(devices, facts["now"], silent_since), private_windows.listing(facts), _rounds(rounds, facts["now"])
+        parts = [_charts(rounds), *listings]
+    body = "".join((_head(facts), _tiles(facts, rounds), *parts, _foot(facts)))
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">'
@@ -57,6 +57,8 @@ def _head(facts: Facts) -> str:
             f'Base <strong>{escape(base["name"][:64])}</strong> <code title="{escape(base["sha256"])}">'
             f"{escape(base['sha256'][:12])}</code>, {generalist['tensors']} {escape(generalist['form'][:20])} tensors averaged"
         )
+    if facts["private"] is not None:
+        about += "; a private fleet: updates are opened in sums only"
     notes = "".join(f"<p><strong>{escape(sentence)}</strong></p>" for sentence in facts["notes"])
     return f"<header><h1>Fleet <code>{escape(facts['fleet'])}</code></h1><p>{about}</p>{notes}</header><main>"
 
@@ -69,14 +71,15 @@ def _tiles(facts: Facts, rounds: list[Facts]) -> str:
     seen = f"round {turned[-1]} was the last" if turned else "none of the rounds shown"
     free, newest = facts["disk_free"], facts["newest_round"]
     published = [row["published"] for row in rounds if row["published"] is not None]
-    age = f"published {_ago(published[-1], facts['now'])}" if published else "the first device brings it"
+    age = f"published {ago(published[-1], facts['now'])}" if published else "the first device brings it"
+    first = _open_round(facts) if facts["private"] is None else private_windows.tile_of(facts)
     return "".join((
-        '<section class="tiles" aria-label="Health">', _open_round(facts),
-        _tile("Devices", f"{facts['active']}", f"active, of {_count(facts['devices'], 'device')}"),
-        _tile("Generalist", "none" if newest < 0 else str(newest), age),
-        _tile("Received", _size(facts["bytes_in"]), f"{_size(facts['bytes_out'])} sent"),
-        _tile("Turned back", str(len(turned)), seen),
-        _tile("Disk free", _size(free), "little is left: make room" if free < LOW_DISK else "enough", free < LOW_DISK),
+        '<section class="tiles" aria-label="Health">', first,
+        tile("Devices", f"{facts['active']}", f"active, of {count(facts['devices'], 'device')}"),
+        tile("Generalist", "none" if newest < 0 else str(newest), age),
+        tile("Received", size(facts["bytes_in"]), f"{size(facts['bytes_out'])} sent"),
+        tile("Turned back", str(len(turned)), seen),
+        tile("Disk free", size(free), "little is left: make room" if free < LOW_DISK else "enough", free < LOW_DISK),
         "</section>",
     ))  # fmt: skip
 
@@ -87,18 +90,12 @@ def _open_round(facts: Facts) -> str:
         note = "waits for its first update"
     else:
         left = facts["deadline"] - facts["now"]
-        due = f"in {_span(left)}" if left > 0 else f"since {_span(-left)}"
-        note = f"deadline {due}, then {_count(facts['quorum'], 'update')} will do"
+        due = f"in {span(left)}" if left > 0 else f"since {span(-left)}"
+        note = f"deadline {due}, then {count(facts['quorum'], 'update')} will do"
     share = min(100.0, 100.0 * updates / goal)
     bar = f'<span class="bar-of"><span style="width:{share:.0f}%"></span></span>'
-    figure = f"{updates}<small> of {_count(goal, 'update')}</small>"
-    return _tile(f"Round {facts['open_round']}, open", figure, f"{bar}{note}")
-
-
-def _tile(name: str, figure: str, note: str, is_bad: bool = False) -> str:
-    """`figure` and `note` are HTML."""
-    kind = "tile bad" if is_bad else "tile"
-    return f'<div class="{kind}"><h2>{name}</h2><p class="figure">{figure}</p><p class="note">{note}</p></div>'
+    figure = f"{updates}<small> of {count(goal, 'update')}</small>"
+    return tile(f"Round {facts['open_round']}, open", figure, f"{bar}{note}")
 
 
 # Charts -------------------------------------------------------------------------------------------------------------
@@ -109,17 +106,17 @@ def _charts(rounds: list[Facts]) -> str:
     losses = [Point(row["number"], row["validation_loss"], row["rolled_back_to"] is not None) for row in closed]
     devices = [Point(row["number"], row["devices"], row["closed"] is None, row["refusals"]) for row in rounds]
     moved = [Point(row["number"], row["bytes_in"], row["closed"] is None) for row in rounds]
-    loss = charts.line("loss", "Validation loss by round", losses, lambda value: f"{value:.4g}")
+    line = charts.line("loss", "Validation loss by round", losses, lambda value: f"{value:.4g}")
     if all(point.value is None for point in losses):
-        loss = '<p class="empty">No device reports its validation loss. Each decides that for itself.</p>'
+        line = '<p class="empty">No device reports its validation loss. Each decides that for itself.</p>'
     refused = "; narrow: devices that refused its generalist" if any(point.refused for point in devices) else ""
     turned = "; dashed: an older generalist again" if any(point.is_marked for point in losses) else ""
     return "".join((
         '<section class="charts" aria-label="Rounds over time">',
-        _figure("Validation loss", f"nats a token, mean of the devices that report it{turned}", loss),
+        _figure("Validation loss", f"nats a token, mean of the devices that report it{turned}", line),
         _figure("Devices", f"updates in each round{refused}",
                 charts.bars("devices", "Devices by round", devices, lambda value: f"{value:.0f}", is_count=True)),
-        _figure("Received", "bytes of each round's updates", charts.bars("moved", "Bytes received by round", moved, _size)),
+        _figure("Received", "bytes of each round's updates", charts.bars("moved", "Bytes received by round", moved, size)),
         "</section>",
     ))  # fmt: skip
 
@@ -136,11 +133,11 @@ def _devices(rows: list[Facts], now: float, silent_since: float) -> str:
         "Device", "State", "Last contact", "#Updates", "#Last round", "#Refused", "#Validation loss", "#Received", "#Sent",
         "Version",
     )  # fmt: skip
-    return _table("Devices", heads, (
+    return listed("Devices", heads, (
         (
-            escape(row["name"]), _state(row, silent_since), _moment(row["last_contact"], now), str(row["updates"]),
-            _or_dash(row["last_round"]), _or_dash(row["refusals"] or None), _loss(row["validation_loss"]),
-            _size(row["bytes_in"]), _size(row["bytes_out"]),
+            escape(row["name"]), _state(row, silent_since), moment(row["last_contact"], now), str(row["updates"]),
+            or_dash(row["last_round"]), or_dash(row["refusals"] or None), loss(row["validation_loss"]),
+            size(row["bytes_in"]), size(row["bytes_out"]),
             escape(row["version"]),
         ) for row in rows
     ))  # fmt: skip
@@ -158,11 +155,11 @@ def _state(row: Facts, silent_since: float) -> str:
 
 def _rounds(rows: list[Facts], now: float) -> str:
     heads = ("#Round", "Closed", "Took", "#Devices", "#Received", "#Tokens", "#Validation loss", "#Refused by", "Generalist")
-    return _table("Latest rounds", heads, (
+    return listed("Latest rounds", heads, (
         (
-            str(row["number"]), "open" if row["closed"] is None else _moment(row["closed"], now),
-            _span((row["closed"] or now) - row["opened"]), str(row["devices"]), _size(row["bytes_in"]),
-            f"{row['tokens'] or 0:,}", _loss(row["validation_loss"]), _or_dash(row["refusals"] or None), _generalist(row),
+            str(row["number"]), "open" if row["closed"] is None else moment(row["closed"], now),
+            span((row["closed"] or now) - row["opened"]), str(row["devices"]), size(row["bytes_in"]),
+            f"{row['tokens'] or 0:,}", loss(row["validation_loss"]), or_dash(row["refusals"] or None), _generalist(row),
         ) for row in reversed(rows[-LISTED:])
     ))  # fmt: skip
 
@@ -173,10 +170,6 @@ def _generalist(row: Facts) -> str:
     if row["sha256"] is None:
         return "–"
     return f'<code title="{escape(row["sha256"])}">{escape(row["sha256"][:12])}</code>'
-
-
-def _table(name: str, heads: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    return f'<section class="table"><h2>{name}</h2>{table(heads, rows)}</section>'
 
 
 def _first_steps() -> str:
@@ -191,50 +184,7 @@ def _foot(facts: Facts) -> str:
     settings = ", ".join(f"{name.replace('_', ' ')} {escape(str(value))}" for name, value in facts["settings"].items())
     return (
         f"</main><footer><p>{settings}</p><p>comigs-coordinator {escape(facts['version'])}, running for "
-        f"{_span(facts['now'] - facts['started'])}, ledger in {escape(facts['sqlite_journal'])} mode. "
-        f"Made {_utc(facts['now'])}, anew every {REFRESH_SECONDS} seconds. "
+        f"{span(facts['now'] - facts['started'])}, ledger in {escape(facts['sqlite_journal'])} mode. "
+        f"Made {utc(facts['now'])}, anew every {REFRESH_SECONDS} seconds. "
         '<a href="/metrics">Metrics</a> <a href="/openapi.json">API</a></p></footer>'
     )
-
-
-# Words --------------------------------------------------------------------------------------------------------------
-
-
-def _span(seconds: float) -> str:
-    """A length of time in words, to its largest unit."""
-    for size, unit in ((86400, "day"), (3600, "hour"), (60, "minute")):
-        if seconds >= size:
-            return _count(int(seconds // size), unit)
-    return _count(max(0, int(seconds)), "second")
-
-
-def _ago(moment: float, now: float) -> str:
-    return "just now" if now - moment < 5 else f"{_span(now - moment)} ago"
-
-
-def _moment(moment: float, now: float) -> str:
-    return f'<time datetime="{_utc(moment, "T", "Z")}" title="{_utc(moment)}">{_ago(moment, now)}</time>'
-
-
-def _utc(seconds: float, between: str = " ", zone: str = " UTC") -> str:
-    return time.strftime(f"%Y-%m-%d{between}%H:%M:%S{zone}", time.gmtime(seconds))
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}" if unit != "B" else f"{count:.0f} B"
-        count /= 1000
-    return f"{count:,.1f} GB"
-
-
-def _loss(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"
-
-
-def _or_dash(value: object) -> str:
-    return "–" if value is None else str(value)

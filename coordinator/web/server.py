@@ -274,12 +274,13 @@ class Server:
 
     async def _page(self, request: web.Request) -> web.Response:
         self._check_shown(request)
-        text = page.render(self.fleet, self.started, self.version)
+        text = page.render(self.fleet, self.started, self.version, self.private)
         return web.Response(text=text, content_type="text/html", headers=page.HEADERS)
 
     async def _metrics(self, request: web.Request) -> web.Response:
         self._check_shown(request)
-        return web.Response(text=self.metrics.render(self.fleet, self.started, self.version), content_type="text/plain")
+        text = self.metrics.render(self.fleet, self.started, self.version, self.private)
+        return web.Response(text=text, content_type="text/plain")
 
     async def _openapi(self, request: web.Request) -> web.Response:
         return web.Response(body=openapi.document(self.version), content_type="application/json")

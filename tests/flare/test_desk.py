@@ -1,17 +1,18 @@
 """An engine's tasks and answers against the real coordinator: the same updates make the same generalists, byte for byte."""
 
+import contextlib
 import time
-from types import SimpleNamespace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from comigs_edge.errors import ComigsError
-from comigs_edge.fleet import site
 from comigs_edge.fleet.outcome import Judgement
 from coordinator.protocol import tasks
+from coordinator.protocol.errors import CoordinatorError
 from coordinator.protocol.tasks import Task
-from tests.coordinator.rig import random_arrays
+from tests.coordinator.rig import Coordinator, random_arrays
 from tests.flare.rig import Site, open_desk, round_of
 from tests.fleet.rig import Device
 
@@ -258,7 +259,57 @@ def test_a_home_takes_no_task_that_is_none(tmp_path):
         site.carried.read()
 
 
-def test_a_device_of_a_private_fleet_sends_nothing_through_an_engine():
-    private = SimpleNamespace(membership=SimpleNamespace(is_private=True))
-    with pytest.raises(ComigsError, match=r"fleet is private, and FLARE carries single updates"):
-        site.Site.connect(SimpleNamespace(), private, 0.0)
+@pytest.mark.parametrize("is_masked_first", [False, True])
+def test_a_device_of_a_private_fleet_sends_nothing_through_an_engine(desk, tmp_path, is_masked_first):
+    [site] = begin(desk, tmp_path, "a")
+    folder = site.device.folder
+    folder.save_membership(replace(folder.membership(), update_format="masked"))
+    site.open()
+    learn([site.device], (1,))
+    plain, masked = desk.fleet.config, desk.fleet.config.with_values({"private": True})
+    for config in (masked, plain) if is_masked_first else (plain,):
+        desk.fleet.config = config
+        [(_, task)] = desk.tasks("a")
+        site.hear(task)
+        with contextlib.nullcontext() if config is masked else pytest.raises(ComigsError, match="was private"):
+            site.device.exchange()
+    assert not site.answer
+    assert desk.fleet.updates_in()[0] == 0
+
+
+def test_a_desk_does_not_serve_a_fleet_that_was_private_at_its_last_start(tmp_path):
+    Coordinator(tmp_path / "data", private=True).stop()
+    desk = open_desk(tmp_path / "data")
+    with pytest.raises(CoordinatorError, match="private fleet, and FLARE carries no private rounds"):
+        desk.__enter__()
+
+
+def test_what_came_late_and_was_rolled_back_comes_again(tmp_path):
+    now = [time.time()]
+    with open_desk(tmp_path / "data", lambda: now[0], deadline_seconds=60, min_fraction=0.1) as desk:
+        late, *others = begin(desk, tmp_path, "bac")
+        learn([late.device], (9,))
+        learned = late.device.local
+        [(_, task)] = desk.tasks(["b"])
+        late.hear(task)
+        late.device.exchange()
+        answer = late.answer
+        for seed in (1, 2):
+            learn([other.device for other in others], (seed, 10 + seed))
+            round_of(desk, others)
+            now[0] += 61
+            desk.tick()
+        assert desk.enter("b", answer) is None  # it counts in round 3, and the device knows of generalist 0 only
+        now[0] += 61
+        desk.tick()
+        assert desk.fleet.chain.newest_number == 3
+        desk.fleet.chain.roll_back(3, desk.fleet.members.generalist)  # as refusals make it
+        assert late.device.books.check(desk.fleet.chain.newest).rolled_back_to == 2
+        round_of(desk, [late])
+        assert late.device.books.standing.trained_from == 4
+        again = late.device.books.kept.read(4)
+        change = {name: learned[name] - late.device.initial[name] for name in learned}
+        expected = {name: again[name] + change[name] for name in again}
+        assert all(np.allclose(late.device.local[name], expected[name], atol=1e-5) for name in again)
+        row = desk.fleet.database.row("SELECT norm FROM updates WHERE device = ? ORDER BY round DESC", late.id)
+        assert row["norm"] > 0

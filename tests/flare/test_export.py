@@ -23,6 +23,7 @@ from coordinator.ledger import config
 from coordinator.ledger.folder import Folder
 from coordinator.protocol import kits
 from coordinator.protocol.errors import CoordinatorError
+from tests.coordinator.rig import Coordinator
 from tests.flare.rig import Site, open_desk
 
 NOW = datetime.datetime(2027, 1, 1, tzinfo=datetime.timezone.utc)
@@ -69,10 +70,14 @@ def test_a_job_names_our_classes_and_ships_no_code(tmp_path):
     assert "nvflare" not in (project / config("client")).read_text()
 
 
+@pytest.mark.parametrize("is_flag", [False, True])
 @pytest.mark.parametrize("words", [["export", "--site", "a"], ["run"]])
-def test_a_private_fleet_is_not_carried(tmp_path, capsys, words):
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "config.toml").write_text("[rounds]\nprivate = true\n")
+def test_a_private_fleet_is_not_carried(tmp_path, capsys, words, is_flag):
+    if is_flag:
+        Coordinator(tmp_path / "data", private=True).stop()
+    else:
+        (tmp_path / "data").mkdir()
+        (tmp_path / "data" / "config.toml").write_text("[rounds]\nprivate = true\n")
     with pytest.raises(SystemExit):
         main(["flare", words[0], str(tmp_path / "project"), "--data", str(tmp_path / "data"), *words[1:]])
     assert "private fleet, and FLARE carries no private rounds" in capsys.readouterr().err

@@ -106,7 +106,7 @@ class FolderTransport:
     def exchange(self, update, leaves, progress):
         receipt = None
         if update and self.device not in self.fleet.updates and update.id not in self.fleet.counted[self.device]:
-            leaves(len(wire.encode(update.packed)))
+            leaves(len(wire.encode(update.packed)), self.fleet.settings)
             self.fleet.updates[self.device] = update
             receipt = Receipt(round=len(self.fleet.links), weight=1.0) if self.has_receipts else None
         state = self.fleet.state(self.device)

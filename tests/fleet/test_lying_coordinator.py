@@ -1,5 +1,7 @@
 """A coordinator that lies about a private window gets no share that opens anything but one sum of enough devices."""
 
+import contextlib
+
 import numpy as np
 import pytest
 
@@ -380,6 +382,26 @@ def test_a_private_fleet_that_asks_for_single_updates_gets_none(tmp_path):
             device.exchange(tokens=10)
     assert liar.updates == {}
     assert liar.uploads == {}
+
+
+@pytest.mark.parametrize("turns", range(1, 6))
+def test_a_private_fleet_that_turns_plain_between_two_answers_gets_no_single_update(tmp_path, turns):
+    liar = fleet(tmp_path, 3)
+    liar.run_to("masked")
+    honest, said = liar.state, []
+
+    def state(device):
+        said.append(device)
+        liar.settings.update_format = "masked" if len(said) < turns else "float16"
+        return honest(device)
+
+    liar.state = state
+    device = next(iter(liar.devices.values()))
+    with contextlib.suppress(ComigsError):
+        device.exchange(tokens=10)
+    with pytest.raises(ComigsError, match="was private"):
+        device.exchange(tokens=10)
+    assert liar.updates == {}
 
 
 def test_a_claim_that_there_is_no_generalist_yet_gets_the_initial_one_only(tmp_path):

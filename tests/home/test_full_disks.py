@@ -6,6 +6,10 @@ import shutil
 from importlib.util import find_spec
 
 import pytest
+import transformers
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
 
 from comigs_edge.home.versions import versions
 from comigs_edge.training import checkpoint
@@ -45,6 +49,29 @@ def test_a_home_that_has_no_room_for_its_base_says_how_much_it_needs(disk):
     assert result.returncode == 1
     assert re.search(r"home needs 98 MB and 1\d MB are free there; make room, or name another disk", result.stderr)
     assert not (disk / "home" / "base.gguf").exists()
+
+
+def write_folder(root):
+    """A Hugging Face folder of 10 million weights, in float16."""
+    sizes = {"vocab_size": 4000, "hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 3}
+    config = transformers.LlamaConfig(**sizes, num_attention_heads=8, num_key_value_heads=4, tie_word_embeddings=True)
+    transformers.LlamaForCausalLM(config).half().save_pretrained(root)
+    words = {f"<{number}>": number for number in range(sizes["vocab_size"])}
+    tokenizer = Tokenizer(BPE(words, [], unk_token=None))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    tokenizer.save(str(root / "tokenizer.json"))
+    return sum(path.stat().st_size for path in root.glob("*.safetensors"))
+
+
+def test_a_base_that_is_converted_where_there_is_no_room_says_how_much_it_needs(disk, tmp_path):
+    size = write_folder(tmp_path / "model") / 1e6
+    result = comigs(disk / "home", "init", "--base", tmp_path / "model", "--format", "F16")
+    assert result.returncode == 1
+    needed, free = map(int, re.search(r"home needs (\d+) MB and (\d+) MB are free there; make room", result.stderr).groups())
+    assert size <= needed + 0.5
+    assert needed <= size + 2
+    assert 14 <= free <= 17
+    assert not list((disk / "home").rglob("*.gguf"))
 
 
 def test_a_disk_that_is_full_for_a_while_costs_no_step_and_is_said_once(small, ready):

@@ -2,10 +2,13 @@
 
 from contextlib import closing
 
+from coordinator.ledger import windows as windows_file
 from coordinator.ledger.private import PrivateRounds
 from coordinator.ledger.windows import Windows
 from coordinator.protocol import keys
+from coordinator.protocol.private import steps
 from coordinator.protocol.private.messages import SignedKeys
+from coordinator.protocol.rounds import Rules
 from tests.coordinator.ledger.test_fleet import Room, arrays
 
 
@@ -34,3 +37,38 @@ def test_a_device_hears_the_lowest_bound_of_the_windows_also_where_there_is_none
         private.windows.open.clear()
         private.windows.begin(3, 3.0, 8)
         assert private.state(device).norm_limit == 2.0
+
+
+def test_a_window_that_is_given_up_leaves_its_reason_and_its_counts_and_nothing_else(tmp_path):
+    now, path = [1000.0], tmp_path / "windows.db"
+    with closing(Windows(path, keys.new_key(), "fleet", lambda: now[0])) as windows:
+        windows.begin(3, 1.0, 10)
+        (name,) = windows.open
+        devices = [keys.new_key() for _ in range(4)]
+        for key in devices:
+            made = steps.make_keys(bytes(32), name, key)
+            windows.put(name, keys.device_id(keys.public_text(key)), made)
+        rules, listed = Rules(private=True, deadline_seconds=60), {keys.device_id(keys.public_text(key)) for key in devices}
+        windows.advance(rules, 4, "", listed)
+        assert windows.open[name].stage == "shares"
+        now[0] += 61
+        windows.advance(rules, 4, "", listed)
+        assert name not in windows.open
+        [ended] = windows.ended()
+        reason = "0 of 4 devices gave their shares in time, 3 are needed"
+        assert ended == {"ended": 1061.0, "stage": "shares", "devices": 4, "given": 0, "round": None, "reason": reason}
+        assert windows.outcomes == {"summed": 0, "given_up": 1}
+        kept = windows.ended()
+    data = path.read_bytes()
+    assert not any(keys.device_id(keys.public_text(key)).encode() in data for key in devices)
+    with closing(Windows(path, keys.new_key(), "fleet", lambda: now[0])) as windows:
+        assert windows.ended() == kept
+
+
+def test_the_last_ends_are_kept_and_no_more(tmp_path, monkeypatch):
+    monkeypatch.setattr(windows_file, "KEPT", 3)
+    with closing(Windows(tmp_path / "windows.db", keys.new_key(), "fleet", lambda: 1000.0)) as windows:
+        for number in range(8):
+            windows.begin(3, 1.0, 10)
+            windows.end(next(iter(windows.open)), round=number)
+        assert [each["round"] for each in windows.ended()] == [7, 6, 5]

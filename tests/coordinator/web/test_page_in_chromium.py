@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from tests.coordinator.rig import Coordinator, Member, random_arrays
+from tests.coordinator.web.test_private_windows import drawn
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [pytest.mark.torture, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")]
@@ -119,3 +120,15 @@ def test_the_page_is_drawn_in_both_colours_and_every_width(fleet, tmp_path, name
     assert (edge == corner).all()  # nothing runs out of the window
     greens = (image[..., 1].astype(int) - image[..., 0]) > 60
     assert greens.sum() > 2000  # bars and lines are there
+
+
+@pytest.mark.parametrize("name", WIDTHS)
+@pytest.mark.parametrize("is_dark", [False, True], ids=["light", "dark"])
+def test_a_private_fleets_page_fits_every_width(tmp_path, name, is_dark):
+    folder, width = Path(os.environ.get("SHOTS", tmp_path)), WIDTHS[name]
+    file = tmp_path / "page.html"
+    file.write_text(drawn(tmp_path))
+    address = file.as_uri() if width >= NARROWEST else framed(file.as_uri(), width, tmp_path)
+    target = folder / f"private-{name}-{'dark' if is_dark else 'light'}.png"
+    image = shoot(address, target, max(width, NARROWEST), is_dark)[:, :width]
+    assert (image[:, -3:] == image[2, 2]).all()  # nothing runs out of the window
