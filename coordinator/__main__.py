@@ -78,8 +78,8 @@ def _parser() -> argparse.ArgumentParser:
     text = "Tell the devices that the coordinator goes on from an older copy of its folder; a restored backup says so by itself."
     _add_command(commands, "restored", text, _restored)
     _add_service(commands)
-    flare_command.add(commands, _add_command)
-    roster_command.add(commands, _add_command)
+    for more in (flare_command, roster_command):
+        more.add(commands, _add_command)
     return parser
 
 
@@ -178,8 +178,8 @@ def _status(options: argparse.Namespace) -> None:
     print(f"round      {status['open_round']}: {status['updates']} updates, {closes}")
     for window in status.get("private") or []:
         print(f"window     {window['stage']}: {window['given']} of {window['devices']} devices")
-    for window in (status.get("ended") or [])[:3]:
-        print(f"window     given up: {window['reason']}" if window["reason"] else f"window     summed, round {window['round']}")
+    for each in (status.get("ended") or [])[:3]:
+        print(f"window     given up: {each['reason']}" if each["reason"] else f"window     summed, round {each['round']}")
     print(f"moved      {show_size(status['bytes_in'])} in, {show_size(status['bytes_out'])} out")
     print(f"disk       {show_size(status['disk_free'])} free")
     alarms = [f"{name}: {reason}" for name, reason in status.get("alarms", {}).items()]
@@ -292,9 +292,8 @@ def _service_status(options: argparse.Namespace) -> None:
     if _print_json(options, state):
         return
     print(f"unit       {file}{'' if state['installed'] else ', not installed'}\nstate      {state['state']}")
-    user = " --user" if not options.system else ""
-    then = f"journalctl{user} --unit {service.UNIT}" if state["installed"] else "comigs-coordinator service install"
-    print(f"\nnext: {then}")
+    log = f"journalctl{'' if options.system else ' --user'} --unit {service.UNIT}"
+    print(f"\nnext: {log if state['installed'] else 'comigs-coordinator service install'}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 
 from comigs_edge import files
@@ -67,7 +66,7 @@ class BookFiles:
         tensors = reference | {_ON_TOP + name: array for name, array in on_top.items()}
         self._clear(self._facts)
         write_record(self._standing, tensors, facts | {"joined": member.joined})
-        files.write_atomic(self._facts, json.dumps(facts | asdict(member)).encode())
+        files.write_atomic(self._facts, json.dumps(facts | member.facts()).encode())
 
     @property
     def has_standing(self) -> bool:

@@ -14,7 +14,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Collection
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -59,7 +59,7 @@ class FleetFolder(BookFiles):
 
     def save_membership(self, membership: Membership) -> None:
         """Writes it, if it changed."""
-        data = json.dumps(asdict(membership), indent=1).encode()
+        data = json.dumps(membership.facts(), indent=1).encode()
         self._clear(self._membership)
         if not self._membership.exists() or self._membership.read_bytes() != data:
             files.write_atomic(self._membership, data)

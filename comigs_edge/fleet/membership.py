@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -31,6 +32,10 @@ class Membership:
     update_format: str
     averaging: str
     roster_key: str = ""  # of the owner, who signs the roster; empty: private windows are shared with any device
+
+    def facts(self) -> dict[str, Any]:
+        """As JSON; earlier versions read what they know, a membership without a key of a roster."""
+        return {name: value for name, value in asdict(self).items() if name != "roster_key" or value}
 
     @property
     def is_private(self) -> bool:
