@@ -72,6 +72,7 @@ def test_a_key_that_is_there_is_never_written_over(at_home, tmp_path):
         (f"{KEYS[0]}\n", "is not a device's key and its name"),
         (f"{KEYS[0]}A a\n", "is not a device's key and its name"),
     ],
+    ids=["too few", "a key twice", "no key", "two names", "no name", "a key too long"],
 )
 def test_a_list_that_cannot_be_signed_is_told_with_its_line(at_home, tmp_path, listed, sentence):
     (tmp_path / "devices.txt").write_text(listed)
