@@ -74,7 +74,8 @@ class Commands(TyperGroup):
             drop_output()
             raise typer.Exit(1) from None
         except EXPECTED as error:
-            typer.secho(f"error: {readable(sentence(error))}", fg="red", err=True)
+            colour = None if "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb" else "red"
+            typer.secho(f"error: {readable(sentence(error))}", fg=colour, err=True)
             raise typer.Exit(getattr(error, "exit_code", 1)) from error
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from comigs_edge.home import holder
 from comigs_edge.home.folder import locate
+from comigs_edge.training.run import TrainingRun
 
 PATIENCE = 60.0
 
@@ -113,3 +114,16 @@ def test_a_suspended_training_is_called_so_and_can_be_stopped(run, training):
     assert "suspended (fg, or kill -CONT)" in run("status").stdout
     run("train", "--stop")
     assert json.loads(run("status", "--json").stdout)["training"]["state"] == "interrupted"
+
+
+def test_a_word_of_stop_that_comes_while_all_is_saved_does_not_end_the_process(run, ready, monkeypatch):
+    end, handlers = TrainingRun.end, []
+
+    def watched(self):
+        handlers.extend(signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGHUP))
+        return end(self)
+
+    monkeypatch.setattr(TrainingRun, "end", watched)
+    run("train", "--steps", 2)
+    assert len(handlers) == 2
+    assert signal.SIG_DFL not in handlers

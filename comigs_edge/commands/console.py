@@ -212,6 +212,10 @@ def show_table(headers: Sequence[str], rows: Iterable[Sequence[object]], long: s
     place = headers.index(long)
     if sum(widest) - widest[place] + min(widest[place], LONG) + 3 * len(headers) + 1 > out.width:
         for row in cells:
+            if len(row) == 2:  # nothing but the long column stands behind the first
+                out.print(Text(row[0], "bold"))
+                out.print(Padding(Text(row[1]), (0, 0, 0, 3)))
+                continue
             out.print(Text("  ".join(row[i] for i in sorted({0, place}) if row[i]), "bold"), soft_wrap=True)
             rest = ", ".join(f"{headers[i]} {cell}" for i, cell in enumerate(row) if cell and i not in (0, place))
             out.print(Padding(Text(rest), (0, 0, 0, 3)))

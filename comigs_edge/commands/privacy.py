@@ -42,6 +42,9 @@ def _show(facts: dict[str, Any]) -> None:
     fact("mode", MODES[facts["mode"]], 10)
     if fleet := facts["fleet"]:
         fact("fleet", f"{printable(fleet['address']) or 'no address'}, as {printable(fleet['name'])}", 10)
+        fact("reads it", facts["who_reads"], 10)
+    if facts["roster_key"] is not None:
+        fact("roster", f"signed by {facts['roster_key']}" if facts["roster_key"] else "none: whoever the coordinator names", 10)
     if sums := facts["sums"]:
         for number, line in enumerate(_sums(sums)):
             fact("" if number else "sums", line, 10)

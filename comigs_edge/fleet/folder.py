@@ -101,6 +101,10 @@ class FleetFolder(BookFiles):
         """Of the last membership in the fleet of the coordinator with this certificate; None: it was never there."""
         return next((_fact(root, fact) for root in (self.root, *sorted(self._left.glob("*"))) if _fact(root, "pin") == pin), None)
 
+    def roster_key(self, pin: str) -> str:
+        """The owner's key that was said last: of the present membership whatever the coordinator is, else of that with `pin`."""
+        return _fact(self.root, "roster_key") or self.former("roster_key", pin) or ""
+
     def forget_heard(self) -> None:
         """What the coordinator said to another key."""
         self._heard.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ from comigs_edge import __version__
 from comigs_edge.errors import ComigsError
 from comigs_edge.fleet.client import Remote
 from comigs_edge.fleet.folder import FleetFolder
+from comigs_edge.fleet.held import HeldWindows
 from comigs_edge.fleet.membership import Membership
 from comigs_edge.home.folder import Home
 from coordinator.protocol import keys
@@ -71,7 +72,12 @@ def accept(
 
     `roster_key` as for `join`: what the owner said holds until the owner says something else, whatever the coordinator is.
     """
-    former_key = folder.former("roster_key", pin) or ""
+    former_key = folder.roster_key(pin)
+    if former_key and roster_key is None and folder.former("roster_key", pin) != former_key:
+        folder.notes.append(
+            f"the owner's key {former_key} of the membership before holds here too: without a roster that it signed nothing is "
+            "given; another one is said with --roster-key KEY, none with --roster-key none"
+        )
     roster_key = former_key if roster_key is None else roster_key
     word = folder.take_up(joined.fleet, joined.signing_key)
     member = Membership(
@@ -80,6 +86,8 @@ def accept(
         **msgspec.structs.asdict(joined.settings),
     )  # fmt: skip
     note_counted(folder, member, joined.counted, former, joined.former)
+    if not member.is_private:
+        HeldWindows(folder.windows).leave_all()  # windows of a fleet that was private
     if roster_key != former_key and folder.has_standing:  # whose facts stand in for a damaged membership
         folder.save_standing(folder.standing(), member)
     folder.save_membership(member)

@@ -15,6 +15,8 @@ class Looker:
     in_a_fleet: str
     in_a_private_fleet: str = "the same"
     is_always: bool = False  # also of a device without a fleet
+    only_private: bool = False  # tells windows apart, of which a fleet that is not private has none
+    with_roster: bool | None = None  # holds of a private fleet's device only with a key of a roster, or only without
 
     def learns(self, is_private: bool) -> str:
         """What, in such a fleet."""
@@ -29,26 +31,33 @@ LOOKERS = (
     Looker(
         "the coordinator, which keeps to the protocol and all that it sees", _SINGLE, f"sums of {LEAST} updates or more",
     ),
-    Looker("... with the secrets of some devices, t of n or more", "each update", "each update"),
+    Looker("... with the secrets of some devices, t of n or more", "each update", "each update", only_private=True),
     Looker(
         "... of fewer, k of the n in a sum", "each update", "the sum of the n - k others: of n - 1, the last one's update",
+        only_private=True,
     ),
     Looker(
         "a coordinator that lies to its devices: false lists of who is in, different ones for different devices, other "
         "generalists",
-        "each update", "as above, while fewer than a third of the window's devices help it",
+        "each update", "as above, while fewer than a third of the window's devices help it", only_private=True,
     ),
     Looker(
         "... that says of a sum that it does not count, or goes back behind it, so that its progress comes again", "each update",
         "sums, as above; in the next one the same progress together with what was learned since: the difference of two sums is "
-        "blurred by that step only",
+        "blurred by that step only", only_private=True,
     ),
-    Looker("a coordinator that makes up devices", "each update", "each update: a sum less those that it made up itself"),
+    Looker(
+        "a coordinator that makes up devices", "each update", "each update: a sum less those that it made up itself",
+        only_private=True, with_roster=False,
+    ),
     Looker(
         "... where devices were told the key of a roster", "each update",
-        f"sums of {LEAST} updates or more of devices that the owner signed",
+        f"sums of {LEAST} updates or more of devices that the owner signed", only_private=True, with_roster=True,
     ),
-    Looker("... with the owner's key, or an owner who signed devices that the coordinator named", "each update", "each update"),
+    Looker(
+        "... with the owner's key, or an owner who signed devices that the coordinator named", "each update", "each update",
+        only_private=True, with_roster=True,
+    ),
     _ENGINE,
     Looker("another member", "the mean; of few, single updates", f"the mean of {LEAST} or more"),
     Looker("a member who was not in a round", "the difference of two generalists: the mean"),
@@ -67,9 +76,10 @@ IN_THE_CLEAR: tuple[tuple[str, bool | None], ...] = (
 )
 
 
-def lookers(*, is_member: bool, is_private: bool, is_on_flare: bool) -> list[dict[str, str]]:
+def lookers(*, is_member: bool, is_private: bool, is_on_flare: bool, has_roster: bool = False) -> list[dict[str, str]]:
     """Who can learn what of such a device; as JSON."""
-    shown = (each for each in LOOKERS if each.is_always or (is_member and (is_on_flare or each is not _ENGINE)))
+    held = (each for each in LOOKERS if (is_private or not each.only_private) and each.with_roster in (None, has_roster))
+    shown = (each for each in held if each.is_always or (is_member and (is_on_flare or each is not _ENGINE)))
     return [{"who": each.who, "learns": each.learns(is_private)} for each in shown]
 
 

@@ -29,7 +29,11 @@ def privacy(home: Home, settings: Config) -> dict[str, Any]:
     return {
         "mode": mode, "fleet": member and {"name": member.name, "address": member.address, "id": member.fleet},
         "who_reads": member and who_reads(is_private, bool(member.roster_key)),
-        "who": lookers(is_member=member is not None, is_private=is_private, is_on_flare=mode == "FLARE"),
+        "roster_key": member.roster_key if member and is_private else None,
+        "who": lookers(
+            is_member=member is not None, is_private=is_private, is_on_flare=mode == "FLARE",
+            has_roster=bool(member and member.roster_key),
+        ),
         "sums": _sums(folder, member) if member and is_private else None,
         "in_the_clear": in_the_clear(is_private) if member else [],
         "leaves": leaving(reports_loss, is_private) if member else [], "stays": list(staying(reports_loss)),

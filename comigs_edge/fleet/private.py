@@ -48,8 +48,15 @@ class PrivateTransport(HTTPTransport):
 
     def exchange(self, update: Sealed | None, leaves: Leave, progress: Progress = SILENT) -> News:
         """Brings the update as the fleet takes it: in a window, unless it is none that is private."""
-        state = self.state()
+        try:
+            state = self.state()
+        except RemoteRefused as error:
+            if error.code == "revoked":
+                self._held.leave_all()  # nothing of it is asked for any more, and with the seed a masked update can be read
+            raise
         is_private = state.settings.update_format == MASKED
+        if not is_private:
+            self._held.leave_all()
         if not is_private or (update is not None and update.trained_from < 0):  # an initial generalist says nothing of any text
             return self.bring(update, state, leaves, progress)
         self._held.keep([note.window for note in state.windows])

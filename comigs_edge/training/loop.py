@@ -105,8 +105,8 @@ def run_training(run: TrainingRun, pauses: Pauses, fleet: Fleet | None, screen: 
             since = pauses.working_time()
         if fleet is not None:
             fleet.end()
-    experience.remember(run.home, run.settings.model.expert_form, run.plan, took[1:])  # the first follows a validation
-    version = _end(run, screen)
+        experience.remember(run.home, run.settings.model.expert_form, run.plan, took[1:])  # the first follows a validation
+        version = _end(run, screen)  # in here: a second word of `--stop` must not end the process before all is saved
     return Outcome(tokens, pauses.working_time() - started, version)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from comigs_edge.errors import ComigsError
+from comigs_edge.fleet.client import RemoteRefused
 from comigs_edge.fleet.folder import FleetFolder
 from comigs_edge.fleet.joining import join
 from comigs_edge.fleet.roster import NONE, read_key
@@ -299,6 +300,32 @@ def test_joining_again_keeps_the_owners_key_until_another_is_said(private, tmp_p
     (FleetFolder(device.home).root / "membership.json").write_text("{")
     assert FleetFolder(device.home).membership().roster_key == key
     assert join(device.home, private.invite(), None, trained, read_key(NONE))[0].roster_key == ""
+
+
+def test_the_owners_key_holds_behind_a_coordinator_with_another_certificate(private, tmp_path):
+    (device,) = fleet_of(private, tmp_path, 1)
+    key = keys.public_text(keys.new_key())
+    join(device.home, private.invite(), None, rig.generalist(base=BASE), key)
+    pin = FleetFolder(device.home).membership().pin
+    member = FleetFolder(device.home).root / "membership.json"
+    member.write_text(member.read_text().replace(pin, "0" * 64))  # as before its certificate was made anew
+    member, notes = join(device.home, private.invite(), None, rig.generalist(base=BASE))
+    assert member.roster_key == key
+    assert any(f"the owner's key {key}" in note for note in notes)
+
+
+def test_who_hears_that_it_was_removed_forgets_the_secrets_of_its_windows(private, tmp_path):
+    devices = fleet_of(private, tmp_path, 3)
+    for number, device in enumerate(devices):
+        device.learn(step(number))
+    touch(devices, tokens=100)
+    folder = devices[0].folder.windows
+    assert list(folder.glob(".*.seed"))
+    name = devices[0].books.membership.name
+    private.ask("revoke", name=name)
+    with pytest.raises(RemoteRefused, match="was removed from the fleet"):
+        devices[0].exchange(tokens=0)
+    assert not list(folder.glob(".*.seed"))
 
 
 def test_a_fleet_that_is_not_private_is_joined_with_no_roster(tmp_path):

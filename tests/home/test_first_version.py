@@ -33,10 +33,10 @@ def test_a_home_and_a_coordinator_of_the_first_version_go_on(run, home, recorded
     assert (before["training"]["expert_steps"], before["fleet"]["generalist"]) == (4, 2)
     said = run("train", "--steps", 2).stdout
     assert float(re.search(r"validation loss (\S+) before", said)[1]) == pytest.approx(7.244, rel=0.01)  # as it was left
-    assert "2 updates brought" in said  # the one that waited, and this training's
+    assert re.search(r"fleet: [12] updates? brought", said)  # the one that waited, and this training's where its round is open
     after = json.loads(run("status", "--json").stdout)
     assert after["adapters"]["version"] == 5
     assert after["adapters"]["validation_loss"] < 7.2
     assert "personal-0005" in json.loads(run("export", "--json").stdout)["path"]
-    fourth = recorded.command("rounds")["rounds"][4]
-    assert next((each["name"], each["tokens"]) for each in fourth["updates"]) == ("device-1", 512)
+    since = [each for made in recorded.command("rounds")["rounds"][4:] for each in made["updates"]]
+    assert ("device-1", 512) in {(each["name"], each["tokens"]) for each in since}  # what waited
