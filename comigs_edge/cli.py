@@ -15,11 +15,10 @@ import typer
 from typer.core import TyperGroup
 
 from comigs_edge import __version__
-from comigs_edge.commands.console import drop_output, mend_streams, set_quiet
+from comigs_edge.commands.console import drop_output, mend_streams, set_quiet, show_error
 from comigs_edge.commands.help import complete_help, name_values
 from comigs_edge.commands.table import Loaded, outline
 from comigs_edge.errors import EXPECTED, sentence
-from coordinator.protocol.text import readable
 
 QUIET = "No bars, no progress, no hints; results, warnings and errors stay."
 BUSY = 0.5  # processes that want to run, mean of the last minute, before this one
@@ -74,8 +73,7 @@ class Commands(TyperGroup):
             drop_output()
             raise typer.Exit(1) from None
         except EXPECTED as error:
-            colour = None if "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb" else "red"
-            typer.secho(f"error: {readable(sentence(error))}", fg=colour, err=True)
+            show_error(sentence(error))
             raise typer.Exit(getattr(error, "exit_code", 1)) from error
 
 

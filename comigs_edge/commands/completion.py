@@ -42,7 +42,7 @@ def _methods() -> Iterable[str]:
 
 
 def _generalists() -> Iterable[object]:
-    folder = homes.locate().root / "fleet" / "generalists"
+    folder = homes.locate().fleet / "generalists"
     return sorted(int(path.stem) for path in folder.glob("*.safetensors") if path.stem.isdecimal())
 
 

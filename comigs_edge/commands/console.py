@@ -184,6 +184,11 @@ def warn(text: str) -> None:
     (_warnings if notes.quiet else notes).print(Text.assemble(("warning:", "yellow"), f" {printable(text)}"), soft_wrap=True)
 
 
+def show_error(text: str) -> None:
+    """What ended a command, on standard error, in a line of its own."""
+    _warnings.print(Text(f"error: {readable(text)}", "red"), soft_wrap=True)
+
+
 def place_for(path: Path | None, is_folder: bool = False) -> Path | None:
     """Where a person wants a file or a folder, refused before anything is done where it cannot be: a slip makes no folder."""
     if path is None:

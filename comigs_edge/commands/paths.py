@@ -18,7 +18,7 @@ def paths(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = Fa
     places = {
         "home": home.root, "config": home.config_file, "base": home.base_file, "data": home.documents_file,
         "chats": home.chats_file, "adapters": home.adapters, "models": home.models, "state": home.state,
-        "ordinary text": home.state / "ordinary-*.json", "log": home.log_file, "fleet": home.root / "fleet",
+        "ordinary text": home.state / "ordinary-*.json", "log": home.log_file, "fleet": home.fleet,
         "device key": home.root / "device.key", "bases": bases_folder(),
     }  # fmt: skip
     if json:

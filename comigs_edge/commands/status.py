@@ -123,7 +123,7 @@ def _training_line(training: dict[str, Any], running: dict[str, Any] | None) -> 
 
 
 def _fleet(home: homes.Home, latest: Latest) -> dict[str, Any] | None:
-    if not (home.root / "fleet").exists():  # its code, cryptography among it, takes a tenth of the time to load
+    if not home.fleet.exists():  # its code, cryptography among it, takes a tenth of the time to load
         return None
     from comigs_edge.fleet.folder import FleetFolder
     from comigs_edge.fleet.waiting import waits

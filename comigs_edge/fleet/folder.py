@@ -37,7 +37,7 @@ class FleetFolder(BookFiles):
     """The files: who this device is in its fleet, and its books."""
 
     def __init__(self, home: Home) -> None:
-        super().__init__(home.root / "fleet")
+        super().__init__(home.fleet)
         self.alone, self.key_file = Alone(home.root / "alone"), home.root / "device.key"
         self._left, self._membership = home.root / "left", self.root / "membership.json"
         self._heard, self.windows = self.root / "heard.json", self.root / "windows"

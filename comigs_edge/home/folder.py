@@ -47,6 +47,7 @@ class Home:
         self.log_file = self.state / "train.log"  # of a training in the background
         self.adapters = root / "adapters"
         self.models = root / "models"
+        self.fleet = root / "fleet"
 
     @property
     def written(self) -> tuple[Path, ...]:
