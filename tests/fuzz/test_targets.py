@@ -1,5 +1,6 @@
 """Every target runs for a moment; longer by hand, see `fuzzing.py`, and by `make torture`."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,9 @@ TARGETS = sorted(path.stem for path in FOLDER.glob("fuzz_*.py"))
 def run(target, folder, *options):
     pytest.importorskip("atheris", reason="atheris has no wheel for this Python or machine")
     command = [sys.executable, str(FOLDER / f"{target}.py"), *options]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    # A corpus of its own: what earlier runs left beside it would all be read, in more memory than a moment may take.
+    space = {**os.environ, "TMPDIR": str(folder)}
+    return subprocess.run(command, cwd=folder, env=space, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize("target", TARGETS)

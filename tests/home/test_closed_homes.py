@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -43,6 +44,11 @@ def closed(home, *arguments):
     return in_space(READ_ONLY, home, *PROGRAM, *arguments)
 
 
+def without_last_digits(text):
+    """Two runs add floats in other orders where the plan measured other precisions or threads."""
+    return re.sub(r"\d+\.\d+(e[-+]\d+)?", lambda number: f"{float(number.group()):.4g}", text)
+
+
 @needs_mount
 def test_what_only_reads_works_on_a_read_only_disk(ready, run):
     run("train", "--steps", 2)
@@ -50,7 +56,8 @@ def test_what_only_reads_works_on_a_read_only_disk(ready, run):
     for command in (["status", "--json"], ["data", "list"], ["plan", "--no-measure"], ["evaluate", "--json"]):
         result = closed(ready, *command)
         assert result.returncode == 0, result.stderr
-        assert result.stdout == run(*command).stdout or command[0] == "plan"
+        there, here = (without_last_digits(text) for text in (result.stdout, run(*command).stdout))
+        assert there == here or command[0] == "plan"
     result = closed(ready, "chat", "--prompt", "the hen", "--temperature", "0")
     assert (result.returncode, result.stdout.splitlines()) == (0, answer.splitlines())
 
