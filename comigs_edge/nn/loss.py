@@ -20,7 +20,7 @@ class _NextTokenLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, base: Base, targets: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, base: Base, targets: Tensor, weights: Tensor | None) -> Tensor:
         gradient = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
         rows = hidden.to(base.dtype)
         top = hidden.new_full((len(hidden), 1), float("-inf"))
@@ -41,24 +41,28 @@ class _NextTokenLoss(torch.autograd.Function):
                 accumulate(gradient.mul_(shrink), logits.to(weight.dtype), weight)
             top = larger
         wanted = base.output_rows(targets)  # (N, D)
+        losses = (total.log() + top).squeeze(1).sub_(torch.linalg.vecdot(hidden, wanted))
+        if weights is not None:
+            losses.mul_(weights)
         if gradient is not None:  # softmax times the output matrix, minus the target's row
-            ctx.save_for_backward(gradient.div_(total).sub_(wanted))
-        at_target = torch.linalg.vecdot(hidden, wanted)
-        return (total.log() + top).squeeze(1).sub_(at_target).sum(dtype=torch.float64).to(hidden.dtype)
+            gradient.div_(total).sub_(wanted)
+            ctx.save_for_backward(gradient if weights is None else gradient.mul_(weights[:, None]))
+        return losses.sum(dtype=torch.float64).to(hidden.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grad, None, None
+        return gradient * grad, None, None, None
 
 
-def next_token_loss(base: Base, hidden: Tensor, targets: Tensor, scored: Tensor) -> Tensor:
+def next_token_loss(base: Base, hidden: Tensor, targets: Tensor, scored: Tensor, weights: Tensor | None = None) -> Tensor:
     """Summed cross-entropy in nats of the `targets` (N,) where `scored` (N,) is true; hidden is (N, D).
 
-    `scored` may be on the processor where the rest is not: then nothing waits for the GPU.
+    Each loss counts `weights` (N,) times. `scored` may be on the processor where the rest is not: then nothing waits for the GPU.
     """
     if not bool(scored.all()):
         rows = to_device(scored.nonzero().squeeze(1), hidden.device)
         hidden, targets = hidden[rows], targets[rows]
-    loss: Tensor = _NextTokenLoss.apply(hidden, base, targets)  # type: ignore[no-untyped-call]
+        weights = None if weights is None else weights[rows]
+    loss: Tensor = _NextTokenLoss.apply(hidden, base, targets, weights)  # type: ignore[no-untyped-call]
     return loss

@@ -25,13 +25,14 @@ from comigs_edge.nn.tensors import to_device
 
 @dataclass(frozen=True)
 class Batch:
-    """B rows of T tokens; `targets` and `scored` are flat (N = B*T)."""
+    """B rows of T tokens; `targets`, `scored` and `weights` are flat (N = B*T)."""
 
     tokens: Tensor  # (B, T) ids
     documents: Tensor  # (B, T) number of the document
     targets: Tensor  # (N,) the next token
     scored: Tensor  # (N,) whether the next token counts
     places: tuple[int, ...]  # of the rows, in the first epoch
+    weights: Tensor | None = None  # (N,) factors on the losses of the targets; None: they count alike, their mean is the loss
 
     def to(self, device: torch.device) -> Batch:
         """The same with tokens and targets on another device.
@@ -39,6 +40,11 @@ class Batch:
         `documents` and `scored` stay: the processor reads them, and must not wait for a GPU to do so.
         """
         return replace(self, tokens=to_device(self.tokens, device), targets=to_device(self.targets, device))
+
+    @property
+    def divisor(self) -> int:
+        """What makes the loss of the sum of all targets' losses."""
+        return self.num_scored if self.weights is None else 1
 
     @property
     def num_scored(self) -> int:

@@ -1,8 +1,8 @@
 """The closing phase of a training: the best state gets a zero expert, and the router alone learns when to be silent.
 
-It begins where least squares put it (`silence.py`), and learns from the device's validation text and from ordinary text, half of
-the rows each: where the experts help it calls them, elsewhere the base is to speak alone. Its rate falls to the end. The experts
-are those of the best state to the last bit, and what comes out is what is kept. docs/results.md has what was tried.
+It begins where least squares put it (`silence.py`), and learns from the device's validation text and from ordinary text: where
+the experts help it calls them, elsewhere the base is to speak alone. Its rate falls to the end. The experts are those of the best
+state to the last bit, and what comes out is what is kept. docs/results.md has what was tried.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from comigs_edge.arrays import select
 from comigs_edge.nn.adapters import Adapters
@@ -25,23 +26,40 @@ from coordinator.protocol.wire import Arrays
 
 PREFIX = "closing."  # of its arrays in a checkpoint, and with `PROGRESS` of what JSON can hold
 PROGRESS = "closing"
-SHARE = 0.5  # of the rows of a mixed batch are the other text
+SHARE = 0.25  # of a router's rows are ordinary text
+OWN = 6.0  # what the device's own text counts for a router, by its mean loss, where ordinary text counts 1
 
 
 class MixedRows(Rows):
-    """Batches of two texts: the first rows are of `one`, and the others, a share, of `other`."""
+    """Batches of two texts: the first rows are of `one`, and the others, a `share`, of `other`.
 
-    def __init__(self, one: Rows, other: Rows) -> None:
-        self.one, self.other = one, other
+    With `odds` each text counts by its mean loss, `one` so many times as much as `other`, however many targets of either are
+    scored. Otherwise all targets count alike.
+    """
+
+    def __init__(self, one: Rows, other: Rows, share: float, odds: float | None = None) -> None:
+        self.one, self.other, self.share, self.odds = one, other, share, odds
 
     def batch(self, number: int, size: int) -> Batch:
         """The batch with this number; where a share of `size` is no whole number of rows, some batches have one more."""
-        count = math.floor(SHARE * size * (number + 1)) - math.floor(SHARE * size * number)
+        count = math.floor(self.share * size * (number + 1)) - math.floor(self.share * size * number)
         parts = self.one.batch(number, size - count), self.other.batch(number, count)
         tensors = {
             name: torch.cat([getattr(part, name) for part in parts]) for name in ("tokens", "documents", "targets", "scored")
         }
-        return Batch(**tensors, places=())
+        return Batch(**tensors, places=(), weights=None if self.odds is None else self._weights(*parts, self.odds))
+
+    def _weights(self, one: Batch, other: Batch, odds: float) -> Tensor:
+        """Over many batches the weights of `one` add up to `odds` times those of `other`, and both to the number of batches."""
+        size = len(one.tokens) + len(other.tokens)
+        one_row, other_row = odds / (size * (1 - self.share)), 1 / (size * self.share)
+        parts = (one, one_row * len(one.tokens)), (other, other_row * len(other.tokens))
+        return torch.cat([part.scored * (weight / (1 + odds) / max(1, part.num_scored)) for part, weight in parts])
+
+
+def router_rows(own: Rows, ordinary: Rows) -> MixedRows:
+    """What a router with a zero expert learns from."""
+    return MixedRows(own, ordinary, SHARE, OWN)
 
 
 def closes(main: Trainer) -> bool:
@@ -66,7 +84,7 @@ class Closing:
         )  # fmt: skip
         self._make_model, self._ordinary = make_model, ordinary
         self._trainer = Trainer(make_model(best.with_zero(seed)), main.training, main.validation.rows, schedule)
-        self._trainer.router_rows = MixedRows(self._trainer.validation.router_rows, ordinary)
+        self._trainer.router_rows = router_rows(self._trainer.validation.router_rows, ordinary)
         self._trainer.expert_steps, self._trainer.first_loss = 1, main.best_loss  # all that is left are router steps
 
     @property

@@ -16,7 +16,7 @@ from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.model import Model
 from comigs_edge.training.batches import Rows
 from comigs_edge.training.checkpoint import Progress
-from comigs_edge.training.closing import MixedRows
+from comigs_edge.training.closing import MixedRows, router_rows
 from comigs_edge.training.schedule import Schedule
 from comigs_edge.training.trainer import Event, Trainer
 from coordinator.protocol.generalist import may_leave
@@ -24,6 +24,7 @@ from coordinator.protocol.wire import Arrays
 
 PREFIX = "local."  # of its arrays in a checkpoint, and with `PROGRESS` of what JSON can hold
 PROGRESS = "local"
+SHARE = 0.5  # of the experts' rows are local text
 PASSES = 3  # that it makes over the local rows, in no more steps than the training has
 
 
@@ -58,9 +59,9 @@ class LocalPhase:
         self.start = start.arrays()  # what a training further begins with
         copied = Adapters.from_arrays(start.layout, start.hparams, start.arrays())
         self.trainer = Trainer(make_model(copied), text.training, text.validation, _schedule(schedule, text.steps(schedule)))
-        self.trainer.training = MixedRows(text.shared, text.training)
+        self.trainer.training = MixedRows(text.shared, text.training, SHARE)
         if ordinary is not None and start.layout.zero_expert:
-            self.trainer.router_rows = MixedRows(self.trainer.validation.router_rows, ordinary)
+            self.trainer.router_rows = router_rows(self.trainer.validation.router_rows, ordinary)
         self.trainer.frozen = {name for name in start.named if may_leave(name)}
         self._text = text.digest()
 
@@ -102,7 +103,7 @@ class LocalPhase:
 
 def local_steps(rows: int, schedule: Schedule) -> int:
     """Expert steps that so many rows of local text take behind a training with this schedule."""
-    return min(schedule.steps, max(schedule.router_period, math.ceil(2 * PASSES * rows / schedule.batch)))
+    return min(schedule.steps, max(schedule.router_period, math.ceil(PASSES * rows / (SHARE * schedule.batch))))
 
 
 def total_local_steps(rows: int, schedule: Schedule) -> int:

@@ -213,7 +213,7 @@ class Trainer:
         # With two experts for every token the balance loss is a constant: nothing to compute.
         balanced = self.adapters.layout.num_experts > 2 and self.schedule.balance_weight > 0
         loss, balance = batch_loss(self.model, batch, cache, balanced)
-        return loss / batch.num_scored, balance
+        return loss / batch.divisor, balance
 
     # Validation ---------------------------------------------------------------------------------------------------
 

@@ -49,9 +49,12 @@ class Validation:
 def batch_loss(
     model: Model, batch: Batch, cache: ActivationCache | None, with_balance: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """Summed loss in nats of a batch, and its balance loss; without `cache` the model computes the lower blocks."""
+    """Summed loss in nats of a batch, weighted where it says so, and its balance loss.
+
+    Without `cache` the model computes the lower blocks.
+    """
     device = model.base.device
     below = None if cache is None else to_device(cache(batch), device)
     batch = batch.to(device)
     out = model(batch.tokens, batch.documents, with_balance, below)
-    return next_token_loss(model.base, out.hidden, batch.targets, batch.scored), out.balance
+    return next_token_loss(model.base, out.hidden, batch.targets, batch.scored, batch.weights), out.balance

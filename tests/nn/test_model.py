@@ -72,15 +72,17 @@ def test_a_token_sees_nothing_of_another_document(tiny_base, make_adapters):
     torch.testing.assert_close(together[25:], model(tokens[:, 25:]).hidden, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("weights", [None, torch.rand(300)], ids=["alike", "weighted"])
 @pytest.mark.parametrize("logits", [1 << 22, 1], ids=["one chunk", "several chunks"])
-def test_chunked_loss_and_its_gradient_equal_cross_entropy(tiny_base, monkeypatch, logits):
+def test_chunked_loss_and_its_gradient_equal_cross_entropy(tiny_base, monkeypatch, logits, weights):
     monkeypatch.setattr(loss, "LOGITS", logits)
     model = Model(tiny_base, None)
     hidden = torch.randn(300, 64, requires_grad=True)
     targets, scored = torch.randint(0, 260, (300,)), torch.rand(300) > 0.3
-    expected = torch.nn.functional.cross_entropy(model.logits(hidden)[scored], targets[scored], reduction="sum")
+    losses = torch.nn.functional.cross_entropy(model.logits(hidden)[scored], targets[scored], reduction="none")
+    expected = (losses if weights is None else losses * weights[scored]).sum()
     (wanted,) = torch.autograd.grad(expected / 7, hidden)
-    found = next_token_loss(tiny_base, hidden, targets, scored)
+    found = next_token_loss(tiny_base, hidden, targets, scored, weights)
     (gradient,) = torch.autograd.grad(found / 7, hidden)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-5)

@@ -86,13 +86,29 @@ def test_the_closing_phase_brings_the_model_back_to_the_base_on_its_own_answers(
     assert run.trainer.first_loss - run.closing.loss > 0.8 * gain
 
 
-def test_half_of_the_router_rows_is_ordinary_text_however_few_a_step_has():
+def test_a_share_of_the_rows_is_of_the_other_text_however_few_a_step_has():
     own, ordinary = (Rows([Encoded([token] * 200, [True] * 200)], 8, 0) for token in (5, 7))
-    mixed = MixedRows(own, ordinary)
+    mixed = MixedRows(own, ordinary, 0.5)
     for size, counts in ((8, [4, 4, 4, 4]), (3, [1, 2, 1, 2]), (1, [0, 1, 0, 1])):
         batches = [mixed.batch(number, size) for number in range(4)]
         assert [int((batch.tokens[:, 0] == 7).sum()) for batch in batches] == counts
         assert all(batch.tokens.shape == (size, 8) and len(batch.targets) == 8 * size for batch in batches)
+
+
+@pytest.mark.parametrize("size", [8, 3, 1])
+def test_own_text_counts_its_odds_however_few_of_its_targets_are_scored(size):
+    own = Rows([Encoded([5] * 200, [place % 4 == 0 for place in range(200)])], 8, 0)
+    ordinary = Rows([Encoded([7] * 200, [True] * 200)], 8, 0)
+    mixed = MixedRows(own, ordinary, 0.25, 6.0)
+    assert mixed.batch(0, size).divisor == 1
+    counts = {5: 0.0, 7: 0.0}
+    for batch in (mixed.batch(number, size) for number in range(8)):
+        assert torch.equal(batch.weights > 0, batch.scored)
+        for token in counts:
+            weights = batch.weights[(batch.targets == token) & batch.scored]
+            assert len(weights.unique()) <= 1  # the targets of one text count alike
+            counts[token] += float(weights.sum())
+    assert counts == pytest.approx({5: 8 * 6 / 7, 7: 8 / 7})
 
 
 def test_an_interruption_in_the_closing_phase_changes_no_bit_of_what_comes_out(opened):
