@@ -93,6 +93,7 @@ BENCHMARKS = {
         "the plan's memory model against the system's measure; TEXT is any text", lambda: [_figure("memory_model", _text())]
     ),
     "steps": Benchmark("what a step takes: two and four experts, expert and router step", lambda: [_figure("steps")]),
+    "profile": Benchmark("where the time of an expert step goes", lambda: [_figure("profile")]),
     "time": Benchmark("the plan's time model against real steps", lambda: [_figure("time_model")]),
     "last-blocks": Benchmark(
         "experts in the last blocks alone, at equal time; TEXT has de.jsonl, nl.jsonl and user04.jsonl; half an hour",
