@@ -12,6 +12,17 @@ from coordinator.protocol.rounds import Rules
 from tests.coordinator.ledger.test_fleet import Room, arrays
 
 
+def begin_window(windows, count):
+    """A window of so many devices that exchanges shares; their ids."""
+    windows.begin(3, 1.0, 10)
+    (name,), identities = windows.open, [keys.new_key() for _ in range(count)]
+    devices = {keys.device_id(keys.public_text(key)): steps.make_keys(bytes(32), name, key) for key in identities}
+    for device, made in devices.items():
+        windows.put(name, device, made)
+    windows.advance(Rules(private=True), count, "", devices)
+    return set(devices)
+
+
 def test_a_stage_that_began_in_the_future_begins_when_the_coordinator_starts(tmp_path):
     path, key = tmp_path / "windows.db", keys.new_key()
     with closing(Windows(path, key, "fleet", lambda: 5000.0)) as ahead:
@@ -42,17 +53,11 @@ def test_a_device_hears_the_lowest_bound_of_the_windows_also_where_there_is_none
 def test_a_window_that_is_given_up_leaves_its_reason_and_its_counts_and_nothing_else(tmp_path):
     now, path = [1000.0], tmp_path / "windows.db"
     with closing(Windows(path, keys.new_key(), "fleet", lambda: now[0])) as windows:
-        windows.begin(3, 1.0, 10)
+        devices = begin_window(windows, 4)
         (name,) = windows.open
-        devices = [keys.new_key() for _ in range(4)]
-        for key in devices:
-            made = steps.make_keys(bytes(32), name, key)
-            windows.put(name, keys.device_id(keys.public_text(key)), made)
-        rules, listed = Rules(private=True, deadline_seconds=60), {keys.device_id(keys.public_text(key)) for key in devices}
-        windows.advance(rules, 4, "", listed)
         assert windows.open[name].stage == "shares"
         now[0] += 61
-        windows.advance(rules, 4, "", listed)
+        windows.advance(Rules(private=True, deadline_seconds=60), 4, "", devices)
         assert name not in windows.open
         [ended] = windows.ended()
         reason = "0 of 4 devices gave their shares in time, 3 are needed"
@@ -60,7 +65,7 @@ def test_a_window_that_is_given_up_leaves_its_reason_and_its_counts_and_nothing_
         assert windows.outcomes == {"summed": 0, "given_up": 1}
         kept = windows.ended()
     data = path.read_bytes()
-    assert not any(keys.device_id(keys.public_text(key)).encode() in data for key in devices)
+    assert not any(device.encode() in data for device in devices)
     with closing(Windows(path, keys.new_key(), "fleet", lambda: now[0])) as windows:
         assert windows.ended() == kept
 
