@@ -3,12 +3,18 @@
 from contextlib import closing
 
 from coordinator.ledger import windows as windows_file
+from coordinator.ledger.overview import overview
 from coordinator.ledger.private import PrivateRounds
+from coordinator.ledger.roster import NONE, use_roster
 from coordinator.ledger.windows import Windows
 from coordinator.protocol import keys
+from coordinator.protocol.messages import encode
 from coordinator.protocol.private import steps
-from coordinator.protocol.private.messages import SignedKeys
+from coordinator.protocol.private.messages import Roster, SignedKeys
+from coordinator.protocol.private.roster import sign_roster
 from coordinator.protocol.rounds import Rules
+from coordinator.web import page
+from coordinator.web.metrics import Metrics
 from tests.coordinator.ledger.test_fleet import Room, arrays
 
 
@@ -48,6 +54,22 @@ def test_a_device_hears_the_lowest_bound_of_the_windows_also_where_there_is_none
         private.windows.open.clear()
         private.windows.begin(3, 3.0, 8)
         assert private.state(device).norm_limit == 2.0
+
+
+def test_goal_and_status_count_the_devices_that_the_roster_has_and_name_the_others(tmp_path):
+    room, owner = Room(tmp_path / "data", private=True, min_devices=3), keys.new_key()
+    devices = [room.join() for _ in range(5)]
+    room.step((devices[0], arrays(1.0)))
+    assert (overview(room.fleet, 0.0, "1")["goal"], overview(room.fleet, 0.0, "1")["unlisted"]) == (5, 0)
+    named = {keys.to_text(device.public_key.public_bytes_raw()): device.name for device in devices[:3]}
+    use_roster(room.fleet, encode(sign_roster(owner, Roster(fleet=room.fleet.id, serial=1, devices=named))).decode())
+    facts = overview(room.fleet, 0.0, "1")
+    assert (facts["goal"], facts["devices"], facts["active"], facts["unlisted"]) == (3, 5, 5, 2)
+    assert all(device.name in " ".join(facts["notes"]) for device in devices[3:])
+    assert "comigs_unlisted_devices 2\n" in Metrics().render(room.fleet, 0.0, "1")
+    assert "5 devices; 2 not in the owner's roster" in page.render(room.fleet, 0.0, "1").replace("&#x27;", "'")
+    use_roster(room.fleet, NONE)
+    assert (overview(room.fleet, 0.0, "1")["goal"], overview(room.fleet, 0.0, "1")["unlisted"]) == (5, 0)
 
 
 def test_a_window_that_is_given_up_leaves_its_reason_and_its_counts_and_nothing_else(tmp_path):
