@@ -42,6 +42,7 @@ class FleetFolder(BookFiles):
         self.alone, self.key_file = Alone(home.root / "alone"), home.root / "device.key"
         self._left, self._membership = home.root / "left", self.root / "membership.json"
         self._heard, self.windows = self.root / "heard.json", self.root / "windows"
+        self._told: set[str] = set()
         self.owners = Owners(home.root / "owners.json", self.notes)
 
     # Membership ---------------------------------------------------------------------------------------------------
@@ -156,7 +157,8 @@ class FleetFolder(BookFiles):
     def hear(self, state: State, own: Collection[str], kept_out: str | None = None) -> Heard:
         """Notes what it says now; `own`: ids of updates that this home has sent; `kept_out`: as `News` says."""
         heard = (before := self.heard).hear(state, own, kept_out)
-        if kept_out is not None and kept_out not in self.notes:
+        if kept_out is not None and kept_out not in self._told:  # once in a training
+            self._told.add(kept_out)
             self.notes.append(kept_out)
         write_heard(self._heard, heard)
         if heard.strangers > before.strangers:

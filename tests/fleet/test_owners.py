@@ -10,6 +10,8 @@ from comigs_edge.fleet.folder import FleetFolder
 from comigs_edge.fleet.joining import accept, join
 from comigs_edge.fleet.roster import NONE, check_roster, read_key
 from comigs_edge.fleet.standing import Standing
+from comigs_edge.home.folder import Home
+from comigs_edge.home.moving import pack, unpack
 from coordinator.protocol import keys
 from coordinator.protocol.messages import Hello, Joined, Settings, decode, encode
 from coordinator.protocol.private.cohort import Distrust
@@ -140,6 +142,19 @@ def test_leaving_the_fleet_and_coming_back_brings_no_older_roster_back(shown):
     assert shown.join(signer=keys.new_key(), pin="ef").roster_key == keys.public_text(shown.owner)
     with pytest.raises(Distrust, match="has seen 9"):
         shown.check(8)
+
+
+def test_key_and_number_are_in_the_archive_of_a_home(ready, tmp_path):
+    shown = Followed(ready)
+    pack(shown.device.home, tmp_path / "home.tar", True, lambda done, total: None)
+    shown.check(11)
+    shown.device.home = Home(tmp_path / "again")
+    unpack(shown.device.home, tmp_path / "home.tar", lambda done, total: None)
+    shown.folder = FleetFolder(shown.device.home)
+    assert shown.folder.membership().roster_key == keys.public_text(shown.owner)
+    with pytest.raises(Distrust, match="its roster is 8, and this device has seen 9"):
+        shown.check(8)
+    shown.check(10)  # what came after the archive was made it cannot know
 
 
 def test_an_owners_numbers_hold_when_its_key_comes_back(shown):
@@ -287,6 +302,16 @@ def test_status_says_who_is_kept_out_and_what_to_do_until_it_is_in_the_roster(pr
     sign([*others, (joined["public_key"], "pi")])
     assert json.loads(run("sync", "--json").stdout)["kept_out"] is None
     assert status()["troubles"] == []
+
+
+def test_why_a_device_is_kept_out_is_told_once_in_a_training(tmp_path):
+    liar, owner = owned(tmp_path, 3)
+    owner.shown = None
+    device = next(iter(liar.devices.values()))
+    for _ in range(3):
+        device.exchange(tokens=10)
+        assert "shows no roster" in device.folder.heard.kept_out
+    assert len([note for note in device.folder.notes if "shows no roster" in note]) == 1
 
 
 def test_a_roster_is_taken_off_where_the_coordinator_and_each_device_are_told(private, tmp_path):
