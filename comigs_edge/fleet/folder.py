@@ -59,7 +59,7 @@ class FleetFolder(BookFiles):
         member, note = find_membership(self._membership, self._facts)
         self.notes += [note] if note else []
         owned = self.owners.find(member.fleet)
-        return member if owned is None else replace(member, roster_key=owned.key)
+        return member if owned is None else replace(member, roster_key=owned.keys.get(member.pin, member.roster_key))
 
     def save_membership(self, membership: Membership) -> None:
         """Writes it, if it changed."""
@@ -112,20 +112,20 @@ class FleetFolder(BookFiles):
         That of the present membership holds whatever the coordinator is; else that of the coordinator with this certificate, of
         this fleet, or that of the fleet that was left last.
         """
-        (known, flaw), present = self.owners.read(), _fact(self.root, "fleet")
-        if present is not None and present not in known:  # as earlier versions wrote it
+        (known, flaw), present, here = self.owners.read(), _fact(self.root, "fleet"), _fact(self.root, "pin") or ""
+        if present is not None and (present not in known or here not in known[present].keys):  # as earlier versions wrote it
             return _fact(self.root, "roster_key") or ""
         last = [known[name] for name in reversed(known)]
-        of_pin = [each for each in last if each.pin == pin]
-        candidates = [known[present]] if present is not None else last[:1] if self.is_member else []
-        found = [*candidates, *of_pin, *(known[name] for name in known if name == fleet)]
+        found = [known[present].keys[here]] if present is not None else [each.last for each in last[:1] if self.is_member]
+        found += [each.keys[pin] for each in last if pin in each.keys]
+        found += [known[fleet].last] if fleet in known else []
         former = self.former("roster_key", pin)
         if not found and former is None and (flaw or (self.root / ROSTER).exists()):
             raise ComigsError(
                 f"{flaw or f'{self.root} is damaged'}, so nobody knows any more who signs this fleet's roster; ask its owner for "
                 "the key, and join with: comigs-edge join LINK --roster-key KEY (or none, if there is no roster)"
             )
-        return found[0].key if found else former or (last[0].key if last else "")
+        return found[0] if found else former or (last[0].last if last else "")
 
     def forget_heard(self) -> None:
         """What the coordinator said to another key."""

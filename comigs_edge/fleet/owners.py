@@ -19,9 +19,15 @@ ROSTER = "roster.json"  # in `fleet/` of the home: the newest that this device h
 class Owned(msgspec.Struct, kw_only=True):
     """Of one fleet."""
 
-    pin: str  # of the coordinator that it was joined at last
-    key: str  # the owner's public key; empty: the person wants no roster
+    # The owner's public key by the coordinator (its pin) at which it was said, the last one last: another coordinator may take a
+    # fleet's id. Empty: the person wants no roster there.
+    keys: dict[str, str]
     newest: dict[str, tuple[int, str]] = {}  # owner's key -> number of the newest roster that was seen, SHA-256 of what it says
+
+    @property
+    def last(self) -> str:
+        """The key that was said last."""
+        return list(self.keys.values())[-1] if self.keys else ""
 
 
 class Owners:
@@ -54,9 +60,10 @@ class Owners:
         known, flaw = self.read()
         if not (key or known or flaw):
             return
-        before = known.pop(fleet, None)
-        seen = {} if before is None else before.newest
-        known[fleet] = Owned(pin=pin, key=key, newest=seen if newest is None else seen | {key: newest})
+        owned = known.pop(fleet, None) or Owned(keys={})
+        owned.keys.pop(pin, None)
+        seen = {} if newest is None else {key: newest}
+        known[fleet] = Owned(keys=owned.keys | {pin: key}, newest=owned.newest | seen)
         self._write(known)
 
     def _write(self, known: dict[str, Owned]) -> None:
@@ -66,5 +73,5 @@ class Owners:
             if aside.exists():
                 files.remove(aside)
             self._path.replace(aside)
-        if flaw or list(before.items()) != list(known.items()):
+        if flaw or msgspec.json.encode(before) != msgspec.json.encode(known):
             files.write_atomic(self._path, msgspec.json.encode(known))

@@ -180,6 +180,15 @@ def test_what_is_said_for_one_fleet_holds_there_when_the_device_comes_back(shown
     assert shown.join(fleet="plain", pin="ef").roster_key == ""
 
 
+def test_what_is_said_to_a_coordinator_that_took_the_fleets_id_holds_there_alone(shown):
+    shown.folder.leave()
+    assert shown.join(read_key(NONE), signer=keys.new_key(), pin="ef").roster_key == ""
+    shown.folder.leave()
+    assert shown.join().roster_key == keys.public_text(shown.owner)
+    with pytest.raises(Distrust, match="has seen 9"):
+        shown.check(8)
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_roster_is_told_and_its_number_still_holds(shown, damage):
     spoil(shown.folder.root / "roster.json", damage)
