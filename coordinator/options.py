@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from coordinator.protocol import settings
-from coordinator.protocol.messages import NAME_PATTERN
+from coordinator.protocol.messages import MAX_INTEGER, NAME_PATTERN
 from coordinator.protocol.settings import SettingsError
 
 MOST_ROUNDS = 100_000  # shown at once: a year's, if one closes every five minutes
@@ -19,6 +19,13 @@ def count(text: str) -> int:
     """How many of something to show."""
     if not re.fullmatch("[0-9]{1,6}", text) or not 1 <= int(text) <= MOST_ROUNDS:
         raise argparse.ArgumentTypeError(f"{text[:40]!r} must be a whole number between 1 and {MOST_ROUNDS}")
+    return int(text)
+
+
+def number(text: str) -> int:
+    """Of a roster."""
+    if not re.fullmatch("[0-9]{1,16}", text) or not 1 <= int(text) <= MAX_INTEGER:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} must be a whole number between 1 and {MAX_INTEGER}")
     return int(text)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from coordinator import options as types
 from coordinator.protocol import VERSION
@@ -46,8 +47,15 @@ def add(commands: Commands, add_command: Add) -> None:
         "roster", type=types.file, metavar="ROSTER", help="the file to write; one that is there is followed by it"
     )
     signed.add_argument("--fleet", metavar="ID", help="as `comigs-edge join` prints it; default: that of the roster before")
-    used = add_command(actions, "use", "Show a signed roster to the devices, from now on.", _use)
-    used.add_argument("roster", type=types.file, metavar="ROSTER")
+    signed.add_argument(
+        "--number", type=types.number, metavar="N",
+        help="of the roster: devices follow none with a smaller one than they have seen; default: the time, or one more",
+    )  # fmt: skip
+    used = add_command(actions, "use", "Show a signed roster to the devices, from now on; or none.", _use)
+    used.add_argument(
+        "roster", type=types.file, metavar="ROSTER",
+        help="none: no roster any more; devices that were told its key give nothing until their people say otherwise",
+    )  # fmt: skip
     used.epilog = "Example: comigs-coordinator roster use roster.json"
     shown = add_command(actions, "show", "Show the roster in force, and which devices are not in it.", _show)
     shown.epilog = "Example: comigs-coordinator roster show"
@@ -74,10 +82,12 @@ def _make_key(options: argparse.Namespace) -> None:
     key, file = keys.new_key(), options.key
     try:
         with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as written:
-            written.write(keys.key_to_pem(key))
+            _put(written, keys.key_to_pem(key))
     except FileExistsError as error:
         raise CoordinatorError(f"{file} is there already, and devices may know its key; name another file") from error
     except OSError as error:
+        with contextlib.suppress(OSError):
+            file.unlink(missing_ok=True)  # a part of a key
         raise CoordinatorError(f"{file} cannot be written ({error.strerror}); name another file") from error
     public = keys.public_text(key)
     lines = [f"roster key {public}", f"private    {file}: keep it, and a copy of it, where no coordinator is"]
@@ -86,7 +96,7 @@ def _make_key(options: argparse.Namespace) -> None:
 
 def _sign(options: argparse.Namespace) -> None:
     from coordinator.protocol import keys
-    from coordinator.protocol.messages import encode
+    from coordinator.protocol.messages import decode, encode
     from coordinator.protocol.private.messages import Roster
     from coordinator.protocol.private.roster import sign_roster
 
@@ -96,7 +106,17 @@ def _sign(options: argparse.Namespace) -> None:
     if not fleet:
         raise CoordinatorError("name the fleet, as `comigs-edge join` prints it, with --fleet ID")
     devices, known = _read_list(options.list), before.devices if before else {}
-    roster = Roster(fleet=fleet, serial=max(int(time.time()), before.serial + 1 if before else 0), devices=devices)
+    least = before.serial + 1 if before else 0
+    if options.number is not None and options.number < least:
+        raise CoordinatorError(
+            f"{options.roster} has the number {least - 1}, and devices follow no smaller one; name a larger one"
+        )
+    number = max(int(time.time()), least) if options.number is None else options.number
+    roster = Roster(fleet=fleet, serial=number, devices=devices)
+    try:
+        decode(encode(roster), Roster)  # as devices do
+    except ValueError as error:  # msgspec's own are such
+        raise CoordinatorError(f"no device reads such a roster ({error}); look at --fleet and --number") from error
     _write(options.roster, encode(sign_roster(key, roster)))
     lines = [f"roster     {roster.serial} of {len(devices)} devices in {options.roster}"]
     lines += [f"added      {each} {devices[each]}" for each in devices.keys() - known.keys()]
@@ -132,7 +152,7 @@ def _read_list(file: Path) -> dict[str, str]:
     from coordinator.protocol.private.roster import MOST_LISTED, canonical
 
     devices: dict[str, str] = {}
-    for number, line in enumerate(_read(file).decode(errors="replace").splitlines(), 1):
+    for number, line in enumerate(_read(file).decode("utf-8-sig", errors="replace").splitlines(), 1):
         words = line.partition("#")[0].split()
         if not words:
             continue
@@ -153,18 +173,29 @@ def _read_list(file: Path) -> dict[str, str]:
 def _write(file: Path, data: bytes) -> None:
     part = file.with_name(f".{file.name}.part")
     try:
-        part.write_bytes(data)
+        with part.open("wb") as written:
+            _put(written, data)
         part.replace(file)
     except OSError as error:
         part.unlink(missing_ok=True)
         raise CoordinatorError(f"{file} cannot be written ({error.strerror}); name another file") from error
 
 
+def _put(file: BinaryIO, data: bytes) -> None:
+    """All of it is on the disk when this returns."""
+    file.write(data)
+    file.flush()
+    os.fsync(file.fileno())
+
+
 def _use(options: argparse.Namespace) -> None:
     from coordinator import admin
+    from coordinator.ledger.roster import NONE
 
-    _open(options.roster)
-    text = _read(options.roster).decode()
+    text = NONE
+    if str(options.roster) != NONE:
+        _open(options.roster)
+        text = _read(options.roster).decode()
     _report(options, admin.call(options.data, VERSION, "use_roster", roster=text))
 
 
@@ -176,7 +207,11 @@ def _show(options: argparse.Namespace) -> None:
 
 def _report(options: argparse.Namespace, found: dict[str, Any]) -> None:
     if options.json or found["roster"] is None:
-        _print(options, found, ["no roster: whoever is in the fleet takes part in private windows"], "comigs-coordinator devices")
+        lines = [
+            "no roster: whoever is in the fleet takes part in private windows; a device that was told a key gives nothing to "
+            "them until its person says: comigs-edge join LINK --roster-key none"
+        ]
+        _print(options, found, lines, "comigs-coordinator devices")
         return
     print(f"roster     {found['serial']}, signed with {found['key']}")
     rows = [(name, "in the roster") for name in found["devices"]]

@@ -108,6 +108,15 @@ def coordinator(tmp_path):
         running.stop()
 
 
+@pytest.fixture
+def private(tmp_path):
+    """A private coordinator in a process."""
+    running = Coordinator(tmp_path / "coordinator", private=True)
+    yield running
+    if running.process.poll() is None:
+        running.stop()
+
+
 def llama_logits(path, ids, adapters=()):
     """llama.cpp's logits (T, V) for the token ids, with a float32 cache, and with these LoRA files."""
     llama = llamacpp.load(path, n_ctx=512, n_batch=512, logits_all=True, n_threads=1, type_k=0, type_v=0, flash_attn=False)

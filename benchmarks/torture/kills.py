@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.common import result_file, write_json  # noqa: E402
 from comigs_edge.fleet.transport import Offline  # noqa: E402
 from tests.coordinator.audit import Books, Trainer, check, settle  # noqa: E402
-from tests.coordinator.inject import ATTEMPTS, injected  # noqa: E402
+from tests.coordinator.inject import ATTEMPTS, dies_at  # noqa: E402
 from tests.coordinator.rig import Coordinator  # noqa: E402
 
 MAIN = ("pwrite64", "fsync,fdatasync", "ftruncate", "sendto", "unlink,rename", "write,writev", "openat", "close", "recvfrom")
@@ -92,11 +92,7 @@ def kill_at(fleet: Fleet, thread: str, call: str, number: int) -> bool:
     """Kills at the call's `number`th entry; whether the work came so far."""
     process = fleet.coordinator.process
     for _ in range(ATTEMPTS if thread == "files" else 1):
-        with injected(process, thread, call, f"signal=KILL:when={number}"):
-            fleet.work()
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(0.05)
-        if process.poll() is not None:
+        if dies_at(process, thread, call, number, fleet.work, 0.05):
             fleet.after_a_kill(f"{thread} {call.split(',')[0]}")
             return True
     return False

@@ -16,7 +16,6 @@ import json
 import os
 import random
 import sqlite3
-import subprocess
 import sys
 import tempfile
 import time
@@ -35,7 +34,7 @@ from comigs_edge.fleet.transport import Offline  # noqa: E402
 from comigs_edge.home.marks import Mark  # noqa: E402
 from coordinator.protocol import wire  # noqa: E402
 from coordinator.protocol.messages import T  # noqa: E402
-from tests.coordinator.inject import injected  # noqa: E402
+from tests.coordinator.inject import dies_at  # noqa: E402
 from tests.coordinator.rig import Coordinator, arrays  # noqa: E402
 from tests.fleet.killed import is_killed  # noqa: E402
 from tests.fleet.owner import UNIT, Owner  # noqa: E402
@@ -152,13 +151,13 @@ class Sweep:
         """While devices speak to it."""
         thread = self.rng.choice(list(CALLS))
         call, number, process = self.rng.choice(CALLS[thread]), self.rng.randint(1, MOST_CALLS), self.coordinator.process
-        with injected(process, thread, call, f"signal=KILL:when={number}"):
+
+        def speak() -> None:
             for board in self.rng.sample(self.boards, DEVICES):
                 board.sync()
                 self.note_seeds()
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(0.3)
-        if process.poll() is not None:
+
+        if dies_at(process, thread, call, number, speak, 0.3):
             self.where[f"coordinator {thread} {call.split(',')[0]}"] += 1
             self.coordinator.kill()
             self.coordinator.restart()

@@ -87,7 +87,7 @@ def _train_on(home: Home, left: list[str]) -> str:
     if not result["finished"]:
         left.append("the training was stopped, and goes on with the next one")
     fleet = result["fleet"]
-    if fleet is not None and (why := fleet["trouble"] or fleet["round_waits"]):
+    if fleet is not None and (why := fleet["trouble"] or fleet["kept_out"] or fleet["round_waits"]):
         left.append(str(why))
     elif FleetFolder(home).is_member and not settings.fleet.sync:
         left.append("nothing was exchanged with the fleet: sync = false in config.toml")

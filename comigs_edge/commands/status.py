@@ -130,7 +130,7 @@ def _fleet(home: homes.Home, latest: Latest) -> dict[str, Any] | None:
 
     folder = FleetFolder(home)
     heard, standing, member, unsent = folder.heard, folder.standing(), None, None
-    troubles = [heard.trouble, heard.alarm(folder.key_file)]
+    troubles = [heard.trouble, heard.kept_out, heard.alarm(folder.key_file)]
     try:
         member = folder.membership()
         unsent = waits(home, folder, member, standing, latest)

@@ -104,7 +104,7 @@ def _report(result: Sync, then: str, json: bool) -> None:
             "updates": [{"round": each.round, "weight": each.weight} for each in outcome.receipts],
             "taken_over": outcome.taken_over, 
             "restored_to": outcome.restored_to, "refused": outcome.refused, "waits": outcome.waits,
-            "round_waits": outcome.heard.waiting,
+            "round_waits": outcome.heard.waiting, "kept_out": outcome.heard.kept_out,
             "offline": outcome.offline, "bytes_sent": outcome.bytes_sent, "bytes_received": outcome.bytes_received,
             "adapters_version": result.version, "next": then,
         })  # fmt: skip
@@ -130,9 +130,10 @@ def _report(result: Sync, then: str, json: bool) -> None:
             f"generalist {outcome.refused} is worse for your text ({before:.3f} to {after:.3f} nats a token): kept the old one"
         )
     if outcome.waits:
-        out.print(
-            "an update waits for the next round, it is brought by: comigs-edge sync, or by the next training", soft_wrap=True
+        remedy = (
+            "" if outcome.heard.kept_out else " for the next round, it is brought by: comigs-edge sync, or by the next training"
         )
+        out.print(f"an update waits{remedy}", soft_wrap=True)
     elif not (outcome.receipts or outcome.had_arrived) and outcome.taken_over is None and outcome.refused is None:
         out.print("there is nothing new")
     if waiting := outcome.heard.waiting:

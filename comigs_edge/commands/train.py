@@ -285,7 +285,8 @@ def _report(
 
 def _summary_of(totals: Totals) -> str:
     newest = "" if totals.newest is None else f", the newest is {totals.newest}"
-    waits = "; an update waits for the next round or for the network, it is brought by: comigs-edge sync" if totals.waits else ""
+    remedy = "" if totals.kept_out else " for the next round or for the network, it is brought by: comigs-edge sync"
+    waits = f"; an update waits{remedy}" if totals.waits else ""
     waits += f"; {totals.round_waits}" if totals.round_waits else ""
     return (
         f"fleet: {counted(totals.updates, 'update')} brought ({size(totals.bytes_sent)}), "

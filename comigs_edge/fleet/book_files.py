@@ -53,7 +53,7 @@ class BookFiles:
             reference = {name: array for name, array in arrays.items() if not name.startswith(_ON_TOP)}
             return Standing(**facts, reference=reference, on_top=select(arrays, _ON_TOP) or None)
         except (ComigsError, TypeError) as error:
-            self._set_aside(self._standing, str(error))
+            self.set_aside(self._standing, str(error))
         try:
             return Standing(**known(json.loads(self._facts.read_bytes()), Standing))
         except (OSError, ValueError, TypeError, AttributeError):
@@ -89,14 +89,15 @@ class BookFiles:
             arrays, facts = read_record(path, Sealed)
             return Sealed(**facts, packed=arrays)
         except (ComigsError, TypeError) as error:
-            self._set_aside(path, str(error))
+            self.set_aside(path, str(error))
             return None
 
     def _clear(self, path: Path) -> None:
         if path.is_dir():
-            self._set_aside(path, f"{path} is a folder and no file")
+            self.set_aside(path, f"{path} is a folder and no file")
 
-    def _set_aside(self, path: Path, why: str) -> None:
+    def set_aside(self, path: Path, why: str) -> None:
+        """Moves what is damaged out of the way, and tells the user."""
         if (aside := path.with_name(f"{path.name}.damaged")).is_dir():
             shutil.rmtree(aside, ignore_errors=True)
         if path.exists():

@@ -193,7 +193,7 @@ class Books:
             self.write()
         self._norm_limit = math.inf if state.norm_limit is None else state.norm_limit
         own = {*self.standing.brought, self.standing.acknowledged, "" if brought is None else brought.id}
-        outcome.heard = self.folder.hear(state, own)
+        outcome.heard = self.folder.hear(state, own, news.kept_out)
         if brought is not None:
             counts = brought.id in state.counted
             outcome.receipts += [news.receipt] if news.receipt else []

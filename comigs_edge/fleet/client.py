@@ -32,7 +32,7 @@ from comigs_edge.fleet.session import FAILURES, Session, pieces, read
 from comigs_edge.fleet.transport import Offline
 from comigs_edge.progress import SILENT, Progress
 from coordinator.protocol import messages, signatures
-from coordinator.protocol.messages import Commit, Join, Joined, Manifest, Receipt, Refusal, SignedManifest, State
+from coordinator.protocol.messages import Commit, Hello, Join, Joined, Manifest, Receipt, Refusal, SignedManifest, State
 
 MIN_PIECE, MAX_PIECE = 1 << 15, 1 << 20  # bytes sent at once: what a broken connection can cost; more is not accepted
 PIECE = 1 << 18  # the first one
@@ -44,6 +44,7 @@ HEADERS = {"User-Agent": "comigs-edge", "Accept-Encoding": "identity"}
 ATTEMPT = 30.0  # seconds that one request may take, whatever the patience: a board checks a large update for a while
 KEPT_PARTS = 2  # files that came in part and may be continued
 MAX_WAIT = 300.0  # seconds between two attempts
+HELLO = "/v1/hello"  # the one request that nobody signs
 RENEW = ("stale_epoch", "bad_signature")  # refusals after which epoch and clock are learned anew, once
 T = TypeVar("T")
 
@@ -73,9 +74,13 @@ class Remote:
 
     # Messages -----------------------------------------------------------------------------------------------------
 
-    def join(self, wish: Join) -> Joined:
-        """Becomes a member of the fleet."""
+    def join(self, wish: Join, check: Callable[[Hello], None] = lambda hello: None) -> Joined:
+        """Becomes a member of the fleet, unless `check` raises for what it says of itself: then the invitation stays good."""
         try:
+            hello = self._ask(Hello, "GET", HELLO)
+            if hello.settings is not None:
+                check_settings(hello.settings)
+            check(hello)
             joined = self._ask(Joined, "POST", "/v1/join", messages.encode(wish))
         except AnotherKey as error:
             raise ComigsError(
@@ -263,7 +268,8 @@ class Remote:
     def _send(self, method: str, path: str, body: bytes, headers: dict[str, str], stream: bool) -> requests.Response:
         """The answer; its body is read, unless it is a file's that is streamed."""
         request = requests.Request(method, self.address + path, data=body or None, headers=HEADERS | headers).prepare()
-        signatures.sign(request, self._key, self._device, self._epoch or "", body, self._offset)
+        if path != HELLO:
+            signatures.sign(request, self._key, self._device, self._epoch or "", body, self._offset)
         answer = self._session.send(request, timeout=TIMEOUT)
         if not (stream and answer.status_code in (200, 206)):
             read(answer)
@@ -271,9 +277,7 @@ class Remote:
 
     def _greet(self) -> None:
         """Learns the coordinator's epoch and clock."""
-        request = requests.Request("GET", f"{self.address}/v1/hello", headers=HEADERS).prepare()
-        answer = self._session.send(request, timeout=TIMEOUT)
-        read(answer)
+        answer = self._send("GET", HELLO, b"", {}, stream=False)
         if answer.status_code != 200:
             raise requests.ConnectionError(f"HTTP {answer.status_code}")
         self._epoch, self._offset = epoch(answer), clock(answer)

@@ -3,7 +3,7 @@
     membership.json          the coordinator's address and pin, this device's id
     heard.json               what the coordinator said last, and why an exchange failed
     windows/, answered       what this device holds of private windows: see `held.py`; roster.json: see `roster.py`
-    and its books            see `book_files.py`
+    and its books            see `book_files.py`; ../owners.json: see `owners.py`
 
 A file is replaced as a whole, a damaged one set aside as *.damaged, a fleet that was left in `left/` of the home.
 """
@@ -27,6 +27,7 @@ from comigs_edge.fleet.book_files import BookFiles
 from comigs_edge.fleet.heard import Heard, read_heard, write_heard
 from comigs_edge.fleet.held import HeldWindows
 from comigs_edge.fleet.membership import Membership, find_membership, said
+from comigs_edge.fleet.owners import ROSTER, Owners
 from comigs_edge.home.folder import Home
 from coordinator.protocol import keys
 from coordinator.protocol.errors import CoordinatorError
@@ -41,6 +42,8 @@ class FleetFolder(BookFiles):
         self.alone, self.key_file = Alone(home.root / "alone"), home.root / "device.key"
         self._left, self._membership = home.root / "left", self.root / "membership.json"
         self._heard, self.windows = self.root / "heard.json", self.root / "windows"
+        self._told: set[str] = set()
+        self.owners = Owners(home.root / "owners.json", self.notes)
 
     # Membership ---------------------------------------------------------------------------------------------------
 
@@ -55,10 +58,12 @@ class FleetFolder(BookFiles):
             raise ComigsError("this device belongs to no fleet; get a link from its coordinator and run: comigs-edge join LINK")
         member, note = find_membership(self._membership, self._facts)
         self.notes += [note] if note else []
-        return member
+        owned = self.owners.find(member.fleet)
+        return member if owned is None else replace(member, roster_key=owned.keys.get(member.pin, member.roster_key))
 
     def save_membership(self, membership: Membership) -> None:
         """Writes it, if it changed."""
+        self.owners.say(membership.fleet, membership.pin, membership.roster_key)
         data = json.dumps(membership.facts(), indent=1).encode()
         self._clear(self._membership)
         if not self._membership.exists() or self._membership.read_bytes() != data:
@@ -101,9 +106,26 @@ class FleetFolder(BookFiles):
         """Of the last membership in the fleet of the coordinator with this certificate; None: it was never there."""
         return next((_fact(root, fact) for root in (self.root, *sorted(self._left.glob("*"))) if _fact(root, "pin") == pin), None)
 
-    def roster_key(self, pin: str) -> str:
-        """The owner's key that was said last: of the present membership whatever the coordinator is, else of that with `pin`."""
-        return _fact(self.root, "roster_key") or self.former("roster_key", pin) or ""
+    def roster_key(self, pin: str, fleet: str) -> str:
+        """The owner's key that holds at a coordinator until another is said; empty: none. Raises `ComigsError` where it is lost.
+
+        That of the present membership holds whatever the coordinator is; else that of the coordinator with this certificate, of
+        this fleet, or that of the fleet that was left last.
+        """
+        (known, flaw), present, here = self.owners.read(), _fact(self.root, "fleet"), _fact(self.root, "pin") or ""
+        if present is not None and (present not in known or here not in known[present].keys):  # as earlier versions wrote it
+            return _fact(self.root, "roster_key") or ""
+        last = [known[name] for name in reversed(known)]
+        found = [known[present].keys[here]] if present is not None else [each.last for each in last[:1] if self.is_member]
+        found += [each.keys[pin] for each in last if pin in each.keys]
+        found += [known[fleet].last] if fleet in known else []
+        former = self.former("roster_key", pin)
+        if not found and former is None and (flaw or (self.root / ROSTER).exists()):
+            raise ComigsError(
+                f"{flaw or f'{self.root} is damaged'}, so nobody knows any more who signs this fleet's roster; ask its owner for "
+                "the key, and join with: comigs-edge join LINK --roster-key KEY (or none, if there is no roster)"
+            )
+        return found[0] if found else former or (last[0].last if last else "")
 
     def forget_heard(self) -> None:
         """What the coordinator said to another key."""
@@ -132,9 +154,12 @@ class FleetFolder(BookFiles):
         """What the coordinator said last."""
         return read_heard(self._heard)
 
-    def hear(self, state: State, own: Collection[str]) -> Heard:
-        """Notes what it says now; `own`: ids of updates that this home has sent."""
-        heard = (before := self.heard).hear(state, own)
+    def hear(self, state: State, own: Collection[str], kept_out: str | None = None) -> Heard:
+        """Notes what it says now; `own`: ids of updates that this home has sent; `kept_out`: as `News` says."""
+        heard = (before := self.heard).hear(state, own, kept_out)
+        if kept_out is not None and kept_out not in self._told:  # once in a training
+            self._told.add(kept_out)
+            self.notes.append(kept_out)
         write_heard(self._heard, heard)
         if heard.strangers > before.strangers:
             self.notes.append(heard.notice(self.key_file))

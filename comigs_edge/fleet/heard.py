@@ -24,15 +24,16 @@ class Heard:
     open_round: int = 0
     waits_for: int = 0  # devices that the open round needs
     trouble: str | None = None  # why the last exchange failed, if not for the network
+    kept_out: str | None = None  # `News.kept_out`
     counted: tuple[str, ...] | None = None  # `State.counted`; None: nothing was heard yet
     strangers: int = 0
 
-    def hear(self, state: State, own: Collection[str]) -> Heard:
-        """After an answer of the coordinator; `own` are the ids of this home's updates."""
+    def hear(self, state: State, own: Collection[str], kept_out: str | None = None) -> Heard:
+        """After an answer of the coordinator; `own` are the ids of this home's updates, `kept_out` is `News.kept_out`."""
         counted = tuple(each[:MAX_ID] for each in state.counted[-COUNTED_IDS:])
         is_strange = self.counted is not None and not {*self.counted, *own}.issuperset(counted)
         return Heard(
-            open_round=state.open_round, waits_for=state.waits_for, counted=counted,
+            open_round=state.open_round, waits_for=state.waits_for, kept_out=kept_out, counted=counted,
             strangers=self.strangers + is_strange,
         )  # fmt: skip
 

@@ -11,6 +11,7 @@ at all: an update is masked once, one list of senders confirmed, one answer give
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import Collection
 from contextlib import suppress
@@ -70,15 +71,15 @@ class HeldWindows:
 
     def begin(self, window: str) -> Held:
         """A window that this device takes part in from now on; it is written with its keys."""
-        seed = self._seed(window)  # is there where its writing was interrupted: keys and shares are of the one on the disk
-        return Held(window=window, seed=seed.read_text() if seed.exists() else secrets.token_hex(32))
+        # One is there where its writing was interrupted: keys and shares are of the one on the disk.
+        return Held(window=window, seed=self._read_seed(window) or secrets.token_hex(32))
 
     def find(self, window: str) -> Held | None:
         """What is held of a window; one that cannot be read is left, since nobody knows what was given in it."""
         path = self._path(window)
         if not path.exists():
             return None
-        seed = self._seed(window).read_text() if self._seed(window).exists() else ""
+        seed = self._read_seed(window)
         try:
             written = json.loads(path.read_bytes())
             facts = known({"cohort": written.get("roster", []), **written}, Held)  # as earlier versions call it
@@ -91,7 +92,7 @@ class HeldWindows:
         """Replaces the files; what they say is on the disk when this returns."""
         files.make_folder(self._folder)
         seed = self._seed(held.window)
-        if held.seed and not seed.exists():
+        if held.seed and self._read_seed(held.window) != held.seed:
             files.write_atomic(seed, held.seed.encode())
         files.write_atomic(self._path(held.window), json.dumps(asdict(held) | {"seed": ""}).encode())
         if not held.seed:
@@ -120,7 +121,7 @@ class HeldWindows:
         return digest in self._contents()
 
     def _contents(self) -> list[str]:
-        return self._answered.read_text().split() if self._answered.exists() else []
+        return self._answered.read_text(errors="replace").split() if self._answered.exists() else []
 
     def keep(self, windows: Collection[str]) -> None:
         """Deletes what is held of all other windows: they are over."""
@@ -146,6 +147,12 @@ class HeldWindows:
     def _all(self) -> list[Held]:
         names = [path.stem for path in self._folder.glob("[!.]*.json")] if self._folder.exists() else []
         return [held for name in names if (held := self.find(name)) is not None]
+
+    def _read_seed(self, window: str) -> str:
+        """Empty where there is none, or a damaged one."""
+        path = self._seed(window)
+        text = path.read_text(errors="replace") if path.is_file() else ""
+        return text if re.fullmatch("[0-9a-f]{64}", text) else ""
 
     def _seed(self, window: str) -> Path:
         return self._folder / f".{window}.seed"

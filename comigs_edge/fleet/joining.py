@@ -13,12 +13,11 @@ from comigs_edge import __version__
 from comigs_edge.errors import ComigsError
 from comigs_edge.fleet.client import Remote
 from comigs_edge.fleet.folder import FleetFolder
-from comigs_edge.fleet.held import HeldWindows
-from comigs_edge.fleet.membership import Membership
+from comigs_edge.fleet.membership import Membership, said
 from comigs_edge.home.folder import Home
 from coordinator.protocol import keys
 from coordinator.protocol.compress import MASKED
-from coordinator.protocol.messages import Generalist, Join, Joined
+from coordinator.protocol.messages import Generalist, Hello, Join, Joined
 from coordinator.protocol.text import printable
 
 PATIENCE = 30.0  # seconds
@@ -51,12 +50,8 @@ def join(
         code=code, name=name, public_key=public, generalist=generalist, version=__version__,
         former=None if former == keys.device_id(public) else former,
     )  # fmt: skip
-    joined = remote.join(wish)
-    if roster_key and joined.settings.update_format != MASKED:
-        raise ComigsError(
-            "this fleet is not private, so its coordinator reads each update, whatever its roster; this device did not join. "
-            "Ask for: comigs-coordinator serve --private"
-        )
+    joined = remote.join(wish, lambda hello: _check(folder, pin.hex(), hello, roster_key))
+    _check(folder, pin.hex(), joined, roster_key)  # earlier coordinators say too little beforehand
     member = accept(folder, joined, address, pin.hex(), former, roster_key)
     if name is not None and member.name != name:
         folder.notes.append(
@@ -70,15 +65,14 @@ def accept(
 ) -> Membership:
     """Writes the membership that a coordinator has granted; `former` is the id that this home had there last.
 
-    `roster_key` as for `join`: what the owner said holds until the owner says something else, whatever the coordinator is.
+    `roster_key` as for `join`: what was said holds until something else is said, whatever the coordinator is.
     """
-    former_key = folder.roster_key(pin)
-    if former_key and roster_key is None and folder.former("roster_key", pin) != former_key:
+    is_said, roster_key = roster_key is not None, folder.roster_key(pin, joined.fleet) if roster_key is None else roster_key
+    if roster_key and not is_said and joined.settings.update_format == MASKED:
         folder.notes.append(
-            f"the owner's key {former_key} of the membership before holds here too: without a roster that it signed nothing is "
+            f"the owner's key {roster_key} that was said before holds here too: without a roster that it signed nothing is "
             "given; another one is said with --roster-key KEY, none with --roster-key none"
         )
-    roster_key = former_key if roster_key is None else roster_key
     word = folder.take_up(joined.fleet, joined.signing_key)
     member = Membership(
         address=address, pin=pin, fleet=joined.fleet, device=joined.device, name=joined.name,
@@ -86,12 +80,21 @@ def accept(
         **msgspec.structs.asdict(joined.settings),
     )  # fmt: skip
     note_counted(folder, member, joined.counted, former, joined.former)
-    if not member.is_private:
-        HeldWindows(folder.windows).leave_all()  # windows of a fleet that was private
-    if roster_key != former_key and folder.has_standing:  # whose facts stand in for a damaged membership
+    if folder.has_standing and said(folder.root, "roster_key") != ([roster_key] * 2 if roster_key else []):
+        # Its facts stand in for a damaged membership.
         folder.save_standing(folder.standing(), member)
     folder.save_membership(member)
     return member
+
+
+def _check(folder: FleetFolder, pin: str, fleet: Hello | Joined, roster_key: str | None) -> None:
+    """Raises `ComigsError` where a key of a roster was said, now or before, and the fleet that is to be joined is not private."""
+    key = folder.roster_key(pin, fleet.fleet) if roster_key is None else roster_key
+    if key and fleet.settings is not None and fleet.settings.update_format != MASKED:
+        raise ComigsError(
+            f"this fleet is not private, so its coordinator reads each update, whatever roster the owner's key {key} signed; "
+            "this device did not join. Ask for: comigs-coordinator serve --private; or join without a roster: --roster-key none"
+        )
 
 
 def note_counted(

@@ -20,7 +20,7 @@ from comigs_edge.fleet.client import RemoteRefused
 from comigs_edge.fleet.exchange import Exchange
 from comigs_edge.fleet.held import Held, HeldWindows
 from comigs_edge.fleet.http import HTTPTransport
-from comigs_edge.fleet.roster import ROSTER, check_roster
+from comigs_edge.fleet.roster import check_roster
 from comigs_edge.fleet.standing import Sealed
 from comigs_edge.fleet.transport import Leave, News
 from comigs_edge.progress import SILENT, Progress
@@ -33,6 +33,7 @@ from coordinator.protocol.private.messages import Masked, Window
 from coordinator.protocol.text import printable
 
 WINDOWS, STEPS = 2, 8  # that are looked at in one exchange: what a coordinator can make a device do is bounded
+WINDOW_ID = "[0-9a-f]{32}"
 PASSED = ("not_wanted", "no_window", "incomplete", "already_counted", "wrong_digest")  # refusals: the window went on, or is over
 
 
@@ -60,15 +61,11 @@ class PrivateTransport(HTTPTransport):
         if not is_private or (update is not None and update.trained_from < 0):  # an initial generalist says nothing of any text
             return self.bring(update, state, leaves, progress)
         self._held.keep([note.window for note in state.windows])
-        if not state.is_listed:
-            self._note(
-                f"this device is not in the roster that its fleet's owner signed, so no private window takes what it learned; "
-                f"its key is {keys.public_text(self._key)}"
-            )
+        kept_out = self._kept_out(state)
         if update is not None and not (update.id in state.counted or self._held.has(update.id)) and (flaw := self._flaw(update)):
-            return News(state=state, is_rejected=True, reason=flaw)
+            return News(state=state, kept_out=kept_out, is_rejected=True, reason=flaw)
         settings, reason = state.settings, ""
-        for _ in range(STEPS):
+        for _ in range(STEPS if kept_out is None else 0):
             self._held.keep([note.window for note in state.windows])
             try:
                 after = self._step(state, update, lambda size: leaves(size, settings), progress)
@@ -82,8 +79,31 @@ class PrivateTransport(HTTPTransport):
         self._held.keep([note.window for note in state.windows])
         is_over = update is not None and self._books.folder.was_tried and not self._held.has(update.id)
         if update is None or not is_over or update.id in state.counted:
-            return News(state=state, reason=reason)
-        return News(state=state, is_rejected=True, reason=self._flaw(update))
+            return News(state=state, kept_out=kept_out, reason=reason)
+        return News(state=state, kept_out=kept_out, is_rejected=True, reason=self._flaw(update))
+
+    def _kept_out(self, state: State) -> str | None:
+        """Why this device gives nothing to any private window now, and what to do; None: it may take part."""
+        own = keys.public_text(self._key)
+        if not state.is_listed:
+            return (
+                "this device is not in the roster that its fleet's owner signed, so no private window takes what it learned; its "
+                f"key, which the owner signs with the others (comigs-coordinator roster sign), is {own}"
+            )
+        names = [note.window for note in state.windows if re.fullmatch(WINDOW_ID, note.window)]
+        if not (self._books.membership.roster_key and names):
+            return None
+        try:
+            self._check_roster(self._ask(Window, "GET", f"/v1/windows/{names[-1]}"), [own])
+        except Distrust as error:
+            return (
+                f"this device takes part in no private window: {error}; what it learned is kept until the fleet's owner shows "
+                "the newest one: comigs-coordinator roster use ROSTER"
+            )
+        except RemoteRefused as error:
+            if error.code not in PASSED:
+                raise
+        return None
 
     def _flaw(self, update: Sealed) -> str:
         """Why an update is in no window as it is; empty where nothing is wrong with it."""
@@ -97,13 +117,11 @@ class PrivateTransport(HTTPTransport):
     def _step(self, state: State, update: Sealed | None, leaves: Callable[[int], bool], progress: Progress) -> State | None:
         """Gives what one window wants; returns where the fleet stands then, None where there is nothing to give now."""
         for note in state.windows[:WINDOWS]:
-            if not re.fullmatch("[0-9a-f]{32}", note.window) or not note.wants:
+            if not re.fullmatch(WINDOW_ID, note.window) or not note.wants:
                 continue
             held = self._held.find(note.window)
             if held is None and note.wants == "keys" and not self._held.is_full and self._has_news(state):
-                if (after := self._give_keys(note.window)) is not None:
-                    return after
-                continue
+                return self._give_keys(note.window)
             if held is None or not (held.seed or held.answer):
                 continue
             try:
@@ -132,14 +150,7 @@ class PrivateTransport(HTTPTransport):
         if sentence not in self._books.folder.notes:
             self._books.folder.notes.append(sentence)
 
-    def _give_keys(self, name: str) -> State | None:
-        """None where the owner's roster, if this device goes by one, lets it take part in no window now; the user hears so."""
-        if self._books.membership.roster_key:
-            try:
-                self._check_roster(self._ask(Window, "GET", f"/v1/windows/{name}"), [keys.public_text(self._key)])
-            except Distrust as error:
-                self._note(f"this device takes part in no private window: {error}; what it learned is kept until that is mended")
-                return None
+    def _give_keys(self, name: str) -> State:
         held = self._held.begin(name)
         made = steps.make_keys(bytes.fromhex(held.seed), held.window, self._key)
         held.fix(keys=(made.keys, made.signature))
@@ -152,8 +163,8 @@ class PrivateTransport(HTTPTransport):
         """What comes after the keys; raises `Distrust` where the window is not what this device has taken part in."""
         if wants == "keys":  # they did not arrive
             return self._give(held, "keys", held.own_keys)
-        if wants == "answers" and held.answer:  # it did not arrive, or nobody heard so
-            return self._ask(State, "POST", f"/v1/windows/{held.window}/answers", held.answer.encode())
+        if wants == "answers" and held.answer:  # it may have arrived: it goes again as it is, whatever is said now
+            return self._bring_answer(held)
         if not held.seed or (wants == "masked" and (update is None or update.id in state.counted)):
             return None  # whoever has answered has no seed left to mask anything with
         window = self._ask(Window, "GET", f"/v1/windows/{held.window}")
@@ -162,12 +173,13 @@ class PrivateTransport(HTTPTransport):
         if wants == "shares":
             return self._give_shares(held, window)
         cohort = held.read_cohort(self._books.membership.signing_key)
+        self._check_roster(window, (each.public_key for each in cohort.devices.values()))  # a newer one may have come
         if wants == "masked":
             return self._give_masked(held, cohort, window, update, leaves, progress)
         return self._give_sign(held, cohort, window)
 
     def _check_roster(self, window: Window, public_keys: Iterable[str]) -> None:
-        check_roster(self._books.folder.root / ROSTER, self._books.membership, window.roster, public_keys)
+        check_roster(self._books.folder, self._books.membership, window.roster, public_keys)
 
     def _give_shares(self, held: Held, window: Window) -> State:
         cohort_keys = sorted([each.keys, each.signature] for each in window.keys)
@@ -192,7 +204,6 @@ class PrivateTransport(HTTPTransport):
         if self._held.was_answered(content):
             return None  # that window is over: the next update may come into this one
         cohort.check_step(window.shared, cohort.devices, self._id)
-        self._check_roster(window, (each.public_key for each in cohort.devices.values()))  # a newer one may have come
         numbers = masks.to_ring(update.packed)
         length = norms.l2_norm(array.astype("float32") for array in update.packed.values())
         if numbers.size != cohort.terms.numbers or length > cohort.terms.bound:
@@ -219,7 +230,10 @@ class PrivateTransport(HTTPTransport):
         self._held.note_answered(held)
         held.seed, held.boxes, held.answer = "", {}, made
         self._held.save(held)  # from here on nothing else is answered in this window
-        return self._ask(State, "POST", f"/v1/windows/{held.window}/answers", made.encode())
+        return self._bring_answer(held)
+
+    def _bring_answer(self, held: Held) -> State:
+        return self._ask(State, "POST", f"/v1/windows/{held.window}/answers", held.answer.encode())
 
 
 def connect(books: Books, patience: float) -> Exchange:

@@ -39,6 +39,7 @@ class Totals:
     newest: int | None = None  # number of the generalist that was taken over last
     waits: bool = False  # something was learned that the fleet has not received
     round_waits: str | None = None  # why the open round does not close
+    kept_out: str | None = None  # why no private window takes what was learned
     trouble: str | None = None  # why the training went on alone
     rounds: list[int] = field(default_factory=list)  # that an update counted in
 
@@ -162,7 +163,7 @@ class Rounds:
         totals.rounds += [receipt.round for receipt in outcome.receipts]
         totals.bytes_sent += outcome.bytes_sent
         totals.bytes_received += outcome.bytes_received
-        totals.waits, totals.round_waits = outcome.waits, outcome.heard.waiting
+        totals.waits, totals.round_waits, totals.kept_out = outcome.waits, outcome.heard.waiting, outcome.heard.kept_out
         totals.refused += outcome.refused is not None
         if outcome.taken_over is not None:
             totals.generalists, totals.newest = totals.generalists + 1, outcome.taken_over

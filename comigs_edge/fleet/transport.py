@@ -32,6 +32,7 @@ class News:
     state: State
     receipt: Receipt | None = None  # None: only `state.counted` says whether the update counts
     is_rejected: bool = False  # the update never counts as it is
+    kept_out: str | None = None  # why no private window takes what this device learned, and what to do
     reason: str = ""  # why it does not count, where a person should know: if it is rejected, every one with the same content
 
 

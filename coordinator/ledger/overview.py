@@ -11,7 +11,7 @@ from typing import Any
 from coordinator.ledger import damage, standby
 from coordinator.ledger.fleet import Fleet
 from coordinator.ledger.private import PrivateRounds
-from coordinator.ledger.roster import show_roster
+from coordinator.ledger.roster import is_listed, listed
 from coordinator.protocol import distances, rounds
 
 Facts = dict[str, Any]  # as JSON
@@ -22,9 +22,10 @@ ENDED = 12  # windows that are listed
 def overview(fleet: Fleet, started: float, version: str) -> Facts:
     """The fleet in general, its open round, and sums. Times are seconds since 1970, sizes bytes."""
     generalist, number = fleet.members.generalist, fleet.open_round
-    rules, active, awaited = fleet.config.rounds, fleet.active, fleet.awaited
+    rules, active, awaited = fleet.config.rounds, fleet.active, len(listed(fleet, fleet.awaited_devices()))
     updates, first = fleet.updates_in()
     devices = fleet.members.devices.values()
+    members = [device for device in devices if device.revoked is None]
     return {
         "fleet": fleet.id, "version": version, "started": started, "now": fleet.clock(),
         "base": None if generalist is None else {"name": generalist.base_name, "sha256": generalist.base_sha256},
@@ -32,7 +33,7 @@ def overview(fleet: Fleet, started: float, version: str) -> Facts:
         "newest_round": fleet.chain.newest_number, "open_round": number, "updates": updates,
         "goal": rounds.goal(rules, number, awaited), "quorum": rounds.quorum(rules, awaited),
         "deadline": None if first is None else first + rules.deadline_seconds,
-        "devices": sum(device.revoked is None for device in devices), "active": active,
+        "devices": len(members), "active": active, "unlisted": len(members) - len(listed(fleet, members)),
         "bytes_in": sum(device.bytes_in for device in devices), "bytes_out": sum(device.bytes_out for device in devices),
         "disk_free": fleet.payloads.disk()[0], "sqlite_journal": fleet.database.journal,
         "lost": damage.lost(fleet.database),
@@ -44,16 +45,17 @@ def overview(fleet: Fleet, started: float, version: str) -> Facts:
 def _notes(fleet: Fleet, updates: int, first: float | None) -> list[str]:
     """What the owner should know of the open round and of the settings, in words."""
     rules, number, found = fleet.config.rounds, fleet.open_round, []
-    members = sum(device.revoked is None for device in fleet.members.devices.values())
+    members = [device for device in fleet.members.devices.values() if device.revoked is None]
+    ready = listed(fleet, members)
     if rounds.waits_for(rules, number, updates):
-        few = f"; the fleet has {members}: invite more, or set min_devices" if members < rules.min_devices else ""
+        few = f"; the fleet has {len(ready)}: invite more, or set min_devices" if len(ready) < rules.min_devices else ""
         found.append(f"round {number} waits: {updates} of {rules.min_devices} devices have sent{few}")
     elif first is not None and fleet.clock() >= first + rules.deadline_seconds:
         found.append(
             f"round {number} waits past its deadline: {updates} of {rounds.quorum(rules, fleet.awaited)} devices have sent; "
             "remove those that send nothing with: comigs-coordinator revoke NAME"
         )
-    if rules.private and (unlisted := show_roster(fleet).get("unlisted")):
+    if unlisted := sorted(device.name for device in members if device not in ready):
         found.append(f"not in the owner's roster, so that no private window takes their updates: {', '.join(unlisted)}")
     if sentence := standby.nothing_left(fleet.database, fleet.payloads):
         found.append(sentence)
@@ -101,7 +103,8 @@ def _silent(fleet: Fleet) -> dict[str, str]:
     for device in fleet.silent(in_touch, number - rounds.SILENT):
         last = fleet.database.value("SELECT max(round) FROM updates WHERE device = ?", device.id)
         since = "it joined" if last is None else f"round {last}"
-        found[device.name] = f"it is in touch and has brought nothing since {since}"
+        reason = "" if is_listed(fleet, device) else ", for it is not in the owner's roster"
+        found[device.name] = f"it is in touch and has brought nothing since {since}{reason}"
     return found | {device.name: f"its updates are refused: {device.refused}" for device in in_touch if device.refused}
 
 

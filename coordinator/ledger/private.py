@@ -20,7 +20,7 @@ import numpy as np
 from coordinator.ledger.fleet import Fleet
 from coordinator.ledger.members import Device
 from coordinator.ledger.payloads import sync_folder
-from coordinator.ledger.roster import find_roster, is_listed
+from coordinator.ledger.roster import find_roster, is_listed, listed
 from coordinator.ledger.window import OpenWindow, Part
 from coordinator.ledger.windows import Windows
 from coordinator.protocol import compress, counting, keys, rounds, wire
@@ -130,9 +130,8 @@ class PrivateRounds:
         if (newest := fleet.chain.newest) is not None:
             numbers = sum(math.prod(shape) for shape in self.shapes.values())
             self.windows.begin(rules.min_devices, rules.norm_bound, numbers)
-            listed = {each.id for each in fleet.members.devices.values() if is_listed(fleet, each)}
-            awaited = sum(each.id in listed for each in fleet.awaited_devices())
-            self.windows.advance(rules, awaited, keys.chain_hash(newest), listed)
+            ids = {each.id for each in listed(fleet, fleet.members.devices.values())}
+            self.windows.advance(rules, len(listed(fleet, fleet.awaited_devices())), keys.chain_hash(newest), ids)
             self._tidy()
 
     def _tidy(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -16,6 +17,7 @@ from coordinator.protocol.private.messages import Roster, SignedRoster
 from coordinator.protocol.private.roster import read_roster
 
 FACT = "roster"
+NONE = "none"  # in place of one: from now on devices are shown none
 
 
 def find_roster(fleet: Fleet) -> tuple[SignedRoster, Roster] | None:
@@ -29,13 +31,25 @@ def _read(text: str) -> tuple[SignedRoster, Roster]:
 
 
 def is_listed(fleet: Fleet, device: Device) -> bool:
-    """Whether private windows take this device: all, where there is no roster."""
-    found = find_roster(fleet)
-    return found is None or keys.to_text(device.public_key.public_bytes_raw()) in found[1].devices
+    """Whether rounds take this device: all, where the fleet is not private or has no roster."""
+    found = find_roster(fleet) if fleet.config.rounds.private else None
+    return found is None or _has(found[1], device)
+
+
+def _has(roster: Roster, device: Device) -> bool:
+    return keys.to_text(device.public_key.public_bytes_raw()) in roster.devices
+
+
+def listed(fleet: Fleet, devices: Iterable[Device]) -> list[Device]:
+    """Those of the devices that rounds take."""
+    return [each for each in devices if is_listed(fleet, each)]
 
 
 def use_roster(fleet: Fleet, text: str) -> dict[str, Any]:
-    """From now on devices are shown this one; raises `CoordinatorError` for one that they would not follow."""
+    """From now on devices are shown this one, or `NONE`; raises `CoordinatorError` for one that they would not follow."""
+    if text == NONE:
+        fleet.database.run("DELETE FROM facts WHERE name = ?", FACT)
+        return show_roster(fleet)
     signed, roster = _read(text)
     if roster.fleet != fleet.id:
         raise CoordinatorError(
@@ -45,7 +59,7 @@ def use_roster(fleet: Fleet, text: str) -> dict[str, Any]:
     if before is not None and before[0].key == signed.key and roster != before[1] and roster.serial <= before[1].serial:
         raise CoordinatorError(
             f"this roster is {roster.serial}, and the one in force, {before[1].serial}, is not older, so no device follows it; "
-            "sign it again: comigs-coordinator roster sign"
+            f"sign it again: comigs-coordinator roster sign, with --number {before[1].serial + 1} where the roster before is lost"
         )
     fleet.database.set_fact(FACT, encode(signed).decode())
     return show_roster(fleet)
@@ -60,5 +74,5 @@ def show_roster(fleet: Fleet) -> dict[str, Any]:
     return {
         "roster": msgspec.to_builtins(signed), "key": signed.key, "serial": roster.serial,
         "devices": sorted(roster.devices.values()),
-        "unlisted": sorted(each.name for each in members if not is_listed(fleet, each)),
+        "unlisted": sorted(each.name for each in members if not _has(roster, each)),
     }  # fmt: skip

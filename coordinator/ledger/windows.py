@@ -140,7 +140,7 @@ class Windows:
             try:
                 if window.stage == "masked" and window.head != head:
                     raise Distrust("another generalist was published meanwhile")
-                if window.stage in ("keys", "shares", "masked") and not set(window.parts["keys"]) <= set(listed):
+                if not (window.can_be_opened or set(window.parts["keys"]) <= set(listed)):
                     raise Distrust("a device of it is not in the roster of the fleet's owner")
                 others = (each for each in self.open.values() if each is not window)
                 is_free = all(each.stage in ("keys", "shares") for each in others)

@@ -174,6 +174,9 @@ class Hello(Message):
     epoch: Short  # changes with every start of the coordinator; requests are signed for one epoch
     version: Short
     protocol: Count = 1  # `PROTOCOL` of the coordinator
+    settings: Settings | None = (
+        None  # so that nobody spends an invitation to hear them; None: from a coordinator that does not say
+    )
 
 
 class Problem(Message):

@@ -59,6 +59,8 @@ def _fleet(fleet: Fleet, started: float, version: str) -> str:
     gauges = (
         ("comigs_devices", "Devices of the fleet that are not revoked.", facts["devices"]),
         ("comigs_active_devices", "Devices that were heard of lately.", facts["active"]),
+        ("comigs_unlisted_devices", "Devices that are not in the owner's roster, so that no private window takes their updates.",
+         facts["unlisted"]),
         ("comigs_open_round", "Number of the open round.", facts["open_round"]),
         ("comigs_open_round_updates", "Updates in the open round.", facts["updates"]),
         ("comigs_open_round_goal", "Updates that close the open round.", facts["goal"]),

@@ -75,13 +75,17 @@ def _tiles(facts: Facts, rounds: list[Facts]) -> str:
     first = _open_round(facts) if facts["private"] is None else private_windows.tile_of(facts)
     return "".join((
         '<section class="tiles" aria-label="Health">', first,
-        tile("Devices", f"{facts['active']}", f"active, of {count(facts['devices'], 'device')}"),
+        tile("Devices", f"{facts['active']}", f"active, of {count(facts['devices'], 'device')}{_unlisted(facts)}"),
         tile("Generalist", "none" if newest < 0 else str(newest), age),
         tile("Received", size(facts["bytes_in"]), f"{size(facts['bytes_out'])} sent"),
         tile("Turned back", str(len(turned)), seen),
         tile("Disk free", size(free), "little is left: make room" if free < LOW_DISK else "enough", free < LOW_DISK),
         "</section>",
     ))  # fmt: skip
+
+
+def _unlisted(facts: Facts) -> str:
+    return f"; {facts['unlisted']} not in the owner's roster" if facts["unlisted"] else ""
 
 
 def _open_round(facts: Facts) -> str:

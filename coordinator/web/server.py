@@ -158,7 +158,7 @@ class Server:
     # Answers ------------------------------------------------------------------------------------------------------
 
     async def _hello(self, request: web.Request) -> web.Response:
-        return answer(Hello(fleet=self.fleet.id, epoch=self.epoch, version=self.version))
+        return answer(Hello(fleet=self.fleet.id, epoch=self.epoch, version=self.version, settings=self.fleet.config.settings))
 
     async def _join(self, request: web.Request) -> web.Response:
         try:

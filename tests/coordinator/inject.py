@@ -37,6 +37,15 @@ def injected(process, thread, call, fault):
         strace.wait()
 
 
+def dies_at(process, thread, call, number, work, seconds):
+    """Whether the process comes to this `number`th call of the thread while `work` is done, or `seconds` later: it dies there."""
+    with injected(process, thread, call, f"signal=KILL:when={number}"):
+        work()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+    return process.poll() is not None
+
+
 def _is_traced(process, task):
     status = Path(f"/proc/{process}/task/{task}/status").read_text()
     return "TracerPid:\t0\n" not in status

@@ -90,6 +90,8 @@ def test_a_list_that_cannot_be_signed_is_told_with_its_line(at_home, tmp_path, l
         ("roster sign owner.key devices.txt devices.txt --fleet f", "devices.txt is no roster"),
         ("roster sign owner.key devices.txt gone/roster.json --fleet f", "cannot be written"),
         ("roster new-key gone/owner.key", "cannot be written"),
+        (f"{SIGN} --fleet {'f' * 256}", "no device reads such a roster"),
+        (f"{SIGN} --fleet f\udcff", "no device reads such a roster"),
         ("roster use gone.json", "gone.json cannot be read"),
         ("roster use devices.txt", "devices.txt is no roster"),
     ],
@@ -122,3 +124,44 @@ def test_another_keys_roster_is_followed_by_no_roster_of_this_one(at_home):
     at_home("roster new-key other.key")
     assert "is the roster of another key or fleet" in at_home("roster sign other.key devices.txt roster.json")
     assert "is the roster of another key or fleet" in at_home(f"{SIGN} --fleet g")
+
+
+def signed_number(tmp_path):
+    signed = decode((tmp_path / "roster.json").read_bytes(), SignedRoster)
+    return open_roster(signed, signed.key).serial
+
+
+def test_a_number_ahead_is_followed_where_the_roster_before_is_lost(at_home, tmp_path):
+    at_home(f"{SIGN} --fleet f --number {2**52}")
+    assert signed_number(tmp_path) == 2**52
+    assert f"roster.json has the number {2**52}, and devices follow no smaller one" in at_home(f"{SIGN} --number {2**52}")
+    at_home(SIGN)
+    assert signed_number(tmp_path) == 2**52 + 1
+
+
+def test_no_number_is_signed_that_no_device_reads(at_home, tmp_path):
+    at_home(f"{SIGN} --fleet f --number {2**53 - 1}")
+    assert "no device reads such a roster" in at_home(SIGN)
+    assert signed_number(tmp_path) == 2**53 - 1
+    for number in (2**53, 0, -1, "x"):
+        with pytest.raises(SystemExit, match="2"):
+            main([*SIGN.split(), "--number", str(number)])
+
+
+def test_a_list_of_another_system_is_read(at_home, tmp_path):
+    text = (tmp_path / "devices.txt").read_text()
+    (tmp_path / "devices.txt").write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    assert json.loads(at_home(f"{SIGN} --fleet f --json"))["devices"] == dict(zip(KEYS, NAMES, strict=True))
+
+
+def test_a_roster_is_taken_off_with_what_that_means(at_home, tmp_path):
+    room = Room(tmp_path / "data")
+    fleet = room.fleet.id
+    room.fleet.database.close()
+    at_home(f"{SIGN} --fleet {fleet}")
+    at_home("roster use roster.json")
+    assert "gives nothing to them until its person says: comigs-edge join LINK --roster-key none" in at_home("roster use none")
+    assert json.loads(at_home("roster show --json"))["roster"] is None
+    assert "everything that is kept is sound" in at_home("check")
+    at_home("roster use roster.json")  # as before
+    assert json.loads(at_home("roster show --json"))["devices"] == sorted(NAMES)

@@ -413,3 +413,19 @@ def test_a_claim_that_there_is_no_generalist_yet_gets_the_initial_one_only(tmp_p
     for update in liar.updates.values():
         assert all((array == 0).all() for array in update.packed.values())
     assert liar.uploads == {}
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff\xfe", b"zz", b"\0" * 64], ids=["empty", "no text", "no number", "zeros"])
+def test_a_damaged_secret_gives_nothing_more_and_its_device_goes_on(tmp_path, damage):
+    liar = fleet(tmp_path, 3)
+    liar.run_to("shares")
+    device = next(iter(liar.devices.values()))
+    (seed,) = device.folder.windows.glob(".*.seed")
+    seed.write_bytes(damage)
+    (device.folder.root / "answered").write_bytes(damage)
+    liar.touch()
+    assert len(liar.given("shares")) == 2
+    liar.begin()
+    liar.run_to("masked")
+    liar.touch()
+    assert len(liar.uploads) == 3

@@ -14,10 +14,8 @@ from comigs_edge.fleet.privacy import privacy
 from comigs_edge.home import folder as homes
 from comigs_edge.home.config import BaseConfig, Config
 from coordinator.protocol.private.messages import LEAST
-from tests.coordinator.rig import Coordinator
 from tests.docs_commands import ROOT
-from tests.fleet.rig import step
-from tests.fleet.test_private import fleet_of, publish, touch
+from tests.fleet.test_private import fleet_of, learn, publish, run_to, touch
 
 SETTINGS = Config(base=BaseConfig(name="tiny", sha256="ab" * 32, size=1))
 FORBIDDEN = re.compile(r"anonym|(cannot|can not|never) (learn|read|see)|learns? nothing", re.I)
@@ -73,15 +71,11 @@ def test_what_went_to_a_fleet_that_was_left_is_said_afterwards(run, ready, coord
     assert "shared: nothing" not in run("report").stdout
 
 
-def test_in_a_private_fleet_it_names_n_t_and_least_of_the_windows_on_their_way(tmp_path):
-    private = Coordinator(tmp_path / "coordinator", private=True)
+def test_in_a_private_fleet_it_names_n_t_and_least_of_the_windows_on_their_way(private, tmp_path):
     devices = fleet_of(private, tmp_path, 4)
     assert privacy(devices[0].home, SETTINGS)["sums"]["windows"] == []
-    for number, device in enumerate(devices):
-        device.learn(step(number))
-    touch(devices, tokens=100)
-    while private.ask("status")["private"][0]["stage"] != "masked":
-        touch(devices)
+    learn(devices)
+    run_to(private, devices, "masked")
     found = privacy(devices[0].home, SETTINGS)
     assert found["mode"] == "private fleet"
     assert found["sums"]["threshold"] == {"3": 3, "5": 4, "10": 7, "50": 34}  # more than two thirds
@@ -97,7 +91,6 @@ def test_in_a_private_fleet_it_names_n_t_and_least_of_the_windows_on_their_way(t
     masked = 4 * sum(array.size for array in devices[0].books.standing.reference.values())
     sent = [privacy(device.home, SETTINGS)["left"][0]["bytes_sent"] for device in devices]
     assert sent[1:] == [masked] * 3  # the first brought the initial generalist too
-    private.stop()
 
 
 def test_a_home_that_flare_carries_is_told_that_its_server_reads_updates(run, ready, coordinator):

@@ -20,15 +20,6 @@ from tests.coordinator.rig import SHAPES, Coordinator, Member
 from tests.fleet.rig import BASE, Device, step
 
 
-@pytest.fixture
-def private(tmp_path):
-    """A private coordinator."""
-    running = Coordinator(tmp_path / "coordinator", private=True)
-    yield running
-    if running.process.poll() is None:
-        running.stop()
-
-
 def fleet_of(coordinator, tmp_path, count):
     """Devices with generalist 0, which have learned nothing."""
     devices = [Device(tmp_path / f"home-{number}").join_coordinator(coordinator.invite()) for number in range(count)]
@@ -41,6 +32,22 @@ def fleet_of(coordinator, tmp_path, count):
 
 def touch(devices, tokens=0):
     return [device.exchange(tokens=tokens) for device in devices]
+
+
+def learn(devices):
+    """Each something else, and all come by."""
+    for number, device in enumerate(devices):
+        device.learn(step(number))
+    touch(devices, tokens=100)
+
+
+def run_to(coordinator, devices, stage):
+    """Devices come by until the first window is at this stage."""
+    for _ in range(12):
+        if coordinator.ask("status")["private"][0]["stage"] == stage:
+            return
+        touch(devices)
+    raise AssertionError(coordinator.ask("status")["private"])
 
 
 def generalist(coordinator, number):
@@ -102,8 +109,7 @@ def test_one_that_vanishes_and_one_that_comes_late_cost_nobody_anything(tmp_path
         for device, change in zip(devices, learned, strict=True):
             device.learn(change)
         touch(reversed(devices), tokens=100)
-        while private.ask("status")["private"][0]["stage"] != "masked":
-            touch(reversed(devices))
+        run_to(private, devices[::-1], "masked")
         for device in devices[:4]:  # the fifth has given its shares, and is gone
             device.exchange(tokens=0)
         end = time.monotonic() + 60
@@ -130,9 +136,7 @@ def test_one_that_vanishes_and_one_that_comes_late_cost_nobody_anything(tmp_path
 
 def test_a_coordinator_that_is_killed_goes_on_with_its_windows(private, tmp_path):
     devices, killed = fleet_of(private, tmp_path, 3), 0
-    for number, device in enumerate(devices):
-        device.learn(step(number))
-    touch(devices, tokens=100)
+    learn(devices)
     while private.ask("status")["newest_round"] < 1:
         stages = [each["stage"] for each in private.ask("status")["private"]]
         private.kill()
@@ -151,9 +155,7 @@ def test_a_coordinator_that_is_killed_goes_on_with_its_windows(private, tmp_path
 
 def test_nothing_is_left_of_a_window_that_is_over(private, tmp_path):
     devices = fleet_of(private, tmp_path, 3)
-    for number, device in enumerate(devices):
-        device.learn(step(number))
-    touch(devices, tokens=100)
+    learn(devices)
     seeds = [path.read_text() for path in tmp_path.glob("home-*/fleet/windows/.*.seed")]
     assert len(seeds) == 3
     pack(devices[0].home, tmp_path / "home.tar", True, lambda done, total: None)
@@ -172,8 +174,7 @@ def test_a_bound_that_the_owner_raises_costs_no_window(tmp_path):
         for number, device in enumerate(devices):
             device.learn(step(number, 1 / 8))  # far beyond both
         touch(devices, tokens=100)
-        while private.ask("status")["private"][0]["stage"] != "masked":
-            touch(devices)
+        run_to(private, devices, "masked")
         private.stop()
         private.flags["norm_bound"] = 4
         private.restart()
@@ -240,11 +241,8 @@ def test_masked_updates_that_arrive_together_on_a_slow_disk_all_stay(tmp_path):
     private = Coordinator(tmp_path / "coordinator", private=True, environment={"PYTHONPATH": path})
     try:
         devices = fleet_of(private, tmp_path, 3)
-        for number, device in enumerate(devices):
-            device.learn(step(number))
-        touch(devices, tokens=100)
-        while private.ask("status")["private"][0]["stage"] != "masked":
-            touch(devices)
+        learn(devices)
+        run_to(private, devices, "masked")
         threads = [threading.Thread(target=device.exchange, kwargs={"tokens": 0}) for device in devices]
         for thread in threads:
             thread.start()
@@ -258,9 +256,7 @@ def test_masked_updates_that_arrive_together_on_a_slow_disk_all_stay(tmp_path):
 
 def test_after_a_roll_back_what_counted_in_a_private_round_comes_again(private, tmp_path):
     devices = fleet_of(private, tmp_path, 3)
-    for number, device in enumerate(devices):
-        device.learn(step(number))
-    touch(devices, tokens=100)
+    learn(devices)
     publish(private, devices, 1)
     touch(devices)
     summed = [each["number"] for each in private.rounds() if each["devices"] == 3]
@@ -283,11 +279,8 @@ def test_after_a_roll_back_what_counted_in_a_private_round_comes_again(private, 
 
 def test_who_leaves_during_a_window_and_joins_again_counts_once(private, tmp_path):
     devices = fleet_of(private, tmp_path, 4)
-    for number, device in enumerate(devices):
-        device.learn(step(number))
-    touch(devices, tokens=100)
-    while private.ask("status")["private"][0]["stage"] != "masked":
-        touch(devices)
+    learn(devices)
+    run_to(private, devices, "masked")
     touch(devices)
     left = devices[3]
     sent = left.folder.outbox().id

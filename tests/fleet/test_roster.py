@@ -25,7 +25,7 @@ from tests.coordinator.rig import Coordinator
 from tests.fleet import liar as liars
 from tests.fleet.rig import BASE, step
 from tests.fleet.test_lying_coordinator import notes
-from tests.fleet.test_private import fleet_of, generalist, publish, touch
+from tests.fleet.test_private import fleet_of, generalist, learn, publish, touch
 
 
 def public_key(device):
@@ -120,15 +120,15 @@ def test_one_made_up_device_is_taken_where_nobody_was_told_a_key(tmp_path):
     ],
     ids=["none", "another fleet's", "another key's", "a broken signature", "a swapped key", "no roster at all", "one left out"],
 )
-@pytest.mark.parametrize("stage", ["keys", "shares", "masked"])
+@pytest.mark.parametrize("stage", ["keys", "shares", "masked", "confirmations", "answers"])
 def test_a_roster_that_the_owner_did_not_sign_so_gets_nothing_in_any_stage(tmp_path, forge, sentence, stage):
     liar, owner = owned(tmp_path, 3)
     liar.run_to(stage)
-    owner.shown = forge(owner)
+    owner.shown, uploads = forge(owner), len(liar.uploads)
     victims = list(liar.devices.values())[:1] if stage == "keys" else list(liar.devices.values())
     liar.touch(victims)
     assert liar.given(stage) == []
-    assert liar.uploads == {}
+    assert len(liar.uploads) == uploads
     assert sentence in notes(liar)
     assert len([note for device in victims for note in device.folder.notes]) == len(victims)  # one sentence each
 
@@ -222,13 +222,6 @@ SETTINGS = {"local_steps": 1, "update_format": "masked", "averaging": "separate"
 # With a real coordinator -----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def private(tmp_path):
-    running = Coordinator(tmp_path / "coordinator", private=True)
-    yield running
-    running.stop()
-
-
 def sign_and_use(coordinator, tmp_path, devices, name="roster.json"):
     """As the owner does, by the commands, with the key in owner.key."""
     (tmp_path / "devices.txt").write_text("# ours\n" + "".join(f"{public_key(each)} {each.name}\n" for each in devices))
@@ -316,9 +309,7 @@ def test_the_owners_key_holds_behind_a_coordinator_with_another_certificate(priv
 
 def test_who_hears_that_it_was_removed_forgets_the_secrets_of_its_windows(private, tmp_path):
     devices = fleet_of(private, tmp_path, 3)
-    for number, device in enumerate(devices):
-        device.learn(step(number))
-    touch(devices, tokens=100)
+    learn(devices)
     folder = devices[0].folder.windows
     assert list(folder.glob(".*.seed"))
     name = devices[0].books.membership.name
@@ -338,7 +329,8 @@ def test_a_fleet_that_is_not_private_is_joined_with_no_roster(tmp_path):
         plain.stop()
 
 
-def test_a_window_in_which_somebody_was_removed_is_given_up_and_nothing_is_lost(private, tmp_path):
+@pytest.mark.parametrize("stage", ["masked", "confirmations", "answers"])
+def test_a_window_in_which_somebody_was_removed_is_given_up_and_nothing_is_lost(private, tmp_path, stage):
     offline("roster", "new-key", tmp_path / "owner.key")
     devices = fleet_of(private, tmp_path, 4)
     for number, device in enumerate(devices):
@@ -347,7 +339,7 @@ def test_a_window_in_which_somebody_was_removed_is_given_up_and_nothing_is_lost(
     sign_and_use(private, tmp_path, devices)
     touch(devices, tokens=100)
     for device in cycle(devices):
-        if private.ask("status")["private"][0]["stage"] == "masked":
+        if private.ask("status")["private"][0]["stage"] == stage:
             break
         device.exchange(tokens=0)
     sign_and_use(private, tmp_path, devices[:3])

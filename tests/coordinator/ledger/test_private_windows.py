@@ -3,13 +3,30 @@
 from contextlib import closing
 
 from coordinator.ledger import windows as windows_file
+from coordinator.ledger.overview import overview
 from coordinator.ledger.private import PrivateRounds
+from coordinator.ledger.roster import NONE, use_roster
 from coordinator.ledger.windows import Windows
 from coordinator.protocol import keys
+from coordinator.protocol.messages import encode
 from coordinator.protocol.private import steps
-from coordinator.protocol.private.messages import SignedKeys
+from coordinator.protocol.private.messages import Roster, SignedKeys
+from coordinator.protocol.private.roster import sign_roster
 from coordinator.protocol.rounds import Rules
+from coordinator.web import page
+from coordinator.web.metrics import Metrics
 from tests.coordinator.ledger.test_fleet import Room, arrays
+
+
+def begin_window(windows, count):
+    """A window of so many devices that exchanges shares; their ids."""
+    windows.begin(3, 1.0, 10)
+    (name,), identities = windows.open, [keys.new_key() for _ in range(count)]
+    devices = {keys.device_id(keys.public_text(key)): steps.make_keys(bytes(32), name, key) for key in identities}
+    for device, made in devices.items():
+        windows.put(name, device, made)
+    windows.advance(Rules(private=True), count, "", devices)
+    return set(devices)
 
 
 def test_a_stage_that_began_in_the_future_begins_when_the_coordinator_starts(tmp_path):
@@ -39,20 +56,30 @@ def test_a_device_hears_the_lowest_bound_of_the_windows_also_where_there_is_none
         assert private.state(device).norm_limit == 2.0
 
 
+def test_goal_and_status_count_the_devices_that_the_roster_has_and_name_the_others(tmp_path):
+    room, owner = Room(tmp_path / "data", private=True, min_devices=3), keys.new_key()
+    devices = [room.join() for _ in range(5)]
+    room.step((devices[0], arrays(1.0)))
+    assert (overview(room.fleet, 0.0, "1")["goal"], overview(room.fleet, 0.0, "1")["unlisted"]) == (5, 0)
+    named = {keys.to_text(device.public_key.public_bytes_raw()): device.name for device in devices[:3]}
+    use_roster(room.fleet, encode(sign_roster(owner, Roster(fleet=room.fleet.id, serial=1, devices=named))).decode())
+    facts = overview(room.fleet, 0.0, "1")
+    assert (facts["goal"], facts["devices"], facts["active"], facts["unlisted"]) == (3, 5, 5, 2)
+    assert all(device.name in " ".join(facts["notes"]) for device in devices[3:])
+    assert "comigs_unlisted_devices 2\n" in Metrics().render(room.fleet, 0.0, "1")
+    assert "5 devices; 2 not in the owner's roster" in page.render(room.fleet, 0.0, "1").replace("&#x27;", "'")
+    use_roster(room.fleet, NONE)
+    assert (overview(room.fleet, 0.0, "1")["goal"], overview(room.fleet, 0.0, "1")["unlisted"]) == (5, 0)
+
+
 def test_a_window_that_is_given_up_leaves_its_reason_and_its_counts_and_nothing_else(tmp_path):
     now, path = [1000.0], tmp_path / "windows.db"
     with closing(Windows(path, keys.new_key(), "fleet", lambda: now[0])) as windows:
-        windows.begin(3, 1.0, 10)
+        devices = begin_window(windows, 4)
         (name,) = windows.open
-        devices = [keys.new_key() for _ in range(4)]
-        for key in devices:
-            made = steps.make_keys(bytes(32), name, key)
-            windows.put(name, keys.device_id(keys.public_text(key)), made)
-        rules, listed = Rules(private=True, deadline_seconds=60), {keys.device_id(keys.public_text(key)) for key in devices}
-        windows.advance(rules, 4, "", listed)
         assert windows.open[name].stage == "shares"
         now[0] += 61
-        windows.advance(rules, 4, "", listed)
+        windows.advance(Rules(private=True, deadline_seconds=60), 4, "", devices)
         assert name not in windows.open
         [ended] = windows.ended()
         reason = "0 of 4 devices gave their shares in time, 3 are needed"
@@ -60,7 +87,7 @@ def test_a_window_that_is_given_up_leaves_its_reason_and_its_counts_and_nothing_
         assert windows.outcomes == {"summed": 0, "given_up": 1}
         kept = windows.ended()
     data = path.read_bytes()
-    assert not any(keys.device_id(keys.public_text(key)).encode() in data for key in devices)
+    assert not any(device.encode() in data for device in devices)
     with closing(Windows(path, keys.new_key(), "fleet", lambda: now[0])) as windows:
         assert windows.ended() == kept
 

@@ -4,7 +4,6 @@ import ssl
 import urllib.request
 from contextlib import closing
 
-import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from coordinator.ledger.config import Config
@@ -13,13 +12,10 @@ from coordinator.ledger.fleet import Fleet
 from coordinator.ledger.payloads import Payloads
 from coordinator.ledger.private import PrivateRounds
 from coordinator.protocol import keys
-from coordinator.protocol.private import steps
-from coordinator.protocol.rounds import Rules
 from coordinator.web import page
-from tests.coordinator.rig import Coordinator
+from tests.coordinator.ledger.test_private_windows import begin_window
 from tests.coordinator.web.test_page import Clock, Read, close, join, update
-from tests.fleet.rig import step
-from tests.fleet.test_private import fleet_of, publish, touch
+from tests.fleet.test_private import fleet_of, learn, publish, run_to, touch
 
 
 def drawn(tmp_path):
@@ -36,36 +32,16 @@ def drawn(tmp_path):
             close(fleet, number)
         with closing(PrivateRounds(fleet, tmp_path)) as private:
             for outcome in ({"round": 5}, None, {"round": 6}, None):
-                begin_window(private.windows, 4)
+                devices = begin_window(private.windows, 4)
                 if outcome is None:
                     clock.now += config.rounds.deadline_seconds + 1
-                    private.windows.advance(config.rounds, 4, "", devices_of(private.windows))
+                    private.windows.advance(config.rounds, 4, "", devices)
                 else:
                     private.windows.end(next(iter(private.windows.open)), **outcome)
                 clock.now += 1800
             begin_window(private.windows, 5)
             clock.now += 60
             return page.render(fleet, clock.now - 86400, "1.0", private)
-
-
-def begin_window(windows, count):
-    """A window of so many devices that exchanges shares."""
-    windows.begin(3, 1.0, 10)
-    (name,) = windows.open
-    for key in [keys.new_key() for _ in range(count)]:
-        windows.put(name, keys.device_id(keys.public_text(key)), steps.make_keys(bytes(32), name, key))
-    windows.advance(Rules(private=True), count, "", devices_of(windows))
-
-
-def devices_of(windows):
-    return {device for window in windows.open.values() for device in window.parts["keys"]}
-
-
-@pytest.fixture
-def private(tmp_path):
-    running = Coordinator(tmp_path / "coordinator", private=True)
-    yield running
-    running.stop()
 
 
 def get(coordinator, path):
@@ -85,17 +61,10 @@ def metrics(coordinator):
     }  # fmt: skip
 
 
-def run_to(coordinator, devices, stage):
-    while coordinator.ask("status")["private"][0]["stage"] != stage:
-        touch(devices)
-
-
 def test_page_and_metrics_say_how_many_have_given_what_the_window_asks_for(private, tmp_path):
     devices = fleet_of(private, tmp_path, 4)
     assert "a private fleet: updates are opened in sums only" in words(private)
-    for number, device in enumerate(devices):
-        device.learn(step(number))
-    touch(devices, tokens=100)
+    learn(devices)
     run_to(private, list(reversed(devices)), "masked")
     touch([device for device in devices if not device.folder.was_tried][:1])
     window = private.ask("status")["private"][0]
@@ -113,9 +82,7 @@ def test_page_and_metrics_say_how_many_have_given_what_the_window_asks_for(priva
 
 def test_a_window_that_was_summed_names_the_round_that_it_closed(private, tmp_path):
     devices = fleet_of(private, tmp_path, 3)
-    for number, device in enumerate(devices):
-        device.learn(step(number))
-    touch(devices, tokens=100)
+    learn(devices)
     publish(private, devices, 1)
     [ended, *_] = private.ask("status")["ended"]
     assert (ended["round"], ended["devices"], ended["given"], ended["reason"]) == (1, 3, 3, None)
