@@ -11,6 +11,7 @@ import typer
 
 from comigs_edge.commands import completion
 from comigs_edge.commands.console import counted, fact, local_time, next_command, notes, out, print_json, show_table
+from comigs_edge.commands.settings import settings_of
 from comigs_edge.data.corpus import Corpus
 from comigs_edge.errors import ComigsError
 from comigs_edge.home import folder as homes
@@ -33,7 +34,7 @@ class Switch(str, Enum):
 
 def _open() -> tuple[Home, History]:
     home = homes.locate()
-    home.settings()  # raises where there is no home
+    settings_of(home)  # raises where there is no home
     return home, History(home.chats_file)
 
 

@@ -11,7 +11,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,11 @@ from rich.padding import Padding
 from rich.text import Text
 
 from comigs_edge.errors import ComigsError
+from comigs_edge.progress import Progress
 from coordinator.protocol.text import printable, readable
 
 LONG = 30  # columns that a path needs in a table
+LATE = 2.0  # seconds after which it is shown what is being done
 LOGS = 30.0  # seconds between two lines of a log about one thing that lasts
 
 
@@ -157,18 +159,34 @@ def bar(what: str) -> Iterator[Bar]:
     if not notes.is_terminal:
         yield Bar(_logger(printable(what)), lambda: None)
         return
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+    from rich import progress as bars
 
     what, room = printable(what), notes.width - 16  # columns that spinner, share and time leave
     if cell_len(what) > room:
         what = f"…{what[len(what) - room + 1 :]}"
-    columns = [SpinnerColumn(), TextColumn("{task.description}", markup=False)]
+    columns = [bars.SpinnerColumn(), bars.TextColumn("{task.description}", markup=False)]
     if (width := min(40, room - cell_len(what) - 1)) > 4:
-        columns.append(BarColumn(width))
-    columns += [TextColumn("{task.percentage:>3.0f}%"), TimeRemainingColumn()]
-    with Progress(*columns, console=notes, transient=True) as progress:
+        columns.append(bars.BarColumn(width))
+    columns += [bars.TextColumn("{task.percentage:>3.0f}%"), bars.TimeRemainingColumn()]
+    with bars.Progress(*columns, console=notes, transient=True) as progress:
         task = progress.add_task(what, total=None)
         yield Bar(lambda done, total: progress.update(task, completed=done, total=total), progress.stop)
+
+
+@contextmanager
+def late_bar(what: str) -> Iterator[Progress]:
+    """A progress bar once this has lasted for a while."""
+    began, shown = time.monotonic(), None
+    with ExitStack() as stack:
+
+        def show(done: int, total: int) -> None:
+            nonlocal shown
+            if shown is None and time.monotonic() - began > LATE:
+                shown = stack.enter_context(bar(what))
+            if shown is not None:
+                shown(done, total)
+
+        yield show
 
 
 def print_json(value: Any) -> None:

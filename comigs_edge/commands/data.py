@@ -15,6 +15,7 @@ from comigs_edge.commands import owner, reading_report
 from comigs_edge.commands.chats import agree
 from comigs_edge.commands.console import bar, counted, fact, next_command, out, print_json, show_table, size, warn
 from comigs_edge.commands.secret_report import as_table, secret_lines
+from comigs_edge.commands.settings import settings_of
 from comigs_edge.data import documents
 from comigs_edge.data.arrangement import SPLITS
 from comigs_edge.data.corpus import Corpus, Report
@@ -63,7 +64,7 @@ def add(
     if not paths and not chats:
         raise typer.BadParameter("name folders or files, or give --chats")
     home, paths = homes.locate(), paths or []
-    settings = home.settings()
+    settings = settings_of(home)
     corpus = homes.corpus(home, settings)
     marked = _read_chats(home, corpus) if chats else {}
     reading = _read(home, corpus, paths, me) if paths else Reading()
@@ -175,7 +176,7 @@ def list_(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = Fa
     from comigs_edge.training.next_step import find_next
 
     home = homes.locate()
-    settings = home.settings()
+    settings = settings_of(home)
     corpus = Corpus(home.documents_file)
     sources = corpus.sources()
     if json:
@@ -213,7 +214,7 @@ def remove(
     if not files and not learned:
         raise typer.BadParameter("give the ID of a file, --learned, or both")
     home = homes.locate()
-    settings = home.settings()
+    settings = settings_of(home)
     corpus = homes.corpus(home, settings)
     with home.lock("data remove") if learned else nullcontext():
         numbers = dict.fromkeys(number for each in files or () for number in find_numbers(corpus, each))

@@ -11,6 +11,7 @@ import typer
 
 from comigs_edge.commands.console import next_command, notes, out
 from comigs_edge.commands.data import find_numbers
+from comigs_edge.commands.settings import settings_of
 from comigs_edge.errors import ComigsError
 from comigs_edge.home import folder as homes
 from comigs_edge.home.folder import Home
@@ -31,7 +32,7 @@ def forget(
     from comigs_edge.training.next_step import find_next
 
     home = homes.locate()
-    settings = home.settings()
+    settings = settings_of(home)
     corpus = homes.corpus(home, settings)
     with home.lock("forget"):
         numbers = list(dict.fromkeys(number for each in files for number in find_numbers(corpus, each)))

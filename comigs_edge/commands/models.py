@@ -11,6 +11,7 @@ import typer
 
 from comigs_edge.commands.console import counted, fact, local_time, next_command, out, print_json, show_table, size, warn
 from comigs_edge.commands.follow import place
+from comigs_edge.commands.settings import settings_of
 from comigs_edge.errors import EXPECTED, ComigsError
 from comigs_edge.home import folder as homes
 from comigs_edge.home.config import Config
@@ -175,7 +176,7 @@ def _open() -> tuple[Home, Config]:
         raise ComigsError(
             f"there is no home at {home.root}; make one with: comigs-edge init (bases are shown by: comigs-edge bases list)"
         )
-    return home, home.settings()
+    return home, settings_of(home)
 
 
 def _use(home: Home, settings: Config, version: int, drop_training: bool, json: bool) -> None:
