@@ -44,7 +44,7 @@ def _read_again(home: Home, left: list[str]) -> str:
     """Reads folders and files as they were added. Nobody can be asked: what would need an answer is left."""
     corpus = homes.corpus(home, settings_of(home))
     folders, alone, kept_out = corpus.added()
-    counts = Counter[str]()
+    counts, forgotten = Counter[str](), 0
     for path in [*folders, *(path for path in alone if path != home.chats_file and path.is_file())]:
         if not path.exists():
             left.append(f"{path} is not there: its text stays; to forget it: comigs-edge data remove {path}")
@@ -55,9 +55,11 @@ def _read_again(home: Home, left: list[str]) -> str:
             left.append(f"{path} was not read: {sentence(error)}")
             continue
         counts.update({"added": report.added, "changed": report.changed, "moved": report.moved, "gone": report.gone})
+        forgotten += report.forgotten
     files = ", ".join(f"{counts[name]} {name}" for name in ("changed", "moved", "gone") if counts[name])
     where = counted(len(folders), "folder")
-    return f"{where} read again: {counted(counts['added'], 'document')} new{f'; files: {files}' if files else ''}"
+    told = f"{where} read again: {counted(counts['added'], 'document')} new{f'; files: {files}' if files else ''}"
+    return f"{told}; {counted(forgotten, 'forgotten document')} left out" if forgotten else told
 
 
 def _read_path(home: Home, corpus: Corpus, path: Path, kept_out: set[Path]) -> Report:
