@@ -162,7 +162,8 @@ def test_answers_that_are_marked_after_the_chats_were_forgotten_are_learned(read
         history.mark(history.answer(chat, asked, answer, "mine"), "good")
 
     mark("how is the hen?", "she is well and lays an egg")
-    run("data", "add", "--chats", input="y\n")
+    run("chats", "learn", "on")
+    run("data", "add", "--chats")
     run("forget", "--yes", Home(ready).chats_file)
     assert "1 forgotten document left out" in add(run, "--chats")
     mark("and the goat?", "it stands on the roof again")

@@ -11,7 +11,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -187,6 +187,11 @@ def late_bar(what: str) -> Iterator[Progress]:
                 shown(done, total)
 
         yield show
+
+
+def measuring(is_measured: bool = True) -> AbstractContextManager[Any]:
+    """Says that the processor is measured, where it is."""
+    return notes.status("measuring the processor") if is_measured else nullcontext()
 
 
 def print_json(value: Any) -> None:

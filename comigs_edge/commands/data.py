@@ -14,6 +14,7 @@ import typer
 from comigs_edge.commands import owner, reading_report
 from comigs_edge.commands.chats import agree
 from comigs_edge.commands.console import bar, counted, fact, next_command, out, print_json, show_table, size, warn
+from comigs_edge.commands.number import refuse_range
 from comigs_edge.commands.secret_report import as_table, secret_lines
 from comigs_edge.commands.settings import settings_of
 from comigs_edge.data import documents
@@ -241,6 +242,7 @@ def find_numbers(corpus: Corpus, file: str) -> Iterable[int]:
     if file.isdecimal():
         return [int(file)]
     if not (known := corpus.inside(Path(file))):
+        refuse_range(file)
         raise ComigsError(f"no file was added from {file}; see: comigs-edge data list")
     return known
 

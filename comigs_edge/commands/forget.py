@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Collection
 from pathlib import Path
@@ -43,9 +44,8 @@ def forget(
         for number in numbers:
             out.print(f"{number}  {printable(sources[number]['path'])}", soft_wrap=True)
         for path, count in corpus.elsewhere(numbers).items():
-            warn(
-                f"{path} has {counted(count, 'document')} of that as well, which is learned from there until that file is forgotten, too"
-            )
+            also = f"{path} has {counted(count, 'document')} of that as well"
+            warn(f"{also}; to forget it, too: comigs-edge forget {shlex.quote(path)}")
         for line in (*_cost(home, remains), *_beyond_recall(home, [sources[number] for number in numbers])):
             out.print(line, soft_wrap=True)
         _agree(yes)

@@ -15,6 +15,7 @@ from comigs_edge.commands.console import (
     bar,
     counted,
     in_minutes,
+    measuring,
     next_command,
     notes,
     out,
@@ -139,7 +140,7 @@ def _begin(
         from comigs_edge.training.pauses import open_pauses
         from comigs_edge.training.time_limit import TimeLimit
 
-    with notes.status("measuring the processor"):
+    with measuring():
         resolved = planning.resolve(home, settings, profile, lines, resume=resume, measure=True)
     plan = resolved.plan
     planning.check_disk(home, settings, plan, resolved.base)
