@@ -30,7 +30,7 @@ class Commands(TyperGroup):
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
-        shared = [_below(each) for each in self.params if each.name in ("quiet", "home")]
+        shared = [_below(each) for each in self.params if each.name in ("quiet", "home", "json")]
         self.commands: Any = Loaded(lambda command, name: complete_help(command, shared, name))
         self._is_outlined = False
         complete_help(self, shared)
@@ -108,6 +108,16 @@ def _use_home(context: typer.Context, value: Path | None) -> Path | None:
     return value
 
 
+def _pass_json(context: typer.Context, value: bool) -> bool:
+    """Before the name of a command it is for that command."""
+    if value:
+        below = getattr(context.command, "commands", None)
+        if below is None:
+            raise typer.BadParameter(f"{context.info_name} prints no JSON; leave --json out")
+        context.default_map = {name: {"json": True} for name in below}
+    return value
+
+
 @app.callback()
 def callback(
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
@@ -120,6 +130,7 @@ def callback(
         is_eager=True,
         help="The home; default: COMIGS_EDGE_HOME, or the system's folder.",
     ),
+    json: bool = typer.Option(False, "--json", hidden=True, callback=_pass_json),
 ) -> None:
     """A small language model becomes yours, on your own device, from your own text."""
     os.umask(0o077)  # what is written is for the owner alone

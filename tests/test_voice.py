@@ -294,16 +294,32 @@ def test_a_shell_completes_names(ready, typed, offered):
 
 @pytest.mark.parametrize("words", [("models", "list"), ("data", "list"), ("plan", "--no-measure")])
 def test_options_of_the_program_may_stand_before_each_word_and_behind_the_last(ready, run, words):
-    loud = run(*words).stdout
-    quiet = run("-q", *words).stdout
-    assert quiet != loud
+    assert "next:" in run(*words).stdout
     for place in range(3):
         typed = [*words[:place], "{}", *words[place:]]
         for option in ("-q", "--quiet"):
-            assert run(*(option if each == "{}" else each for each in typed)).stdout == quiet, typed
+            assert "next:" not in run(*(option if each == "{}" else each for each in typed)).stdout, typed
         elsewhere = [word for each in typed for word in (("--home", "/nowhere/else") if each == "{}" else (each,))]
         assert "there is no home at /nowhere/else" in run(*elsewhere, code=1).stderr
         os.environ["COMIGS_EDGE_HOME"] = str(ready)
+
+
+def test_json_may_stand_before_the_command_that_prints_it(ready, run):
+    expected = json.loads(run("models", "list", "--json").stdout)
+    for words in (["--json", "models", "list"], ["models", "--json", "list"], ["--json", "-q", "models", "list"]):
+        assert json.loads(run(*words).stdout) == expected
+    assert json.loads(run("--json", "status").stdout)["home"] == str(ready)
+    for words in (["data", "remove", "--json", "1"], ["--json", "data", "remove", "1"], ["data", "--json", "remove", "1"]):
+        assert "remove prints no JSON; leave --json out" in run(*words, code=2).stderr
+    assert "1" in run("data", "list").stdout
+
+
+def test_a_terminal_that_only_prints_lines_shows_no_empty_ones(ready, tmp_path):
+    (tmp_path / "more.txt").write_text("the hen stands on the roof of the inn\n" * 9)
+    words = shlex.join([sys.executable, "-m", "comigs_edge", "data", "add", str(tmp_path / "more.txt")])
+    environment = os.environ | {"TERM": "dumb", "COLUMNS": "80"}
+    shown = subprocess.run(["script", "-qec", words, "/dev/null"], env=environment, capture_output=True, text=True, timeout=100)
+    assert shown.stdout.startswith("sample 1")
 
 
 def test_what_is_in_use_is_not_offered_to_be_deleted(ready, run, tiny_path, tmp_path, monkeypatch):

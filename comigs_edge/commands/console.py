@@ -19,6 +19,7 @@ from typing import Any
 from rich.cells import cell_len
 from rich.console import Console
 from rich.padding import Padding
+from rich.status import Status
 from rich.text import Text
 
 from comigs_edge.errors import ComigsError
@@ -35,6 +36,12 @@ class _Console(Console):
 
     def print(self, *objects: Any, **options: Any) -> None:
         super().print(*(readable(each) if isinstance(each, str) else each for each in objects), **options)
+
+    def status(self, *arguments: Any, **options: Any) -> Status:
+        """What is being done; a terminal that cannot take it away again, and would keep an empty line, shows none."""
+        if self.is_dumb_terminal:
+            return Console(quiet=True).status(*arguments, **options)
+        return super().status(*arguments, **options)
 
 
 out = _Console(highlight=False, markup=False, emoji=False)
@@ -156,7 +163,7 @@ def _logger(what: str) -> Callable[[int, int], None]:
 @contextmanager
 def bar(what: str) -> Iterator[Bar]:
     """A progress bar while this lasts."""
-    if not notes.is_terminal:
+    if not notes.is_interactive:
         yield Bar(_logger(printable(what)), lambda: None)
         return
     from rich import progress as bars

@@ -18,7 +18,8 @@ def complete_help(command: Any, shared: list[Any], *words: str) -> None:
     columns = shutil.get_terminal_size().columns
     for path, each in [((), command)] if not words else walk(command, words):
         if path:
-            each.params += map(copy.copy, shared)
+            own = {param.name for param in each.params}
+            each.params += [copy.copy(option) for option in shared if option.name not in own]
         name_values(each)
         _name_help(each)
         _show_examples(each, EXAMPLES.get(" ".join(path), ()), is_boxed=columns >= ROOM)
