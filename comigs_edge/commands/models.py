@@ -164,7 +164,7 @@ def import_(
 
 
 @app.command("pull", hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def pull(context: typer.Context) -> NoReturn:
+def pull(context: typer.Context, json: JSON = False) -> NoReturn:
     """What `bases pull` was called once."""
     raise typer.BadParameter(
         f"models are the versions of yours; get a base with: comigs-edge bases pull {' '.join(context.args)}"
