@@ -9,7 +9,8 @@ import copy
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, Optional
 
 import typer
 from typer.core import TyperGroup
@@ -29,11 +30,10 @@ class Commands(TyperGroup):
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
-        quiet = copy.copy(next(each for each in self.params if each.name == "quiet"))
-        quiet.expose_value = False
-        self.commands: Any = Loaded(lambda command, name: complete_help(command, quiet, name))
+        shared = [_below(each) for each in self.params if each.name in ("quiet", "home", "json")]
+        self.commands: Any = Loaded(lambda command, name: complete_help(command, shared, name))
         self._is_outlined = False
-        complete_help(self, quiet)
+        complete_help(self, shared)
 
     def list_commands(self, ctx: Any) -> list[str]:
         """The names, in the order of the list."""
@@ -83,6 +83,13 @@ app = typer.Typer(
 )  # fmt: skip
 
 
+def _below(option: Any) -> Any:
+    """An option of the program as its commands have it: one word may stand before or behind the name of the command."""
+    option = copy.copy(option)
+    option.expose_value, option.hidden = False, option.name != "quiet"
+    return option
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"comigs-edge {__version__}")
@@ -95,10 +102,35 @@ def _be_quiet(context: typer.Context, value: bool) -> bool:
     return value
 
 
+def _use_home(context: typer.Context, value: Path | None) -> Path | None:
+    if value is not None:
+        os.environ["COMIGS_EDGE_HOME"] = str(value)
+    return value
+
+
+def _pass_json(context: typer.Context, value: bool) -> bool:
+    """Before the name of a command it is for that command."""
+    if value:
+        below = getattr(context.command, "commands", None)
+        if below is None:
+            raise typer.BadParameter(f"{context.info_name} prints no JSON; leave --json out")
+        context.default_map = {name: {"json": True} for name in below}
+    return value
+
+
 @app.callback()
 def callback(
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
     quiet: bool = typer.Option(False, "--quiet", "-q", callback=_be_quiet, is_eager=True, help=QUIET),
+    home: Optional[Path] = typer.Option(
+        None,
+        "--home",
+        metavar="FOLDER",
+        callback=_use_home,
+        is_eager=True,
+        help="The home; default: COMIGS_EDGE_HOME, or the system's folder.",
+    ),
+    json: bool = typer.Option(False, "--json", hidden=True, callback=_pass_json),
 ) -> None:
     """A small language model becomes yours, on your own device, from your own text."""
     os.umask(0o077)  # what is written is for the owner alone

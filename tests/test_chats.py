@@ -236,6 +236,26 @@ def test_marks_and_an_edit_reach_the_history_and_what_follows(ready, run, talk, 
     assert "marked as good" in shown
 
 
+def test_an_edit_in_one_line_is_the_answer_also_for_what_follows(ready, run, talk, kept):
+    talk("the hen", "/edit  Better said, of course.", "and now?")
+    assert kept()[1] == ("assistant", "Better said, of course.", "edited")
+    assert kept()[3][1] == answer(ready, kept()[:2], "and now?").strip()
+
+
+def test_a_command_that_takes_no_text_does_nothing_with_some(talk, kept):
+    shown = talk("the hen", "/clear all of it", "/good one", "/exit now", "/quit it", "/stats off", "a stone")
+    assert shown.count("takes no text, and nothing was done") == 5
+    assert [content for role, content, mark in kept() if role == "user" and mark is None] == ["the hen", "a stone"]
+    assert {mark for _, _, mark in kept()} == {None}
+
+
+def test_the_system_prompt_is_shown_without_losing_the_conversation(talk, kept):
+    shown = talk("/system", "/system Be kind.", "the hen", "/system", "a stone")
+    assert "there is no system prompt; /system TEXT sets one" in shown
+    assert "the system prompt: Be kind." in shown
+    assert [content for role, content, _ in kept() if role == "user"] == ["the hen", "a stone"]
+
+
 def test_the_last_answer_can_be_marked_when_the_chat_goes_on_later(talk, kept):
     talk("the hen")
     talk("/good", options=["-c"])

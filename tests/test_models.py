@@ -1,6 +1,7 @@
 """`comigs-edge models`: which versions there are, the way back to one, and what is deleted."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -168,3 +169,39 @@ def test_a_removed_texts_traces_are_found_in_a_copy_too(trained, run):
 
 def test_the_fleets_way_back_names_this_one_where_there_is_no_fleet(ready, run):
     assert "comigs-edge models rollback" in run("rollback", code=1).stderr.replace("\n", " ")
+
+
+@pytest.mark.parametrize("command", [["models", "rm"], ["chats", "delete"], ["data", "remove"], ["forget", "--yes"]])
+def test_a_range_is_refused_with_the_numbers_to_type(ready, run, command):
+    assert "1-3 is no number, and ranges are not read; name each one: 1 2 3" in run(*command, "1-3", code=2).stderr
+    assert "name each one: 2 3 4 5 6 7 8 9 10 ... 90" in run(*command, "2-90", code=2).stderr
+
+
+def test_other_settings_for_an_interrupted_training_are_refused_with_every_way_out(trained, run):
+    interrupt(trained)
+    refused = " ".join(run("train", "--steps", 8, code=1).stderr.split())
+    assert "ask for steps = 8 where it is 6 in the interrupted training" in refused
+    assert "end it with its own settings: comigs-edge train --resume" in refused
+    ways = re.findall(r"comigs-edge ([a-z]+ [^(]+) \(", refused.split("give it up:")[1])
+    assert ways == ["models use 3 --drop-training", "train --fresh"]
+    run(*ways[0].split())
+    assert "plan: " in run("train", "--steps", 8).stderr
+
+
+def test_with_other_experts_an_interrupted_training_can_only_be_ended_or_begun_anew(trained, run):
+    interrupt(trained)
+    config = trained / "config.toml"
+    config.write_text(config.read_text().replace("# rank = 8", "rank = 4"))
+    refused = " ".join(run("train", code=1).stderr.split())
+    assert "in the interrupted training; end it with its own settings: comigs-edge train --resume" in refused
+    assert "--drop-training" not in refused
+    assert "or give it up: comigs-edge train --fresh (anew from the base)" in refused
+
+
+def test_without_a_version_there_is_none_to_go_on_from(ready, run):
+    run("train", "--steps", 2)
+    interrupt(ready)
+    shutil.rmtree(ready / "adapters" / "0001")
+    refused = " ".join(run("train", "--steps", 8, code=1).stderr.split())
+    assert "train --resume" in refused
+    assert "--drop-training" not in refused

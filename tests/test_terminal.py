@@ -223,7 +223,8 @@ def test_a_path_is_a_message_and_an_unknown_word_says_the_commands(ready, run, a
     ]
     result = run("chat", "--base", input="\n".join(lines))
     assert asked == ["/etc/fstab what is this?", "one\n\ntwo", "one line"]
-    assert result.stdout.count("/clear ") == 2  # for what are no commands
+    assert result.stdout.count("/clear ") == 1  # for what is no command
+    assert "/exit takes no text" in result.stdout
 
 
 def test_an_answer_cannot_move_the_cursor(capsys, monkeypatch):

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -98,8 +99,14 @@ def test_help_in_forty_columns_cuts_no_name_and_no_line(helps):
         text = shown[words]
         assert "…" not in text, words
         assert max(map(len, text.split("Examples:")[0].splitlines())) <= 40, words
-        names = [name for each in command.params for name in (*each.opts, *each.secondary_opts) if name[0] == "-"]
+        shown_ones = [each for each in command.params if not getattr(each, "hidden", False)]
+        names = [name for each in shown_ones for name in (*each.opts, *each.secondary_opts) if name[0] == "-"]
         assert all(re.search(rf"{name}[\s,]", text) for name in names), words
+
+
+def test_help_in_eighty_columns_cuts_no_word(helps):
+    for words, text in helps(80).items():
+        assert "…" not in text, words
 
 
 def test_the_help_of_sync_in_forty_columns():
@@ -267,9 +274,13 @@ def test_status_reads_no_page_of_the_text(ready, run, monkeypatch):
         ("chats show ", {"1"}),
         ("chat --chat ", {"1"}),
         ("rollback --to 1", {"12"}),
+        ("models use ", {"1", "2"}),
+        ("bases pull tiny", {"tinyllama-1.1b-chat"}),
     ],
 )
 def test_a_shell_completes_names(ready, typed, offered):
+    for number in (1, 2):
+        (ready / "adapters" / f"000{number}").mkdir(parents=True)
     History(ready / "chats.db").ask(None, "", "hello")
     (ready / "fleet" / "generalists").mkdir(parents=True)
     (ready / "fleet" / "generalists" / "000012.safetensors").touch()
@@ -279,6 +290,49 @@ def test_a_shell_completes_names(ready, typed, offered):
     assert offered <= set(result.output.split())
     assert all(each.startswith(typed.split(" ")[-1]) for each in result.output.split())
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("words", [("models", "list"), ("data", "list"), ("plan", "--no-measure")])
+def test_options_of_the_program_may_stand_before_each_word_and_behind_the_last(ready, run, words):
+    assert "next:" in run(*words).stdout
+    for place in range(3):
+        typed = [*words[:place], "{}", *words[place:]]
+        for option in ("-q", "--quiet"):
+            assert "next:" not in run(*(option if each == "{}" else each for each in typed)).stdout, typed
+        elsewhere = [word for each in typed for word in (("--home", "/nowhere/else") if each == "{}" else (each,))]
+        assert "there is no home at /nowhere/else" in run(*elsewhere, code=1).stderr
+        os.environ["COMIGS_EDGE_HOME"] = str(ready)
+
+
+def test_json_may_stand_before_the_command_that_prints_it(ready, run):
+    expected = json.loads(run("models", "list", "--json").stdout)
+    for words in (["--json", "models", "list"], ["models", "--json", "list"], ["--json", "-q", "models", "list"]):
+        assert json.loads(run(*words).stdout) == expected
+    assert json.loads(run("--json", "status").stdout)["home"] == str(ready)
+    for words in (["data", "remove", "--json", "1"], ["--json", "data", "remove", "1"], ["data", "--json", "remove", "1"]):
+        assert "remove prints no JSON; leave --json out" in run(*words, code=2).stderr
+    assert "1" in run("data", "list").stdout
+
+
+def test_a_terminal_that_only_prints_lines_shows_no_empty_ones(ready, tmp_path):
+    (tmp_path / "more.txt").write_text("the hen stands on the roof of the inn\n" * 9)
+    words = shlex.join([sys.executable, "-m", "comigs_edge", "data", "add", str(tmp_path / "more.txt")])
+    environment = os.environ | {"TERM": "dumb", "COLUMNS": "80"}
+    shown = subprocess.run(["script", "-qec", words, "/dev/null"], env=environment, capture_output=True, text=True, timeout=100)
+    assert shown.stdout.startswith("sample 1")
+
+
+def test_what_is_in_use_is_not_offered_to_be_deleted(ready, run, tiny_path, tmp_path, monkeypatch):
+    monkeypatch.setenv("COMIGS_EDGE_BASES", str(tmp_path / "bases"))
+    (tmp_path / "bases").mkdir()
+    for name in ("mine", "other"):
+        shutil.copyfile(tiny_path, tmp_path / "bases" / f"{name}.gguf")
+    run("init", "--force", "--base", "mine")
+    for number in (1, 2):
+        (ready / "adapters" / f"000{number}").mkdir(parents=True)
+    for typed, offered in (("models rm ", ["1"]), ("bases rm ", ["other"])):
+        environment = {"_COMIGS_EDGE_COMPLETE": "complete_bash", "COMP_WORDS": f"comigs-edge {typed}", "COMP_CWORD": "3"}
+        assert CliRunner().invoke(cli.app, [], prog_name="comigs-edge", env=environment).output.split() == offered
 
 
 def test_a_shell_that_completes_in_no_home_gets_nothing(home):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from comigs_edge import files
 from comigs_edge.commands.console import next_command, notes, out, print_json
+from comigs_edge.commands.settings import settings_of
 from comigs_edge.errors import ComigsError
 from comigs_edge.home import holder
 from comigs_edge.home.folder import Home, corpus
@@ -23,7 +24,7 @@ UNIT = "comigs-edge-train-now"
 
 def start(home: Home, words: list[str], as_json: bool) -> None:
     """Starts `comigs-edge train` with these words and returns once it holds the home; raises `ComigsError` if it ends before."""
-    corpus(home, home.settings()).check_enough()
+    corpus(home, settings_of(home)).check_enough()
     if holder.present(home.holder_file) is not None:
         raise holder.refusal(home.holder_file)
     files.make_folder(home.state)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from comigs_edge.base.catalogue import CATALOGUE, DEFAULT_BASE, bases_folder, find_base, find_source
-from comigs_edge.commands.console import bar, next_command, notes, out, print_json, show_table, size
+from comigs_edge.commands import completion
+from comigs_edge.commands.console import bar, measuring, next_command, out, print_json, show_table, size
 from comigs_edge.errors import EXPECTED, ComigsError
 from comigs_edge.home import config_file
 from comigs_edge.home import folder as homes
@@ -25,10 +26,6 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Bases: what can be had by name and fits this device, getting one, deleting one.")
 SHIPPED_LICENCE = "Apache-2.0"  # of the default base
 JSON = Annotated[bool, typer.Option("--json", help="Print JSON; progress goes to standard error.")]
-
-
-def _complete(incomplete: str) -> list[str]:
-    return [name for name in sorted({*CATALOGUE, *here()}) if name.startswith(incomplete)]
 
 
 def here() -> dict[str, Path]:
@@ -80,7 +77,7 @@ def fit_bases(home: Home, measure: bool = True) -> tuple[list[Fit], str | None]:
         profile = config_file.read(home.config_file).device()
     candidates, device, free = [*_shipped(), *known()], detect(folder=str(place)), shutil.disk_usage(place).free
     others, broken = _others({each.name for each in candidates})
-    with notes.status("measuring the processor"):
+    with measuring(measure):
         speed = measure_speed(profile.usable_threads) if measure else None
     there = {DEFAULT_BASE, *here()}  # whose own files need no more room
     fits = [
@@ -153,7 +150,9 @@ def pull(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="NAME|URL", help="A name of `bases list`, or the address of a .gguf file.", autocompletion=_complete
+            metavar="NAME|URL",
+            help="A name of `bases list`, or the address of a .gguf file.",
+            autocompletion=completion.known_bases,
         ),
     ],
     sha256: Annotated[
@@ -180,7 +179,8 @@ def pull(
 
 @app.command("rm")
 def rm(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Of `bases list`.", autocompletion=_complete)], json: JSON = False
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Of `bases list`.", autocompletion=completion.unused_bases)],
+    json: JSON = False,
 ) -> None:
     """Delete a base that was pulled, or what an interrupted download left of it; never the one of this home."""
     name, home = name.lower(), homes.locate()

@@ -21,6 +21,7 @@ from comigs_edge import __version__, files
 from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
 from comigs_edge.base.hparams import check_tensors, read_hparams
 from comigs_edge.commands.console import bar, next_command, notes, out, place_for, print_json, warn
+from comigs_edge.commands.settings import settings_of
 from comigs_edge.errors import ComigsError
 from comigs_edge.home import folder as homes
 from comigs_edge.home.config import BaseConfig, Config
@@ -93,7 +94,7 @@ def bench(
 def _subject(home: homes.Home) -> tuple[Config, Path]:
     """The home's settings and base; without a home the default ones."""
     if home.exists:
-        return home.settings(), home.base_file
+        return settings_of(home), home.base_file
     name, path = find_base(DEFAULT_BASE)
     return Config(base=BaseConfig(name, "", path.stat().st_size)), path
 

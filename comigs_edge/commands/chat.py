@@ -14,6 +14,7 @@ from comigs_edge.commands import completion
 from comigs_edge.commands.console import bar, notes, out, warn
 from comigs_edge.commands.conversation import Conversation
 from comigs_edge.commands.message import find_message
+from comigs_edge.commands.settings import settings_of
 from comigs_edge.data.document import Message
 from comigs_edge.errors import EXPECTED, sentence
 from comigs_edge.home import folder as homes
@@ -69,7 +70,7 @@ def chat(
     if goes_on and system is not None:
         raise typer.BadParameter("--system begins a new chat; leave it out, or do not go on with one")
     home = homes.locate()
-    settings = home.settings()
+    settings = settings_of(home)
     wishes = {
         "temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p, "repeat_penalty": repeat_penalty,
     }  # fmt: skip
@@ -120,7 +121,7 @@ def _personal(home: Home, settings: Config) -> Exported:
     from comigs_edge.export.current import find_current
 
     storage = settings.storage()
-    exported = find_current(home, settings, storage)
+    exported = find_current(home, settings, storage, warn)
     if exported is None:
         from comigs_edge.export import folder as models
 

@@ -11,6 +11,8 @@ import typer
 
 from comigs_edge.commands import completion
 from comigs_edge.commands.console import counted, fact, local_time, next_command, notes, out, print_json, show_table
+from comigs_edge.commands.number import number
+from comigs_edge.commands.settings import settings_of
 from comigs_edge.data.corpus import Corpus
 from comigs_edge.errors import ComigsError
 from comigs_edge.home import folder as homes
@@ -33,7 +35,7 @@ class Switch(str, Enum):
 
 def _open() -> tuple[Home, History]:
     home = homes.locate()
-    home.settings()  # raises where there is no home
+    settings_of(home)  # raises where there is no home
     return home, History(home.chats_file)
 
 
@@ -58,7 +60,9 @@ def list_(json: JSON = False) -> None:
 def show(
     chat: Annotated[
         Optional[int],
-        typer.Argument(metavar="ID", autocompletion=completion.chats, help="Of `chats list`; without it, the last one."),
+        typer.Argument(
+            metavar="ID", parser=number, autocompletion=completion.chats, help="Of `chats list`; without it, the last one."
+        ),
     ] = None,
     json: JSON = False,
 ) -> None:
@@ -80,7 +84,8 @@ def show(
 @app.command("delete")
 def delete(
     chats: Annotated[
-        Optional[list[int]], typer.Argument(metavar="ID...", autocompletion=completion.chats, help="Of `chats list`.")
+        Optional[list[int]],
+        typer.Argument(metavar="ID...", parser=number, autocompletion=completion.chats, help="Of `chats list`."),
     ] = None,
     all_: Annotated[bool, typer.Option("--all", help="Delete every chat.")] = False,
 ) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
-from comigs_edge.base.catalogue import PACKAGED_BASES, bases_folder
+from comigs_edge.base.catalogue import CATALOGUE, PACKAGED_BASES, bases_folder
 from comigs_edge.errors import EXPECTED
 from comigs_edge.home import folder as homes
 from profiles import ProfileError
@@ -29,6 +30,29 @@ def _chats() -> Iterable[object]:
     return [chat["id"] for chat in History(homes.locate().chats_file).chats()]
 
 
+def _versions() -> list[int]:
+    from comigs_edge.home.versions import versions
+
+    return versions(homes.locate().adapters)
+
+
+def _unused_versions() -> Iterable[object]:
+    return _versions()[:-1]  # the newest is the one in use
+
+
+def _known_bases() -> Iterable[str]:
+    return sorted({*CATALOGUE, *_pulled()})
+
+
+def _unused_bases() -> Iterable[str]:
+    used = homes.locate().base_file.resolve()
+    return [path.stem for path in _pulled().values() if path.resolve() != used]
+
+
+def _pulled() -> dict[str, Path]:
+    return {path.stem: path for path in sorted(bases_folder().glob("*.gguf"))}
+
+
 def _recipes() -> Iterable[str]:
     from comigs_edge.simulate.recipe import shipped_names
 
@@ -47,7 +71,7 @@ def _generalists() -> Iterable[object]:
 
 
 def _lines() -> Iterable[str]:
-    from comigs_edge.planning.plan import LINES
+    from comigs_edge.planning.fixed import LINES
 
     return [f"{name}=" for name in LINES]
 
@@ -59,10 +83,12 @@ def _chat_lines() -> Iterable[str]:
 
 
 def _bases() -> Iterable[str]:
-    return dict.fromkeys([*PACKAGED_BASES, *sorted(path.stem for path in bases_folder().glob("*.gguf"))])
+    return dict.fromkeys([*PACKAGED_BASES, *_pulled()])
 
 
 bases, profiles = _completion(_bases), _completion(profile_names)
+known_bases, unused_bases = _completion(_known_bases), _completion(_unused_bases)
+versions, unused_versions = _completion(_versions), _completion(_unused_versions)
 chats, generalists = _completion(_chats), _completion(_generalists)
 recipes, methods = _completion(_recipes), _completion(_methods)
 plan_lines, chat_lines = _completion(_lines), _completion(_chat_lines)

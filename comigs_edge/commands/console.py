@@ -11,7 +11,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,15 @@ from typing import Any
 from rich.cells import cell_len
 from rich.console import Console
 from rich.padding import Padding
+from rich.status import Status
 from rich.text import Text
 
 from comigs_edge.errors import ComigsError
+from comigs_edge.progress import Progress
 from coordinator.protocol.text import printable, readable
 
 LONG = 30  # columns that a path needs in a table
+LATE = 2.0  # seconds after which it is shown what is being done
 LOGS = 30.0  # seconds between two lines of a log about one thing that lasts
 
 
@@ -33,6 +36,12 @@ class _Console(Console):
 
     def print(self, *objects: Any, **options: Any) -> None:
         super().print(*(readable(each) if isinstance(each, str) else each for each in objects), **options)
+
+    def status(self, *arguments: Any, **options: Any) -> Status:
+        """What is being done; a terminal that cannot take it away again, and would keep an empty line, shows none."""
+        if self.is_dumb_terminal:
+            return Console(quiet=True).status(*arguments, **options)
+        return super().status(*arguments, **options)
 
 
 out = _Console(highlight=False, markup=False, emoji=False)
@@ -154,21 +163,42 @@ def _logger(what: str) -> Callable[[int, int], None]:
 @contextmanager
 def bar(what: str) -> Iterator[Bar]:
     """A progress bar while this lasts."""
-    if not notes.is_terminal:
+    if not notes.is_interactive:
         yield Bar(_logger(printable(what)), lambda: None)
         return
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+    from rich import progress as bars
 
     what, room = printable(what), notes.width - 16  # columns that spinner, share and time leave
     if cell_len(what) > room:
         what = f"…{what[len(what) - room + 1 :]}"
-    columns = [SpinnerColumn(), TextColumn("{task.description}", markup=False)]
+    columns = [bars.SpinnerColumn(), bars.TextColumn("{task.description}", markup=False)]
     if (width := min(40, room - cell_len(what) - 1)) > 4:
-        columns.append(BarColumn(width))
-    columns += [TextColumn("{task.percentage:>3.0f}%"), TimeRemainingColumn()]
-    with Progress(*columns, console=notes, transient=True) as progress:
+        columns.append(bars.BarColumn(width))
+    columns += [bars.TextColumn("{task.percentage:>3.0f}%"), bars.TimeRemainingColumn()]
+    with bars.Progress(*columns, console=notes, transient=True) as progress:
         task = progress.add_task(what, total=None)
         yield Bar(lambda done, total: progress.update(task, completed=done, total=total), progress.stop)
+
+
+@contextmanager
+def late_bar(what: str) -> Iterator[Progress]:
+    """A progress bar once this has lasted for a while."""
+    began, shown = time.monotonic(), None
+    with ExitStack() as stack:
+
+        def show(done: int, total: int) -> None:
+            nonlocal shown
+            if shown is None and time.monotonic() - began > LATE:
+                shown = stack.enter_context(bar(what))
+            if shown is not None:
+                shown(done, total)
+
+        yield show
+
+
+def measuring(is_measured: bool = True) -> AbstractContextManager[Any]:
+    """Says that the processor is measured, where it is."""
+    return notes.status("measuring the processor") if is_measured else nullcontext()
 
 
 def print_json(value: Any) -> None:

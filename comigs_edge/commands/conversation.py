@@ -28,12 +28,14 @@ HELP = '''\
 /exit            ends, as Ctrl-D does; Ctrl-C stops an answer
 """              begins and ends a message of several lines
 /clear           forgets the conversation: a new one begins
-/system TEXT     a new conversation with this system prompt
+/system [TEXT]   a new conversation with this system prompt, or shows the present one
 /compare [TEXT]  your model and the base side by side: the last question, or TEXT
 /good  /bad      marks the last answer
-/edit            changes the last answer to what it should have been
+/edit [TEXT]     changes the last answer to what it should have been, or to TEXT
 /stats           tokens a second, on and off
 Good and edited answers become training text with: comigs-edge data add --chats'''
+ENDS = ("/exit", "/quit", "/bye")
+ALONE = (*ENDS, "/clear", "/good", "/bad", "/stats")  # nothing stands behind them
 SIDE_BY_SIDE = 80  # columns from which two answers stand beside each other
 NAMES = ("your model", "the base")
 
@@ -72,7 +74,7 @@ class Conversation:
             except KeyboardInterrupt:
                 out.print(f"\n{START}", style="dim")
                 continue
-            if text in ("/exit", "/quit", "/bye"):
+            if text in ENDS:
                 return
             try:
                 self._react(text)
@@ -90,9 +92,11 @@ class Conversation:
             out.print(f"\n> {asked.content}\n{said.content}", style="dim", soft_wrap=True)
 
     def _react(self, text: str) -> None:
-        command, _, rest = text.partition(" ")
-        if command in self._commands:
-            self._commands[command](rest.strip())
+        command, rest = (*text.split(maxsplit=1), "", "")[:2]
+        if rest and command in ALONE:
+            out.print(f"{command} takes no text, and nothing was done; it stands alone in its line", style="dim", soft_wrap=True)
+        elif command in self._commands:
+            self._commands[command](rest)
         elif re.fullmatch("/[a-z?]*", command):  # a path has more in it than one word
             unknown = "" if command in ("/", "/?", "/help") else f"there is no {command}, and nothing was asked; what there is:\n"
             out.print(f"{unknown}{HELP}", style="dim", soft_wrap=True)
@@ -112,6 +116,11 @@ class Conversation:
         self._begin_anew()
 
     def _set_system(self, text: str) -> None:
+        if not text:
+            present = self.session.system
+            said = f"the system prompt: {present}" if present else "there is no system prompt; /system TEXT sets one"
+            out.print(said, style="dim", soft_wrap=True)
+            return
         self.session.set_system(text)
         self._begin_anew()
         out.print("a new conversation with this system prompt", style="dim")
@@ -129,9 +138,9 @@ class Conversation:
         self.record.mark(mark)
         out.print(f"marked as {mark}", style="dim")
 
-    def _edit(self, _: str) -> None:
+    def _edit(self, text: str) -> None:
         before = self._last()[1].content
-        after = message.edit(before)
+        after = text or message.edit(before)
         if after == before:
             out.print("the answer stays as it was", style="dim")
             return

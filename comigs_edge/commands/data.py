@@ -14,7 +14,9 @@ import typer
 from comigs_edge.commands import owner, reading_report
 from comigs_edge.commands.chats import agree
 from comigs_edge.commands.console import bar, counted, fact, next_command, out, print_json, show_table, size, warn
+from comigs_edge.commands.number import refuse_range
 from comigs_edge.commands.secret_report import as_table, secret_lines
+from comigs_edge.commands.settings import settings_of
 from comigs_edge.data import documents
 from comigs_edge.data.arrangement import SPLITS
 from comigs_edge.data.corpus import Corpus, Report
@@ -54,6 +56,9 @@ def add(
         typer.Option("--without-secrets/--with-secrets", help="Leave out passages and chats with what looks like keys, "
                      "passwords, card or phone numbers; stays so for these files and folders."),
     ] = None,
+    forgotten: Annotated[
+        bool, typer.Option("--forgotten", help="Also what was forgotten (comigs-edge forget): it is learned again.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON, with every reason for which something was left out.")] = False,
 ) -> None:  # fmt: skip
     """Add text: notes, pages, chats, exports of messengers. A file that was added before is replaced."""
@@ -63,12 +68,12 @@ def add(
     if not paths and not chats:
         raise typer.BadParameter("name folders or files, or give --chats")
     home, paths = homes.locate(), paths or []
-    settings = home.settings()
+    settings = settings_of(home)
     corpus = homes.corpus(home, settings)
     marked = _read_chats(home, corpus) if chats else {}
     reading = _read(home, corpus, paths, me) if paths else Reading()
     reading.files |= marked
-    manner = Manner(local, None if without_secrets is None else not without_secrets)
+    manner = Manner(local, None if without_secrets is None else not without_secrets, forgotten)
     asked = manner.with_secrets
     secrets = find_in_files(reading.files, lambda path: not (corpus.with_secrets(path) if asked is None else asked))
     folders = [path for each in paths if (path := each.expanduser().absolute()).is_dir()]
@@ -87,7 +92,7 @@ def add(
         table = reading_report.as_table(reading, report) | as_table(secrets)
         print_json(table | {"splits": sizes, "missing": missing, "next": then})
         return
-    _show(reading, report)
+    _show(reading, report, [*map(str, paths), *(["--chats"] if chats else [])])
     for split in SPLITS:
         out.print(f"  {split:<11}{sizes[split]['documents']:>6} documents  {size(sizes[split]['bytes'])}")
     if report.gone:
@@ -111,10 +116,12 @@ def _read_chats(home: Home, corpus: Corpus) -> dict[Path, list[Document]]:
     if not found and not corpus.inside(home.chats_file):
         raise ComigsError("no answer of a kept chat is marked; in a chat, /good marks the last one and /edit mends it")
     agree(history)
+    corpus.allow_files([home.chats_file])  # an answer that is marked after they were forgotten is to be learned
     return {home.chats_file: found}
 
 
-def _show(reading: Reading, report: Report) -> None:
+def _show(reading: Reading, report: Report, named: list[str]) -> None:
+    """What was done, and what else of what was `named` could be added."""
     for number, document in enumerate(report.samples, 1):
         fact(f"sample {number}", f" ({document.kind})")
         out.print(_excerpt(document), style="dim")
@@ -125,7 +132,7 @@ def _show(reading: Reading, report: Report) -> None:
         f"files, {sum(reading.ignored.values())} files of other kinds",
         soft_wrap=True,
     )
-    for line in (*reading_report.remarks(reading), *_remarks(report)):
+    for line in (*reading_report.remarks(reading), *reading_report.forgotten(report, named), *_remarks(report)):
         out.print(f"  {line}", soft_wrap=True)
 
 
@@ -175,7 +182,7 @@ def list_(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = Fa
     from comigs_edge.training.next_step import find_next
 
     home = homes.locate()
-    settings = home.settings()
+    settings = settings_of(home)
     corpus = Corpus(home.documents_file)
     sources = corpus.sources()
     if json:
@@ -213,7 +220,7 @@ def remove(
     if not files and not learned:
         raise typer.BadParameter("give the ID of a file, --learned, or both")
     home = homes.locate()
-    settings = home.settings()
+    settings = settings_of(home)
     corpus = homes.corpus(home, settings)
     with home.lock("data remove") if learned else nullcontext():
         numbers = dict.fromkeys(number for each in files or () for number in find_numbers(corpus, each))
@@ -235,6 +242,7 @@ def find_numbers(corpus: Corpus, file: str) -> Iterable[int]:
     if file.isdecimal():
         return [int(file)]
     if not (known := corpus.inside(Path(file))):
+        refuse_range(file)
         raise ComigsError(f"no file was added from {file}; see: comigs-edge data list")
     return known
 

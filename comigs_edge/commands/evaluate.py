@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from comigs_edge.commands.console import bar, next_command, notes, out, print_json, show_table, size
+from comigs_edge.commands.console import bar, next_command, notes, out, print_json, show_table, size, warn
+from comigs_edge.commands.settings import settings_of
 from comigs_edge.home import folder as homes
 from comigs_edge.home.config import Config
 from comigs_edge.home.folder import Home, corpus
@@ -50,7 +51,7 @@ def evaluate(
 ) -> None:  # fmt: skip
     """Measure test text, which nothing was trained on: bits per byte and perplexity; lower is better."""
     home = homes.locate()
-    settings = home.settings()
+    settings = settings_of(home)
     with notes.status("loading"):
         from comigs_edge.planning import plan as planning
 
@@ -166,7 +167,7 @@ def _score(
         return in_gguf(home.base_file)
     if engine == Engine.llama_cpp and name == "mixture":
         storage = settings.storage()
-        personal = find_current(home, settings, storage) or models.export_newest(home, settings, storage)
+        personal = find_current(home, settings, storage, warn) or models.export_newest(home, settings, storage)
         return in_gguf(personal.path, personal.adapters)
     others = tuple(range(1, opened.adapters.layout.num_experts))
     if name == "specialists" and not others:

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from comigs_edge.commands import page
 from comigs_edge.commands.console import bar, next_command, notes, out, place_for, print_json, show_table
+from comigs_edge.commands.settings import settings_of
 from comigs_edge.errors import ComigsError
 from comigs_edge.home import folder as homes
 from comigs_edge.home.folder import Home
@@ -82,7 +83,7 @@ def _is_file(text: str) -> bool:
 
 def _explain(home: Home, documents: list[Document], most: int) -> tuple[Explanation, bool]:
     """What the routers decide, and whether the text is longer."""
-    settings = home.settings()
+    settings = settings_of(home)
     with notes.status("loading"):
         import torch
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from comigs_edge.commands.console import bar, next_command, out, place_for, print_json, size, warn
+from comigs_edge.commands.settings import settings_of
 from comigs_edge.home import folder as homes
 from comigs_edge.home.config import FORMATS_TO_EXPORT, LAYOUTS, Config, Storage
 from comigs_edge.home.folder import Home
@@ -37,7 +38,7 @@ def export(
 ) -> None:
     """Write your model as one GGUF file for llama.cpp, Ollama and others."""
     home = homes.locate()
-    settings = home.settings()
+    settings = settings_of(home)
     from comigs_edge.export import folder as models
 
     storage = settings.storage(layout, format)

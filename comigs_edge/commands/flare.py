@@ -9,6 +9,7 @@ import typer
 
 from comigs_edge.commands.console import notes, out, unbroken_output, warn
 from comigs_edge.commands.plan import Lines, Profile
+from comigs_edge.commands.settings import settings_of
 from comigs_edge.home import folder as homes
 from coordinator.protocol.text import printable
 
@@ -37,7 +38,7 @@ def run(
     if steps is not None and minutes is not None:
         raise typer.BadParameter("give --steps or --minutes, not both")
     home = homes.locate()
-    settings = home.settings()
+    settings = settings_of(home)
     said, is_soon = kits.say_end(kits.find(kit))
     warn(said) if is_soon else notes.print(said, soft_wrap=True)
     with open_site(home, kit) as site, unbroken_output():

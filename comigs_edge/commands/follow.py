@@ -45,7 +45,7 @@ def follow_training(home: Home) -> None:
                 now = "begins" if running.progress is None else line(running.progress)
                 screen.update(now)
                 validation = running.progress and running.progress.validation_loss
-                if not notes.is_terminal and validation != said:  # a log: one line for each validation
+                if not notes.is_interactive and validation != said:  # a log: one line for each validation
                     notes.print(now, soft_wrap=True)
                     said = validation
                 time.sleep(LOOKS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Collection
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from comigs_edge.commands.console import next_command, notes, out
+from comigs_edge.commands.console import counted, next_command, notes, out, warn
 from comigs_edge.commands.data import find_numbers
+from comigs_edge.commands.settings import settings_of
 from comigs_edge.errors import ComigsError
 from comigs_edge.home import folder as homes
 from comigs_edge.home.folder import Home
@@ -31,7 +33,7 @@ def forget(
     from comigs_edge.training.next_step import find_next
 
     home = homes.locate()
-    settings = home.settings()
+    settings = settings_of(home)
     corpus = homes.corpus(home, settings)
     with home.lock("forget"):
         numbers = list(dict.fromkeys(number for each in files for number in find_numbers(corpus, each)))
@@ -41,10 +43,14 @@ def forget(
         remains = find_remains(home, corpus, numbers)
         for number in numbers:
             out.print(f"{number}  {printable(sources[number]['path'])}", soft_wrap=True)
+        for path, count in corpus.elsewhere(numbers).items():
+            also = f"{path} has {counted(count, 'document')} of that as well"
+            warn(f"{also}; to forget it, too: comigs-edge forget {shlex.quote(path)}")
         for line in (*_cost(home, remains), *_beyond_recall(home, [sources[number] for number in numbers])):
             out.print(line, soft_wrap=True)
         _agree(yes)
-        corpus.remove(*numbers, folders=[Path(each).expanduser().absolute() for each in files if not each.isdecimal()])
+        folders = [Path(each).expanduser().absolute() for each in files if not each.isdecimal()]
+        corpus.remove(*numbers, folders=folders, stays_out=True)
         delete_remains(home, remains)
     out.print(f"forgotten; deleted: {remains}" if remains else "forgotten; nothing that is kept had learned it", soft_wrap=True)
     next_command(find_next(home, settings))
@@ -76,7 +82,10 @@ def _beyond_recall(home: Home, sources: Collection[dict[str, object]]) -> list[s
     """What no command on this device can take back."""
     from comigs_edge.fleet.folder import FleetFolder
 
-    lines = ["the file itself stays where it is, and so do copies of exported models elsewhere"]
+    lines = [
+        "the file itself stays where it is, and so do copies of exported models elsewhere; read again with its folder, edited or "
+        "not, it stays forgotten, and so does a copy of it (back: comigs-edge data add --forgotten FILE)"
+    ]
     folder = FleetFolder(home)
     if not folder.is_member and not folder.was_member:
         return lines

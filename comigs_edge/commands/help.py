@@ -13,12 +13,13 @@ ROOM = 80  # columns below which boxes would cut the names of options
 NAMES = 14  # columns of them, below which the names of options stand in lines of their own
 
 
-def complete_help(command: Any, quiet: Any, *words: str) -> None:
-    """Completes the help of the command that `words` name and of all below it; `quiet` is the option that each gets."""
+def complete_help(command: Any, shared: list[Any], *words: str) -> None:
+    """Completes the help of the command that `words` name and of all below it; `shared` are options that each gets."""
     columns = shutil.get_terminal_size().columns
     for path, each in [((), command)] if not words else walk(command, words):
-        if path and not hasattr(each, "commands"):
-            each.params.append(copy.copy(quiet))
+        if path:
+            own = {param.name for param in each.params}
+            each.params += [copy.copy(option) for option in shared if option.name not in own]
         name_values(each)
         _name_help(each)
         _show_examples(each, EXAMPLES.get(" ".join(path), ()), is_boxed=columns >= ROOM)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from comigs_edge.commands.console import bar, next_command, out, place_for, size, warn
+from comigs_edge.commands.settings import settings_of
 from comigs_edge.home import folder as homes
 from comigs_edge.home import moving
 from coordinator.protocol.text import printable
@@ -28,7 +29,7 @@ def export(
 ) -> None:
     """Write base, settings, text, chats and all that was learned to one file; models are exported anew there."""
     home = homes.locate()
-    home.settings()
+    settings_of(home)
     place_for(file)
     with home.lock("home export"), bar("packing") as progress:
         count = moving.pack(home, file, with_key, progress)
@@ -49,7 +50,7 @@ def import_(file: Annotated[Path, typer.Argument(metavar="FILE", help="What `hom
     home = homes.locate()
     with bar("unpacking") as progress:
         has_key = moving.unpack(home, file.expanduser().absolute(), progress)
-    settings = home.settings()
+    settings = settings_of(home)
     out.print(f"made {printable(str(home.root))}", soft_wrap=True)
     if has_key:
         warn(ONE_KEY)

@@ -17,6 +17,7 @@ from comigs_edge.base.parts import is_part, join
 from comigs_edge.commands import completion
 from comigs_edge.commands.console import bar, counted, fact, next_command, out, print_json, size, warn
 from comigs_edge.commands.plan import show
+from comigs_edge.commands.settings import settings_of
 from comigs_edge.errors import EXPECTED, ComigsError
 from comigs_edge.home import config_file
 from comigs_edge.home import folder as homes
@@ -82,7 +83,7 @@ def init(
             origin = _origin(home, before.base.name) if before else None
             settings = _make_home(home, wanted, before)
     else:
-        settings = home.settings()
+        settings = settings_of(home)
     then = find_next(home, settings, has_new_text=True)
     if json:
         _print_json(home, settings, is_new or force, then)

@@ -8,6 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from comigs_edge.commands.console import next_command, notes, out, print_json, warn
+from comigs_edge.commands.settings import settings_of
 from comigs_edge.home import folder as homes
 from coordinator.protocol import keys
 from coordinator.protocol.text import printable
@@ -44,7 +45,7 @@ def join(
     from comigs_edge.training.next_step import find_next
 
     home = homes.locate()
-    settings = home.settings()
+    settings = settings_of(home)
     owner = None if roster_key is None else read_key(roster_key)
     if link == "-":
         link = sys.stdin.readline(MAX_LINK).strip()
@@ -81,7 +82,7 @@ def leave() -> None:
     from comigs_edge.training.next_step import find_next
 
     home = homes.locate()
-    settings = home.settings()
+    settings = settings_of(home)
     with home.lock("leave"):
         folder = FleetFolder(home)
         member = folder.membership()

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, Optional
 
 import typer
 
+from comigs_edge.commands import completion
 from comigs_edge.commands.console import counted, fact, local_time, next_command, out, print_json, show_table, size, warn
 from comigs_edge.commands.follow import place
-from comigs_edge.errors import EXPECTED, ComigsError
+from comigs_edge.commands.number import number
+from comigs_edge.commands.settings import settings_of
+from comigs_edge.errors import ComigsError
 from comigs_edge.home import folder as homes
 from comigs_edge.home.config import Config
 from comigs_edge.home.folder import Home
@@ -23,16 +25,7 @@ app = typer.Typer(
 JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def _complete(incomplete: str) -> list[str]:
-    """The numbers that begin so."""
-    from comigs_edge.home.versions import versions
-
-    with suppress(*EXPECTED):
-        return [number for number in map(str, versions(homes.locate().adapters)) if number.startswith(incomplete)]
-    return []
-
-
-Number = Annotated[int, typer.Argument(metavar="N", help="Of `models list`.", autocompletion=_complete)]
+Number = Annotated[int, typer.Argument(metavar="N", help="Of `models list`.", parser=number, autocompletion=completion.versions)]
 DropTraining = Annotated[
     bool, typer.Option("--drop-training", help="Give up a training that was interrupted: it would go on without this version.")
 ]
@@ -66,7 +59,10 @@ def list_(json: JSON = False) -> None:
 @app.command("show")
 def show(
     version: Annotated[
-        Optional[int], typer.Argument(metavar="N", help="Of `models list`; default: the one in use.", autocompletion=_complete)
+        Optional[int],
+        typer.Argument(
+            metavar="N", help="Of `models list`; default: the one in use.", parser=number, autocompletion=completion.versions
+        ),
     ] = None,
     json: JSON = False,
 ) -> None:
@@ -113,7 +109,10 @@ def rollback(drop_training: DropTraining = False, json: JSON = False) -> None:
 
 @app.command("rm")
 def rm(
-    numbers: Annotated[list[int], typer.Argument(metavar="N...", help="Of `models list`.", autocompletion=_complete)],
+    numbers: Annotated[
+        list[int],
+        typer.Argument(metavar="N...", help="Of `models list`.", parser=number, autocompletion=completion.unused_versions),
+    ],
     json: JSON = False,
 ) -> None:
     """Delete versions with the models that were exported of them; never the one in use."""
@@ -147,12 +146,15 @@ def import_(
     json: JSON = False,
 ) -> None:
     """Start a specialist with a LoRA that somebody else trained for this base; LoRA experts only."""
+    from comigs_edge.home.versions import versions
     from comigs_edge.training.imported import start_specialist
     from comigs_edge.training.next_step import find_next
 
     home, settings = _open()
     with home.lock("models import"):
-        _refuse_interrupted(home, "what is imported", "comigs-edge train --fresh")
+        made = versions(home.adapters)
+        dropped = f"comigs-edge models use {made[-1]} --drop-training" if made else "comigs-edge train --fresh"
+        _refuse_interrupted(home, "what is imported", dropped)
         version = start_specialist(home, settings, path.expanduser().absolute(), specialist)
     if json:
         print_json(_describe(home, settings, version))
@@ -162,7 +164,7 @@ def import_(
 
 
 @app.command("pull", hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def pull(context: typer.Context) -> NoReturn:
+def pull(context: typer.Context, json: JSON = False) -> NoReturn:
     """What `bases pull` was called once."""
     raise typer.BadParameter(
         f"models are the versions of yours; get a base with: comigs-edge bases pull {' '.join(context.args)}"
@@ -175,7 +177,7 @@ def _open() -> tuple[Home, Config]:
         raise ComigsError(
             f"there is no home at {home.root}; make one with: comigs-edge init (bases are shown by: comigs-edge bases list)"
         )
-    return home, home.settings()
+    return home, settings_of(home)
 
 
 def _use(home: Home, settings: Config, version: int, drop_training: bool, json: bool) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from comigs_edge.commands import owner
 from comigs_edge.commands.console import bar, counted, notes, unbroken_output
+from comigs_edge.commands.settings import settings_of
 from comigs_edge.data import documents
 from comigs_edge.data.corpus import Corpus, Report
 from comigs_edge.data.folders import folders_of, stored_name
@@ -41,9 +42,9 @@ def run_night(home: Home) -> None:
 
 def _read_again(home: Home, left: list[str]) -> str:
     """Reads folders and files as they were added. Nobody can be asked: what would need an answer is left."""
-    corpus = homes.corpus(home, home.settings())
+    corpus = homes.corpus(home, settings_of(home))
     folders, alone, kept_out = corpus.added()
-    counts = Counter[str]()
+    counts, forgotten = Counter[str](), 0
     for path in [*folders, *(path for path in alone if path != home.chats_file and path.is_file())]:
         if not path.exists():
             left.append(f"{path} is not there: its text stays; to forget it: comigs-edge data remove {path}")
@@ -54,9 +55,11 @@ def _read_again(home: Home, left: list[str]) -> str:
             left.append(f"{path} was not read: {sentence(error)}")
             continue
         counts.update({"added": report.added, "changed": report.changed, "moved": report.moved, "gone": report.gone})
+        forgotten += report.forgotten
     files = ", ".join(f"{counts[name]} {name}" for name in ("changed", "moved", "gone") if counts[name])
     where = counted(len(folders), "folder")
-    return f"{where} read again: {counted(counts['added'], 'document')} new{f'; files: {files}' if files else ''}"
+    told = f"{where} read again: {counted(counts['added'], 'document')} new{f'; files: {files}' if files else ''}"
+    return f"{told}; {counted(forgotten, 'forgotten document')} left out" if forgotten else told
 
 
 def _read_path(home: Home, corpus: Corpus, path: Path, kept_out: set[Path]) -> Report:
@@ -75,7 +78,7 @@ def _train_on(home: Home, left: list[str]) -> str:
     from comigs_edge.fleet.folder import FleetFolder
     from comigs_edge.training.learned import find_remains
 
-    settings = home.settings()
+    settings = settings_of(home)
     corpus = homes.corpus(home, settings)
     if remains := find_remains(home, corpus):
         left.append(f"text that is gone was learned by {remains}; to be without it: comigs-edge data remove --learned")

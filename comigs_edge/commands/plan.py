@@ -8,7 +8,8 @@ from typing import Annotated, Optional
 import typer
 
 from comigs_edge.commands import completion
-from comigs_edge.commands.console import fact, in_minutes, next_command, notes, out, print_json, size
+from comigs_edge.commands.console import fact, in_minutes, measuring, next_command, out, print_json, size
+from comigs_edge.commands.settings import settings_of
 from comigs_edge.home import folder as homes
 from comigs_edge.home.config import Config
 from comigs_edge.home.folder import Home
@@ -42,8 +43,9 @@ def plan(
     from profiles import plan as planner
 
     home = homes.locate()
-    with notes.status("measuring the processor"):
-        resolved = resolve(home, home.settings(), profile, lines or (), measure=measure)
+    settings = settings_of(home)
+    with measuring(measure):
+        resolved = resolve(home, settings, profile, lines or (), measure=measure)
     plan, rates, settings = resolved.plan, resolved.rates, _with_likely_steps(home, resolved.settings)
     local = _count_local_steps(home, settings)
     others = planner.neighbours(plan, resolved.base, rates)

@@ -8,6 +8,7 @@ import typer
 
 from comigs_edge.commands.console import fact, next_command, out, print_json, show_table, warn
 from comigs_edge.commands.receipt import by_occasion, what_left
+from comigs_edge.commands.settings import settings_of
 from comigs_edge.home import folder as homes
 from coordinator.protocol.text import printable
 
@@ -28,7 +29,7 @@ def privacy(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = 
     from comigs_edge.fleet import privacy as facts_of
 
     home = homes.locate()
-    facts = facts_of.privacy(home, home.settings())
+    facts = facts_of.privacy(home, settings_of(home))
     if json:
         print_json(facts)
         return

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from comigs_edge.commands.console import counted
 from comigs_edge.data import shapes
 from comigs_edge.data.corpus import Report
 from comigs_edge.data.decode import INSTALL
@@ -77,6 +79,13 @@ def remarks(reading: Reading) -> Iterator[str]:
     if reading.tools:
         exports = ", ".join(dict.fromkeys(path.name for path in reading.tools))
         yield printable(f"{exports}: the chat tool's answers are learned; your own messages with --me user")
+
+
+def forgotten(report: Report, named: Iterable[str]) -> Iterator[str]:
+    """What stays out since it was forgotten, and how it comes back."""
+    if report.forgotten:
+        count = counted(report.forgotten, "forgotten document")
+        yield f"{count} left out; bring back what was forgotten with: comigs-edge data add --forgotten {shlex.join(named)}"
 
 
 def as_table(reading: Reading, report: Report) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import typer
 from comigs_edge.commands import page
 from comigs_edge.commands.console import bar, next_command, notes, out, place_for, print_json, show_table, size
 from comigs_edge.commands.receipt import what_left
+from comigs_edge.commands.settings import settings_of
 from comigs_edge.errors import ComigsError
 from comigs_edge.home import folder as homes
 from comigs_edge.home.config import Config
@@ -34,7 +35,7 @@ def report(
 ) -> None:  # fmt: skip
     """Report what the newest training has brought: curves, scores on test text, experts, tokens, words, and what has left."""
     home, place = homes.locate(), place_for(html)
-    facts = _collect(home, home.settings(), elsewhere)
+    facts = _collect(home, settings_of(home), elsewhere)
     if place is not None:
         from comigs_edge.commands.report_page import write_report
 

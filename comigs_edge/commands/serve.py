@@ -15,6 +15,7 @@ import typer
 
 from comigs_edge import files
 from comigs_edge.commands.console import fact, notes, out, warn
+from comigs_edge.commands.settings import settings_of
 from comigs_edge.errors import EXPECTED, ComigsError, sentence
 from comigs_edge.home import folder as homes
 from comigs_edge.home.config import Config
@@ -55,7 +56,7 @@ def serve(
     import asyncio
 
     home, load = homes.locate(), OtherLoad()
-    settings = home.settings()
+    settings = settings_of(home)
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(each) for each in _listen(host, port)]
         is_local = all(ipaddress.ip_address(each.getsockname()[0]).is_loopback for each in sockets)
@@ -146,7 +147,7 @@ class Newest:
         if self._model is None or newest != self._version or not self._model.path.exists():
             try:
                 storage = self._settings.storage()
-                personal = find_current(self._home, self._settings, storage)
+                personal = find_current(self._home, self._settings, storage, warn)
                 if personal is None:
                     from comigs_edge.export.folder import export_newest
 

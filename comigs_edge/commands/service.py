@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from comigs_edge.commands.console import next_command, out
+from comigs_edge.commands.settings import settings_of
 from comigs_edge.errors import ComigsError
 from comigs_edge.home import folder as homes
 
@@ -92,7 +93,7 @@ def run_now() -> None:
     from comigs_edge.commands.night import run_night
 
     home = homes.locate()
-    home.settings()  # raises where there is no home
+    settings_of(home)  # raises where there is no home
     run_night(home)
 
 

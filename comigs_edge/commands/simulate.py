@@ -32,10 +32,11 @@ def simulate(
                                                         "times. Default: local, fedavg, "
                                                         "comigs-1g1s, comigs-2g, comigs-2s.")] = None,
     seed: Annotated[Optional[list[int]], typer.Option(min=0, help="Seed; may be given several times. Default: 42.")] = None,
-    output: Annotated[Optional[Path], typer.Option(metavar="FOLDER", help="Folder for results; default: "
-                                                   "simulations/RECIPE-SIZE.")] = None,
+    output: Annotated[Optional[Path], typer.Option(metavar="FOLDER", help="Folder for results; default: in "
+                                                   "simulations.")] = None,
     base: Annotated[str, typer.Option(metavar="NAME|FILE", autocompletion=completion.bases,
-                                           help="Base model: a name or a GGUF file.")] = DEFAULT_BASE,
+                                           help="Base model: a name or a GGUF file.",
+                                           show_default="that of a new home")] = DEFAULT_BASE,
     rounds: Annotated[Optional[int], typer.Option(min=1, help="Rounds, in place of the size's.")] = None,
     devices: Annotated[Optional[int], typer.Option(min=1, help="The recipe's first so many devices; default: all.")] = None,
     threads: Annotated[Optional[int], typer.Option(min=1, help="Threads; default: the profile's of this device.")] = None,

@@ -10,6 +10,7 @@ import typer
 from comigs_edge.commands import reading_report
 from comigs_edge.commands.console import fact, next_command, print_json, size
 from comigs_edge.commands.follow import follow_training, line, place
+from comigs_edge.commands.settings import settings_of
 from comigs_edge.errors import ComigsError
 from comigs_edge.home import folder as homes
 from comigs_edge.home import holder
@@ -85,7 +86,7 @@ def _collect() -> dict[str, Any]:
     from comigs_edge.training.learned import find_remains
     from comigs_edge.training.next_step import find_next
 
-    settings = home.settings()
+    settings = settings_of(home)
     corpus = homes.corpus(home, settings)
     facts |= {"base": asdict(settings.base), "profile": settings.profile, "data": corpus.sizes()}
     facts["left_out"] = corpus.left_out()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from comigs_edge.commands import completion
+from comigs_edge.commands.settings import settings_of
 from comigs_edge.home import folder as homes
 from coordinator.protocol.text import printable
 
@@ -29,7 +30,7 @@ def sync(
     from comigs_edge.training.next_step import find_next
 
     home = homes.locate()
-    settings = home.settings()
+    settings = settings_of(home)
     with home.lock("sync"):
         if address is not None:
             joining.move(home, address)
@@ -56,7 +57,7 @@ def rollback(
     from comigs_edge.fleet.sync import roll_back
 
     home = homes.locate()
-    settings = home.settings()
+    settings = settings_of(home)
     with home.lock("rollback"):
         number, version = roll_back(home, settings, to)
     out.print(

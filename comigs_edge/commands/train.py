@@ -15,6 +15,7 @@ from comigs_edge.commands.console import (
     bar,
     counted,
     in_minutes,
+    measuring,
     next_command,
     notes,
     out,
@@ -25,6 +26,7 @@ from comigs_edge.commands.console import (
 )
 from comigs_edge.commands.follow import place
 from comigs_edge.commands.plan import Lines, Profile, summary
+from comigs_edge.commands.settings import settings_of
 from comigs_edge.home import folder as homes
 from comigs_edge.progress import count_up
 from coordinator.protocol.text import printable
@@ -109,7 +111,7 @@ def perform(
 ) -> dict[str, Any]:  # fmt: skip
     """Trains with these options, tells what became of it and returns that, as `--json` has it; `way` leads to the fleet."""
     home = homes.locate()
-    settings = home.settings()
+    settings = settings_of(home)
     is_alone = not (sync and settings.fleet.sync)
     with ExitStack() as stack:
         with _stopped_early():
@@ -138,7 +140,7 @@ def _begin(
         from comigs_edge.training.pauses import open_pauses
         from comigs_edge.training.time_limit import TimeLimit
 
-    with notes.status("measuring the processor"):
+    with measuring():
         resolved = planning.resolve(home, settings, profile, lines, resume=resume, measure=True)
     plan = resolved.plan
     planning.check_disk(home, settings, plan, resolved.base)
@@ -255,7 +257,7 @@ def _report(
         "adapters_sha256": digest(trainer.adapters.arrays()),
         "best_sha256": digest(kept),
         "fleet": None if fleet is None else asdict(fleet.totals),
-        "next": then if run.is_done else find_next(home, home.settings()),
+        "next": then if run.is_done else find_next(home, settings_of(home)),
     }
     if elsewhere is not None:
         result["elsewhere"] = elsewhere._asdict()

@@ -31,7 +31,7 @@ class TrainScreen(Progress):
 
     def __init__(self, run: TrainingRun, clock: Callable[[], float], holder_file: Path) -> None:
         super().__init__(
-            console=notes, refresh_per_second=2, speed_estimate_period=600, get_time=clock, disable=not notes.is_terminal
+            console=notes, refresh_per_second=2, speed_estimate_period=600, get_time=clock, disable=not notes.is_interactive
         )
         self._run, self._trainer = run, run.trainer
         self._holder_file, self._told, self._logged = holder_file, 0.0, time.monotonic()
@@ -56,7 +56,7 @@ class TrainScreen(Progress):
             losses=f"loss {event.loss:.3f} validation {validation or math.nan:.3f}",
             speed=f"{self._speed:.0f} tokens/s, {size(psutil.Process().memory_info().rss)}",
         )  # fmt: skip
-        if not notes.is_terminal and (event.validation_loss is not None or time.monotonic() - self._logged >= LOGS):
+        if not notes.is_interactive and (event.validation_loss is not None or time.monotonic() - self._logged >= LOGS):
             self._logged = time.monotonic()
             phase = f"{event.phase} phase, " if event.phase in ("closing", "local") else ""
             measured = "" if event.validation_loss is None else f", validation {event.validation_loss:.4f}"

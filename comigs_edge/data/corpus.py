@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,10 +20,12 @@ import numpy as np
 
 from comigs_edge.data.arrangement import SPLITS, Entry, LeftOut, Split, arrange
 from comigs_edge.data.chats import traits
+from comigs_edge.data.counts import count_also_shared, count_elsewhere, count_repeats
 from comigs_edge.data.document import Document
 from comigs_edge.data.documents import Reading
 from comigs_edge.data.enough import find_missing
 from comigs_edge.data.folders import Manner, forget_folders, read_added, read_manner, remember_folders, stored_name
+from comigs_edge.data.forgotten import allow, allow_files, leave_out
 from comigs_edge.data.intake import forget, read_gone, take_in
 from comigs_edge.data.locality import arrange_local
 from comigs_edge.data.runs import NO_RUNS, Runs, are_among, join_runs
@@ -33,10 +35,6 @@ from comigs_edge.errors import ComigsError
 from comigs_edge.progress import SILENT, Progress, count_up
 
 _USED = "left_out is null"
-_ALSO_SHARED = (
-    "select count(*) from document join source on source.id = source where local and sha256 in "
-    "(select sha256 from document join source on source.id = source where not local)"
-)
 
 
 @dataclass
@@ -55,6 +53,7 @@ class Report:
     moved: int = 0  # files
     changed: int = 0  # files
     gone: int = 0  # files
+    forgotten: int = 0  # were forgotten before, and stay out
     read_anew: int = 0  # files that nobody touched and this version reads otherwise
     made_local: int = 0  # files that were shared until now
     also_shared: int = 0  # local documents that stand in shared text too
@@ -80,36 +79,39 @@ class Corpus:
         Files inside `folders` that were added before and are gone from the disk give their documents up. What `manner`
         leaves open is as it was, and for new files as for their folder.
         """
-        documents = [document for each in reading.files.values() for document in each]
-        total = sum(len(document.words) for document in documents) or 1
         with self._open() as db:
+            if manner.forgotten:
+                allow(db, reading.files)
+            files, forgotten = leave_out(db, reading.files)
+            documents = [document for each in files.values() for document in each]
+            total = sum(len(document.words) for document in documents) or 1
             before = _reasons(db)
             taken = count_up(lambda done, _: progress(done, 2 * total), total)
             folders = list(folders)
             remember_folders(db, folders, manner)
-            changes = take_in(db, reading.files, folders, taken, manner)
+            changes = take_in(db, files, folders, taken, manner)
             self._arrange(db, lambda done, of: progress(total + done * total // max(1, of), 2 * total))
             after = _reasons(db)
             report = Report(moved=changes.moved, changed=changes.changed, gone=changes.gone, read_anew=changes.read_anew)
-            report.made_local = changes.made_local
+            report.made_local, report.forgotten = changes.made_local, forgotten
             report.taken_over = self._taken_over
             report.learned = sum(reason == "learned" != before.get(number) for number, reason in after.items())
             reasons = Counter(after[number] for number in changes.new)
             report.added, report.near_duplicates, report.beginnings = reasons[None], reasons["similar"], reasons["beginning"]
             report.unanswered = reasons["unanswered"]
             report.unscored, report.control_tokens = changes.unscored, changes.control_tokens
-            report.repeats = _count_repeats(db, changes.new)
+            report.repeats = count_repeats(db, changes.new)
             report.duplicates = reasons["copy"] - report.repeats + max(0, len(documents) - len(changes.new))
-            report.also_shared = db.execute(_ALSO_SHARED).fetchone()[0]
+            report.also_shared = count_also_shared(db)
             for number in sorted(number for number in changes.new if after[number] is None)[:3]:
                 row = db.execute("select content from document where id = ?", (number,)).fetchone()
                 report.samples.append(Document.from_json(row[0]))
         return report
 
-    def remove(self, *sources: int, folders: Iterable[Path] = ()) -> list[str]:
+    def remove(self, *sources: int, folders: Iterable[Path] = (), stays_out: bool = False) -> list[str]:
         """Forgets files and their documents, or none if one of the numbers is unknown; returns their paths.
 
-        `folders` are not read again.
+        `folders` are not read again; what `stays_out` is not added again either, unless `Manner.forgotten` says so.
         """
         paths = []
         with self._open() as db:
@@ -117,12 +119,23 @@ class Corpus:
                 row = db.execute("select path from source where id = ?", (source,)).fetchone()
                 if row is None:
                     raise ComigsError(f"there is no file number {source}; see: comigs-edge data list")
-                forget(db, source)
+                forget(db, source, stays_out)
                 paths.append(str(row[0]))
             for folder in folders:
                 forget_folders(db, folder)
             self._arrange(db, SILENT)
         return paths
+
+    def allow_files(self, paths: Iterable[Path]) -> None:
+        """Of files that were forgotten what is new may be added again."""
+        if self.path.exists():
+            with self._open() as db:
+                allow_files(db, paths)
+
+    def elsewhere(self, sources: Collection[int]) -> dict[str, int]:
+        """How many documents of these files stand in others too, by the others' paths."""
+        with self._open() as db:
+            return count_elsewhere(db, sources)
 
     def with_secrets(self, path: Path) -> bool:
         """Whether a file is read with what looks like a secret, as it or its folder was added."""
@@ -273,13 +286,6 @@ def _entry(
 def _of(local: bool | None) -> str:
     """What a query asks beside its other conditions: for local text, for shared text, or for all."""
     return "" if local is None else f" and source in (select id from source where local = {int(local)})"
-
-
-def _count_repeats(db: sqlite3.Connection, new: set[int]) -> int:
-    """Copies among these documents of which the one that is used is new, too."""
-    first = dict(db.execute("select sha256, min(id) from document group by sha256"))
-    copies = db.execute("select id, sha256 from document where left_out = 'copy'")
-    return sum(number in new and first[sha256] in new for number, sha256 in copies)
 
 
 def _reasons(db: sqlite3.Connection) -> dict[int, str | None]:

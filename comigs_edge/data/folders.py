@@ -13,6 +13,7 @@ class Manner(NamedTuple):
 
     local: bool | None = None  # only specialists and router learn it
     with_secrets: bool | None = None  # also what looks like a secret
+    forgotten: bool = False  # also what was forgotten
 
 
 def stored_name(path: Path) -> str:

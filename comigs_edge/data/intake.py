@@ -23,6 +23,7 @@ from comigs_edge.data.document import Document
 from comigs_edge.data.documents import RECORDS, kind
 from comigs_edge.data.editing import match, recut
 from comigs_edge.data.folders import Manner, folders_of, keep_out, read_manner, stored_name
+from comigs_edge.data.forgotten import remember_documents, remember_file
 from comigs_edge.data.runs import NO_RUNS, Runs, find_origins, join_runs, runs_of, shared
 from comigs_edge.progress import Advance
 
@@ -97,9 +98,14 @@ def take_in(
     return changes
 
 
-def forget(db: sqlite3.Connection, source: int) -> None:
-    """Deletes a file and its documents; that and where they were learned is kept."""
+def forget(db: sqlite3.Connection, source: int, stays_out: bool = False) -> None:
+    """Deletes a file and its documents; that and where they were learned is kept.
+
+    `stays_out`: they are not added again, but on demand.
+    """
+    hashes = remember_file(db, source) if stays_out else []
     _remember(db, _remove(db, source))
+    remember_documents(db, hashes)
     keep_out(db, source)
     db.execute("delete from source where id = ?", (source,))
 

@@ -14,13 +14,17 @@ from comigs_edge import database
 # `local`: only the specialists learn it. `with_secrets` 0: what looks like secrets is left out when it is read again.
 # `gone`: the runs of text that was learned and is no longer there, one row for each split and for what is local; no text.
 # `folder`: those that were added, and how. `kept_out`: files inside them that the user removed; only `add` reads them again.
+# `forgotten_file`, `forgotten`: paths and hashes of what was forgotten, and is added again only on demand.
 # `removed`: the numbers of files that the user removed, deleted or emptied, and not those that a later version leaves out.
 _GONE = "create table gone (split text not null, local integer not null, runs blob not null, primary key (split, local));\n"
 _FOLDERS = """create table folder (path text primary key, local integer not null, with_secrets integer not null);
 create table kept_out (path text primary key);
 """
+_FORGOTTEN = """create table forgotten_file (path text primary key);
+create table forgotten (sha256 text primary key);
+"""
 _REMOVED = "create table removed (source integer primary key);\n"
-_TABLES = f"""{_GONE}{_REMOVED}{_FOLDERS}
+_TABLES = f"""{_GONE}{_REMOVED}{_FOLDERS}{_FORGOTTEN}
 create table source (
     id integer primary key autoincrement, path text unique not null, added text not null default current_timestamp,
     local integer not null default 0, with_secrets integer not null default 1
@@ -64,7 +68,8 @@ _FROM_4 = f"""alter table gone rename to old_gone;
 drop table old_gone;
 {_ALL_SHARED}"""
 
-SCRIPTS = (_TABLES, _FROM_1, _GONE + _FROM_3 + _ALL_SHARED, _FROM_3 + _FROM_4, _FROM_4)
+_SINCE_4 = _FROM_4 + _FORGOTTEN
+SCRIPTS = (_TABLES, _FROM_1, _GONE + _FROM_3 + _ALL_SHARED + _FORGOTTEN, _FROM_3 + _SINCE_4, _SINCE_4, _FORGOTTEN)
 
 
 def open_database(path: Path) -> AbstractContextManager[sqlite3.Connection]:

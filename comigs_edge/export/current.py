@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,8 +29,8 @@ class Exported:
     adapters: tuple[Path, ...] = ()
 
 
-def find_current(home: Home, settings: Config, storage: Storage) -> Exported | None:
-    """The export of the newest adapters in `models/` as `storage` wants it; None if it is missing."""
+def find_current(home: Home, settings: Config, storage: Storage, tell: Callable[[str], None]) -> Exported | None:
+    """The export of the newest adapters in `models/` as `storage` wants it; None if it is missing or damaged, which is told."""
     numbers = versions(home.adapters)
     if not numbers:
         return None
@@ -37,15 +38,21 @@ def find_current(home: Home, settings: Config, storage: Storage) -> Exported | N
     sha256 = manifest["sha256"]
     if manifest["base_sha256"] != settings.base.sha256:
         return None
+    parts: tuple[Path, ...] = ()
     if storage.layout == "hot":
         layout = ExpertsConfig(**manifest["layout"])
-        base = hot_base(home.models, layout, storage.format)
+        path = hot_base(home.models, layout, storage.format)
         parts = tuple(hot_parts(home.models, numbers[-1], layout, storage.format).values())
-        if holds(base, BASE_KEY, settings.base.sha256) and all(holds(part, SOURCE_KEY, sha256) for part in parts):
-            return Exported(base, sum(path.stat().st_size for path in (base, *parts)), "", {}, parts)
+        is_there = holds(path, BASE_KEY, settings.base.sha256) and all(holds(part, SOURCE_KEY, sha256) for part in parts)
+    else:
+        path = home.models / f"personal-{numbers[-1]:04d}-{storage.format}.gguf"
+        is_there = holds(path, SOURCE_KEY, sha256)
+    if not is_there:
         return None
-    path = home.models / f"personal-{numbers[-1]:04d}-{storage.format}.gguf"
-    return Exported(path, path.stat().st_size, "") if holds(path, SOURCE_KEY, sha256) else None
+    if damaged := [each for each in (path, *parts) if not home.seals.holds(each)]:
+        tell(f"{damaged[0]} is no longer what was written there; your model is exported anew from its adapters")
+        return None
+    return Exported(path, sum(each.stat().st_size for each in (path, *parts)), "", {}, parts)
 
 
 def hot_base(folder: Path, layout: ExpertsConfig, format_name: str) -> Path:

@@ -54,11 +54,15 @@ def export_newest(
         target = home.models / f"personal-{manifest['version']:04d}-{storage.format}.gguf"
         remove_old(home, manifest["version"])
         newest = max((path for path, name in exports(home) if name["format"] == storage.format), default=None)
-        if newest is not None and not adapters.form.is_low_rank:
+        if newest is not None and not adapters.form.is_low_rank and home.seals.holds(newest):
             with suppress(QuantizeError):  # the file is damaged: it is made anew
                 if replaced := replace_experts(newest, base, adapters, storage.format, target, origin):
+                    home.seals.seal(target, replaced.sha256)
                     return replaced
-    return export(base, adapters, storage.format, target, origin, progress, settings.threads("train"))
+    exported = export(base, adapters, storage.format, target, origin, progress, settings.threads("train"))
+    if output is None:
+        home.seals.seal(target, exported.sha256)
+    return exported
 
 
 def _export_hot(
@@ -71,11 +75,13 @@ def _export_hot(
         )
     base, target = GGUFFile(home.base_file), hot_base(folder, adapters.layout, format_name)
     sha256 = ""  # of a base that was there already: reading it all would take longer than the swap
-    if not holds(target, BASE_KEY, settings.base.sha256):
+    if not (holds(target, BASE_KEY, settings.base.sha256) and home.seals.holds(target)):
         sha256 = hot.write_base(base, adapters, format_name, target, settings.base.sha256).sha256
+        home.seals.seal(target, sha256)
     parts = hot_parts(folder, manifest["version"], adapters.layout, format_name)
     for part, path in parts.items():
         hot.write_adapter(base, adapters, part, format_name, path, manifest["sha256"])
+        home.seals.seal(path, files.sha256_file(path))
     if folder == home.models:
         remove_old(home, manifest["version"])
     total = sum(path.stat().st_size for path in (target, *parts.values()))

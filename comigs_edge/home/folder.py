@@ -24,7 +24,9 @@ from comigs_edge.data.corpus import Corpus
 from comigs_edge.errors import ComigsError, remedy
 from comigs_edge.home import config_file, holder
 from comigs_edge.home.config import BaseConfig, Config, Format
+from comigs_edge.home.seals import Seals, stamp_of
 from comigs_edge.nn.experts import Form
+from comigs_edge.progress import SILENT, Progress
 from coordinator.protocol.text import printable, well_formed
 
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)  # what FAT and its like answer
@@ -42,6 +44,7 @@ class Home:
         self.chats_file = root / "chats.db"
         self.owner_file = root / "data" / "owner.json"
         self.state = root / "state"
+        self.seals = Seals(self.state / "seals.json", root)
         self.holder_file = self.state / "holder.json"
         self.night_file = self.state / "night.json"  # what the service did last
         self.log_file = self.state / "train.log"  # of a training in the background
@@ -59,8 +62,11 @@ class Home:
         """Whether `init` has been here."""
         return self.config_file.exists()
 
-    def settings(self) -> Config:
-        """The home's settings; raises `ComigsError` if there is no home or its base has changed."""
+    def settings(self, progress: Progress = SILENT) -> Config:
+        """The home's settings; raises `ComigsError` if there is no home or its base has changed.
+
+        `progress` gets the bytes of a base that was touched, which is read whole once.
+        """
         if not self.exists:
             raise ComigsError(f"there is no home at {self.root}; make one with: comigs-edge init")
         settings = config_file.read(self.config_file)
@@ -74,7 +80,20 @@ class Home:
                 f"{self.base_file} has {self.base_file.stat().st_size:,} bytes and not the {settings.base.size:,} it had "
                 "at init; bring the base back or run: comigs-edge init --force --base FILE.gguf"
             )
+        if not self.seals.holds(self.base_file, settings.base.sha256, progress):
+            raise ComigsError(self._changed(settings.base.name))
         return settings
+
+    def _changed(self, name: str) -> str:
+        if name in PACKAGED_BASES:
+            return (
+                f"{self.base_file} is damaged (its SHA-256 is not what it was at init); mend it with: "
+                f"comigs-edge init --force --base {name}"
+            )
+        return (
+            f"{self.base_file.resolve()}, the base {name}, has another content than at init (the same size and another SHA-256); "
+            "bring that file back, or take another base with: comigs-edge init --force --base FILE.gguf"
+        )
 
     @contextlib.contextmanager
     def lock(self, what: str) -> Iterator[None]:
@@ -121,6 +140,7 @@ def create(
     A packaged base is copied, because its package may be upgraded; a file of the user's is linked.
     """
     name, source = base
+    stamp = stamp_of(source)
     record = BaseConfig(printable(name), files.sha256_file(source, on_hash), source.stat().st_size)
     if well_formed(str(home.root)) != str(home.root):
         raise ComigsError(
@@ -133,6 +153,7 @@ def create(
         source.replace(home.base_file)
     elif source.resolve() != home.base_file.resolve() or home.base_file.is_symlink():
         _install(home, source, copy=name in PACKAGED_BASES)
+    home.seals.seal(home.base_file, record.sha256, stamp if home.base_file.is_symlink() else None)
     settings = replace(before or Config(base=record), base=record, profile=profile)
     model = replace(settings.model, specialists=specialists, expert_form=expert_form)
     settings = replace(settings, model=model, quantize=replace(settings.quantize, format=format))

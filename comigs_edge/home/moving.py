@@ -29,7 +29,16 @@ from comigs_edge.progress import Progress
 FORMAT = 1
 MANIFEST = ".comigs-edge-home.json"  # no file of a home: those with a dot are left out
 KEY = "device.key"
-_MADE_AGAIN = ("state/lock", "state/holder.*", "state/train.log", "state/below-*.bin", "*-journal", "*-wal", "*-shm")
+_MADE_AGAIN = (
+    "state/lock",
+    "state/holder.*",
+    "state/seals.json",
+    "state/train.log",
+    "state/below-*.bin",
+    "*-journal",
+    "*-wal",
+    "*-shm",
+)
 _PIECE = 1 << 20
 
 

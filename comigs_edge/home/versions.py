@@ -212,6 +212,22 @@ def use(folder: Path, hparams: HParams, base_sha256: str, version: int) -> int:
     return save(folder, saved.arrays, saved.layout, base_sha256, notes, saved.local_free)
 
 
+def otherwise_than_begun(differences: str, has_other_experts: bool, folder: Path, base_sha256: str) -> ComigsError:
+    """Why an interrupted training cannot go on with these settings, and every way out of that.
+
+    With the experts that are asked for a training can only begin anew; else it can go on from the newest version in `folder`.
+    """
+    ways = ["comigs-edge train --fresh (anew from the base)"]
+    newest = versions(folder)[-1:]
+    with suppress(ComigsError):  # a damaged one is none to go on from
+        if newest and not has_other_experts and read_manifest(folder, newest[0])["base_sha256"] == base_sha256:
+            ways.insert(0, f"comigs-edge models use {newest[0]} --drop-training (the next one goes on from that version)")
+    return ComigsError(
+        f"the settings ask for {differences} in the interrupted training; end it with its own settings: "
+        f"comigs-edge train --resume, or give it up: {', or '.join(ways)}"
+    )
+
+
 def find_before(folder: Path) -> int:
     """The version before the newest one, or before the one of which that is a copy; raises `ComigsError` if there is none."""
     newest = present = find(folder)

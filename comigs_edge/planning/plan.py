@@ -12,34 +12,28 @@ from typing import Any, get_type_hints
 from comigs_edge import files
 from comigs_edge.base.hparams import HParams, read_hparams
 from comigs_edge.errors import ComigsError
-from comigs_edge.home.config import ChatConfig, Config, ModelConfig, TrainConfig
+from comigs_edge.home.config import ChatConfig, Config, ModelConfig
 from comigs_edge.home.folder import Home, corpus
-from comigs_edge.home.versions import KEPT_VERSIONS, read_manifest, versions
+from comigs_edge.home.versions import KEPT_VERSIONS
 from comigs_edge.nn.experts import FORMS, ExpertsConfig, expected_shapes, experts_per_token
 from comigs_edge.planning import offload
 from comigs_edge.planning.experience import with_experience
+from comigs_edge.planning.fixed import BY_FILE, LINES, fixed_lines
 from coordinator.protocol.settings import SettingsError, convert
 from profiles import RULES, DeviceProfile
 from profiles import chat as chat_planner
 from profiles import detect as detection
 from profiles import plan as planner
 from profiles.chat import ChatPlan
-from profiles.cost import Backend, Checkpointing, Plan, Precision, Processor, Rates, Sizes
+from profiles.cost import Plan, Rates, Sizes
 from profiles.detect import Device
 from quantize.formats import block_format, fit_format
 from quantize.gguf_file import GGUFFile
 
 BYTES_A_TOKEN = 4  # of text: a rough mean over languages
-_MODEL, _TRAIN, _CHAT = (get_type_hints(each, include_extras=True) for each in (ModelConfig, TrainConfig, ChatConfig))
-LINES: dict[str, Any] = {  # of a training's plan, which --plan may fix -> type and bounds
-    "specialists": _MODEL["specialists"], "batch": _TRAIN["batch"], "context": _TRAIN["context"],
-    "threads": _TRAIN["threads"], "precision": Precision, "keep": bool, "checkpointing": Checkpointing, "backend": Backend,
-    "device": Processor, "blocks": _MODEL["blocks"], "cache": bool,
-    "zero_expert": bool,
-}  # fmt: skip
+_CHAT = get_type_hints(ChatConfig, include_extras=True)
 CHAT_LINES: dict[str, Any] = {name: _CHAT[name] for name in ("threads", "mmap", "cache", "batch", "gpu_layers")}
 GPU_LINE = {"gpu_layers": CHAT_LINES["gpu_layers"]}  # of what llama.cpp does without a plan of its own
-RESULTS = ("specialists", "batch", "context", "precision", "blocks", "cache", "device")  # what the result depends on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +66,10 @@ def resolve(
     check_format(settings.storage().format, settings.model, base.width, base.ff_width, base.queries)
     rates = None
     if measure:
-        rates = _measure(device, base, fixed.get("threads") or kind.usable_threads, fixed.get("device"))
+        rates = _measure(device, base, fixed.lines.get("threads") or kind.usable_threads, fixed.lines.get("device"))
         rates = with_experience(home, settings.model.expert_form, rates)
-    plan = make(home, settings, profile=kind, device=device, base=base, rates=rates, fixed=fixed)
+    plan = make(home, settings, profile=kind, device=device, base=base, rates=rates, fixed=fixed.lines)
+    plan = replace(plan, reasons=fixed.explain(plan))
     return Resolved(settings=settings_of(settings, plan), plan=plan, base=base, rates=rates)
 
 
@@ -167,14 +162,16 @@ def chat_plan(
     copied = chat_planner.repacked_formats(device.features)
     repacked = repacked_bytes(GGUFFile(model) if model else file, copied)
     subject = offload.subject_of(read_hparams(file), chat.context, size=size, repacked=repacked)
-    asked = {name: getattr(chat, name) for name in CHAT_LINES} | (flags or {})
+    written = {name: value for name in CHAT_LINES if (value := getattr(chat, name)) is not None}
+    asked = written | (flags or {})
     gpu, lacking = offload.find(device)
     cores = profile.usable_threads
     fast = sum(each.count for each in device.cores) - device.slow_cores
     slow = max(0, cores - fast) if device.slow_cores else 0
-    return chat_planner.make(
+    plan = chat_planner.make(
         subject, cores=cores - slow, slow=slow, busy=busy, free=device.usable_memory, wanted=asked, gpu=gpu, lacking=lacking
     )
+    return replace(plan, reasons=plan.reasons | dict.fromkeys(written.keys() - (flags or {}).keys(), BY_FILE))
 
 
 def repacked_bytes(file: GGUFFile, formats: set[str]) -> int:
@@ -182,44 +179,6 @@ def repacked_bytes(file: GGUFFile, formats: set[str]) -> int:
     looked_up = {"token_embd.weight"} if "output.weight" in file.tensors else set()  # tied, it is multiplied by too
     matrices = (info for info in file.tensors.values() if len(info.shape) > 1 and info.name not in looked_up)
     return sum(info.size for info in matrices if info.format.name in formats and info.shape[-2] % 8 == 0)
-
-
-def fixed_lines(home: Home, settings: Config, flags: dict[str, Any], resume: bool | None) -> dict[str, Any]:
-    """Lines about which there is no choice: a command's flags, then config.toml, then what an earlier training has left.
-
-    `resume` False starts from the bare base. Raises `ComigsError` where flags or settings contradict a training that was
-    interrupted.
-    """
-    train = settings.train
-    asked: dict[str, Any] = {
-        "specialists": settings.model.specialists, "batch": train.batch, "context": train.context,
-        "threads": train.threads, "precision": train.precision, "checkpointing": train.checkpointing,
-        "keep": None if train.base is None else train.base == "dequantised", "blocks": settings.model.blocks,
-        "zero_expert": settings.model.zero_expert,
-    } | flags  # fmt: skip
-    asked = {name: value for name, value in asked.items() if value is not None}
-    return (_earlier_lines(home, settings, asked) if resume is not False else {}) | asked
-
-
-def _earlier_lines(home: Home, settings: Config, asked: dict[str, Any]) -> dict[str, Any]:
-    """Of an interrupted training its plan, otherwise the experts of the newest adapters."""
-    plan = home.state / "plan.json"
-    if plan.exists() and any(home.state.glob("checkpoint-*")):
-        lines = {name: value for name, value in json.loads(plan.read_bytes()).items() if name in LINES}
-        for name in set(RESULTS) & lines.keys():
-            if asked.get(name, lines[name]) != lines[name]:
-                raise ComigsError(
-                    f"the settings ask for {name} = {asked[name]} where it is {lines[name]} in the interrupted training; "
-                    "run it with its own settings, or start anew with: comigs-edge train --fresh"
-                )
-        return lines
-    if numbers := versions(home.adapters):
-        manifest = read_manifest(home.adapters, numbers[-1])
-        if manifest["base_sha256"] == settings.base.sha256:
-            layout = manifest["layout"]
-            lines = {"specialists": layout["num_specialists"], "blocks": layout.get("blocks", 0)}
-            return lines | ({"zero_expert": True} if layout.get("zero_expert", False) else {})
-    return {}
 
 
 def training_tokens(home: Home, settings: Config, local: bool = False) -> int | None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
+from pathlib import Path
 
 from comigs_edge.errors import ComigsError
 from comigs_edge.home.config import Config
+from comigs_edge.home.versions import otherwise_than_begun
 from comigs_edge.nn.experts import ExpertsConfig
 from comigs_edge.training.checkpoint import Progress
 from comigs_edge.training.closing import PROGRESS
@@ -14,9 +16,12 @@ from comigs_edge.training.schedule import Schedule, make_schedule
 
 
 def read_course(
-    progress: Progress, settings: Config, batch: int, steps: int | None, experts: ExpertsConfig
+    progress: Progress, settings: Config, batch: int, steps: int | None, experts: ExpertsConfig, adapters: Path
 ) -> tuple[Schedule, ExpertsConfig]:  # fmt: skip
-    """Schedule and layout of the saved training; raises `ComigsError` where the settings, or `experts` by them, are otherwise."""
+    """Schedule and layout of the saved training; raises `ComigsError` where the settings, or `experts` by them, are otherwise.
+
+    `adapters`: the folder of versions, from which another training could go on.
+    """
     if progress["base_sha256"] != settings.base.sha256:
         raise ComigsError("the interrupted training belongs to another base; start anew with: comigs-edge train --fresh")
     if unknown := progress["schedule"].keys() - {field.name for field in fields(Schedule)}:
@@ -31,10 +36,7 @@ def read_course(
     wanted = asdict(asked) | asdict(experts)
     saved = asdict(schedule) | asdict(layout)
     if wanted != saved:
-        raise ComigsError(
-            f"the settings ask for {differences(wanted, saved)} in the interrupted training; run it with its own "
-            "settings, or start anew with: comigs-edge train --fresh"
-        )
+        raise otherwise_than_begun(differences(wanted, saved), experts != layout, adapters, settings.base.sha256)
     return schedule, layout
 
 

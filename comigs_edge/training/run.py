@@ -106,7 +106,7 @@ class TrainingRun:
 
     def _resume(self, arrays: Arrays, progress: checkpoint.Progress, steps: int | None) -> Trainer:
         experts = plan_experts(self.settings.model, self.base.hparams)
-        schedule, layout = read_course(progress, self.settings, self.plan.batch, steps, experts)
+        schedule, layout = read_course(progress, self.settings, self.plan.batch, steps, experts, self.home.adapters)
         trainer = self._cached_trainer(Adapters.initial(layout, self.base.hparams, self.settings.train.seed), schedule)
         trainer.restore(arrays, progress)
         if progress.get("text", self.text) == self.text:

@@ -1,6 +1,7 @@
 """The tables of a corpus as earlier versions had them."""
 
-VERSION_4 = """
+VERSION_5 = "drop table forgotten; drop table forgotten_file; pragma user_version = 5;"
+VERSION_4 = f"""{VERSION_5}
 create table old_gone (split text primary key, runs blob not null);
 insert into old_gone select split, runs from gone;
 drop table gone;

@@ -148,7 +148,9 @@ def test_the_list_says_what_fits_what_is_here_and_which_one_the_home_has(run, ho
     assert "broken.gguf" in by_name["broken"]["hindrance"]
     assert found["home"] == "mine"
     assert set(found["here"]) == {"mine", "broken"}
-    shown = run("bases", "list", "--no-measure").stdout
+    result = run("bases", "list", "--no-measure")
+    assert "measuring" not in result.stderr
+    shown = result.stdout
     assert "this home's" in shown
     assert "takes" in shown
 

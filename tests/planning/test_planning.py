@@ -113,7 +113,7 @@ def test_what_earlier_trainings_leave_no_choice_about(ready, run):
     assert not (here.state / "plan.json").exists()  # it has finished
 
     def lines(resume=None, **flags):
-        return planning.fixed_lines(here, here.settings(), flags, resume)
+        return planning.fixed_lines(here, here.settings(), flags, resume).lines
 
     settings = {"batch": 4, "context": 64}
     assert lines() == settings | {"specialists": 2, "blocks": 0, "zero_expert": True}
@@ -124,6 +124,21 @@ def test_what_earlier_trainings_leave_no_choice_about(ready, run):
     with pytest.raises(ComigsError, match=r"ask for precision = bfloat16 where it is float32 in the interrupted training"):
         lines(precision="bfloat16")
     assert lines(resume=False, precision="bfloat16")["precision"] == "bfloat16"
+
+
+def test_a_plan_says_who_chose_each_line(ready, run):
+    def reasons(*flags):
+        return json.loads(run("plan", "--no-measure", "--json", *flags).stdout)["plan"]["reasons"]
+
+    assert "as asked for" not in reasons().values()
+    assert reasons()["batch"] == "as config.toml says"
+    flagged = reasons("--plan", "batch=2", "--plan", "threads=1")
+    assert {name for name, why in flagged.items() if why == "as asked for"} == {"batch", "threads"}
+    run("train", "--steps", "2")
+    assert {name for name, why in reasons().items() if why == "as your model has it"} >= {"specialists", "zero_expert"}
+    assert "as asked for" not in reasons().values()
+    planning.remember(homes.locate(), PLAN)
+    assert {name for name, why in reasons().items() if why == "as the interrupted training began"} >= {"specialists", "threads"}
 
 
 def test_a_full_disk_is_said_before_anything_is_done(ready, run, monkeypatch):
@@ -148,7 +163,7 @@ def test_experts_in_the_last_block_are_a_line_of_the_plan(ready, run):
     assert trained["validation_loss"] < trained["validation_loss_before"]
     here = homes.locate()
     assert not list(here.state.glob("below-*"))  # the training has ended
-    assert planning.fixed_lines(here, here.settings(), {}, None)["blocks"] == 1
+    assert planning.fixed_lines(here, here.settings(), {}, None).lines["blocks"] == 1
     assert "the last 1" in run("plan", "--no-measure").stdout
     assert json.loads(run("plan", "--json", "--plan", "blocks=2").stdout)["plan"]["blocks"] == 0  # that is all of them
     result = run("train", "--plan", "blocks=3", code=1)
