@@ -109,6 +109,10 @@ BENCHMARKS = {
         "hours of a core, MINUTES ends it and the same command goes on",
         lambda: [_figure("quality", _text(), *_flags("texts", "minutes", "precision"))],
     ),
+    "silence": Benchmark(
+        "what a zero expert keeps and saves; TEXT has de, user03, en, nl, encyclopedia, code_python, dialogue.jsonl",
+        lambda: [_figure("silence", _text(), *_flags("texts", "precision"))],
+    ),
     "fleet": Benchmark(
         "four real devices in a fleet; TEXT has de.jsonl, fr.jsonl, it.jsonl and nl.jsonl; half an hour",
         lambda: [_figure("fleet", _text())],

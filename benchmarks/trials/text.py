@@ -80,7 +80,7 @@ def prepare(folder: Path, base: Path, out: Path) -> None:
         return tokenizer.chat((Message("user", text),), for_answer=True).ids
 
     table = {
-        "texts": {name: _splits(find(folder, name), name, tokenizer) for name in sorted({*MEASURED, *OTHERS})},
+        "texts": {name: splits(find(folder, name), wanted(name), tokenizer) for name in sorted({*MEASURED, *OTHERS})},
         "instructions": [asked(text) for text in INSTRUCTIONS],
         "rehearsed": [asked(form.format(subject)) for form in FORMS for subject in SUBJECTS],
         "first_words": [tokenizer.encode(Document(text=text)).ids for text in FIRST_WORDS],
@@ -91,13 +91,17 @@ def prepare(folder: Path, base: Path, out: Path) -> None:
         json.dump(table, file)
 
 
-def _splits(path: Path, name: str, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Its splits, [ids, scored] a document; of text that is only measured no more than the test split."""
-    wanted = TOKENS if name in PERSONS + OTHERS else {"test": TOKENS["test"]}
+def wanted(name: str) -> dict[str, int]:
+    """Tokens of each split; of text that is only measured no more than the test split."""
+    return TOKENS if name in PERSONS + OTHERS else {"test": TOKENS["test"]}
+
+
+def splits(path: Path, tokens: dict[str, int], tokenizer: Tokenizer) -> dict[str, list[Encoded]]:
+    """So many tokens of each of these splits of a text, as documents."""
     with tempfile.TemporaryDirectory() as folder:
         corpus = Corpus(Path(folder) / "documents.db", TRAINING, VALIDATION)
         corpus.add(documents.read([path]))
-        return {split: limit(encode(corpus, tokenizer, split, []), tokens) for split, tokens in wanted.items()}
+        return {split: limit(encode(corpus, tokenizer, split, []), count) for split, count in tokens.items()}
 
 
 class Inputs:

@@ -27,7 +27,7 @@ from coordinator.protocol.wire import Arrays
 PREFIX = "closing."  # of its arrays in a checkpoint, and with `PROGRESS` of what JSON can hold
 PROGRESS = "closing"
 SHARE = 0.25  # of a router's rows are ordinary text
-OWN = 6.0  # what the device's own text counts for a router, by its mean loss, where ordinary text counts 1
+OWN = 4.0  # what the device's own text counts for a router, by its mean loss, where ordinary text counts 1
 
 
 class MixedRows(Rows):

@@ -1,0 +1,152 @@
+"""What a zero expert keeps of the gain and saves elsewhere, by what own text counts for the router beside ordinary text.
+
+    python -m benchmarks.figures.silence TEXT [--texts de,user03] [--steps 50]
+
+TEXT is a folder with the files of `--texts` and of `ELSEWHERE` somewhere below it. Each of the former is the text of one home,
+which is trained once, by the product's defaults; behind that the closing phase is done anew for each of `ODDS`. The gain that is
+kept is that on test text, in brackets on validation text. All of it is tuning text. Writes zero-expert.json
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from benchmarks.common import WORK, make_home, result_file, text_file, write_json
+from benchmarks.trials.text import splits
+from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
+from comigs_edge.data.tokenizer import Tokenizer, encode
+from comigs_edge.home.folder import Home, corpus
+from comigs_edge.inference.elsewhere import measure_elsewhere
+from comigs_edge.nn.adapters import Adapters
+from comigs_edge.nn.model import Model
+from comigs_edge.planning.plan import resolve
+from comigs_edge.simulate import origin
+from comigs_edge.simulate.texts import limit
+from comigs_edge.training import closing
+from comigs_edge.training.batches import Rows
+from comigs_edge.training.closing import Closing
+from comigs_edge.training.opening import open_training
+from comigs_edge.training.run import TrainingRun
+from comigs_edge.training.validation import batch_loss
+from profiles import detect
+
+TEXTS = ("de", "user03")
+ELSEWHERE = ("en", "nl", "encyclopedia", "code_python", "dialogue")
+ODDS = (1.0, closing.OWN, 6.0)
+LINES = ["specialists=1", "batch=8", "context=128", "threads=1", "zero_expert=true"]
+OWN_TOKENS, OTHER_TOKENS = 8192, 2048  # of test text that are measured
+
+
+class Tests(NamedTuple):
+    """The rows that a model is measured on."""
+
+    own: Rows
+    others: dict[str, Rows]
+
+
+def open_home(work: Path, source: Path, precision: str) -> TrainingRun:
+    """A training of this text, not begun."""
+    folder = work / source.stem
+    if not folder.exists():
+        make_home(folder, source, "--base", find_base(DEFAULT_BASE)[1], settings={})
+        (folder / "state").mkdir(exist_ok=True)
+    home = Home(folder)
+    plan = resolve(home, home.settings(), None, [*LINES, f"precision={precision}"], resume=False)
+    return open_training(home, plan, resume=False)
+
+
+def read_tests(run: TrainingRun, folder: Path, tokenizer: Tokenizer) -> Tests:
+    """Test text of this home, and of the others."""
+    own = limit(encode(corpus(run.home, run.settings), tokenizer, "test", []), OWN_TOKENS)
+    files = {name: text_file(folder, f"{name}.jsonl") for name in ELSEWHERE if name != run.home.root.name}
+    others = {name: splits(file, {"test": OTHER_TOKENS}, tokenizer)["test"] for name, file in files.items()}
+    context = run.plan.context
+    return Tests(Rows(own, context, 0), {name: Rows(each, context, 0) for name, each in others.items()})
+
+
+@torch.no_grad()
+def nats(model: Model, rows: Rows) -> float:
+    """Mean loss in nats a token."""
+    batches = rows.first(len(rows), 8)
+    return sum(float(batch_loss(model, batch, None)[0]) for batch in batches) / sum(batch.num_scored for batch in batches)
+
+
+def measure(model: Model, tests: Tests, run: TrainingRun) -> dict[str, Any]:
+    """A record of one model."""
+    record: dict[str, Any] = {"own": nats(model, tests.own), "others": {k: nats(model, v) for k, v in tests.others.items()}}
+    if model.adapters is not None:
+        change, divergence = measure_elsewhere(model, run.ordinary[1].answers)
+        record |= {"answers_change": change, "answers_divergence": divergence}
+    return record
+
+
+def of_text(run: TrainingRun, tests: Tests, steps: int) -> list[dict[str, Any]]:
+    """The records of the base, of the training without a closing phase, and of one for each of the odds."""
+    trainer = run.begin(steps, False)
+    run.make_ordinary()
+    records = [{"odds": "base"} | measure(Model(run.base, None), tests, run)]
+    for _ in trainer.run():
+        pass
+    trainer.adapters.load_arrays(trainer.best)
+    trainer.model.block_format = trainer.schedule.block_format
+    records[0]["validation"] = trainer.first_loss
+    records.append({"odds": "no zero expert", "validation": trainer.best_loss} | measure(trainer.model, tests, run))
+    ordinary = Rows(run.ordinary[0].answers, run.plan.context, run.settings.train.seed)
+
+    def make_model(adapters: Adapters) -> Model:
+        return Model(run.base, adapters, checkpointing=run.plan.checkpointing)
+
+    for odds in ODDS:
+        closing.OWN = odds
+        phase = Closing(trainer, ordinary, run.settings.train.seed, make_model)
+        for _ in phase.run():
+            pass
+        records.append({"odds": odds, "validation": phase.loss} | measure(phase.model, tests, run))
+        print(run.home.root.name, records[-1], flush=True)
+    return records
+
+
+def markdown(texts: dict[str, list[dict[str, Any]]]) -> str:
+    """The table, changes of the loss elsewhere in percent."""
+    lines = [f"| text | own text counts | gain kept | {' | '.join(ELSEWHERE)} | the base's answers, KL |"]
+    lines.append("|---|---|---|" + "---|" * (1 + len(ELSEWHERE)))
+    for text, (base, alone, *others) in texts.items():
+        for record in (alone, *others):
+            kept = [(base[key] - record[key]) / (base[key] - alone[key]) for key in ("own", "validation")]
+            changes = [
+                record["others"][name] / base["others"][name] - 1 if name in base["others"] else None for name in ELSEWHERE
+            ]
+            cells = ["" if change is None else f"{change:+.1%}" for change in changes]
+            answers = f"{record['answers_change']:+.1%}, {record['answers_divergence']:.3f}"
+            odds = record["odds"] if isinstance(record["odds"], str) else f"{record['odds']:g} times"
+            lines.append(f"| {text} | {odds} | {kept[0]:.1%} ({kept[1]:.1%}) | {' | '.join(cells)} | {answers} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Reads the options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("text", type=Path)
+    parser.add_argument("--texts", default=",".join(TEXTS))
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--precision", default="bfloat16", choices=("float32", "bfloat16"))
+    parser.add_argument("--work", type=Path, default=WORK / "silence")
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    texts = {}
+    tokenizer = Tokenizer(find_base(DEFAULT_BASE)[1])
+    for name in options.texts.split(","):
+        run = open_home(options.work, text_file(options.text, f"{name}.jsonl"), options.precision)
+        texts[name] = of_text(run, read_tests(run, options.text, tokenizer), options.steps)
+    print(markdown(texts))
+    facts: dict[str, Any] = {"lines": LINES, "precision": options.precision, "steps": options.steps, "commit": origin.commit()}
+    facts["made_on"] = " and ".join(f"{each.count} x {each.kind}" for each in detect.detect().cores)
+    write_json(result_file("zero-expert.json"), facts | {"texts": texts})
+
+
+if __name__ == "__main__":
+    main()
