@@ -50,6 +50,11 @@ def _figure(name: str, *arguments: str) -> Command:
     return ["-m", f"benchmarks.figures.{name}", *arguments]
 
 
+def _homes() -> list[str]:
+    _needed("HOMES", "'FOLDER FOLDER'")
+    return [os.path.abspath(home) for home in os.environ["HOMES"].split()]
+
+
 def _text() -> str:
     return _needed("TEXT", "FOLDER")
 
@@ -148,6 +153,10 @@ BENCHMARKS = {
     ),
     "sampling": Benchmark(
         "how answers end under ways of drawing them, with the default base; half an hour", lambda: [_figure("sampling")]
+    ),
+    "endings": Benchmark(
+        "whether personal models still come to an end; HOMES are folders of homes, trained",
+        lambda: [_figure("endings", *_homes())],
     ),
     "round-bytes": Benchmark("bytes that a device sends in a round", lambda: [_figure("round_bytes")]),
     "private": Benchmark("what private rounds cost a device and the coordinator", lambda: [_figure("private")]),
