@@ -71,8 +71,8 @@ class HeldWindows:
 
     def begin(self, window: str) -> Held:
         """A window that this device takes part in from now on; it is written with its keys."""
-        # One is there where its writing was interrupted: keys and shares are of the one on the disk.
-        return Held(window=window, seed=self._read_seed(window) or secrets.token_hex(32))
+        # A seed that is there without its file has no memory of what was masked with it: it is never taken up.
+        return Held(window=window, seed=secrets.token_hex(32))
 
     def find(self, window: str) -> Held | None:
         """What is held of a window; one that cannot be read is left, since nobody knows what was given in it."""
@@ -94,6 +94,8 @@ class HeldWindows:
         seed = self._seed(held.window)
         if held.seed and self._read_seed(held.window) != held.seed:
             files.write_atomic(seed, held.seed.encode())
+        if not (held.seed or held.answer):
+            seed.unlink(missing_ok=True)  # before the rest, which no longer says that it was left once a kill comes between
         files.write_atomic(self._path(held.window), json.dumps(asdict(held) | {"seed": ""}).encode())
         if not held.seed:
             seed.unlink(missing_ok=True)
@@ -126,7 +128,7 @@ class HeldWindows:
     def keep(self, windows: Collection[str]) -> None:
         """Deletes what is held of all other windows: they are over."""
         with suppress(FileNotFoundError):
-            for path in self._folder.iterdir():
+            for path in sorted(self._folder.iterdir()):  # seeds first
                 if path.name.strip(".").split(".")[0] not in windows:
                     path.unlink(missing_ok=True)
 

@@ -1,6 +1,7 @@
 """A coordinator that lies about a private window gets no share that opens anything but one sum of enough devices."""
 
 import contextlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from comigs_edge.arrays import digest
 from comigs_edge.errors import ComigsError
 from comigs_edge.fleet.held import HeldWindows
+from coordinator.ledger.window import OpenWindow
 from coordinator.protocol import keys
 from coordinator.protocol.private import masks, steps
 from coordinator.protocol.private.opening import open_sum
@@ -338,6 +340,54 @@ def test_a_device_takes_part_in_four_windows_at_most(tmp_path):
     assert len(liar.given("keys")) == 1
 
 
+class Killed(BaseException):
+    """At one place of the code."""
+
+
+@pytest.mark.parametrize("tidy", ["keep", "leave"])
+def test_a_kill_while_tidying_comes_after_what_is_secret_is_gone(tmp_path, monkeypatch, tidy):
+    windows, window = HeldWindows(tmp_path / "windows"), "ab" * 16
+    held = windows.begin(window)
+    windows.save(held)
+    unlink, deleted = Path.unlink, []
+
+    def dies(path, *arguments, **options):
+        unlink(path, *arguments, **options)
+        deleted.append(path.name)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", dies)
+        with pytest.raises(Killed):
+            windows.keep([]) if tidy == "keep" else windows.leave(held)
+    assert deleted == [f".{window}.seed"]
+    assert windows.find(window).seed == ""
+
+
+def test_a_seed_without_its_file_masks_nothing_a_second_time(tmp_path):
+    liar = fleet(tmp_path, 3)
+    liar.run_to("confirmations")  # all have masked an update
+    name, device = next(iter(liar.devices.items()))
+    over, rest = liar.window, set(liar.devices) - {name}
+    update = masks.to_ring(device.folder.outbox().packed)
+    (device.folder.windows / f"{over.terms.window}.json").unlink()  # a kill, or the disk
+    liar.window = OpenWindow(terms=over.terms, signed=over.signed, signing_key=over.signing_key)  # listed again, as it was
+    for each in rest:
+        liar.window.put(each, over.parts["keys"][each], 0.0)
+    device.learn(step(77))
+    device.books.note(device.local, 100)
+    for _ in range(4):
+        device.exchange(tokens=100)
+        if name in liar.window.parts.get(liar.window.stage, {}) and liar.window.stage in ("keys", "shares"):
+            liar.go_on()
+            for each in rest if liar.window.stage == "shares" else ():
+                liar.window.put(each, over.parts["shares"][each], 0.0)
+    first, *more = (np.frombuffer(data, "<u4") for data in liar.uploads[name])
+    change = masks.to_ring(device.folder.outbox().packed) - update
+    assert np.count_nonzero(change)
+    assert not any(np.array_equal(second - first, change) for second in more)
+
+
 def test_keys_and_shares_are_of_one_seed_although_a_write_failed(tmp_path):
     windows, window = HeldWindows(tmp_path / "windows"), "ab" * 16
     first = windows.begin(window)
@@ -346,8 +396,9 @@ def test_keys_and_shares_are_of_one_seed_although_a_write_failed(tmp_path):
         windows.save(first)
     (tmp_path / "windows" / f"{window}.json").rmdir()
     again = windows.begin(window)
+    assert again.seed != first.seed  # nothing was given with that one
     windows.save(again)
-    assert first.seed == again.seed == windows.find(window).seed
+    assert again.seed == windows.find(window).seed
 
 
 def test_a_seed_is_forgotten_with_the_answer_although_a_kill_came_between(tmp_path):
