@@ -177,7 +177,7 @@ def _status(options: argparse.Namespace) -> None:
         closes += f", or at {show_time(status['deadline'])} with {status['quorum']}"
     print(f"round      {status['open_round']}: {status['updates']} updates, {closes}")
     for window in status.get("private") or []:
-        print(f"window     {window['stage']}: {window['given']} of {window['devices']} devices")
+        print(f"window     {window['stage']}: {window['given']} of {max(window['devices'], window['needed'])} devices")
     for each in (status.get("ended") or [])[:3]:
         print(f"window     given up: {each['reason']}" if each["reason"] else f"window     summed, round {each['round']}")
     print(f"moved      {show_size(status['bytes_in'])} in, {show_size(status['bytes_out'])} out")

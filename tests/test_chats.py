@@ -305,14 +305,15 @@ def test_a_model_that_fails_is_said_and_the_conversation_goes_on(talk, monkeypat
 def test_an_answer_is_compared_with_the_other_models(ready, run, monkeypatch):
     run("train", "--steps", "2")
     monkeypatch.setattr(message, "is_typed", lambda: True)
-    shown = run("chat", *EXACT, input="the hen\n/compare\n/compare the inn\n/exit").stdout
+    shown = run("chat", *EXACT, input="the hen\n/compare\n/compare the inn\na stone\n/edit a river\n/compare\n/exit").stdout
     monkeypatch.setattr(message, "is_typed", lambda: False)
     messages = json.loads(run("chats", "show", "--json").stdout)["messages"]
     triples = [(each["role"], each["content"], None) for each in messages]
-    assert [content for role, content, _ in triples if role == "user"] == ["the hen", "the inn"]
+    assert [content for role, content, _ in triples if role == "user"] == ["the hen", "the inn", "a stone"]
     for before, asked in ((0, "the hen"), (2, "the inn")):
         personal, base = triples[before + 1][1], answer(ready, triples[:before], asked).strip()
         assert f"your model: {readable(personal)}\nthe base: {readable(base)}\n" in shown
+    assert f"your edit: a river\nthe base: {readable(answer(ready, triples[:4], 'a stone').strip())}\n" in shown
 
 
 @pytest.mark.parametrize("width", [80, 79])
@@ -321,7 +322,7 @@ def test_two_answers_stand_beside_each_other_where_there_is_room(monkeypatch, wi
     monkeypatch.setattr(conversation, "out", screen)
     monkeypatch.setattr("comigs_edge.commands.console.out", screen)
     monkeypatch.setenv("TERM", "xterm")
-    conversation.show_side_by_side("mine [bold]\x1b[2J", "the other\nof two lines")
+    conversation.show_side_by_side(("your model", "mine [bold]\x1b[2J"), ("the base", "the other\nof two lines"))
     shown = screen.file.getvalue()
     assert "mine [bold]\\x1b[2J" in shown
     assert ("mine" in shown.splitlines()[1] and "the other" in shown.splitlines()[1]) == (width == 80)

@@ -51,6 +51,7 @@ class Conversation:
     open_other: Callable[[], Chat]
     stats: bool = False
     _noticed: bool = field(default=False, init=False)  # that the context is full
+    _edited: Message | None = field(default=None, init=False)  # the answer that was changed last
 
     def say(self, text: str) -> None:
         """Prints the answer as it comes; raises `ComigsError` where none comes to its end."""
@@ -146,7 +147,7 @@ class Conversation:
             return
         if self.record.history:
             self.record.mark("edited", after)
-        self.session.messages[-1] = Message("assistant", after)
+        self._edited = self.session.messages[-1] = Message("assistant", after)
         out.print("the answer is changed, also for what follows", style="dim")
 
     def _last(self) -> list[Message]:
@@ -167,7 +168,8 @@ class Conversation:
         other.messages = self.session.messages[:-2]
         with closing(other), notes.status(f"{NAMES[not self.is_base]} answers"), _told():
             answer = "".join(other.answer(asked.content)).strip()
-        pair = (said.content, answer)
+        own = "your edit" if said is self._edited else NAMES[self.is_base]
+        pair = (own, said.content), (NAMES[not self.is_base], answer)
         show_side_by_side(*(pair[::-1] if self.is_base else pair))
 
     def _answer(self, text: str) -> Generator[str, None, None]:
@@ -205,16 +207,16 @@ def _told(before: Callable[[], object] = lambda: None) -> Iterator[None]:
         raise ComigsError(f"llama.cpp could not answer ({error}); end other programs, or lower context in config.toml") from error
 
 
-def show_side_by_side(personal: str, base: str) -> None:
-    """Two answers beside each other, or below each other where the terminal is narrow or there is none."""
+def show_side_by_side(*answers: tuple[str, str]) -> None:
+    """Two answers with their names beside each other, or below each other where the terminal is narrow or there is none."""
     if not out.is_terminal or message.is_dumb() or out.width < SIDE_BY_SIDE:
-        for name, answer in zip(NAMES, (personal, base), strict=True):
+        for name, answer in answers:
             fact(f"{name}: ", answer)
         return
     from rich.table import Table
 
     table = Table(box=None, expand=True, padding=(0, 2, 0, 0))
-    for name in NAMES:
+    for name, _ in answers:
         table.add_column(name, ratio=1, overflow="fold")
-    table.add_row(readable(personal), readable(base))
+    table.add_row(*(readable(answer) for _, answer in answers))
     out.print(table)

@@ -33,7 +33,7 @@ def privacy(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = 
     if json:
         print_json(facts)
         return
-    for note in facts["notes"]:
+    for note in (*facts["notes"], *facts["troubles"]):
         warn(note)
     _show(facts)
     next_command("comigs-edge sync --dry-run" if facts["fleet"] else "comigs-edge status")

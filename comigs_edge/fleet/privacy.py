@@ -37,6 +37,7 @@ def privacy(home: Home, settings: Config) -> dict[str, Any]:
         "sums": _sums(folder, member) if member and is_private else None,
         "in_the_clear": in_the_clear(is_private) if member else [],
         "leaves": leaving(reports_loss, is_private) if member else [], "stays": list(staying(reports_loss)),
+        "troubles": [said for said in (folder.heard.trouble, folder.heard.kept_out) if said] if member else [],
         "left": left(folder), "notes": folder.notes,
     }  # fmt: skip
 

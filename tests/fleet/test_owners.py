@@ -290,6 +290,7 @@ def test_status_says_who_is_kept_out_and_what_to_do_until_it_is_in_the_roster(pr
         return found
 
     assert "shows no roster" in json.loads(run("sync", "--json").stdout)["kept_out"]
+    assert "shows no roster" in json.loads(run("privacy", "--json").stdout)["troubles"][0]
     (trouble,) = status()["troubles"]
     assert "shows no roster" in trouble
     assert "comigs-coordinator roster use" in trouble
