@@ -1,8 +1,8 @@
-"""A training that ends when its time is up: its schedule gets as many steps as the time that is left holds.
+"""A training that ends about when its time is up: its schedule gets as many steps as the time that is left holds.
 
 The first steps are a poor guess of the others: a processor grows warm, other programs come and go. So the number of steps follows
 the clock, and with it the place on the course of the rates. The closing phase is counted in, local text is not: it must not shape
-what is shared.
+what is shared. Steps that become slower late end it too late: what is due behind them is done in any case.
 """
 
 from __future__ import annotations
