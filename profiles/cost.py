@@ -63,7 +63,9 @@ class Rates:
     backend: Backend = "blas"  # the faster one for float32
     device: Processor = "cpu"
     gpu_memory: int | None = None  # bytes that are free on the GPU
-    slower: dict[Precision, float] = field(default_factory=dict)  # factors on a step's time, by earlier trainings on this device
+    slower: dict[str, float] = field(
+        default_factory=dict
+    )  # by a plan's mode: factors on a step's time, of trainings on this device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +88,11 @@ class Plan:
     zero_expert: bool = False  # the training ends with an expert that adds nothing
     cached: float = 0.0  # share of the tokens whose outputs are in that cache
     reasons: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def mode(self) -> str:
+        """How a step is computed; what its time is wrong by in one mode says nothing of another."""
+        return f"{self.precision} {'kept' if self.keep else 'lean'} {self.checkpointing}"
 
 
 def peak_memory(sizes: Sizes, plan: Plan) -> int:
@@ -130,7 +137,7 @@ def step_seconds(sizes: Sizes, plan: Plan, rates: Rates) -> float:
     if not plan.keep:
         weights = (2 * trained + below) * sizes.block_weights + sizes.vocab_size * sizes.width
         seconds += weights / (rules["dequantise"] * plan.threads)
-    return seconds * rates.slower.get(plan.precision, 1.0)
+    return seconds * rates.slower.get(plan.mode, 1.0)
 
 
 def _efficiency(plan: Plan, rates: Rates) -> float:

@@ -24,6 +24,7 @@ ROOT = Path(__file__).parent.parent
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_every_benchmark_runs_modules_and_scripts_that_exist(name, monkeypatch):
     monkeypatch.setenv("TEXT", "text")
+    monkeypatch.setenv("HOMES", "home")
     monkeypatch.setenv("BEFORE", "before")
     for words in BENCHMARKS[name].commands():
         if words[0] == "-m":

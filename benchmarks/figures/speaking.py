@@ -134,7 +134,8 @@ def main() -> None:
     first = seconds_of(home, "chat", "--prompt", "What is the capital of France?", whole=False)
     seconds = {"help": seconds_of(home, "--help", whole=True), "first letter of a chat": first}
     figures = {
-        "command": "python -m benchmarks.figures.speaking HOME", "load_of_the_machine": os.getloadavg()[0], "seconds": seconds,
+        "command": f"python -m benchmarks.figures.speaking HOME --rounds {options.rounds}",
+        "load_of_the_machine": os.getloadavg()[0], "seconds": seconds,
         "median_seconds": {name: statistics.median(each) for name, each in seconds.items()},
     } | measure(home, options.rounds)  # fmt: skip
     print(json.dumps(figures, indent=1), file=sys.stderr)

@@ -155,7 +155,8 @@ def _begin(
             limit = TimeLimit(run, measure_pace(run), begun + 60 * minutes, pauses.working_time)
     trainer = run.begin(steps, resume)
     if limit is not None and not limit.begin():
-        say(f"not even one step with the router's after it fits into {minutes:g} minutes: one is trained, and takes longer")
+        least = "what is due behind the steps done" if trainer.expert_steps else "one step with the router's after it"
+        say(f"not even {least} fits into {minutes:g} minutes: it is trained, and takes longer")
     schedule = trainer.schedule
     local = run.local_steps - (0 if run.local is None else run.local.steps)
     most, done = schedule.patience > 0, trainer.expert_steps

@@ -34,6 +34,7 @@ _MADE_AGAIN = (
     "state/holder.*",
     "state/seals.json",
     "state/train.log",
+    "state/pace.json",  # of this board
     "state/below-*.bin",
     "*-journal",
     "*-wal",

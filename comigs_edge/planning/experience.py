@@ -1,7 +1,7 @@
 """How much longer steps took in trainings on this device than the plan had said: from the first training on it knows better.
 
 What lies between the products differs from processor to processor, and only whole steps measure it. `state/pace.json` keeps one
-factor for each form of expert, processor and precision.
+factor for each form of expert, processor and mode of a plan. Keys without a mode, of earlier versions, correct nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from comigs_edge import files
 from comigs_edge.errors import EXPECTED
 from comigs_edge.home.folder import Home
 from comigs_edge.nn.experts import Form
-from profiles.cost import Plan, Precision, Processor, Rates
+from profiles.cost import Plan, Processor, Rates
 
 FEWEST = 5  # steps that say something
 OUTLIER = 2.0  # times the quick ones: what another program did
@@ -24,9 +24,9 @@ BOUNDS = (0.3, 5.0)  # of a factor: beyond, something else was measured
 
 
 def with_experience(home: Home, form: Form, rates: Rates) -> Rates:
-    """The rates, and by precision the factor on what they predict."""
-    known = _read(home)
-    slower = {precision: known.get(_key(form, rates.device, precision), 1.0) for precision in rates.products}
+    """The rates, and by mode the factor on what they predict."""
+    own = _key(form, rates.device, "")
+    slower = {key.removeprefix(own): factor for key, factor in _read(home).items() if key.startswith(own)}
     return replace(rates, slower=slower)
 
 
@@ -36,7 +36,7 @@ def remember(home: Home, form: Form, plan: Plan, seconds: Sequence[float]) -> No
         return
     quick = statistics.quantiles(seconds, n=4)[0]
     took = statistics.mean(each for each in seconds if each <= OUTLIER * quick)
-    known, key = _read(home), _key(form, plan.device, plan.precision)
+    known, key = _read(home), _key(form, plan.device, plan.mode)
     known[key] = round(_bounded(known.get(key, 1.0) * took / plan.step_seconds), 3)
     with suppress(*EXPECTED):
         files.write_atomic(home.state / "pace.json", json.dumps(known).encode())
@@ -46,8 +46,8 @@ def _bounded(factor: float) -> float:
     return min(max(factor, BOUNDS[0]), BOUNDS[1])
 
 
-def _key(form: Form, device: Processor, precision: Precision) -> str:
-    return f"{form} {device} {precision}"
+def _key(form: Form, device: Processor, mode: str) -> str:
+    return f"{form} {device} {mode}"
 
 
 def _read(home: Home) -> dict[str, float]:

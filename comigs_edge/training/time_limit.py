@@ -1,8 +1,8 @@
-"""A training that ends when its time is up: its schedule gets as many steps as the time that is left holds.
+"""A training that ends about when its time is up: its schedule gets as many steps as the time that is left holds.
 
 The first steps are a poor guess of the others: a processor grows warm, other programs come and go. So the number of steps follows
 the clock, and with it the place on the course of the rates. The closing phase is counted in, local text is not: it must not shape
-what is shared.
+what is shared. Steps that become slower late end it too late: what is due behind them is done in any case.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 
-from comigs_edge.training.pace import Pace, steps_that_fit
+from comigs_edge.training.pace import Pace, seconds_left, steps_that_fit
 from comigs_edge.training.run import TrainingRun
+from comigs_edge.training.schedule import Schedule
 from comigs_edge.training.trainer import Event
 
 LAST = 12  # steps whose pace counts
@@ -27,12 +28,16 @@ class TimeLimit:
         self._factors: deque[float] = deque([1.0], LAST)  # of each of the last steps, on the time that `pace` gives it
 
     def begin(self) -> bool:
-        """Before the first step: whether one fits into the time. A training that goes on gets what is left of the time."""
+        """Before the first step: whether the least that can be done fits into the time.
+
+        That is one step and what follows it; in a training that goes on it is what is due behind the steps done.
+        """
         trainer = self.run.trainer
         trainer.schedule = replace(trainer.schedule, patience=0)  # time alone ends it
-        steps = self._fit()
+        self._fit()
         self.run.limit_ordinary(trainer.schedule)
-        return steps > 0
+        done = trainer.expert_steps, trainer.router_steps
+        return seconds_left(self.pace, self._plan(), trainer.router is not None, done) <= self.until - self.clock()
 
     def after(self, event: Event, seconds: float) -> None:
         """After a step that took so many seconds."""
@@ -45,17 +50,20 @@ class TimeLimit:
         is_plain = self.run.trainer.schedule.fake_format(max(0, event.expert_steps - 1)) is None
         return max(1e-9, self.pace.step if is_plain else self.pace.quantised_step)
 
-    def _fit(self) -> int:
-        """Sets the schedule's steps; returns how many fit."""
+    def _plan(self) -> Schedule:
+        """The schedule, with a closing phase if there is text for one."""
+        schedule = self.run.trainer.schedule
+        return schedule if self.run.ordinary else replace(schedule, closing_steps=0)
+
+    def _fit(self) -> None:
+        """Sets the schedule's steps to as many as fit."""
         trainer = self.run.trainer
         done = trainer.expert_steps, trainer.router_steps
         if 0 < trainer.schedule.steps <= done[0]:
-            return done[0]  # the experts have ended, and what comes behind them is due
+            return  # the experts have ended, and what comes behind them is due
         factor = statistics.median_low(self._factors)  # one long step is no pace
-        plan = trainer.schedule if self.run.ordinary else replace(trainer.schedule, closing_steps=0)
         left = (self.until - self.clock()) / factor
-        steps = steps_that_fit(left, self.pace, plan, trainer.router is not None, done)
+        steps = steps_that_fit(left, self.pace, self._plan(), trainer.router is not None, done)
         # Behind the last step is a validation. It is too late for one behind a step that was done, unless router steps follow.
         least = done[0] if done[0] and trainer.router is not None else done[0] + 1
         trainer.schedule = replace(trainer.schedule, steps=max(least, steps))
-        return steps

@@ -39,7 +39,7 @@ def archive(ready, run, tmp_path):
     (ready / "models").mkdir(exist_ok=True)
     (ready / "state").mkdir(exist_ok=True)
     (ready / "models" / "personal-0001-Q8_0.gguf").write_bytes(b"model")
-    for name in ("below-01.bin", "ordinary-a.json", "checkpoint-1"):
+    for name in ("below-01.bin", "pace.json", "ordinary-a.json", "checkpoint-1"):
         (ready / "state" / name).write_bytes(b"state")
     run("home", "export", tmp_path / "mine.tar")
     return tmp_path / "mine.tar"

@@ -25,32 +25,45 @@ def home(tmp_path):
     return Home(tmp_path)
 
 
-def test_what_steps_took_corrects_the_next_prediction_for_this_form_and_precision_alone(home):
-    before = step_seconds(SIZES, PLAN, RATES)
+def factor(home, form="parallel", **lines):
+    """By which the prediction for the plan with these lines is longer than without experience."""
+    plan = replace(PLAN, **lines)
+    return step_seconds(SIZES, plan, experience.with_experience(home, form, RATES)) / step_seconds(SIZES, plan, RATES)
+
+
+def test_what_steps_took_corrects_the_next_prediction_for_this_form_and_mode_alone(home):
     experience.remember(home, "parallel", PLAN, [5.0, 5.0, 5.0, 5.0, 30.0, 5.0])  # one beside another program
-    known = experience.with_experience(home, "parallel", RATES)
-    assert known.slower == {"float32": 1.25, "bfloat16": 1.0}
-    assert step_seconds(SIZES, PLAN, known) == pytest.approx(1.25 * before)
-    assert experience.with_experience(home, "lora", RATES).slower == {"float32": 1.0, "bfloat16": 1.0}
+    assert factor(home) == pytest.approx(1.25)
+    others = ({"keep": False}, {"checkpointing": "block"}, {"precision": "bfloat16"}, {"form": "lora"})
+    assert [factor(home, **each) for each in others] == [1.0] * 4
+
+
+def test_a_note_of_an_earlier_version_that_knew_no_modes_corrects_nothing(home):
+    (home.state / "pace.json").write_bytes(b'{"parallel cpu float32": 1.227}')
+    assert factor(home) == factor(home, keep=False, checkpointing="block") == 1.0
+    experience.remember(home, "parallel", PLAN, [5.0] * 6)
+    assert factor(home) == pytest.approx(1.25)
 
 
 def test_a_prediction_that_was_corrected_already_is_corrected_further(home):
     experience.remember(home, "parallel", PLAN, [5.0] * 6)
     experience.remember(home, "parallel", replace(PLAN, step_seconds=5.0), [6.0] * 6)
-    assert experience.with_experience(home, "parallel", RATES).slower["float32"] == pytest.approx(1.5)
+    assert factor(home) == pytest.approx(1.5)
 
 
-@pytest.mark.parametrize("content", [None, b"", b"[1]", b'{"parallel cpu float32": "x"}', b'{"parallel cpu float32": null}'])
+@pytest.mark.parametrize(
+    "content", [None, b"", b"[1]", b'{"parallel cpu float32 kept none": "x"}', b'{"parallel cpu float32 kept none": null}']
+)
 def test_a_missing_or_damaged_note_counts_as_none(home, content):
     if content is not None:
         (home.state / "pace.json").write_bytes(content)
-    assert experience.with_experience(home, "parallel", RATES).slower["float32"] == 1.0
+    assert factor(home) == 1.0
     experience.remember(home, "parallel", PLAN, [5.0] * 6)
-    assert experience.with_experience(home, "parallel", RATES).slower["float32"] == 1.25
+    assert factor(home) == pytest.approx(1.25)
 
 
 def test_a_few_steps_say_nothing_and_what_is_impossible_is_bounded(home):
     experience.remember(home, "parallel", PLAN, [50.0] * 4)
-    assert experience.with_experience(home, "parallel", RATES).slower["float32"] == 1.0
+    assert factor(home) == 1.0
     experience.remember(home, "parallel", PLAN, [500.0] * 6)
-    assert experience.with_experience(home, "parallel", RATES).slower["float32"] == experience.BOUNDS[1]
+    assert factor(home) == pytest.approx(experience.BOUNDS[1])

@@ -349,6 +349,21 @@ def test_an_interrupted_training_that_gets_minutes_ends_with_them(opened):
     assert run.trainer.expert_steps > STEPS
 
 
+def test_minutes_too_few_for_what_is_due_are_known_before_the_first_step(opened):
+    pace = Pace(step=1, quantised_step=1, validation=0)
+    new = opened()
+    new.begin(None, None)
+    assert not TimeLimit(new, pace, 0.5, Clock(None)).begin()
+    begun = opened()
+    for _ in begun.begin(STEPS, False).run(until=STOP - 1):
+        pass
+    begun.save()
+    run = opened()
+    run.begin(None, True)
+    assert not TimeLimit(run, pace, 0.5, Clock(None)).begin()  # the router's turn, and the closing phase if there is one
+    assert TimeLimit(run, pace, 60, Clock(None)).begin()
+
+
 def test_one_long_step_does_not_end_a_training_at_half_time(opened):
     run = opened("blocks=1")
     run.ordinary = ()
