@@ -347,7 +347,7 @@ def test_comigs_edge_trains_as_an_installation_does(run, home, fleet, recipe, ti
     (tmp_path / "text.txt").write_text(some_text(40, 7))
     run("data", "add", tmp_path / "text.txt")
     there = Home(home)
-    there.state.mkdir()
+    there.state.mkdir(exist_ok=True)
     lines = ["batch=2", "threads=1", *(["zero_expert=true"] if zero else [])]
     resolved = resolve(there, there.settings(), lines=lines)
     installed = open_training(there, resolved).begin(9, False)
