@@ -37,7 +37,7 @@ def test_training_and_chat_begin_an_answer_as_the_setting_says(run, home, tmp_pa
     run("data", "add", tmp_path / "a.jsonl")
 
     here = Home(home)
-    here.state.mkdir()
+    here.state.mkdir(exist_ok=True)
     training, _ = open_training(here, resolve(here, here.settings(), lines=["context=64", "batch=4"])).rows
     tokenizer = Tokenizer(base)
     read = b"".join(map(tokenizer.piece, training.batch(0, len(training)).tokens.flatten().tolist())).decode(errors="replace")
