@@ -51,8 +51,8 @@ class Run(NamedTuple):
 RUNS = (Run("before", 100), Run("now", 50), Run("now", 75))
 
 
-def open_home(work: Path, source: Path, precision: str) -> TrainingRun:
-    """A training of this text, not begun."""
+def open_home(work: Path, source: Path, planned: list[str]) -> TrainingRun:
+    """A training of this text with these lines of the plan, not begun."""
     folder = work / source.stem
     if not folder.exists():
         lines, taken = [], 0
@@ -65,9 +65,7 @@ def open_home(work: Path, source: Path, precision: str) -> TrainingRun:
         make_home(folder, part, "--base", find_base(DEFAULT_BASE)[1], settings={})
         (folder / "state").mkdir(exist_ok=True)
     home = Home(folder)
-    return open_training(
-        home, resolve(home, home.settings(), None, [*LINES, f"precision={precision}"], resume=False), resume=False
-    )
+    return open_training(home, resolve(home, home.settings(), None, planned, resume=False), resume=False)
 
 
 def measure(training: TrainingRun, wanted: Run) -> dict[str, Any]:
@@ -185,7 +183,10 @@ def main() -> None:
         for wanted in RUNS:
             key = f"{name}, {wanted.label}"
             if key not in done and time.monotonic() < end:
-                done[key] = {"text": name, **measure(open_home(options.work, source, options.precision), wanted)}
+                done[key] = {
+                    "text": name,
+                    **measure(open_home(options.work, source, [*LINES, f"precision={options.precision}"]), wanted),
+                }
                 saved.write_text(json.dumps(done))
                 print(key, done[key]["best"], done[key]["curve"][-1][0], flush=True)
     runs = list(done.values())

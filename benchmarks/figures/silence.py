@@ -15,28 +15,26 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.common import WORK, make_home, result_file, text_file, write_json
+from benchmarks.common import WORK, result_file, text_file, write_json
+from benchmarks.figures.quality import open_home
 from benchmarks.trials.text import splits
 from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
 from comigs_edge.data.tokenizer import Tokenizer, encode
-from comigs_edge.home.folder import Home, corpus
+from comigs_edge.home.folder import corpus
 from comigs_edge.inference.elsewhere import measure_elsewhere
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.model import Model
-from comigs_edge.planning.plan import resolve
 from comigs_edge.simulate import origin
 from comigs_edge.simulate.texts import limit
-from comigs_edge.training import closing
 from comigs_edge.training.batches import Rows
-from comigs_edge.training.closing import Closing
-from comigs_edge.training.opening import open_training
+from comigs_edge.training.closing import OWN, Closing
 from comigs_edge.training.run import TrainingRun
 from comigs_edge.training.validation import batch_loss
 from profiles import detect
 
 TEXTS = ("de", "user03")
 ELSEWHERE = ("en", "nl", "encyclopedia", "code_python", "dialogue")
-ODDS = (1.0, closing.OWN, 6.0)
+ODDS = (1.0, OWN, 6.0)
 LINES = ["specialists=1", "batch=8", "context=128", "threads=1", "zero_expert=true"]
 OWN_TOKENS, OTHER_TOKENS = 8192, 2048  # of test text that are measured
 
@@ -46,17 +44,6 @@ class Tests(NamedTuple):
 
     own: Rows
     others: dict[str, Rows]
-
-
-def open_home(work: Path, source: Path, precision: str) -> TrainingRun:
-    """A training of this text, not begun."""
-    folder = work / source.stem
-    if not folder.exists():
-        make_home(folder, source, "--base", find_base(DEFAULT_BASE)[1], settings={})
-        (folder / "state").mkdir(exist_ok=True)
-    home = Home(folder)
-    plan = resolve(home, home.settings(), None, [*LINES, f"precision={precision}"], resume=False)
-    return open_training(home, plan, resume=False)
 
 
 def read_tests(run: TrainingRun, folder: Path, tokenizer: Tokenizer) -> Tests:
@@ -101,8 +88,7 @@ def of_text(run: TrainingRun, tests: Tests, steps: int) -> list[dict[str, Any]]:
         return Model(run.base, adapters, checkpointing=run.plan.checkpointing)
 
     for odds in ODDS:
-        closing.OWN = odds
-        phase = Closing(trainer, ordinary, run.settings.train.seed, make_model)
+        phase = Closing(trainer, ordinary, run.settings.train.seed, make_model, odds)
         for _ in phase.run():
             pass
         records.append({"odds": odds, "validation": phase.loss} | measure(phase.model, tests, run))
@@ -140,7 +126,7 @@ def main() -> None:
     texts = {}
     tokenizer = Tokenizer(find_base(DEFAULT_BASE)[1])
     for name in options.texts.split(","):
-        run = open_home(options.work, text_file(options.text, f"{name}.jsonl"), options.precision)
+        run = open_home(options.work, text_file(options.text, f"{name}.jsonl"), [*LINES, f"precision={options.precision}"])
         texts[name] = of_text(run, read_tests(run, options.text, tokenizer), options.steps)
     print(markdown(texts))
     facts: dict[str, Any] = {"lines": LINES, "precision": options.precision, "steps": options.steps, "commit": origin.commit()}

@@ -57,9 +57,9 @@ class MixedRows(Rows):
         return torch.cat([part.scored * (weight / (1 + odds) / max(1, part.num_scored)) for part, weight in parts])
 
 
-def router_rows(own: Rows, ordinary: Rows) -> MixedRows:
+def router_rows(own: Rows, ordinary: Rows, odds: float = OWN) -> MixedRows:
     """What a router with a zero expert learns from."""
-    return MixedRows(own, ordinary, SHARE, OWN)
+    return MixedRows(own, ordinary, SHARE, odds)
 
 
 def closes(main: Trainer) -> bool:
@@ -75,7 +75,9 @@ def ordinary_rows(schedule: Schedule) -> int:
 class Closing:
     """The closing phase of the training that `main` has done; `adapters` are what it ends with."""
 
-    def __init__(self, main: Trainer, ordinary: Rows, seed: int, make_model: Callable[[Adapters], Model]) -> None:
+    def __init__(
+        self, main: Trainer, ordinary: Rows, seed: int, make_model: Callable[[Adapters], Model], odds: float = OWN
+    ) -> None:
         self.main = main
         best = Adapters.from_arrays(main.adapters.layout, main.adapters.hparams, main.best)
         schedule = replace(
@@ -84,7 +86,7 @@ class Closing:
         )  # fmt: skip
         self._make_model, self._ordinary = make_model, ordinary
         self._trainer = Trainer(make_model(best.with_zero(seed)), main.training, main.validation.rows, schedule)
-        self._trainer.router_rows = router_rows(self._trainer.validation.router_rows, ordinary)
+        self._trainer.router_rows = router_rows(self._trainer.validation.router_rows, ordinary, odds)
         self._trainer.expert_steps, self._trainer.first_loss = 1, main.best_loss  # all that is left are router steps
 
     @property
