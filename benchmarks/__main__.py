@@ -115,8 +115,9 @@ BENCHMARKS = {
         lambda: [_figure("quality", _text(), *_flags("texts", "minutes", "precision"))],
     ),
     "silence": Benchmark(
-        "what a zero expert keeps and saves; TEXT has de, user03, en, nl, encyclopedia, code_python, dialogue.jsonl",
-        lambda: [_figure("silence", _text(), *_flags("texts", "precision"))],
+        "what a zero expert keeps and saves; TEXT has de, user03, en, nl, encyclopedia, code_python, dialogue.jsonl; with "
+        "JUDGE=1 a folder judging with sv, manuals, user06, people, geography, guides, pt, code_perl.jsonl",
+        lambda: [_figure("silence", _text(), *_flags("texts", "precision"), *(["--judge"] if os.environ.get("JUDGE") else []))],
     ),
     "fleet": Benchmark(
         "four real devices in a fleet; TEXT has de.jsonl, fr.jsonl, it.jsonl and nl.jsonl; half an hour",

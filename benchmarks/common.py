@@ -35,11 +35,11 @@ def write_json(path: Path, table: Any) -> None:
     print(f"wrote {path}")
 
 
-def text_file(folder: Path, name: str) -> Path:
-    """`name` somewhere below `folder`, but not in a folder `judging`; raises `SystemExit` where it is missing."""
-    files = sorted(path for path in folder.rglob(name) if "judging" not in path.relative_to(folder).parts)
+def text_file(folder: Path, name: str, judge: bool = False) -> Path:
+    """`name` somewhere below `folder`, of judging text in a folder `judging` there; raises `SystemExit` where it is missing."""
+    files = sorted(path for path in folder.rglob(name) if judge == ("judging" in path.relative_to(folder).parts))
     if not files:
-        raise SystemExit(f"{folder} has no {name} anywhere below it")
+        raise SystemExit(f"{folder} has no {name} anywhere below it{' in a folder judging' if judge else ''}")
     return files[0]
 
 

@@ -1,10 +1,11 @@
 """What a zero expert keeps of the gain and saves elsewhere, by what own text counts for the router beside ordinary text.
 
-    python -m benchmarks.figures.silence TEXT [--texts de,user03] [--steps 50]
+    python -m benchmarks.figures.silence TEXT [--texts de,user03] [--steps 50] [--judge]
 
-TEXT is a folder with the files of `--texts` and of `ELSEWHERE` somewhere below it. Each of the former is the text of one home,
-which is trained once, by the product's defaults; behind that the closing phase is done anew for each of `ODDS`. The gain that is
-kept is that on test text, in brackets on validation text. All of it is tuning text. Writes zero-expert.json
+TEXT is a folder with the files of `TUNING` somewhere below it. Each of its first part is the text of one home, which is trained
+once, by the product's defaults; behind that the closing phase is done anew for each of its odds. The gain that is kept is that on
+test text, in brackets on validation text. With --judge it is `JUDGING`, text that nothing was chosen on, by the product's odds
+alone, once all changes are committed. Writes zero-expert.json, or zero-expert-judged.json
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from benchmarks.common import WORK, result_file, text_file, write_json
 from benchmarks.figures.quality import open_home
 from benchmarks.trials.text import splits
+from comigs_edge import files
 from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
 from comigs_edge.data.tokenizer import Tokenizer, encode
 from comigs_edge.home.folder import corpus
@@ -32,9 +34,23 @@ from comigs_edge.training.run import TrainingRun
 from comigs_edge.training.validation import batch_loss
 from profiles import detect
 
-TEXTS = ("de", "user03")
-ELSEWHERE = ("en", "nl", "encyclopedia", "code_python", "dialogue")
-ODDS = (1.0, OWN, 6.0)
+
+class Ground(NamedTuple):
+    """Which texts are homes', which measure what happens elsewhere, and what own text counts."""
+
+    texts: tuple[str, ...]
+    elsewhere: tuple[str, ...]
+    odds: tuple[float, ...]
+    judge: bool
+    record: str
+
+
+TUNING = Ground(
+    ("de", "user03"), ("en", "nl", "encyclopedia", "code_python", "dialogue"), (1.0, OWN, 6.0), False, "zero-expert.json"
+)
+JUDGING = Ground(
+    ("sv", "manuals", "user06"), ("people", "geography", "guides", "pt", "code_perl"), (OWN,), True, "zero-expert-judged.json"
+)
 LINES = ["specialists=1", "batch=8", "context=128", "threads=1", "zero_expert=true"]
 OWN_TOKENS, OTHER_TOKENS = 8192, 2048  # of test text that are measured
 
@@ -46,11 +62,13 @@ class Tests(NamedTuple):
     others: dict[str, Rows]
 
 
-def read_tests(run: TrainingRun, folder: Path, tokenizer: Tokenizer) -> Tests:
+def read_tests(run: TrainingRun, elsewhere: dict[str, Path], tokenizer: Tokenizer) -> Tests:
     """Test text of this home, and of the others."""
     own = limit(encode(corpus(run.home, run.settings), tokenizer, "test", []), OWN_TOKENS)
-    files = {name: text_file(folder, f"{name}.jsonl") for name in ELSEWHERE if name != run.home.root.name}
-    others = {name: splits(file, {"test": OTHER_TOKENS}, tokenizer)["test"] for name, file in files.items()}
+    others = {
+        name: splits(file, {"test": OTHER_TOKENS}, tokenizer)["test"]
+        for name, file in elsewhere.items() if name != run.home.root.name
+    }  # fmt: skip
     context = run.plan.context
     return Tests(Rows(own, context, 0), {name: Rows(each, context, 0) for name, each in others.items()})
 
@@ -71,7 +89,7 @@ def measure(model: Model, tests: Tests, run: TrainingRun) -> dict[str, Any]:
     return record
 
 
-def of_text(run: TrainingRun, tests: Tests, steps: int) -> list[dict[str, Any]]:
+def of_text(run: TrainingRun, tests: Tests, steps: int, all_odds: tuple[float, ...]) -> list[dict[str, Any]]:
     """The records of the base, of the training without a closing phase, and of one for each of the odds."""
     trainer = run.begin(steps, False)
     run.make_ordinary()
@@ -87,7 +105,7 @@ def of_text(run: TrainingRun, tests: Tests, steps: int) -> list[dict[str, Any]]:
     def make_model(adapters: Adapters) -> Model:
         return Model(run.base, adapters, checkpointing=run.plan.checkpointing)
 
-    for odds in ODDS:
+    for odds in all_odds:
         phase = Closing(trainer, ordinary, run.settings.train.seed, make_model, odds)
         for _ in phase.run():
             pass
@@ -96,15 +114,15 @@ def of_text(run: TrainingRun, tests: Tests, steps: int) -> list[dict[str, Any]]:
     return records
 
 
-def markdown(texts: dict[str, list[dict[str, Any]]]) -> str:
+def markdown(texts: dict[str, list[dict[str, Any]]], elsewhere: tuple[str, ...] = TUNING.elsewhere) -> str:
     """The table, changes of the loss elsewhere in percent."""
-    lines = [f"| text | own text counts | gain kept | {' | '.join(ELSEWHERE)} | the base's answers, KL |"]
-    lines.append("|---|---|---|" + "---|" * (1 + len(ELSEWHERE)))
+    lines = [f"| text | own text counts | gain kept | {' | '.join(elsewhere)} | the base's answers, KL |"]
+    lines.append("|---|---|---|" + "---|" * (1 + len(elsewhere)))
     for text, (base, alone, *others) in texts.items():
         for record in (alone, *others):
             kept = [(base[key] - record[key]) / (base[key] - alone[key]) for key in ("own", "validation")]
             changes = [
-                record["others"][name] / base["others"][name] - 1 if name in base["others"] else None for name in ELSEWHERE
+                record["others"][name] / base["others"][name] - 1 if name in base["others"] else None for name in elsewhere
             ]
             cells = ["" if change is None else f"{change:+.1%}" for change in changes]
             answers = f"{record['answers_change']:+.1%}, {record['answers_divergence']:.3f}"
@@ -117,21 +135,29 @@ def main() -> None:
     """Reads the options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("text", type=Path)
-    parser.add_argument("--texts", default=",".join(TEXTS))
+    parser.add_argument("--texts", help=f"default: {','.join(TUNING.texts)}; to judge {','.join(JUDGING.texts)}")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--precision", default="bfloat16", choices=("float32", "bfloat16"))
+    parser.add_argument("--judge", action="store_true", help="on judging text; wants all changes to be committed")
     parser.add_argument("--work", type=Path, default=WORK / "silence")
     options = parser.parse_args()
+    ground, commit = JUDGING if options.judge else TUNING, origin.commit()
+    if options.judge and (not commit or commit.endswith("-dirty")):
+        raise SystemExit("what judges is of one commit: commit all changes first")
+    names = options.texts.split(",") if options.texts else ground.texts
+    paths = {name: text_file(options.text, f"{name}.jsonl", ground.judge) for name in (*names, *ground.elsewhere)}
+    elsewhere = {name: paths[name] for name in ground.elsewhere}
     options.work.mkdir(parents=True, exist_ok=True)
     texts = {}
     tokenizer = Tokenizer(find_base(DEFAULT_BASE)[1])
-    for name in options.texts.split(","):
-        run = open_home(options.work, text_file(options.text, f"{name}.jsonl"), [*LINES, f"precision={options.precision}"])
-        texts[name] = of_text(run, read_tests(run, options.text, tokenizer), options.steps)
-    print(markdown(texts))
-    facts: dict[str, Any] = {"lines": LINES, "precision": options.precision, "steps": options.steps, "commit": origin.commit()}
+    for name in names:
+        run = open_home(options.work, paths[name], [*LINES, f"precision={options.precision}"])
+        texts[name] = of_text(run, read_tests(run, elsewhere, tokenizer), options.steps, ground.odds)
+    print(markdown(texts, ground.elsewhere))
+    facts: dict[str, Any] = {"lines": LINES, "precision": options.precision, "steps": options.steps, "commit": commit}
     facts["made_on"] = " and ".join(f"{each.count} x {each.kind}" for each in detect.detect().cores)
-    write_json(result_file("zero-expert.json"), facts | {"texts": texts})
+    facts |= {"judged": ground.judge, "digests": {name: files.sha256_file(path) for name, path in paths.items()}}
+    write_json(result_file(ground.record), facts | {"texts": texts})
 
 
 if __name__ == "__main__":
