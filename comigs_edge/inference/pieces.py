@@ -9,11 +9,10 @@ from comigs_edge.data.tokenizer import Tokenizer
 
 
 def decode(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:
-    """The text of the tokens; a character can span two of them."""
+    """The text of the tokens; a character can span two of them, and one that the last token only begins is left out."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     for token in tokens:
         yield decoder.decode(tokenizer.piece(token))
-    yield decoder.decode(b"", final=True)
 
 
 def until(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
