@@ -105,9 +105,9 @@ BENCHMARKS = {
         lambda: [_figure("last_blocks", _text())],
     ),
     "further": Benchmark(
-        "what it brings to train a finished model further, and how long little text is worth training on; TEXT has de.jsonl, "
-        "user03.jsonl and legal.jsonl; hours",
-        lambda: [_figure("further", _text())],
+        "what it brings to train a finished model further, and how long little text is worth training on; TEXT has de, "
+        "user03, legal, nl and perldoc_qa.jsonl; hours",
+        lambda: [_figure("further", _text(), *_flags("texts", "minutes"))],
     ),
     "quality": Benchmark(
         "what is learned in how many minutes, before and now; TEXT has de, user03, perldoc_qa, nl and encyclopedia.jsonl; two "

@@ -35,7 +35,7 @@ from comigs_edge.training.text import read_rows
 from comigs_edge.training.validation import Validation
 from coordinator.protocol.wire import Arrays
 
-TEXTS = ("de", "user03", "legal")
+TEXTS = ("de", "user03", "legal", "nl", "perldoc_qa")
 FIRST, MORE = 60_000, 30_000  # bytes
 FIRST_STEPS, TEST_ROWS = 30, 32
 LINES = ["specialists=1", "batch=8", "context=128", "threads=1", "precision=bfloat16", "zero_expert=false"]
