@@ -80,6 +80,7 @@ def test_what_is_stored_follows_from_form_and_layout(write):
         ("lora", "hot", None, ("F16", 1.0, None)),
         ("lora", None, "Q4_K", ("Q4_K", 1.0, None)),
         ("parallel", None, None, ("Q8_0", 0.0, "Q8_0")),
+        *(("parallel", None, name, (name, 0.0, name)) for name in ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")),
     ):
         settings = config_file.read(write('expert_form = "lora"', f'expert_form = "{form}"'))
         storage = settings.storage(layout, name)

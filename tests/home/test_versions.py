@@ -84,9 +84,11 @@ def test_adapters_of_another_base_are_refused(tmp_path, tiny_base, make_adapters
         versions_on_disk.load(tmp_path, tiny_base.hparams, "other")
 
 
-def test_damaged_adapters_are_refused(tmp_path, tiny_base, make_adapters):
-    save(tmp_path, make_adapters())
-    path = tmp_path / "0001" / "router.safetensors"
+@pytest.mark.parametrize("name", ["router.safetensors", versions_on_disk.SHARED])
+def test_adapters_are_refused_whether_they_or_what_is_shared_of_them_is_damaged(tmp_path, tiny_base, make_adapters, name):
+    adapters = make_adapters()
+    versions_on_disk.save(tmp_path, adapters.arrays(), adapters.layout, "base-hash", {}, shared=adapters.arrays())
+    path = tmp_path / "0001" / name
     data = bytearray(path.read_bytes())
     data[-3] ^= 1
     path.write_bytes(data)

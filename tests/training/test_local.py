@@ -10,15 +10,20 @@ from comigs_edge.arrays import digest
 from comigs_edge.data import documents
 from comigs_edge.data.corpus import Corpus
 from comigs_edge.data.folders import Manner
+from comigs_edge.data.tokenizer import Encoded
 from comigs_edge.errors import ComigsError
 from comigs_edge.home.folder import Home, corpus
 from comigs_edge.home.versions import load, read_manifest
 from comigs_edge.nn.adapters import Adapters
+from comigs_edge.nn.model import Model
 from comigs_edge.planning.plan import disk_needed, resolve
 from comigs_edge.training import checkpoint
+from comigs_edge.training.batches import Rows
+from comigs_edge.training.local import LocalPhase, LocalText
 from comigs_edge.training.opening import open_training
 from coordinator.protocol.generalist import may_leave
 from tests.data.test_leaks import say
+from tests.training.test_trainer import schedule
 
 STEPS = 8
 DIARY = "the red kite flies over the old mill at dawn and nobody sees it but the miller and his cat . " * 60
@@ -102,6 +107,15 @@ def test_local_text_shapes_specialists_and_router_and_never_the_generalist(opene
         for arrays in (saved.arrays, saved.shared)
     ]
     assert losses[0] < losses[1]
+
+
+def test_half_of_the_rows_that_specialists_learn_from_are_local(tiny_base, make_adapters):
+    shared, local = (Rows([Encoded([token] * 200, [True] * 200)], 8, 0) for token in (5, 7))
+    text = LocalText(training=local, validation=local, shared=shared)
+    phase = LocalPhase(make_adapters(2), text, schedule(), None, lambda adapters: Model(tiny_base, adapters))
+    learned = [phase.trainer.training.batch(number, 3).tokens[:, 0] for number in range(4)]
+    assert [int((tokens == 7).sum()) for tokens in learned] == [1, 2, 1, 2]
+    assert [int((tokens == 5).sum()) for tokens in learned] == [2, 1, 2, 1]
 
 
 def test_an_interruption_in_the_local_phase_changes_no_bit_of_what_comes_out(opened, tmp_path):

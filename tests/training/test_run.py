@@ -330,8 +330,15 @@ def train_within(run, minutes, step, guess, resume=False):
 def test_a_training_ends_with_its_minutes_though_its_pace_was_guessed_wrongly(opened, slower):
     run = opened("blocks=1")
     run.ordinary = ()
-    assert 36 <= train_within(run, 40, lambda number: slower, guess=1) <= 44
+    planned = {}  # steps, before each one
+
+    def step(number):
+        planned[number] = run.trainer.schedule.steps
+        return slower
+
+    assert 36 <= train_within(run, 40, step, guess=1) <= 44
     assert run.trainer.is_done
+    assert planned[3] == pytest.approx(run.trainer.expert_steps, rel=0.1)  # so the rates are those of the whole course
 
 
 def test_a_training_ends_with_its_minutes_though_steps_become_slower_on_the_way(opened):

@@ -85,6 +85,7 @@ def test_where_the_end_is_decided_a_constant_rate_still_falls_over_a_fifth_of_th
     assert plan.steps == 72
     assert [plan.learning_rate(step) for step in (59, 60, 66, 72)] == pytest.approx([1e-2, 1e-2, 5.5e-3, 1e-3])
     assert plan.ended(60) == plan.ended(66) == plan
+    assert schedule(steps=400, schedule="wsd").ended(61).learning_rate(62) == pytest.approx(1e-3 + 9e-3 * 12 / 13)
     assert schedule(steps=65, schedule="wsd").ended(54).steps == 65  # never more than were asked for
 
 

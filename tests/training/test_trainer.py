@@ -269,6 +269,9 @@ def test_steps_that_fit_by_hand():
     assert steps_that_fit(360, pace, plan, has_router=False) == 41  # 41 * 8 + 3 * 10 = 358
     assert steps_that_fit(108, pace, plan, has_router=True) == 1  # one step and 10 router steps of 8 s, two validations
     assert steps_that_fit(107, pace, plan, has_router=True) == 0
+    # Of 60 steps 30 with their 10 router steps are done: 40 steps of 8 s and one validation are left, 330 s.
+    assert steps_that_fit(330, pace, plan, has_router=True, done=(30, 10)) == 60
+    assert steps_that_fit(329, pace, plan, has_router=True, done=(30, 10)) == 59
     quantised = schedule(router_period=30, router_steps=10, block_format="Q4_0", quantise_start=0.5)
     # 20 steps: 10 * 8 + 10 * 16 = 240, as much again by half for the 10 router steps, two validations: 380.
     assert steps_that_fit(380, pace, quantised, has_router=True) == 20

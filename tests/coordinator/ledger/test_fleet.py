@@ -283,6 +283,8 @@ def test_a_bad_update_changes_nothing_and_a_good_one_follows(room, name):
     before = room.ledger()
     refused(code, room.commit, device, data)
     assert room.ledger() == before
+    left = {"incomplete": len(data), "bad_update": 0}  # what can still become one waits for its rest
+    assert room.fleet.payloads.offset(device.id, sha(data)) == left[code]
     room.step((device, arrays(1.0)))
     assert room.value() == 1.0
 
@@ -341,6 +343,18 @@ def test_a_device_that_is_revoked_while_its_upload_is_checked_does_not_count(roo
     before = room.ledger()
     refused("revoked", room.fleet.record, lost, wish, size)
     assert room.ledger() == before
+
+
+def test_an_update_that_was_sent_twice_at_once_counts_once(room):
+    first, second = room.join(), room.join()
+    room.step((first, arrays(0.0)))
+    data = wire.encode(arrays(9.0))
+    room.fleet.payloads.append(second.id, sha(data), 0, data)
+    wish = Commit(sha256=sha(data), trained_from=0, tokens=1, expected_round=1, update_id="0a")
+    checked = [room.fleet.check_upload(second, wish, room.fleet.table(wish.trained_from)) for _ in range(2)]
+    receipts = [room.fleet.record(second, wish, each) for each in checked]
+    assert receipts[0] == receipts[1]
+    assert room.fleet.database.value("SELECT count(*) FROM updates WHERE device = ?", second.id) == 1
 
 
 def test_what_closed_meanwhile_is_refused_after_the_check_too(room):

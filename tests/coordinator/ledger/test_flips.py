@@ -174,6 +174,20 @@ def test_a_damaged_link_is_made_again_with_the_same_bits(whole, folder, number, 
     assert manifests(folder) == before
 
 
+def test_who_joined_at_a_link_that_is_lost_reads_the_one_that_is_the_newest_then(folder):
+    room = Room(folder, goal=1, now=time.time())
+    late, newest = room.join(), room.chain.newest_number
+    room.fleet.database.close()
+    for column in ("manifest", "sha256"):  # neither says any more what the other was
+        flip_text(folder, f"SELECT {column} FROM rounds WHERE number = {newest}")
+    assert check_folder(folder, repair=True)["damaged"] == []
+    room.start()
+    assert room.chain.newest_number == newest - 1
+    assert room.fleet.may_read(room.members.member(late.id), newest - 1)
+    assert not room.fleet.may_read(room.members.member(late.id), newest - 2)
+    room.fleet.database.close()
+
+
 def test_what_the_fleet_trains_stands_nowhere_else_so_only_a_backup_helps(folder):
     flip_text(folder, "SELECT value FROM facts WHERE name = 'generalist'", "4.0")
     data = (folder / "coordinator.db").read_bytes()

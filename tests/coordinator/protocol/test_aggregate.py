@@ -31,6 +31,12 @@ def test_the_mean_weighs_devices_as_worked_by_hand():
     np.testing.assert_array_equal(found["a"], np.array([13.25, 1.0], np.float32))  # 10 + (100 + 1200) / 400
 
 
+def test_a_number_counts_as_the_nearest_step_and_a_half_as_the_even_one():
+    steps = np.array([0.4, 0.6, -0.4, -0.6, 0.5, 1.5, -0.5], np.float32)
+    found = aggregate({"a": np.zeros(7, np.float32)}, [({"a": steps * np.float32(2.0**-28)}, 3)])["a"]
+    assert (found * 2.0**28).tolist() == [0, 1, 0, -1, 0, 2, 0]
+
+
 def test_one_device_alone_is_its_own_mean():
     update = one(0.5, -0.25, 63.0)
     for weight in (1, 77, rounds.ONE):

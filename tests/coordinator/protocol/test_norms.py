@@ -70,6 +70,11 @@ def test_the_first_two_are_measured_by_the_lower_and_zeros_say_nothing():
     assert norms.bounded(ONE, 10.0, None) == norms.bounded(ONE, None, 1.0) == ONE
 
 
+def test_with_rounds_before_the_upper_in_the_middle_counts_in_full():
+    assert norms.limit([1.0, 8.0], [8.0, 1.0]) == 8.0  # 1.5 x 4.5 is less
+    assert norms.limit([4.0, 5.0], [5.0, 4.0]) == 6.75  # and more here
+
+
 def play(honest, attacker, first):
     """Rounds in which `honest` bring these norms and the attacker one of its own; yields c and the norms that counted."""
     history = [[norm] * len(honest) for norm in first]
