@@ -86,6 +86,7 @@ class Plan:
     blocks: int = 0  # number of final blocks that have experts; 0: all
     cache: bool = False  # the outputs of the blocks without experts stay on disk
     zero_expert: bool = False  # the training ends with an expert that adds nothing
+    cuda_graph: bool = False  # a step's kernels are started by one call
     cached: float = 0.0  # share of the tokens whose outputs are in that cache
     reasons: dict[str, str] = field(default_factory=dict)
 
