@@ -1,5 +1,6 @@
 """A step that can be captured: it reads what lies at the same places, and does the same whatever the batch holds."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,8 @@ from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.experts import ExpertsConfig
 from comigs_edge.nn.model import Model
 from comigs_edge.nn.weights import open_base
+from comigs_edge.planning import plan as planning
+from comigs_edge.training import trainer as trainers
 from comigs_edge.training.batches import Rows
 from comigs_edge.training.caches import open_caches
 from comigs_edge.training.captured import WARM_UP, Captured, CudaGraphs
@@ -24,6 +27,7 @@ WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "unique", "unique_co
 READS = ("cpu", "numpy", "tolist")  # of a tensor, which no operation shows
 FORMS = {"lora": {}, "parallel": {"optimiser": "muon"}}
 QUANTISED = {"block_format": "Q4_0", "quantise_start": 0.5}
+MODES = [("none", {}), ("none", QUANTISED), ("attention", {}), ("block", QUANTISED)]
 
 
 class Tape(TorchDispatchMode):
@@ -31,25 +35,31 @@ class Tape(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.calls, self.signature, self._own = [], [], set()
+        self.calls = []
 
     def __torch_dispatch__(self, function, types, arguments=(), options=None):
-        arguments = (arguments, options or {})
         name = function.name().split("::")[1].split(".")[0]
         assert name not in WAITS, name
-        assert name not in ("index", "index_put_") or all(t.dtype == torch.int64 for t in tensors(arguments[0][1])), name
-        self.signature.append((str(function), str(tree_map(self._describe, arguments))))
-        out = function(*arguments[0], **arguments[1])
-        self._own |= {tensor.untyped_storage().data_ptr() for tensor in tensors(out)}
-        self.calls.append((function, arguments, out))
+        assert name not in ("index", "index_put_") or all(t.dtype == torch.int64 for t in tensors(arguments[1])), name
+        out = function(*arguments, **(options or {}))
+        self.calls.append((function, (arguments, options or {}), out))
         return out
 
-    def _describe(self, value):
-        """Numbers as they are; of a tensor its shape, and where it lies if it was there before."""
-        if not isinstance(value, torch.Tensor):
-            return value
-        is_own = value.untyped_storage().data_ptr() in self._own
-        return (value.dtype, value.shape, value.stride(), None if is_own else value.data_ptr())
+    def signature(self):
+        """Operations and numbers as they are; of a tensor its shape, and where it lies if it was there before."""
+        own = set()
+
+        def describe(value):
+            if not isinstance(value, torch.Tensor):
+                return value
+            place = None if value.untyped_storage().data_ptr() in own else value.data_ptr()
+            return value.dtype, value.shape, value.stride(), place
+
+        found = []
+        for function, arguments, out in self.calls:
+            found.append((function, tree_map(describe, arguments)))
+            own |= {tensor.untyped_storage().data_ptr() for tensor in tensors(out)}
+        return found
 
     @torch.no_grad()
     def replay(self):
@@ -109,8 +119,7 @@ def learned(trainer):
     return losses, digest(trainer.adapters.arrays())
 
 
-@pytest.mark.parametrize("checkpointing", ["none", "attention", "block"])
-@pytest.mark.parametrize("changes", [{}, QUANTISED], ids=["plain", "quantised"])
+@pytest.mark.parametrize(("checkpointing", "changes"), MODES)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.usefixtures("on_gpu")
 def test_captured_steps_learn_the_same_to_the_last_bit(tiny_base, form, changes, checkpointing):
@@ -145,11 +154,20 @@ def test_steps_on_other_batches_start_the_same_operations_with_the_same_numbers(
     one = make(tiny_base, form, **changes)
     one.captured = Captured(one.model, tapes := Tapes())
     learned(one)
-    for first, *others in tapes.tapes.values():  # the first one also takes memory
+    for tapes_of_kind in tapes.tapes.values():
+        first, *others = (tape.signature() for tape in tapes_of_kind)  # the first one also takes memory
         assert len(others) == WARM_UP
-        assert len(first.signature) >= len(others[0].signature) > 100
-        for other in others[1:]:
-            assert other.signature == others[0].signature
+        assert len(first) >= len(others[0]) > 100
+        assert all(other == others[0] for other in others)
+
+
+class OneDevice(TorchDispatchMode):
+    """Refuses what torch refuses on a GPU: tensors of two devices, but for copies."""
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        devices = {tensor.device for tensor in tensors((arguments, options)) if tensor.dim()}
+        assert len(devices) < 2 or "copy" in function.name(), function
+        return function(*arguments, **(options or {}))
 
 
 def gradients(one, batch):
@@ -177,7 +195,7 @@ def test_a_batch_at_which_nobody_looks_gives_the_same_loss_and_gradients(tiny_ba
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_step_elsewhere_mixes_in_no_tensor_of_the_processor(tiny_path, form, monkeypatch):
-    """torch's device meta computes nothing, and refuses tensors of two devices: it stands for the GPU."""
+    """torch's device meta, which computes nothing, stands for the GPU."""
     monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda tensor: tensor.is_meta))
     monkeypatch.setattr(Adapters, "arrays", lambda self: {})
     one = make(open_base(tiny_path, device="meta"), form, zero=True)
@@ -185,8 +203,9 @@ def test_a_step_elsewhere_mixes_in_no_tensor_of_the_processor(tiny_path, form, m
     for captured in (None, Captured(one.model, Broken())):
         one.captured = captured
         for batch in (rows(1).batch(0, 2), router_rows(rows(2), rows(3)).batch(0, 4)):
-            one._expert_step(batch)
-            one._router_step(one.router, batch)
+            with OneDevice():
+                one._expert_step(batch)
+                one._router_step(one.router, batch)
 
 
 class Broken:
@@ -217,9 +236,19 @@ def test_a_pass_that_looks_at_its_batch_is_found_out(tiny_base):
         one.step()
 
 
+@pytest.mark.usefixtures("on_gpu")
+def test_a_home_trains_by_captured_steps_to_its_end(ready, run, monkeypatch):
+    made = []
+    monkeypatch.setattr(trainers, "CudaGraphs", lambda: made.append(Tapes()) or made[-1])
+    monkeypatch.setattr(planning, "_check_graph", lambda rates, fixed: None)  # it refuses a processor
+    trained = json.loads(run("train", "--steps", "12", "--plan", "cuda_graph=true", "--plan", "threads=1", "--json").stdout)
+    assert trained["validation_loss"] < trained["validation_loss_before"]
+    kinds = [[len(each) for each in tapes.tapes.values()] for tapes in made]
+    assert kinds == [[WARM_UP + 1] * 2, [3]]  # the closing phase has three steps
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("checkpointing", ["none", "attention", "block"])
-@pytest.mark.parametrize("changes", [{}, QUANTISED], ids=["plain", "quantised"])
+@pytest.mark.parametrize(("checkpointing", "changes"), MODES)
 @pytest.mark.parametrize("form", FORMS)
 def test_steps_that_a_gpu_has_captured_learn_the_same(tiny_path, form, changes, checkpointing):
     plain, one = (make(open_base(tiny_path, device="cuda"), form, checkpointing, **changes) for _ in range(2))
