@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -43,6 +43,14 @@ def chunks(count: int, rows: Tensor | None = None) -> Iterator[Tensor | slice]:
     if rows is not None:
         return iter(torch.split(rows, CHUNK))
     return (slice(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK))
+
+
+def zeros(like: Sequence[Tensor]) -> list[Tensor]:
+    """Zeros of the same shapes, which a GPU clears by one kernel."""
+    tensors = [torch.empty_like(tensor) for tensor in like]
+    if tensors:
+        torch._foreach_zero_(tensors)
+    return tensors
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

@@ -41,11 +41,14 @@ class Muon(Optimiser):
             for tensor, direction, rate in zip(tensors, directions, rates, strict=True):
                 tensor.sub_(direction, alpha=rate * size)
 
+    def initial(self, tensor: Tensor) -> dict[str, Tensor]:
+        """No momentum."""
+        return {"momentum": torch.zeros_like(tensor)}
+
     def _look_ahead(self, tensors: list[Tensor]) -> tuple[Tensor, ...]:
         """All at once: on a GPU that is one kernel in place of one a tensor."""
         gradients = [tensor.grad for tensor in tensors if tensor.grad is not None]
-        states = [self.state.setdefault(tensor, {"momentum": torch.zeros_like(tensor)}) for tensor in tensors]
-        momenta = [state["momentum"] for state in states]
+        momenta = [state["momentum"] for state in self.states(tensors)]
         torch._foreach_mul_(momenta, MOMENTUM)
         torch._foreach_add_(momenta, gradients)
         return torch._foreach_add(gradients, momenta, alpha=MOMENTUM)
