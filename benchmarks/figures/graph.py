@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.common import open_base, result_file, write_json
@@ -31,7 +32,7 @@ from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.experts import FORMS, ExpertsConfig, Form
 from comigs_edge.nn.model import Model
 from comigs_edge.nn.weights import Base
-from comigs_edge.training.batches import Rows
+from comigs_edge.training.batches import Batch, Rows
 from comigs_edge.training.captured import WARM_UP
 from comigs_edge.training.schedule import make_schedule
 from comigs_edge.training.trainer import Trainer
@@ -81,7 +82,8 @@ def make_trainer(base: Base, form: Form, captures: bool) -> Trainer:
     adapters = Adapters.initial(layout, base.hparams, 0).to(base.device)
     model = Model(base, adapters, checkpointing="none", captures=captures)
     one = Trainer(model, rows[0], rows[1], make_schedule(settings, BATCH, 10**6))
-    one.scores = [[0.6, 0.4]] * base.hparams.num_blocks  # experts learn at rates of their own, as after the first validation
+    # Every expert learns at a rate of its own, as after the first validation.
+    one.scores = [[0.5 + block / 1000, 0.5 - block / 1000] for block in range(base.hparams.num_blocks)]
     return one
 
 
@@ -93,14 +95,20 @@ def do_step(one: Trainer, kind: str, number: int) -> float:
     return one._expert_step(batch) if kind == "expert" else one._router_step(one.router, batch)
 
 
-def count(base: Base, form: Form, kind: str) -> Counter[str]:
-    """The operations of a step that is not the first."""
-    one = make_trainer(base, form, captures=False)
+def count(base: Base, form: Form, kind: str) -> tuple[Counter[str], Counter[str]]:
+    """The operations of a step that is not the first, and those of them that a graph would hold."""
+    one, counted, inside = make_trainer(base, form, captures=False), Counted(), Counted()
+
+    def backward(batch: Batch) -> Tensor:
+        with inside:
+            return Trainer._backward(one, batch)
+
     with gpu_path(base):
         do_step(one, kind, 0)
-        with Counted() as counted:
+        one._backward = backward  # type: ignore[method-assign]
+        with counted:
             do_step(one, kind, 1)
-    return counted.names
+    return counted.names, inside.names
 
 
 def compare(base: Base, form: Form, kind: str, rounds: int) -> dict[str, Any]:
@@ -137,17 +145,18 @@ def main() -> None:
     arguments = parser.parse_args()
     base = open_base(find_base(DEFAULT_BASE)[1], arguments.device, arguments.precision, available_cores())
     where = torch.cuda.get_device_name() if arguments.device == "cuda" else "counted on a processor"
-    table = Table("step", "operations", "plain", "captured", title=f"A step of {BATCH} x {CONTEXT} tokens: {where}")
+    table = Table("step", "operations", "in a graph", "plain", "captured", title=f"A step of {BATCH} x {CONTEXT} tokens: {where}")
     rows: dict[str, Any] = {}
     for form in FORMS:
         for kind in ("expert", "router"):
-            names = count(base, form, kind)
-            row: dict[str, Any] = {"operations": names.total(), "most_common": dict(names.most_common(10))}
+            names, inside = count(base, form, kind)
+            row: dict[str, Any] = {"operations": names.total(), "in_graph": inside.total()}
+            row |= {"most_common": dict(names.most_common(10))}
             if arguments.device == "cuda":
                 row |= compare(base, form, kind, arguments.rounds)
             rows[f"{form} {kind}"] = row
             times = [f"{1000 * each:.1f} ms" for each in row["seconds"].values()] if "seconds" in row else ["not measured"] * 2
-            table.add_row(f"{form}, {kind} step", f"{names.total():,}", *times)
+            table.add_row(f"{form}, {kind} step", f"{names.total():,}", f"{inside.total():,}", *times)
     Console().print(table)
     figures = {
         "command": " ".join(["python -m benchmarks.figures.graph", *sys.argv[1:]]), "device": where,

@@ -110,7 +110,9 @@ def make(base, form, checkpointing="none", blocks=0, zero=False, caches=None, **
     model = Model(base, Adapters.initial(layout, base.hparams, 0).to(base.device), checkpointing=checkpointing)
     changes = FORMS[form] | {"steps": 14, "router_period": 6, "router_steps": 5, "router_offset_rate": 0.1} | changes
     text, plan = (rows(1), rows(2)), schedule(rates_by_weight=True, **changes)
-    return Trainer(model, *text, plan, caches and open_caches(caches, model, text, plan.batch, ""))
+    one = Trainer(model, *text, plan, caches and open_caches(caches, model, text, plan.batch, ""))
+    one.defers_loss = True  # as on a GPU
+    return one
 
 
 def learned(trainer):
