@@ -99,6 +99,10 @@ BENCHMARKS = {
     ),
     "steps": Benchmark("what a step takes: two and four experts, expert and router step", lambda: [_figure("steps")]),
     "profile": Benchmark("where the time of an expert step goes", lambda: [_figure("profile")]),
+    "graph": Benchmark(
+        "what a step on a GPU starts and takes, with and without a CUDA graph; without a GPU its operations are counted",
+        lambda: [_figure("graph", *_flags("device", "precision"))],
+    ),
     "time": Benchmark("the plan's time model against real steps", lambda: [_figure("time_model")]),
     "last-blocks": Benchmark(
         "experts in the last blocks alone, at equal time; TEXT has de.jsonl, nl.jsonl and user04.jsonl; half an hour",

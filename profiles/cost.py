@@ -86,13 +86,14 @@ class Plan:
     blocks: int = 0  # number of final blocks that have experts; 0: all
     cache: bool = False  # the outputs of the blocks without experts stay on disk
     zero_expert: bool = False  # the training ends with an expert that adds nothing
+    cuda_graph: bool = False  # a step's kernels are started by one call
     cached: float = 0.0  # share of the tokens whose outputs are in that cache
     reasons: dict[str, str] = field(default_factory=dict)
 
     @property
     def mode(self) -> str:
         """How a step is computed; what its time is wrong by in one mode says nothing of another."""
-        return f"{self.precision} {'kept' if self.keep else 'lean'} {self.checkpointing}"
+        return f"{self.precision} {'kept' if self.keep else 'lean'} {self.checkpointing}{' graph' * self.cuda_graph}"
 
 
 def peak_memory(sizes: Sizes, plan: Plan) -> int:
@@ -137,6 +138,8 @@ def step_seconds(sizes: Sizes, plan: Plan, rates: Rates) -> float:
     if not plan.keep:
         weights = (2 * trained + below) * sizes.block_weights + sizes.vocab_size * sizes.width
         seconds += weights / (rules["dequantise"] * plan.threads)
+    if rates.device == "cuda" and not plan.cuda_graph:  # kernels are started while earlier ones run
+        seconds = max(seconds, RULES["gpu"]["start"] * trained)
     return seconds * rates.slower.get(plan.mode, 1.0)
 
 

@@ -34,7 +34,10 @@ def make(
             continue
         plan, why = _with_cache(plan, sizes, tokens, disk, steps, wanted)
         plan = replace(plan, memory=peak, step_seconds=None if rates is None else step_seconds(sizes, plan, rates))
-        return replace(plan, reasons=reasons | {"cache": why} | _memory_reasons(plan, start, budget, wanted))
+        reasons |= {"cache": why} | _memory_reasons(plan, start, budget, wanted)
+        if plan.cuda_graph and rates is not None and plan.mode not in rates.slower:
+            reasons["step_seconds"] = "by their products alone: steps as a CUDA graph were not measured here yet"
+        return replace(plan, reasons=reasons)
     smallest = list(_candidates(start, {name: wanted[name] for name in ("specialists", "precision") if name in wanted}))[-1]
     least = peak_memory(sizes, smallest)
     raise ProfileError(
@@ -80,6 +83,7 @@ def _start(
         "threads": "the fastest that was measured" if rates else "all cores that this process may use",
         "device": "a GPU that torch can use" if device == "cuda" else "no GPU that torch can use",
         "backend": "the faster one for products in float32" if rates else "not measured yet", "blocks": "in every block",
+        "cuda_graph": "never tried on a GPU; to try it there: --plan cuda_graph=true",
     } | reasons  # fmt: skip
     return replace(start, **wanted), reasons
 
@@ -125,6 +129,7 @@ def _candidates(start: Plan, wanted: dict[str, Any]) -> Iterator[Plan]:
     """From the fastest to the leanest, then with fewer tokens in a step."""
     modes: list[tuple[bool, Checkpointing]] = [(True, "none"), (True, "attention"), (True, "block"), (False, "block")]
     modes = [m for m in modes if wanted.get("keep", m[0]) == m[0] and wanted.get("checkpointing", m[1]) == m[1]]
+    modes = [m for m in modes if m[0] or not start.cuda_graph]
     batch, context = start.batch, start.context
     while True:
         for keep, checkpointing in modes:

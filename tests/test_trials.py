@@ -74,7 +74,7 @@ def test_ordinary_rows_count_by_their_divergence_from_the_base_and_the_others_by
     trainer.by_kl = True
     batch = Mixed(rows(1), rows(2), 0.5).batch(0, 4)
     assert torch.equal(batch.tokens[-batch.ordinary :], rows(2).batch(0, 2).tokens)
-    loss, _ = trainer._loss(batch, None)
+    loss, _ = trainer._loss(batch)
     with torch.no_grad():
         logits, expected = (each.logits(each(batch.tokens, batch.documents).hidden) for each in (model, base))
     losses = torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none")

@@ -77,7 +77,7 @@ def read_tests(run: TrainingRun, elsewhere: dict[str, Path], tokenizer: Tokenize
 def nats(model: Model, rows: Rows) -> float:
     """Mean loss in nats a token."""
     batches = rows.first(len(rows), 8)
-    return sum(float(batch_loss(model, batch, None)[0]) for batch in batches) / sum(batch.num_scored for batch in batches)
+    return sum(float(batch_loss(model, batch)[0]) for batch in batches) / sum(batch.num_scored for batch in batches)
 
 
 def measure(model: Model, tests: Tests, run: TrainingRun) -> dict[str, Any]:

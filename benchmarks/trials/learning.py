@@ -14,7 +14,6 @@ from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.experts import is_router
 from comigs_edge.nn.loss import next_token_loss
 from comigs_edge.nn.model import Model
-from comigs_edge.training.activation_cache import ActivationCache
 from comigs_edge.training.adamw import AdamW
 from comigs_edge.training.batches import Batch, Rows
 from comigs_edge.training.schedule import Schedule, make_schedule
@@ -91,10 +90,10 @@ class Rehearsing(Trainer):
                 optimiser.learning_rate = share * rate
             self._router_step(router, self.router_rows.batch(self.router_steps, rows or self.schedule.batch))
 
-    def _loss(self, batch: Batch, cache: ActivationCache | None) -> tuple[Tensor, Tensor | None]:
+    def _loss(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         count = batch.ordinary if isinstance(batch, MixedBatch) else 0
         if not (self.by_kl and count):
-            return super()._loss(batch, cache)
+            return super()._loss(batch)
         base, moved, own = self.model.base, batch.to(self.model.base.device), batch.scored.clone()
         own.view(len(batch.tokens), -1)[-count:] = False
         with torch.no_grad():  # before the model's own pass, whose buffers it uses

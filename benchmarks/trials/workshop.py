@@ -111,7 +111,7 @@ class Workshop:
         total, tokens = 0.0, 0
         with torch.no_grad():
             for batch in rows.first(count, 64):
-                total += float(batch_loss(model, batch, None)[0])
+                total += float(batch_loss(model, batch)[0])
                 tokens += batch.num_scored
         return total / tokens
 

@@ -124,16 +124,19 @@ def show(plan: Plan, settings: Config, neighbours: list[Plan]) -> None:
         "device": plan.device, "precision": plan.precision, "backend": plan.backend,
         "weights": "in memory" if plan.keep else "in its file", "recompute": plan.checkpointing,
         "cache": "on disk" if plan.cache else "none",
+        **({"graph": "yes" if plan.cuda_graph else "no"} if plan.device == "cuda" else {}),
         "zero": "yes" if plan.zero_expert else "no", "memory": size(plan.memory), "format": storage.format,
     }, reasons | {
         "experts": reasons["specialists"], "weights": reasons["keep"], "recompute": reasons["checkpointing"],
-        "zero": reasons["zero_expert"],
+        "zero": reasons["zero_expert"], "graph": reasons["cuda_graph"],
         "format": f"trained in {storage.fake_format or 'the weights as they are'}",
     })  # fmt: skip
     if plan.step_seconds is not None:
         train = settings.train
         about = "at most" if train.patience else "about"
         steps = f"{about} {train.steps} expert steps and their router steps, {plan.step_seconds:.1f} s each"
+        if "step_seconds" in reasons:
+            steps += f", {reasons['step_seconds']}"
         _show_lines({"time": in_minutes(_minutes(plan, settings) or 0)}, {"time": steps})
     for each in neighbours:
         minutes = _minutes(each, settings)

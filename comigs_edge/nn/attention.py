@@ -58,11 +58,12 @@ class Update:
 def window(tokens: Tensor, documents: Tensor | None, turns: Tensor) -> Window:
     """For `tokens` (B, T); `documents` (B, T) numbers the document of each token: attention stays inside it.
 
-    `documents` may be on the processor where the tokens are not: then nothing waits for the GPU.
+    `documents` may be on the processor where the tokens are not: then nothing waits for the GPU. On a GPU nobody looks at them,
+    and there is always a mask.
     """
     time = tokens.shape[1]
     mask = None
-    if documents is not None and bool((documents != documents[:, :1]).any()):
+    if documents is not None and (documents.is_cuda or bool((documents != documents[:, :1]).any())):
         allowed = (documents[:, :, None] == documents[:, None, :]).tril_()[:, None]  # (B, 1, T, T)
         mask = torch.zeros(allowed.shape, device=documents.device).masked_fill_(~allowed, float("-inf"))
         mask = to_device(mask, tokens.device)

@@ -18,7 +18,7 @@ from torch import Tensor
 from comigs_edge.nn.lora import LoRA, LoRAExpert, group
 from comigs_edge.nn.mlp import Frozen, Pass, swiglu, swiglu_backward
 from comigs_edge.nn.routing import Routing
-from comigs_edge.nn.tensors import Buffers, accumulate, add, at, chunks
+from comigs_edge.nn.tensors import Buffers, accumulate, add, at, chunks, zeros
 
 
 def mixture(
@@ -71,7 +71,7 @@ class _Mixture(torch.autograd.Function):
         mlp, chunk = ctx.mlp, _Chunk(ctx.mlp, ctx.factor, ctx.sparse, group(updates), x.dtype, ctx.buffers)
         grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         grad_weights = torch.zeros_like(weights) if ctx.needs_input_grad[1] else None
-        grads = [torch.zeros_like(update) for update in updates] if ctx.learns else []
+        grads = zeros(updates) if ctx.learns else []
         for rows in chunks(len(x)):
             base = at(ctx.kept, rows)
             if base is None:

@@ -59,8 +59,11 @@ def next_token_loss(base: Base, hidden: Tensor, targets: Tensor, scored: Tensor,
     """Summed cross-entropy in nats of the `targets` (N,) where `scored` (N,) is true; hidden is (N, D).
 
     Each loss counts `weights` (N,) times. `scored` may be on the processor where the rest is not: then nothing waits for the GPU.
+    On a GPU nobody looks at it: all N losses are computed, and those of the others count 0 times.
     """
-    if not bool(scored.all()):
+    if scored.is_cuda:
+        weights = scored if weights is None else weights * scored
+    elif not bool(scored.all()):
         rows = to_device(scored.nonzero().squeeze(1), hidden.device)
         hidden, targets = hidden[rows], targets[rows]
         weights = None if weights is None else weights[rows]

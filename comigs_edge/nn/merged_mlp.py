@@ -19,7 +19,7 @@ from torch import Tensor
 from comigs_edge.nn.lora import LoRAExpert, group, merge
 from comigs_edge.nn.mlp import Frozen, Pass, swiglu, swiglu_backward
 from comigs_edge.nn.routing import Routing
-from comigs_edge.nn.tensors import Buffers, accumulate, add, chunks
+from comigs_edge.nn.tensors import Buffers, accumulate, add, chunks, zeros
 from quantize.fake import fake_quantize_
 
 
@@ -82,7 +82,7 @@ class _MergedMLP(torch.autograd.Function):
         gate_up, down = _merge_expert(ctx.mlp, expert, factor, ctx.purpose)
         grad_x = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
         grad_weights = torch.zeros_like(weights) if ctx.needs_input_grad[1] else None
-        grads = [torch.zeros_like(update) for update in updates] if ctx.learns else []
+        grads = zeros(updates) if ctx.learns else []
         for part in chunks(len(x), rows):
             both = _gate_up(ctx.kept, x, part, len(gate_up), buffers)
             gate, up = (both if ctx.kept is not None else torch.mm(x[part], gate_up.T, out=both)).chunk(2, dim=1)

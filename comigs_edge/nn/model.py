@@ -44,9 +44,11 @@ class Model:
     """
 
     def __init__(
-        self, base: Base, adapters: Adapters | None, only: tuple[int, ...] | None = None, checkpointing: Checkpointing = "block"
-    ) -> None:
+        self, base: Base, adapters: Adapters | None, only: tuple[int, ...] | None = None, checkpointing: Checkpointing = "block",
+        captures: bool = False,
+    ) -> None:  # fmt: skip
         self.base, self.adapters, self.only, self.checkpointing = base, adapters, only, checkpointing
+        self.captures = captures  # whether its training steps are captured as CUDA graphs
         self.first_block = 0 if adapters is None else adapters.first_block  # with experts
         if checkpointing != "block" and not base.keep:
             raise ValueError("a base that is dequantised block by block needs blocks to be computed again")
@@ -61,7 +63,7 @@ class Model:
 
         `below` (N, D) is what `self.below` gives for them, where that is known already.
         """
-        x = self.below(tokens, documents) if below is None else below
+        x = self.below(tokens, documents) if below is None else below.detach()
         blocks = range(self.first_block, self.base.hparams.num_blocks)
         x, balance = self._through(blocks, x, tokens, documents, with_balance)
         hidden = rms_norm(x, self.base.output_norm, self.base.hparams.norm_eps)
@@ -92,6 +94,10 @@ class Model:
             if loss is not None:
                 balance.append(loss)
         return x, balance
+
+    def memory(self) -> list[Tensor]:
+        """What passes have written to or read beside weights and adapters; later passes may take other memory."""
+        return [*self.base.buffers.all(), self._turns]
 
     def logits(self, hidden: Tensor) -> Tensor:  # (N, D) -> (N, V)
         """Logits of every token of the vocabulary."""

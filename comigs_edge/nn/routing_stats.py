@@ -22,6 +22,10 @@ class BlockMeans:
         self._sums[block] = self._sums[block] + total if block in self._sums else total
         self._counts[block] = self._counts.get(block, 0) + len(values)
 
+    def take(self, other: BlockMeans) -> None:
+        """Means what another has counted, also what is counted there again, at the same place."""
+        self._sums, self._counts = dict(other._sums), dict(other._counts)
+
     def means(self) -> list[Tensor]:
         """One (...) a block that was counted, in order."""
         return [self._sums[block] / self._counts[block] for block in sorted(self._sums)]

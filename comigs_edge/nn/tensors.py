@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -29,6 +29,10 @@ class Buffers:
             self._tensors[key] = torch.empty(count, dtype=like.dtype, device=like.device)
         return self._tensors[key][:count].view(size)
 
+    def all(self) -> list[Tensor]:
+        """All of them, as they are now."""
+        return list(self._tensors.values())
+
     def rows(self, name: str, like: Tensor, width: int) -> Tensor:
         """A (len(like), width) tensor, not cleared."""
         return self.take(name, (len(like), width), like)
@@ -41,9 +45,18 @@ def chunks(count: int, rows: Tensor | None = None) -> Iterator[Tensor | slice]:
     return (slice(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK))
 
 
+def zeros(like: Sequence[Tensor]) -> list[Tensor]:
+    """Zeros of the same shapes, which a GPU clears by one kernel."""
+    tensors = [torch.empty_like(tensor) for tensor in like]
+    if tensors:
+        torch._foreach_zero_(tensors)
+    return tensors
+
+
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """The tensor on that device. On the way to a GPU it is pinned, so that the processor need not wait for the GPU."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    is_upload = device.type == "cuda" and not tensor.is_cuda
+    return tensor.pin_memory().to(device, non_blocking=True) if is_upload else tensor.to(device)
 
 
 def at(tensor: Tensor | None, rows: Tensor | slice) -> Tensor | None:

@@ -15,9 +15,18 @@ LINES: dict[str, Any] = {  # of a training's plan, which --plan may fix -> type 
     "specialists": _MODEL["specialists"], "batch": _TRAIN["batch"], "context": _TRAIN["context"],
     "threads": _TRAIN["threads"], "precision": Precision, "keep": bool, "checkpointing": Checkpointing, "backend": Backend,
     "device": Processor, "blocks": _MODEL["blocks"], "cache": bool,
-    "zero_expert": bool,
+    "zero_expert": bool, "cuda_graph": bool,
 }  # fmt: skip
-RESULTS = ("specialists", "batch", "context", "precision", "blocks", "cache", "device")  # what the result depends on
+RESULTS = (
+    "specialists",
+    "batch",
+    "context",
+    "precision",
+    "blocks",
+    "cache",
+    "device",
+    "cuda_graph",
+)  # what the result depends on
 _OF_EXPERTS = ("specialists", "blocks")  # with others no training goes on
 BY_FLAG, BY_FILE = "as asked for", "as config.toml says"
 BY_TRAINING, BY_MODEL = "as the interrupted training began", "as your model has it"

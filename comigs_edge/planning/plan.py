@@ -120,6 +120,8 @@ def make(
         fixed = fixed | {"blocks": 0}
     if fixed.get("precision") == "bfloat16":
         _check_bfloat16(device, rates, fixed.get("device"))
+    if fixed.get("cuda_graph"):
+        _check_graph(rates, fixed)
     disk = int(RULES["cache"]["share"] * shutil.disk_usage(home.root).free)
     if settings.train.cache_mb is not None:
         disk = settings.train.cache_mb * 10**6
@@ -148,6 +150,14 @@ def _check_bfloat16(device: Device, rates: Rates | None, wanted: str | None) -> 
             f"precision = bfloat16 is asked for and this {where} has no instructions for it; train with: "
             "--plan precision=float32, or delete precision from [train] in config.toml"
         )
+
+
+def _check_graph(rates: Rates | None, fixed: dict[str, Any]) -> None:
+    """Raises `ComigsError` where no steps can be captured: on a processor, or where a block is dequantised for its turn."""
+    device = rates.device if rates is not None else fixed.get("device")
+    if device == "cpu" or fixed.get("keep") is False:
+        where = "training computes on the processor" if device == "cpu" else "keep = false leaves the weights in their file"
+        raise ComigsError(f"cuda_graph = true is asked for and {where}; leave it out: --plan cuda_graph=false")
 
 
 def chat_plan(

@@ -15,7 +15,6 @@ from comigs_edge.nn.model import Model
 from comigs_edge.nn.tensors import tensor_to_numpy
 from comigs_edge.nn.weights import Base
 from comigs_edge.progress import Advance
-from comigs_edge.training.activation_cache import ActivationCache
 from comigs_edge.training.batches import Batch, Rows
 from comigs_edge.training.closing import Closing, closes
 from comigs_edge.training.optimiser import Optimiser
@@ -35,8 +34,8 @@ class Leaky(Trainer):
         for name, tensor in self.adapters.named.items():
             tensor.requires_grad_(name not in self.frozen)
 
-    def _optimise(self, learning: list[Optimiser], batch: Batch, cache: ActivationCache | None) -> float:
-        loss = super()._optimise(learning, batch, cache)
+    def _optimise(self, learning: list[Optimiser], batch: Batch) -> float:
+        loss = super()._optimise(learning, batch)
         for optimiser in learning:
             for tensor in optimiser.tensors:
                 tensor.grad = None

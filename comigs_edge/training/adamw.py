@@ -36,13 +36,13 @@ class AdamW(Optimiser):
             if tensor.grad is not None:
                 groups.setdefault(self.factors.get(tensor, 1.0), []).append(tensor)
         for factor, tensors in groups.items():
-            states = [self.state.setdefault(tensor, _initial(tensor)) for tensor in tensors]
+            states = self.states(tensors)
             gradients = [tensor.grad for tensor in tensors if tensor.grad is not None]
             steps, averages, squares = ([state[key] for state in states] for key in self.REMEMBERS)
             rate = self.learning_rate * factor
             _adamw(tensors, gradients, averages, squares, [], steps, lr=rate, beta2=self.beta2, weight_decay=self.weight_decay)
 
-
-def _initial(tensor: Tensor) -> dict[str, Tensor]:
-    step = torch.zeros((), device=tensor.device)
-    return {"step": step, "exp_avg": torch.zeros_like(tensor), "exp_avg_sq": torch.zeros_like(tensor)}
+    def initial(self, tensor: Tensor) -> dict[str, Tensor]:
+        """No step and no gradient."""
+        step = torch.zeros((), device=tensor.device)
+        return {"step": step, "exp_avg": torch.zeros_like(tensor), "exp_avg_sq": torch.zeros_like(tensor)}

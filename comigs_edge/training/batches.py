@@ -12,6 +12,7 @@ import hashlib
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,18 +34,26 @@ class Batch:
     scored: Tensor  # (N,) whether the next token counts
     places: tuple[int, ...]  # of the rows, in the first epoch
     weights: Tensor | None = None  # (N,) factors on the losses of the targets; None: they count alike, their mean is the loss
+    below: Tensor | None = None  # (N, D) what the blocks without experts give, where that is known
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Name -> tensor, of those that are there."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
     def to(self, device: torch.device) -> Batch:
-        """The same with tokens and targets on another device.
+        """The same on another device.
 
-        `documents` and `scored` stay: the processor reads them, and must not wait for a GPU to do so.
+        `documents` and `scored` stay where they are: the processor reads them, and must not wait for a GPU to do so.
         """
-        return replace(self, tokens=to_device(self.tokens, device), targets=to_device(self.targets, device))
+        moved: dict[str, Any] = {name: to_device(tensor, device) for name, tensor in self.tensors().items()}
+        return replace(self, **moved | {"documents": self.documents, "scored": self.scored})
 
     @property
-    def divisor(self) -> int:
-        """What makes the loss of the sum of all targets' losses."""
-        return self.num_scored if self.weights is None else 1
+    def divisor(self) -> int | Tensor:
+        """What makes the loss of the sum of all targets' losses; on a GPU where `scored` is there."""
+        if self.weights is not None:
+            return 1
+        return self.scored.sum() if self.scored.is_cuda else self.num_scored
 
     @property
     def num_scored(self) -> int:

@@ -92,6 +92,8 @@ def run_training(run: TrainingRun, pauses: Pauses, fleet: Fleet | None, screen: 
             if limit is not None:
                 limit.after(event, seconds)
             screen.show_step(event, tokens)
+            if event.problem is not None:
+                screen.show_problem(event.problem)
             if not screen.is_read():
                 stop.append(signal.SIGPIPE)
             if fleet is not None:

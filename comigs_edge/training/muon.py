@@ -35,17 +35,23 @@ class Muon(Optimiser):
             if tensor.grad is not None:
                 by_shape.setdefault(tensor.shape, []).append(tensor)
         for shape, tensors in by_shape.items():
-            directions = orthogonalise(torch.stack([self._look_ahead(tensor) for tensor in tensors]))
-            size = SIZE * max(shape) ** 0.5
-            for tensor, direction in zip(tensors, directions, strict=True):
-                rate = self.learning_rate * self.factors.get(tensor, 1.0)
-                tensor.mul_(1 - rate * self.weight_decay).sub_(direction, alpha=rate * size)
+            directions, size = orthogonalise(torch.stack(self._look_ahead(tensors))), SIZE * max(shape) ** 0.5
+            rates = [self.learning_rate * self.factors.get(tensor, 1.0) for tensor in tensors]
+            torch._foreach_mul_(tensors, [1 - rate * self.weight_decay for rate in rates])
+            for tensor, direction, rate in zip(tensors, directions, rates, strict=True):
+                tensor.sub_(direction, alpha=rate * size)
 
-    def _look_ahead(self, tensor: Tensor) -> Tensor:
-        assert tensor.grad is not None
-        momentum = self.state.setdefault(tensor, {"momentum": torch.zeros_like(tensor)})["momentum"]
-        momentum.mul_(MOMENTUM).add_(tensor.grad)
-        return torch.add(tensor.grad, momentum, alpha=MOMENTUM)
+    def initial(self, tensor: Tensor) -> dict[str, Tensor]:
+        """No momentum."""
+        return {"momentum": torch.zeros_like(tensor)}
+
+    def _look_ahead(self, tensors: list[Tensor]) -> tuple[Tensor, ...]:
+        """All at once: on a GPU that is one kernel in place of one a tensor."""
+        gradients = [tensor.grad for tensor in tensors if tensor.grad is not None]
+        momenta = [state["momentum"] for state in self.states(tensors)]
+        torch._foreach_mul_(momenta, MOMENTUM)
+        torch._foreach_add_(momenta, gradients)
+        return torch._foreach_add(gradients, momenta, alpha=MOMENTUM)
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:  # (M, m, n) or (M, n, m) -> the same

@@ -17,6 +17,17 @@ class Optimiser(ABC):
         self.state: dict[Tensor, dict[str, Tensor]] = {}
         self.factors: dict[Tensor, float] = {}  # on the learning rate, of tensors whose factor is not 1
 
+    def states(self, tensors: list[Tensor]) -> list[dict[str, Tensor]]:
+        """What it remembers of each of these."""
+        for tensor in tensors:
+            if tensor not in self.state:
+                self.state[tensor] = self.initial(tensor)
+        return [self.state[tensor] for tensor in tensors]
+
+    @abstractmethod
+    def initial(self, tensor: Tensor) -> dict[str, Tensor]:
+        """What it remembers of a tensor before its first step."""
+
     @abstractmethod
     def step(self) -> None:
         """One step for every tensor that has a gradient."""

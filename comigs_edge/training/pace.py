@@ -9,9 +9,11 @@ from dataclasses import dataclass, replace
 
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.planning.plan import plan_experts
+from comigs_edge.training.captured import WARM_UP
 from comigs_edge.training.run import TrainingRun
 from comigs_edge.training.schedule import Schedule, make_schedule
 from comigs_edge.training.silence import ROWS
+from comigs_edge.training.trainer import Trainer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +36,9 @@ def measure_pace(run: TrainingRun) -> Pace:
     saved = _seconds(lambda: trial.model.below(first.tokens, first.documents)) if run.plan.cache else 0.0
     trial.schedule = replace(plan, steps=10**9, router_period=10**9)  # expert steps alone, in the weights as they are
     trial.step()  # the first one also makes the optimiser's state
-    step = _seconds(trial.step)
+    step = _step_seconds(trial)
     trial.schedule = replace(trial.schedule, quantise_start=0.0)
-    quantised, validation = _seconds(trial.step) if plan.block_format else step, _seconds(trial.validate)
+    quantised, validation = _step_seconds(trial) if plan.block_format else step, _seconds(trial.validate)
     return Pace(step=step, quantised_step=quantised, validation=validation, saved=saved, epoch=len(run.rows[0]) / plan.batch)
 
 
@@ -73,6 +75,12 @@ def steps_that_fit(seconds: float, pace: Pace, plan: Schedule, has_router: bool,
         middle = (few + many + 1) // 2
         few, many = (middle, many) if fits(middle) else (few, middle - 1)
     return few
+
+
+def _step_seconds(trial: Trainer) -> float:
+    for _ in range(0 if trial.captured is None else WARM_UP + 1):
+        trial.step()
+    return _seconds(trial.step)
 
 
 def _seconds(action: Callable[[], object]) -> float:

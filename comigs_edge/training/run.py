@@ -129,7 +129,9 @@ class TrainingRun:
         return trainer
 
     def _model(self, adapters: Adapters) -> Model:
-        return Model(self.base, adapters.to(self.base.device), checkpointing=self.plan.checkpointing)
+        return Model(
+            self.base, adapters.to(self.base.device), checkpointing=self.plan.checkpointing, captures=self.plan.cuda_graph
+        )
 
     def _cached_trainer(self, adapters: Adapters, plan: Schedule) -> Trainer:
         model, caches = self._model(adapters), None
@@ -179,6 +181,8 @@ class TrainingRun:
     def steps(self) -> Iterator[Event]:
         """Does step after step; stop iterating to interrupt."""
         yield from self.trainer.run()
+        if self.trainer.captured is not None:
+            self.trainer.captured.forget()  # the phases behind capture their own steps
         if self._closes:
             self.closing = self.closing or self._make_closing(self.trainer)
             yield from self.closing.run()

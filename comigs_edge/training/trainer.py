@@ -29,13 +29,14 @@ from comigs_edge.nn.tensors import tensor_to_numpy
 from comigs_edge.training.activation_cache import ActivationCache
 from comigs_edge.training.adamw import AdamW
 from comigs_edge.training.batches import Batch, Rows
+from comigs_edge.training.captured import Captured, CudaGraphs
 from comigs_edge.training.checkpoint import Progress
 from comigs_edge.training.curves import KEY, Curves
 from comigs_edge.training.muon import Muon
 from comigs_edge.training.optimiser import Optimiser
 from comigs_edge.training.router_adamw import RouterAdamW
 from comigs_edge.training.schedule import Schedule
-from comigs_edge.training.validation import Validation, batch_loss
+from comigs_edge.training.validation import Validation, batch_loss, with_below
 from coordinator.protocol.wire import Arrays
 
 OFFSETS = "router.offsets"  # name of their moments in a state
@@ -55,6 +56,7 @@ class Event:
     tokens: int  # that the step computed
     validation_loss: float | None  # where it was measured after this step
     is_best: bool
+    problem: str | None = None  # a sentence about what could not be done
 
 
 class Trainer:
@@ -76,12 +78,12 @@ class Trainer:
         self.training, self.schedule, self.caches = training, schedule, caches
         self.expert_steps = self.router_steps = 0
         self.frozen: set[str] = set()  # names of expert tensors that are not trained now
+        self.captured = Captured(model, CudaGraphs()) if model.captures else None
         self.defers_loss = model.base.device.type == "cuda"
         self._pending: Tensor | None = None  # the loss of the last step, on a GPU
         self.first_loss: float | None = None
-        self.best_loss = math.inf
+        self.best_loss, self.last_loss = math.inf, math.nan
         self.best: Arrays = self.adapters.arrays()
-        self.last_loss = math.nan
         self.curves = Curves()
         self.stale_periods = 0  # since the last best state
         # Mean weight of every expert in each block with experts, on the validation rows; None: no router or not known yet.
@@ -160,33 +162,39 @@ class Trainer:
         return Event(
             phase=phase, expert_steps=self.expert_steps, router_steps=self.router_steps, loss=loss,
             tokens=batch.tokens.numel(), validation_loss=validation, is_best=is_best,
+            problem=None if self.captured is None else self.captured.take_problem(),
         )  # fmt: skip
 
     def _expert_step(self, batch: Batch) -> float:
         self.experts.learning_rate = self.schedule.learning_rate(self.expert_steps)
         self.experts.factors = self._factors()
         joining: list[Optimiser] = [self.router] if self.schedule.jointly and self.router is not None else []
-        loss = self._optimise([self.experts, *joining], batch, self.caches and self.caches[0])
+        loss = self._optimise([self.experts, *joining], with_below(batch, self.caches and self.caches[0]))
         self.expert_steps += 1
         self.curves.add_training(self.expert_steps, loss)
         return loss
 
     def _router_step(self, router: RouterAdamW, batch: Batch) -> float:
         with self._watch(router.inputs):
-            loss = self._optimise([router], batch, self.validation.cache)
+            loss = self._optimise([router], with_below(batch, self.validation.cache))
         self.router_steps += 1
         return loss
 
-    def _optimise(self, learning: list[Optimiser], batch: Batch, cache: ActivationCache | None) -> float:
+    def _optimise(self, learning: list[Optimiser], batch: Batch) -> float:
         """One step of the optimisers in `learning`; the other's tensors cannot change: they have no gradient at all."""
         self._enable_gradients(learning)
-        loss, balance = self._loss(batch, cache)
-        total = loss if balance is None else loss + self.schedule.balance_weight * balance
-        value = self._read_loss(loss.detach())
-        torch.autograd.backward(total)
+        loss = self._backward(batch) if self.captured is None else self.captured(batch, self._backward)
+        value = self._read_loss(loss)
         for optimiser in learning:
             optimiser.step()
         return value
+
+    def _backward(self, batch: Batch) -> Tensor:
+        """Forward and backward pass; nothing in it is a number of Python's that differs from step to step."""
+        loss, balance = self._loss(batch)
+        total = loss if balance is None else loss + self.schedule.balance_weight * balance
+        torch.autograd.backward(total)
+        return loss.detach()
 
     def _enable_gradients(self, learning: list[Optimiser]) -> None:
         """Clears all gradients; only tensors of these optimisers get new ones."""
@@ -208,11 +216,11 @@ class Trainer:
             )
         return float(loss)
 
-    def _loss(self, batch: Batch, cache: ActivationCache | None) -> tuple[Tensor, Tensor | None]:
+    def _loss(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Mean loss in nats a token, and the balance loss if it counts."""
         # With two experts for every token the balance loss is a constant: nothing to compute.
         balanced = self.adapters.layout.num_experts > 2 and self.schedule.balance_weight > 0
-        loss, balance = batch_loss(self.model, batch, cache, balanced)
+        loss, balance = batch_loss(self.model, batch, balanced)
         return loss / batch.divisor, balance
 
     # Validation ---------------------------------------------------------------------------------------------------
@@ -275,8 +283,7 @@ class Trainer:
         self.expert_steps, self.router_steps = progress["expert_steps"], progress["router_steps"]
         self.first_loss, self.best_loss = progress["first_loss"], progress["best_loss"]
         self.last_loss, self.scores = progress["last_loss"], progress.get("scores")
-        self.stale_periods = progress.get("stale_periods", 0)
-        self.curves = Curves(progress.get(KEY))
+        self.stale_periods, self.curves = progress.get("stale_periods", 0), Curves(progress.get(KEY))
 
     def restore_moments(self, arrays: Arrays) -> None:
         """Those of a state whose layout is the same, and nothing else of it."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from comigs_edge.nn.loss import next_token_loss
 from comigs_edge.nn.model import Model
-from comigs_edge.nn.tensors import to_device
 from comigs_edge.training.activation_cache import ActivationCache
 from comigs_edge.training.batches import Batch, Rows
 from comigs_edge.training.schedule import Schedule
@@ -41,20 +42,18 @@ class Validation:
         self._model.block_format = self._block_format if as_stored else None
         with torch.no_grad():
             for batch in batches:
-                total += float(batch_loss(self._model, batch, self.cache)[0])
+                total += float(batch_loss(self._model, with_below(batch, self.cache))[0])
                 count += batch.num_scored
         return total / count
 
 
-def batch_loss(
-    model: Model, batch: Batch, cache: ActivationCache | None, with_balance: bool = False
-) -> tuple[Tensor, Tensor | None]:
-    """Summed loss in nats of a batch, weighted where it says so, and its balance loss.
+def with_below(batch: Batch, cache: ActivationCache | None) -> Batch:
+    """The batch with what `cache` has of it."""
+    return batch if cache is None else replace(batch, below=cache(batch))
 
-    Without `cache` the model computes the lower blocks.
-    """
-    device = model.base.device
-    below = None if cache is None else to_device(cache(batch), device)
-    batch = batch.to(device)
-    out = model(batch.tokens, batch.documents, with_balance, below)
+
+def batch_loss(model: Model, batch: Batch, with_balance: bool = False) -> tuple[Tensor, Tensor | None]:
+    """Summed loss in nats of a batch, weighted where it says so, and its balance loss."""
+    batch = batch.to(model.base.device)
+    out = model(batch.tokens, batch.documents, with_balance, batch.below)
     return next_token_loss(model.base, out.hidden, batch.targets, batch.scored, batch.weights), out.balance

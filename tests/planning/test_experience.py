@@ -34,8 +34,8 @@ def factor(home, form="parallel", **lines):
 def test_what_steps_took_corrects_the_next_prediction_for_this_form_and_mode_alone(home):
     experience.remember(home, "parallel", PLAN, [5.0, 5.0, 5.0, 5.0, 30.0, 5.0])  # one beside another program
     assert factor(home) == pytest.approx(1.25)
-    others = ({"keep": False}, {"checkpointing": "block"}, {"precision": "bfloat16"}, {"form": "lora"})
-    assert [factor(home, **each) for each in others] == [1.0] * 4
+    others = ({"keep": False}, {"checkpointing": "block"}, {"precision": "bfloat16"}, {"form": "lora"}, {"cuda_graph": True})
+    assert [factor(home, **each) for each in others] == [1.0] * 5
 
 
 def test_a_note_of_an_earlier_version_that_knew_no_modes_corrects_nothing(home):

@@ -203,6 +203,28 @@ def test_a_gpu_that_was_measured_sets_the_device_and_the_memory(ready, monkeypat
         make(replace(rates, gpu_memory=10**8))
 
 
+def test_a_graph_saves_the_start_of_kernels_and_the_plan_says_that_nobody_measured_it(ready):
+    here = homes.locate()
+    settings, device = here.settings(), detect.detect()
+    base = planning.sizes(here.base_file, settings)
+    rates = Rates(products={"float32": 1e15}, threads=10**9, device="cuda", gpu_memory=8 * 10**9)
+
+    def make(rates=rates, **fixed):
+        return planning.make(here, settings, profile=settings.device(), device=device, base=base, rates=rates, fixed=fixed)
+
+    assert make().step_seconds == pytest.approx(0.0067 * base.num_blocks)
+    plan = make(cuda_graph=True)
+    assert plan.step_seconds < 1e-3
+    assert "not measured here yet" in plan.reasons["step_seconds"]
+    measured = make(replace(rates, slower={plan.mode: 3.0}), cuda_graph=True)
+    assert measured.step_seconds == pytest.approx(3 * plan.step_seconds)
+    assert "step_seconds" not in measured.reasons
+    with pytest.raises(ComigsError, match="keep = false leaves the weights in their file; leave it out: --plan cuda_graph=false"):
+        make(cuda_graph=True, keep=False)
+    with pytest.raises(ComigsError, match="cuda_graph = true is asked for and training computes on the processor"):
+        make(replace(rates, device="cpu"), cuda_graph=True)
+
+
 def test_the_plan_in_a_line_says_what_computes():
     settings = Config(base=BaseConfig("tiny", "sha256", 1000))
     plan = replace(PLAN, threads=6, precision="bfloat16", step_seconds=0.5)

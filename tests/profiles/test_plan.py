@@ -180,5 +180,7 @@ def test_of_a_gpu_seven_tenths_may_be_used_and_of_a_base_no_more_context_than_it
     rates = Rates(products={"float32": 1e13}, threads=2, device="cuda", gpu_memory=int(1.3 * GB))
     assert planned(rates=rates).memory <= 0.7 * 1.3 * GB
     assert planned(rates=replace(rates, gpu_memory=24 * GB)).checkpointing == "none"
+    with pytest.raises(profiles.ProfileError, match="may be used"):  # never with the weights in their file
+        planned(rates=replace(rates, gpu_memory=int(0.8 * GB)), cuda_graph=True, batch=1, context=64)
     plan = make(profiles.load("auto"), replace(SMOLLM2, context_length=32), RATES, {}, memory=24 * GB, free=20 * GB, tokens=None)
     assert (plan.context, plan.reasons["context"]) == (32, "the base was trained with no more")

@@ -24,7 +24,7 @@ class Life:
         self.settings = SimpleNamespace(**settings)
         self.home, self.plan = None, SimpleNamespace(step_seconds=None)
         self.trainer = self.fleet = self.screen = self.pauses = self
-        self.pause_at = self.unread_at = None
+        self.pause_at = self.unread_at = self.problem_at = None
 
     def steps(self):
         while not self.is_done:
@@ -33,8 +33,9 @@ class Life:
             if self.done == self.signal_at:
                 os.kill(os.getpid(), signal.SIGTERM)
             yield Event(
-                phase="expert", expert_steps=self.done, router_steps=0, loss=1.0, tokens=10, validation_loss=None, is_best=False
-            )
+                phase="expert", expert_steps=self.done, router_steps=0, loss=1.0, tokens=10, validation_loss=None, is_best=False,
+                problem="what went wrong" if self.done == self.problem_at else None,
+            )  # fmt: skip
 
     @property
     def is_done(self):
@@ -77,6 +78,14 @@ class Life:
 
 def live(life):
     return run_training(life, life.pauses, life.fleet, life.screen)
+
+
+def test_what_a_step_could_not_do_is_said_with_that_step():
+    life = Life(checkpoint_minutes=60)
+    life.problem_at = 2
+    live(life)
+    assert life.log.count("what went wrong") == 1
+    assert life.log[life.log.index("what went wrong") - 1] == "step 2, 20 tokens"
 
 
 def test_after_every_step_it_shows_exchanges_saves_and_looks_whether_to_pause():
