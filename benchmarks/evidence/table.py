@@ -20,7 +20,10 @@ Floats = npt.NDArray[np.float64]
 
 
 TUNING = "**Tuning text**: rates and settings were chosen on it, so it is no judgement."
-JUDGING = "**Judging text**: nothing was chosen on it; each method has the rate that was best on tuning text."
+JUDGING = (
+    "**Judging text**: split otherwise than tuning text, or of other files; docs/results.md says which of it served a choice. "
+    "Each method has the rate that was best on tuning text."
+)
 
 
 def markdown(records: dict[Run, Record], recipes: tuple[str, ...], judged: bool = False) -> str:
