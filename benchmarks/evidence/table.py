@@ -21,7 +21,7 @@ Floats = npt.NDArray[np.float64]
 
 TUNING = "**Tuning text**: rates and settings were chosen on it, so it is no judgement."
 JUDGING = (
-    "**Judging text**: split otherwise than tuning text, or of other files; docs/results.md says which of it served a choice. "
+    "**Judging text**, but not of every document is it true that nothing was chosen on it: docs/results.md says of which. "
     "Each method has the rate that was best on tuning text."
 )
 

@@ -110,7 +110,7 @@ def test_what_is_judged_is_of_other_text_and_says_so(ground, tmp_path):
         device["test_text"] for device in judged["devices"].values()
     )
     records = {Run(**record["run"]): record for record in (tuned, judged)}
-    for is_judged, words in ((False, "no judgement. 1 of"), (True, "split otherwise than tuning text")):
+    for is_judged, words in ((False, "no judgement. 1 of"), (True, "nothing was chosen on it")):
         text = markdown(records, ("three",), judged=is_judged)
         assert words in text
         assert text.count("**three**") == 1
