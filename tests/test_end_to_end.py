@@ -33,6 +33,7 @@ def test_training_export_and_chat_on_smollm2(home, run, tmp_path):
     run("init", "--specialists", "1")
     settings = home / "config.toml"
     small = "batch = 2\ncontext = 32\nrouter_period = 2\nrouter_steps = 1\nvalidation_rows = 2\nexpert_learning_rate = 0.01\n"
+    small += "ordinary_tokens = 256\n"
     settings.write_text(settings.read_text().replace("[train]\n", f"[train]\n{small}"))
     (tmp_path / "diary.md").write_text(some_text(60))
     run("data", "add", tmp_path / "diary.md")

@@ -8,8 +8,9 @@ import time
 
 import pytest
 
+from tests import warm
 from tests.coordinator.rig import Coordinator
-from tests.training.test_resume import command, generations
+from tests.training.test_resume import generations, words
 
 STEPS, ROW = 24, 4 * 64  # tokens of a step
 
@@ -40,7 +41,7 @@ def test_a_training_that_is_killed_at_random_moments_brings_no_token_less_than_i
     rng, kills = random.Random(0), 0
     while kills < 6:
         seen = generations(ready)
-        process = subprocess.Popen(command("--steps", str(STEPS)), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        process = warm.Process(words("--steps", str(STEPS)), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         while generations(ready) == seen and process.poll() is None:
             time.sleep(0.002)
         time.sleep(rng.random() * 0.05)
