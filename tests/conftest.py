@@ -29,6 +29,13 @@ from tests.tiny import some_text, write_llama
 
 torch.set_num_threads(1)
 ORDINARY_TOKENS = 512
+MEMORY, ROOM = Path("/dev/shm"), 2 << 30  # bytes
+
+
+def pytest_configure():
+    """The folders of tests are in memory where it has room: what fsync promises is for tests that have disks of their own."""
+    if "TMPDIR" not in os.environ and MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > ROOM:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 
 def pytest_collection_finish():

@@ -44,7 +44,7 @@ def read(cls: type[Section], table: object, section: str = "") -> Section:
     """The table as the dataclass `cls`, whose fields are settings or further sections; raises `SettingsError`."""
     if not isinstance(table, dict):
         raise SettingsError(f"{section} must be a section, [{section}]")
-    hints, where = _hints(cls), f"in [{section}]" if section else "at the top"
+    hints, where = _hints(cls), f"in [{section}]" if section else "at the top"  # type: ignore[arg-type]
     for key in table:
         if key not in hints:
             near = difflib.get_close_matches(key, hints, 1)
@@ -58,7 +58,7 @@ def read(cls: type[Section], table: object, section: str = "") -> Section:
 
 def template(settings: Any, written: Collection[str] = (), section: str = "") -> Iterator[str]:
     """The lines of a file with these settings: those that are `written` or not the default, and the others as comments."""
-    hints = _hints(type(settings))
+    hints = _hints(type(settings))  # type: ignore[arg-type]
     for field in fields(settings):
         value, meta = getattr(settings, field.name), _meta(hints[field.name])
         name = f"{section}.{field.name}".strip(".")
