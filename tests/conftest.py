@@ -102,12 +102,11 @@ def run():
 
 
 @pytest.fixture(scope="session")
-def ordinary_text(tiny_path, tiny_base, tmp_path_factory) -> Path:
+def ordinary_text(tmp_path_factory) -> Path:
     """A folder with the tiny base's ordinary text, as its first training makes it."""
-    folder, tokenizer = tmp_path_factory.mktemp("ordinary"), Tokenizer(tiny_path)
-    sha256 = files.sha256_file(tiny_path)
+    folder, path = tmp_path_factory.mktemp("ordinary"), write_llama(tmp_path_factory.mktemp("base") / "tiny.gguf")
     for part, tokens in (("learning", ORDINARY_TOKENS), ("test", ORDINARY_TOKENS // TEST_SHARE)):
-        OrdinaryText(folder, sha256, part, tokens, tokenizer).make(tiny_base)
+        OrdinaryText(folder, files.sha256_file(path), part, tokens, Tokenizer(path)).make(open_base(path))
     return folder
 
 
