@@ -29,6 +29,7 @@ from tests.tiny import some_text, write_llama
 
 torch.set_num_threads(1)
 ORDINARY_TOKENS = 512
+LONG = {"test_end_to_end", "test_full_disks", "test_resume", "test_background", "test_fleet", "test_trainer", "test_wheel"}
 MEMORY, ROOM = Path("/dev/shm"), 2 << 30  # bytes
 
 
@@ -36,6 +37,11 @@ def pytest_configure():
     """The folders of tests are in memory where it has room: what fsync promises is for tests that have disks of their own."""
     if "TMPDIR" not in os.environ and MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > ROOM:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+
+
+def pytest_collection_modifyitems(items):
+    """Files that take longest come first: none of them is left when the other processors have nothing to do."""
+    items.sort(key=lambda item: item.path.stem not in LONG)
 
 
 def pytest_collection_finish():
