@@ -44,7 +44,10 @@ def flag(name, value):
 
 
 class Coordinator:
-    """`comigs-coordinator serve` as a process; flags are those of the command, as in goal=2."""
+    """`comigs-coordinator serve` as a process; flags are those of the command, as in goal=2.
+
+    With a prefix, `env` for instance, it begins as its owner begins it; without one its libraries are there already.
+    """
 
     def __init__(self, data, port=0, prefix=(), environment=None, **flags):
         self.data, self.flags, self.prefix, self.environment = data, flags, list(prefix), environment or {}
