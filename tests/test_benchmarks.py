@@ -66,10 +66,13 @@ def test_the_comparison_at_equal_terms_has_the_figures_of_its_records():
             assert f" {cell} " in table
 
 
-def test_what_a_zero_expert_keeps_has_the_figures_of_its_record():
-    record = json.loads((ROOT / "benchmarks" / "results" / "zero-expert.json").read_text())
-    made = [line.split(" | ")[2:] for line in silence.markdown(record["texts"]).splitlines()[2:]]
-    _, rows = section("The zero expert")
+@pytest.mark.parametrize(
+    ("title", "ground"), [("The zero expert", silence.TUNING), ("The zero expert, judged", silence.JUDGING)]
+)
+def test_what_a_zero_expert_keeps_has_the_figures_of_its_record(title, ground):
+    record = json.loads((ROOT / "benchmarks" / "results" / ground.record).read_text())
+    made = [line.split(" | ")[2:] for line in silence.markdown(record["texts"], ground.elsewhere).splitlines()[2:]]
+    _, rows = section(title)
     numbers = r"[-+]?\d+\.?\d*"
     for found, (_, _, *cells) in zip(made, rows, strict=True):
         assert re.findall(numbers, " ".join(cells)) == re.findall(numbers, " ".join(found))
