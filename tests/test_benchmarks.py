@@ -17,6 +17,8 @@ from benchmarks.evidence.work import read_records
 from benchmarks.figures import further, quality, silence
 from benchmarks.mutants.listed import Mutant, read_mutants
 from benchmarks.trials.report import report
+from comigs_edge.training.pace import of_steps, seconds_left
+from comigs_edge.training.schedule import Schedule
 
 ROOT = Path(__file__).parent.parent
 
@@ -66,9 +68,7 @@ def test_the_comparison_at_equal_terms_has_the_figures_of_its_records():
             assert f" {cell} " in table
 
 
-@pytest.mark.parametrize(
-    ("title", "ground"), [("The zero expert", silence.TUNING), ("The zero expert, judged", silence.JUDGING)]
-)
+@pytest.mark.parametrize(("title", "ground"), [("The zero expert", silence.TUNING), ("The zero expert, judged", silence.JUDGING)])
 def test_what_a_zero_expert_keeps_has_the_figures_of_its_record(title, ground):
     record = json.loads((ROOT / "benchmarks" / "results" / ground.record).read_text())
     made = [line.split(" | ")[2:] for line in silence.markdown(record["texts"], ground.elsewhere).splitlines()[2:]]
@@ -182,3 +182,12 @@ def test_the_minutes_to_the_same_loss_lie_on_the_line_between_two_trainings():
     assert quality.reached(runs, 2.9) is None
     assert quality.reached(runs[:1], 3.3) == 4.0
     assert quality.minutes({"expert": 4.0, "router": 3.0, "validation": 10.0}, 30, 10, 1) == pytest.approx(160 / 60, abs=1e-3)
+
+
+def test_a_plan_counts_the_minutes_that_trainings_took():
+    record = json.loads((ROOT / "benchmarks" / "results" / "quality-per-minute.json").read_text())
+    for run in record["runs"]:
+        schedule = Schedule(**run["schedule"])
+        predicted = seconds_left(of_steps(run["seconds"]["expert"], schedule), schedule, has_router=True) / 60
+        measured = run["curve"][-1][0] + run["seconds"]["validation"] / 60  # and the one before the first step
+        assert predicted == pytest.approx(measured, rel=0.05), run["text"]

@@ -172,13 +172,13 @@ def summary(
 
 
 def _minutes(plan: Plan, settings: Config, done: int = 0) -> float | None:
-    """Of a training of which `done` steps were done, without validation: all steps are counted as expert steps."""
+    """Of a training of which `done` steps were done."""
     from comigs_edge.planning.plan import settings_of
+    from comigs_edge.training.pace import of_steps, seconds_left
     from comigs_edge.training.schedule import make_schedule
 
     if plan.step_seconds is None:
         return None
-    train, left = settings.train, settings.train.steps - done
-    router = -(-left // train.router_period) * train.router_steps if plan.specialists else 0
-    closing = make_schedule(settings_of(settings, plan), plan.batch, None).closing
-    return (left + router + closing) * plan.step_seconds / 60
+    schedule = make_schedule(settings_of(settings, plan), plan.batch, None)
+    steps = done, schedule.router_due(done)
+    return seconds_left(of_steps(plan.step_seconds, schedule), schedule, plan.specialists > 0, steps) / 60

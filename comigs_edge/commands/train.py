@@ -136,9 +136,9 @@ def _begin(
         from comigs_edge.fleet.rounds import open_rounds
         from comigs_edge.planning import plan as planning
         from comigs_edge.training.opening import open_training
-        from comigs_edge.training.pace import measure_pace
         from comigs_edge.training.pauses import open_pauses
         from comigs_edge.training.time_limit import TimeLimit
+        from comigs_edge.training.trial import measure_pace
 
     with measuring():
         resolved = planning.resolve(home, settings, profile, lines, resume=resume, measure=True)

@@ -19,8 +19,8 @@ from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.model import Model
 from comigs_edge.training.batches import Batch, Rows
 from comigs_edge.training.checkpoint import Progress
-from comigs_edge.training.schedule import Schedule
-from comigs_edge.training.silence import ROWS, fit_zero
+from comigs_edge.training.schedule import FIT_ROWS, Schedule
+from comigs_edge.training.silence import fit_zero
 from comigs_edge.training.trainer import Event, Trainer
 from coordinator.protocol.wire import Arrays
 
@@ -69,7 +69,7 @@ def closes(main: Trainer) -> bool:
 
 def ordinary_rows(schedule: Schedule) -> int:
     """The most rows of ordinary text that the closing phase of this schedule reads."""
-    return max(ROWS, schedule.closing * math.ceil(SHARE * schedule.batch))
+    return max(FIT_ROWS, schedule.closing * math.ceil(SHARE * schedule.batch))
 
 
 class Closing:

@@ -10,6 +10,7 @@ from comigs_edge.nn.experts import FORMS
 from comigs_edge.nn.form import OptimiserName
 
 CLOSING_SHARE = 0.1  # of the expert steps
+FIT_ROWS = 32  # of either text, by which a closing phase puts the routers where they begin
 FEWEST = 10  # steps, however little text there is; also of a closing phase, unless the experts do fewer
 RATE_STEPS = 50  # that the default rate was measured with
 DECAY_SHARE = 0.2  # of the steps before it, that a constant rate takes to fall

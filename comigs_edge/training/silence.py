@@ -19,8 +19,8 @@ from comigs_edge.nn.experts import is_router
 from comigs_edge.nn.model import Model
 from comigs_edge.nn.routing import Routing
 from comigs_edge.training.batches import Rows
+from comigs_edge.training.schedule import FIT_ROWS
 
-ROWS = 32  # of either text
 MARGIN = 3.0
 RIDGE = 0.1  # of the mean square of the inputs
 BYTES = 1 << 26  # of the sums that are held at once: of as many blocks as they have room for
@@ -59,7 +59,7 @@ def _groups(adapters: Adapters) -> Iterator[range]:
 
 def _add(sums: Sums, text: Rows, model: Model, margin: float, routers: dict[int, Tensor], rows: int) -> None:
     """Adds what the routers of some blocks read in the first rows of a text, and what their last row is to say to it."""
-    batches = text.first(ROWS, rows)
+    batches = text.first(FIT_ROWS, rows)
     tokens = sum(batch.tokens.numel() for batch in batches)
 
     def watch(block: int, normed: Tensor, _: Routing | None) -> None:

@@ -22,9 +22,10 @@ from comigs_edge.training import checkpoint, further, publishing
 from comigs_edge.training.adamw import AdamW
 from comigs_edge.training.muon import Muon
 from comigs_edge.training.opening import open_training
-from comigs_edge.training.pace import Pace, measure_pace
+from comigs_edge.training.pace import Pace
 from comigs_edge.training.text import read_rows
 from comigs_edge.training.time_limit import TimeLimit
+from comigs_edge.training.trial import measure_pace
 from tests.data.test_leaks import say
 
 STEPS, STOP = 5, 4  # the router's turn comes after 4 expert steps
