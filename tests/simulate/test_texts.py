@@ -93,6 +93,9 @@ def test_judging_text_is_never_read_by_accident(recipe, folder, tokenizer, tmp_p
         texts.read(replace(recipe, judging=True), size, folder, tokenizer, SILENT)
     shutil.copytree(folder / "below", tmp_path / "text" / "judging" / "below")
     (tmp_path / "link").symlink_to(tmp_path / "text" / "judging" / "below")
+    (tmp_path / "text" / "judging" / "linked.jsonl").symlink_to(folder / "below" / "a.jsonl")
+    with pytest.raises(ComigsError, match=r"linked.jsonl is kept for judging"):
+        find(tmp_path / "text", "linked")
     monkeypatch.chdir(tmp_path / "text" / "judging" / "below")
     for start in (tmp_path / "text", tmp_path / "text" / "judging", Path("."), tmp_path / "link"):
         for judge in (False, True):  # split otherwise, text of other recipes is still not that of judging
