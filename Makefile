@@ -52,7 +52,7 @@ test: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n 2 --dist loadfile --durations 20
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 20
 
 bench: $(READY)
 	@$(if $(filter rivals,$(WHAT)),$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]')

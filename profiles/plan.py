@@ -113,7 +113,7 @@ def _specialists(profile: DeviceProfile, memory: int, tokens: int | None) -> tup
         return 1, "no text yet: one is right for little text"
     if len(rules["tokens"]) > 1 and tokens >= rules["tokens"][1]:
         return 1, f"{_gb(memory)} of memory: a second one wants {_gb(rules['memory'][1])}"
-    return 1, f"{tokens:,} training tokens: a second one wants {rules['tokens'][1]:,}"
+    return 1, f"{tokens:,} training tokens: a second one wants {rules['tokens'][1]:,} (a guess)"
 
 
 def _precision(rates: Rates | None) -> tuple[Precision, str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import shutil
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `cli.main` does, before torch is loaded
@@ -13,17 +15,39 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from comigs_edge import llamacpp
+from comigs_edge import files, llamacpp
+from comigs_edge.data.tokenizer import Tokenizer
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.experts import ExpertsConfig
 from comigs_edge.nn.weights import open_base
 from comigs_edge.planning import rates
+from comigs_edge.training.ordinary import TEST_SHARE, OrdinaryText
 from profiles import watch
 from quantize.formats import FILE_TYPES
 from tests.coordinator.rig import Coordinator
 from tests.tiny import some_text, write_llama
 
 torch.set_num_threads(1)
+ORDINARY_TOKENS = 512
+LONG = {"test_end_to_end", "test_full_disks", "test_resume", "test_background", "test_fleet", "test_trainer", "test_wheel"}
+MEMORY, ROOM = Path("/dev/shm"), 2 << 30  # bytes
+
+
+def pytest_configure():
+    """The folders of tests are in memory where it has room: what fsync promises is for tests that have disks of their own."""
+    if "TMPDIR" not in os.environ and MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > ROOM:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+
+
+def pytest_collection_modifyitems(items):
+    """Files that take longest come first: none of them is left when the other processors have nothing to do."""
+    items.sort(key=lambda item: item.path.stem not in LONG)
+
+
+def pytest_collection_finish():
+    """What was imported is not looked through again, however often a training collects garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -83,20 +107,39 @@ def run():
     return command
 
 
+@pytest.fixture(scope="session")
+def ordinary_text(tmp_path_factory) -> Path:
+    """A folder with the tiny base's ordinary text, as its first training makes it."""
+    folder, path = tmp_path_factory.mktemp("ordinary"), write_llama(tmp_path_factory.mktemp("base") / "tiny.gguf")
+    for part, tokens in (("learning", ORDINARY_TOKENS), ("test", ORDINARY_TOKENS // TEST_SHARE)):
+        OrdinaryText(folder, files.sha256_file(path), part, tokens, Tokenizer(path)).make(open_base(path))
+    return folder
+
+
 @pytest.fixture
-def ready(run, home, tiny_path, tmp_path, request):
-    """A home with the tiny base, some text, and settings that train in a second; a parameter names the form of expert."""
+def ready(run, home, tiny_path, ordinary_text, tmp_path, request):
+    """A home with the tiny base and its ordinary text, some text, and settings that train in a second; a parameter names the
+    form of expert.
+    """
     form = getattr(request, "param", None)
     run("init", "--base", tiny_path, *(["--expert-form", form] if form else []))
     settings = home / "config.toml"
     quick = "batch = 4\ncontext = 64\nrouter_period = 4\nrouter_steps = 2\nvalidation_rows = 4\n"
-    quick += "closing_steps = 3\nordinary_tokens = 512\n"
+    quick += f"closing_steps = 3\nordinary_tokens = {ORDINARY_TOKENS}\n"
     text = settings.read_text().replace("[train]\n", f"[train]\n{quick}")
     settings.write_text(text.replace("# enabled = true", "enabled = false"))  # for tests that start processes, see `calm`
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "notes.txt").write_text(some_text())
     run("data", "add", tmp_path / "text")
+    shutil.copytree(ordinary_text, home / "state", dirs_exist_ok=True)
     return home
+
+
+@pytest.fixture
+def no_ordinary_text(ready):
+    """The home's base has not written yet."""
+    for path in (ready / "state").iterdir():
+        path.unlink()
 
 
 @pytest.fixture

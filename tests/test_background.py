@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
@@ -13,6 +12,7 @@ import pytest
 from comigs_edge.home import holder
 from comigs_edge.home.folder import locate
 from comigs_edge.training.run import TrainingRun
+from tests import warm
 
 PATIENCE = 60.0
 
@@ -71,7 +71,7 @@ def test_a_stopped_training_is_saved_and_continued(run, training):
 
 
 def test_who_follows_a_training_ends_only_the_watching(training, ready):
-    watcher = subprocess.Popen([sys.executable, "-m", "comigs_edge", "status", "--follow"], stderr=subprocess.PIPE, text=True)
+    watcher = warm.Process(["-m", "comigs_edge", "status", "--follow"], stderr=subprocess.PIPE, text=True)
     assert "step" in wait_for(lambda: watcher.stderr.readline())
     watcher.send_signal(signal.SIGINT)
     assert "the training goes on" in watcher.communicate(timeout=PATIENCE)[1]

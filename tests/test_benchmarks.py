@@ -68,12 +68,19 @@ def test_the_comparison_at_equal_terms_has_the_figures_of_its_records():
     for _, *cells in rows:
         for cell, table in zip(cells, tables, strict=True):
             assert f" {cell} " in table
+    for table in tables:
+        at_equal_text = {
+            row.split(" | ")[0]: row.split(" | ")[5] for row in table.splitlines() if row.startswith("| comigs-edge")
+        }
+        assert len(at_equal_text) == 2
+        assert all(each in " ".join(text.split()) for each in at_equal_text.values())
 
 
-def test_what_a_zero_expert_keeps_has_the_figures_of_its_record():
-    record = json.loads((ROOT / "benchmarks" / "results" / "zero-expert.json").read_text())
-    made = [line.split(" | ")[2:] for line in silence.markdown(record["texts"]).splitlines()[2:]]
-    _, rows = section("The zero expert")
+@pytest.mark.parametrize(("title", "ground"), [("The zero expert", silence.TUNING), ("The zero expert, judged", silence.JUDGING)])
+def test_what_a_zero_expert_keeps_has_the_figures_of_its_record(title, ground):
+    record = json.loads((ROOT / "benchmarks" / "results" / ground.record).read_text())
+    made = [line.split(" | ")[2:] for line in silence.markdown(record["texts"], ground.elsewhere).splitlines()[2:]]
+    _, rows = section(title)
     numbers = r"[-+]?\d+\.?\d*"
     for found, (_, _, *cells) in zip(made, rows, strict=True):
         assert re.findall(numbers, " ".join(cells)) == re.findall(numbers, " ".join(found))

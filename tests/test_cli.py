@@ -398,7 +398,7 @@ def test_where_the_template_refuses_every_chat_its_reason_is_given(run, home, tm
 
 
 def test_minutes_become_steps(ready):
-    result = train.perform(None, 0.2, None, pause=False, sync=False, profile=None, lines=None, json=True)
+    result = train.perform(None, 0.05, None, pause=False, sync=False, profile=None, lines=None, json=True)
     assert result["finished"]
     assert result["expert_steps"] > 1  # of a few milliseconds each
 

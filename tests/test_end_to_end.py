@@ -12,6 +12,7 @@ from comigs_edge.export import folder as models
 from comigs_edge.home import folder as homes
 from comigs_edge.nn.model import Model
 from comigs_edge.nn.weights import open_base
+from comigs_edge.training import ordinary
 from quantize.gguf_file import GGUFFile
 from tests.conftest import divergence, llama_logits
 from tests.quantize.test_gguf_file import same
@@ -29,10 +30,12 @@ def test_the_reader_equals_gguf_py_on_smollm2(smollm2):
     same(GGUFFile(smollm2), smollm2)
 
 
-def test_training_export_and_chat_on_smollm2(home, run, tmp_path):
+def test_training_export_and_chat_on_smollm2(home, run, tmp_path, monkeypatch):
+    monkeypatch.setattr(ordinary, "LENGTH", 64)  # tokens of an answer, which takes most of this
     run("init", "--specialists", "1")
     settings = home / "config.toml"
     small = "batch = 2\ncontext = 32\nrouter_period = 2\nrouter_steps = 1\nvalidation_rows = 2\nexpert_learning_rate = 0.01\n"
+    small += "closing_steps = 2\nordinary_tokens = 256\n"
     settings.write_text(settings.read_text().replace("[train]\n", f"[train]\n{small}"))
     (tmp_path / "diary.md").write_text(some_text(60))
     run("data", "add", tmp_path / "diary.md")

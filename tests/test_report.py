@@ -22,6 +22,7 @@ def report(run, *arguments):
     return json.loads(run("report", "--json", *arguments).stdout)
 
 
+@pytest.mark.usefixtures("no_ordinary_text")
 def test_its_scores_are_those_of_evaluate_and_its_curves_those_of_the_training(run, trained):
     found = report(run)
     scores = json.loads(run("evaluate", "--engine", "torch", "--json").stdout)

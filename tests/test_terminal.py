@@ -188,7 +188,7 @@ def test_a_file_or_pipe_of_binary_data_is_no_message(ready, run, asked, tmp_path
 
 @pytest.mark.parametrize(("given", "says"), [("echo more", True), ("true", False), ("cat /dev/null", False)])
 def test_what_is_piped_beside_a_prompt_is_named_as_unread(ready, given, says):
-    result = shell(f"{given} | (sleep 0.2; $C chat --base --prompt hello --seed 1)")
+    result = shell(f"{given} | (sleep 0.2; $C chat --base --prompt hello --seed 1 --max-tokens 6)")
     assert result.returncode == 0
     assert (b"standard input is not read beside --prompt" in result.stderr) == says
 
@@ -240,7 +240,7 @@ def test_what_is_pasted_is_one_message(ready):
     pid, terminal = pty.fork()
     if pid == 0:
         os.environ["TERM"] = "xterm"
-        os.execv(sys.executable, [*PROGRAM, "chat", "--base", "--temperature", "0"])
+        os.execv(sys.executable, [*PROGRAM, "chat", "--base", "--temperature", "0", "--max-tokens", "6"])
     shown, end, sent = b"", time.monotonic() + 60, False
     while time.monotonic() < end:
         if select.select([terminal], [], [], 0.2)[0]:

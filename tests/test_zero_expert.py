@@ -15,6 +15,7 @@ STEPS = ("train", "--steps", "25", "--plan", "threads=1", "--plan", "precision=f
 ON, OFF = ("--plan", "zero_expert=true"), ("--plan", "zero_expert=false")
 
 
+@pytest.mark.usefixtures("no_ordinary_text")
 def test_a_training_says_what_is_lost_elsewhere_and_an_evaluation_measures_the_same(ready, run):
     first = run(*STEPS, *ON, "--json")
     assert "the base writes 682 tokens of its own answers" in first.stderr
@@ -28,6 +29,7 @@ def test_a_training_says_what_is_lost_elsewhere_and_an_evaluation_measures_the_s
     assert "elsewhere, on answers of the base itself: " in run("evaluate").stdout
 
 
+@pytest.mark.usefixtures("no_ordinary_text")
 def test_status_says_that_the_base_writes_before_a_training_has_a_step(ready, run, monkeypatch):
     said = []
     monkeypatch.setattr(holder, "tell", lambda _, progress: said.append(line(progress)))
@@ -41,6 +43,7 @@ def test_the_exported_file_of_a_training_has_the_zero_expert(ready, run):
     assert GGUFFile(Path(exported["path"])).metadata["granitemoe.expert_count"] == 3
 
 
+@pytest.mark.usefixtures("no_ordinary_text")
 def test_where_it_is_turned_off_no_ordinary_text_is_written(ready, run):
     assert "yes                beside small experts it costs next to nothing" in run("plan", "--no-measure").stdout
     first = run(*STEPS, *OFF, "--json")

@@ -5,6 +5,7 @@ Written with gguf-py, which is not our code, and read by llama.cpp like any othe
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import gguf
@@ -141,6 +142,7 @@ def write_llama(
     return path
 
 
+@functools.cache
 def some_text(paragraphs: int = 40, seed: int = 0) -> str:
     """Paragraphs of made-up sentences with a pattern that can be learned."""
     rng = np.random.default_rng(seed)

@@ -2,7 +2,7 @@
 
 Every method learns at up to four rates with one seed, and then with two more seeds at the rate that had the fewest bits. That is
 done on tuning text, on which settings may be chosen. What judges is another list: every method at its best rate alone, on text
-that nothing was chosen on.
+that is split otherwise or of other files; docs/results.md says which of it served a choice all the same.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def one_rate(runs: Iterable[Run]) -> None:
 
 
 def with_judged(recipes: tuple[str, ...]) -> tuple[str, ...]:
-    """The recipes, and those of the same kind that nothing was chosen on."""
+    """The recipes, and those of the same kind whose files are read to judge alone."""
     return (*recipes, *(f"{recipe}-judged" for recipe in recipes))
 
 

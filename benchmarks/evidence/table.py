@@ -21,7 +21,10 @@ Floats = npt.NDArray[np.float64]
 
 
 TUNING = "**Tuning text**: rates and settings were chosen on it, so it is no judgement."
-JUDGING = "**Judging text**: nothing was chosen on it; each method has the rate that was best on tuning text."
+JUDGING = (
+    "**Judging text**, but not of every document is it true that nothing was chosen on it: docs/results.md says of which. "
+    "Each method has the rate that was best on tuning text."
+)
 
 
 def markdown(records: dict[Run, Record], recipes: tuple[str, ...], judged: bool = False) -> str:

@@ -155,7 +155,7 @@ def check(share: float) -> dict[str, Any]:
     The model has two numbers of the same machine in the minute before: how long one of many at once takes, and one alone.
     """
     with tempfile.TemporaryDirectory() as folder:
-        coordinator = rig.Coordinator(Path(folder) / "data", update_format="float32", goal=1024, min_devices=1024)
+        coordinator = rig.Coordinator(Path(folder) / "data", prefix=["env"], update_format="float32", goal=1024, min_devices=1024)
         try:
             real = asyncio.run(_measure(coordinator, share))
         finally:

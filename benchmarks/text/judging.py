@@ -1,4 +1,4 @@
-"""Text that no setting was chosen on, from Debian's packages; `corpus_from_packages` writes it to a folder `judging`."""
+"""Text for judging, from Debian's packages; `corpus_from_packages` writes it to a folder `judging`."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def main() -> None:
     """Measures, writes the JSON."""
     fleet.SHAPES, fleet.generalist = SHAPES, lambda base: rig.generalist(SHAPES, base)
     with tempfile.TemporaryDirectory() as folder:
-        coordinator = rig.Coordinator(Path(folder) / "data", update_format="float16", goal=1)
+        coordinator = rig.Coordinator(Path(folder) / "data", prefix=["env"], update_format="float16", goal=1)
         device = fleet.Device(Path(folder) / "home")
         device.initial = device.local = rig.arrays(0.0, SHAPES)
         device.join_coordinator(coordinator.invite(), 60.0)

@@ -42,7 +42,7 @@ class Fleet:
     """One coordinator and devices that outlive its deaths."""
 
     def __init__(self, folder: Path, devices: int) -> None:
-        self.coordinator = Coordinator(folder / "data", update_format="float32")
+        self.coordinator = Coordinator(folder / "data", prefix=["env"], update_format="float32")
         self.books = Books()
         self.trainers = [Trainer(self.coordinator.invite(), self.books) for _ in range(devices)]
         self.kills, self.ready, self.problems = 0, [], []
@@ -132,7 +132,7 @@ def starts(folder: Path, count: int) -> tuple[Counter[str], list[float], list[st
                 break
             where[f"start {call.split(',')[0]}"] += 1
             start = time.monotonic()
-            again = Coordinator(data)
+            again = Coordinator(data, prefix=["env"])
             ready.append(time.monotonic() - start)
             try:
                 settle([Trainer(again.invite(), Books())])

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import json
 import sys
 from collections.abc import Collection, Iterator
@@ -43,7 +44,7 @@ def read(cls: type[Section], table: object, section: str = "") -> Section:
     """The table as the dataclass `cls`, whose fields are settings or further sections; raises `SettingsError`."""
     if not isinstance(table, dict):
         raise SettingsError(f"{section} must be a section, [{section}]")
-    hints, where = get_type_hints(cls, include_extras=True), f"in [{section}]" if section else "at the top"
+    hints, where = _hints(cls), f"in [{section}]" if section else "at the top"  # type: ignore[arg-type]
     for key in table:
         if key not in hints:
             near = difflib.get_close_matches(key, hints, 1)
@@ -57,7 +58,7 @@ def read(cls: type[Section], table: object, section: str = "") -> Section:
 
 def template(settings: Any, written: Collection[str] = (), section: str = "") -> Iterator[str]:
     """The lines of a file with these settings: those that are `written` or not the default, and the others as comments."""
-    hints = get_type_hints(type(settings), include_extras=True)
+    hints = _hints(type(settings))  # type: ignore[arg-type]
     for field in fields(settings):
         value, meta = getattr(settings, field.name), _meta(hints[field.name])
         name = f"{section}.{field.name}".strip(".")
@@ -68,6 +69,11 @@ def template(settings: Any, written: Collection[str] = (), section: str = "") ->
         is_active = name in written or _is_required(field) or value != field.default
         shown = value if value is not None or not meta.examples else meta.examples[0]
         yield _line(f"{'' if is_active else '# '}{field.name} = {json.dumps(shown, ensure_ascii=False)}", meta)
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls, include_extras=True)
 
 
 def _read_value(hint: Any, value: object, name: str) -> object:

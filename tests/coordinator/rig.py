@@ -19,6 +19,7 @@ from comigs_edge.fleet.client import Remote
 from coordinator import admin
 from coordinator.protocol import compress, keys, wire
 from coordinator.protocol.messages import Commit, Generalist, Join
+from tests import warm
 
 SHAPES = {f"generalist.blk.{block}.{name}": shape for block in range(2) for name, shape in (
     ("ffn_gate.lora_a", (4, 64)), ("ffn_gate.lora_b", (96, 4)), ("ffn_down.lora_a", (4, 96)), ("ffn_down.lora_b", (64, 4)),
@@ -43,7 +44,10 @@ def flag(name, value):
 
 
 class Coordinator:
-    """`comigs-coordinator serve` as a process; flags are those of the command, as in goal=2."""
+    """`comigs-coordinator serve` as a process; flags are those of the command, as in goal=2.
+
+    With a prefix, `env` for instance, it begins as its owner begins it; without one its libraries are there already.
+    """
 
     def __init__(self, data, port=0, prefix=(), environment=None, **flags):
         self.data, self.flags, self.prefix, self.environment = data, flags, list(prefix), environment or {}
@@ -52,11 +56,12 @@ class Coordinator:
     def start(self, port=0):
         options = [part for name, value in self.flags.items() for part in flag(f"--{name.replace('_', '-')}", value)]
         self.log = open(f"{self.data}.log", "ab")  # noqa: SIM115
-        self.process = subprocess.Popen(
-            [*self.prefix, sys.executable, "-m", "coordinator", "serve", "--data", str(self.data), "--host", "127.0.0.1",
-             "--port", str(port), *options],
-            stdout=subprocess.PIPE, stderr=self.log, text=True, env={**os.environ, **self.environment},
-        )  # fmt: skip
+        words = ["-m", "coordinator", "serve", "--data", str(self.data), "--host", "127.0.0.1", "--port", str(port), *options]
+        streams = {"stdout": subprocess.PIPE, "stderr": self.log, "text": True, "env": {**os.environ, **self.environment}}
+        if self.prefix:
+            self.process = subprocess.Popen([*self.prefix, sys.executable, *words], **streams)
+        else:
+            self.process = warm.Process(words, **streams)
         line = self.process.stdout.readline()
         found = re.search(r"https://\S+:(\d+)", line)
         if not found:
@@ -68,11 +73,8 @@ class Coordinator:
 
     def command(self, *arguments):
         """The JSON of an operator's command."""
-        out = subprocess.run(
-            [sys.executable, "-m", "coordinator", *arguments, "--data", str(self.data), "--json"],
-            check=True, capture_output=True, text=True,
-        ).stdout  # fmt: skip
-        return json.loads(out)
+        words = ["-m", "coordinator", *arguments, "--data", self.data, "--json"]
+        return json.loads(warm.run(words, check=True, capture_output=True, text=True).stdout)
 
     def ask(self, operation, **arguments):
         """The same without a process for it."""

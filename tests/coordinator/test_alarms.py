@@ -1,8 +1,6 @@
 """A device that does not fit its fleet is named to the owner: in the log, by the commands, on the page, in the metrics."""
 
 import ssl
-import subprocess
-import sys
 import urllib.request
 
 import numpy as np
@@ -10,12 +8,13 @@ import pytest
 
 from comigs_edge.fleet.client import RemoteRefused
 from coordinator.protocol.messages import Refusal
+from tests import warm
 from tests.coordinator.rig import Coordinator, Member, random_arrays
 
 
 def printed(coordinator, command):
-    words = [sys.executable, "-m", "coordinator", command, "--data", str(coordinator.data)]
-    return subprocess.run(words, check=True, capture_output=True, text=True).stdout
+    words = ["-m", "coordinator", command, "--data", coordinator.data]
+    return warm.run(words, check=True, capture_output=True, text=True).stdout
 
 
 def page(coordinator, path):

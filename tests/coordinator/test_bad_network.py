@@ -36,8 +36,8 @@ def member(coordinator):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """The device waits a tenth of a second where it would wait minutes."""
-    monkeypatch.setattr(comigs_edge.fleet.client, "MAX_WAIT", 0.1)
+    """The device waits a fiftieth of a second where it would wait minutes."""
+    monkeypatch.setattr(comigs_edge.fleet.client, "MAX_WAIT", 0.02)
 
 
 def update(seed, shapes=SHAPES):

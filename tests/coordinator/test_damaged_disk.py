@@ -1,11 +1,9 @@
 """A coordinator in a process of its own whose files are damaged while it runs and while it does not."""
 
-import os
 import re
 import shutil
 import sqlite3
 import subprocess
-import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from comigs_edge.fleet.client import RemoteRefused
 from comigs_edge.fleet.folder import FleetFolder
 from comigs_edge.home.folder import Home
 from coordinator.protocol import keys
+from tests import warm
 from tests.coordinator.ledger.test_damage import changed, damages, gone
 from tests.coordinator.rig import Coordinator, Member, random_arrays
 
@@ -131,8 +130,7 @@ def test_a_restored_backup_tells_its_devices(fleet, tmp_path):
 
 
 def check(data, *options):
-    words = [sys.executable, "-m", "coordinator", "check", "--data", data, *options]
-    return subprocess.run(words, capture_output=True, text=True, check=False, env=dict(os.environ))
+    return warm.run(["-m", "coordinator", "check", "--data", data, *options], capture_output=True, text=True)
 
 
 def test_check_says_what_is_damaged_and_repair_mends_it(fleet):

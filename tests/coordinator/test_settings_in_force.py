@@ -3,13 +3,13 @@
 import re
 import ssl
 import subprocess
-import sys
 import urllib.request
 from pathlib import Path
 
 import pytest
 
 from coordinator.protocol.messages import State
+from tests import warm
 from tests.coordinator.rig import Coordinator, Member, random_arrays
 
 
@@ -22,8 +22,8 @@ def coordinator(tmp_path):
 
 
 def said(coordinator, *arguments):
-    words = [sys.executable, "-m", "coordinator", *arguments, "--data", coordinator.data]
-    return subprocess.run(words, capture_output=True, text=True, check=False).stdout
+    words = ["-m", "coordinator", *arguments, "--data", coordinator.data]
+    return warm.run(words, capture_output=True, text=True).stdout
 
 
 def log(coordinator):

@@ -262,7 +262,7 @@ def test_updates_of_a_kind_that_is_not_known_are_one_sentence(fleet, device):
         device.exchange()
 
 
-def test_a_coordinator_that_moved_is_followed_with_all_that_waits(tmp_path):
+def test_a_coordinator_that_moved_is_followed_with_all_that_waits(tmp_path, monkeypatch):
     coordinator = Coordinator(tmp_path / "data", update_format="float32")
     try:
         home = Home(tmp_path / "home")
@@ -276,6 +276,7 @@ def test_a_coordinator_that_moved_is_followed_with_all_that_waits(tmp_path):
         assert folder.membership().joined == before.joined
         joining.join(home, coordinator.invite(), None, generalist(base=BASE))
         assert folder.membership().joined == before.joined
+        monkeypatch.setattr(joining, "PATIENCE", 0.5)
         with pytest.raises(Offline, match=r"https://\[fd00::2\]:8443"):  # without its brackets it has no port
             joining.move(home, "fd00::2")
         for address in ("http://pi.local", "https://[::1", "https://pi.local:99999"):

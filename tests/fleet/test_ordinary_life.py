@@ -291,13 +291,14 @@ def test_an_upload_goes_on_with_the_same_bytes_over_any_number_of_outages(coordi
     monkeypatch.setattr(rig, "SHAPES", big)
     monkeypatch.setattr(rig, "arrays", lambda value: arrays(value, big))
     monkeypatch.setattr(rig, "generalist", lambda base: generalist(big, base))
+    monkeypatch.setattr("comigs_edge.fleet.client.MAX_WAIT", 0.1)
     (device,) = make(coordinator, tmp_path, 1)
     begin(coordinator, [device])
     size = 4 * 4 * 64 * 1024
     with Proxy(coordinator.port, Faults(rate=350_000, flap=(0.8, 0.5))) as proxy:
-        device.transport.address, device.transport.patience = f"https://127.0.0.1:{proxy.port}", 1.0
+        device.transport.address, device.transport.patience = f"https://127.0.0.1:{proxy.port}", 0.2
         receipts, exchanges = [], 0
-        while not receipts and exchanges < 60:
+        while not receipts and exchanges < 300:
             device.learn(1.0)
             receipts, exchanges = device.exchange().receipts, exchanges + 1
             assert len(list((coordinator.data / "uploads").iterdir())) <= 1

@@ -1,8 +1,6 @@
 """A roster that the fleet's owner signed: a coordinator that makes up devices gets nothing masked."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from itertools import cycle
 
@@ -20,6 +18,7 @@ from coordinator.protocol.private import masks, steps
 from coordinator.protocol.private.messages import Roster, SignedRoster, Window
 from coordinator.protocol.private.opening import open_sum
 from coordinator.protocol.private.roster import sign_roster
+from tests import warm
 from tests.coordinator import rig
 from tests.coordinator.rig import Coordinator
 from tests.fleet import liar as liars
@@ -231,7 +230,7 @@ def sign_and_use(coordinator, tmp_path, devices, name="roster.json"):
 
 
 def offline(*words):
-    done = subprocess.run([sys.executable, "-m", "coordinator", *map(str, words), "--json"], capture_output=True, text=True)
+    done = warm.run(["-m", "coordinator", *words, "--json"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

@@ -8,10 +8,11 @@ import time
 
 import pytest
 
+from tests import warm
 from tests.coordinator.rig import Coordinator
-from tests.training.test_resume import command, generations
+from tests.training.test_resume import generations, words
 
-STEPS, ROW = 24, 4 * 64  # tokens of a step
+ROW = 4 * 64  # tokens of a step
 
 
 @pytest.fixture
@@ -33,22 +34,22 @@ def sync_until_quiet(run, coordinator):
         run("sync")
 
 
-def test_a_training_that_is_killed_at_random_moments_brings_no_token_less_than_it_trained_on(run, ready, coordinator):
+@pytest.mark.parametrize("kills", [2, pytest.param(6, marks=pytest.mark.torture)])
+def test_a_training_that_is_killed_at_random_moments_brings_no_token_less_than_it_trained_on(run, ready, coordinator, kills):
     settings = ready / "config.toml"
     settings.write_text(settings.read_text().replace("context = 64\n", "context = 64\ncheckpoint_minutes = 0.0\n"))
     run("join", coordinator.invite())
-    rng, kills = random.Random(0), 0
-    while kills < 6:
+    steps, rng = 4 * kills, random.Random(0)
+    for _ in range(kills):
         seen = generations(ready)
-        process = subprocess.Popen(command("--steps", str(STEPS)), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        process = warm.Process(words("--steps", str(steps)), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         while generations(ready) == seen and process.poll() is None:
             time.sleep(0.002)
         time.sleep(rng.random() * 0.05)
         assert process.poll() is None, "the training ended before it was killed"
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        kills += 1
     found = json.loads(run("train", "--resume", "--json").stdout)
     assert found["finished"]
     sync_until_quiet(run, coordinator)
-    assert STEPS * ROW <= counted(coordinator) <= (STEPS + 6 * 3) * ROW
+    assert steps * ROW <= counted(coordinator) <= (steps + kills * 3) * ROW

@@ -4,10 +4,11 @@ import contextlib
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests import warm
 
 needs_mount = pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("mount"), reason="only root can mount a disk here")
 
@@ -61,7 +62,6 @@ def comigs(home, *arguments, filling=None):
     """
     program = ["-m", "comigs_edge"] if filling is None else ["-c", FILLING, str(home.parent), *map(str, filling)]
     environment = os.environ | {"COMIGS_EDGE_HOME": str(home)}
-    words = [sys.executable, *program, *map(str, arguments)]
-    result = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=300)
+    result = warm.run([*program, *arguments], capture_output=True, text=True, env=environment, timeout=300)
     assert "Traceback" not in result.stderr, result.stderr
     return result

@@ -116,8 +116,8 @@ def test_a_disk_without_room_for_a_training_is_said_before_it_begins(small):
 
 
 @pytest.mark.parametrize("command", [["data", "remove", 1], ["export"], ["sync"], ["leave"], ["rollback"]])
-def test_a_full_disk_is_one_sentence_and_nothing_changes(small, command):
-    comigs(small, "train", "--steps", 2)
+def test_a_full_disk_is_one_sentence_and_nothing_changes(small, run, command):
+    run("--home", small, "train", "--steps", 2)
     shutil.rmtree(small / "models", ignore_errors=True)
     fill(small.parent)
     before = snapshot(small)
@@ -128,9 +128,9 @@ def test_a_full_disk_is_one_sentence_and_nothing_changes(small, command):
     assert comigs(small, "status").returncode == 0
 
 
-def test_an_earlier_version_that_finds_no_room_is_not_used_and_nothing_changes(small):
-    comigs(small, "train", "--steps", 2)
-    comigs(small, "train", "--steps", 2)
+def test_an_earlier_version_that_finds_no_room_is_not_used_and_nothing_changes(small, run):
+    run("--home", small, "train", "--steps", 2)
+    run("--home", small, "train", "--steps", 2)
     assert versions(small / "adapters") == [1, 2]
     fill(small.parent)
     before = snapshot(small)

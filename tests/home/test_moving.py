@@ -10,7 +10,6 @@ import signal
 import sqlite3
 import stat
 import subprocess
-import sys
 import tarfile
 import time
 
@@ -19,8 +18,7 @@ import pytest
 from comigs_edge.home import holder, moving
 from comigs_edge.home.folder import Home
 from comigs_edge.inference.history import History
-
-PROGRAM = [sys.executable, "-m", "comigs_edge"]
+from tests import warm
 
 
 def error(result):
@@ -99,7 +97,7 @@ def test_everything_in_the_new_home_is_for_its_owner_alone(run, archive, other):
 
 def test_an_interrupted_training_goes_on_on_the_other_board(ready, run, tmp_path, other, monkeypatch):
     monkeypatch.setenv("COMIGS_EDGE_HOME", str(ready))
-    with subprocess.Popen([*PROGRAM, "train", "--steps", "100000"], stderr=subprocess.DEVNULL) as training:
+    with warm.Process(["-m", "comigs_edge", "train", "--steps", "100000"], stderr=subprocess.DEVNULL) as training:
         while not ((at := holder.present(Home(ready).holder_file)) and at.progress and at.progress.expert_steps >= 1):
             time.sleep(0.1)
         training.send_signal(signal.SIGTERM)
@@ -108,6 +106,7 @@ def test_an_interrupted_training_goes_on_on_the_other_board(ready, run, tmp_path
     assert "next: comigs-edge train --resume" in run("home", "import", tmp_path / "mine.tar").stdout
 
 
+@pytest.mark.usefixtures("no_ordinary_text")
 def test_caches_models_and_logs_stay_behind(archive):
     with tarfile.open(archive) as tar:
         names = set(tar.getnames())
@@ -224,13 +223,13 @@ def test_a_kill_at_any_moment_loses_nothing(ready, run, archive, other, action, 
     before = contents(ready)
     target = archive.parent / "second.tar"
     place = ready if action == "export" else other
-    words = [*PROGRAM, "home", action, str(target if action == "export" else archive)]
-    code = f"import os, signal, sys; sys.argv = {words[2:]!r}; import comigs_edge.home.moving as m; n = [0]\n"
+    words = ["comigs_edge", "home", action, str(target if action == "export" else archive)]
+    code = f"import os, signal, sys; sys.argv = {words!r}; import comigs_edge.home.moving as m; n = [0]\n"
     code += "inner = m._Summed.read\n"
     code += "def read(self, size=65536):\n n[0] += 1\n"
     code += " if n[0] == 9: os.kill(os.getpid(), signal.SIGKILL)\n return inner(self, size)\n"
     code += "m._Summed.read = read; from comigs_edge.cli import main; main()"
-    killed = subprocess.run([sys.executable, "-c", code], env=os.environ | {"COMIGS_EDGE_HOME": str(place)}, check=False)
+    killed = warm.run(["-c", code], env=os.environ | {"COMIGS_EDGE_HOME": str(place)})
     assert killed.returncode == -signal.SIGKILL
     assert not target.exists()
     assert not other.exists()
@@ -238,4 +237,4 @@ def test_a_kill_at_any_moment_loses_nothing(ready, run, archive, other, action, 
         path: data for path, data in before.items() if path.parts[0] != "state"
     }
     monkeypatch.setenv("COMIGS_EDGE_HOME", str(place))
-    run(*words[3:])
+    run(*words[1:])

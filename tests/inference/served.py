@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 
 import requests
 import torch
@@ -15,6 +14,7 @@ from comigs_edge.home import versions
 from comigs_edge.home.folder import Home
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.experts import ExpertsConfig
+from tests import warm
 
 
 def make_home(root, base, *options):
@@ -40,10 +40,9 @@ class Served:
         self.log = home.root.with_suffix(".log")
         with self.log.open("wb") as log:
             words = ["serve", "--port", "0", "--plan", "threads=1", *options]
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "comigs_edge", *words], stdout=subprocess.PIPE, stderr=log, text=True,
-                env={**os.environ, "COMIGS_EDGE_HOME": str(home.root), **environment},
-            )  # fmt: skip
+            environment = os.environ | {"COMIGS_EDGE_HOME": str(home.root)} | environment
+            words = ["-m", "comigs_edge", *words]
+            self.process = warm.Process(words, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
         self.printed = []
         while not self.printed or "Ctrl-C" not in self.printed[-1]:
             line = self.process.stdout.readline()

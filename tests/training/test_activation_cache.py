@@ -15,7 +15,8 @@ from comigs_edge.nn.model import Model
 from comigs_edge.training import activation_cache as cache
 from comigs_edge.training.activation_cache import ActivationCache, clear, record_bytes
 from comigs_edge.training.trainer import Trainer
-from tests.training.test_resume import command, finish, generations
+from tests import warm
+from tests.training.test_resume import finish, generations, words
 from tests.training.test_trainer import rows, schedule
 
 SIZE = 4  # rows of a batch
@@ -140,7 +141,7 @@ def test_a_killed_training_of_the_last_block_goes_on_with_the_same_bits(ready):
 
 
 def kill_after_a_checkpoint(home, *flags):
-    process = subprocess.Popen(command("--steps", "12", *flags), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    process = warm.Process(words("--steps", "12", *flags), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     while not generations(home):
         assert process.poll() is None
         time.sleep(0.002)

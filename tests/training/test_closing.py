@@ -140,6 +140,7 @@ def test_a_training_that_was_stopped_in_its_closing_phase_is_said_to_be_there(op
     assert "of an interrupted training" in run("models", "list").stdout
 
 
+@pytest.mark.usefixtures("no_ordinary_text")
 def test_without_a_zero_expert_a_training_ends_with_its_best_state(opened):
     run = opened("zero_expert=false")
     train(run)

@@ -14,14 +14,17 @@ from contextlib import suppress
 import pytest
 
 from comigs_edge.training import checkpoint
+from tests import warm
 from tests.tiny import some_text
 
-STEPS = 20
+
+def words(*arguments):
+    # The same library every time: on a busy machine the measurement at the start may choose now one, now the other.
+    return ["-m", "comigs_edge", "train", "--json", "--plan", "backend=blas", "--plan", "threads=1", *arguments]
 
 
 def command(*arguments):
-    # The same library every time: on a busy machine the measurement at the start may choose now one, now the other.
-    return [sys.executable, "-m", "comigs_edge", "train", "--json", "--plan", "backend=blas", "--plan", "threads=1", *arguments]
+    return [sys.executable, *words(*arguments)]
 
 
 def generations(home):
@@ -29,7 +32,7 @@ def generations(home):
 
 
 def finish(*arguments):
-    done = subprocess.run(command(*arguments), check=True, capture_output=True, text=True)
+    done = warm.run(words(*arguments), check=True, capture_output=True, text=True)
     return json.loads(done.stdout)
 
 
@@ -40,25 +43,25 @@ def slow_steps(home):
     settings.write_text(text)
 
 
-def test_ten_kills_at_random_moments_end_with_the_same_hash(ready):
+@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.torture)])
+def test_kills_at_random_moments_end_with_the_same_hash(ready, kills):
     slow_steps(ready)
-    straight = finish("--steps", str(STEPS))
-    assert straight["expert_steps"] == STEPS
-    rng, kills = random.Random(0), 0
+    steps, rng = 2 * kills + 2, random.Random(0)
+    straight = finish("--steps", str(steps))
+    assert straight["expert_steps"] == steps
     for path in (ready / "state").glob("checkpoint-*"):
         path.unlink()
     for version in (ready / "adapters").iterdir():
         version.rename(ready / version.name)  # out of the way: both start from the bare base
-    while kills < 10:
+    for _ in range(kills):
         seen = generations(ready)
-        process = subprocess.Popen(command("--steps", str(STEPS)), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        process = warm.Process(words("--steps", str(steps)), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         while generations(ready) == seen and process.poll() is None:
             time.sleep(0.002)
         time.sleep(rng.random() * 0.1)  # in the middle of a step, of a write, of anything
-        assert process.poll() is None, "the training ended before it was killed ten times"
+        assert process.poll() is None, "the training ended before it was killed so often"
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        kills += 1
     resumed = finish("--resume")
     assert resumed["finished"]
     assert resumed["adapters_sha256"] == straight["adapters_sha256"]
@@ -70,7 +73,7 @@ def test_ctrl_c_and_sigterm_save_and_exit_0_with_the_command_that_resumes(ready)
     slow_steps(ready)
     for number in (signal.SIGINT, signal.SIGTERM):
         seen = generations(ready)
-        process = subprocess.Popen(command("--steps", "500"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = warm.Process(words("--steps", "500"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         while generations(ready) == seen:
             time.sleep(0.01)
         process.send_signal(number)
@@ -97,7 +100,7 @@ def test_a_lost_terminal_ends_a_training_like_ctrl_c(ready):
 
 
 def test_ctrl_c_while_loading_says_that_no_step_was_trained(ready):
-    process = subprocess.Popen(command("--steps", "500"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = warm.Process(words("--steps", "500"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     while not (ready / "state" / "holder.json").exists():
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
@@ -133,7 +136,7 @@ def test_a_pipe_that_closes_ends_a_training_like_ctrl_c_but_under_nohup(ready, b
 
 def test_a_training_resumed_on_another_text_compares_no_losses_of_two_texts(ready, run, tmp_path):
     slow_steps(ready)
-    process = subprocess.Popen(command("--steps", "500"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = warm.Process(words("--steps", "500"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not generations(ready):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
@@ -141,7 +144,7 @@ def test_a_training_resumed_on_another_text_compares_no_losses_of_two_texts(read
     before = checkpoint.load(ready / "state").progress
     (tmp_path / "text" / "more.txt").write_text("Another text that nobody has read here yet.\n\n" * 3 + some_text()[::-1])
     run("data", "add", tmp_path / "text")
-    process = subprocess.Popen(command("--steps", "500"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = warm.Process(words("--steps", "500"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     seen = generations(ready)
     while generations(ready) == seen:
         time.sleep(0.01)
