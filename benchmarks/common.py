@@ -7,9 +7,13 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from comigs_edge.errors import ComigsError
+from comigs_edge.simulate import origin
 
 if TYPE_CHECKING:
     from comigs_edge.nn.weights import Base
@@ -35,12 +39,32 @@ def write_json(path: Path, table: Any) -> None:
     print(f"wrote {path}")
 
 
-def text_file(folder: Path, name: str, judge: bool = False) -> Path:
-    """`name` somewhere below `folder`, of judging text in a folder `judging` there; raises `SystemExit` where it is missing."""
-    files = sorted(path for path in folder.rglob(name) if judge == ("judging" in path.relative_to(folder).parts))
-    if not files:
-        raise SystemExit(f"{folder} has no {name} anywhere below it{' in a folder judging' if judge else ''}")
-    return files[0]
+def text_file(folder: Path, text: str, judging: bool = False) -> Path:
+    """As `comigs_edge.simulate.texts.find`; raises `SystemExit`."""
+    from comigs_edge.simulate import texts  # loads torch
+
+    with plainly():
+        return texts.find(folder, text, judging)
+
+
+def frozen_commit(named: str = "") -> str:
+    """The commit that a judgement is of: git's own, and where there is no git the one that is `named`; else `SystemExit`."""
+    with plainly():
+        found = origin.frozen_commit() or named
+    if not found:
+        raise SystemExit(
+            "what judges is of one commit, and there is no git to say which; name it with COMMIT=... in the environment"
+        )
+    return found
+
+
+@contextmanager
+def plainly() -> Iterator[None]:
+    """What a user would read ends the benchmark."""
+    try:
+        yield
+    except ComigsError as error:
+        raise SystemExit(str(error)) from None
 
 
 def open_base(path: Path, device: str, precision: str, threads: int) -> Base:

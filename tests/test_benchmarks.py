@@ -17,8 +17,12 @@ from benchmarks.evidence.work import read_records
 from benchmarks.figures import further, quality, silence
 from benchmarks.mutants.listed import Mutant, read_mutants
 from benchmarks.trials.report import report
+from comigs_edge.data.arrangement import SPLITS
+from comigs_edge.home.folder import corpus
+from comigs_edge.simulate import origin
 from comigs_edge.training.pace import of_steps, seconds_left
 from comigs_edge.training.schedule import Schedule
+from tests.tiny import some_text
 
 ROOT = Path(__file__).parent.parent
 
@@ -66,6 +70,12 @@ def test_the_comparison_at_equal_terms_has_the_figures_of_its_records():
     for _, *cells in rows:
         for cell, table in zip(cells, tables, strict=True):
             assert f" {cell} " in table
+    for table in tables:
+        at_equal_text = {
+            row.split(" | ")[0]: row.split(" | ")[5] for row in table.splitlines() if row.startswith("| comigs-edge")
+        }
+        assert len(at_equal_text) == 2
+        assert all(each in " ".join(text.split()) for each in at_equal_text.values())
 
 
 @pytest.mark.parametrize(("title", "ground"), [("The zero expert", silence.TUNING), ("The zero expert, judged", silence.JUDGING)])
@@ -173,6 +183,59 @@ def test_the_record_of_the_mutants_has_its_figures_in_the_text_and_names_each_su
     text = (ROOT / "docs" / "measurements.md").read_text()
     assert f"{record['tried']} of {record['mutants']} small faults" in text
     assert f"tests notice {record['killed']} of them" in text
+
+
+@pytest.fixture
+def judge(monkeypatch, tmp_path):
+    """`silence --judge` on no text, of committed code, with records in folders of its own."""
+    for module in (common, silence):
+        monkeypatch.setattr(module, "WORK", tmp_path / "work")
+        monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(origin, "commit", lambda: "33d29f372c28")
+    (tmp_path / "text").mkdir()
+
+    def run(*words):
+        monkeypatch.setattr("sys.argv", ["silence", str(tmp_path / "text"), "--judge", *words])
+        silence.main()
+
+    return run
+
+
+def test_a_zero_expert_is_judged_once_whichever_folder_has_the_record(judge, tmp_path):
+    for folder in (tmp_path / "results", tmp_path / "work" / "results"):
+        with pytest.raises(SystemExit, match=r"has no file sv.jsonl"):  # so far it would go
+            judge()
+        folder.mkdir(parents=True)
+        (folder / "zero-expert-judged.json").write_text("{}")
+        with pytest.raises(SystemExit, match=rf"^{folder}/zero-expert-judged.json has judged already, .* delete it if"):
+            judge()
+        (folder / "zero-expert-judged.json").unlink()
+
+
+@pytest.mark.parametrize("words", [("--steps", "60"), ("--texts", "sv"), ("--precision", "float32")])
+def test_a_zero_expert_is_judged_by_the_settings_that_were_frozen_alone(words, judge, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        judge(*words)
+    assert f"leave {words[0]} out" in capsys.readouterr().err
+
+
+def test_a_zero_expert_is_not_judged_while_code_is_not_committed(judge, monkeypatch):
+    monkeypatch.setattr(origin, "commit", lambda: "33d29f372c28-dirty")
+    with pytest.raises(SystemExit, match="files differ from 33d29f372c28; commit all changes first"):
+        judge()
+
+
+def test_a_kept_home_is_of_the_text_at_hand(monkeypatch, tmp_path, tiny_path):
+    monkeypatch.setattr(quality, "find_base", lambda name: (name, tiny_path))
+    source, homes = tmp_path / "de.jsonl", []
+    for seed in (1, 2, 1):
+        written = some_text(40, seed).split("\n\n")
+        source.write_text("\n".join(json.dumps({"text": each}) for each in written))
+        training = quality.open_home(tmp_path, source, [*quality.LINES, "context=32"])
+        homes.append(training.home.root)
+        kept = corpus(training.home, training.settings)
+        assert sorted(each.text for split in SPLITS for each in kept.documents(split)) == sorted(written)
+    assert homes[0] == homes[2] != homes[1]
 
 
 def test_the_minutes_to_the_same_loss_lie_on_the_line_between_two_trainings():

@@ -86,6 +86,14 @@ def test_chats_with_some_people_can_be_left_out(monkeypatch):
     assert [len(chitchat.chats_of(0, without)) for without in ([], [1], [1, 2])] == [2, 1, 0]
 
 
+def test_dialogues_of_tuning_text_are_of_nobody_who_judges(monkeypatch):
+    monkeypatch.setattr(judging, "PEOPLE", (1,))
+    talks = [("anna", 9, "bert", 8), ("bert", 8, "carl", 1), ("carl", 1, "anna", 9)]  # bert has written the second most
+    found = [{"messages": [[{"sender": who, "text": who * size}] for who, size in (talk[:2], talk[2:])]} for talk in talks]
+    monkeypatch.setattr(chitchat, "conversations", lambda: found)
+    assert [each["text"] for each in script.dialogues()] == ["A: carl\nB: " + "anna" * 9]
+
+
 def test_files_are_cut_at_the_limit_and_a_missing_package_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(script, "LIMIT", 1000)
     path = tmp_path / "texts" / "x.jsonl"

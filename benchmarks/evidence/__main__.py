@@ -4,8 +4,8 @@
     python -m benchmarks.evidence TEXT --judge
     python -m benchmarks.evidence --table
 
-With --judge each method whose rates are all done on tuning text is run at its best one on judging text; settings are to be frozen
-in a commit before.
+With --judge each method whose rates are all done on this tuning text is run at its best one on judging text, once; settings are
+to be frozen in a commit before.
 
 Records go to benchmarks/results/evidence, one file a run; run it again to continue. TEXT is as `comigs-edge simulate` wants it.
 """
@@ -18,10 +18,10 @@ import os
 import time
 from pathlib import Path
 
-from benchmarks.common import PRECISIONS, RESULTS, WORK
-from benchmarks.evidence.runs import RECIPES, Run, all_runs, judged_runs, size_label
+from benchmarks.common import PRECISIONS, RESULTS, WORK, frozen_commit
+from benchmarks.evidence.runs import RECIPES, Run, all_runs, first_seed, judged_runs, one_rate, size_label
 from benchmarks.evidence.table import markdown
-from benchmarks.evidence.work import bits, read_records, work_through
+from benchmarks.evidence.work import bits, one_text, read_records, work_through
 from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
 from comigs_edge.nn.experts import FORMS
 from comigs_edge.simulate import origin
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--size", default="quick")
     parser.add_argument("--rounds", type=int, help="in place of the size's, to try it")
     parser.add_argument("--test-tokens", type=int, default=32768, help="of each device, where the text has as many")
-    parser.add_argument("--commit", default=os.environ.get("COMMIT", ""), help="for the records, where there is no git")
+    parser.add_argument("--commit", default=os.environ.get("COMMIT", ""), help="of the code, where there is no git to say it")
     parser.add_argument("--records", type=Path, default=RECORDS)
     options = parser.parse_args()
     recipes = tuple(options.recipes.split(","))
@@ -62,20 +62,22 @@ def main() -> None:
 def _work(options: argparse.Namespace, recipes: tuple[str, ...], until: float) -> None:
     from benchmarks.evidence.play import Ground  # loads torch
 
-    commit = options.commit or origin.commit()
-    if options.judge and (not commit or commit.endswith("-dirty")):
-        raise SystemExit("what judges is of one commit: commit all changes first; where there is no git, name it with --commit")
+    commit = frozen_commit(options.commit) if options.judge else origin.commit() or options.commit
     jobs = options.jobs or (16 if options.device == "cuda" else 1)
     ground = Ground(
         text=options.text.absolute(), base=options.base or find_base(DEFAULT_BASE)[1], size=options.size, rounds=options.rounds,
         test_tokens=options.test_tokens, device=options.device, precision=options.precision, threads=options.threads,
         commit=commit, until=until, unfinished=WORK / "unfinished" if options.device == "cpu" else None,
     )  # fmt: skip
-    tuned = bits(read_records(options.records, ground.size_label))  # from these rates are chosen, before anything is judged
-    if options.judge and not judged_runs(recipes, tuned):
-        raise SystemExit(
-            "there is nothing to judge: no method has all its rates done on tuning text; run it without --judge first"
-        )
+    records = read_records(options.records, ground.size_label)
+    tuned = bits(records)  # from these rates are chosen, before anything is judged
+    if options.judge:
+        if not (runs := judged_runs(recipes, tuned)):
+            raise SystemExit(
+                "there is nothing to judge: no method has all its rates done on tuning text; run it without --judge first"
+            )
+        one_text(ground, records, first_seed(recipes))
+        one_rate([*records, *runs])
 
     def listed(done: dict[Run, float]) -> list[Run]:
         runs = judged_runs(recipes, tuned) if options.judge else all_runs(recipes, done)

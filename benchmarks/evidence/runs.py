@@ -52,8 +52,8 @@ class Run:
         return f"{text}-{size}-{self.label}-{self.rate:g}-{self.seed}{steps}"
 
 
-LORA = ("comigs-edge", "local", "fedavg", "fedavg-r8", "local-train-valid", "fedavg-train-valid")
-PARALLEL = ("comigs-edge", "local", "fedavg")
+# Does the mixture lose nothing? Rivals of as many weights, then of its bytes, then those that learn its router's text too.
+METHODS = ("comigs-edge", "local", "fedavg", "fedavg-r8", "local-train-valid", "fedavg-train-valid")
 PAPERS = ("comigs-1g1s", "pfedmoe")
 RIVALS = ("fedalt", "fedsa-lora", "fedex-lora", "flexlora", "ffa-lora", "ffa-lora-r32", "fdlora", "pcl")
 
@@ -74,8 +74,8 @@ def no_regret(recipes: Iterable[str]) -> list[Run]:
     for number, rate in enumerate(RATES):
         if number < len(FACTORS):  # the default form first: what is installed
             other = FACTORS[number] * FORMS["parallel"].learning_rate
-            runs += [_parallel(block, recipe, method, other) for recipe in recipes for method in PARALLEL]
-        runs += [Run(block, recipe, method, rate) for method in LORA for recipe in recipes]
+            runs += [_parallel(block, recipe, method, other) for method in METHODS for recipe in recipes]
+        runs += [Run(block, recipe, method, rate) for method in METHODS for recipe in recipes]
     return runs
 
 
@@ -116,6 +116,17 @@ def best_rates(recipes: tuple[str, ...], bits: dict[Run, float]) -> list[Run]:
     for run in first_seed(recipes):
         by_method.setdefault((run.label, run.recipe), []).append(run)
     return [min(each, key=bits.__getitem__) for each in by_method.values() if all(run in bits for run in each)]
+
+
+def one_rate(runs: Iterable[Run]) -> None:
+    """Raises `SystemExit` where runs that judge have two rates of one method, of which the better would be chosen by them."""
+    rates: dict[tuple[str, str], float] = {}
+    for run in runs:
+        if run.judged and (rate := rates.setdefault((run.recipe, run.label), run.rate)) != run.rate:
+            raise SystemExit(
+                f"{run.recipe} is judged with {run.label} at {rate:g} and at {run.rate:g}, and no rate is chosen there; "
+                "keep the records of one of them in a folder"
+            )
 
 
 def with_judged(recipes: tuple[str, ...]) -> tuple[str, ...]:

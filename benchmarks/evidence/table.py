@@ -5,17 +5,18 @@ from __future__ import annotations
 import functools
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.evidence.runs import SEED, Run, length, with_judged
+from benchmarks.evidence.runs import SEED, Run, length, one_rate, with_judged
 from benchmarks.evidence.work import Record, bits
 
 DRAWS = 10_000
 RIVALS = ("local", "fedavg")
+EQUAL_TEXT = ("local-train-valid", "fedavg-train-valid")  # learn from the text of the mixture's router too
 Floats = npt.NDArray[np.float64]
 
 
@@ -27,9 +28,13 @@ JUDGING = (
 
 
 def markdown(records: dict[Run, Record], recipes: tuple[str, ...], judged: bool = False) -> str:
-    """One table for each recipe, of tuning or of judging text. Raises `SystemExit` where records of one have different text."""
+    """One table for each recipe, of tuning or of judging text.
+
+    Raises `SystemExit` where records of one recipe have different text, or two rates of one method judge.
+    """
     names = with_judged(recipes) if judged else recipes
     records = {run: record for run, record in records.items() if run.judged == judged and run.recipe in names}
+    one_rate(records)
     if not records:
         return "no run is done\n"
     lines = [
@@ -38,8 +43,9 @@ def markdown(records: dict[Run, Record], recipes: tuple[str, ...], judged: bool 
         "",
         "Bits per byte of test text, mean over devices, with perplexity a token in brackets; the state is chosen by validation",
         "text, the last one is beside it. Rates are the experts' first. All methods computed the tokens of the last column,",
-        f"routers' included. The difference is to the better of {' and '.join(RIVALS)}, each at its best rate, over the seeds",
-        f"that both have; the interval holds 95 % of {DRAWS:,} paired draws of test documents and seeds.",
+        f"routers' included. Differences are to the better of {' and '.join(RIVALS)} and, at equal text, of",
+        f"{' and '.join(EQUAL_TEXT)}, each in its best form at its best rate, over the seeds that both have;",
+        f"the interval holds 95 % of {DRAWS:,} paired draws of test documents and seeds.",
     ]
     for recipe in names:
         there = {run: record for run, record in records.items() if run.recipe == recipe}
@@ -95,16 +101,21 @@ def _recipe_table(recipe: str, records: dict[Run, Record]) -> list[str]:
     for run in sorted(records, key=lambda run: (run.label, run.rate)):
         by_label.setdefault(run.label, []).append(run)
     best = {label: found for label, runs in by_label.items() if (found := best_run(records, runs))}
-    rivals = [best[label] for label in RIVALS if label in best]
-    rival = min(rivals, key=bits(records).__getitem__) if len(rivals) == len(RIVALS) else None
-    against = rival.label if rival else "the better rival"
+    rivals = [_better(best.values(), methods, bits(records)) for methods in (RIVALS, EQUAL_TEXT)]
+    against, equal_text = (rival.label if rival else "the better rival" for rival in rivals)
     lines = [
         f"**{recipe}**, test documents (windows) of the devices: {documents}; text {digest}", "",
-        f"| method | at each rate, seed {SEED} | best | last state | against {against} | seeds | "
-        "tokens |", "|---|---|---|---|---|---|---|",
+        f"| method | at each rate, seed {SEED} | best | last state | against {against} | at equal text, against {equal_text} "
+        "| seeds | tokens |", "|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     order = sorted(by_label, key=lambda label: records[best[label]]["bits_per_byte"] if label in best else math.inf)
-    return lines + [_row(label, by_label[label], records, best.get(label), rival) for label in order]
+    return lines + [_row(label, by_label[label], records, best.get(label), rivals) for label in order]
+
+
+def _better(best: Collection[Run], methods: tuple[str, ...], found: dict[Run, float]) -> Run | None:
+    """The best run of these methods in any form; None where one of them is missing."""
+    runs = [run for run in best if run.method in methods]
+    return min(runs, key=found.__getitem__) if {run.method for run in runs} == set(methods) else None
 
 
 def best_run(records: dict[Run, Record], runs: list[Run]) -> Run | None:
@@ -113,23 +124,25 @@ def best_run(records: dict[Run, Record], runs: list[Run]) -> Run | None:
     return min(there, key=bits(records).__getitem__, default=None)
 
 
-def _row(label: str, runs: list[Run], records: dict[Run, Record], best: Run | None, rival: Run | None) -> str:
+def _row(label: str, runs: list[Run], records: dict[Run, Record], best: Run | None, rivals: list[Run | None]) -> str:
     at_rates = ", ".join(
         f"{run.rate:g}: " + (f"{records[run]['bits_per_byte']:.4f}" if "devices" in records[run] else "diverged")
         for run in runs if run.seed == SEED
     )  # fmt: skip
-    cells: list[Any] = [label, at_rates, "", "", "", "", ""]
+    cells: list[Any] = [label, at_rates, "", "", *[""] * len(rivals), "", ""]
     if best is not None:
         own = seeds(records, best)
         cells[2] = f"{statistics.mean(record['bits_per_byte'] for record in own.values()):.4f} ({_perplexity(own.values()):.2f})"
         cells[3] = f"{statistics.mean(record['last_bits_per_byte'] for record in own.values()):.4f}"
-        cells[5], cells[6] = len(own), f"{records[best]['tokens']:,}"
-        if rival is not None and rival != best:
-            other = seeds(records, rival)
-            common = sorted(own.keys() & other.keys())
-            percent, low, high = difference([own[seed] for seed in common], [other[seed] for seed in common])
-            cells[4] = f"{percent:+.2f} % [{low:+.2f}, {high:+.2f}]"
+        cells[4:-2] = ["" if rival is None or rival == best else _against(own, seeds(records, rival)) for rival in rivals]
+        cells[-2:] = len(own), f"{records[best]['tokens']:,}"
     return f"| {' | '.join(map(str, cells))} |"
+
+
+def _against(own: dict[int, Record], other: dict[int, Record]) -> str:
+    common = sorted(own.keys() & other.keys())
+    percent, low, high = difference([own[seed] for seed in common], [other[seed] for seed in common])
+    return f"{percent:+.2f} % [{low:+.2f}, {high:+.2f}]"
 
 
 def _perplexity(records: Iterable[Record]) -> float:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
@@ -35,18 +35,25 @@ def bits(records: dict[Run, Record]) -> dict[Run, float]:
     return {run: record.get("bits_per_byte", float("inf")) for run, record in records.items()}
 
 
+def one_text(ground: Ground, records: dict[Run, Record], runs: Iterable[Run]) -> None:
+    """Raises `SystemExit` where the record of one of the runs is of another text than that at hand."""
+    from benchmarks.evidence.play import text_digest
+
+    for run in runs:
+        if run in records and records[run]["text"] != text_digest(run, ground):
+            raise SystemExit(f"records of {run.recipe} are of another text than {ground.text} has; name other --records")
+
+
 def work_through(ground: Ground, folder: Path, listed: Listed, jobs: int) -> None:
     """Starts runs until the list is done or `ground.until` has come; `listed` gives the list as far as the bits show it.
 
     Raises `SystemExit` where records of the list are of another text than that at hand.
     """
-    from benchmarks.evidence.play import play, text_digest  # loads torch, which the table does without
+    from benchmarks.evidence.play import play  # loads torch, which the table does without
 
     folder.mkdir(parents=True, exist_ok=True)
     records, failed, flying = read_records(folder, ground.size_label), set[Run](), dict[Future[Record | None], Run]()
-    for run in listed(bits(records)):
-        if run in records and records[run]["text"] != text_digest(run, ground):
-            raise SystemExit(f"records of {run.recipe} in {folder} are of another text; name another folder with --records")
+    one_text(ground, records, listed(bits(records)))
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
         while True:
             for run in listed(bits(records)):

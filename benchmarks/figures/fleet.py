@@ -112,7 +112,7 @@ class Device:
         self.run("init")
         change_settings(self.home, SETTINGS)
         source = self._work / f"{self.name}.jsonl"
-        lines = text_file(self._text, f"{self.name}.jsonl").read_text().splitlines()
+        lines = text_file(self._text, self.name).read_text().splitlines()
         canaries = [json.dumps({"text": f"{CANARY.format(self.name)} {number}. " * 20}) for number in range(40)]
         source.write_text("\n".join([*lines, *canaries]))
         self.run("data", "add", str(source))

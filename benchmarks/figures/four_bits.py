@@ -63,7 +63,7 @@ def one(name: str, options: argparse.Namespace) -> dict[str, Any]:
     if not training.exists():  # a training that was cut off is done again from its start: its seconds are wanted whole
         shutil.rmtree(home, ignore_errors=True)
         settings = {"train": SETTINGS, "quantize": f'format = "{format_name}"\nstart = {start}'}
-        source = text_file(options.text, f"{text}.jsonl")
+        source = text_file(options.text, text)
         make_home(home, source, "--specialists", "1", "--expert-form", form, settings=settings)
         training.write_text(run(home, "train", "--no-pause", "--steps", str(STEPS), "--json"))
     trained = json.loads(training.read_text())

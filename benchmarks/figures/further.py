@@ -182,7 +182,7 @@ def main() -> None:
     done = json.loads(saved.read_text()) if saved.exists() else {}
     wanted = [RUNS[int(number)] for number in options.only.split(",")] if options.only else RUNS
     for name in options.texts.split(","):
-        homes = prepare(options.work, text_file(options.text, f"{name}.jsonl"))
+        homes = prepare(options.work, text_file(options.text, name))
         for each in wanted:
             key = f"{name} {each}"
             if key not in done and time.monotonic() < end:

@@ -143,7 +143,7 @@ def train(run_name: tuple[str, str], times: dict[str, dict[str, Any]], options: 
     record = home.with_suffix(".trained.json")
     if record.exists():
         return
-    epoch = prepare(home, text_file(options.text, f"{text}.jsonl"), RUNS[text][0], variant)
+    epoch = prepare(home, text_file(options.text, text), RUNS[text][0], variant)
     steps = steps_that_fit(options.seconds, pace(variant, times, epoch), SCHEDULE, has_router=True)
     cache = "true" if variant.cache else "false"
     lines = [f"cache={cache}", "precision=float32", "checkpointing=attention", "threads=1"]

@@ -99,11 +99,11 @@ def main() -> None:
         "help_seconds": round(help_seconds(), 3),
     }
     for name, steps in JOBS.items():
-        results[name] = job(options.work / name, text_file(options.text, f"{name}.jsonl"), steps)
+        results[name] = job(options.work / name, text_file(options.text, name), steps)
     results["exactness"] = {"1 generalist + 1 specialist": exactness(options.work / "de", options.work)}
     three = options.work / "de-3"
     if not (three / "adapters").exists():
-        prepare(three, text_file(options.text, "de.jsonl"), specialists=3)
+        prepare(three, text_file(options.text, "de"), specialists=3)
         run(three, "train", "--no-pause", "--steps", "3")
     results["exactness"]["1 generalist + 3 specialists"] = exactness(three, options.work)
     print(json.dumps(results, indent=1))

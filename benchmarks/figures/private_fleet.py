@@ -47,7 +47,7 @@ class Member(Device):
     def prepare(self) -> None:
         """Home, settings and text; without canaries, so that both fleets train on the text alone."""
         change_settings(self.home, SETTINGS)
-        self.run("data", "add", str(text_file(self._text, f"{self.name}.jsonl")))
+        self.run("data", "add", str(text_file(self._text, self.name)))
 
     def learn(self, *more: str) -> None:
         """One training."""

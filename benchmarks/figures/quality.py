@@ -12,6 +12,7 @@ quality-per-minute.json, and with matplotlib quality-per-minute.png
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import statistics
@@ -52,16 +53,17 @@ RUNS = (Run("before", 100), Run("now", 50), Run("now", 75))
 
 
 def open_home(work: Path, source: Path, planned: list[str]) -> TrainingRun:
-    """A training of this text with these lines of the plan, not begun."""
-    folder = work / source.stem
+    """A training of the text's first part with these lines of the plan, not begun; a home is of one text and never of another."""
+    lines, taken = [], 0
+    for line in source.read_text().splitlines(keepends=True):
+        if taken < BYTES:
+            lines.append(line)
+            taken += len(line.encode())
+    text = "".join(lines).encode()
+    folder = work / f"{source.stem}-{hashlib.sha256(text).hexdigest()[:16]}"
     if not folder.exists():
-        lines, taken = [], 0
-        for line in source.read_text().splitlines(keepends=True):
-            if taken < BYTES:
-                lines.append(line)
-                taken += len(line.encode())
-        part = work / f"{source.stem}.jsonl"
-        part.write_text("".join(lines))
+        part = work / f"{folder.name}.jsonl"
+        part.write_bytes(text)
         make_home(folder, part, "--base", find_base(DEFAULT_BASE)[1], settings={})
         (folder / "state").mkdir(exist_ok=True)
     home = Home(folder)
@@ -179,7 +181,7 @@ def main() -> None:
     saved, end = options.work / "runs.json", time.monotonic() + 60 * options.minutes
     done = json.loads(saved.read_text()) if saved.exists() else {}
     for name in options.texts.split(","):
-        source = text_file(options.text, f"{name}.jsonl")
+        source = text_file(options.text, name)
         for wanted in RUNS:
             key = f"{name}, {wanted.label}"
             if key not in done and time.monotonic() < end:

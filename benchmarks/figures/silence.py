@@ -5,18 +5,20 @@
 TEXT is a folder with the files of `TUNING` somewhere below it. Each of its first part is the text of one home, which is trained
 once, by the product's defaults; behind that the closing phase is done anew for each of its odds. The gain that is kept is that on
 test text, in brackets on validation text. With --judge it is `JUDGING`, text that nothing was chosen on, by the product's odds
-alone, once all changes are committed. Writes zero-expert.json, or zero-expert-judged.json
+alone with the settings that stand here, once all changes are committed, and once only. Writes zero-expert.json, or
+zero-expert-judged.json
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.common import WORK, result_file, text_file, write_json
+from benchmarks.common import RESULTS, WORK, frozen_commit, result_file, text_file, write_json
 from benchmarks.figures.quality import open_home
 from benchmarks.trials.text import splits
 from comigs_edge import files
@@ -52,6 +54,7 @@ JUDGING = Ground(
     ("sv", "manuals", "user06"), ("people", "geography", "guides", "pt", "code_perl"), (OWN,), True, "zero-expert-judged.json"
 )
 LINES = ["specialists=1", "batch=8", "context=128", "threads=1", "zero_expert=true"]
+FROZEN = ("steps", "texts", "precision")  # options that go with no --judge
 OWN_TOKENS, OTHER_TOKENS = 8192, 2048  # of test text that are measured
 
 
@@ -67,7 +70,7 @@ def read_tests(run: TrainingRun, elsewhere: dict[str, Path], tokenizer: Tokenize
     own = limit(encode(corpus(run.home, run.settings), tokenizer, "test", []), OWN_TOKENS)
     others = {
         name: splits(file, {"test": OTHER_TOKENS}, tokenizer)["test"]
-        for name, file in elsewhere.items() if name != run.home.root.name
+        for name, file in elsewhere.items()
     }  # fmt: skip
     context = run.plan.context
     return Tests(Rows(own, context, 0), {name: Rows(each, context, 0) for name, each in others.items()})
@@ -110,7 +113,7 @@ def of_text(run: TrainingRun, tests: Tests, steps: int, all_odds: tuple[float, .
         for _ in phase.run():
             pass
         records.append({"odds": odds, "validation": phase.loss} | measure(phase.model, tests, run))
-        print(run.home.root.name, records[-1], flush=True)
+        print(records[-1], flush=True)
     return records
 
 
@@ -141,17 +144,23 @@ def main() -> None:
     parser.add_argument("--judge", action="store_true", help="on judging text; wants all changes to be committed")
     parser.add_argument("--work", type=Path, default=WORK / "silence")
     options = parser.parse_args()
-    ground, commit = JUDGING if options.judge else TUNING, origin.commit()
-    if options.judge and (not commit or commit.endswith("-dirty")):
-        raise SystemExit("what judges is of one commit: commit all changes first")
+    ground, commit = TUNING, origin.commit()
+    if options.judge:
+        if changed := [f"--{name}" for name in FROZEN if getattr(options, name) != parser.get_default(name)]:
+            parser.error(f"--judge is with the settings that were chosen before; leave {', '.join(changed)} out")
+        ground, commit = JUDGING, frozen_commit(os.environ.get("COMMIT", ""))
+        for path in (folder / ground.record for folder in (RESULTS, WORK / "results")):
+            if path.exists():
+                raise SystemExit(f"{path} has judged already, and nothing is judged twice; delete it if it is not to count")
     names = options.texts.split(",") if options.texts else ground.texts
-    paths = {name: text_file(options.text, f"{name}.jsonl", ground.judge) for name in (*names, *ground.elsewhere)}
-    elsewhere = {name: paths[name] for name in ground.elsewhere}
+    paths = {name: text_file(options.text, name, ground.judge) for name in (*names, *ground.elsewhere)}
     options.work.mkdir(parents=True, exist_ok=True)
     texts = {}
     tokenizer = Tokenizer(find_base(DEFAULT_BASE)[1])
     for name in names:
         run = open_home(options.work, paths[name], [*LINES, f"precision={options.precision}"])
+        elsewhere = {other: paths[other] for other in ground.elsewhere if other != name}
+        print(name, flush=True)
         texts[name] = of_text(run, read_tests(run, elsewhere, tokenizer), options.steps, ground.odds)
     print(markdown(texts, ground.elsewhere))
     facts: dict[str, Any] = {"lines": LINES, "precision": options.precision, "steps": options.steps, "commit": commit}

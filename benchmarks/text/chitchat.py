@@ -28,12 +28,18 @@ def conversations() -> list[dict[str, Any]]:
     return list(json.loads((Path(spec.origin).parent / "dataset.json").read_text()).values())
 
 
-def chats_of(rank: int, without: Collection[int] = ()) -> list[list[dict[str, str]]]:
-    """The chats of the person with that rank, with roles `user` and `assistant`, but for those with people of ranks `without`."""
+def conversations_without(ranks: Collection[int]) -> list[dict[str, Any]]:
+    """Those in which nobody of these ranks writes."""
     found = conversations()
     people = _people(found)
-    others = {people[each] for each in without}
-    chats = (_chat(each["messages"], people[rank]) for each in found if not writers(each) & others)
+    others = {people[each] for each in ranks}
+    return [each for each in found if not writers(each) & others]
+
+
+def chats_of(rank: int, without: Collection[int] = ()) -> list[list[dict[str, str]]]:
+    """The chats of the person with that rank, with roles `user` and `assistant`, but for those with people of ranks `without`."""
+    person = _people(conversations())[rank]
+    chats = (_chat(each["messages"], person) for each in conversations_without(without))
     return [chat for chat in chats if chat]
 
 

@@ -19,7 +19,8 @@ Artistic or GPL-1+; CC BY-SA 3.0; as stated in each page; BSD |
 A package that is not installed is named and passed over; `--root FOLDER` looks for Debian's files below another folder (as
 `dpkg -x` unpacks them). Every line of a file is one document, {"id", "text"} or {"messages"}; files are cut at 320,000
 characters. A paragraph that a translation shares with the English text was not translated, and is dropped. What is in the folder
-`judging` is read with --judge alone; chats there are with nobody whose own are in another folder.
+`judging` is read with --judge alone; chats there are with nobody whose own are in another folder, and domains/dialogue has nobody
+who judges.
 """
 
 from __future__ import annotations
@@ -119,8 +120,8 @@ def articles() -> dict[str, list[Document]]:
 
 
 def dialogues() -> Iterator[Document]:
-    """Conversations of the chitchat dataset as text, A and B in turn."""
-    for number, conversation in enumerate(chitchat.conversations()):
+    """Conversations of the chitchat dataset as text, A and B in turn, without the people who judge."""
+    for number, conversation in enumerate(chitchat.conversations_without(judging.PEOPLE)):
         turns = [message for turn in conversation["messages"] for message in turn]
         names: dict[str, str] = {}
         lines = [f"{names.setdefault(m['sender'], 'AB'[min(1, len(names))])}: {m['text'].strip()}" for m in turns]

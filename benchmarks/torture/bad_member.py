@@ -222,7 +222,7 @@ def measure(folder: Path, steps: int, attacker_steps: int, output: Path) -> None
     """All attacks; writes the JSON after each."""
     begin, path = time.monotonic(), find_base(DEFAULT_BASE)[1]
     base, tokenizer = open_base(path, torch.get_num_threads()), Tokenizer(path)
-    own = [texts(text_file(folder, f"user{rank:02}.jsonl")) for rank in PEOPLE]
+    own = [texts(text_file(folder, f"user{rank:02}")) for rank in PEOPLE]
     rate = FORMS["parallel"].learning_rate
     devices = []
     for seed, found in enumerate(own):

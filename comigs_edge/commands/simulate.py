@@ -48,7 +48,8 @@ def simulate(
     ] = None,
     judge: Annotated[
         bool, typer.Option("--judge", help="On judging text, which no setting may be chosen on: documents are split otherwise, "
-                           "and recipes for judging can be read.")
+                           "and recipes for judging can be read. One run at the recipe's rates, of committed code; "
+                           "`make evidence` judges each method at its best rate.")
     ] = False,
     leaky: Annotated[
         bool, typer.Option("--leaky", help="Train by the loop of the paper's published code, whose gradients leak between router "
@@ -57,10 +58,12 @@ def simulate(
     json: Annotated[bool, typer.Option("--json", help="Print JSON at the end; progress goes to standard error.")] = False,
 ) -> None:  # fmt: skip
     """Train a fleet of virtual devices on this machine and compare methods. Run it again to continue."""
+    from comigs_edge.simulate import origin, report
     from comigs_edge.simulate import recipe as recipes
-    from comigs_edge.simulate import report
     from comigs_edge.simulate.methods import catalogue
 
+    if judge:
+        origin.frozen_commit()
     for name, value, known in (("--device", device, ("cpu", "cuda")), ("--precision", precision, ("float32", "bfloat16"))):
         if value not in known:
             raise typer.BadParameter(f"{name} {value} must be one of {', '.join(known)}")
@@ -86,6 +89,10 @@ def simulate(
         f"Base {base}, {forms}, {precision}, on {made_on}" + (", by the published code's leaky loop." if leaky else "."),
     ]
     sentences.append(f"{'Judging' if judge else 'Tuning'} text, digest {simulation.text_digest[:16]}.")
+    if judge:
+        sentences.append(
+            "Every method has the recipe's rates here; what judges methods is `make evidence JUDGE=1`, each at its best rate."
+        )
     _report(results, scores, sentences, simulation, json)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+from comigs_edge.errors import ComigsError
+
 CHECKOUT = Path(__file__).parents[2]
 
 
@@ -17,3 +19,11 @@ def commit() -> str:
         return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
+
+
+def frozen_commit() -> str:
+    """The commit that a judgement is of, empty without a checkout or git; raises `ComigsError` where files differ from it."""
+    found = commit()
+    if found.endswith("-dirty"):
+        raise ComigsError(f"what judges is of one commit, and files differ from {found[:-6]}; commit all changes first")
+    return found

@@ -2,7 +2,7 @@
 
 Splits are by the hash of a document's content and near-duplicates are left out within a device, so what one device is tested on
 no other device trains on either, unless it is worded differently. Settings are chosen on tuning text. What judges them is split
-by another salt, and recipes for judging and files in a folder `judging` are not read without asking.
+by another salt, and recipes for judging are not read without asking; their files, and no others, lie in a folder `judging`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def read(
         raise ComigsError(
             f'the text of "{recipe.about}" is kept for judging; choose settings on another recipe, then add --judge'
         )
-    files = {name: find(folder, device.text, judge) for name, device in recipe.devices.items()}
+    files = {name: find(folder, device.text, recipe.judging) for name, device in recipe.devices.items()}
     splits = {}
     for number, (name, path) in enumerate(files.items(), 1):
         splits[name] = _splits(path, tokenizer, JUDGING if judge else "")
@@ -72,13 +72,15 @@ def read(
     return texts
 
 
-def find(folder: Path, text: str, judge: bool = False) -> Path:
-    """The file TEXT.jsonl somewhere below `folder`; what is in a folder `judging` there is found with `judge` alone."""
+def find(folder: Path, text: str, judging: bool = False) -> Path:
+    """The file TEXT.jsonl somewhere below `folder`; for `judging` it lies in a folder `judging`, be that above, else in none."""
     folder = folder.expanduser()
     found = sorted(folder.rglob(f"{text}.jsonl"))
-    paths = [path for path in found if judge or JUDGING not in path.relative_to(folder).parts[:-1]]
+    paths = [path for path in found if judging == (JUDGING in (*path.absolute().parts, *path.resolve().parts))]
     if found and not paths:
-        raise ComigsError(f"{found[0]} is kept for judging; choose settings on other text, then add --judge")
+        kept = "is kept for judging, and read by recipes for judging alone, with --judge; name a folder of other text"
+        elsewhere = f"is not in a folder {JUDGING}, from which recipes for judging are read; move it into one"
+        raise ComigsError(f"{found[0]} {elsewhere if judging else kept}")
     if len(paths) != 1:
         there = f"{len(paths)} files {text}.jsonl" if paths else f"no file {text}.jsonl"
         raise ComigsError(f"{folder} has {there} where one is needed; name a folder with one JSONL file a person")

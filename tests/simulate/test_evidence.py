@@ -2,7 +2,7 @@
 
 import json
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 
 import numpy as np
@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.evidence import __main__ as evidence
 from benchmarks.evidence import work
-from benchmarks.evidence.play import Ground, equal_terms, play
+from benchmarks.evidence.play import Ground, equal_terms, play, text_digest
 from benchmarks.evidence.runs import RATES, RECIPES, Run, all_runs, first_seed, judged_runs, length, with_judged
 from benchmarks.evidence.table import difference, markdown
 from comigs_edge.home.config import TrainConfig
@@ -78,15 +78,27 @@ def test_more_seeds_come_at_each_methods_best_rate_once_all_rates_are_done():
     bits.pop(next(run for run in bits if run.label == "fedavg"))
     more = all_runs(RECIPES[:1], bits)[len(runs) :]
     assert [(run.label, run.rate, run.seed) for run in more] == [("local", 2e-3, 45), ("local", 2e-3, 47)]
-    assert length(RECIPES[:1]) == len(all_runs(RECIPES[:1], dict.fromkeys(runs, 1.0))) == 33 + 4 + 32 + 2 * 19
+    assert length(RECIPES[:1]) == len(all_runs(RECIPES[:1], dict.fromkeys(runs, 1.0))) == 42 + 4 + 32 + 2 * 22
 
 
 def test_the_most_telling_runs_come_first():
     runs = first_seed(RECIPES)
-    assert {(run.form, run.rate) for run in runs[:9]} == {("parallel", FORMS["parallel"].learning_rate)}
-    assert {(run.form, run.rate) for run in runs[9:27]} == {("lora", RATES[0])}
-    assert {run.recipe for run in runs[:9]} == {run.recipe for run in runs[9:27]} == set(RECIPES[:3])
-    assert len(set(runs)) == len(runs) == 4 * 69
+    assert {run.method for run in runs[:9]} == {"comigs-edge", "local", "fedavg"}
+    assert {(run.form, run.rate) for run in runs[:18]} == {("parallel", FORMS["parallel"].learning_rate)}
+    assert {(run.form, run.rate) for run in runs[18:36]} == {("lora", RATES[0])}
+    assert {run.recipe for run in runs[:9]} == {run.recipe for run in runs[18:27]} == set(RECIPES[:3])
+    assert len(set(runs)) == len(runs) == 4 * 78
+
+
+def test_both_forms_have_rivals_of_equal_bytes_and_of_equal_text(ground):
+    runs = {run.label: run for run in first_seed(RECIPES[:1])}
+    for end in ("", "-parallel"):
+        assert {f"local-train-valid{end}", f"fedavg-train-valid{end}"} <= runs.keys()
+        names = ("comigs-edge", "fedavg-r8", "fedavg")
+        product, equal, double = (
+            play(Run("", "three", name, 0.01, runs[f"fedavg{end}"].form), ground)["bytes_moved"] for name in names
+        )
+        assert [equal / product, double / product] == pytest.approx([1, 2], rel=0.1)
 
 
 def test_each_method_is_judged_at_the_rate_that_was_best_on_tuning_text_and_at_no_other():
@@ -116,19 +128,68 @@ def test_what_is_judged_is_of_other_text_and_says_so(ground, tmp_path):
         assert text.count("**three**") == 1
 
 
-@pytest.mark.parametrize("commit", ["", "33d29f372c28-dirty"])
-def test_nothing_is_judged_while_code_is_not_committed(commit, tmp_path, monkeypatch):
-    monkeypatch.setattr(origin, "commit", lambda: commit)
-    monkeypatch.setattr("sys.argv", ["evidence", str(tmp_path), "--judge", "--records", str(tmp_path)])
-    with pytest.raises(SystemExit, match=r"commit all changes first"):
+@pytest.fixture
+def judge(ground, tmp_path, monkeypatch):
+    """Begins to judge with the records of a folder, in no time, of code at a commit."""
+
+    def run(*words, commit="33d29f372c28"):
+        monkeypatch.setattr(origin, "commit", lambda: commit)
+        fixed = ["--judge", "--recipes", "multilingual", "--rounds", "1", "--test-tokens", "1000", "--minutes", "0"]
+        fixed += ["--base", str(ground.base), "--records", str(tmp_path / "records")]
+        monkeypatch.setattr("sys.argv", ["evidence", str(ground.text), *fixed, *words])
         evidence.main()
 
+    return run
 
-def test_nothing_is_judged_before_a_rate_was_chosen(tmp_path, tiny_path, monkeypatch):
-    words = ["evidence", str(tmp_path), "--judge", "--records", str(tmp_path), "--base", str(tiny_path), "--commit", "33d29f3"]
-    monkeypatch.setattr("sys.argv", words)
+
+@pytest.fixture
+def write_record(tmp_path):
+    """Writes a record of made-up scores."""
+    (tmp_path / "records").mkdir()
+
+    def write(run, text, bits=1.0):
+        record = record_of([bits, bits], text=text) | {"run": asdict(run), "size": "quick.1"}
+        (tmp_path / "records" / f"{run.name('quick.1')}.json").write_text(json.dumps(record))
+
+    return write
+
+
+@pytest.mark.parametrize("words", [(), ("--commit", "33d29f372c28")])
+def test_nothing_is_judged_while_code_is_not_committed(words, judge):
+    with pytest.raises(SystemExit, match=r"files differ from 33d29f372c28; commit all changes first"):
+        judge(*words, commit="33d29f372c28-dirty")
+
+
+def test_nothing_is_judged_before_a_rate_was_chosen(judge):
     with pytest.raises(SystemExit, match="no method has all its rates done on tuning text; run it without --judge first"):
-        evidence.main()
+        judge()
+
+
+def test_rates_that_were_chosen_on_another_text_judge_nothing(judge, write_record, ground, capsys):
+    runs = [run for run in first_seed(RECIPES[:1]) if run.label == "local"]
+    for run in runs:
+        write_record(run, text_digest(run, ground))
+    judge()
+    assert f"{len(RATES)} of {length(RECIPES[:1])} runs are done" in capsys.readouterr().out
+    write_record(runs[-1], "another")
+    with pytest.raises(SystemExit, match=r"records of multilingual are of another text than .* has; name other --records"):
+        judge()
+
+
+def test_a_method_is_judged_at_one_rate(judge, write_record, ground, capsys):
+    runs = [run for run in first_seed(RECIPES[:1]) if run.label == "local"]
+    for run in runs:
+        write_record(run, text_digest(run, ground), bits=run.rate)
+    best, *_, other = sorted((replace(run, judged=True) for run in runs), key=lambda run: run.rate)
+    write_record(best, text_digest(best, ground))
+    judge()
+    assert "nothing was chosen on it" in capsys.readouterr().out
+    write_record(other, text_digest(best, ground), bits=0.5)
+    with pytest.raises(SystemExit, match=r"^multilingual is judged with local at 0.00\d and at 0.00\d, and no rate is chosen"):
+        judge()
+    assert capsys.readouterr().out == ""  # and nothing was begun
+    with pytest.raises(SystemExit, match=r"at 0\.001 and at 0\.008"):
+        markdown({best: record_of([1.0]), other: record_of([0.5])}, RECIPES[:1], judged=True)
 
 
 def test_records_of_another_text_are_not_gone_on_with(ground, tmp_path):
@@ -138,7 +199,7 @@ def test_records_of_another_text_are_not_gone_on_with(ground, tmp_path):
     work.work_through(ground, tmp_path, lambda bits: [run], 1)
     assert len(list(tmp_path.glob("*.json"))) == 1
     (tmp_path / "a.json").write_text(json.dumps(record | {"text": "another"}))
-    with pytest.raises(SystemExit, match=r"records of three in .* are of another text; name another folder with --records"):
+    with pytest.raises(SystemExit, match=r"records of three are of another text than .* has; name other --records"):
         work.work_through(ground, tmp_path, lambda bits: [run], 1)
 
 
@@ -220,7 +281,7 @@ def test_the_table_compares_with_the_better_rival_and_refuses_another_text():
     }
     records[Run("", "chat", "comigs-edge", 8e-3)] |= {"precision": "float32", "commit": "c"}
     text = markdown(records, ("chat",))
-    assert "4 of 107 runs are done" in text
+    assert "4 of 122 runs are done" in text
     assert "no judgement" in text
     assert "test documents (windows) of the devices: 64 (64), 64 (64); text t" in text
     assert "against local" in text
@@ -228,6 +289,13 @@ def test_the_table_compares_with_the_better_rival_and_refuses_another_text():
     assert "-2.00 % [-2.00, -2.00]" in row
     assert "(7.00)" in row
     assert "0.008: diverged" in row
+    assert "at equal text, against the better rival" in text  # neither of the rivals is there
+    for name, form, factor in (("local", "lora", 0.99), ("fedavg", "lora", 1.2), ("fedavg", "parallel", 0.5)):
+        records[Run("", "chat", f"{name}-train-valid", 4e-3, form)] = record_of([factor * nats for nats in theirs])
+    text = markdown(records, ("chat",))
+    assert "| against local | at equal text, against fedavg-train-valid-parallel |" in text
+    row = next(line for line in text.splitlines() if line.startswith("| comigs-edge "))
+    assert "| -2.00 % [-2.00, -2.00] | +96.00 % [+96.00, +96.00] |" in row
     records[Run("", "chat", "local", 2e-3)] = record_of(theirs, text="another")
     with pytest.raises(SystemExit, match="the records of chat are of different texts"):
         markdown(records, ("chat",))

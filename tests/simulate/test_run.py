@@ -1,6 +1,7 @@
 """A simulation can be interrupted anywhere and resumes with the same bits; what it shows is counted right."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -8,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from benchmarks import common
 from comigs_edge import __version__
 from comigs_edge.errors import ComigsError
 from comigs_edge.home.config import TrainConfig
@@ -15,7 +17,7 @@ from comigs_edge.nn.weights import open_base
 from comigs_edge.simulate import costs, origin, plots, report
 from comigs_edge.simulate.fleet import Fleet
 from comigs_edge.simulate.methods.catalogue import find_method
-from comigs_edge.simulate.origin import commit
+from comigs_edge.simulate.origin import commit, frozen_commit
 from comigs_edge.simulate.run import Simulation
 
 
@@ -258,14 +260,20 @@ def test_the_command_runs_reports_and_goes_on(run, recipe_file, folder, tiny_pat
 def test_what_is_judged_says_so_with_its_text_commit_and_settings(run, recipe_file, folder, tiny_path, tmp_path, monkeypatch):
     monkeypatch.setattr(plots, "is_possible", lambda: False)
     monkeypatch.chdir(tmp_path)
-    words = ["simulate", recipe_file('about = "Three', 'judging = true\nabout = "Three'), "--text", folder, "--base", tiny_path]
+    shutil.copytree(folder, tmp_path / "judging")
+    words = ["simulate", recipe_file('about = "Three', 'judging = true\nabout = "Three'), "--text", tmp_path, "--base", tiny_path]
     words += ["--threads", 1, "--method", "comigs-edge", "--rounds", 1, "--devices", 2, "--json"]
     refused = run(*words, code=1)
     assert 'the text of "Three devices" is kept for judging' in refused.stderr.replace("\n", " ")
+    monkeypatch.setattr(origin, "commit", lambda: "33d29f372c28-dirty")
+    refused = run(*words, "--judge", code=1)
+    assert "files differ from 33d29f372c28; commit all changes first" in refused.stderr.replace("\n", " ")
+    monkeypatch.setattr(origin, "commit", lambda: "33d29f372c28")
     found = json.loads(run(*words, "--judge").stdout)
     assert found["folder"] == "simulations/three-quick-2-judged"
     assert (found["judged"], found["version"]) == ([True], [__version__])
-    assert found["commit"] == [commit()]
+    assert found["commit"] == ["33d29f372c28"]
+    assert any("what judges methods is `make evidence JUDGE=1`" in note for note in found["notes"])
     assert [len(text) for text in found["text"]] == [64]
     assert f"Judging text, digest {found['text'][0][:16]}." in found["notes"]
     schedule = found["settings"]["comigs-edge"]["schedule"]
@@ -283,6 +291,25 @@ def test_a_checkout_has_a_commit(tmp_path, monkeypatch):
     assert not head or head.startswith(commit().removesuffix("-dirty"))
     monkeypatch.setattr(origin, "CHECKOUT", tmp_path)
     assert commit() == ""
+    assert frozen_commit() == ""  # an installed package has its version
+
+
+def test_what_judges_is_of_one_commit_and_of_gits_own_where_there_is_git(tmp_path, monkeypatch):
+    def git(*words):
+        return subprocess.check_output(["git", "-c", "user.name=a", "-c", "user.email=a@b", *words], cwd=tmp_path, text=True)
+
+    monkeypatch.setattr(origin, "CHECKOUT", tmp_path)
+    assert common.frozen_commit("named") == "named"
+    with pytest.raises(SystemExit, match="there is no git to say which; name it with COMMIT="):
+        common.frozen_commit()
+    (tmp_path / "code.py").write_text("a = 1")
+    for words in (["init", "-q"], ["add", "code.py"], ["commit", "-qm", "a"]):
+        git(*words)
+    head = git("rev-parse", "HEAD")[:12]
+    assert frozen_commit() == common.frozen_commit("named") == head
+    (tmp_path / "code.py").write_text("a = 2")
+    with pytest.raises(SystemExit, match=f"files differ from {head}; commit all changes first"):
+        common.frozen_commit("named")
 
 
 def test_a_command_that_is_stopped_says_how_it_goes_on(run, recipe_file, folder, tiny_path, tmp_path, monkeypatch):

@@ -2,7 +2,9 @@
 
 import json
 import random
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -85,21 +87,35 @@ def test_judging_text_is_split_otherwise_and_in_the_same_shares(recipe, read_tex
         assert [tokens(part) for part in parts(judging[name])[:2]] == [tokens(part) for part in parts(tuning[name])[:2]]
 
 
-def test_judging_text_is_never_read_by_accident(recipe, folder, tokenizer, tmp_path):
+def test_judging_text_is_never_read_by_accident(recipe, folder, tokenizer, tmp_path, monkeypatch):
     size = recipe.size("quick")
-    judged = replace(recipe, judging=True)
     with pytest.raises(ComigsError, match=r'the text of "Three devices" is kept for judging; .* then add --judge'):
-        texts.read(judged, size, folder, tokenizer, SILENT)
-    assert texts.read(judged, size, folder, tokenizer, SILENT, judge=True).keys() == recipe.devices.keys()
-    (tmp_path / "text" / "judging").mkdir(parents=True)
-    for name in "abc":
-        (tmp_path / "text" / "judging" / f"{name}.jsonl").write_text((folder / "below" / f"{name}.jsonl").read_text())
-    with pytest.raises(ComigsError, match=r"judging/a.jsonl is kept for judging; .* then add --judge"):
-        texts.read(recipe, size, tmp_path / "text", tokenizer, SILENT)
-    with pytest.raises(SystemExit, match=r"has no a.jsonl anywhere below it"):
-        text_file(tmp_path / "text", "a.jsonl")
-    assert find(tmp_path / "text", "a", judge=True).parent.name == "judging"
-    assert find(tmp_path / "text" / "judging", "a").parent.name == "judging"  # who names the folder itself means it
+        texts.read(replace(recipe, judging=True), size, folder, tokenizer, SILENT)
+    shutil.copytree(folder / "below", tmp_path / "text" / "judging" / "below")
+    (tmp_path / "link").symlink_to(tmp_path / "text" / "judging" / "below")
+    (tmp_path / "text" / "judging" / "linked.jsonl").symlink_to(folder / "below" / "a.jsonl")
+    with pytest.raises(ComigsError, match=r"linked.jsonl is kept for judging"):
+        find(tmp_path / "text", "linked")
+    monkeypatch.chdir(tmp_path / "text" / "judging" / "below")
+    for start in (tmp_path / "text", tmp_path / "text" / "judging", Path("."), tmp_path / "link"):
+        for judge in (False, True):  # split otherwise, text of other recipes is still not that of judging
+            with pytest.raises(ComigsError, match=r"a.jsonl is kept for judging, .* name a folder of other text"):
+                texts.read(recipe, size, start, tokenizer, SILENT, judge=judge)
+        with pytest.raises(SystemExit, match=r"a.jsonl is kept for judging"):
+            text_file(start, "a")
+        assert find(start, "a", judging=True).resolve() == text_file(start, "a", judging=True).resolve()
+
+
+def test_a_recipe_for_judging_reads_a_folder_of_that_name_alone(recipe, folder, tokenizer, tmp_path):
+    size, judged = recipe.size("quick"), replace(recipe, judging=True)
+    with pytest.raises(ComigsError, match=r"below/a.jsonl is not in a folder judging, .* move it into one"):
+        texts.read(judged, size, folder, tokenizer, SILENT, judge=True)
+    with pytest.raises(SystemExit, match=r"below/a.jsonl is not in a folder judging"):
+        text_file(folder, "a", judging=True)
+    for place in ("judging", "other"):  # of the same name in both, each recipe finds its own
+        shutil.copytree(folder / "below", tmp_path / place)
+    assert texts.read(judged, size, tmp_path, tokenizer, SILENT, judge=True).keys() == recipe.devices.keys()
+    assert [find(tmp_path, "a", judging).parent.name for judging in (True, False)] == ["judging", "other"]
 
 
 def test_every_window_is_of_a_document(tokenizer):
