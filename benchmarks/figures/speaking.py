@@ -135,7 +135,7 @@ def where(home: Home, rounds: int) -> dict[str, Any]:
 def measure(home: Home, rounds: int) -> dict[str, Any]:
     """All figures of this home."""
     settings = home.settings()
-    personal = find_current(home, settings, settings.storage())
+    personal = find_current(home, settings, settings.storage(), print)
     if personal is None:
         raise SystemExit(f"{home.root} has no exported model; run: comigs-edge export")
     ids = Tokenizer(home.base_file).chat((Message("user", QUESTION),), for_answer=True).ids

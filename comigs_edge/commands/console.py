@@ -277,7 +277,7 @@ def counted(count: int, what: str) -> str:
 
 def in_minutes(minutes: float) -> str:
     """A time that is an estimate, in words."""
-    return "less than a minute" if minutes < 0.5 else f"about {counted(round(minutes), 'minute')}"
+    return "less than a minute" if minutes < 0.5 else f"about {counted(max(1, round(minutes)), 'minute')}"
 
 
 def local_time(moment: str) -> str:

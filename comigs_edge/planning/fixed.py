@@ -17,16 +17,7 @@ LINES: dict[str, Any] = {  # of a training's plan, which --plan may fix -> type 
     "device": Processor, "blocks": _MODEL["blocks"], "cache": bool,
     "zero_expert": bool, "cuda_graph": bool,
 }  # fmt: skip
-RESULTS = (
-    "specialists",
-    "batch",
-    "context",
-    "precision",
-    "blocks",
-    "cache",
-    "device",
-    "cuda_graph",
-)  # what the result depends on
+RESULTS = ("specialists", "batch", "context", "precision", "blocks", "cache", "device")  # what the result depends on
 _OF_EXPERTS = ("specialists", "blocks")  # with others no training goes on
 BY_FLAG, BY_FILE = "as asked for", "as config.toml says"
 BY_TRAINING, BY_MODEL = "as the interrupted training began", "as your model has it"

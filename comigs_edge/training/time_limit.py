@@ -37,6 +37,8 @@ class TimeLimit:
         self._fit()
         self.run.limit_ordinary(trainer.schedule)
         done = trainer.expert_steps, trainer.router_steps
+        if trainer.schedule.steps > self._least(done[0]):
+            return True  # they were made to fit
         return seconds_left(self.pace, self._plan(), trainer.router is not None, done) <= self.until - self.clock()
 
     def after(self, event: Event, seconds: float) -> None:
@@ -64,6 +66,8 @@ class TimeLimit:
         factor = statistics.median_low(self._factors)  # one long step is no pace
         left = (self.until - self.clock()) / factor
         steps = steps_that_fit(left, self.pace, self._plan(), trainer.router is not None, done)
+        trainer.schedule = replace(trainer.schedule, steps=max(self._least(done[0]), steps))
+
+    def _least(self, done: int) -> int:
         # Behind the last step is a validation. It is too late for one behind a step that was done, unless router steps follow.
-        least = done[0] if done[0] and trainer.router is not None else done[0] + 1
-        trainer.schedule = replace(trainer.schedule, steps=max(least, steps))
+        return done if done and self.run.trainer.router is not None else done + 1
