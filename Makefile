@@ -60,7 +60,7 @@ bench: $(READY)
 
 evidence: $(READY)
 	@$(BIN)/python -m benchmarks.evidence $(TEXT) $(if $(DEVICE),--device $(DEVICE)) $(if $(PRECISION),--precision $(PRECISION)) \
-	  $(if $(MINUTES),--minutes $(MINUTES)) $(if $(JUDGE),--judge) $(if $(JOBS),--jobs $(JOBS)) $(if $(BASE),--base $(BASE)) $(if $(SIZE),--size $(SIZE))
+	  $(if $(MINUTES),--minutes $(MINUTES)) $(if $(JUDGE),--judge) $(if $(JOBS),--jobs $(JOBS)) $(if $(BASE),--base $(BASE)) $(if $(SIZE),--size $(SIZE)) $(if $(FORM),--form $(FORM))
 
 torture: $(READY)
 	@command -v strace > /dev/null && command -v xfs_io > /dev/null || { echo "needed: apt-get install strace xfsprogs"; exit 1; }
