@@ -120,8 +120,8 @@ def make(
         fixed = fixed | {"blocks": 0}
     if fixed.get("precision") == "bfloat16":
         _check_bfloat16(device, rates, fixed.get("device"))
-    if fixed.get("cuda_graph") and fixed.get("keep") is False:
-        raise _no_graph("keep = false leaves the weights in their file")
+    if fixed.get("cuda_graph"):
+        _check_graph(rates, fixed)
     disk = int(RULES["cache"]["share"] * shutil.disk_usage(home.root).free)
     if settings.train.cache_mb is not None:
         disk = settings.train.cache_mb * 10**6
@@ -130,8 +130,6 @@ def make(
         free=min(device.usable_memory, profile.memory or device.usable_memory), tokens=training_tokens(home, settings),
         disk=disk, steps=settings.train.steps,
     )  # fmt: skip
-    if plan.cuda_graph and plan.device == "cpu":
-        raise _no_graph("training computes on the processor")
     if "zero_expert" in fixed:
         return plan
     reason = "beside small experts it costs next to nothing"
@@ -154,8 +152,12 @@ def _check_bfloat16(device: Device, rates: Rates | None, wanted: str | None) -> 
         )
 
 
-def _no_graph(why: str) -> ComigsError:
-    return ComigsError(f"cuda_graph = true is asked for and {why}; leave it out: --plan cuda_graph=false")
+def _check_graph(rates: Rates | None, fixed: dict[str, Any]) -> None:
+    """Raises `ComigsError` where no steps can be captured: on a processor, or where a block is dequantised for its turn."""
+    device = rates.device if rates is not None else fixed.get("device", "cpu")
+    if device == "cpu" or fixed.get("keep") is False:
+        where = "training computes on the processor" if device == "cpu" else "keep = false leaves the weights in their file"
+        raise ComigsError(f"cuda_graph = true is asked for and {where}; leave it out: --plan cuda_graph=false")
 
 
 def chat_plan(

@@ -221,8 +221,9 @@ def test_a_graph_saves_the_start_of_kernels_and_the_plan_says_that_nobody_measur
     assert "step_seconds" not in measured.reasons
     with pytest.raises(ComigsError, match="keep = false leaves the weights in their file; leave it out: --plan cuda_graph=false"):
         make(cuda_graph=True, keep=False)
-    with pytest.raises(ComigsError, match="cuda_graph = true is asked for and training computes on the processor"):
-        make(replace(rates, device="cpu"), cuda_graph=True)
+    for measured in (replace(rates, device="cpu"), None):
+        with pytest.raises(ComigsError, match="cuda_graph = true is asked for and training computes on the processor"):
+            make(measured, cuda_graph=True)
 
 
 def test_the_plan_in_a_line_says_what_computes():
