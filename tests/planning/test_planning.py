@@ -237,6 +237,7 @@ def test_the_plan_in_a_line_says_what_computes():
     assert "the last router steps in less than a minute" in summary(plan, settings, 180, 180)
     assert ", at most 60 steps in about 1 minute" in summary(plan, settings, 60, most=True)
     assert ", about 60 steps in about 7 minutes" in summary(plan, settings, 60, minutes=7.0)
+    assert ", about 60 steps in about 1 minute" in summary(plan, settings, 60, minutes=0.5)
 
 
 @pytest.mark.parametrize(("options", "settings"), [([], "passes = 1.0"), (["--steps", 3], "patience = 1")])

@@ -1,5 +1,6 @@
 """A training of a home: how it starts from what is there, and that it loses nothing between two writes."""
 
+import itertools
 import json
 import random
 from dataclasses import replace
@@ -370,6 +371,13 @@ def test_minutes_too_few_for_what_is_due_are_known_before_the_first_step(opened)
     run.begin(None, True)
     assert not TimeLimit(run, pace, 0.5, Clock(None)).begin()  # the router's turn, and the closing phase if there is one
     assert TimeLimit(run, pace, 60, Clock(None)).begin()
+
+
+def test_minutes_that_many_steps_fill_to_the_brim_are_not_called_too_few(opened):
+    run, ticks = opened(), itertools.count(0.0, 0.3)  # seconds pass between looking at the clock and looking again
+    run.begin(None, None)
+    assert TimeLimit(run, Pace(step=0.1, quantised_step=0.1, validation=0), 60, lambda: next(ticks)).begin()
+    assert run.trainer.schedule.steps > 100
 
 
 def test_one_long_step_does_not_end_a_training_at_half_time(opened):
