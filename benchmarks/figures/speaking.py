@@ -2,8 +2,7 @@
 
 In a home that has a trained model (`make demo` leaves one in demo-home): seconds of `--help` and of a chat until its first
 letter; tokens a second of the base, of the personal model and of the same through `comigs-edge serve`, in turn in every round,
-one thread, greedy. Then the same experts in several block formats, in turn with the base: what of the time that they cost grows
-with the bytes that a token reads of them, and what is there without a byte. Writes speaking.json.
+one thread, greedy. Writes speaking.json.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import re
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,16 +26,11 @@ from comigs_edge import llamacpp
 from comigs_edge.data.document import Message
 from comigs_edge.data.tokenizer import Tokenizer
 from comigs_edge.export.current import find_current
-from comigs_edge.export.folder import newest_adapters
-from comigs_edge.export.merged import export
 from comigs_edge.home.folder import Home
-from quantize.formats import FORMATS
-from quantize.gguf_file import GGUFFile
 
 TOKENS, PROMPT = 48, 256  # of an answer, and of what is read at once
 QUESTION = "Tell me a long story about a hen."
 STARTS = 7  # of each command
-BLOCK_FORMATS = ("Q4_0", "Q8_0", "F16")  # of the experts, for where their time goes
 
 
 def seconds_of(home: Home, *arguments: str, whole: bool) -> list[float]:
@@ -105,33 +98,6 @@ def in_turn(cases: dict[str, Callable[[], float]], rounds: int) -> dict[str, lis
     return found
 
 
-def where(home: Home, rounds: int) -> dict[str, Any]:
-    """Milliseconds a token that experts beside the MLP cost, by the bytes that a token reads of them, on a line through all."""
-    adapters, _ = newest_adapters(home, home.settings())
-    layout, base = adapters.layout, GGUFFile(home.base_file)
-    ids = Tokenizer(home.base_file).chat((Message("user", QUESTION),), for_answer=True).ids
-    experts = sum(array.size for name, array in adapters.arrays().items() if not name.startswith("router."))
-    read = experts / layout.num_experts * layout.experts_per_token  # weights a token; a zero expert is as large as the others
-    with tempfile.TemporaryDirectory() as folder:
-        cases = {"base": speaker(home.base_file, ids)[0]}
-        for name in BLOCK_FORMATS:
-            path = Path(folder) / f"{name}.gguf"
-            export(base, adapters, name, path)
-            cases[name] = speaker(path, ids)[0]
-        found = in_turn(cases, rounds)
-    costs = {
-        name: statistics.median(1000 / mine - 1000 / alone for mine, alone in zip(found[name], found["base"], strict=True))
-        for name in BLOCK_FORMATS
-    }
-    megabytes = {name: read * FORMATS[name].size / FORMATS[name].block / 1e6 for name in BLOCK_FORMATS}
-    slope, start = statistics.linear_regression([megabytes[name] for name in costs], list(costs.values()))
-    return {
-        "tokens_per_second": found, "base_milliseconds": statistics.median(1000 / rate for rate in found["base"]),
-        "megabytes_a_token": megabytes, "extra_milliseconds": costs, "milliseconds_without_a_byte": start,
-        "milliseconds_a_megabyte": slope,
-    }  # fmt: skip
-
-
 def measure(home: Home, rounds: int) -> dict[str, Any]:
     """All figures of this home."""
     settings = home.settings()
@@ -177,7 +143,7 @@ def main() -> None:
         "command": f"python -m benchmarks.figures.speaking HOME --rounds {options.rounds}",
         "load_of_the_machine": os.getloadavg()[0], "seconds": seconds,
         "median_seconds": {name: statistics.median(each) for name, each in seconds.items()},
-    } | measure(home, options.rounds) | {"where": where(home, options.rounds)}  # fmt: skip
+    } | measure(home, options.rounds)  # fmt: skip
     print(json.dumps(figures, indent=1), file=sys.stderr)
     write_json(result_file("speaking.json"), figures)
 
