@@ -73,6 +73,8 @@ def open_base(path: Path, device: str, precision: str, threads: int) -> Base:
 
     from comigs_edge.nn import weights
 
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("torch sees no GPU here; leave --device (DEVICE) out")
     torch.set_num_threads(threads)
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32

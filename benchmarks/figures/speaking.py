@@ -137,6 +137,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     options = parser.parse_args()
     home = Home(options.home.resolve())
+    if not home.exists:
+        raise SystemExit(f"there is no home in {home.root}; make demo makes one in demo-home")
     first = seconds_of(home, "chat", "--prompt", "What is the capital of France?", whole=False)
     seconds = {"help": seconds_of(home, "--help", whole=True), "first letter of a chat": first}
     figures = {

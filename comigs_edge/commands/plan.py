@@ -39,14 +39,21 @@ def plan(
 ) -> None:
     """Show how this device would train: experts, batch, threads, memory, time, each with its reason."""
     from comigs_edge.planning.plan import resolve
-    from comigs_edge.training.next_step import find_next
+    from comigs_edge.training.checkpoint import Latest
+    from comigs_edge.training.next_step import RESUME, find_next
     from profiles import plan as planner
 
     home = homes.locate()
     settings = settings_of(home)
     with measuring(measure):
         resolved = resolve(home, settings, profile, lines or (), measure=measure)
-    plan, rates, settings = resolved.plan, resolved.rates, _with_likely_steps(home, resolved.settings)
+    plan, rates, latest = resolved.plan, resolved.rates, Latest(home.state)
+    then = find_next(home, resolved.settings, has_new_text=True, latest=latest)
+    steps, done = _likely_steps(home, resolved.settings), 0
+    if then == RESUME and latest.interrupted is not None:
+        progress = latest.interrupted.progress
+        steps, done = progress["schedule"]["steps"], progress["expert_steps"]
+    settings = replace(resolved.settings, train=replace(resolved.settings.train, steps=steps))
     local = _count_local_steps(home, settings)
     others = planner.neighbours(plan, resolved.base, rates)
     talk = _plan_chat(home, settings, profile)
@@ -54,31 +61,30 @@ def plan(
         block_format = settings.storage().fake_format
         print_json({
             "plan": asdict(plan)
-            | {"steps": settings.train.steps, "minutes": _minutes(plan, settings), "block_format": block_format,
+            | {"steps": steps, "steps_done": done, "minutes": _minutes(plan, settings, done), "block_format": block_format,
                "local_steps": local},
             "chat": talk if isinstance(talk, str) else asdict(talk),
             "rates": None if rates is None else asdict(rates),
-            "neighbours": [asdict(each) | {"minutes": _minutes(each, settings)} for each in others],
+            "neighbours": [asdict(each) | {"minutes": _minutes(each, settings, done)} for each in others],
         })  # fmt: skip
         return
-    show(plan, settings, others)
+    show(plan, settings, others, done)
     if local and plan.step_seconds is not None:
         why = f"about {local} steps of the specialists and the router, behind the others: only they learn local text"
         _show_lines({"local": in_minutes(local * plan.step_seconds / 60)}, {"local": why})
     _show_chat(talk)
-    next_command(find_next(home, settings, has_new_text=True))
+    next_command(then)
 
 
-def _with_likely_steps(home: Home, settings: Config) -> Config:
-    """With the steps of a training of this text, as long as its tokens were not counted."""
+def _likely_steps(home: Home, settings: Config) -> int:
+    """The steps of a new training of this text, as long as its tokens were not counted."""
     from comigs_edge.planning.plan import training_tokens
     from comigs_edge.training.schedule import make_schedule
 
     train, tokens = settings.train, training_tokens(home, settings)
     if train.batch is None or train.context is None or tokens is None:
-        return settings
-    steps = make_schedule(settings, train.batch, None, -(-tokens // train.context)).steps
-    return replace(settings, train=replace(train, steps=steps))
+        return train.steps
+    return make_schedule(settings, train.batch, None, -(-tokens // train.context)).steps
 
 
 def _count_local_steps(home: Home, settings: Config) -> int:
@@ -115,8 +121,8 @@ def _show_chat(plan: ChatPlan | str) -> None:
     }, plan.reasons)  # fmt: skip
 
 
-def show(plan: Plan, settings: Config, neighbours: list[Plan]) -> None:
-    """Prints a plan as lines with their reasons."""
+def show(plan: Plan, settings: Config, neighbours: list[Plan], done: int = 0) -> None:
+    """Prints a plan as lines with their reasons; the time is what follows `done` expert steps."""
     storage, reasons = settings.storage(), plan.reasons
     _show_lines({
         "experts": f"1 generalist + {plan.specialists}", "blocks": f"the last {plan.blocks}" if plan.blocks else "all",
@@ -134,12 +140,14 @@ def show(plan: Plan, settings: Config, neighbours: list[Plan]) -> None:
     if plan.step_seconds is not None:
         train = settings.train
         about = "at most" if train.patience else "about"
-        steps = f"{about} {train.steps} expert steps and their router steps, {plan.step_seconds:.1f} s each"
+        count = f"the last {train.steps - done} of {train.steps}" if done else f"{about} {train.steps}"
+        kinds = f"{count} expert steps and their router steps" if train.steps > done else "the last router steps"
+        steps = f"{kinds}, {plan.step_seconds:.1f} s each"
         if "step_seconds" in reasons:
             steps += f", {reasons['step_seconds']}"
-        _show_lines({"time": in_minutes(_minutes(plan, settings) or 0)}, {"time": steps})
+        _show_lines({"time": in_minutes(_minutes(plan, settings, done) or 0)}, {"time": steps})
     for each in neighbours:
-        minutes = _minutes(each, settings)
+        minutes = _minutes(each, settings, done)
         time = "" if minutes is None else f", {in_minutes(minutes)}"
         out.print(f"  with {each.specialists} specialist{'s' * (each.specialists != 1)}: {size(each.memory)}{time}")
 

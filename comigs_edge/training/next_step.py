@@ -11,6 +11,8 @@ from comigs_edge.home.versions import read_manifest, versions
 from comigs_edge.training import checkpoint
 from comigs_edge.training.learned import find_remains
 
+RESUME = "comigs-edge train --resume"
+
 
 def find_next(
     home: Home, settings: Config, has_new_text: bool = False, latest: checkpoint.Latest | None = None
@@ -33,7 +35,7 @@ def find_next(
     if holds_removed or (interrupted and is_foreign) or (state is not None and not state.progress):  # damaged: nothing goes on
         return "comigs-edge train --fresh"
     if interrupted:
-        return "comigs-edge train --resume"
+        return RESUME
     if made and not is_of_base:
         return "comigs-edge train --fresh"
     return "comigs-edge chat" if made and not has_new_text else "comigs-edge train"

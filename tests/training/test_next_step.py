@@ -1,5 +1,6 @@
 """What every command says comes next: the same as `status`, and nothing that refuses."""
 
+import json
 import shutil
 
 import pytest
@@ -42,6 +43,22 @@ def test_after_a_removal_under_an_interrupted_training_all_say_to_start_anew(rea
     assert "text that was removed was learned by adapters 0001, the state of the training;" in status.stdout
     assert said_next(run("data", "remove", "--learned")) == said_next(run("status")) == "comigs-edge train"
     assert "removed was learned" not in run("status").stdout
+
+
+def test_the_plan_of_an_interrupted_training_is_of_what_is_left_of_it(ready, run):
+    run("train", "--steps", 4, *FAST)
+    new = json.loads(run("plan", "--json", *FAST).stdout)["plan"]
+    assert new["steps_done"] == 0
+    arrays, progress, _ = checkpoint.load(ready.state)
+    progress["schedule"]["steps"] = 400
+    checkpoint.save(ready.state, arrays, progress | {"finished": False})
+    left = json.loads(run("plan", "--json", *FAST).stdout)["plan"]
+    assert (left["steps"], left["steps_done"]) == (400, 4)
+    assert left["minutes"] / left["step_seconds"] > 2 * new["minutes"] / new["step_seconds"]
+    assert "the last 396 of 400 expert steps and their router steps" in " ".join(run("plan", *FAST).stdout.split())
+    progress["schedule"]["steps"] = 4
+    checkpoint.save(ready.state, arrays, progress | {"finished": False})
+    assert "the last router steps, " in " ".join(run("plan", *FAST).stdout.split())
 
 
 def test_a_model_of_removed_text_is_made_anew_and_another_one_chatted_with(ready, run):
