@@ -8,7 +8,9 @@ stood in the same answer before. An answer of 384 tokens is cut off. The seed of
 
 from __future__ import annotations
 
+import statistics
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,23 +53,28 @@ def repeated(ids: list[int], length: int = 4) -> float:
     return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
-def answers(llama: Any, tokenizer: Tokenizer, way: dict[str, float]) -> dict[str, float]:
-    """The figures of one way."""
-    ended, lengths, repeats = 0, 0, 0.0
+def draw(llama: Any, tokenizer: Tokenizer, way: dict[str, float], limit: int = LIMIT) -> Iterator[tuple[list[int], bool]]:
+    """Each question's answer, and whether it ended by itself within `limit` tokens."""
     for number, question in enumerate(QUESTIONS):
         llama.set_seed(number)
         said: list[int] = []
+        ended = False
         for token in llama.generate(tokenizer.chat((Message("user", question),), for_answer=True).ids, **way):
-            if tokenizer.is_end(token):
-                ended += 1
+            if ended := tokenizer.is_end(token):
                 break
             said.append(token)
-            if len(said) == LIMIT:
+            if len(said) == limit:
                 break
-        lengths += len(said)
-        repeats += repeated(said)
-    count = len(QUESTIONS)
-    return {"ended": ended / count, "mean_tokens": lengths / count, "repeated_4_grams": round(repeats / count, 4)}
+        yield said, ended
+
+
+def answers(llama: Any, tokenizer: Tokenizer, way: dict[str, float]) -> dict[str, float]:
+    """The figures of one way."""
+    drawn = list(draw(llama, tokenizer, way))
+    return {
+        "ended": statistics.mean(ended for _, ended in drawn), "mean_tokens": statistics.mean(len(said) for said, _ in drawn),
+        "repeated_4_grams": round(statistics.mean(repeated(said) for said, _ in drawn), 4),
+    }  # fmt: skip
 
 
 def main() -> None:
