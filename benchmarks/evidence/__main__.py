@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--size", default="quick")
     parser.add_argument("--rounds", type=int, help="in place of the size's, to try it")
     parser.add_argument("--test-tokens", type=int, default=32768, help="of each device, where the text has as many")
+    parser.add_argument("--chosen-only", action="store_true", help="score no state but the chosen one, in two thirds of the time")
     parser.add_argument("--commit", default=os.environ.get("COMMIT", ""), help="of the code, where there is no git to say it")
     parser.add_argument("--records", type=Path, default=RECORDS)
     options = parser.parse_args()
@@ -67,7 +68,8 @@ def _work(options: argparse.Namespace, recipes: tuple[str, ...], until: float) -
     ground = Ground(
         text=options.text.absolute(), base=options.base or find_base(DEFAULT_BASE)[1], size=options.size, rounds=options.rounds,
         test_tokens=options.test_tokens, device=options.device, precision=options.precision, threads=options.threads,
-        commit=commit, until=until, unfinished=WORK / "unfinished" if options.device == "cpu" else None,
+        commit=commit, until=until, chosen_only=options.chosen_only,
+        unfinished=WORK / "unfinished" if options.device == "cpu" else None,
     )  # fmt: skip
     records = read_records(options.records, ground.size_label)
     tuned = bits(records)  # from these rates are chosen, before anything is judged

@@ -12,6 +12,7 @@ import json
 import math
 import statistics
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,8 @@ from comigs_edge.training.ordinary import OrdinaryText
 
 _sha256 = functools.cache(files.sha256_file)
 TEST_CONTEXT = 256  # tokens of a window: 64 windows and more of most texts
+EQUAL_TOKENS = "equal tokens: methods whose router has no turns of its own compute the router's tokens in expert steps"
 TERMS = (
-    "equal tokens: methods whose router has no turns of its own compute the router's tokens in expert steps",
     "each device's state is chosen by validation text at the ends of rounds; train-valid methods have learned from that text",
     "scored after the exchange, the last state also before it",
     "the closing steps of a zero expert come on top",
@@ -68,6 +69,7 @@ class Ground:
     threads: int = 1
     commit: str = ""
     until: float = math.inf  # time.time() at which runs are broken off
+    chosen_only: bool = False  # neither the last state is scored nor the one before the last exchange
     ordinary_tokens: int = TrainConfig.ordinary_tokens  # that a zero expert's router learns from
     unfinished: Path | None = None  # keeps what a run has done after each round, so that one that was cut off goes on
 
@@ -85,7 +87,7 @@ def play(run: Run, ground: Ground) -> dict[str, Any] | None:
     common = {
         "run": asdict(run), "label": run.label, "size": ground.size_label, "text": texts.digest(text), "commit": ground.commit,
         "base": _sha256(ground.base), "device": _hardware(ground), "precision": ground.precision, "torch": torch.__version__,
-        "terms": TERMS if run.steps is None else TERMS[1:], "settings": plan.record(base.hparams),
+        "terms": _terms(run, ground), "settings": plan.record(base.hparams),
     }  # fmt: skip
 
     def advance(steps: int) -> None:
@@ -107,9 +109,15 @@ def play(run: Run, ground: Ground) -> dict[str, Any] | None:
         "bytes_moved": sum(record["bytes_sent"] + record["bytes_received"] for record in records),
         "seconds": round(time.monotonic() - start, 1),
         "bits_per_byte": statistics.mean(each["bits_per_byte"] for each in devices.values()),
-        "last_bits_per_byte": statistics.mean(each["last_bits_per_byte"] for each in devices.values()),
+        "last_bits_per_byte": _mean_of_last(devices.values()),
         "devices": devices,
     }  # fmt: skip
+
+
+def _terms(run: Run, ground: Ground) -> list[str]:
+    """What holds for every method, in words."""
+    common = [each.partition(",")[0] if ground.chosen_only and each.startswith("scored") else each for each in TERMS]
+    return [EQUAL_TOKENS, *common] if run.steps is None else common
 
 
 def open_fleet(run: Run, ground: Ground) -> Fleet:
@@ -120,7 +128,8 @@ def open_fleet(run: Run, ground: Ground) -> Fleet:
 
 def _plan(run: Run, ground: Ground) -> Plan:
     found, size = _read_recipe(run, ground)
-    return equal_terms(run, _with_settings(found, run), size, _base(ground).hparams)
+    plan = equal_terms(run, _with_settings(found, run), size, _base(ground).hparams)
+    return replace(plan, scores_before=not ground.chosen_only, scores_last=not ground.chosen_only)
 
 
 def _play_rounds(fleet: Fleet, folder: Path | None, advance: Advance) -> list[dict[str, Any]]:
@@ -163,7 +172,7 @@ def equal_terms(run: Run, found: Recipe, size: Size, hparams: HParams) -> Plan:
         steps = math.ceil((product.total_steps if run.steps is None else run.steps) / rounds)
         size = replace(size, rounds=rounds, local_steps=steps, router_period=steps)
     size = replace(size, validation_rows=product.validation_rows, measured_rounds=())
-    return replace(plan, size=size, scores_before=True)
+    return replace(plan, size=size)
 
 
 def _text_of(run: Run) -> Run:
@@ -225,12 +234,18 @@ def _hardware(ground: Ground) -> str:
     return f"{cores}, {ground.threads} thread{'s' if ground.threads > 1 else ''} a run"
 
 
+def _mean_of_last(devices: Iterable[dict[str, Any]]) -> float | None:
+    """Of the devices' last states; None where one of them was not scored."""
+    bits = [each["last_bits_per_byte"] for each in devices]
+    return None if None in bits else statistics.mean(bits)
+
+
 def _device(records: list[dict[str, Any]], name: str, test: TestText, window_bytes: list[int]) -> dict[str, Any]:
     """What the record keeps of one device."""
     own = [record for record in records if record["device"] == name]
     last = own[-1]
     return {
-        "bits_per_byte": last["bits_per_byte"], "last_bits_per_byte": last["last_bits_per_byte"],
+        "bits_per_byte": last["bits_per_byte"], "last_bits_per_byte": last.get("last_bits_per_byte"),
         "bits_per_byte_before_exchange": last.get("bits_per_byte_before_exchange"), "perplexity": last["perplexity"],
         "test_text": hashlib.sha256(repr(test.windows).encode()).hexdigest()[:16],
         "window_nats": [round(nats, 3) for nats in last["windows"]], "window_bytes": window_bytes,

@@ -133,7 +133,8 @@ def _row(label: str, runs: list[Run], records: dict[Run, Record], best: Run | No
     if best is not None:
         own = seeds(records, best)
         cells[2] = f"{statistics.mean(record['bits_per_byte'] for record in own.values()):.4f} ({_perplexity(own.values()):.2f})"
-        cells[3] = f"{statistics.mean(record['last_bits_per_byte'] for record in own.values()):.4f}"
+        if None not in (last := [record["last_bits_per_byte"] for record in own.values()]):
+            cells[3] = f"{statistics.mean(last):.4f}"
         cells[4:-2] = ["" if rival is None or rival == best else _against(own, seeds(records, rival)) for rival in rivals]
         cells[-2:] = len(own), f"{records[best]['tokens']:,}"
     return f"| {' | '.join(map(str, cells))} |"

@@ -170,13 +170,15 @@ class Fleet:
     ) -> list[dict[str, Any]]:
         """The records with test scores; a device that stands for several has one record for each text.
 
-        At the end the scores are those of each device's state with the lowest validation loss, and the last state's is beside it;
-        with a zero expert also those of the best state without it. `found` has those of the models that the exchange found.
+        At the end the scores are of each device's state with the lowest validation loss; beside it is the last state's where
+        the plan wants it, and with a zero expert that of the best state without it. `found` has those of the models that the
+        exchange found.
         """
         scored = []
         for index, (device, record) in enumerate(zip(self.devices, records, strict=True)):
-            last = device.measure()
-            best = device.measure_best() if self.is_done and record["validation_loss"] != device.trainer.best_loss else last
+            is_best = not self.is_done or record["validation_loss"] == device.trainer.best_loss
+            last = device.measure() if is_best or self.plan.scores_last else None
+            best = device.measure_best() if last is None or not is_best else last
             ordinary = self.ordinary if self.is_done else None
             chosen = best if ordinary is None else device.measure_closed(ordinary, self.plan.seed, advance)
             if ordinary is not None and closes(device.trainer):
@@ -184,7 +186,9 @@ class Fleet:
                 record = record | {"tokens": record["tokens"] + schedule.closing * schedule.batch * self.plan.size.context}
             for name, score in chosen.items():
                 figures = {"bits_per_byte": score.bits_per_byte, "perplexity": score.perplexity, "windows": list(score.windows)}
-                scored.append(record | {"device": name} | figures | {"last_bits_per_byte": last[name].bits_per_byte})
+                scored.append(record | {"device": name} | figures)
+                if last is not None:
+                    scored[-1]["last_bits_per_byte"] = last[name].bits_per_byte
                 if ordinary is not None:
                     scored[-1]["bits_per_byte_without_zero_expert"] = best[name].bits_per_byte
                 if found is not None:

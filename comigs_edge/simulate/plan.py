@@ -41,6 +41,7 @@ class Plan:
     seed: int
     leaky: bool = False
     scores_before: bool = False  # also the models that the last exchange finds, as the paper does
+    scores_last: bool = True  # also the state that the last round leaves, where validation text chooses another
     zero_expert: bool | None = None  # whether the product's trainings end with one; None: as a new home's
 
     @property

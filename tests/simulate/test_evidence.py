@@ -67,6 +67,19 @@ def test_a_run_that_is_broken_off_leaves_nothing(ground, tmp_path):
     assert list((tmp_path / "records").iterdir()) == []
 
 
+def test_what_is_not_scored_is_neither_in_the_record_nor_in_its_terms(ground):
+    run = Run("", "three", "comigs-edge", 0.01)
+    whole, chosen = play(run, ground), play(run, replace(ground, chosen_only=True))
+    assert chosen["bits_per_byte"] == whole["bits_per_byte"]
+    assert whole["last_bits_per_byte"] > 0
+    assert chosen["last_bits_per_byte"] is None or whole["last_bits_per_byte"] == whole["bits_per_byte"]
+    assert all(device["bits_per_byte_before_exchange"] for device in whole["devices"].values())
+    assert not any(device["bits_per_byte_before_exchange"] for device in chosen["devices"].values())
+    assert "the last state also before it" in str(whole["terms"])
+    assert "the last state" not in str(chosen["terms"])
+    assert len(whole["terms"]) == len(chosen["terms"])
+
+
 def test_a_run_whose_loss_is_not_finite_is_done_and_says_so(ground):
     record = play(Run("", "three", "local", 1e30), ground)
     assert "the loss became" in record["error"]

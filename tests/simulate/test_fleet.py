@@ -430,6 +430,20 @@ def test_the_models_that_the_last_exchange_finds_are_scored_where_that_is_asked_
     assert "bits_per_byte_before_exchange" not in play(alone)[-1]
 
 
+def test_the_last_state_is_not_scored_where_only_the_chosen_one_is_asked_for(fleet):
+    one, other = fleet("fedavg"), fleet("fedavg")
+    other.plan = replace(other.plan, scores_last=False)
+    for each in (one, other):
+        each.round(nothing)
+        for device in each.devices:
+            device.trainer.best_loss = 0.0
+    for whole, chosen in zip(play(one)[-3:], play(other)[-3:], strict=True):
+        assert whole.pop("last_bits_per_byte") > 0
+        for record in (whole, chosen):
+            del record["seconds"]
+        assert chosen == whole
+
+
 def test_a_better_round_s_end_is_kept_and_a_state_before_the_exchange_never(fleet):
     one = fleet("fedavg")
     for _ in range(3):
