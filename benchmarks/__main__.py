@@ -123,6 +123,10 @@ BENCHMARKS = {
         "JUDGE=1 a folder judging with sv, manuals, user06, people, geography, guides, pt, code_perl.jsonl",
         lambda: [_figure("silence", _text(), *_flags("texts", "precision"), *(["--judge"] if os.environ.get("JUDGE") else []))],
     ),
+    "closing-rows": Benchmark(
+        "how many rows the closing phase needs where batches are small; TEXT has de, fr, it and nl.jsonl; half an hour",
+        lambda: [_figure("closing_rows", _text(), *_flags("devices", "precision"))],
+    ),
     "fleet": Benchmark(
         "four real devices in a fleet; TEXT has de.jsonl, fr.jsonl, it.jsonl and nl.jsonl; half an hour",
         lambda: [_figure("fleet", _text())],

@@ -60,9 +60,9 @@ def test_where_it_is_turned_off_no_ordinary_text_is_written(ready, run):
 
 def test_a_training_has_one_until_it_is_turned_off_for_it_or_for_all(ready, run):
     assert json.loads(run("plan", "--no-measure", "--json").stdout)["plan"]["zero_expert"]
-    assert json.loads(run(*STEPS, "--json").stdout)["closing_steps"] == 3
+    assert json.loads(run(*STEPS, "--json").stdout)["closing_steps"] == 6  # 3 of 8 rows
     assert json.loads(run(*STEPS, *OFF, "--json").stdout)["closing_steps"] == 0
-    assert json.loads(run(*STEPS, "--json").stdout)["closing_steps"] == 3
+    assert json.loads(run(*STEPS, "--json").stdout)["closing_steps"] == 6  # 3 of 8 rows
     settings = ready / "config.toml"
     settings.write_text(settings.read_text().replace("[model]\n", "[model]\nzero_expert = false\n"))
     assert not json.loads(run("plan", "--no-measure", "--json").stdout)["plan"]["zero_expert"]

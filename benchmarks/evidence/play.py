@@ -122,7 +122,7 @@ def _terms(run: Run, ground: Ground) -> list[str]:
 
 def open_fleet(run: Run, ground: Ground) -> Fleet:
     """The fleet of a run before its first round."""
-    ordinary = _ordinary(ground) if run.zero_expert else []
+    ordinary = ordinary_text(ground) if run.zero_expert else []
     return Fleet(_base(ground), _plan(run, ground), _texts(_text_of(run), ground)[0], ordinary)
 
 
@@ -200,7 +200,7 @@ def _base(ground: Ground) -> Base:
 
 
 @functools.cache
-def _ordinary(ground: Ground) -> list[Encoded]:
+def ordinary_text(ground: Ground) -> list[Encoded]:
     """What the base answers to instructions; made by one process for all."""
     WORK.mkdir(exist_ok=True)
     with filelock.FileLock(WORK / ".ordinary.lock"):

@@ -126,7 +126,10 @@ class TrainConfig:
     closing_steps: Annotated[  # ours, measured
         int,
         setting(
-            "router steps at the end with the zero expert, on validation and ordinary text; a tenth of steps, or 10", 1, 10**6
+            "router steps at the end with the zero expert, on validation and ordinary text; a tenth of steps, or 10; of 8 rows, "
+            "or more of fewer",
+            1,
+            10**6,
         ),
     ] = 20
     ordinary_tokens: Annotated[  # ours, measured: what those steps read

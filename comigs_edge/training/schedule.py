@@ -10,6 +10,7 @@ from comigs_edge.nn.experts import FORMS
 from comigs_edge.nn.form import OptimiserName
 
 CLOSING_SHARE = 0.1  # of the expert steps
+CLOSING_ROWS = 8  # of a step of the closing phase, where its steps are counted; of smaller batches it has more
 FIT_ROWS = 32  # of either text, by which a closing phase puts the routers where they begin
 FEWEST = 10  # steps, however little text there is; also of a closing phase, unless the experts do fewer
 RATE_STEPS = 50  # that the default rate was measured with
@@ -39,7 +40,7 @@ class Schedule:
     rates_by_weight: bool = False  # an expert learns in proportion to its mean weight on the validation rows
     router_offset_rate: float = 0.0  # learning rate of the per-expert logit offsets; 0 turns them off
     jointly: bool = False  # router and experts learn in the same steps, from training text; no router steps
-    closing_steps: int = 0  # at most, of the router alone with a zero expert, behind all others
+    closing_steps: int = 0  # at most, of the router alone with a zero expert, behind all others; each of `CLOSING_ROWS`
     schedule: Course = "cosine"  # of the experts' rate; wsd: constant, and at the end down in a line
     patience: int = 0  # periods without a better validation loss after which the end is decided; 0: never
     decay_from: int | None = None  # the step at which a constant rate begins to fall, where patience has decided it
@@ -50,7 +51,8 @@ class Schedule:
     @property
     def closing(self) -> int:
         """Steps of the closing phase; fewer behind a short training, which has also moved less away from the base."""
-        return min(self.closing_steps, self.steps, max(FEWEST, math.ceil(CLOSING_SHARE * self.steps)))
+        smaller = math.ceil(CLOSING_ROWS / self.batch)  # so many batches have the rows that one is to have
+        return min(smaller * self.closing_steps, self.steps, max(smaller * FEWEST, math.ceil(CLOSING_SHARE * self.steps)))
 
     def facts(self) -> dict[str, object]:
         """What a checkpoint keeps; earlier versions, which know less, resume a training that does without it."""

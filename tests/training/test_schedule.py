@@ -62,7 +62,15 @@ def test_a_training_ends_with_a_zero_expert_by_default_if_experts_are_small(form
 
 
 def test_behind_a_short_training_the_closing_phase_is_short_too():
-    assert [schedule(steps=steps, closing_steps=60).closing for steps in (1, 10, 200, 300, 10**6)] == [1, 10, 20, 30, 60]
+    plans = [schedule(steps=steps, batch=8, closing_steps=60) for steps in (1, 10, 200, 300, 10**6)]
+    assert [plan.closing for plan in plans] == [1, 10, 20, 30, 60]
+
+
+def test_a_closing_phase_of_small_batches_reads_as_many_rows():
+    long = {batch: schedule(steps=10**6, batch=batch, closing_steps=20).closing for batch in (16, 8, 5, 4, 2, 1)}
+    assert long == {16: 20, 8: 20, 5: 40, 4: 40, 2: 80, 1: 160}
+    short = {batch: schedule(steps=50, batch=batch, closing_steps=20).closing for batch in (8, 4, 2, 1)}
+    assert short == {8: 10, 4: 20, 2: 40, 1: 50}  # never more than the experts' steps
 
 
 def test_learning_rate_warms_up_and_ends_at_the_final_rate():
@@ -92,7 +100,7 @@ def test_where_the_end_is_decided_a_constant_rate_still_falls_over_a_fifth_of_th
 def test_where_the_end_is_decided_a_cosine_ends_at_once():
     plan = schedule(steps=400).ended(60)
     assert (plan.steps, plan.router_due(60), plan.closing) == (60, 40, 0)
-    assert schedule(steps=400, closing_steps=60).ended(60).closing == 10
+    assert schedule(steps=400, batch=8, closing_steps=60).ended(60).closing == 10
 
 
 def test_a_training_that_goes_on_ends_at_the_rate_at_which_the_one_before_it_ended():
