@@ -254,3 +254,18 @@ def test_a_plan_counts_the_minutes_that_trainings_took():
         predicted = seconds_left(of_steps(run["seconds"]["expert"], schedule), schedule, has_router=True) / 60
         measured = run["curve"][-1][0] + run["seconds"]["validation"] / 60  # and the one before the first step
         assert predicted == pytest.approx(measured, rel=0.05), run["text"]
+
+
+TRIED = """
+from pathlib import Path
+from benchmarks.mutants.listed import read_mutants
+from benchmarks.mutants.tree import Tree
+
+mutant = next(each for each in read_mutants() if "CLOSING_ROWS" in each.key)
+print(Tree(Path("{folder}")).try_mutant(mutant)["outcome"])
+"""
+
+
+def test_a_mutant_that_a_test_notices_is_noticed(tmp_path):
+    command = [sys.executable, "-c", TRIED.format(folder=tmp_path)]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout == "killed\n"

@@ -26,7 +26,8 @@ LIBRARIES = (
     "torch", "torch.optim.adamw", "llama_cpp", "gguf", "numpy", "safetensors.numpy", "msgspec", "aiohttp",
     "cryptography.x509", "http_message_signatures", "requests", "jinja2", "typer.testing", "rich.console", "psutil", "filelock",
     "tenacity",
-)  # fmt: skip  # none of which imports the source
+)  # fmt: skip
+SOURCE = ("comigs_edge", "coordinator", "profiles", "quantize", "benchmarks", "tests")  # to be imported from the copy alone
 UNUSED = ("cacheprovider", "xdist", "schemathesis")  # plugins
 ENVIRONMENT = {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
@@ -69,6 +70,8 @@ class Tree:
         os.setsid()
         sys.dont_write_bytecode = is_mutant  # without one, what pytest makes of the tests is kept
         os.chdir(self.folder)
+        for name in [name for name in sys.modules if name.partition(".")[0] in SOURCE]:
+            del sys.modules[name]
         sys.path[:] = [str(self.folder), *(path for path in sys.path if path not in ("", str(ROOT)))]
         with self.said.open("w") as file:
             for descriptor in (1, 2):
