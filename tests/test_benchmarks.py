@@ -14,7 +14,7 @@ from benchmarks.__main__ import BENCHMARKS
 from benchmarks.evidence.runs import RECIPES, length
 from benchmarks.evidence.table import markdown
 from benchmarks.evidence.work import read_records
-from benchmarks.figures import further, quality, silence
+from benchmarks.figures import closing_rows, further, quality, silence
 from benchmarks.mutants.listed import Mutant, read_mutants
 from benchmarks.trials.report import report
 from comigs_edge.data.arrangement import SPLITS
@@ -86,6 +86,13 @@ def test_what_a_zero_expert_keeps_has_the_figures_of_its_record(title, ground):
     numbers = r"[-+]?\d+\.?\d*"
     for found, (_, _, *cells) in zip(made, rows, strict=True):
         assert re.findall(numbers, " ".join(cells)) == re.findall(numbers, " ".join(found))
+
+
+def test_the_table_of_closing_phases_of_small_batches_has_the_figures_of_its_record():
+    record = json.loads((ROOT / "benchmarks" / "results" / "closing-rows.json").read_text())
+    text, _ = section("The zero expert behind small batches")
+    rows = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith("| text")]
+    assert rows == closing_rows.markdown(record["devices"])
 
 
 def test_the_trials_of_the_zero_expert_have_the_figures_of_their_records(capsys):

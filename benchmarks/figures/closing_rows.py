@@ -74,6 +74,19 @@ def of_device(device: Device, ordinary: Rows, held_out: list[Encoded]) -> list[d
     return records
 
 
+def markdown(table: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """The table's lines without the header."""
+    lines = []
+    for device, (base, alone, *phases) in table.items():
+        for each in (alone, *phases):
+            kept = [(base[key] - each[key]) / (base[key] - alone[key]) for key in ("own", "validation")]
+            gain = f"{kept[0]:.1%} ({kept[1]:.1%})".replace("%", " %")
+            change = f"{each['answers_change']:+.1%}".replace("%", " %")
+            seconds = f"{each['seconds']:.0f} s" if "seconds" in each else ""
+            lines.append(f"| {device} | {each['phase']} | {gain} | {change}, {each['answers_divergence']:.3f} | {seconds} |")
+    return lines
+
+
 def main() -> None:
     """Reads the options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -126,8 +126,7 @@ class TrainConfig:
     closing_steps: Annotated[  # ours, measured
         int,
         setting(
-            "router steps at the end with the zero expert, on validation and ordinary text; a tenth of steps, or 10; of 8 rows, "
-            "or more of fewer",
+            "router steps of 8 rows at the end with the zero expert: validation and ordinary text; a tenth of steps, or 10",
             1,
             10**6,
         ),
