@@ -124,12 +124,7 @@ class TrainConfig:
     router_period: Annotated[int, setting("expert steps on training text, then ...", 1, 10**9)] = 30
     router_steps: Annotated[int, setting("... router steps on validation text", 0, 10**9)] = 10
     closing_steps: Annotated[  # ours, measured
-        int,
-        setting(
-            "router steps of 8 rows at the end with the zero expert: validation and ordinary text; a tenth of steps, or 10",
-            1,
-            10**6,
-        ),
+        int, setting("router steps of 8 rows at the end with the zero expert, on both texts: a tenth of steps, or 10", 1, 10**6)
     ] = 20
     ordinary_tokens: Annotated[  # ours, measured: what those steps read
         int, setting("of ordinary text for them: the base's own answers, made once", 128, 10**8)
