@@ -268,7 +268,7 @@ from pathlib import Path
 from benchmarks.mutants.listed import read_mutants
 from benchmarks.mutants.tree import Tree
 
-mutant = next(each for each in read_mutants() if "CLOSING_ROWS" in each.key)
+mutant = next(each for each in read_mutants() if "self.closing_rows" in each.key)
 print(Tree(Path("{folder}")).try_mutant(mutant)["outcome"])
 """
 

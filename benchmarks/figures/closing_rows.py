@@ -10,19 +10,21 @@ third of those at hand). The rounds are kept in benchmark-work/, so that it can 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common import PRECISIONS, WORK, result_file, write_json
-from benchmarks.evidence.play import Ground, open_fleet, ordinary_text
+from benchmarks.evidence.play import Ground, open_fleet, ordinary_text, text_digest
 from benchmarks.evidence.runs import Run
 from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
 from comigs_edge.data.tokenizer import Encoded
 from comigs_edge.inference.elsewhere import measure_elsewhere
 from comigs_edge.inference.evaluate import in_torch
 from comigs_edge.nn.model import Model
+from comigs_edge.simulate import origin
 from comigs_edge.simulate.device import Device, new_model
 from comigs_edge.simulate.fleet import Fleet
 from comigs_edge.simulate.run import resume
@@ -101,7 +103,8 @@ def main() -> None:
     )  # fmt: skip
     run = Run("", options.recipe, "comigs-edge", RATE, "parallel", zero_expert=True)
     fleet = open_fleet(run, ground)
-    play_rounds(fleet, WORK / f"closing-rows-{options.recipe}")
+    state = hashlib.sha256(f"{text_digest(run, ground)} {ground.precision} {origin.commit()}".encode()).hexdigest()[:8]
+    play_rounds(fleet, WORK / f"closing-rows-{options.recipe}-{state}")
     answers = ordinary_text(ground)
     cut = 2 * len(answers) // 3
     ordinary = Rows(answers[:cut], 128, 42)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, NamedTuple, Optional
 
 import typer
 
@@ -18,6 +18,9 @@ from profiles.chat import ChatPlan
 from profiles.cost import Plan
 from profiles.detect import detect
 
+if TYPE_CHECKING:
+    from comigs_edge.training.checkpoint import Progress
+
 Profile = Annotated[
     Optional[str],
     typer.Option(metavar="NAME", autocompletion=completion.profiles, help="Profile of the device, in place of config.toml's."),
@@ -29,6 +32,18 @@ Lines = Annotated[
         help="Fixes a line of the plan, as in --plan batch=4; may be given several times.",
     ),
 ]  # fmt: skip
+
+
+class Done(NamedTuple):
+    """Steps that were done, of each phase."""
+
+    expert: int = 0
+    router: int = 0
+    closing: int = 0
+    local: int = 0
+
+
+NOTHING = Done()
 
 
 def plan(
@@ -49,19 +64,18 @@ def plan(
         resolved = resolve(home, settings, profile, lines or (), measure=measure)
     plan, rates, latest = resolved.plan, resolved.rates, Latest(home.state)
     then = find_next(home, resolved.settings, has_new_text=True, latest=latest)
-    steps, done = _likely_steps(home, resolved.settings), 0
+    steps, done = _likely_steps(home, resolved.settings), NOTHING
     if then == RESUME and latest.interrupted is not None:
-        progress = latest.interrupted.progress
-        steps, done = progress["schedule"]["steps"], progress["expert_steps"]
+        steps, done = latest.interrupted.progress["schedule"]["steps"], _done(latest.interrupted.progress)
     settings = replace(resolved.settings, train=replace(resolved.settings.train, steps=steps))
-    local = _count_local_steps(home, settings)
+    local = max(0, _count_local_steps(home, settings) - done.local)
     others = planner.neighbours(plan, resolved.base, rates)
     talk = _plan_chat(home, settings, profile)
     if json:
         block_format = settings.storage().fake_format
         print_json({
             "plan": asdict(plan)
-            | {"steps": steps, "steps_done": done, "minutes": _minutes(plan, settings, done), "block_format": block_format,
+            | {"steps": steps, "steps_done": done.expert, "minutes": _minutes(plan, settings, done), "block_format": block_format,
                "local_steps": local},
             "chat": talk if isinstance(talk, str) else asdict(talk),
             "rates": None if rates is None else asdict(rates),
@@ -74,6 +88,15 @@ def plan(
         _show_lines({"local": in_minutes(local * plan.step_seconds / 60)}, {"local": why})
     _show_chat(talk)
     next_command(then)
+
+
+def _done(progress: Progress) -> Done:
+    """What an interrupted training has done."""
+    closing, local = progress.get("closing", {}), progress.get("local", {})
+    return Done(
+        progress["expert_steps"], progress["router_steps"], closing.get("router_steps", 0),
+        local.get("expert_steps", 0) + local.get("router_steps", 0),
+    )  # fmt: skip
 
 
 def _likely_steps(home: Home, settings: Config) -> int:
@@ -121,8 +144,8 @@ def _show_chat(plan: ChatPlan | str) -> None:
     }, plan.reasons)  # fmt: skip
 
 
-def show(plan: Plan, settings: Config, neighbours: list[Plan], done: int = 0) -> None:
-    """Prints a plan as lines with their reasons; the time is what follows `done` expert steps."""
+def show(plan: Plan, settings: Config, neighbours: list[Plan], done: Done = NOTHING) -> None:
+    """Prints a plan as lines with their reasons; the time is what follows the steps `done`."""
     storage, reasons = settings.storage(), plan.reasons
     _show_lines({
         "experts": f"1 generalist + {plan.specialists}", "blocks": f"the last {plan.blocks}" if plan.blocks else "all",
@@ -137,15 +160,15 @@ def show(plan: Plan, settings: Config, neighbours: list[Plan], done: int = 0) ->
         "zero": reasons["zero_expert"], "graph": reasons["cuda_graph"],
         "format": f"trained in {storage.fake_format or 'the weights as they are'}",
     })  # fmt: skip
-    if plan.step_seconds is not None:
+    if plan.step_seconds is not None and (left := _minutes(plan, settings, done)):
         train = settings.train
         about = "at most" if train.patience else "about"
-        count = f"the last {train.steps - done} of {train.steps}" if done else f"{about} {train.steps}"
-        kinds = f"{count} expert steps and their router steps" if train.steps > done else "the last router steps"
+        count = f"the last {train.steps - done.expert} of {train.steps}" if done.expert else f"{about} {train.steps}"
+        kinds = f"{count} expert steps and their router steps" if train.steps > done.expert else "the last router steps"
         steps = f"{kinds}, {plan.step_seconds:.1f} s each"
         if "step_seconds" in reasons:
             steps += f", {reasons['step_seconds']}"
-        _show_lines({"time": in_minutes(_minutes(plan, settings, done) or 0)}, {"time": steps})
+        _show_lines({"time": in_minutes(left)}, {"time": steps})
     for each in neighbours:
         minutes = _minutes(each, settings, done)
         time = "" if minutes is None else f", {in_minutes(minutes)}"
@@ -158,7 +181,8 @@ def _show_lines(values: dict[str, str], reasons: dict[str, str]) -> None:
 
 
 def summary(
-    plan: Plan, settings: Config, steps: int, done: int = 0, *, most: bool = False, local: int = 0, minutes: float | None = None
+    plan: Plan, settings: Config, steps: int, done: Done = NOTHING, *, most: bool = False, local: int = 0,
+    minutes: float | None = None,
 ) -> str:  # fmt: skip
     """The plan in one line, for so many `steps`, or at `most` so many, `done` of them before; in `minutes`, if those end it.
 
@@ -167,9 +191,9 @@ def summary(
     few = "at most " if most else "about " if minutes else ""  # with minutes, the number follows the clock
     if minutes is None:
         minutes = _minutes(plan, replace(settings, train=replace(settings.train, steps=steps)), done)
-    left = f"the last {steps - done} of {steps} steps" if steps > done else "the last router steps"
-    count = left if done else f"{few}{steps} steps"
-    time = "" if minutes is None else f", {count} in {in_minutes(minutes)}"
+    left = f"the last {steps - done.expert} of {steps} steps" if steps > done.expert else "the last router steps"
+    count = left if done.expert else f"{few}{steps} steps"
+    time = f", {count} in {in_minutes(minutes)}" if minutes else ""
     if minutes is not None and local:
         time += f", then {local} of local text in {in_minutes(local * (plan.step_seconds or 0) / 60)}"
     where = "on the GPU" if plan.device == "cuda" else f"{plan.threads} threads"
@@ -179,8 +203,8 @@ def summary(
     )
 
 
-def _minutes(plan: Plan, settings: Config, done: int = 0) -> float | None:
-    """Of a training of which `done` steps were done."""
+def _minutes(plan: Plan, settings: Config, done: Done = NOTHING) -> float | None:
+    """Of a training of which the steps `done` were done."""
     from comigs_edge.planning.plan import settings_of
     from comigs_edge.training.pace import of_steps, seconds_left
     from comigs_edge.training.schedule import make_schedule
@@ -188,5 +212,5 @@ def _minutes(plan: Plan, settings: Config, done: int = 0) -> float | None:
     if plan.step_seconds is None:
         return None
     schedule = make_schedule(settings_of(settings, plan), plan.batch, None)
-    steps = done, schedule.router_due(done)
-    return seconds_left(of_steps(plan.step_seconds, schedule), schedule, plan.specialists > 0, steps) / 60
+    has_router = plan.specialists > 0
+    return seconds_left(of_steps(plan.step_seconds, schedule), schedule, has_router, done[:2], done.closing) / 60

@@ -69,7 +69,7 @@ def closes(main: Trainer) -> bool:
 
 def ordinary_rows(schedule: Schedule) -> int:
     """The most rows of ordinary text that the closing phase of this schedule reads."""
-    return max(FIT_ROWS, schedule.closing * math.ceil(SHARE * schedule.batch))
+    return max(FIT_ROWS, math.ceil(schedule.closing * SHARE * schedule.batch))
 
 
 class Closing:

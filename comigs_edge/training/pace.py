@@ -27,8 +27,8 @@ def of_steps(seconds: float, plan: Schedule) -> Pace:
     return Pace(step=seconds, quantised_step=seconds, validation=validation)
 
 
-def seconds_left(pace: Pace, plan: Schedule, has_router: bool, done: tuple[int, int] = (0, 0)) -> float:
-    """What a training by this schedule takes after `done` expert and router steps.
+def seconds_left(pace: Pace, plan: Schedule, has_router: bool, done: tuple[int, int] = (0, 0), closed: int = 0) -> float:
+    """What a training by this schedule takes after `done` expert and router steps, and `closed` of the closing phase.
 
     A router step is counted as an expert step; there is one validation at the start and one after every period, and one after
     the closing phase, which begins with forward passes of both texts.
@@ -39,11 +39,16 @@ def seconds_left(pace: Pace, plan: Schedule, has_router: bool, done: tuple[int, 
         plain = min(number, math.ceil(plan.quantise_start * steps)) if plan.block_format else number
         return plain * pace.step + (number - plain) * pace.quantised_step - pace.saved * max(0.0, number - pace.epoch)
 
-    router = max(0, plan.router_due(steps) - done[1]) if has_router else 0
-    closing = plan.closing and plan.closing + FORWARD * 2 * FIT_ROWS / plan.batch
+    router_due = plan.router_due(steps) if has_router else 0
+    router = max(0, router_due - done[1])
+    closing: float = max(0, plan.closing - closed)
+    if closing and not closed:
+        closing += FORWARD * 2 * FIT_ROWS / plan.batch
     closing *= pace.quantised_step if plan.block_format else pace.step
-    validations = math.ceil(steps / plan.router_period) + bool(closing)
-    validations += 1 if done == (0, 0) else -(done[0] // plan.router_period)
+    periods = math.ceil(steps / plan.router_period)
+    is_over = done[0] >= steps and done[1] >= router_due  # the last period, which may be a short one, too
+    seen = periods if is_over else done[0] // plan.router_period
+    validations = (done == (0, 0)) + periods - seen + bool(closing)
     return experts(steps) - experts(done[0]) + router * experts(steps) / max(1, steps) + closing + pace.validation * validations
 
 

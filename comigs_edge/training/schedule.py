@@ -10,14 +10,15 @@ from comigs_edge.nn.experts import FORMS
 from comigs_edge.nn.form import OptimiserName
 
 CLOSING_SHARE = 0.1  # of the expert steps
-CLOSING_ROWS = 8  # of a step of the closing phase, where its steps are counted; of smaller batches it has more
+CLOSING_ROWS = 8  # that the steps of a closing phase are counted in; of smaller batches it has more
 FIT_ROWS = 32  # of either text, by which a closing phase puts the routers where they begin
 FEWEST = 10  # steps, however little text there is; also of a closing phase, unless the experts do fewer
+MOST_CLOSING = 3  # times as many expert steps there are at least where a closing phase has more than the fewest steps
 RATE_STEPS = 50  # that the default rate was measured with
 DECAY_SHARE = 0.2  # of the steps before it, that a constant rate takes to fall
 
 # What the first versions did not know.
-_LATER = ("closing_steps", "schedule", "patience", "decay_from", "optimiser", "rate_steps", "rate_factor")
+_LATER = ("closing_steps", "closing_rows", "schedule", "patience", "decay_from", "optimiser", "rate_steps", "rate_factor")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,8 @@ class Schedule:
     rates_by_weight: bool = False  # an expert learns in proportion to its mean weight on the validation rows
     router_offset_rate: float = 0.0  # learning rate of the per-expert logit offsets; 0 turns them off
     jointly: bool = False  # router and experts learn in the same steps, from training text; no router steps
-    closing_steps: int = 0  # at most, of the router alone with a zero expert, behind all others; each of `CLOSING_ROWS`
+    closing_steps: int = 0  # at most, of the router alone with a zero expert, behind all others ...
+    closing_rows: int = 0  # ... of so many rows: of smaller batches more steps; 0: of whatever a batch has
     schedule: Course = "cosine"  # of the experts' rate; wsd: constant, and at the end down in a line
     patience: int = 0  # periods without a better validation loss after which the end is decided; 0: never
     decay_from: int | None = None  # the step at which a constant rate begins to fall, where patience has decided it
@@ -51,8 +53,10 @@ class Schedule:
     @property
     def closing(self) -> int:
         """Steps of the closing phase; fewer behind a short training, which has also moved less away from the base."""
-        smaller = math.ceil(CLOSING_ROWS / self.batch)  # so many batches have the rows that one is to have
-        return min(smaller * self.closing_steps, self.steps, max(smaller * FEWEST, math.ceil(CLOSING_SHARE * self.steps)))
+        rows = max(self.batch, self.closing_rows)
+        few, most = (math.ceil(steps * rows / self.batch) for steps in (FEWEST, self.closing_steps))
+        fewest = max(FEWEST, min(few, self.steps // MOST_CLOSING))
+        return min(most, self.steps, max(fewest, math.ceil(CLOSING_SHARE * self.steps)))
 
     def facts(self) -> dict[str, object]:
         """What a checkpoint keeps; earlier versions, which know less, resume a training that does without it."""
@@ -127,4 +131,6 @@ def make_schedule(settings: Config, batch: int, steps: int | None, rows: int | N
         rates_by_weight=train.rates_by_weight, router_offset_rate=train.router_offset_rate,
         block_format=storage.fake_format, quantise_start=storage.start,
         closing_steps=train.closing_steps if settings.has_zero_expert else 0,
+        # Where it changes nothing an earlier version can go on.
+        closing_rows=CLOSING_ROWS if settings.has_zero_expert and batch < CLOSING_ROWS else 0,
     )  # fmt: skip

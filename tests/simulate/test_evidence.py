@@ -68,11 +68,10 @@ def test_a_run_that_is_broken_off_leaves_nothing(ground, tmp_path):
 
 
 def test_what_is_not_scored_is_neither_in_the_record_nor_in_its_terms(ground):
-    run = Run("", "three", "comigs-edge", 0.01)
+    run = Run("", "three", "comigs-edge", 5.0)  # at such a rate what is learned is worse than nothing
     whole, chosen = play(run, ground), play(run, replace(ground, chosen_only=True))
-    assert chosen["bits_per_byte"] == whole["bits_per_byte"]
-    assert whole["last_bits_per_byte"] > 0
-    assert chosen["last_bits_per_byte"] is None or whole["last_bits_per_byte"] == whole["bits_per_byte"]
+    assert chosen["bits_per_byte"] == whole["bits_per_byte"] < whole["last_bits_per_byte"]
+    assert chosen["last_bits_per_byte"] is None
     assert all(device["bits_per_byte_before_exchange"] for device in whole["devices"].values())
     assert not any(device["bits_per_byte_before_exchange"] for device in chosen["devices"].values())
     assert "the last state also before it" in str(whole["terms"])

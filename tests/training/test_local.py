@@ -18,6 +18,7 @@ from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.model import Model
 from comigs_edge.planning.plan import disk_needed, resolve
 from comigs_edge.training import checkpoint
+from comigs_edge.training import schedule as course
 from comigs_edge.training.batches import Rows
 from comigs_edge.training.local import LocalPhase, LocalText
 from comigs_edge.training.opening import open_training
@@ -118,8 +119,10 @@ def test_half_of_the_rows_that_specialists_learn_from_are_local(tiny_base, make_
     assert [int((tokens == 5).sum()) for tokens in learned] == [2, 1, 2, 1]
 
 
-def test_an_interruption_in_the_local_phase_changes_no_bit_of_what_comes_out(opened, tmp_path):
+@pytest.mark.parametrize("rows", [course.CLOSING_ROWS, 0])  # an earlier version did not look at the rows of closing steps
+def test_an_interruption_in_the_local_phase_changes_no_bit_of_what_comes_out(opened, tmp_path, monkeypatch, rows):
     add_local(tmp_path)
+    monkeypatch.setattr(course, "CLOSING_ROWS", rows)
     straight = opened()
     train(straight, resume=False)
     expected = digest(newest(straight).arrays)
@@ -130,6 +133,7 @@ def test_an_interruption_in_the_local_phase_changes_no_bit_of_what_comes_out(ope
     train(cut, stop_after=straight.steps_done - 3, resume=False)
     assert cut.local is not None
     assert not cut.is_done
+    monkeypatch.undo()
     last = opened()
     train(last, resume=True)
     assert digest(newest(last).arrays) == expected

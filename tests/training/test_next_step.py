@@ -57,8 +57,35 @@ def test_the_plan_of_an_interrupted_training_is_of_what_is_left_of_it(ready, run
     assert left["minutes"] / left["step_seconds"] > 2 * new["minutes"] / new["step_seconds"]
     assert "the last 396 of 400 expert steps and their router steps" in " ".join(run("plan", *FAST).stdout.split())
     progress["schedule"]["steps"] = 4
+    del progress["closing"]
     checkpoint.save(ready.state, arrays, progress | {"finished": False})
     assert "the last router steps, " in " ".join(run("plan", *FAST).stdout.split())
+
+
+def test_the_plan_counts_what_is_left_of_router_closing_phase_and_local_text(ready, run, tmp_path):
+    (tmp_path / "diary.txt").write_text(some_text(seed=5))
+    run("data", "add", "--local", tmp_path / "diary.txt")
+    run("train", "--steps", 4, *FAST)
+    arrays, progress, _ = checkpoint.load(ready.state)
+    phases = {name: progress[name] for name in ("closing", "local")}
+    behind = {name: value for name, value in progress.items() if name not in phases} | {"finished": False}
+
+    def left(**more):
+        checkpoint.save(ready.state, arrays, behind | more)
+        plan = json.loads(run("plan", "--json", *FAST).stdout)["plan"]
+        return round(60 * plan["minutes"] / plan["step_seconds"], 6), plan["local_steps"]
+
+    before, local = left(router_steps=0)
+    due, closed = progress["router_steps"], phases["closing"]["router_steps"]
+    assert due > 0 < local
+    # Behind the router's turn is a validation, of 16 rows of 4 at a third of a step; the fit reads 32 of either text so.
+    assert before - left()[0] == pytest.approx(due + 4 / 3 * behind["schedule"]["validation_rows"] / 16)
+    assert left()[0] - left(closing=phases["closing"] | {"router_steps": 1})[0] == pytest.approx(1 + 16 / 3)
+    assert left(closing=phases["closing"])[0] == 0
+    done = phases["local"]["expert_steps"] + phases["local"]["router_steps"]
+    assert left(**phases) == (0, max(0, local - done))
+    assert closed > 1
+    assert "last router steps" not in run("plan", *FAST).stdout
 
 
 def test_a_model_of_removed_text_is_made_anew_and_another_one_chatted_with(ready, run):

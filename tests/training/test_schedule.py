@@ -67,10 +67,25 @@ def test_behind_a_short_training_the_closing_phase_is_short_too():
 
 
 def test_a_closing_phase_of_small_batches_reads_as_many_rows():
-    long = {batch: schedule(steps=10**6, batch=batch, closing_steps=20).closing for batch in (16, 8, 5, 4, 2, 1)}
-    assert long == {16: 20, 8: 20, 5: 40, 4: 40, 2: 80, 1: 160}
-    short = {batch: schedule(steps=50, batch=batch, closing_steps=20).closing for batch in (8, 4, 2, 1)}
-    assert short == {8: 10, 4: 20, 2: 40, 1: 50}  # never more than the experts' steps
+    def closing(steps, *batches):
+        made = {batch: make_schedule(Config(base=BASE, model=MODEL), batch, steps) for batch in batches}
+        return {batch: plan.closing for batch, plan in made.items()}
+
+    assert closing(10**6, 16, 8, 5, 4, 2, 1) == {16: 20, 8: 20, 5: 32, 4: 40, 2: 80, 1: 160}
+    assert closing(240, 16, 8, 5, 4, 3, 2, 1) == {16: 20, 8: 20, 5: 24, 4: 24, 3: 27, 2: 40, 1: 80}  # a tenth, or 80 rows
+    assert closing(50, 8, 5, 4, 2, 1) == {8: 10, 5: 16, 4: 16, 2: 16, 1: 16}  # but no more than a third of the experts' steps ...
+    assert closing(20, 8, 4, 1) == closing(12, 8, 4, 1) == {8: 10, 4: 10, 1: 10}  # ... nor fewer than 10
+    assert closing(6, 8, 4, 1) == {8: 6, 4: 6, 1: 6}
+
+
+def test_an_interrupted_training_of_an_earlier_version_closes_in_the_steps_that_it_counted():
+    new = make_schedule(Config(base=BASE, model=MODEL), 2, 200)
+    old = Schedule(**{name: value for name, value in new.facts().items() if name != "closing_rows"})
+    assert (new.closing, old.closing, old.keep_course(new, is_closing=True).closing) == (40, 20, 20)
+    assert old.keep_course(new, is_closing=False).closing == 20
+    assert (
+        "closing_rows" not in make_schedule(Config(base=BASE, model=MODEL), 8, 200).facts()
+    )  # which earlier versions go on with
 
 
 def test_learning_rate_warms_up_and_ends_at_the_final_rate():
@@ -134,7 +149,7 @@ def test_who_names_the_steps_gets_exactly_those():
 
 def test_a_checkpoint_of_default_settings_holds_nothing_that_earlier_versions_do_not_know():
     assert {field.name for field in fields(Schedule)} - schedule().facts().keys() == {
-        "closing_steps", "schedule", "patience", "decay_from", "optimiser", "rate_steps", "rate_factor"
+        "closing_steps", "closing_rows", "schedule", "patience", "decay_from", "optimiser", "rate_steps", "rate_factor"
     }  # fmt: skip
     changed = schedule(schedule="wsd", patience=2, decay_from=0, rate_factor=0.5)
     assert Schedule(**changed.facts()) == changed

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from comigs_edge.nn.loss import next_token_loss
 from comigs_edge.nn.model import Model
 from comigs_edge.nn.weights import open_base
 from comigs_edge.training.batches import Rows
-from comigs_edge.training.pace import Pace, steps_that_fit
+from comigs_edge.training.pace import Pace, seconds_left, steps_that_fit
 from comigs_edge.training.schedule import Schedule
 from comigs_edge.training.trainer import Trainer
 
@@ -277,9 +278,16 @@ def test_steps_that_fit_by_hand():
     assert steps_that_fit(380, pace, quantised, has_router=True) == 20
     assert steps_that_fit(379, pace, quantised, has_router=True) == 19
     closing = schedule(router_period=30, router_steps=10, closing_steps=60)
-    # 30 steps: 340 s as above, as many closing steps of 8 s, a validation more, and 64 rows forwards, 2 at once: 85.3 s.
-    assert steps_that_fit(676, pace, closing, has_router=True) == 30
-    assert steps_that_fit(675, pace, closing, has_router=True) == 29
+    # 30 steps: 340 s as above, 10 closing steps of 8 s, a validation more, and 64 rows forwards, 2 at once: 85.3 s.
+    assert steps_that_fit(516, pace, closing, has_router=True) == 30
+    assert steps_that_fit(515, pace, closing, has_router=True) == 29
+    # All steps were done and 4 of the closing phase: 6 of 8 s are left, and a validation.
+    assert seconds_left(pace, replace(closing, steps=30), True, (30, 10), closed=4) == 6 * 8 + 10
+    assert seconds_left(pace, replace(closing, steps=30), True, (30, 10), closed=10) == 0
+    assert seconds_left(pace, replace(closing, steps=30), True, (30, 8), closed=0) == pytest.approx(12 * 8 + 10 + 256 / 3)
+    # 31 steps end within a second period: 10 router steps and its validation are due, then all is over.
+    assert seconds_left(pace, replace(closing, steps=31), True, (31, 10), closed=0) == pytest.approx(20 * 8 + 20 + 256 / 3)
+    assert seconds_left(pace, replace(closing, steps=31), True, (31, 20), closed=10) == 0
 
 
 @pytest.mark.parametrize("optimiser", ["adamw", "muon"])
