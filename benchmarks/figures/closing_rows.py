@@ -61,8 +61,8 @@ def of_device(device: Device, ordinary: Rows, held_out: list[Encoded]) -> list[d
         "answers_divergence": divergence,
     })  # fmt: skip
     for rows, steps in PHASES:
-        # No more steps than the experts had: so it has just these.
-        trainer.schedule = replace(schedule, batch=rows, closing_steps=steps, steps=steps)
+        # A tenth of the experts' steps are just these.
+        trainer.schedule = replace(schedule, batch=rows, closing_rows=0, closing_steps=steps, steps=10 * steps)
         begin = time.process_time()
         phase = Closing(trainer, ordinary, 42, lambda adapters, rows=rows: new_model(base, adapters, rows * 128))  # type: ignore[misc]
         done = sum(1 for _ in phase.run())
