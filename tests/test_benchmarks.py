@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from benchmarks import common
 from benchmarks.__main__ import BENCHMARKS
 from benchmarks.evidence.runs import RECIPES, length
-from benchmarks.evidence.table import markdown
+from benchmarks.evidence.table import difference, markdown
 from benchmarks.evidence.work import read_records
 from benchmarks.figures import closing_rows, further, quality, silence
 from benchmarks.mutants.listed import Mutant, read_mutants
@@ -76,6 +77,36 @@ def test_the_comparison_at_equal_terms_has_the_figures_of_its_records():
         }
         assert len(at_equal_text) == 2
         assert all(each in " ".join(text.split()) for each in at_equal_text.values())
+
+
+def test_the_default_form_at_equal_terms_has_the_figures_of_its_records():
+    folder = ROOT / "benchmarks" / "results" / "evidence"
+    done = read_records(folder, "brief")
+    records = {
+        (run.recipe, run.method, run.rate): each for run, each in (read_records(folder / "earlier", "brief") | done).items()
+    }
+    text, _ = section("The default form at equal terms, begun")
+    columns = [(recipe, rate) for recipe in ("multilingual", "topics-ood") for rate in (6e-3, 1.2e-2)]
+    assert f"Of 54 runs {len(done)} are done" in " ".join(text.split())
+    shown = 0
+    for label, *cells in (line.strip("|").split("|") for line in text.splitlines() if line.startswith("| `")):
+        method = label.split("`")[1] + ("-train-valid" if "validation text" in label else "")
+        key = "bits_per_byte_without_zero_expert" if "without" in label else "bits_per_byte"
+        for (recipe, rate), cell in zip(columns, cells, strict=True):
+            record = records.get((recipe, method, rate))
+            bits = record and statistics.mean(device[key] for device in record["devices"].values())
+            assert cell.strip() == (f"{bits:.4f}" if bits else "")
+            shown += bool(bits) and "without" not in label
+    assert shown == len(records)
+    for recipe, rival in (("multilingual", "fedavg"), ("multilingual", "local"), ("topics-ood", "fedavg")):
+        best = {
+            method: min(
+                (each for key, each in records.items() if key[:2] == (recipe, method)), key=lambda each: each["bits_per_byte"]
+            )
+            for method in ("comigs-edge", rival)
+        }
+        percent, low, high = difference([best["comigs-edge"]], [best[rival]])
+        assert f"{percent:+.2f} % [{low:+.2f}, {high:+.2f}]" in " ".join(text.split())
 
 
 @pytest.mark.parametrize(("title", "ground"), [("The zero expert", silence.TUNING), ("The zero expert, judged", silence.JUDGING)])
