@@ -121,6 +121,7 @@ def test_an_interrupted_training_of_another_base_is_not_gone_on_with(ready, run,
     interrupt(ready)
     said = said_next(run("init", "--force", "--base", write_llama(tmp_path / "other.gguf", seed=5)))
     assert said == said_next(run("status")) == said_next(run("plan")) == "comigs-edge train --fresh"
+    assert json.loads(run("plan", "--json").stdout)["plan"]["steps_done"] == 0
     assert said_next(run("train", "--fresh", "--steps", 2, *FAST)) == "comigs-edge chat"
 
 
