@@ -98,7 +98,10 @@ def test_the_default_form_at_equal_terms_has_the_figures_of_its_records():
             assert cell.strip() == (f"{bits:.4f}" if bits else "")
             shown += bool(bits) and "without" not in label
     assert shown == len(records)
-    for recipe, rival in (("multilingual", "fedavg"), ("multilingual", "local"), ("topics-ood", "fedavg")):
+    for recipe, rival in (
+        ("multilingual", "fedavg"), ("multilingual", "local"), ("multilingual", "local-train-valid"), ("topics-ood", "fedavg"),
+        ("topics-ood", "fedavg-train-valid"),
+    ):  # fmt: skip
         best = {
             method: min(
                 (each for key, each in records.items() if key[:2] == (recipe, method)), key=lambda each: each["bits_per_byte"]
