@@ -88,6 +88,7 @@ class Story:
         self.fleet = FolderFleet(root / "fleet", sums=True)
         self.owners = [Owner(root / f"device-{number}", self.fleet, has_receipts) for number in range(count)]
         self.learned, self.trained, self.restorations = 0, 0, 0
+        self.went_back = False  # whether somebody refuses the present generalist, and waits for the next
 
     def step(self, owner, name, value):
         device, fleet = owner.device, self.fleet
@@ -130,9 +131,12 @@ class Story:
         elif name == "roll_back":
             with contextlib.suppress(ComigsError):
                 _, device.local = roll_back(device.books, None, device.local)
+                self.went_back = True
         owner.keep()
 
     def end(self):
+        if self.went_back:
+            self.step(self.owners[0], "learn", 1)  # of which there is a next one
         for _ in range(8):
             for owner in self.owners:
                 self.step(owner, "exchange", None)

@@ -176,7 +176,7 @@ def test_paused_time_is_not_the_trainings(ready, run, monkeypatch):
         f"paused: 85 °C, resumes below 70{REMEDY}", "going on after 10 seconds",
         "paused: 85 °C, resumes below 70", "going on after 5 seconds",
     ]  # fmt: skip
-    assert (result["seconds"], result["paused_seconds"]) == (13 * 6, 15)  # 6 expert, 4 router and 3 closing steps
+    assert (result["seconds"], result["paused_seconds"]) == (16 * 6, 15)  # 6 expert, 4 router and 6 closing steps
 
 
 def test_ctrl_c_ends_a_pause_and_nothing_is_lost(guarded, run):
