@@ -44,11 +44,9 @@ from comigs_edge.training.ordinary import OrdinaryText
 _sha256 = functools.cache(files.sha256_file)
 TEST_CONTEXT = 256  # tokens of a window: 64 windows and more of most texts
 EQUAL_TOKENS = "equal tokens: methods whose router has no turns of its own compute the router's tokens in expert steps"
-TERMS = (
-    "each device's state is chosen by validation text at the ends of rounds; train-valid methods have learned from that text",
-    "scored after the exchange, the last state also before it",
-    "the closing steps of a zero expert come on top",
-)
+CHOSEN = "each device's state is chosen by validation text at the ends of rounds; train-valid methods have learned from that text"
+SCORED, SCORED_BEFORE = "scored after the exchange", ", the last state also before it"
+ON_TOP = "the closing steps of a zero expert come on top"
 
 
 class TimeIsOver(Exception):
@@ -116,8 +114,8 @@ def play(run: Run, ground: Ground) -> dict[str, Any] | None:
 
 def _terms(run: Run, ground: Ground) -> list[str]:
     """What holds for every method, in words."""
-    common = [each.partition(",")[0] if ground.chosen_only and each.startswith("scored") else each for each in TERMS]
-    return [EQUAL_TOKENS, *common] if run.steps is None else common
+    scored = SCORED if ground.chosen_only else SCORED + SCORED_BEFORE
+    return [*([EQUAL_TOKENS] if run.steps is None else []), CHOSEN, scored, ON_TOP]
 
 
 def open_fleet(run: Run, ground: Ground) -> Fleet:

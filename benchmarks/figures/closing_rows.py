@@ -48,7 +48,7 @@ def play_rounds(fleet: Fleet, folder: Path) -> None:
         print(f"round {fleet.number}", flush=True)
 
 
-def of_device(device: Device, ordinary: Rows, held_out: list[Encoded]) -> list[dict[str, Any]]:
+def of_device(device: Device, ordinary: Rows, seed: int, held_out: list[Encoded]) -> list[dict[str, Any]]:
     """The records of the base, of the state without a zero expert, and of one for each phase."""
     trainer = device.trainer
     base, schedule, test = trainer.model.base, trainer.schedule, device.tests[device.name]
@@ -63,8 +63,8 @@ def of_device(device: Device, ordinary: Rows, held_out: list[Encoded]) -> list[d
     for rows, steps in PHASES:
         # A tenth of the experts' steps are just these.
         trainer.schedule = replace(schedule, batch=rows, closing_rows=0, closing_steps=steps, steps=10 * steps)
-        begin = time.process_time()
-        phase = Closing(trainer, ordinary, 42, lambda adapters, rows=rows: new_model(base, adapters, rows * 128))  # type: ignore[misc]
+        begin, tokens = time.process_time(), rows * trainer.training.context
+        phase = Closing(trainer, ordinary, seed, lambda adapters, tokens=tokens: new_model(base, adapters, tokens))  # type: ignore[misc]
         done = sum(1 for _ in phase.run())
         seconds, (change, divergence) = time.process_time() - begin, measure_elsewhere(phase.model, held_out)
         records.append({
@@ -107,9 +107,9 @@ def main() -> None:
     play_rounds(fleet, WORK / f"closing-rows-{options.recipe}-{state}")
     answers = ordinary_text(ground)
     cut = 2 * len(answers) // 3
-    ordinary = Rows(answers[:cut], 128, 42)
+    ordinary = Rows(answers[:cut], fleet.plan.size.context, run.seed)
     wanted = options.devices.split(",")
-    table = {each.name: of_device(each, ordinary, answers[cut:]) for each in fleet.devices if each.name in wanted}
+    table = {each.name: of_device(each, ordinary, run.seed, answers[cut:]) for each in fleet.devices if each.name in wanted}
     write_json(result_file("closing-rows.json"), {
         "command": f"python -m benchmarks.figures.closing_rows FOLDER --recipe {options.recipe} --devices {options.devices}",
         "precision": options.precision, "devices": table,

@@ -92,6 +92,7 @@ def plan(
 
 def _done(progress: Progress) -> Done:
     """What an interrupted training has done."""
+    # `PROGRESS` of training/closing.py and training/local.py, which load torch.
     closing, local = progress.get("closing", {}), progress.get("local", {})
     return Done(
         progress["expert_steps"], progress["router_steps"], closing.get("router_steps", 0),

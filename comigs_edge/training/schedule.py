@@ -13,7 +13,7 @@ CLOSING_SHARE = 0.1  # of the expert steps
 CLOSING_ROWS = 8  # that the steps of a closing phase are counted in; of smaller batches it has more
 FIT_ROWS = 32  # of either text, by which a closing phase puts the routers where they begin
 FEWEST = 10  # steps, however little text there is; also of a closing phase, unless the experts do fewer
-MOST_CLOSING = 3  # times as many expert steps there are at least where a closing phase has more than the fewest steps
+EXPERTS_PER_CLOSING = 3  # expert steps for each of a closing phase, at least, where small batches give it more than `FEWEST`
 RATE_STEPS = 50  # that the default rate was measured with
 DECAY_SHARE = 0.2  # of the steps before it, that a constant rate takes to fall
 
@@ -55,7 +55,7 @@ class Schedule:
         """Steps of the closing phase; fewer behind a short training, which has also moved less away from the base."""
         rows = max(self.batch, self.closing_rows)
         few, most = (math.ceil(steps * rows / self.batch) for steps in (FEWEST, self.closing_steps))
-        fewest = max(FEWEST, min(few, self.steps // MOST_CLOSING))
+        fewest = max(FEWEST, min(few, self.steps // EXPERTS_PER_CLOSING))
         return min(most, self.steps, max(fewest, math.ceil(CLOSING_SHARE * self.steps)))
 
     def facts(self) -> dict[str, object]:
