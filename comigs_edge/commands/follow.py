@@ -35,14 +35,18 @@ def line(progress: holder.Progress) -> str:
     return f"{progress.phase}, {step}{left}{facts}{speed}"
 
 
+def how_far(training: holder.Holder) -> str:
+    """How far a training is that runs, in one line."""
+    return "begins" if training.progress is None else line(training.progress)
+
+
 def follow_training(home: Home) -> None:
     """Shows the training that runs in this home until it ends or Ctrl-C; it learns nothing of its spectator."""
     said = process = None
     try:
         with notes.status("looking") as screen:
-            while (running := holder.present(home.holder_file)) is not None and running.command == "train":
-                process = running.process
-                now = "begins" if running.progress is None else line(running.progress)
+            while (running := holder.training(home.holder_file)) is not None:
+                process, now = running.process, how_far(running)
                 screen.update(now)
                 validation = running.progress and running.progress.validation_loss
                 if not notes.is_interactive and validation != said:  # a log: one line for each validation

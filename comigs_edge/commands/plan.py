@@ -9,8 +9,10 @@ import typer
 
 from comigs_edge.commands import completion
 from comigs_edge.commands.console import fact, in_minutes, measuring, next_command, out, print_json, size
+from comigs_edge.commands.follow import how_far
 from comigs_edge.commands.settings import settings_of
 from comigs_edge.home import folder as homes
+from comigs_edge.home import holder
 from comigs_edge.home.config import Config
 from comigs_edge.home.folder import Home
 from profiles import ProfileError
@@ -70,10 +72,11 @@ def plan(
     settings = replace(resolved.settings, train=replace(resolved.settings.train, steps=steps))
     local = max(0, _count_local_steps(home, settings) - done.local)
     others = planner.neighbours(plan, resolved.base, rates)
-    talk = _plan_chat(home, settings, profile)
+    talk, running = _plan_chat(home, settings, profile), holder.training(home.holder_file)
     if json:
         block_format = settings.storage().fake_format
         print_json({
+            "running": running and asdict(running),
             "plan": asdict(plan)
             | {"steps": steps, "steps_done": done.expert, "minutes": _minutes(plan, settings, done), "block_format": block_format,
                "local_steps": local},
@@ -82,6 +85,8 @@ def plan(
             "neighbours": [asdict(each) | {"minutes": _minutes(each, settings, done)} for each in others],
         })  # fmt: skip
         return
+    if running:
+        out.print(f"a training runs now: {how_far(running)}; another one would be:", soft_wrap=True)
     show(plan, settings, others, done)
     if local and plan.step_seconds is not None:
         why = f"about {local} steps of the specialists and the router, behind the others: only they learn local text"

@@ -85,6 +85,12 @@ def present(file: Path) -> Holder | None:
     return holder if holder is not None and holder.is_alive else None
 
 
+def training(file: Path) -> Holder | None:
+    """The training that runs now, if one does."""
+    holder = present(file)
+    return holder if holder is not None and holder.command == "train" else None
+
+
 def refusal(file: Path) -> ComigsError:
     """Why the home cannot be had: who has it."""
     who = present(file)

@@ -21,8 +21,8 @@ def find_next(
 
     `latest`: the state of the training, where that was read before.
     """
-    running, made, corpus = holder.present(home.holder_file), versions(home.adapters), homes.corpus(home, settings)
-    if running is not None and running.command == "train":
+    made, corpus = versions(home.adapters), homes.corpus(home, settings)
+    if holder.training(home.holder_file) is not None:
         return "comigs-edge status --follow"
     is_of_base = bool(made) and _is_of_base(home, settings, made[-1])
     if corpus.missing():

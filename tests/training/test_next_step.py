@@ -2,7 +2,10 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
+import psutil
 import pytest
 
 from comigs_edge.data.corpus import Corpus
@@ -60,6 +63,23 @@ def test_the_plan_of_an_interrupted_training_is_of_what_is_left_of_it(ready, run
     del progress["closing"]
     checkpoint.save(ready.state, arrays, progress | {"finished": False})
     assert "the last router steps, " in " ".join(run("plan", *FAST).stdout.split())
+
+
+def test_beside_a_training_that_runs_the_plan_says_how_far_that_one_is(ready, run):
+    running = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        facts = {"process": running.pid, "command": "train", "since": "2026-11-28 10:00"}
+        progress = {"phase": "expert", "expert_steps": 12, "steps": 50, "seconds_left": 240.0}
+        held = facts | {"started": psutil.Process(running.pid).create_time(), "progress": progress}
+        ready.holder_file.write_text(json.dumps(held))
+        plan = run("plan", *FAST)
+        assert "a training runs now: expert, step 12 of 50, 4.0 minutes left; another one would be:" in plan.stdout
+        assert said_next(plan) == "comigs-edge status --follow"
+        assert json.loads(run("plan", "--json", *FAST).stdout)["running"]["progress"]["expert_steps"] == 12
+    finally:
+        running.communicate(b"\n")
+    assert "runs now" not in run("plan", *FAST).stdout
+    assert json.loads(run("plan", "--json", *FAST).stdout)["running"] is None
 
 
 def test_the_plan_counts_what_is_left_of_router_closing_phase_and_local_text(ready, run, tmp_path):
