@@ -22,6 +22,7 @@ from profiles.detect import detect
 
 if TYPE_CHECKING:
     from comigs_edge.training.checkpoint import Progress
+    from comigs_edge.training.known import Known
 
 Profile = Annotated[
     Optional[str],
@@ -57,7 +58,8 @@ def plan(
     """Show how this device would train: experts, batch, threads, memory, time, each with its reason."""
     from comigs_edge.planning.plan import resolve
     from comigs_edge.training.checkpoint import Latest
-    from comigs_edge.training.next_step import RESUME, find_next
+    from comigs_edge.training.known import find_known
+    from comigs_edge.training.next_step import RESUME, TRAIN, find_next
     from profiles import plan as planner
 
     home = homes.locate()
@@ -66,7 +68,8 @@ def plan(
         resolved = resolve(home, settings, profile, lines or (), measure=measure)
     plan, rates, latest = resolved.plan, resolved.rates, Latest(home.state)
     then = find_next(home, resolved.settings, has_new_text=True, latest=latest)
-    steps, done = _likely_steps(home, resolved.settings), NOTHING
+    known = find_known(home, latest.state, resume=None) if then == TRAIN else None
+    steps, done = _likely_steps(home, resolved.settings, known), NOTHING
     if then == RESUME and latest.interrupted is not None:
         steps, done = latest.interrupted.progress["schedule"]["steps"], _done(latest.interrupted.progress)
     settings = replace(resolved.settings, train=replace(resolved.settings.train, steps=steps))
@@ -105,14 +108,16 @@ def _done(progress: Progress) -> Done:
     )  # fmt: skip
 
 
-def _likely_steps(home: Home, settings: Config) -> int:
-    """The steps of a new training of this text, as long as its tokens were not counted."""
-    from comigs_edge.planning.plan import training_tokens
+def _likely_steps(home: Home, settings: Config, known: Known | None) -> int:
+    """The steps of a training of this text that is not interrupted, as long as its tokens were not counted."""
+    from comigs_edge.planning.plan import new_tokens, training_tokens
     from comigs_edge.training.schedule import make_schedule
 
     train, tokens = settings.train, training_tokens(home, settings)
     if train.batch is None or train.context is None or tokens is None:
         return train.steps
+    new = 0 if known is None else new_tokens(home, settings, known.documents)
+    tokens = 2 * new if 0 < 2 * new < tokens else tokens  # as in `Rows.pass_length`
     return make_schedule(settings, train.batch, None, -(-tokens // train.context)).steps
 
 

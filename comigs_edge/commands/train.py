@@ -163,6 +163,8 @@ def _begin(
     most = schedule.patience > 0
     line = summary(plan, settings, schedule.steps, done, most=most, local=local, minutes=minutes)
     notes.print(line, soft_wrap=True)
+    if run.rows[0].num_new:
+        notes.print(f"new text comes first: {run.rows[0].num_new:,} of {len(run.rows[0]):,} rows", soft_wrap=True)
     for warning in run.warnings:
         warn(warning)
     before = pauses.working_time()
@@ -294,6 +296,5 @@ def _summary_of(totals: Totals) -> str:
     waits += f"; {totals.round_waits}" if totals.round_waits else ""
     return (
         f"fleet: {counted(totals.updates, 'update')} brought ({size(totals.bytes_sent)}), "
-        f"{counted(totals.generalists, 'generalist')} taken over "
-        f"({size(totals.bytes_received)}){newest}{waits}"
+        f"{counted(totals.generalists, 'generalist')} taken over ({size(totals.bytes_received)}){newest}{waits}"
     )

@@ -75,3 +75,13 @@ SCRIPTS = (_TABLES, _FROM_1, _GONE + _FROM_3 + _ALL_SHARED + _FORGOTTEN, _FROM_3
 def open_database(path: Path) -> AbstractContextManager[sqlite3.Connection]:
     """One transaction on the corpus at `path`, as `database.open_database` has it."""
     return database.open_database(path, SCRIPTS)
+
+
+def of(local: bool | None) -> str:
+    """What a query for documents asks beside its other conditions: for local text, for shared text, or for all."""
+    return "" if local is None else f" and source in (select id from source where local = {int(local)})"
+
+
+def short(sha256: str) -> int:
+    """The first 64 bits."""
+    return int(sha256[:16], 16)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -197,15 +197,17 @@ def _scored_spans(fragment: list[tuple[bytes, bool]]) -> list[tuple[int, int]]:
 def encode(
     documents: Corpus, tokenizer: Tokenizer, split: Split, refused: list[str], progress: Progress = SILENT,
     max_tokens: float = math.inf, with_end: bool = False, after: str = "", local: bool | None = None,
+    known: Collection[int] = (),
 ) -> Iterator[Encoded]:  # fmt: skip
-    """Token ids of the documents of one split, one after the other, until there are `max_tokens`; from `after` on as in `read`.
+    """Token ids of the documents of one split, one after the other, until there are `max_tokens`; from `after` on and without
+    what is `known` as in `read`.
 
     What is chosen or tested on is not scored where it stands in text that was learned. `refused` gets the reason for each
     document that the chat template cannot hold.
     """
     learned = documents.learned_runs(split, local if local is False else None)
     total, tokens = documents.sizes(local)[split]["documents"], 0
-    for number, document in enumerate(documents.read(split, after, local), 1):
+    for number, document in enumerate(documents.read(split, after, local, known), 1):
         try:
             encoded = tokenizer.encode(document, with_end, learned)
         except ComigsError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -195,6 +195,12 @@ def training_tokens(home: Home, settings: Config, local: bool = False) -> int | 
     """About how many tokens the training text has, of shared or of local text; None without text."""
     splits = corpus(home, settings).sizes(local=local)
     return splits["training"]["bytes"] // BYTES_A_TOKEN or None
+
+
+def new_tokens(home: Home, settings: Config, known: Collection[int]) -> int:
+    """About how many tokens the shared training text has in documents whose `Corpus.hashes` are not `known`."""
+    hashes = corpus(home, settings).hashes("training", local=False)
+    return sum(size for number, size in hashes.items() if number not in known) // BYTES_A_TOKEN
 
 
 def remember(home: Home, plan: Plan) -> None:

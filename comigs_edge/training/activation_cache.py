@@ -43,7 +43,7 @@ class ActivationCache:
         self._bytes = record_bytes(rows.context, width)
         digest = hashlib.sha256(f"{rows.digest()} {size} {key}".encode()).hexdigest()
         self.path = folder / f"below-{digest[:32]}.bin"
-        self._file = _open(self.path, len(rows) * self._bytes)
+        self._file = _open(self.path, rows.num_places * self._bytes)
 
     def __call__(self, batch: Batch) -> Tensor:  # (N, D)
         """The activations for a batch of these rows; those that are not on disk yet are computed."""

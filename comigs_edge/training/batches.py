@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -62,33 +63,65 @@ class Batch:
 
 
 class Rows:
-    """All rows of one split; batches begin with number `first_row`. Raises `ComigsError` if none has a token to learn from."""
+    """All rows of one split; batches begin with number `first_row`. Raises `ComigsError` if none has a token to learn from.
 
-    def __init__(self, encoded: Iterable[Encoded], context: int, seed: int, first_row: int = 0) -> None:
+    Of `new` documents, which stand in `encoded` too, there are rows of their own. Until those were read so many `times`, every
+    second row of the batches is one of them; but new text that is half of all is nothing special.
+    """
+
+    def __init__(
+        self, encoded: Iterable[Encoded], context: int, seed: int, first_row: int = 0, new: Iterable[Encoded] = (),
+        times: float = 1.0,
+    ) -> None:  # fmt: skip
         self.context, self.seed, self.first_row = context, seed, first_row
-        ids, scored, lengths, self._omits = _join(encoded)
-        self.num_documents = len(lengths)
-        document = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
-        scored[:1] = False  # the first token of a document has nothing before it
-        scored[1:] &= document[1:] == document[:-1]
-        padding = -(len(ids) - 1) % context  # only the last row can be short
-        self._ids = np.pad(ids, (0, padding))
-        self._scored = np.pad(scored, (0, padding))
-        self._document = np.pad(document, (0, padding), constant_values=-1)
-        starts = np.arange(0, max(0, len(self._ids) - 1), context)
-        self._starts = np.array([s for s in starts if self._scored[s + 1 : s + context + 1].any()], np.int64)
+        self._ids, self._scored, self._document, self.num_documents, self._omits = _join(encoded, context)
+        self._starts = self._find_starts(0)
         if not len(self._starts):
             raise ComigsError("the text has no token to learn from; add more with: comigs-edge data add PATH")
-        self._epoch: int | None = None
-        self._places = np.argsort(self._order(0))
+        self._length = len(self._starts)
+        self._add_new(new)
+        self.new_reads = math.ceil(times * self.num_new)  # rows of new text in the first batches, in as many others
+        self._orders: dict[bool, tuple[int, npt.NDArray[np.int64]]] = {}  # of new rows, of others: the last epoch asked for
+        self._places = np.argsort(np.concatenate([self._order(0, False), self._length + self._order(0, True)]))
+
+    def _add_new(self, new: Iterable[Encoded]) -> None:
+        ids, scored, document, *_ = _join(new, self.context)
+        kept, end = (self._ids, self._scored, self._document), len(self._ids)
+        self._ids, self._scored = np.concatenate([self._ids, ids]), np.concatenate([self._scored, scored])
+        self._document = np.concatenate([self._document, np.where(document < 0, -1, document + self.num_documents)])
+        starts = self._find_starts(end) if len(ids) else self._starts[:0]
+        if 2 * len(starts) < self._length:
+            self._starts = np.concatenate([self._starts, starts])
+        else:
+            self._ids, self._scored, self._document = kept
+
+    def _find_starts(self, first: int) -> npt.NDArray[np.int64]:
+        """Where rows with a token to learn from start, from the token number `first` on."""
+        starts = np.arange(first, max(first, len(self._ids) - 1), self.context)
+        return np.array([s for s in starts if self._scored[s + 1 : s + self.context + 1].any()], np.int64)
 
     def __len__(self) -> int:
+        """Rows of an epoch."""
+        return self._length
+
+    @property
+    def num_new(self) -> int:
+        """Rows of new text alone, beside those of an epoch."""
+        return len(self._starts) - self._length
+
+    @property
+    def num_places(self) -> int:
+        """All rows."""
         return len(self._starts)
+
+    @property
+    def pass_length(self) -> int:
+        """Rows that have to be read for all that is to be learned to be read once: new rows and as many others, or an epoch."""
+        return 2 * self.num_new or self._length
 
     def batch(self, number: int, size: int) -> Batch:
         """The batch with this number: `size` rows, each row once in an epoch."""
-        start = self.first_row + number * size
-        return self._make([self._row(position) for position in range(start, start + size)])
+        return self._make([self._next_row(read) for read in range(number * size, (number + 1) * size)])
 
     def first(self, count: int, size: int) -> list[Batch]:
         """Batches of at most `size` rows with the first `count` rows of the first epoch: always the same ones."""
@@ -97,8 +130,9 @@ class Rows:
 
     def after(self, count: int) -> Rows:
         """The rows behind the first `count` of the first epoch, shuffled anew; `places` stay those among all rows."""
-        rest, kept = copy.copy(self), self._order(0)[count:]
-        rest._starts, rest._places, rest._epoch = self._starts[kept], self._places[kept], None
+        rest, kept = copy.copy(self), self._order(0, False)[count:]
+        rest._starts, rest._places, rest._length, rest._orders = self._starts[kept], self._places[kept], len(kept), {}
+        rest.new_reads = 0
         return rest
 
     def group(self, number: int, size: int) -> Batch:
@@ -112,15 +146,26 @@ class Rows:
         data = b"".join(np.ascontiguousarray(part).tobytes() for part in (*parts, *counts))
         return hashlib.sha256(b"%d " % self.context + data).hexdigest()
 
+    def _next_row(self, read: int) -> int:
+        """The row behind so many that a training has read."""
+        if read >= 2 * self.new_reads:
+            return self._row(self.first_row + read - self.new_reads)
+        if read % 2:
+            epoch, index = divmod(read // 2, self.num_new)
+            return self._length + int(self._order(epoch, True)[index])
+        return self._row(self.first_row + read // 2)
+
     def _row(self, position: int) -> int:
         epoch, index = divmod(position, len(self))
-        return int(self._order(epoch)[index])
+        return int(self._order(epoch, False)[index])
 
-    def _order(self, epoch: int) -> npt.NDArray[np.int64]:
-        if self._epoch != epoch:
-            self._epoch = epoch
-            self._permutation = np.random.default_rng([self.seed, epoch]).permutation(len(self))
-        return self._permutation
+    def _order(self, epoch: int, of_new: bool) -> npt.NDArray[np.int64]:
+        """The rows of an epoch, or those of new text, counted from 0, in their order."""
+        known = self._orders.get(of_new)
+        if known is None or known[0] != epoch:
+            size = self.num_new if of_new else self._length
+            known = self._orders[of_new] = epoch, np.random.default_rng([self.seed, epoch]).permutation(size)
+        return known[1]
 
     def _make(self, rows: list[int]) -> Batch:
         index = self._starts[rows][:, None] + np.arange(self.context + 1)  # (B, T + 1)
@@ -133,12 +178,26 @@ class Rows:
         )
 
 
-def _join(encoded: Iterable[Encoded]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_], list[int], bool]:
-    """All ids, whether each is scored, the lengths of the documents, and whether one omits passages; no more is kept."""
+class _Stream(NamedTuple):
+    """Documents one behind the other, padded to whole rows and the token behind them."""
+
+    ids: npt.NDArray[np.int32]
+    scored: npt.NDArray[np.bool_]
+    document: npt.NDArray[np.int32]  # the number of each token's; -1: padding
+    num_documents: int
+    omits: bool  # whether one omits passages
+
+
+def _join(encoded: Iterable[Encoded], context: int) -> _Stream:
     ids, scored, lengths, omits = array("i"), bytearray(), list[int](), False
     for each in encoded:
         ids.extend(each.ids)
         scored.extend(each.scored)
         lengths.append(len(each.ids))
         omits |= each.omits
-    return np.array(ids, np.int32), np.array(scored, np.uint8).astype(bool), lengths, omits
+    document, is_scored = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths), np.array(scored, np.uint8).astype(bool)
+    is_scored[:1] = False  # the first token of a document has nothing before it
+    is_scored[1:] &= document[1:] == document[:-1]
+    padding = (0, -(len(ids) - 1) % context if ids else 0)  # only the last row can be short
+    padded = np.pad(np.array(ids, np.int32), padding), np.pad(is_scored, padding)
+    return _Stream(*padded, np.pad(document, padding, constant_values=-1), len(lengths), omits)

@@ -11,7 +11,7 @@ from comigs_edge.home.versions import read_manifest, versions
 from comigs_edge.training import checkpoint
 from comigs_edge.training.learned import find_remains
 
-RESUME = "comigs-edge train --resume"
+TRAIN, RESUME = "comigs-edge train", "comigs-edge train --resume"
 
 
 def find_next(
@@ -38,7 +38,7 @@ def find_next(
         return RESUME
     if made and not is_of_base:
         return "comigs-edge train --fresh"
-    return "comigs-edge chat" if made and not has_new_text else "comigs-edge train"
+    return "comigs-edge chat" if made and not has_new_text else TRAIN
 
 
 def _is_of_base(home: Home, settings: Config, version: int) -> bool:

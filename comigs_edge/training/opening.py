@@ -7,12 +7,13 @@ import gc
 import torch
 
 from comigs_edge.data.tokenizer import Tokenizer
-from comigs_edge.home.folder import Home
+from comigs_edge.home.folder import Home, corpus
 from comigs_edge.nn.weights import open_base
 from comigs_edge.planning.plan import Resolved
 from comigs_edge.planning.rates import use
 from comigs_edge.progress import SILENT, Progress
 from comigs_edge.training import checkpoint
+from comigs_edge.training.known import find_known
 from comigs_edge.training.local import LocalText
 from comigs_edge.training.memory import tune_allocator
 from comigs_edge.training.passage import Passage, find_passage
@@ -34,14 +35,18 @@ def open_training(home: Home, resolved: Resolved, progress: Progress = SILENT, r
     tokenizer = Tokenizer(home.base_file, settings.model.thinking)
     latest = checkpoint.Latest(home.state, with_arrays=True)
     passage = Passage() if resume is False else find_passage(latest.state)
-    training, validation, passage = read_rows(home, settings, plan.context, tokenizer, refused, progress, tokens, passage)
+    known = find_known(home, latest.state, resume)
+    documents = frozenset(corpus(home, settings).hashes("training", local=False))
+    training, validation, passage = read_rows(
+        home, settings, plan.context, tokenizer, refused, progress, tokens, passage, known.documents if known else ()
+    )
     ordinary = open_ordinary(home, settings, tokenizer) if settings.has_zero_expert else []
     local = read_local(home, settings, plan.context, tokenizer, refused, progress)
     del tokenizer
     base = open_base(home.base_file, plan.threads, plan.keep, getattr(torch, plan.precision), plan.device)
     gc.collect()
     tune_allocator(lean=not plan.keep)  # gives back what loading took
-    run = TrainingRun(home, resolved, base, (training, validation), passage, ordinary, latest)
+    run = TrainingRun(home, resolved, base, (training, validation), passage, ordinary, latest, known, documents)
     if local is not None and settings.model.specialists == 0:
         run.warnings.append("local text is not learned: there are no specialists (specialists = 0)")
     elif local is not None:

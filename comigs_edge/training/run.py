@@ -23,6 +23,7 @@ from comigs_edge.training.activation_cache import clear
 from comigs_edge.training.batches import Rows
 from comigs_edge.training.caches import open_caches
 from comigs_edge.training.closing import PROGRESS, Closing, closes, ordinary_rows
+from comigs_edge.training.known import Known
 from comigs_edge.training.learned import KEY, join_learned
 from comigs_edge.training.local import LocalPhase, LocalText
 from comigs_edge.training.ordinary import OrdinaryText
@@ -41,12 +42,14 @@ class TrainingRun:
 
     def __init__(
         self, home: Home, resolved: Resolved, base: Base, rows: tuple[Rows, Rows], passage: Passage,
-        ordinary: Sequence[OrdinaryText] = (), latest: checkpoint.Latest | None = None,
+        ordinary: Sequence[OrdinaryText] = (), latest: checkpoint.Latest | None = None, known: Known | None = None,
+        documents: frozenset[int] = frozenset(),
     ) -> None:  # fmt: skip
         self.home, self.settings, self.plan = home, resolved.settings, resolved.plan
         self.base, self.rows, self.passage = base, rows, passage  # rows: of training and of validation text
         self.ordinary = ordinary
         self.text = " ".join(each.digest() for each in rows)  # losses are of this text
+        self._known, self._documents = known, documents  # before this training, and of its text
         self._latest = latest or checkpoint.Latest(home.state, with_arrays=True)
         self.warnings: list[str] = []
         self.resumed, self.word = False, secrets.token_hex(8)  # by which its own versions are known
@@ -77,13 +80,16 @@ class TrainingRun:
         elif resume:
             raise ComigsError("there is no interrupted training to resume; start one with: comigs-edge train")
         else:
-            adapters, schedule = self._start(resume), make_schedule(self.settings, self.plan.batch, steps, len(self.rows[0]))
+            adapters, schedule = self._start(resume), self._make_schedule(steps)
             goes_on = not adapters.is_initial and self.mark.word is None  # what a fleet has changed begins at the whole rate
             self.trainer = self._cached_trainer(adapters, further.slow(schedule) if goes_on else schedule)
             if goes_on and state is not None:
                 further.restore_moments(self.trainer, state, self.settings.base.sha256)
         remember(self.home, self.plan)
         return self.trainer
+
+    def _make_schedule(self, steps: int | None) -> Schedule:
+        return make_schedule(self.settings, self.plan.batch, steps, self.rows[0].pass_length)
 
     def make_trainer(self, adapters: Adapters) -> Trainer:
         """A trainer of these adapters, beside the home's training: to measure or to time, without state and cache."""
@@ -240,8 +246,15 @@ class TrainingRun:
         progress |= {"finished": self.is_done, "base_sha256": self.settings.base.sha256, "text": self.text}
         progress |= self.mark.facts() | self.best_mark.facts("best")
         progress |= {KEY: self.learned, passages.KEY: asdict(self.passage), TRAINING: self.word}
-        checkpoint.save(self.home.state, arrays, progress)
+        known = self._known_after(version)
+        more, phase = ({}, {}) if known is None else known.state()
+        checkpoint.save(self.home.state, arrays | more, progress | phase)
         return version
+
+    def _known_after(self, version: int | None) -> Known | None:
+        """What the next training knows; text that made nothing better is still to be learned."""
+        known = self._documents if self.trainer.is_better else self._known and self._known.documents
+        return self._known if version is None or known is None else Known(known, self.word)
 
     def end(self) -> int | None:
         """Saves and publishes a training that has finished or was interrupted; returns the adapters' version if they have one."""

@@ -1,0 +1,212 @@
+"""New text comes first: what a finished training has not seen is learned by the next one, and the rest beside it."""
+
+import json
+import math
+import shutil
+from itertools import chain
+
+import numpy as np
+import pytest
+import torch
+
+from comigs_edge.arrays import digest
+from comigs_edge.data.tokenizer import Tokenizer
+from comigs_edge.home.folder import Home, corpus
+from comigs_edge.home.marks import Mark
+from comigs_edge.home.versions import versions
+from comigs_edge.planning.plan import resolve
+from comigs_edge.training import checkpoint
+from comigs_edge.training import opening as training
+from comigs_edge.training.passage import Passage
+from tests.tiny import some_text
+
+
+@pytest.fixture
+def home(ready):
+    home = Home(ready)
+    home.state.mkdir(exist_ok=True)
+    return home
+
+
+def open_training(home, resume=None):
+    return training.open_training(home, resolve(home, home.settings(), lines=["threads=1", "zero_expert=false"]), resume=resume)
+
+
+def train(home, resume=None, until=None, steps=None):
+    """Trains, to the end or until an expert step, and finds something better."""
+    run = open_training(home, resume)
+    trainer = run.begin(steps, resume)
+    for _ in trainer.run(until):
+        pass
+    trainer.best, trainer.best_loss = trainer.adapters.arrays(), trainer.first_loss - 1
+    run.save()
+    return run
+
+
+def write_notes(run, folder, name="evening", documents=4):
+    notes = [{"text": f"{name} {number} " * 20} for number in range(documents)]
+    (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, notes)))
+    run("data", "add", folder / f"{name}.jsonl")
+
+
+def new_ids(home, name="evening"):
+    """Token ids of each of these notes that is training text."""
+    tokenizer = Tokenizer(home.base_file)
+    found = [each for each in corpus(home, home.settings()).documents("training") if each.text.startswith(name)]
+    assert found
+    return [tokenizer.encode(each, with_end=True).ids for each in found]
+
+
+def test_new_text_is_every_second_row_until_it_was_read_and_the_others_go_on_in_their_order(home, run, tmp_path):
+    first = train(home)
+    write_notes(run, tmp_path)
+    rows, ids = open_training(home).rows[0], new_ids(home)
+    assert rows.num_new == -(-(sum(map(len, ids)) - 1) // 64)
+    assert rows.new_reads == 2 * rows.num_new  # as often as `passes` says
+    reads = [row for number in range(2 * rows.new_reads) for row in rows.batch(number, 2).tokens]
+    new = torch.tensor(list(chain.from_iterable(ids)))
+    for place in range(rows.new_reads):
+        start = reads[2 * place + 1]
+        assert any(torch.equal(start[: len(new) - at], new[at : at + 64]) for at in range(0, len(new), 64))
+    plain = [row for place, row in enumerate(reads) if not (place % 2 and place < 2 * rows.new_reads)]
+    assert rows.first_row == 4 * first.trainer.expert_steps
+    rows.new_reads = 0  # what would be read if nothing was new
+    there = [row for number in range(len(plain)) for row in rows.batch(number, 1).tokens]
+    assert all(torch.equal(one, other) for one, other in zip(plain, there, strict=True))
+
+
+def test_a_training_of_new_text_is_as_long_as_that_takes_and_plan_and_train_say_so(home, run, tmp_path):
+    run("train")
+    write_notes(run, tmp_path, documents=30)
+    rows = open_training(home).rows[0]
+    steps = -(-2 * 2 * rows.num_new // 4)
+    assert 10 < steps < 2 * len(rows) / 4 - 10
+    notes = [each for each in corpus(home, home.settings()).documents("training") if each.text.startswith("evening")]
+    planned = math.ceil(2 * 2 * sum(len(each.text) for each in notes) / 4 / 64 / 4)  # four bytes a token, as plans guess
+    assert abs(json.loads(run("plan", "--json").stdout)["plan"]["steps"] - max(10, planned)) <= 1
+    found = run("train", "--json")
+    assert json.loads(found.stdout)["expert_steps"] == steps
+    assert f"new text comes first: {rows.num_new} of {len(rows)} rows" in " ".join(found.stderr.split())
+
+
+def test_new_text_that_is_half_of_all_is_nothing_special(home, run, tmp_path):
+    train(home)
+    (tmp_path / "much.txt").write_text(some_text(paragraphs=60, seed=9))
+    run("data", "add", tmp_path / "much.txt")
+    rows = open_training(home).rows[0]
+    assert (rows.num_new, rows.new_reads, rows.pass_length) == (0, 0, len(rows))
+
+
+def test_a_training_of_new_text_is_resumed_bit_for_bit_and_its_text_is_known_only_then(home, run, tmp_path):
+    train(home)
+    write_notes(run, tmp_path)
+    shutil.copytree(home.root, tmp_path / "other")
+    whole = train(home)
+    other = Home(tmp_path / "other")
+    part = train(other, until=2)
+    assert part.rows[0].num_new
+    resumed = train(other, resume=True)
+    assert not resumed.warnings
+    assert digest(resumed.trainer.adapters.arrays()) == digest(whole.trainer.adapters.arrays())
+    assert open_training(other).rows[0].num_new == open_training(home).rows[0].num_new == 0
+
+
+def test_what_made_nothing_better_stays_new(home, run, tmp_path):
+    train(home)
+    write_notes(run, tmp_path)
+    worse = open_training(home)
+    trainer = worse.begin(None, None)
+    for _ in trainer.run():
+        pass
+    trainer.best_loss, made = trainer.first_loss, versions(home.adapters)
+    worse.save()
+    assert versions(home.adapters) == made
+    write_notes(run, tmp_path, "morning")
+    assert open_training(home).rows[0].num_new > worse.rows[0].num_new > 0
+
+
+def test_new_shared_text_that_made_nothing_better_stays_new_where_local_text_did(home, run, tmp_path):
+    train(home)
+    write_notes(run, tmp_path)
+    (tmp_path / "diary.txt").write_text(some_text(seed=5))
+    run("data", "add", "--local", tmp_path / "diary.txt")
+    mixed, made = open_training(home), versions(home.adapters)
+    trainer = mixed.begin(None, None)
+    for _ in mixed.steps():
+        trainer.best_loss = trainer.first_loss
+    local = mixed.local.trainer
+    local.best, local.best_loss = local.adapters.arrays(), local.first_loss - 1
+    mixed.save()
+    assert len(versions(home.adapters)) == len(made) + 1
+    assert open_training(home).rows[0].num_new == mixed.rows[0].num_new > 0
+
+
+def test_of_a_model_that_was_taken_back_or_that_a_fleet_has_changed_nothing_is_known(home, run, tmp_path):
+    train(home)
+    write_notes(run, tmp_path)
+    train(home)
+    write_notes(run, tmp_path, "morning")
+    assert open_training(home).rows[0].num_new
+    run("models", "rollback")
+    assert not open_training(home).rows[0].num_new
+    first = open_training(home)
+    first.begin(4, False)
+    for _ in first.trainer.run():
+        first.mark = first.best_mark = Mark("fleet/1/", 0)
+    first.save()
+    write_notes(run, tmp_path, "noon")
+    assert not open_training(home).rows[0].num_new
+
+
+def test_a_training_from_the_bare_base_knows_nothing(home, run, tmp_path):
+    train(home)
+    write_notes(run, tmp_path)
+    assert open_training(home).rows[0].num_new
+    assert not open_training(home, resume=False).rows[0].num_new
+
+
+def test_a_checkpoint_of_before_knows_nothing(home, run, tmp_path):
+    train(home)
+    state = checkpoint.load(home.state)
+    del state.arrays["known"], state.progress["known"]
+    checkpoint.save(home.state, state.arrays, state.progress)
+    write_notes(run, tmp_path)
+    assert not open_training(home).rows[0].num_new
+
+
+def test_what_is_known_is_read_without_the_other_arrays(home):
+    train(home)
+    light, whole = checkpoint.load(home.state, with_arrays=False), checkpoint.load(home.state)
+    assert light.arrays.keys() == {"known"}
+    hashes = corpus(home, home.settings()).hashes("training", local=False)
+    assert sorted(hashes) == light.arrays["known"].view(np.uint64).tolist() == whole.arrays["known"].view(np.uint64).tolist()
+
+
+def test_rows_of_new_text_do_not_count_as_read_of_the_others():
+    one = Passage(start="a", end="b", rows=10, new=3)
+    assert one.after(4) == Passage(start="a", end="b", rows=10, first_row=2)
+    assert one.after(9) == Passage(start="a", end="b", rows=10, first_row=6)
+
+
+def test_experts_in_the_last_block_learn_new_text_with_their_cache_as_without(home, run, tmp_path):
+    def open_cached(home, cache):
+        lines = ["threads=1", "zero_expert=false", "blocks=1", f"cache={cache}"]
+        return training.open_training(home, resolve(home, home.settings(), lines=lines))
+
+    first = open_cached(home, "false")
+    for _ in first.begin(None, False).run():
+        pass
+    first.end()
+    write_notes(run, tmp_path)
+    ends = []
+    shutil.copytree(home.root, tmp_path / "other")
+    for place, cache in ((home, "true"), (Home(tmp_path / "other"), "false")):
+        each = open_cached(place, cache)
+        assert each.rows[0].num_new
+        for _ in each.begin(None, None).run():
+            pass
+        ends.append(each.trainer)
+    assert ends[0].caches
+    assert not ends[1].caches
+    for one, other in zip(*(each.adapters.arrays().values() for each in ends), strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-3)
