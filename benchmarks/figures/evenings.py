@@ -53,7 +53,7 @@ CASES = {
     "user03": Case("user03", 60_000, "user03", 3_000, 5),
     "user03-half": Case("user03", 60_000, "user03", 30_000, 1),
     "de-chats": Case("de", 60_000, "user03", 3_000, 5),
-    "much": Case("de", 600_000, "user03", 3_000, 5, steps=50),
+    "much": Case("de", 600_000, "user03", 3_000, 3, steps=50),
 }
 
 

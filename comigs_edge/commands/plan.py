@@ -37,16 +37,17 @@ Lines = Annotated[
 ]  # fmt: skip
 
 
-class Done(NamedTuple):
-    """Steps that were done, of each phase."""
+class Standing(NamedTuple):
+    """Where a training stands: the steps of each phase that were done, and whether it goes on from a finished one."""
 
     expert: int = 0
     router: int = 0
     closing: int = 0
     local: int = 0
+    goes_on: bool = False
 
 
-NOTHING = Done()
+NOTHING = Standing()
 
 
 def plan(
@@ -69,7 +70,7 @@ def plan(
     plan, rates, latest = resolved.plan, resolved.rates, Latest(home.state)
     then = find_next(home, resolved.settings, has_new_text=True, latest=latest)
     known = find_known(home, latest.state, resume=None) if then == TRAIN else None
-    steps, done = _likely_steps(home, resolved.settings, known), NOTHING
+    steps, done = _likely_steps(home, resolved.settings, known), Standing(goes_on=known is not None)
     if then == RESUME and latest.interrupted is not None:
         steps, done = latest.interrupted.progress["schedule"]["steps"], _done(latest.interrupted.progress)
     settings = replace(resolved.settings, train=replace(resolved.settings.train, steps=steps))
@@ -98,13 +99,13 @@ def plan(
     next_command(then)
 
 
-def _done(progress: Progress) -> Done:
+def _done(progress: Progress) -> Standing:
     """What an interrupted training has done."""
     # `PROGRESS` of training/closing.py and training/local.py, which load torch.
     closing, local = progress.get("closing", {}), progress.get("local", {})
-    return Done(
+    return Standing(
         progress["expert_steps"], progress["router_steps"], closing.get("router_steps", 0),
-        local.get("expert_steps", 0) + local.get("router_steps", 0),
+        local.get("expert_steps", 0) + local.get("router_steps", 0), progress["schedule"].get("rate_factor", 1) < 1,
     )  # fmt: skip
 
 
@@ -117,7 +118,8 @@ def _likely_steps(home: Home, settings: Config, known: Known | None) -> int:
     if train.batch is None or train.context is None or tokens is None:
         return train.steps
     new = 0 if known is None else new_tokens(home, settings, known.documents)
-    tokens = 2 * new if 0 < 2 * new < tokens else tokens  # as in `Rows.pass_length`
+    if 0 < 2 * new < tokens:  # as in `Rows`
+        return make_schedule(settings, train.batch, None, -(-new // train.context), fewest=1).steps
     return make_schedule(settings, train.batch, None, -(-tokens // train.context)).steps
 
 
@@ -155,7 +157,7 @@ def _show_chat(plan: ChatPlan | str) -> None:
     }, plan.reasons)  # fmt: skip
 
 
-def show(plan: Plan, settings: Config, neighbours: list[Plan], done: Done = NOTHING) -> None:
+def show(plan: Plan, settings: Config, neighbours: list[Plan], done: Standing = NOTHING) -> None:
     """Prints a plan as lines with their reasons; the time is what follows the steps `done`."""
     storage, reasons = settings.storage(), plan.reasons
     _show_lines({
@@ -192,7 +194,7 @@ def _show_lines(values: dict[str, str], reasons: dict[str, str]) -> None:
 
 
 def summary(
-    plan: Plan, settings: Config, steps: int, done: Done = NOTHING, *, most: bool = False, local: int = 0,
+    plan: Plan, settings: Config, steps: int, done: Standing = NOTHING, *, most: bool = False, local: int = 0,
     minutes: float | None = None,
 ) -> str:  # fmt: skip
     """The plan in one line, for so many `steps`, or at `most` so many, `done` of them before; in `minutes`, if those end it.
@@ -214,7 +216,7 @@ def summary(
     )
 
 
-def _minutes(plan: Plan, settings: Config, done: Done = NOTHING) -> float | None:
+def _minutes(plan: Plan, settings: Config, done: Standing = NOTHING) -> float | None:
     """Of a training of which the steps `done` were done."""
     from comigs_edge.planning.plan import settings_of
     from comigs_edge.training.pace import of_steps, seconds_left
@@ -223,5 +225,6 @@ def _minutes(plan: Plan, settings: Config, done: Done = NOTHING) -> float | None
     if plan.step_seconds is None:
         return None
     schedule = make_schedule(settings_of(settings, plan), plan.batch, None)
+    schedule = schedule.slow() if done.goes_on else schedule
     has_router = plan.specialists > 0
     return seconds_left(of_steps(plan.step_seconds, schedule), schedule, has_router, done[:2], done.closing) / 60

@@ -25,7 +25,7 @@ from comigs_edge.commands.console import (
     warn,
 )
 from comigs_edge.commands.follow import place
-from comigs_edge.commands.plan import Done, Lines, Profile, summary
+from comigs_edge.commands.plan import Lines, Profile, Standing, summary
 from comigs_edge.commands.settings import settings_of
 from comigs_edge.home import folder as homes
 from comigs_edge.progress import count_up
@@ -159,12 +159,12 @@ def _begin(
         say(f"not even {least} fits into {minutes:g} minutes: it is trained, and takes longer")
     schedule = trainer.schedule
     local = run.local_steps - (0 if run.local is None else run.local.steps)
-    done = Done(trainer.expert_steps, trainer.router_steps, 0 if run.closing is None else run.closing.steps)
+    closed = 0 if run.closing is None else run.closing.steps
+    done = Standing(trainer.expert_steps, trainer.router_steps, closed, goes_on=schedule.goes_on)
     most = schedule.patience > 0
-    line = summary(plan, settings, schedule.steps, done, most=most, local=local, minutes=minutes)
-    notes.print(line, soft_wrap=True)
+    notes.print(summary(plan, settings, schedule.steps, done, most=most, local=local, minutes=minutes), soft_wrap=True)
     if run.rows[0].num_new:
-        notes.print(f"new text comes first: {run.rows[0].num_new:,} of {len(run.rows[0]):,} rows", soft_wrap=True)
+        notes.print(f"new text comes first, {run.rows[0].num_new:,} of {len(run.rows[0]):,} rows", soft_wrap=True)
     for warning in run.warnings:
         warn(warning)
     before = pauses.working_time()

@@ -65,8 +65,8 @@ class Batch:
 class Rows:
     """All rows of one split; batches begin with number `first_row`. Raises `ComigsError` if none has a token to learn from.
 
-    Of `new` documents, which stand in `encoded` too, there are rows of their own. Until those were read so many `times`, every
-    second row of the batches is one of them; but new text that is half of all is nothing special.
+    Of `new` documents, which stand in `encoded` too, there are rows of their own. Those come first, so many `times`; but new
+    text that is half of all is nothing special.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Rows:
             raise ComigsError("the text has no token to learn from; add more with: comigs-edge data add PATH")
         self._length = len(self._starts)
         self._add_new(new)
-        self.new_reads = math.ceil(times * self.num_new)  # rows of new text in the first batches, in as many others
+        self.new_reads = math.ceil(times * self.num_new)  # rows of new text that are read before all others
         self._orders: dict[bool, tuple[int, npt.NDArray[np.int64]]] = {}  # of new rows, of others: the last epoch asked for
         self._places = np.argsort(np.concatenate([self._order(0, False), self._length + self._order(0, True)]))
 
@@ -116,8 +116,8 @@ class Rows:
 
     @property
     def pass_length(self) -> int:
-        """Rows that have to be read for all that is to be learned to be read once: new rows and as many others, or an epoch."""
-        return 2 * self.num_new or self._length
+        """Rows that have to be read for all that is to be learned to be read once."""
+        return self.num_new or self._length
 
     def batch(self, number: int, size: int) -> Batch:
         """The batch with this number: `size` rows, each row once in an epoch."""
@@ -148,12 +148,10 @@ class Rows:
 
     def _next_row(self, read: int) -> int:
         """The row behind so many that a training has read."""
-        if read >= 2 * self.new_reads:
+        if read >= self.new_reads:
             return self._row(self.first_row + read - self.new_reads)
-        if read % 2:
-            epoch, index = divmod(read // 2, self.num_new)
-            return self._length + int(self._order(epoch, True)[index])
-        return self._row(self.first_row + read // 2)
+        epoch, index = divmod(read, self.num_new)
+        return self._length + int(self._order(epoch, True)[index])
 
     def _row(self, position: int) -> int:
         epoch, index = divmod(position, len(self))

@@ -6,18 +6,10 @@ was tried.
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 from comigs_edge.training.checkpoint import Checkpoint
-from comigs_edge.training.schedule import Schedule
 from comigs_edge.training.trainer import Trainer
-
-RATE = 0.3  # of the experts' first rate in a new training
-
-
-def slow(schedule: Schedule) -> Schedule:
-    """The schedule of a training that goes on."""
-    return replace(schedule, rate_factor=RATE)
 
 
 def restore_moments(trainer: Trainer, before: Checkpoint, base_sha256: str) -> None:

@@ -1,6 +1,7 @@
 """What a training that goes on knows of the text already: all that was there when the one before it read it.
 
-The rest is new, and comes first: an evening's notes are a small part of the text, which a training might otherwise not reach.
+The rest is new, and comes first: an evening's notes are a small part of the text, which a training might otherwise not reach, and
+what was read twice already gets worse by a third time.
 """
 
 from __future__ import annotations

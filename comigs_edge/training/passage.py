@@ -21,11 +21,11 @@ class Passage:
     end: str = ""  # of the last document in it; empty: it holds all text
     rows: int = 0  # in it
     first_row: int = 0  # with which a training begins; it goes on with the next epoch behind the last one
-    new: int = 0  # rows of new text that it reads besides, each before one of these
+    new: int = 0  # rows of new text that it reads before
 
     def after(self, rows: int) -> Passage:
         """What is to be read by the training after one that has read so many rows."""
-        first_row = self.first_row + rows - min(rows // 2, self.new)
+        first_row = self.first_row + max(0, rows - self.new)
         return Passage(start=self.end) if self.end and first_row >= self.rows else replace(self, first_row=first_row, new=0)
 
 

@@ -29,7 +29,7 @@ from comigs_edge.training.local import LocalPhase, LocalText
 from comigs_edge.training.ordinary import OrdinaryText
 from comigs_edge.training.passage import Passage
 from comigs_edge.training.resuming import differences, read_course
-from comigs_edge.training.schedule import Schedule, make_schedule
+from comigs_edge.training.schedule import FEWEST, Schedule, make_schedule
 from comigs_edge.training.trainer import Event, Trainer
 from coordinator.protocol.wire import Arrays
 
@@ -82,14 +82,15 @@ class TrainingRun:
         else:
             adapters, schedule = self._start(resume), self._make_schedule(steps)
             goes_on = not adapters.is_initial and self.mark.word is None  # what a fleet has changed begins at the whole rate
-            self.trainer = self._cached_trainer(adapters, further.slow(schedule) if goes_on else schedule)
+            self.trainer = self._cached_trainer(adapters, schedule.slow() if goes_on else schedule)
             if goes_on and state is not None:
                 further.restore_moments(self.trainer, state, self.settings.base.sha256)
         remember(self.home, self.plan)
         return self.trainer
 
     def _make_schedule(self, steps: int | None) -> Schedule:
-        return make_schedule(self.settings, self.plan.batch, steps, self.rows[0].pass_length)
+        rows = self.rows[0]
+        return make_schedule(self.settings, self.plan.batch, steps, rows.pass_length, 1 if rows.num_new else FEWEST)
 
     def make_trainer(self, adapters: Adapters) -> Trainer:
         """A trainer of these adapters, beside the home's training: to measure or to time, without state and cache."""

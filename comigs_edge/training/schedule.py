@@ -15,6 +15,7 @@ FIT_ROWS = 32  # of either text, by which a closing phase puts the routers where
 FEWEST = 10  # steps, however little text there is; also of a closing phase, unless the experts do fewer
 EXPERTS_PER_CLOSING = 3  # expert steps for each of a closing phase, at least, where small batches give it more than `FEWEST`
 RATE_STEPS = 50  # that the default rate was measured with
+FURTHER_RATE = 0.3  # of the experts' first rate in a new training, for one that goes on
 DECAY_SHARE = 0.2  # of the steps before it, that a constant rate takes to fall
 
 # What the first versions did not know.
@@ -51,12 +52,24 @@ class Schedule:
     rate_factor: float = 1.0  # on the experts' rate: a training that goes on from a finished one learns more slowly
 
     @property
+    def goes_on(self) -> bool:
+        """Whether a finished training is taken up again."""
+        return self.rate_factor < 1
+
+    @property
     def closing(self) -> int:
         """Steps of the closing phase; fewer behind a short training, which has also moved less away from the base."""
         rows = max(self.batch, self.closing_rows)
         few, most = (math.ceil(steps * rows / self.batch) for steps in (FEWEST, self.closing_steps))
+        usual = math.ceil(CLOSING_SHARE * self.steps)
+        if self.goes_on:  # however short it is, what it goes on from is far from the base
+            return min(most, max(few, usual))
         fewest = max(FEWEST, min(few, self.steps // EXPERTS_PER_CLOSING))
-        return min(most, self.steps, max(fewest, math.ceil(CLOSING_SHARE * self.steps)))
+        return min(most, self.steps, max(fewest, usual))
+
+    def slow(self) -> Schedule:
+        """That of a training that goes on from a finished one."""
+        return replace(self, rate_factor=FURTHER_RATE)
 
     def facts(self) -> dict[str, object]:
         """What a checkpoint keeps; earlier versions, which know less, resume a training that does without it."""
@@ -110,16 +123,18 @@ class Schedule:
         return self.steps + self.router_due(self.steps)
 
 
-def make_schedule(settings: Config, batch: int, steps: int | None, rows: int | None = None) -> Schedule:
+def make_schedule(
+    settings: Config, batch: int, steps: int | None, rows: int | None = None, fewest: int = FEWEST
+) -> Schedule:  # fmt: skip
     """The schedule that the settings ask for, with `batch` rows a step.
 
-    Those who name `steps` get that many. Otherwise the settings' are the most, after the first few `rows` of text are read no
-    more often than they say, and patience may end it.
+    Those who name `steps` get that many. Otherwise the settings' are the most, after the `fewest` the `rows` of text are read
+    no more often than they say, and patience may end it.
     """
     train, storage, rates = settings.train, settings.storage(), settings.learning_rates()
     enough = train.steps
     if rows is not None:
-        enough = max(FEWEST, math.ceil(train.passes * rows / batch))
+        enough = max(fewest, math.ceil(train.passes * rows / batch))
     optimiser = train.optimiser or FORMS[settings.model.expert_form].optimiser
     return Schedule(
         steps=steps or min(train.steps, enough), batch=batch, schedule=train.schedule, patience=0 if steps else train.patience,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import profiles
-from comigs_edge.commands.plan import Done, summary
+from comigs_edge.commands.plan import Standing, summary
 from comigs_edge.errors import ComigsError
 from comigs_edge.home import folder as homes
 from comigs_edge.home.config import BaseConfig, Config, ModelConfig
@@ -233,8 +233,8 @@ def test_the_plan_in_a_line_says_what_computes():
     assert "bfloat16, on the GPU, up to" in summary(replace(plan, device="cuda"), settings, 60)
     # 60 expert steps and the 20 router steps of their two periods, half a second each
     assert "60 steps in about 1 minute" in summary(plan, settings, 60)
-    assert "the last 120 of 180 steps in about 1 minute" in summary(plan, settings, 180, Done(60, 20))
-    assert "the last router steps in less than a minute" in summary(plan, settings, 180, Done(180, 50))
+    assert "the last 120 of 180 steps in about 1 minute" in summary(plan, settings, 180, Standing(60, 20))
+    assert "the last router steps in less than a minute" in summary(plan, settings, 180, Standing(180, 50))
     assert ", at most 60 steps in about 1 minute" in summary(plan, settings, 60, most=True)
     assert ", about 60 steps in about 7 minutes" in summary(plan, settings, 60, minutes=7.0)
     assert ", about 60 steps in about 1 minute" in summary(plan, settings, 60, minutes=0.5)

@@ -19,11 +19,12 @@ from comigs_edge.home.marks import Mark
 from comigs_edge.home.versions import load, read_manifest, versions
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.planning.plan import resolve
-from comigs_edge.training import checkpoint, further, publishing
+from comigs_edge.training import checkpoint, publishing
 from comigs_edge.training.adamw import AdamW
 from comigs_edge.training.muon import Muon
 from comigs_edge.training.opening import open_training
 from comigs_edge.training.pace import Pace
+from comigs_edge.training.schedule import FURTHER_RATE
 from comigs_edge.training.text import read_rows
 from comigs_edge.training.time_limit import TimeLimit
 from comigs_edge.training.trial import measure_pace
@@ -129,7 +130,7 @@ def test_a_training_that_goes_on_has_the_moments_of_the_finished_one_and_learns_
     for name, array in moments(second).items():
         np.testing.assert_array_equal(array, before[name])
     assert trainer.scores == first.trainer.scores
-    assert trainer.schedule.learning_rate(0) == pytest.approx(further.RATE * first.trainer.schedule.learning_rate(0))
+    assert trainer.schedule.learning_rate(0) == pytest.approx(FURTHER_RATE * first.trainer.schedule.learning_rate(0))
     assert anew.begin(STEPS, False).schedule.learning_rate(0) == first.trainer.schedule.learning_rate(0)
     assert not moments(anew)
 

@@ -78,6 +78,11 @@ def test_a_closing_phase_of_small_batches_reads_as_many_rows():
     assert closing(6, 8, 4, 1) == {8: 6, 4: 6, 1: 6}
 
 
+def test_a_short_training_that_goes_on_has_a_whole_closing_phase():
+    made = [make_schedule(Config(base=BASE, model=MODEL), batch, 3).slow() for batch in (8, 4)]
+    assert [plan.closing for plan in made] == [10, 20]
+
+
 def test_an_interrupted_training_of_an_earlier_version_closes_in_the_steps_that_it_counted():
     new = make_schedule(Config(base=BASE, model=MODEL), 2, 200)
     old = Schedule(**{name: value for name, value in new.facts().items() if name != "closing_rows"})
