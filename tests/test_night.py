@@ -49,6 +49,23 @@ def test_what_became_of_the_notes_is_read_trained_on_and_told(folder, ready, run
     assert json.loads(run("status", "--json").stdout)["night"]["trained"] == trained
 
 
+def test_a_night_without_new_text_trains_nothing_once_all_was_read(folder, ready, run):
+    settings = ready / "config.toml"
+    settings.write_text(settings.read_text().replace("steps = 4\n", "passes = 1\n"))
+    run("service", "run")
+    made = versions(Home(ready).adapters)
+    assert made
+    run("service", "run")
+    assert lines(run("status").output)[1:] == ["nothing was trained: there is no new text", "nothing was left"]
+    assert versions(Home(ready).adapters) == made
+    (folder / "0.txt").unlink()
+    run("service", "run")
+    assert lines(run("status").output)[1] == "nothing was trained: there is no new text"
+    (folder / "new.txt").write_text(say(random.Random(9), 80))
+    run("service", "run")
+    assert "steps trained" in lines(run("status").output)[1]
+
+
 def test_a_removed_note_stays_out_until_it_is_added_again(folder, ready, run):
     run("data", "remove", folder / "2.txt")
     run("service", "run")

@@ -76,6 +76,8 @@ def _read_path(home: Home, corpus: Corpus, path: Path, kept_out: set[Path]) -> R
 def _train_on(home: Home, left: list[str]) -> str:
     from comigs_edge.commands.train import perform
     from comigs_edge.fleet.folder import FleetFolder
+    from comigs_edge.training.checkpoint import Latest
+    from comigs_edge.training.known import is_learned
     from comigs_edge.training.learned import find_remains
 
     settings = settings_of(home)
@@ -85,6 +87,9 @@ def _train_on(home: Home, left: list[str]) -> str:
     if missing := corpus.missing():
         left.append(missing)
         return "nothing was trained"
+    is_alone = not FleetFolder(home).is_member
+    if is_alone and is_learned(home, settings, Latest(home.state).state):
+        return "nothing was trained: there is no new text"
     with unbroken_output():
         result = perform(None, None, None, pause=True, sync=True, profile=None, lines=None, json=False)
     if not result["finished"]:
@@ -92,7 +97,7 @@ def _train_on(home: Home, left: list[str]) -> str:
     fleet = result["fleet"]
     if fleet is not None and (why := fleet["trouble"] or fleet["kept_out"] or fleet["round_waits"]):
         left.append(str(why))
-    elif FleetFolder(home).is_member and not settings.fleet.sync:
+    elif not is_alone and not settings.fleet.sync:
         left.append("nothing was exchanged with the fleet: sync = false in config.toml")
     return _tell(result)
 

@@ -6,14 +6,18 @@ what was read twice already gets worse by a third time.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from comigs_edge.home.folder import Home
+from comigs_edge.home.config import Config
+from comigs_edge.home.folder import Home, corpus
 from comigs_edge.home.marks import read_mark
 from comigs_edge.home.versions import TRAINING, read_manifest, versions
-from comigs_edge.training.checkpoint import KNOWN, Checkpoint, Progress
+from comigs_edge.training.checkpoint import KNOWN, TRIED, Checkpoint, Progress
+from comigs_edge.training.passage import find_passage
 from coordinator.protocol.wire import Arrays
 
 _NUMBERS = "<u8"  # kept as bytes, which is what checkpoints hold
@@ -27,7 +31,7 @@ class Known(NamedTuple):
 
     def state(self) -> tuple[Arrays, Progress]:
         """What a checkpoint needs."""
-        return {KNOWN: np.array(sorted(self.documents), _NUMBERS).view(np.uint8)}, {KNOWN: self.training}
+        return {KNOWN: packed(self.documents)}, {KNOWN: self.training}
 
 
 def find_known(home: Home, state: Checkpoint | None, resume: bool | None) -> Known | None:
@@ -37,7 +41,7 @@ def find_known(home: Home, state: Checkpoint | None, resume: bool | None) -> Kno
     """
     if state is None or resume is False or KNOWN not in state.progress:
         return None
-    known = Known(frozenset(state.arrays[KNOWN].view(_NUMBERS).tolist()), state.progress[KNOWN])
+    known = Known(_unpacked(state.arrays[KNOWN]), state.progress[KNOWN])
     if state.is_interrupted:
         return known
     made = versions(home.adapters)
@@ -45,3 +49,20 @@ def find_known(home: Home, state: Checkpoint | None, resume: bool | None) -> Kno
     # What a fleet has changed learns all its text anew, and of an older version that was taken back it is not known.
     is_of_newest = manifest.get(TRAINING) == known.training and read_mark(manifest).word is None
     return known if is_of_newest else None
+
+
+def packed(documents: Iterable[int]) -> npt.NDArray[Any]:
+    """For a checkpoint."""
+    return np.array(sorted(documents), _NUMBERS).view(np.uint8)
+
+
+def is_learned(home: Home, settings: Config, state: Checkpoint | None) -> bool:
+    """Whether a training would read what others have read as often as the settings say, and nothing else."""
+    if state is None or state.is_interrupted or TRIED not in state.arrays or find_known(home, state, resume=None) is None:
+        return False
+    tried = _unpacked(state.arrays[TRIED])
+    return tried.issuperset(corpus(home, settings).hashes("training")) and find_passage(state).is_read(settings.train.passes)
+
+
+def _unpacked(numbers: npt.NDArray[Any]) -> frozenset[int]:
+    return frozenset(numbers.view(_NUMBERS).tolist())

@@ -13,7 +13,7 @@ from comigs_edge.planning.plan import Resolved
 from comigs_edge.planning.rates import use
 from comigs_edge.progress import SILENT, Progress
 from comigs_edge.training import checkpoint
-from comigs_edge.training.known import find_known
+from comigs_edge.training.known import find_known, is_learned
 from comigs_edge.training.local import LocalText
 from comigs_edge.training.memory import tune_allocator
 from comigs_edge.training.passage import Passage, find_passage
@@ -51,6 +51,8 @@ def open_training(home: Home, resolved: Resolved, progress: Progress = SILENT, r
         run.warnings.append("local text is not learned: there are no specialists (specialists = 0)")
     elif local is not None:
         run.local_text = LocalText(training=local[0], validation=local[1], shared=training)
+    if known is not None and is_learned(home, settings, latest.state):
+        run.warnings.append("there is no new text, and what was read so often already mostly gets no better by more of it")
     if refused:
         run.warnings.append(f"{len(refused)} chats were left out: {refused[0]}")
     return run

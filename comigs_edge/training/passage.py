@@ -22,11 +22,18 @@ class Passage:
     rows: int = 0  # in it
     first_row: int = 0  # with which a training begins; it goes on with the next epoch behind the last one
     new: int = 0  # rows of new text that it reads before
+    new_before: int = 0  # those that trainings before it have read
 
     def after(self, rows: int) -> Passage:
         """What is to be read by the training after one that has read so many rows."""
-        first_row = self.first_row + max(0, rows - self.new)
-        return Passage(start=self.end) if self.end and first_row >= self.rows else replace(self, first_row=first_row, new=0)
+        first_row, new_before = self.first_row + max(0, rows - self.new), self.new_before + min(rows, self.new)
+        if self.end and first_row >= self.rows:
+            return Passage(start=self.end)
+        return replace(self, first_row=first_row, new=0, new_before=new_before)
+
+    def is_read(self, times: float) -> bool:
+        """Whether it is all text, and was read so often before."""
+        return not self.start and not self.end and self.first_row + self.new_before >= times * self.rows
 
 
 def find_passage(state: Checkpoint | None) -> Passage:

@@ -22,8 +22,9 @@ from comigs_edge.training import passage as passages
 from comigs_edge.training.activation_cache import clear
 from comigs_edge.training.batches import Rows
 from comigs_edge.training.caches import open_caches
+from comigs_edge.training.checkpoint import TRIED
 from comigs_edge.training.closing import PROGRESS, Closing, closes, ordinary_rows
-from comigs_edge.training.known import Known
+from comigs_edge.training.known import Known, packed
 from comigs_edge.training.learned import KEY, join_learned
 from comigs_edge.training.local import LocalPhase, LocalText
 from comigs_edge.training.ordinary import OrdinaryText
@@ -50,6 +51,7 @@ class TrainingRun:
         self.ordinary = ordinary
         self.text = " ".join(each.digest() for each in rows)  # losses are of this text
         self._known, self._documents = known, documents  # before this training, and of its text
+        self._tried = packed(corpus(home, self.settings).hashes("training"))  # local text, too
         self._latest = latest or checkpoint.Latest(home.state, with_arrays=True)
         self.warnings: list[str] = []
         self.resumed, self.word = False, secrets.token_hex(8)  # by which its own versions are known
@@ -249,7 +251,7 @@ class TrainingRun:
         progress |= {KEY: self.learned, passages.KEY: asdict(self.passage), TRAINING: self.word}
         known = self._known_after(version)
         more, phase = ({}, {}) if known is None else known.state()
-        checkpoint.save(self.home.state, arrays | more, progress | phase)
+        checkpoint.save(self.home.state, arrays | more | {TRIED: self._tried}, progress | phase)
         return version
 
     def _known_after(self, version: int | None) -> Known | None:

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
@@ -17,6 +18,7 @@ from comigs_edge.home.versions import versions
 from comigs_edge.planning.plan import resolve
 from comigs_edge.training import checkpoint
 from comigs_edge.training import opening as training
+from comigs_edge.training.known import is_learned
 from comigs_edge.training.passage import Passage
 from tests.tiny import some_text
 
@@ -180,15 +182,53 @@ def test_a_checkpoint_of_before_knows_nothing(home, run, tmp_path):
 def test_what_is_known_is_read_without_the_other_arrays(home):
     train(home)
     light, whole = checkpoint.load(home.state, with_arrays=False), checkpoint.load(home.state)
-    assert light.arrays.keys() == {"known"}
+    assert light.arrays.keys() == {"known", "tried"}
     hashes = corpus(home, home.settings()).hashes("training", local=False)
     assert sorted(hashes) == light.arrays["known"].view(np.uint64).tolist() == whole.arrays["known"].view(np.uint64).tolist()
 
 
 def test_rows_of_new_text_do_not_count_as_read_of_the_others():
     one = Passage(start="a", end="b", rows=10, new=3)
-    assert one.after(2) == Passage(start="a", end="b", rows=10)
-    assert one.after(9) == Passage(start="a", end="b", rows=10, first_row=6)
+    assert one.after(2) == Passage(start="a", end="b", rows=10, new_before=2)
+    assert one.after(9) == Passage(start="a", end="b", rows=10, first_row=6, new_before=3)
+
+
+def test_text_is_read_when_it_was_read_so_often_and_none_is_left_out():
+    assert [Passage(rows=10, first_row=12, new_before=each).is_read(2) for each in (7, 8)] == [False, True]
+    assert not Passage(end="b", rows=10, first_row=30).is_read(2)
+    assert not Passage(start="a", rows=10, first_row=30).is_read(2)
+
+
+def test_another_training_of_text_that_was_read_is_warned_of_and_none_of_new_text_is(home, run, tmp_path):
+    words = "there is no new text"
+    assert words not in run("train").stderr
+    assert words in run("train", "--steps", 1).stderr
+    assert words not in run("train", "--fresh", "--steps", 1).stderr
+    assert words not in run("train", "--steps", 1).stderr  # that one has read a part of it
+    run("train")
+    write_notes(run, tmp_path)
+    assert words not in run("train").stderr
+    assert words in run("train", "--steps", 1).stderr
+    (tmp_path / "evening.jsonl").unlink()
+    run("data", "remove", 2)
+    assert words in run("train", "--steps", 1).stderr
+    (tmp_path / "diary.txt").write_text(some_text(seed=5))
+    run("data", "add", "--local", tmp_path / "diary.txt")
+    assert words not in run("train", "--steps", 1).stderr
+    assert words in run("train", "--steps", 1).stderr
+
+
+def test_an_interrupted_training_is_gone_on_with_though_its_text_was_read(home, run, tmp_path):
+    settings = home.settings()
+    settings = replace(settings, train=replace(settings.train, passes=0.1))
+    train(home)
+    assert is_learned(home, settings, checkpoint.load(home.state))
+    write_notes(run, tmp_path)
+    assert not is_learned(home, settings, checkpoint.load(home.state))
+    train(home, until=1)
+    assert not is_learned(home, settings, checkpoint.load(home.state))
+    train(home, resume=True)
+    assert is_learned(home, settings, checkpoint.load(home.state))
 
 
 def test_experts_in_the_last_block_learn_new_text_with_their_cache_as_without(home, run, tmp_path):
