@@ -161,7 +161,7 @@ def _begin(
     local = run.local_steps - (0 if run.local is None else run.local.steps)
     closed = 0 if run.closing is None else run.closing.steps
     done = Standing(trainer.expert_steps, trainer.router_steps, closed, goes_on=schedule.goes_on)
-    most = schedule.patience > 0
+    most, minutes = schedule.patience > 0, None if limit is None or limit.is_enough else minutes
     notes.print(summary(plan, settings, schedule.steps, done, most=most, local=local, minutes=minutes), soft_wrap=True)
     if run.rows[0].num_new:
         notes.print(f"new text comes first, {run.rows[0].num_new:,} of {len(run.rows[0]):,} rows", soft_wrap=True)

@@ -2,11 +2,13 @@
 
 The first steps are a poor guess of the others: a processor grows warm, other programs come and go. So the number of steps follows
 the clock, and with it the place on the course of the rates. The closing phase is counted in, local text is not: it must not shape
-what is shared. Steps that become slower late end it too late: what is due behind them is done in any case.
+what is shared. Steps that become slower late end it too late: what is due behind them is done in any case. Of new text no more
+steps are made than it takes: by more of what was read before a model gets worse.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import deque
 from collections.abc import Callable
@@ -25,6 +27,7 @@ class TimeLimit:
 
     def __init__(self, run: TrainingRun, pace: Pace, until: float, clock: Callable[[], float]) -> None:
         self.run, self.pace, self.until, self.clock = run, pace, until, clock
+        self._most = math.ceil(run.rows[0].new_reads / run.plan.batch) or math.inf
         self._factors: deque[float] = deque([1.0], LAST)  # of each of the last steps, on the time that `pace` gives it
 
     def begin(self) -> bool:
@@ -40,6 +43,11 @@ class TimeLimit:
         if trainer.schedule.steps > self._least(done[0]):
             return True  # they were made to fit
         return seconds_left(self.pace, self._plan(), trainer.router is not None, done) <= self.until - self.clock()
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether new text takes less than the time."""
+        return self.run.trainer.schedule.steps >= self._most
 
     def after(self, event: Event, seconds: float) -> None:
         """After a step that took so many seconds."""
@@ -66,7 +74,7 @@ class TimeLimit:
         factor = statistics.median_low(self._factors)  # one long step is no pace
         left = (self.until - self.clock()) / factor
         steps = steps_that_fit(left, self.pace, self._plan(), trainer.router is not None, done)
-        trainer.schedule = replace(trainer.schedule, steps=max(self._least(done[0]), steps))
+        trainer.schedule = replace(trainer.schedule, steps=max(self._least(done[0]), int(min(steps, self._most))))
 
     def _least(self, done: int) -> int:
         # Behind the last step is a validation. It is too late for one behind a step that was done, unless router steps follow.

@@ -218,6 +218,15 @@ def test_another_training_of_text_that_was_read_is_warned_of_and_none_of_new_tex
     assert words in run("train", "--steps", 1).stderr
 
 
+def test_minutes_give_new_text_no_more_steps_than_it_takes(home, run, tmp_path):
+    run("train")
+    write_notes(run, tmp_path)
+    rows = open_training(home).rows[0]
+    found = run("train", "--minutes", 3, "--json")
+    assert json.loads(found.stdout)["expert_steps"] == math.ceil(2 * rows.num_new / 4)
+    assert "in 3 minutes" not in found.stderr
+
+
 def test_an_interrupted_training_is_gone_on_with_though_its_text_was_read(home, run, tmp_path):
     settings = home.settings()
     settings = replace(settings, train=replace(settings.train, passes=0.1))
