@@ -113,6 +113,10 @@ BENCHMARKS = {
         "user03, legal, nl and perldoc_qa.jsonl; hours",
         lambda: [_figure("further", _text(), *_flags("texts", "minutes"))],
     ),
+    "evenings": Benchmark(
+        "what the new text of five evenings brings, each with a training of its own; TEXT has de and user03.jsonl; an hour",
+        lambda: [_figure("evenings", _text(), *_flags("cases", "label"))],
+    ),
     "quality": Benchmark(
         "what is learned in how many minutes, before and now; TEXT has de, user03, perldoc_qa, nl and encyclopedia.jsonl; two "
         "hours of a core, MINUTES ends it and the same command goes on",

@@ -8,6 +8,7 @@ import pytest
 from comigs_edge.home.folder import Home, corpus
 from comigs_edge.home.versions import versions
 from tests.data.test_leaks import say
+from tests.tiny import write_llama
 
 
 @pytest.fixture
@@ -64,6 +65,16 @@ def test_a_night_without_new_text_trains_nothing_once_all_was_read(folder, ready
     (folder / "new.txt").write_text(say(random.Random(9), 80))
     run("service", "run")
     assert "steps trained" in lines(run("status").output)[1]
+
+
+def test_a_night_after_another_base_was_chosen_says_what_to_do(folder, ready, run, tmp_path):
+    settings = ready / "config.toml"
+    settings.write_text(settings.read_text().replace("steps = 4\n", "passes = 1\n"))
+    run("service", "run")
+    write_llama(tmp_path / "other.gguf", seed=7)
+    run("init", "--force", "--base", tmp_path / "other.gguf")
+    run("service", "run", code=1)
+    assert "train --fresh" in lines(run("status").output)[2]
 
 
 def test_a_removed_note_stays_out_until_it_is_added_again(folder, ready, run):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, NamedTuple, Optional
 
 import typer
 
 from comigs_edge.commands import completion
-from comigs_edge.commands.console import fact, in_minutes, measuring, next_command, out, print_json, size
+from comigs_edge.commands.console import counted, fact, in_minutes, measuring, next_command, out, print_json, size
 from comigs_edge.commands.follow import how_far
 from comigs_edge.commands.settings import settings_of
 from comigs_edge.home import folder as homes
@@ -21,8 +22,7 @@ from profiles.cost import Plan
 from profiles.detect import detect
 
 if TYPE_CHECKING:
-    from comigs_edge.training.checkpoint import Progress
-    from comigs_edge.training.known import Known
+    from comigs_edge.training.checkpoint import Checkpoint, Progress
 
 Profile = Annotated[
     Optional[str],
@@ -59,7 +59,7 @@ def plan(
     """Show how this device would train: experts, batch, threads, memory, time, each with its reason."""
     from comigs_edge.planning.plan import resolve
     from comigs_edge.training.checkpoint import Latest
-    from comigs_edge.training.known import find_known
+    from comigs_edge.training.known import goes_on
     from comigs_edge.training.next_step import RESUME, TRAIN, find_next
     from profiles import plan as planner
 
@@ -69,8 +69,9 @@ def plan(
         resolved = resolve(home, settings, profile, lines or (), measure=measure)
     plan, rates, latest = resolved.plan, resolved.rates, Latest(home.state)
     then = find_next(home, resolved.settings, has_new_text=True, latest=latest)
-    known = find_known(home, latest.state, resume=None) if then == TRAIN else None
-    steps, done = _likely_steps(home, resolved.settings, known), Standing(goes_on=known is not None)
+    continues = then == TRAIN and goes_on(home)
+    steps = _likely_steps(home, resolved.settings, latest.state if continues else None)
+    done = Standing(goes_on=continues)
     if then == RESUME and latest.interrupted is not None:
         steps, done = latest.interrupted.progress["schedule"]["steps"], _done(latest.interrupted.progress)
     settings = replace(resolved.settings, train=replace(resolved.settings.train, steps=steps))
@@ -109,17 +110,24 @@ def _done(progress: Progress) -> Standing:
     )  # fmt: skip
 
 
-def _likely_steps(home: Home, settings: Config, known: Known | None) -> int:
-    """The steps of a training of this text that is not interrupted, as long as its tokens were not counted."""
+def _likely_steps(home: Home, settings: Config, state: Checkpoint | None) -> int:
+    """The steps of a training behind that in this `state`, if there is one, as long as the text's tokens were not counted."""
     from comigs_edge.planning.plan import new_tokens, training_tokens
+    from comigs_edge.training.known import find_knowledge
+    from comigs_edge.training.passage import find_passage
     from comigs_edge.training.schedule import make_schedule
 
     train, tokens = settings.train, training_tokens(home, settings)
     if train.batch is None or train.context is None or tokens is None:
         return train.steps
-    new = 0 if known is None else new_tokens(home, settings, known.documents)
-    if 0 < 2 * new < tokens:  # as in `Rows`
-        return make_schedule(settings, train.batch, None, -(-new // train.context), fewest=1).steps
+    knowledge = find_knowledge(home, settings, state, resume=None)
+    if knowledge.known is not None and find_passage(state).is_read(train.passes):
+        new = new_tokens(home, settings, knowledge.known)
+        steps = math.ceil(train.passes * new / train.context / train.batch)
+        if 0 < 2 * new < tokens and steps <= train.steps:  # as in `read_rows`
+            return steps
+        if knowledge.has_other_news:
+            return 1
     return make_schedule(settings, train.batch, None, -(-tokens // train.context)).steps
 
 
@@ -176,8 +184,12 @@ def show(plan: Plan, settings: Config, neighbours: list[Plan], done: Standing = 
     if plan.step_seconds is not None and (left := _minutes(plan, settings, done)):
         train = settings.train
         about = "at most" if train.patience else "about"
-        count = f"the last {train.steps - done.expert} of {train.steps}" if done.expert else f"{about} {train.steps}"
-        kinds = f"{count} expert steps and their router steps" if train.steps > done.expert else "the last router steps"
+        count = f"the last {train.steps - done.expert} of " if done.expert else f"{about} "
+        kinds = (
+            f"{count}{counted(train.steps, 'expert step')} and their router steps"
+            if train.steps > done.expert
+            else "the last router steps"
+        )
         steps = f"{kinds}, {plan.step_seconds:.1f} s each"
         if "step_seconds" in reasons:
             steps += f", {reasons['step_seconds']}"
@@ -205,7 +217,7 @@ def summary(
     if minutes is None:
         minutes = _minutes(plan, replace(settings, train=replace(settings.train, steps=steps)), done)
     left = f"the last {steps - done.expert} of {steps} steps" if steps > done.expert else "the last router steps"
-    count = left if done.expert else f"{few}{steps} steps"
+    count = left if done.expert else f"{few}{counted(steps, 'step')}"
     time = f", {count} in {in_minutes(minutes)}" if minutes else ""
     if minutes is not None and local:
         time += f", then {local} of local text in {in_minutes(local * (plan.step_seconds or 0) / 60)}"

@@ -163,8 +163,8 @@ def _begin(
     done = Standing(trainer.expert_steps, trainer.router_steps, closed, goes_on=schedule.goes_on)
     most, minutes = schedule.patience > 0, None if limit is None or limit.is_enough else minutes
     notes.print(summary(plan, settings, schedule.steps, done, most=most, local=local, minutes=minutes), soft_wrap=True)
-    if run.rows[0].num_new:
-        notes.print(f"new text comes first, {run.rows[0].num_new:,} of {len(run.rows[0]):,} rows", soft_wrap=True)
+    if run.news and not run.resumed:
+        notes.print(run.news, soft_wrap=True)
     for warning in run.warnings:
         warn(warning)
     before = pauses.working_time()

@@ -29,7 +29,8 @@ from comigs_edge.data.forgotten import allow, allow_files, leave_out
 from comigs_edge.data.intake import forget, read_gone, take_in
 from comigs_edge.data.locality import arrange_local
 from comigs_edge.data.runs import NO_RUNS, Runs, are_among, join_runs
-from comigs_edge.data.store import of, open_database, short
+from comigs_edge.data.store import kind_condition as _of
+from comigs_edge.data.store import open_database, short_hash
 from comigs_edge.database import fetch
 from comigs_edge.errors import ComigsError
 from comigs_edge.progress import SILENT, Progress, count_up
@@ -169,7 +170,7 @@ class Corpus:
 
     def sizes(self, local: bool | None = None) -> dict[str, dict[str, int]]:
         """Documents and bytes of each split; of what is `local`, of other text, or of all."""
-        query = f"select split, count(*) as documents, sum(bytes) as bytes from document where {_USED}{of(local)} group by split"
+        query = f"select split, count(*) as documents, sum(bytes) as bytes from document where {_USED}{_of(local)} group by split"
         sizes = {row.pop("split"): row for row in self._rows(query)}
         return {split: sizes.get(split, {"documents": 0, "bytes": 0}) for split in SPLITS}
 
@@ -182,9 +183,7 @@ class Corpus:
         """The documents of one split, in the order of their hashes."""
         return list(self.read(split))
 
-    def read(
-        self, split: str, after: str = "", local: bool | None = None, known: Collection[int] = ()
-    ) -> Iterator[Document]:  # fmt: skip
+    def read(self, split: str, after: str = "", local: bool | None = None, known: Collection[int] = ()) -> Iterator[Document]:
         """The same one by one, without all of them in memory; those up to the hash `after` come last.
 
         Those whose `hashes` are `known` are left out.
@@ -192,16 +191,16 @@ class Corpus:
         if self.path.exists():
             with self._open() as db:
                 for place in (">", "<="):
-                    where = f"split = ? and {_USED}{of(local)} and sha256 {place} ?"
+                    where = f"split = ? and {_USED}{_of(local)} and sha256 {place} ?"
                     query = f"select sha256, content from document where {where} order by sha256"
                     for sha256, content in db.execute(query, (split, after)):
-                        if not known or short(sha256) not in known:
+                        if not known or short_hash(sha256) not in known:
                             yield Document.from_json(content)
 
     def hashes(self, split: str, local: bool | None = None) -> dict[int, int]:
         """The first 64 bits of the SHA-256 of each document of a split -> its bytes."""
-        query = f"select sha256, bytes from document where split = ? and {_USED}{of(local)}"
-        return {short(row["sha256"]): row["bytes"] for row in self._rows(query, split)}
+        query = f"select sha256, bytes from document where split = ? and {_USED}{_of(local)}"
+        return {short_hash(row["sha256"]): row["bytes"] for row in self._rows(query, split)}
 
     def learned_runs(self, split: Split, local: bool | None = None) -> Runs:
         """The runs of texts of this split that stand in learned text too, also in what is gone: that of the splits before it.
@@ -212,7 +211,7 @@ class Corpus:
         if not earlier or not self.path.exists():
             return NO_RUNS
         with self._open() as db:
-            query = f"select runs from document where split = ? and ({_USED} or seen and ?){of(local)}"
+            query = f"select runs from document where split = ? and ({_USED} or seen and ?){_of(local)}"
             gone = "select runs from gone where split = ?" + ("" if local is None else f" and local = {int(local)}")
             wanted = join_runs(np.frombuffer(runs, np.uint32) for (runs,) in db.execute(query, (split, False)))
             is_known = np.zeros(len(wanted), bool)
@@ -224,7 +223,7 @@ class Corpus:
 
     def hash_of(self, split: str, after: str, number: int) -> str:
         """SHA-256 of the document that `read` gives as this number of shared text, from 1 on; empty for the last one of all."""
-        where = f"split = ? and {_USED}{of(False)}"
+        where = f"split = ? and {_USED}{_of(False)}"
         query = f"select sha256 from document where {where} order by sha256 <= ?, sha256 limit 2 offset ?"
         rows = self._rows(query, split, after, number - 1)
         return str(rows[0]["sha256"]) if len(rows) == 2 else ""
@@ -259,7 +258,7 @@ class Corpus:
 
     def _read_entries(self, db: sqlite3.Connection, local: bool) -> dict[int, Entry]:
         columns = "id, left_out, split, seen, sha256, runs, beginnings, question"
-        query = f"select {columns} from document where true{of(local)} order by id"
+        query = f"select {columns} from document where true{_of(local)} order by id"
         return {number: _entry(*row) for number, *row in db.execute(query)}
 
     def _rows(self, sql: str, *values: Any) -> list[dict[str, Any]]:

@@ -77,11 +77,11 @@ def open_database(path: Path) -> AbstractContextManager[sqlite3.Connection]:
     return database.open_database(path, SCRIPTS)
 
 
-def of(local: bool | None) -> str:
+def kind_condition(local: bool | None) -> str:
     """What a query for documents asks beside its other conditions: for local text, for shared text, or for all."""
     return "" if local is None else f" and source in (select id from source where local = {int(local)})"
 
 
-def short(sha256: str) -> int:
+def short_hash(sha256: str) -> int:
     """The first 64 bits."""
     return int(sha256[:16], 16)

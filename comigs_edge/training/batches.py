@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import math
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -65,13 +64,11 @@ class Batch:
 class Rows:
     """All rows of one split; batches begin with number `first_row`. Raises `ComigsError` if none has a token to learn from.
 
-    Of `new` documents, which stand in `encoded` too, there are rows of their own. Those come first, so many `times`; but new
-    text that is half of all is nothing special.
+    Of `new` documents, which stand in `encoded` too, there are rows of their own: `new_reads` of them come before the others.
     """
 
     def __init__(
-        self, encoded: Iterable[Encoded], context: int, seed: int, first_row: int = 0, new: Iterable[Encoded] = (),
-        times: float = 1.0,
+        self, encoded: Iterable[Encoded], context: int, seed: int, first_row: int = 0, new: Iterable[Encoded] = ()
     ) -> None:  # fmt: skip
         self.context, self.seed, self.first_row = context, seed, first_row
         self._ids, self._scored, self._document, self.num_documents, self._omits = _join(encoded, context)
@@ -80,20 +77,17 @@ class Rows:
             raise ComigsError("the text has no token to learn from; add more with: comigs-edge data add PATH")
         self._length = len(self._starts)
         self._add_new(new)
-        self.new_reads = math.ceil(times * self.num_new)  # rows of new text that are read before all others
+        self.new_reads = 0
         self._orders: dict[bool, tuple[int, npt.NDArray[np.int64]]] = {}  # of new rows, of others: the last epoch asked for
         self._places = np.argsort(np.concatenate([self._order(0, False), self._length + self._order(0, True)]))
 
     def _add_new(self, new: Iterable[Encoded]) -> None:
         ids, scored, document, *_ = _join(new, self.context)
-        kept, end = (self._ids, self._scored, self._document), len(self._ids)
+        end = len(self._ids)
         self._ids, self._scored = np.concatenate([self._ids, ids]), np.concatenate([self._scored, scored])
         self._document = np.concatenate([self._document, np.where(document < 0, -1, document + self.num_documents)])
-        starts = self._find_starts(end) if len(ids) else self._starts[:0]
-        if 2 * len(starts) < self._length:
-            self._starts = np.concatenate([self._starts, starts])
-        else:
-            self._ids, self._scored, self._document = kept
+        if len(ids):
+            self._starts = np.concatenate([self._starts, self._find_starts(end)])
 
     def _find_starts(self, first: int) -> npt.NDArray[np.int64]:
         """Where rows with a token to learn from start, from the token number `first` on."""
@@ -114,10 +108,11 @@ class Rows:
         """All rows."""
         return len(self._starts)
 
-    @property
-    def pass_length(self) -> int:
-        """Rows that have to be read for all that is to be learned to be read once."""
-        return self.num_new or self._length
+    def without_new(self) -> Rows:
+        """The same with nothing before the others."""
+        plain = copy.copy(self)
+        plain.new_reads = 0
+        return plain
 
     def batch(self, number: int, size: int) -> Batch:
         """The batch with this number: `size` rows, each row once in an epoch."""
@@ -132,8 +127,7 @@ class Rows:
         """The rows behind the first `count` of the first epoch, shuffled anew; `places` stay those among all rows."""
         rest, kept = copy.copy(self), self._order(0, False)[count:]
         rest._starts, rest._places, rest._length, rest._orders = self._starts[kept], self._places[kept], len(kept), {}
-        rest.new_reads = 0
-        return rest
+        return rest.without_new()
 
     def group(self, number: int, size: int) -> Batch:
         """The batch with this number of the first epoch; the last one may be short."""
@@ -159,11 +153,11 @@ class Rows:
 
     def _order(self, epoch: int, of_new: bool) -> npt.NDArray[np.int64]:
         """The rows of an epoch, or those of new text, counted from 0, in their order."""
-        known = self._orders.get(of_new)
-        if known is None or known[0] != epoch:
+        last = self._orders.get(of_new)
+        if last is None or last[0] != epoch:
             size = self.num_new if of_new else self._length
-            known = self._orders[of_new] = epoch, np.random.default_rng([self.seed, epoch]).permutation(size)
-        return known[1]
+            last = self._orders[of_new] = epoch, np.random.default_rng([self.seed, epoch]).permutation(size)
+        return last[1]
 
     def _make(self, rows: list[int]) -> Batch:
         index = self._starts[rows][:, None] + np.arange(self.context + 1)  # (B, T + 1)

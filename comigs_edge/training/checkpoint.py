@@ -21,7 +21,7 @@ from coordinator.protocol.wire import Arrays, pieces
 GENERATIONS = 2
 _NAME = re.compile(r"checkpoint-(\d{8})-([0-9a-f]{64})\.safetensors")
 _PROGRESS = "progress"  # JSON, as bytes in a tensor, so that one hash covers everything
-KNOWN, TRIED = "known", "tried"  # documents, of `known.py`: a few bytes for each
+KNOWN, TRIED, BEGUN = "known", "tried", "begun"  # documents, of `known.py`: a few bytes for each
 
 Progress = dict[str, Any]  # what JSON can hold
 
@@ -61,7 +61,7 @@ def load(folder: Path, with_arrays: bool = True) -> Checkpoint | None:
     for _, sha256, path in reversed(_generations(folder)):
         if files.sha256_file(path) == sha256:
             with safe_open(path, "numpy") as file:
-                names = file.keys() if with_arrays else {_PROGRESS, KNOWN, TRIED}.intersection(file.keys())
+                names = file.keys() if with_arrays else {_PROGRESS, KNOWN, TRIED, BEGUN}.intersection(file.keys())
                 tensors: Arrays = {name: file.get_tensor(name) for name in names}
             progress = json.loads(tensors.pop(_PROGRESS).tobytes())
             return Checkpoint(tensors, progress, warnings)

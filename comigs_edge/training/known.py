@@ -1,4 +1,4 @@
-"""What a training that goes on knows of the text already: all that was there when the one before it read it.
+"""What a training that goes on knows of the text already: all that trainings before it have read to the end.
 
 The rest is new, and comes first: an evening's notes are a small part of the text, which a training might otherwise not reach, and
 what was read twice already gets worse by a third time.
@@ -6,8 +6,10 @@ what was read twice already gets worse by a third time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,53 +18,102 @@ from comigs_edge.home.config import Config
 from comigs_edge.home.folder import Home, corpus
 from comigs_edge.home.marks import read_mark
 from comigs_edge.home.versions import TRAINING, read_manifest, versions
-from comigs_edge.training.checkpoint import KNOWN, TRIED, Checkpoint, Progress
-from comigs_edge.training.passage import find_passage
+from comigs_edge.training.checkpoint import BEGUN, KNOWN, TRIED, Checkpoint, Progress
+from comigs_edge.training.passage import Passage, find_passage
 from coordinator.protocol.wire import Arrays
 
+if TYPE_CHECKING:
+    from comigs_edge.training.batches import Rows  # loads torch
+
+MODEL = "model"  # in checkpoints: what config.toml asked for there
 _NUMBERS = "<u8"  # kept as bytes, which is what checkpoints hold
 
 
-class Known(NamedTuple):
-    """Documents by the first 64 bits of their SHA-256, and the word of the training that made the newest adapters of them."""
+@dataclass(frozen=True, kw_only=True)
+class Knowledge:
+    """Of a training, in documents by the first 64 bits of their SHA-256."""
 
-    documents: frozenset[int]
-    training: str
+    present: frozenset[int] = frozenset()  # text that is learned from, local and validation text too
+    shared: frozenset[int] = frozenset()  # of these shared training text
+    begun: frozenset[int] = frozenset()  # those that were there when the training began
+    tried: frozenset[int] = frozenset()  # those that trainings before have read to the end, whatever came of it
+    known: frozenset[int] | None = None  # the shared ones that the newest adapters have learned; None: all text is alike
+    word: str = ""  # of the training that made those adapters
+
+    @property
+    def has_other_news(self) -> bool:
+        """Whether nothing of the shared training text is new to the adapters, and something else is: local or validation text."""
+        return self.known is not None and self.shared <= self.known and not self.present <= self.tried
+
+    def is_learned(self, passage: Passage, times: float) -> bool:
+        """Whether there is nothing that was not read so often."""
+        return self.known is not None and self.present <= self.tried and passage.is_read(times)
+
+    def enough(self, rows: Rows, passage: Passage, times: float, batch: int) -> int | None:
+        """Expert steps that new text takes, where all other rows of the `passage` were read so often; None: no such number."""
+        if not passage.is_read(times, but=rows.num_new):
+            return None
+        if rows.new_reads:
+            return math.ceil(rows.new_reads / batch)
+        return 1 if self.has_other_news else None  # what follows it reads that
 
     def state(self) -> tuple[Arrays, Progress]:
-        """What a checkpoint needs."""
-        return {KNOWN: packed(self.documents)}, {KNOWN: self.training}
+        """What the checkpoint of an interrupted training needs."""
+        arrays = {TRIED: _packed(self.tried), BEGUN: _packed(self.begun)}
+        return (arrays, {}) if self.known is None else (arrays | {KNOWN: _packed(self.known)}, {KNOWN: self.word})
+
+    def after(self, word: str, has_version: bool, is_better: bool, is_whole: bool) -> Knowledge:
+        """Behind the end of the training with this word; `is_whole`: it has read all that was new.
+
+        Text that made nothing better is still to be learned, by the next training that has other new text.
+        """
+        tried = self.begun if is_whole else self.tried
+        known = self.shared & self.begun if is_better and is_whole else self.known
+        return Knowledge(tried=tried, known=known, word=word if has_version else self.word)
 
 
-def find_known(home: Home, state: Checkpoint | None, resume: bool | None) -> Known | None:
-    """What the training that comes next knows; None where it makes no difference between new text and other.
+def find_knowledge(home: Home, settings: Config, state: Checkpoint | None, resume: bool | None) -> Knowledge:
+    """That of the training that comes next; `resume` is as in `TrainingRun.begin`.
 
-    `resume` is as in `TrainingRun.begin`. Raises `ComigsError` where the newest adapters are damaged.
+    Raises `ComigsError` where the newest adapters are damaged.
     """
-    if state is None or resume is False or KNOWN not in state.progress:
-        return None
-    known = Known(_unpacked(state.arrays[KNOWN]), state.progress[KNOWN])
-    if state.is_interrupted:
-        return known
+    documents = corpus(home, settings)
+    shared = frozenset(documents.hashes("training", local=False))
+    present = frozenset(documents.hashes("training")) | frozenset(documents.hashes("validation"))
+    if state is None or not state.progress or resume is False:
+        return Knowledge(present=present, shared=shared, begun=present)
+    known = _unpacked(state, KNOWN) if KNOWN in state.progress and (state.is_interrupted or _is_of_newest(home, state)) else None
+    return Knowledge(
+        present=present, shared=shared, begun=_unpacked(state, BEGUN) if state.is_interrupted else present,
+        tried=_unpacked(state, TRIED), known=known, word=state.progress.get(KNOWN, ""),
+    )  # fmt: skip
+
+
+def goes_on(home: Home) -> bool:
+    """Whether a new training would go on from the newest adapters more slowly: not from what a fleet has changed."""
     made = versions(home.adapters)
-    manifest = read_manifest(home.adapters, made[-1]) if made else {}
-    # What a fleet has changed learns all its text anew, and of an older version that was taken back it is not known.
-    is_of_newest = manifest.get(TRAINING) == known.training and read_mark(manifest).word is None
-    return known if is_of_newest else None
-
-
-def packed(documents: Iterable[int]) -> npt.NDArray[Any]:
-    """For a checkpoint."""
-    return np.array(sorted(documents), _NUMBERS).view(np.uint8)
+    return bool(made) and read_mark(read_manifest(home.adapters, made[-1])).word is None
 
 
 def is_learned(home: Home, settings: Config, state: Checkpoint | None) -> bool:
-    """Whether a training would read what others have read as often as the settings say, and nothing else."""
-    if state is None or state.is_interrupted or TRIED not in state.arrays or find_known(home, state, resume=None) is None:
+    """Whether a training by these settings of config.toml would only read what others have read as often as they say."""
+    if state is None or not state.progress or state.is_interrupted:
         return False
-    tried = _unpacked(state.arrays[TRIED])
-    return tried.issuperset(corpus(home, settings).hashes("training")) and find_passage(state).is_read(settings.train.passes)
+    asked = state.progress.get(MODEL), state.progress["base_sha256"]
+    if asked != (asdict(settings.model), settings.base.sha256):
+        return False
+    return find_knowledge(home, settings, state, None).is_learned(find_passage(state), settings.train.passes)
 
 
-def _unpacked(numbers: npt.NDArray[Any]) -> frozenset[int]:
-    return frozenset(numbers.view(_NUMBERS).tolist())
+def _is_of_newest(home: Home, state: Checkpoint) -> bool:
+    """Whether the newest adapters are those that the state tells of, and no older ones that were taken back."""
+    return goes_on(home) and read_manifest(home.adapters, versions(home.adapters)[-1]).get(TRAINING) == state.progress[KNOWN]
+
+
+def _packed(documents: Iterable[int]) -> npt.NDArray[Any]:
+    return np.array(sorted(documents), _NUMBERS).view(np.uint8)
+
+
+def _unpacked(state: Checkpoint, name: str) -> frozenset[int]:
+    array = state.arrays.get(name)
+    return frozenset() if array is None else frozenset(array.view(_NUMBERS).tolist())

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from comigs_edge.arrays import select
+from comigs_edge.home.config import TrainConfig
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.model import Model
 from comigs_edge.training.batches import Rows
@@ -25,7 +26,7 @@ from coordinator.protocol.wire import Arrays
 PREFIX = "local."  # of its arrays in a checkpoint, and with `PROGRESS` of what JSON can hold
 PROGRESS = "local"
 SHARE = 0.5  # of the experts' rows are local text
-PASSES = 3  # that it makes over the local rows, in no more steps than the training has
+PASSES = 3  # that it makes over the local rows, in no more steps than a training has
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +104,8 @@ class LocalPhase:
 
 def local_steps(rows: int, schedule: Schedule) -> int:
     """Expert steps that so many rows of local text take behind a training with this schedule."""
-    return min(schedule.steps, max(schedule.router_period, math.ceil(PASSES * rows / (SHARE * schedule.batch))))
+    most = max(schedule.steps, TrainConfig.steps) if schedule.goes_on else schedule.steps  # that one may be short
+    return min(most, max(schedule.router_period, math.ceil(PASSES * rows / (SHARE * schedule.batch))))
 
 
 def total_local_steps(rows: int, schedule: Schedule) -> int:

@@ -7,13 +7,14 @@ import gc
 import torch
 
 from comigs_edge.data.tokenizer import Tokenizer
-from comigs_edge.home.folder import Home, corpus
+from comigs_edge.home.folder import Home
 from comigs_edge.nn.weights import open_base
 from comigs_edge.planning.plan import Resolved
 from comigs_edge.planning.rates import use
 from comigs_edge.progress import SILENT, Progress
 from comigs_edge.training import checkpoint
-from comigs_edge.training.known import find_known, is_learned
+from comigs_edge.training.batches import Rows
+from comigs_edge.training.known import find_knowledge
 from comigs_edge.training.local import LocalText
 from comigs_edge.training.memory import tune_allocator
 from comigs_edge.training.passage import Passage, find_passage
@@ -35,10 +36,10 @@ def open_training(home: Home, resolved: Resolved, progress: Progress = SILENT, r
     tokenizer = Tokenizer(home.base_file, settings.model.thinking)
     latest = checkpoint.Latest(home.state, with_arrays=True)
     passage = Passage() if resume is False else find_passage(latest.state)
-    known = find_known(home, latest.state, resume)
-    documents = frozenset(corpus(home, settings).hashes("training", local=False))
+    knowledge = find_knowledge(home, settings, latest.state, resume)
+    is_learned, most_new = knowledge.is_learned(passage, settings.train.passes), settings.train.steps * plan.batch
     training, validation, passage = read_rows(
-        home, settings, plan.context, tokenizer, refused, progress, tokens, passage, known.documents if known else ()
+        home, settings, plan.context, tokenizer, refused, progress, tokens, passage, knowledge.known or (), most_new
     )
     ordinary = open_ordinary(home, settings, tokenizer) if settings.has_zero_expert else []
     local = read_local(home, settings, plan.context, tokenizer, refused, progress)
@@ -46,13 +47,21 @@ def open_training(home: Home, resolved: Resolved, progress: Progress = SILENT, r
     base = open_base(home.base_file, plan.threads, plan.keep, getattr(torch, plan.precision), plan.device)
     gc.collect()
     tune_allocator(lean=not plan.keep)  # gives back what loading took
-    run = TrainingRun(home, resolved, base, (training, validation), passage, ordinary, latest, known, documents)
+    run = TrainingRun(home, resolved, base, (training, validation), passage, ordinary, latest, knowledge)
     if local is not None and settings.model.specialists == 0:
         run.warnings.append("local text is not learned: there are no specialists (specialists = 0)")
     elif local is not None:
-        run.local_text = LocalText(training=local[0], validation=local[1], shared=training)
-    if known is not None and is_learned(home, settings, latest.state):
-        run.warnings.append("there is no new text, and what was read so often already mostly gets no better by more of it")
+        run.local_text = LocalText(training=local[0], validation=local[1], shared=training.without_new())
+    run.news = _news(training, is_learned)
     if refused:
         run.warnings.append(f"{len(refused)} chats were left out: {refused[0]}")
     return run
+
+
+def _news(training: Rows, is_learned: bool) -> str:
+    """What a person is to know of the text that a training reads, before its first step."""
+    if is_learned and training.new_reads:
+        return "the new text was read before and made nothing better; it is read again"
+    if is_learned:
+        return "there is no new text: this training reads once more what was read before, which mostly makes nothing better"
+    return f"new text comes first, {training.num_new:,} of {len(training):,} rows" if training.new_reads else ""

@@ -31,9 +31,9 @@ class Passage:
             return Passage(start=self.end)
         return replace(self, first_row=first_row, new=0, new_before=new_before)
 
-    def is_read(self, times: float) -> bool:
-        """Whether it is all text, and was read so often before."""
-        return not self.start and not self.end and self.first_row + self.new_before >= times * self.rows
+    def is_read(self, times: float, but: int = 0) -> bool:
+        """Whether it is all text, and all rows `but` so many were read so often before."""
+        return not self.start and not self.end and self.first_row + self.new_before >= times * (self.rows - but)
 
 
 def find_passage(state: Checkpoint | None) -> Passage:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from comigs_edge.errors import ComigsError
 from comigs_edge.home.folder import Home, corpus
@@ -22,15 +22,14 @@ from comigs_edge.training import passage as passages
 from comigs_edge.training.activation_cache import clear
 from comigs_edge.training.batches import Rows
 from comigs_edge.training.caches import open_caches
-from comigs_edge.training.checkpoint import TRIED
 from comigs_edge.training.closing import PROGRESS, Closing, closes, ordinary_rows
-from comigs_edge.training.known import Known, packed
+from comigs_edge.training.known import MODEL, Knowledge
 from comigs_edge.training.learned import KEY, join_learned
 from comigs_edge.training.local import LocalPhase, LocalText
 from comigs_edge.training.ordinary import OrdinaryText
 from comigs_edge.training.passage import Passage
 from comigs_edge.training.resuming import differences, read_course
-from comigs_edge.training.schedule import FEWEST, Schedule, make_schedule
+from comigs_edge.training.schedule import Schedule, make_schedule
 from comigs_edge.training.trainer import Event, Trainer
 from coordinator.protocol.wire import Arrays
 
@@ -43,15 +42,14 @@ class TrainingRun:
 
     def __init__(
         self, home: Home, resolved: Resolved, base: Base, rows: tuple[Rows, Rows], passage: Passage,
-        ordinary: Sequence[OrdinaryText] = (), latest: checkpoint.Latest | None = None, known: Known | None = None,
-        documents: frozenset[int] = frozenset(),
+        ordinary: Sequence[OrdinaryText] = (), latest: checkpoint.Latest | None = None,
+        knowledge: Knowledge = Knowledge(),
     ) -> None:  # fmt: skip
         self.home, self.settings, self.plan = home, resolved.settings, resolved.plan
         self.base, self.rows, self.passage = base, rows, passage  # rows: of training and of validation text
         self.ordinary = ordinary
         self.text = " ".join(each.digest() for each in rows)  # losses are of this text
-        self._known, self._documents = known, documents  # before this training, and of its text
-        self._tried = packed(corpus(home, self.settings).hashes("training"))  # local text, too
+        self.knowledge, self.news = knowledge, ""
         self._latest = latest or checkpoint.Latest(home.state, with_arrays=True)
         self.warnings: list[str] = []
         self.resumed, self.word = False, secrets.token_hex(8)  # by which its own versions are known
@@ -82,17 +80,21 @@ class TrainingRun:
         elif resume:
             raise ComigsError("there is no interrupted training to resume; start one with: comigs-edge train")
         else:
-            adapters, schedule = self._start(resume), self._make_schedule(steps)
+            adapters = self._start(resume)
             goes_on = not adapters.is_initial and self.mark.word is None  # what a fleet has changed begins at the whole rate
-            self.trainer = self._cached_trainer(adapters, schedule.slow() if goes_on else schedule)
+            schedule = make_schedule(self.settings, self.plan.batch, steps, len(self.rows[0]))
+            if goes_on:
+                schedule = replace(schedule.slow(), steps=steps or self.enough or schedule.steps)
+            self.trainer = self._cached_trainer(adapters, schedule)
             if goes_on and state is not None:
                 further.restore_moments(self.trainer, state, self.settings.base.sha256)
         remember(self.home, self.plan)
         return self.trainer
 
-    def _make_schedule(self, steps: int | None) -> Schedule:
-        rows = self.rows[0]
-        return make_schedule(self.settings, self.plan.batch, steps, rows.pass_length, 1 if rows.num_new else FEWEST)
+    @property
+    def enough(self) -> int | None:
+        """Expert steps that new text takes, where all other text was read as often as it is to be; None: no such number."""
+        return self.knowledge.enough(self.rows[0], self.passage, self.settings.train.passes, self.plan.batch)
 
     def make_trainer(self, adapters: Adapters) -> Trainer:
         """A trainer of these adapters, beside the home's training: to measure or to time, without state and cache."""
@@ -248,16 +250,17 @@ class TrainingRun:
                 arrays, progress = arrays | more, progress | phase
         progress |= {"finished": self.is_done, "base_sha256": self.settings.base.sha256, "text": self.text}
         progress |= self.mark.facts() | self.best_mark.facts("best")
-        progress |= {KEY: self.learned, passages.KEY: asdict(self.passage), TRAINING: self.word}
-        known = self._known_after(version)
-        more, phase = ({}, {}) if known is None else known.state()
-        checkpoint.save(self.home.state, arrays | more | {TRIED: self._tried}, progress | phase)
+        progress |= {
+            KEY: self.learned,
+            passages.KEY: asdict(self.passage),
+            TRAINING: self.word,
+            MODEL: asdict(self.home.settings().model),
+        }
+        is_whole = self.trainer.expert_steps * self.plan.batch >= self.rows[0].new_reads
+        ended = self.knowledge.after(self.word, version is not None, self.trainer.is_better, is_whole)
+        more, phase = (ended if self.is_done else self.knowledge).state()
+        checkpoint.save(self.home.state, arrays | more, progress | phase)
         return version
-
-    def _known_after(self, version: int | None) -> Known | None:
-        """What the next training knows; text that made nothing better is still to be learned."""
-        known = self._documents if self.trainer.is_better else self._known and self._known.documents
-        return self._known if version is None or known is None else Known(known, self.word)
 
     def end(self) -> int | None:
         """Saves and publishes a training that has finished or was interrupted; returns the adapters' version if they have one."""

@@ -123,18 +123,16 @@ class Schedule:
         return self.steps + self.router_due(self.steps)
 
 
-def make_schedule(
-    settings: Config, batch: int, steps: int | None, rows: int | None = None, fewest: int = FEWEST
-) -> Schedule:  # fmt: skip
+def make_schedule(settings: Config, batch: int, steps: int | None, rows: int | None = None) -> Schedule:
     """The schedule that the settings ask for, with `batch` rows a step.
 
-    Those who name `steps` get that many. Otherwise the settings' are the most, after the `fewest` the `rows` of text are read
-    no more often than they say, and patience may end it.
+    Those who name `steps` get that many. Otherwise the settings' are the most, after the first few `rows` of text are read no
+    more often than they say, and patience may end it.
     """
     train, storage, rates = settings.train, settings.storage(), settings.learning_rates()
     enough = train.steps
     if rows is not None:
-        enough = max(fewest, math.ceil(train.passes * rows / batch))
+        enough = max(FEWEST, math.ceil(train.passes * rows / batch))
     optimiser = train.optimiser or FORMS[settings.model.expert_form].optimiser
     return Schedule(
         steps=steps or min(train.steps, enough), batch=batch, schedule=train.schedule, patience=0 if steps else train.patience,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import replace
 from itertools import chain
@@ -31,14 +32,15 @@ def open_part(home: Home, settings: Config, part: Part, tokenizer: Tokenizer) ->
 
 def read_rows(
     home: Home, settings: Config, context: int, tokenizer: Tokenizer, refused: list[str], progress: Progress,
-    tokens: int = TOKENS, passage: Passage = Passage(), known: Collection[int] = (),
+    tokens: int = TOKENS, passage: Passage = Passage(), known: Collection[int] = (), most_new: int = 0,
 ) -> tuple[Rows, Rows, Passage]:  # fmt: skip
     """Training and validation rows, of `context` tokens, of the home's shared text; raises `ComigsError` if there is too little.
 
     Of long text they have `tokens` tokens of training text, from where `passage` begins, and an eighth as many for validation,
     always the first; documents stand in the order of their hashes, so that is a fair part. What is not among the `known`
-    documents, if there are any, is new, wherever it stands. The third is what was read. Adds to `refused` a sentence for each
-    chat that cannot be used.
+    documents, if there are any, is new, wherever it stands, and read first, in at most `most_new` rows; new text that takes more,
+    or is half of all, is nothing special. The third is what was read. Adds to `refused` a sentence for each chat that cannot be
+    used.
     """
     documents = corpus(home, settings)
     documents.check_enough()
@@ -47,7 +49,10 @@ def read_rows(
     chosen = encode(documents, tokenizer, "validation", refused, progress, tokens // 8, with_end=True, local=False)
     new = encode(documents, tokenizer, "training", [], max_tokens=tokens, with_end=True, local=False, known=known)
     try:
-        training = Rows(encoded, context, seed, passage.first_row, new if known else (), settings.train.passes)
+        training = Rows(encoded, context, seed, passage.first_row, new if known else ())
+        reads = passage.new or math.ceil(settings.train.passes * training.num_new)  # a training keeps what it began with
+        if 2 * training.num_new < len(training) and reads <= most_new:
+            training.new_reads = reads
         end = documents.hash_of("training", after, training.num_documents + len(refused))  # validation text is not read yet
         passage = replace(passage, end=end, rows=len(training), new=training.new_reads)
         return training, Rows(chosen, context, seed), passage

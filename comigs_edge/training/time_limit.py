@@ -27,7 +27,7 @@ class TimeLimit:
 
     def __init__(self, run: TrainingRun, pace: Pace, until: float, clock: Callable[[], float]) -> None:
         self.run, self.pace, self.until, self.clock = run, pace, until, clock
-        self._most = math.ceil(run.rows[0].new_reads / run.plan.batch) or math.inf
+        self._most = run.enough or math.inf
         self._factors: deque[float] = deque([1.0], LAST)  # of each of the last steps, on the time that `pace` gives it
 
     def begin(self) -> bool:

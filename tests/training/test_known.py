@@ -99,7 +99,8 @@ def test_new_text_that_is_half_of_all_is_nothing_special(home, run, tmp_path):
     (tmp_path / "much.txt").write_text(some_text(paragraphs=60, seed=9))
     run("data", "add", tmp_path / "much.txt")
     rows = open_training(home).rows[0]
-    assert (rows.num_new, rows.new_reads, rows.pass_length) == (0, 0, len(rows))
+    assert rows.num_new > len(rows) / 2
+    assert rows.new_reads == 0
 
 
 def test_a_training_of_new_text_is_resumed_bit_for_bit_and_its_text_is_known_only_then(home, run, tmp_path):
@@ -182,7 +183,7 @@ def test_a_checkpoint_of_before_knows_nothing(home, run, tmp_path):
 def test_what_is_known_is_read_without_the_other_arrays(home):
     train(home)
     light, whole = checkpoint.load(home.state, with_arrays=False), checkpoint.load(home.state)
-    assert light.arrays.keys() == {"known", "tried"}
+    assert light.arrays.keys() == {"known", "tried", "begun"}
     hashes = corpus(home, home.settings()).hashes("training", local=False)
     assert sorted(hashes) == light.arrays["known"].view(np.uint64).tolist() == whole.arrays["known"].view(np.uint64).tolist()
 
@@ -208,14 +209,97 @@ def test_another_training_of_text_that_was_read_is_warned_of_and_none_of_new_tex
     run("train")
     write_notes(run, tmp_path)
     assert words not in run("train").stderr
-    assert words in run("train", "--steps", 1).stderr
+    again = run("train", "--steps", 1).stderr
+    assert words in again or "the new text was read before and made nothing better; it is read again" in again
     (tmp_path / "evening.jsonl").unlink()
     run("data", "remove", 2)
     assert words in run("train", "--steps", 1).stderr
+
+
+def test_text_that_comes_while_one_is_interrupted_is_new_to_the_next_training(home, run, tmp_path):
+    train(home)
+    write_notes(run, tmp_path)
+    train(home, until=1)
+    write_notes(run, tmp_path, "late")
+    train(home, resume=True)
+    left = open_training(home)
+    assert left.rows[0].num_new == left.rows[0].new_reads / 2 == -(-(sum(map(len, new_ids(home, "late"))) - 1) // 64)
+    assert not is_learned(home, home.settings(), checkpoint.load(home.state))
+
+
+def test_what_a_training_was_too_short_for_stays_new(home, run, tmp_path):
+    train(home)
+    write_notes(run, tmp_path, documents=12)
+    wanted = open_training(home).rows[0].num_new
+    assert wanted > 4
+    train(home, steps=1)
+    assert open_training(home).rows[0].num_new == wanted
+    assert not is_learned(home, home.settings(), checkpoint.load(home.state))
+    assert not open_training(home).news.startswith("there is no")
+
+
+def test_new_text_that_the_most_steps_cannot_read_is_nothing_special(home, run, tmp_path):
+    train(home)
+    write_notes(run, tmp_path, documents=12)
+    settings = home.root / "config.toml"
+    settings.write_text(settings.read_text().replace("# steps = 200", "steps = 3"))
+    rows = open_training(home).rows[0]
+    assert rows.num_new * 2 > 3 * 4
+    assert rows.new_reads == 0
+
+
+def test_where_old_text_was_not_read_yet_new_text_comes_first_in_a_training_as_long_as_others(home, run, tmp_path):
+    train(home, steps=4)
+    write_notes(run, tmp_path)
+    run_of_new = open_training(home)
+    assert run_of_new.rows[0].new_reads
+    assert run_of_new.begin(None, None).schedule.steps == math.ceil(2 * len(run_of_new.rows[0]) / 4)
+    assert json.loads(run("plan", "--json").stdout)["plan"]["steps"] > 20
+    train(home)
+    assert open_training(home).rows[0].num_new == 0
+    write_notes(run, tmp_path, "morning")
+    assert open_training(home).begin(None, None).schedule.steps < 10  # now all of it was read
+
+
+def test_a_whole_local_phase_follows_a_short_training(home, run, tmp_path):
+    train(home)
+    write_notes(run, tmp_path)
+    (tmp_path / "diary.txt").write_text(some_text(paragraphs=8, seed=5))
+    run("data", "add", "--local", tmp_path / "diary.txt")
+    both = open_training(home)
+    trainer = both.begin(None, None)
+    assert trainer.schedule.steps == math.ceil(both.rows[0].new_reads / 4) < 10
+    local = both.local_text
+    assert local.steps(trainer.schedule) == math.ceil(3 * len(local.training) / (0.5 * 4)) > 20
+    new = {tuple(row.tolist()) for number in range(both.rows[0].new_reads) for row in both.rows[0].batch(number, 1).tokens}
+    read = {tuple(row.tolist()) for number in range(3) for row in local.shared.batch(number, 4).tokens}
+    assert not new & read
+
+
+def test_for_local_text_or_validation_text_alone_shared_text_is_not_read_again(home, run, tmp_path):
+    train(home)
     (tmp_path / "diary.txt").write_text(some_text(seed=5))
     run("data", "add", "--local", tmp_path / "diary.txt")
-    assert words not in run("train", "--steps", 1).stderr
-    assert words in run("train", "--steps", 1).stderr
+    assert open_training(home).begin(None, None).schedule.steps == 1
+    assert json.loads(run("plan", "--json").stdout)["plan"]["steps"] == 1
+    train(home)
+    documents = corpus(home, home.settings())
+    for number in range(40):  # until one falls into validation text
+        write_notes(run, tmp_path, f"note {number}", documents=1)
+        if any(each.text.startswith(f"note {number} ") for each in documents.documents("validation")):
+            break
+        run("data", "remove", max(documents.inside(tmp_path)))
+    else:
+        pytest.fail("no note became validation text")
+    assert not is_learned(home, home.settings(), checkpoint.load(home.state))
+    assert open_training(home).begin(None, None).schedule.steps == 1
+
+
+def test_a_resumed_training_says_nothing_of_new_text(home, run, tmp_path):
+    run("train")
+    write_notes(run, tmp_path)
+    train(home, until=1)
+    assert "new text" not in run("train", "--resume").stderr
 
 
 def test_minutes_give_new_text_no_more_steps_than_it_takes(home, run, tmp_path):
