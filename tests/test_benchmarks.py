@@ -15,7 +15,7 @@ from benchmarks.__main__ import BENCHMARKS
 from benchmarks.evidence.runs import RECIPES, length
 from benchmarks.evidence.table import difference, markdown
 from benchmarks.evidence.work import read_records
-from benchmarks.figures import closing_rows, further, quality, silence
+from benchmarks.figures import closing_rows, evenings, further, quality, silence
 from benchmarks.mutants.listed import Mutant, read_mutants
 from benchmarks.trials.report import report
 from comigs_edge.data.arrangement import SPLITS
@@ -142,10 +142,17 @@ def test_the_trials_of_the_zero_expert_have_the_figures_of_their_records(capsys)
 
 
 def test_the_tables_of_training_further_have_the_figures_of_their_record():
-    record = json.loads((ROOT / "benchmarks" / "results" / "further.json").read_text())
+    results = ROOT / "benchmarks" / "results"
+    new, old = (json.loads((results / name).read_text())["runs"] for name in ("further.json", "further-adamw.json"))
     text, _ = section("Training further, and how long")
     rows = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith("| training")]  # no headers
-    assert rows == further.markdown(record["runs"])
+    assert rows == further.markdown(new) + further.markdown([run for run in old if run["kind"] == "Further"])
+
+
+def test_the_table_of_evenings_has_the_figures_of_its_record():
+    record = json.loads((ROOT / "benchmarks" / "results" / "evenings.json").read_text())
+    text, _ = section("New text, evening by evening")
+    assert evenings.markdown(record["runs"]) == [line for line in text.splitlines() if re.match(r"\| \w.*, (before|now) ", line)]
 
 
 def test_the_tables_of_large_fleets_have_the_figures_of_their_record():

@@ -47,7 +47,7 @@ WRITING = 0.7  # seconds in which a base writes as many tokens as a step has, by
 def train(
     steps: Annotated[Optional[int], typer.Option(min=1, help="Expert steps; default: config.toml's, 200.")] = None,
     minutes: Annotated[
-        Optional[float], typer.Option(min=0.1, help="Train as many steps as fit in this time; local text comes behind.")
+        Optional[float], typer.Option(min=0.1, help="Train as many steps as fit in this time and text takes; then local text.")
     ] = None,
     resume: Annotated[
         Optional[bool],

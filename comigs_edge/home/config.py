@@ -68,7 +68,9 @@ class TrainConfig:
     """The bi-level schedule; defaults are the paper's unless a comment says otherwise."""
 
     steps: Annotated[int, setting("expert steps of one training, at most", 1, 10**9)] = 200
-    passes: Annotated[float, setting("... which read the text no more often, but for 10 steps", 0.01, 1e9)] = 2.0
+    passes: Annotated[
+        float, setting("... which read text no more often (10 at least, unless only new text is left)", 0.01, 1e9)
+    ] = 2.0
     patience: Annotated[
         int, setting("... and end after so many periods without a better validation loss; 0: never", 0, 10**6)
     ] = 0

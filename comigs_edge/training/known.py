@@ -20,10 +20,11 @@ from comigs_edge.home.marks import read_mark
 from comigs_edge.home.versions import TRAINING, read_manifest, versions
 from comigs_edge.training.checkpoint import BEGUN, KNOWN, TRIED, Checkpoint, Progress
 from comigs_edge.training.passage import Passage, find_passage
+from comigs_edge.training.schedule import FEWEST
 from coordinator.protocol.wire import Arrays
 
 if TYPE_CHECKING:
-    from comigs_edge.training.batches import Rows  # loads torch
+    from comigs_edge.training.run import TrainingRun  # loads torch
 
 MODEL = "model"  # in checkpoints: what config.toml asked for there
 _NUMBERS = "<u8"  # kept as bytes, which is what checkpoints hold
@@ -48,14 +49,6 @@ class Knowledge:
     def is_learned(self, passage: Passage, times: float) -> bool:
         """Whether there is nothing that was not read so often."""
         return self.known is not None and self.present <= self.tried and passage.is_read(times)
-
-    def enough(self, rows: Rows, passage: Passage, times: float, batch: int) -> int | None:
-        """Expert steps that new text takes, where all other rows of the `passage` were read so often; None: no such number."""
-        if not passage.is_read(times, but=rows.num_new):
-            return None
-        if rows.new_reads:
-            return math.ceil(rows.new_reads / batch)
-        return 1 if self.has_other_news else None  # what follows it reads that
 
     def state(self) -> tuple[Arrays, Progress]:
         """What the checkpoint of an interrupted training needs."""
@@ -103,6 +96,23 @@ def is_learned(home: Home, settings: Config, state: Checkpoint | None) -> bool:
     if asked != (asdict(settings.model), settings.base.sha256):
         return False
     return find_knowledge(home, settings, state, None).is_learned(find_passage(state), settings.train.passes)
+
+
+def steps_for_news(run: TrainingRun) -> int | None:
+    """Expert steps that new text takes, where all other text was read as often as it is to be; None: no such number."""
+    rows = run.rows[0]
+    if not run.passage.is_read(run.settings.train.passes, but=rows.num_new):
+        return None
+    if rows.new_reads:
+        return math.ceil(rows.new_reads / run.plan.batch)
+    return 1 if run.knowledge.has_other_news else None  # what follows it reads that
+
+
+def enough(run: TrainingRun) -> int:
+    """Expert steps in which all that is to be read is read as often as the settings say."""
+    rows = run.rows[0]
+    reads = run.settings.train.passes * len(rows) + rows.new_reads
+    return steps_for_news(run) or max(FEWEST, math.ceil(reads / run.plan.batch))
 
 
 def _is_of_newest(home: Home, state: Checkpoint) -> bool:

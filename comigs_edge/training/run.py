@@ -23,7 +23,7 @@ from comigs_edge.training.activation_cache import clear
 from comigs_edge.training.batches import Rows
 from comigs_edge.training.caches import open_caches
 from comigs_edge.training.closing import PROGRESS, Closing, closes, ordinary_rows
-from comigs_edge.training.known import MODEL, Knowledge
+from comigs_edge.training.known import MODEL, Knowledge, steps_for_news
 from comigs_edge.training.learned import KEY, join_learned
 from comigs_edge.training.local import LocalPhase, LocalText
 from comigs_edge.training.ordinary import OrdinaryText
@@ -84,17 +84,12 @@ class TrainingRun:
             goes_on = not adapters.is_initial and self.mark.word is None  # what a fleet has changed begins at the whole rate
             schedule = make_schedule(self.settings, self.plan.batch, steps, len(self.rows[0]))
             if goes_on:
-                schedule = replace(schedule.slow(), steps=steps or self.enough or schedule.steps)
+                schedule = replace(schedule.slow(), steps=steps or steps_for_news(self) or schedule.steps)
             self.trainer = self._cached_trainer(adapters, schedule)
             if goes_on and state is not None:
                 further.restore_moments(self.trainer, state, self.settings.base.sha256)
         remember(self.home, self.plan)
         return self.trainer
-
-    @property
-    def enough(self) -> int | None:
-        """Expert steps that new text takes, where all other text was read as often as it is to be; None: no such number."""
-        return self.knowledge.enough(self.rows[0], self.passage, self.settings.train.passes, self.plan.batch)
 
     def make_trainer(self, adapters: Adapters) -> Trainer:
         """A trainer of these adapters, beside the home's training: to measure or to time, without state and cache."""

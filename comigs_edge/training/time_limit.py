@@ -2,18 +2,18 @@
 
 The first steps are a poor guess of the others: a processor grows warm, other programs come and go. So the number of steps follows
 the clock, and with it the place on the course of the rates. The closing phase is counted in, local text is not: it must not shape
-what is shared. Steps that become slower late end it too late: what is due behind them is done in any case. Of new text no more
-steps are made than it takes: by more of what was read before a model gets worse.
+what is shared. Steps that become slower late end it too late: what is due behind them is done in any case. Text is read no more
+often than the settings say, though there be time: a model gets worse by it.
 """
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 
+from comigs_edge.training.known import enough
 from comigs_edge.training.pace import Pace, seconds_left, steps_that_fit
 from comigs_edge.training.run import TrainingRun
 from comigs_edge.training.schedule import Schedule
@@ -27,7 +27,6 @@ class TimeLimit:
 
     def __init__(self, run: TrainingRun, pace: Pace, until: float, clock: Callable[[], float]) -> None:
         self.run, self.pace, self.until, self.clock = run, pace, until, clock
-        self._most = run.enough or math.inf
         self._factors: deque[float] = deque([1.0], LAST)  # of each of the last steps, on the time that `pace` gives it
 
     def begin(self) -> bool:
@@ -46,8 +45,8 @@ class TimeLimit:
 
     @property
     def is_enough(self) -> bool:
-        """Whether new text takes less than the time."""
-        return self.run.trainer.schedule.steps >= self._most
+        """Whether reading the text so often as the settings say takes less than the time."""
+        return self.run.trainer.schedule.steps >= enough(self.run)
 
     def after(self, event: Event, seconds: float) -> None:
         """After a step that took so many seconds."""
@@ -74,7 +73,7 @@ class TimeLimit:
         factor = statistics.median_low(self._factors)  # one long step is no pace
         left = (self.until - self.clock()) / factor
         steps = steps_that_fit(left, self.pace, self._plan(), trainer.router is not None, done)
-        trainer.schedule = replace(trainer.schedule, steps=max(self._least(done[0]), int(min(steps, self._most))))
+        trainer.schedule = replace(trainer.schedule, steps=max(self._least(done[0]), min(steps, enough(self.run))))
 
     def _least(self, done: int) -> int:
         # Behind the last step is a validation. It is too late for one behind a step that was done, unless router steps follow.

@@ -306,8 +306,10 @@ def test_a_resumed_training_says_nothing_of_new_text(home, run, tmp_path):
     assert "new text" not in run("train", "--resume").stderr
 
 
-def test_minutes_give_new_text_no_more_steps_than_it_takes(home, run, tmp_path):
-    run("train")
+def test_minutes_give_no_more_steps_than_reading_the_text_takes(home, run, tmp_path):
+    found = run("train", "--minutes", 20, "--json")
+    assert json.loads(found.stdout)["expert_steps"] == math.ceil(2 * len(open_training(home).rows[0]) / 4)
+    assert "in 20 minutes" not in found.stderr
     write_notes(run, tmp_path)
     rows = open_training(home).rows[0]
     found = run("train", "--minutes", 3, "--json")
