@@ -83,11 +83,12 @@ class Rows:
 
     def _add_new(self, new: Iterable[Encoded]) -> None:
         ids, scored, document, *_ = _join(new, self.context)
+        if not len(ids):
+            return
         end = len(self._ids)
         self._ids, self._scored = np.concatenate([self._ids, ids]), np.concatenate([self._scored, scored])
         self._document = np.concatenate([self._document, np.where(document < 0, -1, document + self.num_documents)])
-        if len(ids):
-            self._starts = np.concatenate([self._starts, self._find_starts(end)])
+        self._starts = np.concatenate([self._starts, self._find_starts(end)])
 
     def _find_starts(self, first: int) -> npt.NDArray[np.int64]:
         """Where rows with a token to learn from start, from the token number `first` on."""
@@ -115,7 +116,7 @@ class Rows:
         return plain
 
     def batch(self, number: int, size: int) -> Batch:
-        """The batch with this number: `size` rows, each row once in an epoch."""
+        """The batch with this number: `size` rows, new text first and then each row once in an epoch."""
         return self._make([self._next_row(read) for read in range(number * size, (number + 1) * size)])
 
     def first(self, count: int, size: int) -> list[Batch]:
