@@ -57,14 +57,11 @@ def test_a_night_without_new_text_trains_nothing_once_all_was_read(folder, ready
     made = versions(Home(ready).adapters)
     assert made
     run("service", "run")
-    assert lines(run("status").output)[1:] == [
-        "nothing was trained: there is no text that was not read before",
-        "nothing was left",
-    ]
+    assert lines(run("status").output)[1:] == ["nothing was trained: there is nothing new to learn from", "nothing was left"]
     assert versions(Home(ready).adapters) == made
     (folder / "0.txt").unlink()
     run("service", "run")
-    assert lines(run("status").output)[1].startswith("nothing was trained: there is no text")
+    assert lines(run("status").output)[1].startswith("nothing was trained: there is nothing new")
     (folder / "new.txt").write_text(say(random.Random(9), 80))
     run("service", "run")
     assert "steps trained" in lines(run("status").output)[1]

@@ -89,7 +89,7 @@ def _train_on(home: Home, left: list[str]) -> str:
         return "nothing was trained"
     is_alone = not FleetFolder(home).is_member
     if is_alone and is_learned(home, settings, Latest(home.state).state):
-        return "nothing was trained: there is no text that was not read before"
+        return "nothing was trained: there is nothing new to learn from"
     with unbroken_output():
         result = perform(None, None, None, pause=True, sync=True, profile=None, lines=None, json=False)
     if not result["finished"]:

@@ -124,10 +124,8 @@ def _likely_steps(home: Home, settings: Config, state: Checkpoint | None) -> int
     if knowledge.known is not None and find_passage(state).is_read(train.passes):
         new = new_tokens(home, settings, knowledge.known)
         steps = math.ceil(train.passes * new / train.context / train.batch)
-        if 0 < 2 * new < tokens and steps <= train.steps:  # as in `read_rows`
+        if 2 * new < tokens and steps <= train.steps:  # as in `read_rows`
             return steps
-        if knowledge.has_other_news:
-            return 1
     return make_schedule(settings, train.batch, None, -(-tokens // train.context)).steps
 
 

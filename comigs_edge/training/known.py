@@ -34,17 +34,12 @@ _NUMBERS = "<u8"  # kept as bytes, which is what checkpoints hold
 class Knowledge:
     """Of a training, in documents by the first 64 bits of their SHA-256."""
 
-    present: frozenset[int] = frozenset()  # text that is learned from, local and validation text too
-    shared: frozenset[int] = frozenset()  # of these shared training text
+    present: frozenset[int] = frozenset()  # training text
+    shared: frozenset[int] = frozenset()  # of these what is not local
     begun: frozenset[int] = frozenset()  # those that were there when the training began
     tried: frozenset[int] = frozenset()  # those that trainings before have read to the end, whatever came of it
     known: frozenset[int] | None = None  # the shared ones that the newest adapters have learned; None: all text is alike
     word: str = ""  # of the training that made those adapters
-
-    @property
-    def has_other_news(self) -> bool:
-        """Whether nothing of the shared training text is new to the adapters, and something else is: local or validation text."""
-        return self.known is not None and self.shared <= self.known and not self.present <= self.tried
 
     def is_learned(self, passage: Passage, times: float) -> bool:
         """Whether there is nothing that was not read so often."""
@@ -72,10 +67,12 @@ def find_knowledge(home: Home, settings: Config, state: Checkpoint | None, resum
     """
     documents = corpus(home, settings)
     shared = frozenset(documents.hashes("training", local=False))
-    present = frozenset(documents.hashes("training")) | frozenset(documents.hashes("validation"))
+    present = frozenset(documents.hashes("training"))
     if state is None or not state.progress or resume is False:
         return Knowledge(present=present, shared=shared, begun=present)
-    known = _unpacked(state, KNOWN) if KNOWN in state.progress and (state.is_interrupted or _is_of_newest(home, state)) else None
+    is_of_newest = KNOWN in state.progress and (state.is_interrupted or _is_of_newest(home, state))
+    # In a fleet all text is learned in every round.
+    known = _unpacked(state, KNOWN) if is_of_newest and not home.fleet.exists() else None
     return Knowledge(
         present=present, shared=shared, begun=_unpacked(state, BEGUN) if state.is_interrupted else present,
         tried=_unpacked(state, TRIED), known=known, word=state.progress.get(KNOWN, ""),
@@ -99,20 +96,23 @@ def is_learned(home: Home, settings: Config, state: Checkpoint | None) -> bool:
 
 
 def steps_for_news(run: TrainingRun) -> int | None:
-    """Expert steps that new text takes, where all other text was read as often as it is to be; None: no such number."""
-    rows = run.rows[0]
+    """Expert steps that new text takes, where all other text was read as often as it is to be; None: no such number.
+
+    It does not depend on local text, which is learned behind them.
+    """
+    rows, knowledge = run.rows[0], run.knowledge
     if not run.passage.is_read(run.settings.train.passes, but=rows.num_new):
         return None
     if rows.new_reads:
         return math.ceil(rows.new_reads / run.plan.batch)
-    return 1 if run.knowledge.has_other_news else None  # what follows it reads that
+    return 0 if knowledge.known is not None and knowledge.shared <= knowledge.known else None
 
 
 def enough(run: TrainingRun) -> int:
     """Expert steps in which all that is to be read is read as often as the settings say."""
-    rows = run.rows[0]
+    rows, steps = run.rows[0], steps_for_news(run)
     reads = run.settings.train.passes * len(rows) + rows.new_reads
-    return steps_for_news(run) or max(FEWEST, math.ceil(reads / run.plan.batch))
+    return max(FEWEST, math.ceil(reads / run.plan.batch)) if steps is None else steps
 
 
 def _is_of_newest(home: Home, state: Checkpoint) -> bool:

@@ -63,5 +63,5 @@ def _news(training: Rows, is_learned: bool) -> str:
     if is_learned and training.new_reads:
         return "the new text was read before and made nothing better; it is read again"
     if is_learned:
-        return "there is no new text: this training reads once more what was read before, which mostly makes nothing better"
+        return "there is nothing new to learn from; only --steps reads once more what was read before, mostly in vain"
     return f"new text comes first, {training.num_new:,} of {len(training):,} rows" if training.new_reads else ""

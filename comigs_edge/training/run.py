@@ -84,7 +84,8 @@ class TrainingRun:
             goes_on = not adapters.is_initial and self.mark.word is None  # what a fleet has changed begins at the whole rate
             schedule = make_schedule(self.settings, self.plan.batch, steps, len(self.rows[0]))
             if goes_on:
-                schedule = replace(schedule.slow(), steps=steps or steps_for_news(self) or schedule.steps)
+                few = steps_for_news(self) if steps is None else None
+                schedule = replace(schedule.slow(), steps=schedule.steps if few is None else few)
             self.trainer = self._cached_trainer(adapters, schedule)
             if goes_on and state is not None:
                 further.restore_moments(self.trainer, state, self.settings.base.sha256)

@@ -68,12 +68,13 @@ class TimeLimit:
         """Sets the schedule's steps to as many as fit."""
         trainer = self.run.trainer
         done = trainer.expert_steps, trainer.router_steps
-        if 0 < trainer.schedule.steps <= done[0]:
+        most = enough(self.run)
+        if 0 < trainer.schedule.steps <= done[0] or most == 0:
             return  # the experts have ended, and what comes behind them is due
         factor = statistics.median_low(self._factors)  # one long step is no pace
         left = (self.until - self.clock()) / factor
         steps = steps_that_fit(left, self.pace, self._plan(), trainer.router is not None, done)
-        trainer.schedule = replace(trainer.schedule, steps=max(self._least(done[0]), min(steps, enough(self.run))))
+        trainer.schedule = replace(trainer.schedule, steps=max(self._least(done[0]), min(steps, most)))
 
     def _least(self, done: int) -> int:
         # Behind the last step is a validation. It is too late for one behind a step that was done, unless router steps follow.

@@ -202,20 +202,27 @@ def test_text_is_read_when_it_was_read_so_often_and_none_is_left_out():
     assert not Passage(start="a", rows=10, first_row=30).is_read(2)
 
 
-def test_another_training_of_text_that_was_read_is_warned_of_and_none_of_new_text_is(home, run, tmp_path):
-    words = "there is no new text"
-    assert words not in run("train").stderr
-    assert words in run("train", "--steps", 1).stderr
-    assert words not in run("train", "--fresh", "--steps", 1).stderr
-    assert words not in run("train", "--steps", 1).stderr  # that one has read a part of it
-    run("train")
+def test_without_new_text_nothing_is_trained_unless_steps_are_named(home, run, tmp_path):
+    def train_again(*options):
+        found = run("train", "--json", *options)
+        return json.loads(found.stdout)["expert_steps"], "nothing new to learn from" in found.stderr
+
+    assert train_again() == (math.ceil(2 * len(open_training(home).rows[0]) / 4), False)
+    assert json.loads(run("plan", "--json").stdout)["plan"]["steps"] == 0
+    before = checkpoint.load(home.state).arrays
+    assert train_again() == train_again("--minutes", 1) == (0, True)
+    after = checkpoint.load(home.state).arrays
+    moments = [name for name in after if name.split(".")[0] not in ("current", "best")]
+    assert len(moments) > 10
+    assert all(np.array_equal(after[name], before[name]) for name in moments)
+    assert train_again("--steps", 1) == (1, True)
+    assert train_again("--fresh", "--steps", 1) == (1, False)
+    assert train_again()[0] > 10  # that one has read a part of it
     write_notes(run, tmp_path)
-    assert words not in run("train").stderr
-    again = run("train", "--steps", 1).stderr
-    assert words in again or "the new text was read before and made nothing better; it is read again" in again
+    assert not train_again()[1]
     (tmp_path / "evening.jsonl").unlink()
     run("data", "remove", 2)
-    assert words in run("train", "--steps", 1).stderr
+    assert train_again() == (0, True)
 
 
 def test_text_that_comes_while_one_is_interrupted_is_new_to_the_next_training(home, run, tmp_path):
@@ -280,23 +287,21 @@ def test_a_whole_local_phase_follows_a_short_training(home, run, tmp_path):
     assert not new & read
 
 
-def test_for_local_text_or_validation_text_alone_shared_text_is_not_read_again(home, run, tmp_path):
+def test_for_local_text_alone_shared_text_is_not_read_again(home, run, tmp_path):
     train(home)
-    (tmp_path / "diary.txt").write_text(some_text(seed=5))
+    shutil.copytree(home.root, tmp_path / "other")
+    (tmp_path / "diary.txt").write_text(some_text(paragraphs=8, seed=5))
     run("data", "add", "--local", tmp_path / "diary.txt")
-    assert open_training(home).begin(None, None).schedule.steps == 1
-    assert json.loads(run("plan", "--json").stdout)["plan"]["steps"] == 1
-    train(home)
-    documents = corpus(home, home.settings())
-    for number in range(40):  # until one falls into validation text
-        write_notes(run, tmp_path, f"note {number}", documents=1)
-        if any(each.text.startswith(f"note {number} ") for each in documents.documents("validation")):
-            break
-        run("data", "remove", max(documents.inside(tmp_path)))
-    else:
-        pytest.fail("no note became validation text")
     assert not is_learned(home, home.settings(), checkpoint.load(home.state))
-    assert open_training(home).begin(None, None).schedule.steps == 1
+    local = open_training(home)
+    local.begin(None, None)
+    phases = {event.phase for event in local.steps()}
+    local.save()
+    assert (local.trainer.schedule.steps, phases) == (0, {"local"})
+    assert is_learned(home, home.settings(), checkpoint.load(home.state))
+    without = train(Home(tmp_path / "other"))
+    for name, array in without.trainer.state()[0].items():  # what the next training begins with is the same
+        assert np.array_equal(array, local.trainer.state()[0][name])
 
 
 def test_a_resumed_training_says_nothing_of_new_text(home, run, tmp_path):
@@ -322,7 +327,7 @@ def test_an_interrupted_training_is_gone_on_with_though_its_text_was_read(home, 
     settings = replace(settings, train=replace(settings.train, passes=0.1))
     train(home)
     assert is_learned(home, settings, checkpoint.load(home.state))
-    train(home, until=1)
+    train(home, until=1, steps=4)
     assert not is_learned(home, settings, checkpoint.load(home.state))
     train(home, resume=True)
     assert is_learned(home, settings, checkpoint.load(home.state))
