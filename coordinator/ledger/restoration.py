@@ -28,7 +28,7 @@ def sign_note(database: Database, chain: Chain, key: Ed25519PrivateKey, fleet: s
     newest, before = chain.newest, last_restoration(database)
     last = 0 if before is None else keys.open_restoration(before, chain.signing_key).number
     note = Restoration(
-        fleet=fleet, number=max(last + 1, int(clock())),  # the same copy may be restored twice: counting is not enough
+        fleet=fleet, number=max(last + 1, int(1000 * clock())),  # the same copy may be restored twice: counting is not enough
         round=chain.newest_number, manifest_hash="" if newest is None else keys.chain_hash(newest),
     )  # fmt: skip
     database.set_fact("restored", encode(keys.sign_restoration(key, note)).decode())

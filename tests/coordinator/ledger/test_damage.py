@@ -1,6 +1,7 @@
 """Payloads that are damaged or gone, a clock that was wrong, a ledger that another program holds: the coordinator goes on."""
 
 import logging
+import shutil
 import sqlite3
 from contextlib import closing
 
@@ -311,4 +312,19 @@ def test_a_restored_ledger_says_so_once_and_ends_invitations_that_may_be_used(tm
     room.now -= YEAR
     room.crash()
     assert room.fleet.restore().number > note.number
+    room.fleet.database.close()
+
+
+def test_a_copy_that_is_put_back_twice_within_a_second_is_followed_twice(tmp_path):
+    room = Room(tmp_path / "room", goal=1)
+    grown(room, 1.0)
+    room.crash()
+    shutil.copytree(tmp_path / "room", tmp_path / "copy")
+    first = room.fleet.restore().number
+    room.fleet.database.close()
+    shutil.rmtree(tmp_path / "room")
+    shutil.copytree(tmp_path / "copy", tmp_path / "room")
+    room.now += 0.3
+    room.crash()
+    assert room.fleet.restore().number > first
     room.fleet.database.close()
