@@ -166,6 +166,14 @@ def test_of_a_model_that_was_taken_back_or_that_a_fleet_has_changed_nothing_is_k
     assert not open_training(home).rows[0].num_new
 
 
+def test_in_a_fleet_nothing_is_known(home, run, tmp_path):
+    train(home)
+    write_notes(run, tmp_path)
+    assert open_training(home).rows[0].new_reads
+    home.fleet.mkdir()
+    assert not open_training(home).rows[0].num_new
+
+
 def test_a_training_from_the_bare_base_knows_nothing(home, run, tmp_path):
     train(home)
     write_notes(run, tmp_path)
