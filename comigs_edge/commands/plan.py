@@ -75,7 +75,7 @@ def plan(
     if then == RESUME and latest.interrupted is not None:
         steps, done = latest.interrupted.progress["schedule"]["steps"], _done(latest.interrupted.progress)
     settings = replace(resolved.settings, train=replace(resolved.settings.train, steps=steps))
-    local = max(0, _count_local_steps(home, settings) - done.local)
+    local = max(0, _count_local_steps(home, settings, done.goes_on) - done.local)
     others = planner.neighbours(plan, resolved.base, rates)
     talk, running = _plan_chat(home, settings, profile), holder.training(home.holder_file)
     if json:
@@ -129,8 +129,8 @@ def _likely_steps(home: Home, settings: Config, state: Checkpoint | None) -> int
     return make_schedule(settings, train.batch, None, -(-tokens // train.context)).steps
 
 
-def _count_local_steps(home: Home, settings: Config) -> int:
-    """About how many steps local text takes, of the experts and of the router."""
+def _count_local_steps(home: Home, settings: Config, goes_on: bool) -> int:
+    """About how many steps local text takes, of the experts and of the router; a training that `goes_on` may be shorter."""
     from comigs_edge.planning.plan import training_tokens
     from comigs_edge.training.local import total_local_steps
     from comigs_edge.training.schedule import make_schedule
@@ -138,7 +138,8 @@ def _count_local_steps(home: Home, settings: Config) -> int:
     train, tokens = settings.train, training_tokens(home, settings, local=True)
     if train.batch is None or train.context is None or tokens is None or not settings.model.specialists:
         return 0
-    return total_local_steps(-(-tokens // train.context), make_schedule(settings, train.batch, None))
+    schedule = make_schedule(settings, train.batch, None)
+    return total_local_steps(-(-tokens // train.context), schedule.slow() if goes_on else schedule)
 
 
 def _plan_chat(home: Home, settings: Config, profile: str | None) -> ChatPlan | str:

@@ -46,7 +46,7 @@ class Knowledge:
         return self.known is not None and self.present <= self.tried and passage.is_read(times)
 
     def state(self) -> tuple[Arrays, Progress]:
-        """What the checkpoint of an interrupted training needs."""
+        """What a checkpoint needs."""
         arrays = {TRIED: _packed(self.tried), BEGUN: _packed(self.begun)}
         return (arrays, {}) if self.known is None else (arrays | {KNOWN: _packed(self.known)}, {KNOWN: self.word})
 

@@ -50,6 +50,7 @@ class TrainingRun:
         self.ordinary = ordinary
         self.text = " ".join(each.digest() for each in rows)  # losses are of this text
         self.knowledge, self.news = knowledge, ""
+        self._asked = asdict(home.settings().model)  # as config.toml is now: it may be edited, and broken, while this runs
         self._latest = latest or checkpoint.Latest(home.state, with_arrays=True)
         self.warnings: list[str] = []
         self.resumed, self.word = False, secrets.token_hex(8)  # by which its own versions are known
@@ -246,12 +247,7 @@ class TrainingRun:
                 arrays, progress = arrays | more, progress | phase
         progress |= {"finished": self.is_done, "base_sha256": self.settings.base.sha256, "text": self.text}
         progress |= self.mark.facts() | self.best_mark.facts("best")
-        progress |= {
-            KEY: self.learned,
-            passages.KEY: asdict(self.passage),
-            TRAINING: self.word,
-            MODEL: asdict(self.home.settings().model),
-        }
+        progress |= {KEY: self.learned, passages.KEY: asdict(self.passage), TRAINING: self.word, MODEL: self._asked}
         is_whole = self.trainer.expert_steps * self.plan.batch >= self.rows[0].new_reads
         ended = self.knowledge.after(self.word, version is not None, self.trainer.is_better, is_whole)
         more, phase = (ended if self.is_done else self.knowledge).state()

@@ -166,6 +166,18 @@ def test_of_a_model_that_was_taken_back_or_that_a_fleet_has_changed_nothing_is_k
     assert not open_training(home).rows[0].num_new
 
 
+def test_a_config_that_is_broken_while_a_training_runs_hinders_no_saving(home, run):
+    running = open_training(home)
+    for _ in running.begin(None, None).run(until=1):
+        pass
+    settings = home.root / "config.toml"
+    text = settings.read_text()
+    settings.write_text("[train\n")
+    running.save()
+    settings.write_text(text)
+    assert checkpoint.load(home.state).progress["expert_steps"] == 1
+
+
 def test_in_a_fleet_nothing_is_known(home, run, tmp_path):
     train(home)
     write_notes(run, tmp_path)
@@ -288,7 +300,8 @@ def test_a_whole_local_phase_follows_a_short_training(home, run, tmp_path):
     both = open_training(home)
     trainer = both.begin(None, None)
     assert trainer.schedule.steps == math.ceil(both.rows[0].new_reads / 4) < 10
-    local = both.local_text
+    local, planned = both.local_text, json.loads(run("plan", "--json").stdout)["plan"]["local_steps"]
+    assert planned > 20  # by tokens of four bytes, which are shorter here
     assert local.steps(trainer.schedule) == math.ceil(3 * len(local.training) / (0.5 * 4)) > 20
     new = {tuple(row.tolist()) for number in range(both.rows[0].new_reads) for row in both.rows[0].batch(number, 1).tokens}
     read = {tuple(row.tolist()) for number in range(3) for row in local.shared.batch(number, 4).tokens}
