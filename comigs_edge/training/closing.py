@@ -82,7 +82,7 @@ class Closing:
         best = Adapters.from_arrays(main.adapters.layout, main.adapters.hparams, main.best)
         schedule = replace(
             main.schedule, steps=1, router_period=1, router_steps=main.schedule.closing, balance_weight=0.0, jointly=False,
-            router_offset_rate=0.0, quantise_start=0.0 if main.schedule.quantise_start < 1 else math.inf,
+            rate_factor=1.0, router_offset_rate=0.0, quantise_start=0.0 if main.schedule.quantise_start < 1 else math.inf,
         )  # fmt: skip
         self._make_model, self._ordinary = make_model, ordinary
         self._trainer = Trainer(make_model(best.with_zero(seed)), main.training, main.validation.rows, schedule)

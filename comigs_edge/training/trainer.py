@@ -32,8 +32,10 @@ from comigs_edge.training.batches import Batch, Rows
 from comigs_edge.training.captured import Captured, CudaGraphs
 from comigs_edge.training.checkpoint import Progress
 from comigs_edge.training.curves import KEY, Curves
+from comigs_edge.training.line import find_share, part_of_way
 from comigs_edge.training.muon import Muon
 from comigs_edge.training.optimiser import Optimiser
+from comigs_edge.training.rates_by_weight import rate_factors
 from comigs_edge.training.router_adamw import RouterAdamW
 from comigs_edge.training.schedule import Schedule
 from comigs_edge.training.validation import Validation, batch_loss, with_below
@@ -150,24 +152,33 @@ class Trainer:
         validation, is_best = None, False
         period_ends = self.expert_steps % self.schedule.router_period == 0 or self.expert_steps == self.schedule.steps
         if period_ends and not self._router_is_due:
-            validation = self.last_loss = self.validate(record_scores=True)
-            is_best = validation < self.best_loss
-        if is_best:
-            self.best_loss, self.best = self.last_loss, self.adapters.arrays()
-        if validation is not None:
-            self.curves.add_validation(self.expert_steps, validation)
-            self.stale_periods = 0 if is_best else self.stale_periods + 1
-            if 0 < self.schedule.patience <= self.stale_periods:
-                self.schedule = self.schedule.ended(self.expert_steps)
+            validation, is_best = self._judge()
         return Event(
             phase=phase, expert_steps=self.expert_steps, router_steps=self.router_steps, loss=loss,
             tokens=batch.tokens.numel(), validation_loss=validation, is_best=is_best,
             problem=None if self.captured is None else self.captured.take_problem(),
         )  # fmt: skip
 
+    def _judge(self) -> tuple[float, bool]:
+        """The validation loss of what a period ends with, and whether it is the best so far.
+
+        Where a training that goes on ends, that is the best of this state and of those on the way to it from the best before.
+        """
+        loss, share = self.validate(record_scores=True), 1.0
+        self.last_loss = loss
+        self.stale_periods = 0 if loss < self.best_loss else self.stale_periods + 1
+        if 0 < self.schedule.patience <= self.stale_periods:
+            self.schedule = self.schedule.ended(self.expert_steps)
+        if self.schedule.goes_on and self.is_done:
+            share, loss = find_share(self.adapters, self.best, loss, self.validate)
+        self.curves.add_validation(self.expert_steps, loss)
+        if is_best := loss < self.best_loss:
+            self.best_loss, self.best = loss, part_of_way(self.best, self.adapters.arrays(), share)
+        return loss, is_best
+
     def _expert_step(self, batch: Batch) -> float:
         self.experts.learning_rate = self.schedule.learning_rate(self.expert_steps)
-        self.experts.factors = self._factors()
+        self.experts.factors = rate_factors(self.adapters, self.scores if self.schedule.rates_by_weight else None)
         joining: list[Optimiser] = [self.router] if self.schedule.jointly and self.router is not None else []
         loss = self._optimise([self.experts, *joining], with_below(batch, self.caches and self.caches[0]))
         self.expert_steps += 1
@@ -244,17 +255,6 @@ class Trainer:
             yield
         finally:
             self.model.watch = None
-
-    def _factors(self) -> dict[Tensor, float]:
-        """Factor on the learning rate of every expert's tensors: E times its mean weight in that block."""
-        if not self.schedule.rates_by_weight or self.scores is None:
-            return {}
-        factors: dict[Tensor, float] = {}
-        num_experts = self.adapters.layout.num_experts  # a zero expert has a score and nothing that learns
-        for block, scores in enumerate(self.scores, self.adapters.first_block):
-            for tensors, score in zip(self.adapters.by_expert(block), scores[:num_experts], strict=True):
-                factors |= dict.fromkeys(tensors, num_experts * score)
-        return factors
 
     # State --------------------------------------------------------------------------------------------------------
 

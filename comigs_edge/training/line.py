@@ -1,0 +1,45 @@
+"""States on the straight line from one to another.
+
+A training that goes on moves fast towards its new text and away from the old: a part of the way is most of the gain and little of
+the loss (as with WiSE-FT, arXiv:2109.01903). docs/results.md has what was measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from comigs_edge.nn.adapters import Adapters
+from coordinator.protocol.wire import Arrays
+
+SHARES = (0.5, 0.25)  # of the way
+
+
+@torch.no_grad()
+def find_share(adapters: Adapters, start: Arrays, loss: float, measure: Callable[[], float]) -> tuple[float, float]:
+    """How much of the way from `start` to where `adapters` are has the lowest loss, and that loss.
+
+    At the end `loss` is known, at each of `SHARES` it is `measure`d. The adapters are where they were again.
+    """
+    end, losses = adapters.arrays(), {1.0: loss}
+    for share in SHARES:
+        for name, tensor in adapters.named.items():  # one after the other: no third copy of all
+            tensor.copy_(torch.from_numpy(_between(start[name], end[name], share)))
+        losses[share] = measure()
+    adapters.load_arrays(end)
+    return min(losses.items(), key=lambda found: found[1])
+
+
+def part_of_way(start: Arrays, end: Arrays, share: float) -> Arrays:
+    """What stands at this share of the way; `end` is used up."""
+    for name in end if share < 1 else ():
+        end[name] = _between(start[name], end[name], share)
+    return end
+
+
+def _between(start: npt.NDArray[np.float32], end: npt.NDArray[np.float32], share: float) -> npt.NDArray[np.float32]:
+    # In this form what did not move stays as it is to the last bit.
+    return end - np.float32(1 - share) * (end - start)
