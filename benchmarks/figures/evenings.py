@@ -5,7 +5,8 @@
 TEXT is a folder with the files of `CASES` somewhere below it. A home has the first part of one text and a finished training; each
 evening it gets a part of the same or of another one, and is trained further as `comigs-edge train` does. After each training the
 losses of what was added then and of text that no training reads are measured. `--label` names the code, to compare two. The
-default base, one generalist and one specialist, one thread, no zero expert. Runs that were done are kept in `--work`. Writes
+default base, one generalist and one specialist, one thread, no zero expert unless the case has one (then the base writes its
+ordinary text first, for minutes). Runs that were done are kept in `--work`. Writes
 evenings.json
 """
 
@@ -24,6 +25,7 @@ from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
 from comigs_edge.data.documents import read
 from comigs_edge.data.tokenizer import Tokenizer
 from comigs_edge.home.folder import Home
+from comigs_edge.home.versions import load
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.model import Model
 from comigs_edge.planning.plan import resolve
@@ -33,7 +35,7 @@ from comigs_edge.training.opening import open_training
 from comigs_edge.training.run import TrainingRun
 from comigs_edge.training.validation import Validation
 
-LINES = ["specialists=1", "batch=8", "context=128", "threads=1", "precision=bfloat16", "zero_expert=false"]
+LINES = ["specialists=1", "batch=8", "context=128", "threads=1", "precision=bfloat16"]
 TEST_BYTES = 60_000
 
 
@@ -46,12 +48,14 @@ class Case(NamedTuple):
     each: int  # bytes
     evenings: int
     steps: int | None = None
+    zero: bool = False  # with a zero expert
 
 
 CASES = {
     "de": Case("de", 60_000, "de", 3_000, 5),
     "user03": Case("user03", 60_000, "user03", 3_000, 5),
     "user03-half": Case("user03", 60_000, "user03", 30_000, 1),
+    "user03-zero": Case("user03", 60_000, "user03", 3_000, 2, zero=True),
     "de-chats": Case("de", 60_000, "user03", 3_000, 5),
     "much": Case("de", 600_000, "user03", 3_000, 3, steps=50),
 }
@@ -82,16 +86,21 @@ def parts_of(case: Case, folder: Path, work: Path) -> dict[str, list[Path]]:
     return files
 
 
+def plan_lines(zero: bool) -> list[str]:
+    """The plan's, with or without a zero expert."""
+    return [*LINES, f"zero_expert={str(zero).lower()}"]
+
+
 def read_rows(path: Path, tokenizer: Tokenizer) -> Rows:
     """All rows of a file, learned by nobody."""
     reading = read([path])
     return Rows([tokenizer.encode(each, True) for documents in reading.files.values() for each in documents], 128, 0)
 
 
-def train(folder: Path) -> tuple[TrainingRun, dict[str, Any]]:
+def train(folder: Path, zero: bool) -> tuple[TrainingRun, dict[str, Any]]:
     """A training as the command does it, of all there is, and its record."""
     home, start = Home(folder), time.process_time()
-    training = open_training(home, resolve(home, home.settings(), None, LINES))
+    training = open_training(home, resolve(home, home.settings(), None, plan_lines(zero)))
     trainer = training.begin(None, None)
     for event in training.steps():
         training.count(event)
@@ -102,10 +111,10 @@ def train(folder: Path) -> tuple[TrainingRun, dict[str, Any]]:
 
 
 def loss(training: TrainingRun, rows: Rows) -> float:
-    """Nats a token of all rows, in the weights of the exported file of what is best."""
-    trainer = training.trainer
-    adapters = Adapters.from_arrays(trainer.adapters.layout, training.base.hparams, trainer.best)
-    schedule = replace(trainer.schedule, validation_rows=len(rows))
+    """Nats a token of all rows, of the home's newest adapters in the weights of the exported file."""
+    saved = load(training.home.adapters, training.base.hparams, training.settings.base.sha256)
+    adapters = Adapters.from_arrays(saved.layout, training.base.hparams, saved.arrays)
+    schedule = replace(training.trainer.schedule, validation_rows=len(rows))
     return Validation(Model(training.base, adapters), rows, schedule, None, learns=False).measure()
 
 
@@ -123,15 +132,15 @@ def play(case: Case, text: Path, work: Path) -> dict[str, Any]:
 
     home = work / "evenings"
     make_home(home, files["first"][0], "--base", find_base(DEFAULT_BASE)[1], settings=settings)
-    record: dict[str, Any] = {"case": case._asdict(), "evenings": [measured(*train(home))]}
+    record: dict[str, Any] = {"case": case._asdict(), "evenings": [measured(*train(home, case.zero))]}
     for path in files["added"]:
         run(home, "data", "add", path)
-        record["evenings"].append(measured(*train(home)))
+        record["evenings"].append(measured(*train(home, case.zero)))
         print(json.dumps(record["evenings"][-1]), flush=True)
     together = work / "together"
     make_home(together, files["first"][0], "--base", find_base(DEFAULT_BASE)[1], settings=settings)
     run(together, "data", "add", *files["added"])
-    return record | {"together": measured(*train(together))}
+    return record | {"together": measured(*train(together, case.zero))}
 
 
 def markdown(runs: dict[str, dict[str, Any]]) -> list[str]:

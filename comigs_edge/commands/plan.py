@@ -114,7 +114,7 @@ def _likely_steps(home: Home, settings: Config, state: Checkpoint | None) -> int
     """The steps of a training behind that in this `state`, if there is one, as long as the text's tokens were not counted."""
     from comigs_edge.planning.plan import new_tokens, training_tokens
     from comigs_edge.training.known import find_knowledge
-    from comigs_edge.training.passage import find_passage
+    from comigs_edge.training.passage import MOST_NEW, find_passage
     from comigs_edge.training.schedule import make_schedule
 
     train, tokens = settings.train, training_tokens(home, settings)
@@ -124,7 +124,7 @@ def _likely_steps(home: Home, settings: Config, state: Checkpoint | None) -> int
     if knowledge.known is not None and find_passage(state).is_read(train.passes):
         new = new_tokens(home, settings, knowledge.known)
         steps = math.ceil(train.passes * new / train.context / train.batch)
-        if 2 * new < tokens and steps <= train.steps:  # as in `read_rows`
+        if new < MOST_NEW * tokens and steps <= train.steps:  # as in `read_rows`
             return steps
     return make_schedule(settings, train.batch, None, -(-tokens // train.context)).steps
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields, replace
 from comigs_edge.training.checkpoint import Checkpoint
 
 KEY = "passage"  # in checkpoints
+MOST_NEW = 0.5  # of all rows are new; more is read together with the rest
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from comigs_edge.home.folder import Home, corpus
 from comigs_edge.progress import Progress
 from comigs_edge.training.batches import Rows
 from comigs_edge.training.ordinary import TEST_SHARE, OrdinaryText, Part
-from comigs_edge.training.passage import Passage
+from comigs_edge.training.passage import MOST_NEW, Passage
 
 TOKENS = 1_500_000  # of training text that are read at least: seven times what the default steps take
 
@@ -51,7 +51,7 @@ def read_rows(
     try:
         training = Rows(encoded, context, seed, passage.first_row, new if known else ())
         reads = passage.new or math.ceil(settings.train.passes * training.num_new)  # a training keeps what it began with
-        if 2 * training.num_new < len(training) and reads <= most_new:
+        if training.num_new < MOST_NEW * len(training) and reads <= most_new:
             training.new_reads = reads
         end = documents.hash_of("training", after, training.num_documents + len(refused))  # validation text is not read yet
         passage = replace(passage, end=end, rows=len(training), new=training.new_reads)

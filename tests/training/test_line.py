@@ -1,0 +1,117 @@
+"""A training that goes on ends with the best of its end and of two states on the way there."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from comigs_edge.arrays import digest
+from comigs_edge.nn.adapters import Adapters
+from comigs_edge.nn.experts import ExpertsConfig
+from comigs_edge.nn.model import Model
+from comigs_edge.training.line import find_share, part_of_way
+from comigs_edge.training.trainer import Trainer
+from tests.training.test_trainer import rows, schedule
+
+STEPS = 4
+
+
+def make_trainer(base, **changes):
+    layout = ExpertsConfig(1, 4, 8.0, 2, form="parallel", expert_width=32)
+    adapters = Adapters.initial(layout, base.hparams, 0)
+    return Trainer(Model(base, adapters), rows(1), rows(2), schedule(steps=STEPS, router_period=2, **changes).slow())
+
+
+def distance_to(adapters, goal, offset=0.0):
+    """A loss that a person can work out: how far the adapters are from a goal."""
+
+    def measure(*_, **__):
+        return offset + sum(float(np.square(adapters.arrays()[name] - goal[name], dtype=np.float64).sum()) for name in goal)
+
+    return measure
+
+
+def train_towards(base, share):
+    """A finished trainer whose loss was lowest at this share of the way, and where that way begins and ends."""
+    whole = make_trainer(base)
+    start = whole.adapters.arrays()
+    for _ in whole.run():
+        pass
+    end = whole.adapters.arrays()
+    goal = {name: start[name] + np.float32(share) * (end[name] - start[name]) for name in start}
+    trainer = make_trainer(base)
+    trainer.validate = distance_to(trainer.adapters, goal)
+    trainer.expert_steps = trainer.router_steps = 0
+    events = list(trainer.run())
+    return trainer, events, start, end
+
+
+@pytest.mark.parametrize(("nearest", "share"), [(0.3, 0.25), (0.45, 0.5), (0.9, 1.0), (0.05, 0.0)])
+def test_what_is_kept_is_the_best_of_start_half_quarter_and_end(tiny_base, nearest, share, monkeypatch):
+    monkeypatch.setattr("tests.training.test_line.STEPS", 2)  # one period: the way begins where the training began
+    trainer, events, start, end = train_towards(tiny_base, nearest)
+    for name, array in trainer.best.items():
+        assert array == pytest.approx(start[name] + share * (end[name] - start[name]), abs=1e-6)
+    assert digest(trainer.adapters.arrays()) == digest(end)  # and its moments are those of the end
+    assert trainer.is_better == events[-1].is_best == (share > 0)
+    assert events[-1].validation_loss == pytest.approx(
+        trainer.best_loss if share else trainer.curves.facts()["validation"][-1][1]
+    )
+
+
+def test_the_way_begins_with_the_best_state_before_the_end(tiny_base):
+    trainer = make_trainer(tiny_base)
+    losses = iter([5.0, 4.0, 6.0, 3.0, 7.0])  # start, first period, end, half and a quarter of the way between the last two
+    trainer.validate = lambda *_, **__: next(losses)
+    events, seen = trainer.run(), []
+    for event in events:
+        if event.validation_loss is not None:
+            seen.append((event.validation_loss, trainer.adapters.arrays()))
+    assert [loss for loss, _ in seen] == [4.0, 3.0]
+    (_, middle), (_, end) = seen
+    for name, array in trainer.best.items():
+        assert array == pytest.approx((middle[name] + end[name]) / 2, abs=1e-6)
+    assert next(losses, None) is None
+
+
+def test_a_new_training_is_never_judged_on_the_way(tiny_base):
+    trainer = make_trainer(tiny_base)
+    trainer.schedule = schedule(steps=STEPS, router_period=2)
+    losses = iter([5.0, 6.0, 7.0, 1.0, 1.0])
+    trainer.validate = lambda *_, **__: next(losses)
+    assert [event.is_best for event in trainer.run() if event.validation_loss is not None] == [False, False]
+    assert list(losses) == [1.0, 1.0]
+
+
+def test_a_training_that_patience_ends_is_judged_on_the_way_too(tiny_base):
+    trainer = make_trainer(tiny_base, patience=1)
+    losses = iter([5.0, 6.0, 5.5, 4.5])
+    trainer.validate = lambda *_, **__: next(losses)
+    assert [event.validation_loss for event in trainer.run() if event.validation_loss is not None] == [4.5]
+    assert trainer.expert_steps == 2 < STEPS
+
+
+def test_what_did_not_move_stays_to_the_last_bit():
+    values = np.array([-0.0, 0.0, 0.1, 1e-30, -3.0], np.float32)
+    found = part_of_way({"a": values.copy()}, {"a": values.copy()}, 0.25)["a"]
+    assert found.tobytes() == values.tobytes()
+
+
+def test_a_search_leaves_the_adapters_where_they_were(tiny_base):
+    adapters = Adapters.initial(ExpertsConfig(1, 4, 8.0, 2), tiny_base.hparams, 0)
+    start = adapters.arrays()
+    with torch.no_grad():
+        for tensor in adapters.named.values():
+            tensor += 1
+    before = digest(adapters.arrays())
+    seen = []
+
+    def measure():
+        seen.append(float(adapters.arrays()["router.blk.0"][0, 0] - start["router.blk.0"][0, 0]))
+        return 2.0
+
+    assert find_share(adapters, start, math.inf, measure)[1] == 2.0
+    assert seen == pytest.approx([0.5, 0.25])
+    assert digest(adapters.arrays()) == before
+    assert find_share(adapters, start, 1.0, measure) == (1.0, 1.0)
