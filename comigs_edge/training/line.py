@@ -13,19 +13,18 @@ import numpy.typing as npt
 import torch
 
 from comigs_edge.nn.adapters import Adapters
+from comigs_edge.training.schedule import ON_THE_WAY
 from coordinator.protocol.wire import Arrays
-
-SHARES = (0.5, 0.25)  # of the way
 
 
 @torch.no_grad()
 def find_share(adapters: Adapters, start: Arrays, loss: float, measure: Callable[[], float]) -> tuple[float, float]:
     """How much of the way from `start` to where `adapters` are has the lowest loss, and that loss.
 
-    At the end `loss` is known, at each of `SHARES` it is `measure`d. The adapters are where they were again.
+    At the end `loss` is known, at each of `ON_THE_WAY` it is `measure`d. The adapters are where they were again.
     """
     end, losses = adapters.arrays(), {1.0: loss}
-    for share in SHARES:
+    for share in ON_THE_WAY:
         for name, tensor in adapters.named.items():  # one after the other: no third copy of all
             tensor.copy_(torch.from_numpy(_between(start[name], end[name], share)))
         losses[share] = measure()

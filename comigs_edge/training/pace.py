@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from comigs_edge.training.schedule import FIT_ROWS, Schedule
+from comigs_edge.training.schedule import FIT_ROWS, ON_THE_WAY, Schedule
 
 FORWARD = 1 / 3  # of what a step takes, for the forward pass of as many rows
 
@@ -30,8 +30,8 @@ def of_steps(seconds: float, plan: Schedule) -> Pace:
 def seconds_left(pace: Pace, plan: Schedule, has_router: bool, done: tuple[int, int] = (0, 0), closed: int = 0) -> float:
     """What a training by this schedule takes after `done` expert and router steps, and `closed` of the closing phase.
 
-    A router step is counted as an expert step; there is one validation at the start and one after every period, and one after
-    the closing phase, which begins with forward passes of both texts.
+    A router step is counted as an expert step; there is one validation at the start and one after every period, some more at the
+    end of a training that goes on, and one after the closing phase, which begins with forward passes of both texts.
     """
     steps = plan.steps
 
@@ -48,7 +48,7 @@ def seconds_left(pace: Pace, plan: Schedule, has_router: bool, done: tuple[int, 
     periods = math.ceil(steps / plan.router_period)
     is_over = done[0] >= steps and done[1] >= router_due  # the last period, which may be a short one, too
     seen = periods if is_over else done[0] // plan.router_period
-    validations = (done == (0, 0)) + periods - seen + bool(closing)
+    validations = (done == (0, 0)) + periods - seen + bool(closing) + (plan.goes_on and not is_over) * len(ON_THE_WAY)
     return experts(steps) - experts(done[0]) + router * experts(steps) / max(1, steps) + closing + pace.validation * validations
 
 

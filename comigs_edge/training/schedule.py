@@ -16,6 +16,7 @@ FEWEST = 10  # steps, however little text there is; also of a closing phase, unl
 EXPERTS_PER_CLOSING = 3  # expert steps for each of a closing phase, at least, where small batches give it more than `FEWEST`
 RATE_STEPS = 50  # that the default rate was measured with
 FURTHER_RATE = 0.3  # of the experts' first rate in a new training, for one that goes on
+ON_THE_WAY = (0.5, 0.25)  # shares of the way to its end, at which a training that goes on is measured too (`line.py`)
 DECAY_SHARE = 0.2  # of the steps before it, that a constant rate takes to fall
 
 # What the first versions did not know.

@@ -288,6 +288,11 @@ def test_steps_that_fit_by_hand():
     # 31 steps end within a second period: 10 router steps and its validation are due, then all is over.
     assert seconds_left(pace, replace(closing, steps=31), True, (31, 10), closed=0) == pytest.approx(20 * 8 + 20 + 256 / 3)
     assert seconds_left(pace, replace(closing, steps=31), True, (31, 20), closed=10) == 0
+    # A training that goes on ends with two validations more.
+    assert steps_that_fit(360, pace, plan.slow(), has_router=True) == 30
+    assert steps_that_fit(359, pace, plan.slow(), has_router=True) == 29
+    assert seconds_left(pace, replace(plan.slow(), steps=30), True, (20, 0)) == 20 * 8 + 3 * 10
+    assert seconds_left(pace, replace(plan.slow(), steps=30), True, (30, 10)) == 0
 
 
 @pytest.mark.parametrize("optimiser", ["adamw", "muon"])
