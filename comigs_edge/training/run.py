@@ -147,7 +147,10 @@ class TrainingRun:
             caches = open_caches(self.home.state, model, self.rows, plan.batch, self.settings.base.sha256)
         clear(self.home.state, tuple(cache.path for cache in caches or ()))
         self.limit_ordinary(plan)
-        return Trainer(model, *self.rows, plan, caches)
+        trainer = Trainer(model, *self.rows, plan, caches)
+        # A generalist between one of the fleet and one before it would be neither, and the next update wrong.
+        trainer.looks_back = not self.home.fleet.exists()
+        return trainer
 
     def limit_ordinary(self, plan: Schedule) -> None:
         """Asks the base for no more ordinary text than the closing phase of this schedule reads."""

@@ -5,8 +5,6 @@ phase the other group's `requires_grad` is off and its gradients are None, so no
 published code's optimisers share accumulated gradients). With `rates_by_weight` the router's weights also set how fast each
 expert learns: the size of AdamW's steps does not depend on the gradient's, so without that an expert that hardly counts learns
 as fast as the others. Two counters say where the loop stands, so an interrupted training continues bit for bit.
-
-Shapes: E experts.
 """
 
 from __future__ import annotations
@@ -88,6 +86,7 @@ class Trainer:
         self.best: Arrays = self.adapters.arrays()
         self.curves = Curves()
         self.stale_periods = 0  # since the last best state
+        self.looks_back = True  # at states on the way, where a training that goes on ends
         # Mean weight of every expert in each block with experts, on the validation rows; None: no router or not known yet.
         self.scores: list[list[float]] | None = None
         decay, rate = schedule.weight_decay, schedule.expert_learning_rate
@@ -169,7 +168,7 @@ class Trainer:
         self.stale_periods = 0 if loss < self.best_loss else self.stale_periods + 1
         if 0 < self.schedule.patience <= self.stale_periods:
             self.schedule = self.schedule.ended(self.expert_steps)
-        if self.schedule.goes_on and self.is_done:
+        if self.looks_back and self.schedule.goes_on and self.is_done:
             share, loss = find_share(self.adapters, self.best, loss, self.validate)
         self.curves.add_validation(self.expert_steps, loss)
         if is_best := loss < self.best_loss:

@@ -186,6 +186,13 @@ def test_in_a_fleet_nothing_is_known(home, run, tmp_path):
     assert not open_training(home).rows[0].num_new
 
 
+def test_in_a_fleet_no_state_between_a_generalist_and_another_is_kept(home):
+    train(home)
+    assert open_training(home).begin(None, None).looks_back
+    home.fleet.mkdir()
+    assert not open_training(home).begin(None, None).looks_back
+
+
 def test_a_training_from_the_bare_base_knows_nothing(home, run, tmp_path):
     train(home)
     write_notes(run, tmp_path)

@@ -75,9 +75,12 @@ def test_the_way_begins_with_the_best_state_before_the_end(tiny_base):
     assert next(losses, None) is None
 
 
-def test_a_new_training_is_never_judged_on_the_way(tiny_base):
+@pytest.mark.parametrize("is_new", [True, False])
+def test_a_new_training_and_one_that_must_not_are_never_judged_on_the_way(tiny_base, is_new):
     trainer = make_trainer(tiny_base)
-    trainer.schedule = schedule(steps=STEPS, router_period=2)
+    if is_new:
+        trainer.schedule = schedule(steps=STEPS, router_period=2)
+    trainer.looks_back = is_new
     losses = iter([5.0, 6.0, 7.0, 1.0, 1.0])
     trainer.validate = lambda *_, **__: next(losses)
     assert [event.is_best for event in trainer.run() if event.validation_loss is not None] == [False, False]
