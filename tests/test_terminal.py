@@ -20,7 +20,7 @@ from comigs_edge.commands import console, message, train_screen
 from comigs_edge.commands.conversation import Conversation
 from comigs_edge.commands.train_screen import TrainScreen
 from comigs_edge.inference.record import Record
-from comigs_edge.training.trainer import Event
+from comigs_edge.training.event import Event
 
 PROGRAM = [sys.executable, "-m", "comigs_edge"]
 ODD = "odd[bold] [ \x1b[2J \udce9\n.txt"  # markup, an escape sequence, a byte that is not UTF-8, a new line

@@ -14,8 +14,8 @@ from rich.table import Table
 
 from comigs_edge.commands.console import LOGS, has_lost_reader, notes, size, warn
 from comigs_edge.home import holder
+from comigs_edge.training.event import Event, Phase
 from comigs_edge.training.run import TrainingRun
-from comigs_edge.training.trainer import Event, Phase
 
 TELLS = 2.0  # seconds between two notes for `status`, at least
 # Each with the width of a terminal from which on it is there: times are always.

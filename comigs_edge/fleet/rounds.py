@@ -20,8 +20,9 @@ from comigs_edge.fleet.outcome import Outcome
 from comigs_edge.fleet.private import connect
 from comigs_edge.home.folder import Home
 from comigs_edge.home.marks import Mark
+from comigs_edge.training.event import Event
 from comigs_edge.training.run import TrainingRun
-from comigs_edge.training.trainer import Event, Trainer
+from comigs_edge.training.trainer import Trainer
 
 PATIENCE = 10.0  # seconds that a call is retried: the training waits meanwhile
 Way = Callable[[Books, float], Exchange]  # of books to their fleet, with the seconds that a call is retried

@@ -17,8 +17,9 @@ from comigs_edge.nn.weights import Base
 from comigs_edge.progress import Advance
 from comigs_edge.training.batches import Batch, Rows
 from comigs_edge.training.closing import Closing, closes
+from comigs_edge.training.event import Event
 from comigs_edge.training.optimiser import Optimiser
-from comigs_edge.training.trainer import Event, Trainer
+from comigs_edge.training.trainer import Trainer
 from coordinator.protocol.wire import Arrays
 
 

@@ -19,9 +19,10 @@ from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.model import Model
 from comigs_edge.training.batches import Batch, Rows
 from comigs_edge.training.checkpoint import Progress
+from comigs_edge.training.event import Event
 from comigs_edge.training.schedule import FIT_ROWS, Schedule
 from comigs_edge.training.silence import fit_zero
-from comigs_edge.training.trainer import Event, Trainer
+from comigs_edge.training.trainer import Trainer
 from coordinator.protocol.wire import Arrays
 
 PREFIX = "closing."  # of its arrays in a checkpoint, and with `PROGRESS` of what JSON can hold

@@ -23,12 +23,13 @@ def find_share(adapters: Adapters, start: Arrays, loss: float, measure: Callable
 
     At the end `loss` is known, at each of `ON_THE_WAY` it is `measure`d. The adapters are where they were again.
     """
-    end, losses = adapters.arrays(), {1.0: loss}
+    end, losses = adapters.arrays(), dict[float, float]()
     for share in ON_THE_WAY:
         for name, tensor in adapters.named.items():  # one after the other: no third copy of all
             tensor.copy_(torch.from_numpy(_between(start[name], end[name], share)))
         losses[share] = measure()
     adapters.load_arrays(end)
+    losses[1.0] = loss  # the last: one that is no number is less than none
     return min(losses.items(), key=lambda found: found[1])
 
 

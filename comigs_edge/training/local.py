@@ -18,8 +18,9 @@ from comigs_edge.nn.model import Model
 from comigs_edge.training.batches import Rows
 from comigs_edge.training.checkpoint import Progress
 from comigs_edge.training.closing import MixedRows, router_rows
+from comigs_edge.training.event import Event
 from comigs_edge.training.schedule import Schedule
-from comigs_edge.training.trainer import Event, Trainer
+from comigs_edge.training.trainer import Trainer
 from coordinator.protocol.generalist import may_leave
 from coordinator.protocol.wire import Arrays
 

@@ -11,9 +11,9 @@ from typing import Literal, NamedTuple, Protocol
 
 from comigs_edge.errors import EXPECTED, ComigsError, sentence
 from comigs_edge.planning import experience
+from comigs_edge.training.event import Event, Phase
 from comigs_edge.training.pauses import Pauses
 from comigs_edge.training.run import TrainingRun
-from comigs_edge.training.trainer import Event, Phase
 
 PAUSE_SAVES = 60.0  # seconds of work that are saved when a pause begins: the power may go
 

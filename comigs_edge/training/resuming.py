@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
+from comigs_edge.base.hparams import HParams
 from comigs_edge.errors import ComigsError
 from comigs_edge.home.config import Config
-from comigs_edge.home.versions import otherwise_than_begun
+from comigs_edge.home.versions import TRAINING, is_left_by, load, otherwise_than_begun, versions
+from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.experts import ExpertsConfig
 from comigs_edge.training.checkpoint import Progress
 from comigs_edge.training.closing import PROGRESS
 from comigs_edge.training.schedule import Schedule, make_schedule
+from coordinator.protocol.wire import Arrays
 
 
 def read_course(
@@ -38,6 +42,19 @@ def read_course(
     if wanted != saved:
         raise otherwise_than_begun(differences(wanted, saved), experts != layout, adapters, settings.base.sha256)
     return schedule, layout
+
+
+def find_start(folder: Path, hparams: HParams, settings: Config, progress: Progress) -> Arrays:
+    """What a training alone began with, by its `progress`: the version before its own in the `folder` of them, or the base."""
+    layout = ExpertsConfig(**progress["layout"])
+    goes_on = Schedule(**progress["schedule"]).goes_on
+    before = [number for number in versions(folder) if goes_on and not is_left_by(folder, number, progress.get(TRAINING, ""))]
+    with suppress(ComigsError):  # one that is damaged or of another base is nothing that it began with
+        for number in before[-1:]:
+            saved = load(folder, hparams, settings.base.sha256, number)
+            if saved.layout.without_zero() == layout:
+                return Adapters.from_arrays(saved.layout, hparams, saved.shared).without_zero().arrays()
+    return Adapters.initial(layout, hparams, settings.train.seed).arrays()
 
 
 def differences(wanted: Mapping[str, object], saved: Mapping[str, object]) -> str:

@@ -20,17 +20,19 @@ from comigs_edge.training import checkpoint, further, publishing
 from comigs_edge.training import local as locality
 from comigs_edge.training import passage as passages
 from comigs_edge.training.activation_cache import clear
+from comigs_edge.training.anew import forget_losses
 from comigs_edge.training.batches import Rows
 from comigs_edge.training.caches import open_caches
 from comigs_edge.training.closing import PROGRESS, Closing, closes, ordinary_rows
+from comigs_edge.training.event import Event
 from comigs_edge.training.known import MODEL, Knowledge, steps_for_news
 from comigs_edge.training.learned import KEY, join_learned
 from comigs_edge.training.local import LocalPhase, LocalText
 from comigs_edge.training.ordinary import OrdinaryText
 from comigs_edge.training.passage import Passage
-from comigs_edge.training.resuming import differences, read_course
+from comigs_edge.training.resuming import differences, find_start, read_course
 from comigs_edge.training.schedule import Schedule, make_schedule
-from comigs_edge.training.trainer import Event, Trainer
+from comigs_edge.training.trainer import Trainer
 from coordinator.protocol.wire import Arrays
 
 
@@ -126,7 +128,9 @@ class TrainingRun:
                 self.local = self._make_local(self.local_text)
                 self.local.restore(arrays, progress)
         else:
-            trainer.measure_anew()
+            is_alone = not self.home.fleet.exists()  # in a fleet the present generalist is to be beaten
+            start = find_start(self.home.adapters, self.base.hparams, self.settings, progress) if is_alone else None
+            forget_losses(trainer, start)
             self.warnings.append(
                 "your text, or what of it is measured, has changed since this training began: it goes on from what it learned, "
                 "and is measured anew; to start without that: comigs-edge train --fresh"
@@ -252,7 +256,8 @@ class TrainingRun:
         progress |= self.mark.facts() | self.best_mark.facts("best")
         progress |= {KEY: self.learned, passages.KEY: asdict(self.passage), TRAINING: self.word, MODEL: self._asked}
         is_whole = self.trainer.expert_steps * self.plan.batch >= self.rows[0].new_reads
-        ended = self.knowledge.after(self.word, version is not None, self.trainer.is_better, is_whole)
+        way = (1.0 if self.trainer.way is None else self.trainer.way) if self.trainer.is_better else 0.0
+        ended = self.knowledge.after(self.word, version is not None, way, is_whole)
         more, phase = (ended if self.is_done else self.knowledge).state()
         checkpoint.save(self.home.state, arrays | more, progress | phase)
         return version

@@ -13,11 +13,11 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 
+from comigs_edge.training.event import Event
 from comigs_edge.training.known import enough
 from comigs_edge.training.pace import Pace, seconds_left, steps_that_fit
 from comigs_edge.training.run import TrainingRun
 from comigs_edge.training.schedule import Schedule
-from comigs_edge.training.trainer import Event
 
 LAST = 12  # steps whose pace counts
 

@@ -12,8 +12,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Literal
+from dataclasses import asdict
 
 import torch
 from torch import Tensor
@@ -26,10 +25,12 @@ from comigs_edge.nn.routing_stats import MeanWeights
 from comigs_edge.nn.tensors import tensor_to_numpy
 from comigs_edge.training.activation_cache import ActivationCache
 from comigs_edge.training.adamw import AdamW
+from comigs_edge.training.anew import measure_anew
 from comigs_edge.training.batches import Batch, Rows
 from comigs_edge.training.captured import Captured, CudaGraphs
 from comigs_edge.training.checkpoint import Progress
 from comigs_edge.training.curves import KEY, Curves
+from comigs_edge.training.event import Event, Phase
 from comigs_edge.training.line import find_share, part_of_way
 from comigs_edge.training.muon import Muon
 from comigs_edge.training.optimiser import Optimiser
@@ -41,22 +42,6 @@ from coordinator.protocol.wire import Arrays
 
 OFFSETS = "router.offsets"  # name of their moments in a state
 OPTIMISERS: dict[str, type[Optimiser]] = {"adamw": AdamW, "muon": Muon}
-
-Phase = Literal["expert", "router", "closing", "local"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Event:
-    """One step that was done; losses in nats a token."""
-
-    phase: Phase
-    expert_steps: int
-    router_steps: int
-    loss: float
-    tokens: int  # that the step computed
-    validation_loss: float | None  # where it was measured after this step
-    is_best: bool
-    problem: str | None = None  # a sentence about what could not be done
 
 
 class Trainer:
@@ -87,6 +72,8 @@ class Trainer:
         self.curves = Curves()
         self.stale_periods = 0  # since the last best state
         self.looks_back = True  # at states on the way, where a training that goes on ends
+        self.way: float | None = None  # the share of it that is kept, once it was looked at
+        self.start: Arrays | None = None  # what is to be beaten, where that is not the state in which `run` begins
         # Mean weight of every expert in each block with experts, on the validation rows; None: no router or not known yet.
         self.scores: list[list[float]] | None = None
         decay, rate = schedule.weight_decay, schedule.expert_learning_rate
@@ -106,13 +93,21 @@ class Trainer:
 
     @property
     def is_done(self) -> bool:
-        """Whether all steps have been done."""
-        return self.expert_steps >= self.schedule.steps and not self._router_is_due
+        """Whether all steps have been done, and the way was looked at if that is due."""
+        return self._is_trained and not self._way_is_due
 
     @property
     def is_better(self) -> bool:
         """Whether it has found something better than its start, by validation loss."""
         return self.first_loss is not None and self.best_loss < self.first_loss
+
+    @property
+    def _is_trained(self) -> bool:
+        return self.expert_steps >= self.schedule.steps and not self._router_is_due
+
+    @property
+    def _way_is_due(self) -> bool:
+        return self.looks_back and self.schedule.goes_on and self.expert_steps > 0 and self.way is None
 
     @property
     def _router_is_due(self) -> bool:
@@ -130,13 +125,17 @@ class Trainer:
         `ends_before_router` before those.
         """
         if self.first_loss is None:
-            # What is to be beaten: the base as it is, or the adapters as their file holds them.
-            self.first_loss = self.best_loss = self.validate(as_stored=not self.adapters.is_initial)
-            self.curves.add_validation(self.expert_steps, self.first_loss)
-        while not self.is_done and (
+            if self.start is None:
+                self.first_loss = self.best_loss = self.measure_start()
+            else:
+                measure_anew(self, self.start)
+            self.curves.add_validation(self.expert_steps, self.best_loss)
+        while not self._is_trained and (
             until is None or self.expert_steps < until or (self._router_is_due and not ends_before_router)
         ):
             yield self.step()
+        if self._is_trained and self._way_is_due:  # time has ended it behind a validation
+            yield self._event("expert", self.last_loss, 0, *self._judge(self.last_loss))
 
     def step(self) -> Event:
         """The next step of the schedule, and the validation loss where a period ends."""
@@ -151,25 +150,27 @@ class Trainer:
         validation, is_best = None, False
         period_ends = self.expert_steps % self.schedule.router_period == 0 or self.expert_steps == self.schedule.steps
         if period_ends and not self._router_is_due:
-            validation, is_best = self._judge()
+            validation, is_best = self._judge(self.validate(record_scores=True))
+        return self._event(phase, loss, batch.tokens.numel(), validation, is_best)
+
+    def _event(self, phase: Phase, loss: float, tokens: int, validation: float | None, is_best: bool) -> Event:
         return Event(
-            phase=phase, expert_steps=self.expert_steps, router_steps=self.router_steps, loss=loss,
-            tokens=batch.tokens.numel(), validation_loss=validation, is_best=is_best,
-            problem=None if self.captured is None else self.captured.take_problem(),
+            phase=phase, expert_steps=self.expert_steps, router_steps=self.router_steps, loss=loss, tokens=tokens,
+            validation_loss=validation, is_best=is_best, problem=None if self.captured is None else self.captured.take_problem(),
         )  # fmt: skip
 
-    def _judge(self) -> tuple[float, bool]:
-        """The validation loss of what a period ends with, and whether it is the best so far.
+    def _judge(self, loss: float) -> tuple[float, bool]:
+        """The validation loss of what a period ends with, and whether it is the best so far; `loss` is that of this state.
 
-        Where a training that goes on ends, that is the best of this state and of those on the way to it from the best before.
+        Where a training that goes on ends, it is the best of this state and of those on the way to it from the best before.
         """
-        loss, share = self.validate(record_scores=True), 1.0
-        self.last_loss = loss
+        self.last_loss, share = loss, 1.0
         self.stale_periods = 0 if loss < self.best_loss else self.stale_periods + 1
         if 0 < self.schedule.patience <= self.stale_periods:
             self.schedule = self.schedule.ended(self.expert_steps)
-        if self.looks_back and self.schedule.goes_on and self.is_done:
+        if self._is_trained and self._way_is_due:
             share, loss = find_share(self.adapters, self.best, loss, self.validate)
+            self.way = share if loss < self.best_loss else 1.0
         self.curves.add_validation(self.expert_steps, loss)
         if is_best := loss < self.best_loss:
             self.best_loss, self.best = loss, part_of_way(self.best, self.adapters.arrays(), share)
@@ -180,7 +181,7 @@ class Trainer:
         self.experts.factors = rate_factors(self.adapters, self.scores if self.schedule.rates_by_weight else None)
         joining: list[Optimiser] = [self.router] if self.schedule.jointly and self.router is not None else []
         loss = self._optimise([self.experts, *joining], with_below(batch, self.caches and self.caches[0]))
-        self.expert_steps += 1
+        self.expert_steps, self.way = self.expert_steps + 1, None
         self.curves.add_training(self.expert_steps, loss)
         return loss
 
@@ -235,6 +236,10 @@ class Trainer:
 
     # Validation ---------------------------------------------------------------------------------------------------
 
+    def measure_start(self) -> float:
+        """The validation loss of what a training begins with: of the base as it is, of adapters as their file holds them."""
+        return self.validate(as_stored=not self.adapters.is_initial)
+
     def validate(self, as_stored: bool = True, rows: int | None = None, record_scores: bool = False) -> float:
         """Mean loss in nats a token of the measured rows, or of the first `rows` of them.
 
@@ -270,7 +275,7 @@ class Trainer:
             "expert_steps": self.expert_steps, "router_steps": self.router_steps, "first_loss": self.first_loss,
             "best_loss": self.best_loss, "schedule": self.schedule.facts(), "layout": asdict(self.adapters.layout),
             "last_loss": self.last_loss, "scores": self.scores, "stale_periods": self.stale_periods,
-            KEY: self.curves.facts(),
+            "way": self.way, KEY: self.curves.facts(),
         }  # fmt: skip
         return arrays, progress
 
@@ -283,6 +288,7 @@ class Trainer:
         self.first_loss, self.best_loss = progress["first_loss"], progress["best_loss"]
         self.last_loss, self.scores = progress["last_loss"], progress.get("scores")
         self.stale_periods, self.curves = progress.get("stale_periods", 0), Curves(progress.get(KEY))
+        self.way = progress.get("way", 1.0)  # earlier versions did not look at it
 
     def restore_moments(self, arrays: Arrays) -> None:
         """Those of a state whose layout is the same, and nothing else of it."""
@@ -291,9 +297,3 @@ class Trainer:
             if all(f"{key}.{name}" in arrays for key in keys):
                 moments = {key: torch.from_numpy(arrays[f"{key}.{name}"].copy()) for key in keys}
                 optimiser.state[tensor] = {key: value.to(tensor.device) for key, value in moments.items()}
-
-    def measure_anew(self) -> None:
-        """Forgets losses and best state, which are those of another text: the present state is what is to be beaten."""
-        self.first_loss, self.best_loss, self.last_loss = None, math.inf, math.nan
-        self.best, self.scores, self.stale_periods = self.adapters.arrays(), None, 0
-        self.curves.forget_validation()

@@ -1,6 +1,8 @@
 """A training that goes on ends with the best of its end and of two states on the way there."""
 
+import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from comigs_edge.arrays import digest
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.experts import ExpertsConfig
 from comigs_edge.nn.model import Model
+from comigs_edge.training.closing import Closing
 from comigs_edge.training.line import find_share, part_of_way
 from comigs_edge.training.trainer import Trainer
 from tests.training.test_trainer import rows, schedule
@@ -32,25 +35,28 @@ def distance_to(adapters, goal, offset=0.0):
     return measure
 
 
-def train_towards(base, share):
-    """A finished trainer whose loss was lowest at this share of the way, and where that way begins and ends."""
+def find_way(base, share):
+    """Where a training begins and ends, and what lies at this share of the way."""
     whole = make_trainer(base)
     start = whole.adapters.arrays()
     for _ in whole.run():
         pass
     end = whole.adapters.arrays()
-    goal = {name: start[name] + np.float32(share) * (end[name] - start[name]) for name in start}
-    trainer = make_trainer(base)
+    return start, end, {name: start[name] + np.float32(share) * (end[name] - start[name]) for name in start}
+
+
+def judged(trainer, goal):
+    """The trainer with this loss."""
     trainer.validate = distance_to(trainer.adapters, goal)
-    trainer.expert_steps = trainer.router_steps = 0
-    events = list(trainer.run())
-    return trainer, events, start, end
+    return trainer
 
 
 @pytest.mark.parametrize(("nearest", "share"), [(0.3, 0.25), (0.45, 0.5), (0.9, 1.0), (0.05, 0.0)])
 def test_what_is_kept_is_the_best_of_start_half_quarter_and_end(tiny_base, nearest, share, monkeypatch):
     monkeypatch.setattr("tests.training.test_line.STEPS", 2)  # one period: the way begins where the training began
-    trainer, events, start, end = train_towards(tiny_base, nearest)
+    start, end, goal = find_way(tiny_base, nearest)
+    trainer = judged(make_trainer(tiny_base), goal)
+    events = list(trainer.run())
     for name, array in trainer.best.items():
         assert array == pytest.approx(start[name] + share * (end[name] - start[name]), abs=1e-6)
     assert digest(trainer.adapters.arrays()) == digest(end)  # and its moments are those of the end
@@ -93,6 +99,57 @@ def test_a_training_that_patience_ends_is_judged_on_the_way_too(tiny_base):
     trainer.validate = lambda *_, **__: next(losses)
     assert [event.validation_loss for event in trainer.run() if event.validation_loss is not None] == [4.5]
     assert trainer.expert_steps == 2 < STEPS
+
+
+def test_a_training_that_time_ends_behind_a_validation_is_judged_on_the_way_too(tiny_base):
+    trainer = make_trainer(tiny_base)
+    losses = iter([5.0, 6.0, 5.5, 4.5])
+    trainer.validate = lambda *_, **__: next(losses)
+    for event in trainer.run():
+        if event.validation_loss is not None:
+            trainer.schedule = replace(trainer.schedule, steps=2)
+    assert (event.validation_loss, event.tokens, event.is_best, trainer.way) == (4.5, 0, True, 0.25)
+    assert trainer.is_done
+    assert list(trainer.run()) == []
+
+
+def test_a_training_that_is_resumed_behind_any_step_keeps_the_same(tiny_base):
+    *_, goal = find_way(tiny_base, 0.2)
+    whole, states = judged(make_trainer(tiny_base), goal), []
+    for _ in whole.run():
+        arrays, progress = whole.state()
+        states.append(({name: array.copy() for name, array in arrays.items()}, json.loads(json.dumps(progress))))
+    assert whole.way < 1
+    for arrays, progress in states:
+        other = make_trainer(tiny_base)
+        other.restore(arrays, progress)
+        for _ in judged(other, goal).run():
+            pass
+        assert (digest(other.best), other.way, other.best_loss) == (digest(whole.best), whole.way, whole.best_loss)
+
+
+def test_a_training_that_an_earlier_version_has_closed_is_not_judged_again(tiny_base):
+    trainer, other = make_trainer(tiny_base), make_trainer(tiny_base)
+    for _ in trainer.run():
+        pass
+    arrays, progress = trainer.state()
+    del progress["way"]
+    other.restore(arrays, progress)
+    assert other.is_done
+
+
+def test_the_closing_phase_of_a_training_that_goes_on_is_measured_once(tiny_base):
+    main = make_trainer(tiny_base, closing_steps=2)
+    for _ in main.run():
+        pass
+    main.first_loss = main.best_loss + 1
+    closing = Closing(main, rows(3), 0, lambda adapters: Model(tiny_base, adapters))
+    measured, validate = [], closing._trainer.validate
+    closing._trainer.validate = lambda *args, **names: measured.append(validate(*args, **names)) or measured[-1]
+    events = list(closing.run())
+    assert measured == [closing.loss]
+    assert [event.validation_loss is None for event in events] == [True] * (len(events) - 1) + [False]
+    assert events[-1].validation_loss == closing.loss
 
 
 def test_what_did_not_move_stays_to_the_last_bit():

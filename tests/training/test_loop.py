@@ -9,8 +9,8 @@ import pytest
 
 from comigs_edge.errors import ComigsError
 from comigs_edge.planning import experience
+from comigs_edge.training.event import Event
 from comigs_edge.training.loop import run_training
-from comigs_edge.training.trainer import Event
 
 MINUTE = 60.0
 

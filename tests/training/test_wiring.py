@@ -1,12 +1,9 @@
 """What a trainer does with its schedule, its rows and its formats, step by step, against torch's own loss and optimiser."""
 
-import math
-
 import pytest
 import torch
 import torch.nn.functional as F
 
-from comigs_edge.arrays import digest
 from comigs_edge.data.tokenizer import Encoded
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.experts import ExpertsConfig, is_router
@@ -102,17 +99,6 @@ def test_a_first_step_is_torchs_adamw_with_the_groups_own_rate_and_the_decay(mak
                 theirs.grad = tensor.grad.clone()
                 torch.optim.AdamW([theirs], rate, (0.9, 0.95), weight_decay=0.5).step()
                 torch.testing.assert_close(tensor.detach(), theirs.detach(), rtol=1e-5, atol=1e-7)
-
-
-def test_where_all_is_measured_anew_the_present_state_is_what_is_to_be_beaten(make):
-    one = make(rates_by_weight=True)
-    for _ in one.run(3):
-        pass
-    one.step()
-    one.measure_anew()
-    assert (one.first_loss, one.best_loss, one.scores) == (None, math.inf, None)
-    assert math.isnan(one.last_loss)
-    assert digest(one.best) == digest(one.adapters.arrays())
 
 
 def test_steps_of_later_epochs_cost_less_where_the_lower_blocks_are_on_disk():
