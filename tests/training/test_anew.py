@@ -1,5 +1,7 @@
 """A training whose text changes before it is resumed loses nothing, and costs nothing of what was there."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -25,12 +27,14 @@ def interrupted(home, run, tmp_path, resume=None):
     for _ in trainer.run(2):
         pass
     best = {name: array + np.float32(0.5) * (trainer.adapters.arrays()[name] - array) for name, array in start.items()}
-    trainer.best = best
+    trainer.best, trainer.last_loss, trainer.scores, trainer.stale_periods = best, 9.0, [[0.9, 0.1]], 1  # of the other text
     first.save()
     write_notes(run, tmp_path, "later")
     resumed = open_training(home)
     trainer = resumed.begin(None, None)
     assert any("has changed since this training began" in warning for warning in resumed.warnings)
+    assert (trainer.first_loss, trainer.best_loss, trainer.scores, trainer.stale_periods) == (None, math.inf, None, 0)
+    assert math.isnan(trainer.last_loss)
     return trainer, start, best, trainer.adapters.arrays()
 
 
