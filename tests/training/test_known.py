@@ -40,7 +40,7 @@ def train(home, resume=None, until=None, steps=None):
     trainer = run.begin(steps, resume)
     for _ in trainer.run(until):
         pass
-    trainer.best, trainer.best_loss = trainer.adapters.arrays(), trainer.first_loss - 1
+    trainer.best, trainer.best_loss, trainer.way = trainer.adapters.arrays(), trainer.first_loss - 1, 1.0
     run.save()
     return run
 

@@ -61,9 +61,7 @@ def test_what_is_kept_is_the_best_of_start_half_quarter_and_end(tiny_base, neare
         assert array == pytest.approx(start[name] + share * (end[name] - start[name]), abs=1e-6)
     assert digest(trainer.adapters.arrays()) == digest(end)  # and its moments are those of the end
     assert trainer.is_better == events[-1].is_best == (share > 0)
-    assert events[-1].validation_loss == pytest.approx(
-        trainer.best_loss if share else trainer.curves.facts()["validation"][-1][1]
-    )
+    assert trainer.way == (share or 1.0)
 
 
 def test_the_way_begins_with_the_best_state_before_the_end(tiny_base):
@@ -111,6 +109,17 @@ def test_a_training_that_time_ends_behind_a_validation_is_judged_on_the_way_too(
     assert (event.validation_loss, event.tokens, event.is_best, trainer.way) == (4.5, 0, True, 0.25)
     assert trainer.is_done
     assert list(trainer.run()) == []
+
+
+def test_a_training_that_is_made_longer_is_judged_on_its_new_way(tiny_base):
+    trainer = make_trainer(tiny_base)
+    for _ in trainer.run():
+        pass
+    assert trainer.way
+    trainer.schedule = replace(trainer.schedule, steps=STEPS + 2)
+    losses = iter([6.0, 5.5, 4.5])
+    trainer.validate, trainer.best_loss = lambda *_, **__: next(losses), 5.0
+    assert [event.validation_loss for event in trainer.run() if event.validation_loss is not None] == [4.5]
 
 
 def test_a_training_that_is_resumed_behind_any_step_keeps_the_same(tiny_base):
