@@ -15,7 +15,7 @@ from benchmarks.__main__ import BENCHMARKS
 from benchmarks.evidence.runs import RECIPES, length
 from benchmarks.evidence.table import difference, markdown
 from benchmarks.evidence.work import read_records
-from benchmarks.figures import closing_rows, evenings, further, quality, silence
+from benchmarks.figures import closing_rows, evenings, further, many, quality, silence
 from benchmarks.mutants.listed import Mutant, read_mutants
 from benchmarks.trials.report import report
 from comigs_edge.data.arrangement import SPLITS
@@ -87,6 +87,7 @@ def test_the_default_form_at_equal_terms_has_the_figures_of_its_records():
     }
     text, _ = section("The default form at equal terms, begun")
     columns = [(recipe, rate) for recipe in ("multilingual", "topics-ood") for rate in (6e-3, 1.2e-2)]
+    columns.append(("domains", 1.2e-2))
     assert f"Of 54 runs {len(done)} are done" in " ".join(text.split())
     shown = 0
     for label, *cells in (line.strip("|").split("|") for line in text.splitlines() if line.startswith("| `")):
@@ -100,7 +101,7 @@ def test_the_default_form_at_equal_terms_has_the_figures_of_its_records():
     assert shown == len(records)
     for recipe, rival in (
         ("multilingual", "fedavg"), ("multilingual", "local"), ("multilingual", "local-train-valid"), ("topics-ood", "fedavg"),
-        ("topics-ood", "fedavg-train-valid"),
+        ("topics-ood", "fedavg-train-valid"), ("domains", "fedavg"),
     ):  # fmt: skip
         best = {
             method: min(
@@ -110,6 +111,17 @@ def test_the_default_form_at_equal_terms_has_the_figures_of_its_records():
         }
         percent, low, high = difference([best["comigs-edge"]], [best[rival]])
         assert f"{percent:+.2f} % [{low:+.2f}, {high:+.2f}]" in " ".join(text.split())
+
+
+def test_the_table_of_more_devices_has_the_figures_of_its_records():
+    folder = ROOT / "benchmarks" / "results"
+    points = json.loads((folder / "many.json").read_text())
+    records = read_records(folder / "many", "2048")
+    assert points == [json.loads(json.dumps(many.measure(records, point["tokens"], point["devices"]))) for point in points]
+    text = (ROOT / "docs" / "results.md").read_text()
+    assert [line for line in many.markdown(points).splitlines() if line.startswith("|")] == [
+        line for line in text[text.index("### More devices, begun") :].split("\n###")[0].splitlines() if line.startswith("|")
+    ]
 
 
 @pytest.mark.parametrize(("title", "ground"), [("The zero expert", silence.TUNING), ("The zero expert, judged", silence.JUDGING)])
