@@ -26,7 +26,6 @@ from coordinator.protocol.wire import Arrays
 if TYPE_CHECKING:
     from comigs_edge.training.run import TrainingRun  # loads torch
 
-LEARNED = 0.5  # of the way to what new text teaches, from which on that is known
 MODEL = "model"  # in checkpoints: what config.toml asked for there
 _NUMBERS = "<u8"  # kept as bytes, which is what checkpoints hold
 
@@ -51,14 +50,15 @@ class Knowledge:
         arrays = {TRIED: _packed(self.tried), BEGUN: _packed(self.begun)}
         return (arrays, {}) if self.known is None else (arrays | {KNOWN: _packed(self.known)}, {KNOWN: self.word})
 
-    def after(self, word: str, has_version: bool, way: float, is_whole: bool) -> Knowledge:
-        """Behind the end of the training with this word; `is_whole`: it has read all that was new.
+    def after(self, run: TrainingRun, has_version: bool) -> Knowledge:
+        """Behind the end of a training, which has read all that was new unless it was shorter than that.
 
-        Text of whose `way` nothing is kept, or little, is still to be learned, by the next training that has other new text.
+        Text that made nothing better is still to be learned, by the next training that has other new text.
         """
+        is_whole = run.trainer.expert_steps * run.plan.batch >= run.rows[0].new_reads
+        known = self.shared & self.begun if run.trainer.is_better and is_whole else self.known
         tried = self.begun if is_whole else self.tried
-        known = self.shared & self.begun if way >= LEARNED and is_whole else self.known
-        return Knowledge(tried=tried, known=known, word=word if has_version else self.word)
+        return Knowledge(tried=tried, known=known, word=run.word if has_version else self.word)
 
 
 def find_knowledge(home: Home, settings: Config, state: Checkpoint | None, resume: bool | None) -> Knowledge:

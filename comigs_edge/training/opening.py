@@ -61,7 +61,7 @@ def open_training(home: Home, resolved: Resolved, progress: Progress = SILENT, r
 def _news(training: Rows, is_learned: bool) -> str:
     """What a person is to know of the text that a training reads, before its first step."""
     if is_learned and training.new_reads:
-        return "the new text was read before, and little or nothing of what it teaches was kept; it is read again"
+        return "the new text was read before and made nothing better; it is read again"
     if is_learned:
         return "there is nothing new to learn from; only --steps reads once more what was read before, mostly in vain"
     return f"new text comes first, {training.num_new:,} of {len(training):,} rows" if training.new_reads else ""

@@ -18,6 +18,8 @@ from comigs_edge.training.closing import PROGRESS
 from comigs_edge.training.schedule import Schedule, make_schedule
 from coordinator.protocol.wire import Arrays
 
+FROM_VERSION = "from_version"  # in checkpoints: the version that a training goes on from
+
 
 def read_course(
     progress: Progress, settings: Config, batch: int, steps: int | None, experts: ExpertsConfig, adapters: Path
@@ -45,12 +47,15 @@ def read_course(
 
 
 def find_start(folder: Path, hparams: HParams, settings: Config, progress: Progress) -> Arrays:
-    """What a training alone began with, by its `progress`: the version before its own in the `folder` of them, or the base."""
-    layout = ExpertsConfig(**progress["layout"])
-    goes_on = Schedule(**progress["schedule"]).goes_on
-    before = [number for number in versions(folder) if goes_on and not is_left_by(folder, number, progress.get(TRAINING, ""))]
-    with suppress(ComigsError):  # one that is damaged or of another base is nothing that it began with
-        for number in before[-1:]:
+    """What a training alone began with, by its `progress`: a version of those in the `folder`, or the base."""
+    layout, there = ExpertsConfig(**progress["layout"]), versions(folder)
+    if FROM_VERSION in progress:
+        began = [number for number in there if number == progress[FROM_VERSION]]
+    else:  # an earlier version's; one that does not go on from a finished training began with the base, or in a fleet
+        goes_on = Schedule(**progress["schedule"]).goes_on
+        began = [number for number in there if goes_on and not is_left_by(folder, number, progress.get(TRAINING, ""))]
+    with suppress(ComigsError):  # of a damaged version nothing can be said
+        for number in began[-1:]:
             saved = load(folder, hparams, settings.base.sha256, number)
             if saved.layout.without_zero() == layout:
                 return Adapters.from_arrays(saved.layout, hparams, saved.shared).without_zero().arrays()

@@ -30,7 +30,7 @@ from comigs_edge.training.learned import KEY, join_learned
 from comigs_edge.training.local import LocalPhase, LocalText
 from comigs_edge.training.ordinary import OrdinaryText
 from comigs_edge.training.passage import Passage
-from comigs_edge.training.resuming import differences, find_start, read_course
+from comigs_edge.training.resuming import FROM_VERSION, differences, find_start, read_course
 from comigs_edge.training.schedule import Schedule, make_schedule
 from comigs_edge.training.trainer import Trainer
 from coordinator.protocol.wire import Arrays
@@ -56,6 +56,7 @@ class TrainingRun:
         self._latest = latest or checkpoint.Latest(home.state, with_arrays=True)
         self.warnings: list[str] = []
         self.resumed, self.word = False, secrets.token_hex(8)  # by which its own versions are known
+        self.from_version: int | None = None  # the version that it goes on from; None: with the base
         self.learned: list[int] | None = None  # numbers of the files that are trained on, `learned.py`
         self.mark = self.best_mark = Mark()  # of the generalist that is trained, and of the best one
         self.trainer: Trainer  # from `begin` on
@@ -109,6 +110,7 @@ class TrainingRun:
                     "start anew with: comigs-edge train --fresh"
                 )
             self.mark = self.best_mark = read_mark(saved.manifest)
+            self.from_version = versions(self.home.adapters)[-1]
             self.learned = join_learned(corpus(self.home, self.settings), saved.manifest)
             return Adapters.from_arrays(saved.layout, self.base.hparams, saved.shared).without_zero()
         self.learned = join_learned(corpus(self.home, self.settings), None)
@@ -136,7 +138,7 @@ class TrainingRun:
                 "and is measured anew; to start without that: comigs-edge train --fresh"
             )
         self.learned = join_learned(corpus(self.home, self.settings), progress)
-        self.word = progress.get(TRAINING, "")
+        self.word, self.from_version = progress.get(TRAINING, ""), progress.get(FROM_VERSION)
         self.resumed, self.mark, self.best_mark = True, read_mark(progress), read_mark(progress, "best")
         return trainer
 
@@ -255,9 +257,8 @@ class TrainingRun:
         progress |= {"finished": self.is_done, "base_sha256": self.settings.base.sha256, "text": self.text}
         progress |= self.mark.facts() | self.best_mark.facts("best")
         progress |= {KEY: self.learned, passages.KEY: asdict(self.passage), TRAINING: self.word, MODEL: self._asked}
-        is_whole = self.trainer.expert_steps * self.plan.batch >= self.rows[0].new_reads
-        way = (1.0 if self.trainer.way is None else self.trainer.way) if self.trainer.is_better else 0.0
-        ended = self.knowledge.after(self.word, version is not None, way, is_whole)
+        progress[FROM_VERSION] = self.from_version
+        ended = self.knowledge.after(self, version is not None)
         more, phase = (ended if self.is_done else self.knowledge).state()
         checkpoint.save(self.home.state, arrays | more, progress | phase)
         return version

@@ -1,5 +1,6 @@
 """A training whose text changes before it is resumed loses nothing, and costs nothing of what was there."""
 
+import json
 import math
 
 import numpy as np
@@ -7,7 +8,9 @@ import pytest
 
 from comigs_edge.arrays import digest
 from comigs_edge.home.folder import Home
+from comigs_edge.home.versions import versions
 from comigs_edge.nn.adapters import Adapters
+from comigs_edge.training import checkpoint
 from tests.training.test_known import open_training, train, write_notes
 from tests.training.test_line import distance_to
 
@@ -69,7 +72,8 @@ def test_it_goes_on_from_the_present_state_whatever_was_best(home, run, tmp_path
     assert next(until) == digest(present)
 
 
-def test_what_an_interruption_left_is_not_what_it_began_with(home, run, tmp_path):
+@pytest.mark.parametrize("is_old", [False, True])
+def test_what_an_interruption_left_is_not_what_it_began_with(home, run, tmp_path, is_old):
     train(home)
     write_notes(run, tmp_path)
     first = open_training(home)
@@ -79,6 +83,10 @@ def test_what_an_interruption_left_is_not_what_it_began_with(home, run, tmp_path
         pass
     trainer.best, trainer.best_loss = trainer.adapters.arrays(), trainer.first_loss - 1
     assert first.end() == 2
+    if is_old:  # an earlier version does not say with which one it began
+        state = checkpoint.load(home.state)
+        del state.progress["from_version"]
+        checkpoint.save(home.state, state.arrays, state.progress)
     write_notes(run, tmp_path, "later")
     resumed = open_training(home).begin(None, None)
     assert digest(resumed.start) == digest(start)
@@ -90,6 +98,17 @@ def test_a_fresh_training_began_with_the_base(home, run, tmp_path):
     trainer, start, *_ = interrupted(home, run, tmp_path, resume=False)
     assert Adapters.from_arrays(trainer.adapters.layout, trainer.adapters.hparams, trainer.start).is_initial
     assert digest(trainer.start) == digest(start)
+
+
+def test_who_left_a_fleet_has_what_the_training_began_with(home, run, tmp_path):
+    train(home)
+    made = versions(home.adapters)[-1]
+    path = home.adapters / f"{made:04d}" / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"fleet_mark": "somewhere"}))
+    trainer, start, *_ = interrupted(home, run, tmp_path)
+    assert not trainer.schedule.goes_on  # the whole rate
+    assert digest(trainer.start) == digest(start)
+    assert not Adapters.from_arrays(trainer.adapters.layout, trainer.adapters.hparams, start).is_initial
 
 
 def test_in_a_fleet_the_present_state_is_to_be_beaten(home, run, tmp_path):

@@ -40,7 +40,7 @@ def train(home, resume=None, until=None, steps=None):
     trainer = run.begin(steps, resume)
     for _ in trainer.run(until):
         pass
-    trainer.best, trainer.best_loss, trainer.way = trainer.adapters.arrays(), trainer.first_loss - 1, 1.0
+    trainer.best, trainer.best_loss = trainer.adapters.arrays(), trainer.first_loss - 1
     run.save()
     return run
 
@@ -131,22 +131,6 @@ def test_what_made_nothing_better_stays_new(home, run, tmp_path):
     assert versions(home.adapters) == made
     write_notes(run, tmp_path, "morning")
     assert open_training(home).rows[0].num_new > worse.rows[0].num_new > 0
-
-
-@pytest.mark.parametrize(("way", "is_known"), [(0.25, False), (0.5, True), (1.0, True)])
-def test_what_only_a_little_of_the_way_was_kept_for_is_read_again_with_other_new_text(home, run, tmp_path, way, is_known):
-    train(home)
-    write_notes(run, tmp_path)
-    part = open_training(home)
-    trainer = part.begin(None, None)
-    for _ in trainer.run():
-        pass
-    trainer.best, trainer.best_loss, trainer.way = trainer.adapters.arrays(), trainer.first_loss - 1, way
-    assert part.save() == 2
-    assert is_learned(home, home.settings(), checkpoint.load(home.state))  # not alone, as the night would
-    write_notes(run, tmp_path, "morning")
-    ids = {name: sum(map(len, new_ids(home, name))) for name in ("evening", "morning")}
-    assert open_training(home).rows[0].num_new == -(-(sum(ids.values()) - is_known * ids["evening"] - 1) // 64)
 
 
 def test_new_shared_text_that_made_nothing_better_stays_new_where_local_text_did(home, run, tmp_path):
