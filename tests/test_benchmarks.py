@@ -164,7 +164,9 @@ def test_the_tables_of_training_further_have_the_figures_of_their_record():
 def test_the_table_of_evenings_has_the_figures_of_its_record():
     record = json.loads((ROOT / "benchmarks" / "results" / "evenings.json").read_text())
     text, _ = section("New text, evening by evening")
-    assert evenings.markdown(record["runs"]) == [line for line in text.splitlines() if re.match(r"\| \w.*, (before|new text alone|now) ", line)]
+    assert evenings.markdown(record["runs"]) == [
+        line for line in text.splitlines() if re.match(r"\| \w.*, (before|new text alone|now) ", line)
+    ]
 
 
 def test_the_tables_of_large_fleets_have_the_figures_of_their_record():

@@ -29,7 +29,7 @@ def measure_anew(trainer: Trainer, start: Arrays) -> None:
         return trainer.measure_start()
 
     trainer.first_loss = trainer.best_loss = measure(start)
-    trainer.best = start
+    trainer.best, trainer.start = start, None
     for arrays in (best, present):
         if (loss := measure(arrays)) < trainer.best_loss:
             trainer.best_loss, trainer.best = loss, arrays

@@ -10,7 +10,7 @@ Phase = Literal["expert", "router", "closing", "local"]
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """One step that was done; losses in nats a token."""
+    """One step that was done, or a validation behind the last one; losses in nats a token."""
 
     phase: Phase
     expert_steps: int

@@ -34,10 +34,13 @@ def publish(run: TrainingRun, newest: Saved | None) -> int | None:
     """
     trainer = run.trainer
     local = run.local if run.local is not None and run.local.is_kept else None
+    there = versions(run.home.adapters)
+    is_own = run.resumed and bool(there) and is_left_by(run.home.adapters, there[-1], run.word)
     if local is None and not run.trainer.is_better:
+        if is_own and run.is_done:  # it was better on the text of before, and is no better on today's
+            remove(run.home.adapters, there[-1:])
         return None
     arrays, layout, loss = run.result()
-    there = versions(run.home.adapters)
     with contextlib.suppress(ComigsError):  # a damaged version is no reason to lose the next one
         if there and read_manifest(run.home.adapters, there[-1])["sha256"] == digest(arrays):
             if run.is_done:
@@ -54,6 +57,6 @@ def publish(run: TrainingRun, newest: Saved | None) -> int | None:
     notes |= {TRAINING: run.word} | ({} if run.is_done else {UNFINISHED: True})
     start = None if local is None else local.start
     version = save(run.home.adapters, arrays, layout, run.settings.base.sha256, notes, start)
-    if run.resumed and there and is_left_by(run.home.adapters, there[-1], run.word):
+    if is_own:
         remove(run.home.adapters, there[-1:])
     return version

@@ -8,7 +8,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from comigs_edge.base.hparams import HParams
-from comigs_edge.errors import ComigsError
+from comigs_edge.errors import EXPECTED, ComigsError
 from comigs_edge.home.config import Config
 from comigs_edge.home.versions import TRAINING, is_left_by, load, otherwise_than_begun, versions
 from comigs_edge.nn.adapters import Adapters
@@ -46,20 +46,32 @@ def read_course(
     return schedule, layout
 
 
-def find_start(folder: Path, hparams: HParams, settings: Config, progress: Progress) -> Arrays:
-    """What a training alone began with, by its `progress`: a version of those in the `folder`, or the base."""
-    layout, there = ExpertsConfig(**progress["layout"]), versions(folder)
-    if FROM_VERSION in progress:
-        began = [number for number in there if number == progress[FROM_VERSION]]
-    else:  # an earlier version's; one that does not go on from a finished training began with the base, or in a fleet
-        goes_on = Schedule(**progress["schedule"]).goes_on
-        began = [number for number in there if goes_on and not is_left_by(folder, number, progress.get(TRAINING, ""))]
-    with suppress(ComigsError):  # of a damaged version nothing can be said
-        for number in began[-1:]:
+def find_version(folder: Path, progress: Progress) -> int | None:
+    """The version of those in the `folder` that a training alone goes on from, by its `progress`; None: from the base."""
+    if FROM_VERSION in progress or not Schedule(**progress["schedule"]).goes_on:
+        return progress.get(FROM_VERSION)
+    return next(iter(_before(folder, progress)), None)  # an earlier version of the program did not say it
+
+
+def find_start(
+    folder: Path, hparams: HParams, settings: Config, progress: Progress, version: int | None
+) -> Arrays:  # fmt: skip
+    """What a training alone began with: this `version`, the newest before where that is gone or damaged, or the base."""
+    layout = ExpertsConfig(**progress["layout"])
+    for number in _before(folder, progress):
+        if version is None or number > version:
+            continue
+        with suppress(*EXPECTED):
             saved = load(folder, hparams, settings.base.sha256, number)
             if saved.layout.without_zero() == layout:
                 return Adapters.from_arrays(saved.layout, hparams, saved.shared).without_zero().arrays()
     return Adapters.initial(layout, hparams, settings.train.seed).arrays()
+
+
+def _before(folder: Path, progress: Progress) -> list[int]:
+    """The versions that this training has not left itself, the newest first."""
+    word = progress.get(TRAINING, "")
+    return [number for number in reversed(versions(folder)) if not is_left_by(folder, number, word)]
 
 
 def differences(wanted: Mapping[str, object], saved: Mapping[str, object]) -> str:

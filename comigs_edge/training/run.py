@@ -30,7 +30,7 @@ from comigs_edge.training.learned import KEY, join_learned
 from comigs_edge.training.local import LocalPhase, LocalText
 from comigs_edge.training.ordinary import OrdinaryText
 from comigs_edge.training.passage import Passage
-from comigs_edge.training.resuming import FROM_VERSION, differences, find_start, read_course
+from comigs_edge.training.resuming import FROM_VERSION, differences, find_start, find_version, read_course
 from comigs_edge.training.schedule import Schedule, make_schedule
 from comigs_edge.training.trainer import Trainer
 from coordinator.protocol.wire import Arrays
@@ -93,6 +93,8 @@ class TrainingRun:
             self.trainer = self._cached_trainer(adapters, schedule)
             if goes_on and state is not None:
                 further.restore_moments(self.trainer, state, self.settings.base.sha256)
+        # A generalist between one of the fleet and one before it would be neither, and the next update wrong.
+        self.trainer.looks_back = self.mark.word is None and not self.home.fleet.exists()
         remember(self.home, self.plan)
         return self.trainer
 
@@ -121,6 +123,7 @@ class TrainingRun:
         schedule, layout = read_course(progress, self.settings, self.plan.batch, steps, experts, self.home.adapters)
         trainer = self._cached_trainer(Adapters.initial(layout, self.base.hparams, self.settings.train.seed), schedule)
         trainer.restore(arrays, progress)
+        self.from_version = find_version(self.home.adapters, progress)
         if progress.get("text", self.text) == self.text:
             if PROGRESS in progress:
                 self.closing = self._make_closing(trainer)
@@ -131,14 +134,14 @@ class TrainingRun:
                 self.local.restore(arrays, progress)
         else:
             is_alone = not self.home.fleet.exists()  # in a fleet the present generalist is to be beaten
-            start = find_start(self.home.adapters, self.base.hparams, self.settings, progress) if is_alone else None
-            forget_losses(trainer, start)
+            found = self.home.adapters, self.base.hparams, self.settings, progress, self.from_version
+            forget_losses(trainer, find_start(*found) if is_alone else None)
             self.warnings.append(
                 "your text, or what of it is measured, has changed since this training began: it goes on from what it learned, "
                 "and is measured anew; to start without that: comigs-edge train --fresh"
             )
         self.learned = join_learned(corpus(self.home, self.settings), progress)
-        self.word, self.from_version = progress.get(TRAINING, ""), progress.get(FROM_VERSION)
+        self.word = progress.get(TRAINING, "")
         self.resumed, self.mark, self.best_mark = True, read_mark(progress), read_mark(progress, "best")
         return trainer
 
@@ -153,10 +156,7 @@ class TrainingRun:
             caches = open_caches(self.home.state, model, self.rows, plan.batch, self.settings.base.sha256)
         clear(self.home.state, tuple(cache.path for cache in caches or ()))
         self.limit_ordinary(plan)
-        trainer = Trainer(model, *self.rows, plan, caches)
-        # A generalist between one of the fleet and one before it would be neither, and the next update wrong.
-        trainer.looks_back = not self.home.fleet.exists()
-        return trainer
+        return Trainer(model, *self.rows, plan, caches)
 
     def limit_ordinary(self, plan: Schedule) -> None:
         """Asks the base for no more ordinary text than the closing phase of this schedule reads."""

@@ -134,8 +134,9 @@ class Trainer:
             until is None or self.expert_steps < until or (self._router_is_due and not ends_before_router)
         ):
             yield self.step()
-        if self._is_trained and self._way_is_due:  # time has ended it behind a validation
-            yield self._event("expert", self.last_loss, 0, *self._judge(self.last_loss))
+        if self._is_trained and self._way_is_due:  # time has ended it behind a validation, or where no period ends
+            loss = self.validate(record_scores=True)
+            yield self._event("expert", loss, 0, *self._judge(loss))
 
     def step(self) -> Event:
         """The next step of the schedule, and the validation loss where a period ends."""

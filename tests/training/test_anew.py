@@ -8,7 +8,7 @@ import pytest
 
 from comigs_edge.arrays import digest
 from comigs_edge.home.folder import Home
-from comigs_edge.home.versions import versions
+from comigs_edge.home.versions import load, remove, versions
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.training import checkpoint
 from tests.training.test_known import open_training, train, write_notes
@@ -87,6 +87,9 @@ def test_what_an_interruption_left_is_not_what_it_began_with(home, run, tmp_path
         state = checkpoint.load(home.state)
         del state.progress["from_version"]
         checkpoint.save(home.state, state.arrays, state.progress)
+        again = open_training(home)  # which does not forget it
+        again.begin(None, None)
+        again.save()
     write_notes(run, tmp_path, "later")
     resumed = open_training(home).begin(None, None)
     assert digest(resumed.start) == digest(start)
@@ -98,6 +101,47 @@ def test_a_fresh_training_began_with_the_base(home, run, tmp_path):
     trainer, start, *_ = interrupted(home, run, tmp_path, resume=False)
     assert Adapters.from_arrays(trainer.adapters.layout, trainer.adapters.hparams, trainer.start).is_initial
     assert digest(trainer.start) == digest(start)
+
+
+def test_what_an_interruption_left_goes_where_the_text_of_today_finds_it_no_better(home, run, tmp_path):
+    train(home)
+    write_notes(run, tmp_path)
+    first = open_training(home)
+    trainer = first.begin(None, None)
+    for _ in trainer.run(2):
+        pass
+    trainer.best, trainer.best_loss = trainer.adapters.arrays(), trainer.first_loss - 1
+    assert first.end() == 2
+    write_notes(run, tmp_path, "later")
+    resumed = open_training(home)
+    trainer = resumed.begin(None, None)
+    trainer.validate = distance_to(trainer.adapters, trainer.start)
+    for _ in resumed.steps():
+        pass
+    assert resumed.end() is None
+    assert versions(home.adapters) == [1]
+    assert open_training(home).rows[0].num_new  # and nothing of it is known
+
+
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_where_the_version_is_gone_the_one_before_is_what_it_began_with(home, run, tmp_path, is_damaged):
+    train(home)
+    before = load(home.adapters, open_training(home).base.hparams, home.settings().base.sha256).arrays
+    write_notes(run, tmp_path)
+    train(home)
+    write_notes(run, tmp_path, "more")
+    trainer = open_training(home).begin(None, None)
+    assert versions(home.adapters) == [1, 2]
+    first = open_training(home)
+    trainer = first.begin(None, None)
+    next(trainer.run())
+    first.save()
+    if is_damaged:
+        (home.adapters / "0002" / "router.safetensors").write_bytes(b"")
+    else:
+        remove(home.adapters, [2])
+    write_notes(run, tmp_path, "later")
+    assert digest(open_training(home).begin(None, None).start) == digest(before)
 
 
 def test_who_left_a_fleet_has_what_the_training_began_with(home, run, tmp_path):

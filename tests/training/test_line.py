@@ -101,7 +101,7 @@ def test_a_training_that_patience_ends_is_judged_on_the_way_too(tiny_base):
 
 def test_a_training_that_time_ends_behind_a_validation_is_judged_on_the_way_too(tiny_base):
     trainer = make_trainer(tiny_base)
-    losses = iter([5.0, 6.0, 5.5, 4.5])
+    losses = iter([5.0, 6.0, 6.0, 5.5, 4.5])  # start, period, the same state once more, half of the way, a quarter
     trainer.validate = lambda *_, **__: next(losses)
     for event in trainer.run():
         if event.validation_loss is not None:
