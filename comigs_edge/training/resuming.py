@@ -56,11 +56,9 @@ def find_version(folder: Path, progress: Progress) -> int | None:
 def find_start(
     folder: Path, hparams: HParams, settings: Config, progress: Progress, version: int | None
 ) -> Arrays:  # fmt: skip
-    """What a training alone began with: this `version`, the newest before where that is gone or damaged, or the base."""
+    """What a training alone, from a `version` or the base, has to beat: the newest version but its own, or the base."""
     layout = ExpertsConfig(**progress["layout"])
-    for number in _before(folder, progress):
-        if version is None or number > version:
-            continue
+    for number in _before(folder, progress) if version is not None else ():
         with suppress(*EXPECTED):
             saved = load(folder, hparams, settings.base.sha256, number)
             if saved.layout.without_zero() == layout:
