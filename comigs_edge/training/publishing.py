@@ -37,7 +37,8 @@ def publish(run: TrainingRun, newest: Saved | None) -> int | None:
     there = versions(run.home.adapters)
     is_own = run.resumed and bool(there) and is_left_by(run.home.adapters, there[-1], run.word)
     if local is None and not run.trainer.is_better:
-        if is_own and run.is_done:  # it was better on the text of before, and is no better on today's
+        # It was better on the text of before, and is not on today's; in a fleet it was not measured again.
+        if is_own and run.is_done and not run.home.fleet.exists():
             remove(run.home.adapters, there[-1:])
         return None
     arrays, layout, loss = run.result()

@@ -103,9 +103,12 @@ def test_a_fresh_training_began_with_the_base(home, run, tmp_path):
     assert digest(trainer.start) == digest(start)
 
 
-def test_what_an_interruption_left_goes_where_the_text_of_today_finds_it_no_better(home, run, tmp_path):
+@pytest.mark.parametrize("in_fleet", [False, True])
+def test_what_an_interruption_left_goes_where_today_s_text_finds_it_no_better(home, run, tmp_path, in_fleet):
     train(home)
     write_notes(run, tmp_path)
+    if in_fleet:
+        home.fleet.mkdir()
     first = open_training(home)
     trainer = first.begin(None, None)
     for _ in trainer.run(2):
@@ -115,12 +118,12 @@ def test_what_an_interruption_left_goes_where_the_text_of_today_finds_it_no_bett
     write_notes(run, tmp_path, "later")
     resumed = open_training(home)
     trainer = resumed.begin(None, None)
-    trainer.validate = distance_to(trainer.adapters, trainer.start)
+    trainer.validate = distance_to(trainer.adapters, trainer.adapters.arrays() if in_fleet else trainer.start)
     for _ in resumed.steps():
         pass
     assert resumed.end() is None
-    assert versions(home.adapters) == [1]
-    assert open_training(home).rows[0].num_new  # and nothing of it is known
+    assert versions(home.adapters) == ([1, 2] if in_fleet else [1])  # in a fleet it was not measured again
+    assert in_fleet or open_training(home).rows[0].num_new  # and nothing of it is known
 
 
 @pytest.mark.parametrize("is_damaged", [False, True])
