@@ -6,8 +6,7 @@ TEXT is a folder with the files of `CASES` somewhere below it. A home has the fi
 evening it gets a part of the same or of another one, and is trained further as `comigs-edge train` does. After each training the
 losses of what was added then and of text that no training reads are measured. `--label` names the code, to compare two. The
 default base, one generalist and one specialist, one thread, no zero expert unless the case has one (then the base writes its
-ordinary text first, for minutes). Runs that were done are kept in `--work`. Writes
-evenings.json
+ordinary text first, for minutes). Runs that were done are kept in `--work`. Writes evenings.json
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ class TrainingRun:
         self._latest = latest or checkpoint.Latest(home.state, with_arrays=True)
         self.warnings: list[str] = []
         self.resumed, self.word = False, secrets.token_hex(8)  # by which its own versions are known
-        self.from_version: int | None = None  # the version that it goes on from; None: with the base
+        self.from_version: int | None = None  # that it goes on from; None: from the base
         self.learned: list[int] | None = None  # numbers of the files that are trained on, `learned.py`
         self.mark = self.best_mark = Mark()  # of the generalist that is trained, and of the best one
         self.trainer: Trainer  # from `begin` on
