@@ -5,38 +5,23 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from comigs_edge.commands.console import (
-    bar,
-    counted,
-    in_minutes,
-    measuring,
-    next_command,
-    notes,
-    out,
-    print_json,
-    size,
-    unbroken_output,
-    warn,
-)
+from comigs_edge.commands.console import bar, in_minutes, measuring, notes, unbroken_output, warn
 from comigs_edge.commands.follow import place
 from comigs_edge.commands.plan import Lines, Profile, Standing, summary
 from comigs_edge.commands.settings import settings_of
 from comigs_edge.home import folder as homes
 from comigs_edge.progress import count_up
-from coordinator.protocol.text import printable
 
 if TYPE_CHECKING:
-    from comigs_edge.fleet.rounds import Rounds, Totals, Way
+    from comigs_edge.fleet.rounds import Rounds, Way
     from comigs_edge.home.config import Config
     from comigs_edge.home.folder import Home
     from comigs_edge.inference.elsewhere import Elsewhere
-    from comigs_edge.training.loop import Outcome
     from comigs_edge.training.pauses import Pauses
     from comigs_edge.training.run import TrainingRun
     from comigs_edge.training.time_limit import TimeLimit
@@ -117,12 +102,13 @@ def perform(
         with _stopped_early():
             stack.enter_context(home.lock("train"))
             run, pauses, fleet, limit = _begin(home, settings, steps, minutes, resume, pause, is_alone, profile, lines or (), way)
+            from comigs_edge.commands.train_report import report
             from comigs_edge.commands.train_screen import TrainScreen
             from comigs_edge.training.loop import run_training
         with TrainScreen(run, pauses.working_time, home.holder_file) as screen:
             outcome = run_training(run, pauses, fleet, screen, limit)
         elsewhere = _measure_elsewhere(run, outcome.version) if run.is_done and outcome.version is not None else None
-    return _report(home, run, outcome, pauses.seconds, None if is_alone else fleet, elsewhere, json)
+    return report(home, run, outcome, pauses.seconds, None if is_alone else fleet, elsewhere, json)
 
 
 def _begin(
@@ -232,69 +218,3 @@ def _measure_elsewhere(run: TrainingRun, version: int) -> Elsewhere | None:
         note_measured(run.home.adapters, version, {"elsewhere": measured._asdict()})
         return measured
     return None
-
-
-def _report(
-    home: Home, run: TrainingRun, outcome: Outcome, paused: float, fleet: Rounds | None, elsewhere: Elsewhere | None,
-    as_json: bool,
-) -> dict[str, Any]:  # fmt: skip
-    from comigs_edge.arrays import digest
-    from comigs_edge.home.versions import versions
-    from comigs_edge.training.next_step import find_next
-    from comigs_edge.training.pauses import duration
-
-    trainer, (kept, layout, loss) = run.trainer, run.result()
-    # A training that made nothing better than the base leaves it to be talked to.
-    then = "comigs-edge chat" if versions(home.adapters) else "comigs-edge chat --base"
-    result = {
-        "finished": run.is_done,
-        "expert_steps": trainer.expert_steps,
-        "router_steps": trainer.router_steps,
-        "closing_steps": 0 if run.closing is None else run.closing.steps,
-        "validation_loss_before": trainer.first_loss,
-        "validation_loss": loss,
-        "zero_expert": layout.zero_expert,
-        "tokens": outcome.tokens,
-        "seconds": round(outcome.seconds, 1),
-        "paused_seconds": round(paused, 1),
-        "adapters_version": outcome.version,
-        "adapters_sha256": digest(trainer.adapters.arrays()),
-        "best_sha256": digest(kept),
-        "fleet": None if fleet is None else asdict(fleet.totals),
-        "next": then if run.is_done else find_next(home, settings_of(home)),
-    }
-    if elsewhere is not None:
-        result["elsewhere"] = elsewhere._asdict()
-    if as_json:
-        print_json(result)
-        return result
-    stopped = f"stopped {place(trainer.expert_steps, trainer.schedule.steps)}; everything is saved"
-    state = "trained" if run.is_done else stopped
-    pauses = f", paused for {duration(paused)}" if paused else ""
-    out.print(
-        f"{state}: validation loss {trainer.first_loss:.4f} before, {trainer.best_loss:.4f} at its best"
-        f"{f', {loss:.4f} with the zero expert' if layout.zero_expert else ''} "
-        f"({outcome.tokens:,} tokens in {duration(outcome.seconds)}{pauses})",
-        soft_wrap=True,
-    )
-    if elsewhere is not None:
-        out.print(f"elsewhere, on answers of the base itself: {elsewhere}", soft_wrap=True)
-    if fleet is not None:
-        out.print(_summary_of(fleet.totals), soft_wrap=True)
-        if fleet.totals.trouble is not None:
-            out.print(f"trained alone: {printable(fleet.totals.trouble)}", soft_wrap=True)
-    if outcome.version is None:
-        out.print("nothing better than the start was found, so the personal model is unchanged")
-    next_command(str(result["next"]))
-    return result
-
-
-def _summary_of(totals: Totals) -> str:
-    newest = "" if totals.newest is None else f", the newest is {totals.newest}"
-    remedy = "" if totals.kept_out else " for the next round or for the network, it is brought by: comigs-edge sync"
-    waits = f"; an update waits{remedy}" if totals.waits else ""
-    waits += f"; {totals.round_waits}" if totals.round_waits else ""
-    return (
-        f"fleet: {counted(totals.updates, 'update')} brought ({size(totals.bytes_sent)}), "
-        f"{counted(totals.generalists, 'generalist')} taken over ({size(totals.bytes_received)}){newest}{waits}"
-    )

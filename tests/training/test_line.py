@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -9,11 +10,13 @@ import pytest
 import torch
 
 from comigs_edge.arrays import digest
+from comigs_edge.commands.train_report import SHARES
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.experts import ExpertsConfig
 from comigs_edge.nn.model import Model
 from comigs_edge.training.closing import Closing
 from comigs_edge.training.line import find_share, part_of_way
+from comigs_edge.training.schedule import ON_THE_WAY
 from comigs_edge.training.trainer import Trainer
 from tests.training.test_trainer import rows, schedule
 
@@ -184,3 +187,17 @@ def test_a_search_leaves_the_adapters_where_they_were(tiny_base):
     assert seen == pytest.approx([0.5, 0.25])
     assert digest(adapters.arrays()) == before
     assert find_share(adapters, start, 1.0, measure) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(("rate", "is_told"), [(0.5, False), (8, True)])
+def test_training_further_says_which_share_of_its_way_is_kept(ready, run, monkeypatch, rate, is_told):
+    run("train", "--steps", "6")
+    settings = ready / "config.toml"
+    settings.write_text(settings.read_text().replace("[train]\n", f"[train]\nexpert_learning_rate = {rate}\n"))
+    shutil.copytree(ready, ready.parent / "twin")
+    told = run("train", "--steps", "2").stdout
+    monkeypatch.setenv("COMIGS_EDGE_HOME", str(ready.parent / "twin"))
+    share = json.loads(run("train", "--steps", "2", "--json").stdout)["share_of_way"]
+    assert (share in ON_THE_WAY) == ("of the way from the best model before" in told) == is_told
+    assert not is_told or f"kept is {SHARES[share]} of the way" in told
+    assert set(SHARES) == set(ON_THE_WAY)
