@@ -16,15 +16,20 @@ import argparse
 import math
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.common import PRECISIONS, RESULTS, WORK, frozen_commit
 from benchmarks.evidence.runs import RECIPES, Run, all_runs, first_seed, judged_runs, one_rate, size_label
-from benchmarks.evidence.table import markdown
-from benchmarks.evidence.work import bits, one_text, read_records, work_through
+from benchmarks.evidence.table import made_on, markdown
+from benchmarks.evidence.work import Record, bits, one_text, read_records, work_through
 from comigs_edge.base.catalogue import DEFAULT_BASE, find_base
 from comigs_edge.nn.experts import FORMS
 from comigs_edge.simulate import origin
+
+if TYPE_CHECKING:
+    from benchmarks.evidence.play import Ground
 
 RECORDS = RESULTS / "evidence"
 
@@ -80,12 +85,27 @@ def _work(options: argparse.Namespace, recipes: tuple[str, ...], until: float) -
             )
         one_text(ground, records, first_seed(recipes))
         one_rate([*records, *runs])
+        ground = replace(ground, tuned_on=_tuned_on(recipes, records, ground))
 
     def listed(done: dict[Run, float]) -> list[Run]:
         runs = judged_runs(recipes, tuned) if options.judge else all_runs(recipes, done)
         return [run for run in runs if options.form in (None, run.form)]
 
     work_through(ground, options.records, listed, jobs)
+
+
+def _tuned_on(recipes: tuple[str, ...], records: dict[Run, Record], ground: Ground) -> tuple[str, ...]:
+    """What the records were made on by which rates are chosen; raises `SystemExit` where one has other settings than today's."""
+    from benchmarks.evidence.play import settings_of
+
+    chosen_by = [run for run in first_seed(recipes) if run in records and not run.judged]
+    for run in chosen_by:
+        if records[run]["settings"] != settings_of(run, ground):
+            raise SystemExit(
+                f"{run.name(ground.size_label)} was made with other settings than this code has, so its rate is not chosen for "
+                "it; remove that record and run without --judge again"
+            )
+    return tuple(sorted({made_on(records[run]) for run in chosen_by}))
 
 
 if __name__ == "__main__":

@@ -44,8 +44,11 @@ from comigs_edge.training.ordinary import OrdinaryText
 _sha256 = functools.cache(files.sha256_file)
 TEST_CONTEXT = 256  # tokens of a window: 64 windows and more of most texts
 EQUAL_TOKENS = "equal tokens: methods whose router has no turns of its own compute the router's tokens in expert steps"
-CHOSEN = "each device's state is chosen by validation text at the ends of rounds; train-valid methods have learned from that text"
-SCORED, SCORED_BEFORE = "scored after the exchange", ", the last state also before it"
+CHOSEN = (
+    "each device's state is chosen by validation text at the ends of rounds, from which nothing has learned; of the rest of that "
+    "text routers learn, and the experts of train-valid methods"
+)
+SCORED = "scored after the exchange, the last state also before it"
 ON_TOP = "the closing steps of a zero expert come on top"
 
 
@@ -67,7 +70,8 @@ class Ground:
     threads: int = 1
     commit: str = ""
     until: float = math.inf  # time.time() at which runs are broken off
-    chosen_only: bool = False  # neither the last state is scored nor the one before the last exchange
+    chosen_only: bool = False  # the last state is not scored where validation text chooses another
+    tuned_on: tuple[str, ...] = ()  # commits and machines of the records by which the rates of what judges were chosen
     ordinary_tokens: int = TrainConfig.ordinary_tokens  # that a zero expert's router learns from
     unfinished: Path | None = None  # keeps what a run has done after each round, so that one that was cut off goes on
 
@@ -85,8 +89,9 @@ def play(run: Run, ground: Ground) -> dict[str, Any] | None:
     common = {
         "run": asdict(run), "label": run.label, "size": ground.size_label, "text": texts.digest(text), "commit": ground.commit,
         "base": _sha256(ground.base), "device": _hardware(ground), "precision": ground.precision, "torch": torch.__version__,
-        "terms": _terms(run, ground), "settings": plan.record(base.hparams),
+        "terms": _terms(run), "settings": plan.record(base.hparams),
     }  # fmt: skip
+    common |= {"tuned_on": list(ground.tuned_on)} if run.judged else {}
 
     def advance(steps: int) -> None:
         if time.time() > ground.until:
@@ -112,10 +117,9 @@ def play(run: Run, ground: Ground) -> dict[str, Any] | None:
     }  # fmt: skip
 
 
-def _terms(run: Run, ground: Ground) -> list[str]:
+def _terms(run: Run) -> list[str]:
     """What holds for every method, in words."""
-    scored = SCORED if ground.chosen_only else SCORED + SCORED_BEFORE
-    return [*([EQUAL_TOKENS] if run.steps is None else []), CHOSEN, scored, ON_TOP]
+    return [*([EQUAL_TOKENS] if run.steps is None else []), CHOSEN, SCORED, ON_TOP]
 
 
 def open_fleet(run: Run, ground: Ground) -> Fleet:
@@ -127,7 +131,7 @@ def open_fleet(run: Run, ground: Ground) -> Fleet:
 def _plan(run: Run, ground: Ground) -> Plan:
     found, size = _read_recipe(run, ground)
     plan = equal_terms(run, _with_settings(found, run), size, _base(ground).hparams)
-    return replace(plan, scores_before=not ground.chosen_only, scores_last=not ground.chosen_only)
+    return replace(plan, scores_before=True, scores_last=not ground.chosen_only)
 
 
 def _play_rounds(fleet: Fleet, folder: Path | None, advance: Advance) -> list[dict[str, Any]]:
@@ -147,6 +151,11 @@ def _play_rounds(fleet: Fleet, folder: Path | None, advance: Advance) -> list[di
 def _unfinished_name(common: dict[str, Any], run: Run, ground: Ground) -> str:
     """A run of other settings, text or code does not go on with this one."""
     return f"{run.name(ground.size_label)}-{hashlib.sha256(json.dumps(common, default=str).encode()).hexdigest()[:8]}"
+
+
+def settings_of(run: Run, ground: Ground) -> dict[str, Any]:
+    """What the run's record would have of its settings."""
+    return dict(json.loads(json.dumps(_plan(run, ground).record(_base(ground).hparams))))
 
 
 def text_digest(run: Run, ground: Ground) -> str:
@@ -249,6 +258,7 @@ def _device(records: list[dict[str, Any]], name: str, test: TestText, window_byt
         "window_nats": [round(nats, 3) for nats in last["windows"]], "window_bytes": window_bytes,
         "window_documents": list(test.documents),
         "bits_per_byte_without_zero_expert": last.get("bits_per_byte_without_zero_expert"),
+        "window_nats_without_zero_expert": [round(nats, 3) for nats in last.get("windows_without_zero_expert", ())],
         "validation_losses": {str(record["round"]): record["validation_loss"] for record in own},
         "expert_scores": last["expert_scores"],
     }  # fmt: skip

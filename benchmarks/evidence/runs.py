@@ -16,7 +16,7 @@ from comigs_edge.nn.experts import FORMS, Form
 RECIPES = ("multilingual", "domains", "topics-ood", "chat")
 SEED, MORE_SEEDS = 42, (45, 47)
 RATES = (4e-3, 2e-3, 8e-3, 1e-3)  # of experts, the likeliest first
-FACTORS = (1.0, 0.5, 2.0)  # of the product's rate for parallel experts
+FACTORS = (1.0, 0.5, 0.25, 2.0)  # of the product's rate for parallel experts
 ROUTER_RATE = 2e-2  # the product's; the paper's is a tenth of it
 
 
@@ -54,8 +54,8 @@ class Run:
 
 # Does the mixture lose nothing? Rivals of as many weights, then of its bytes, then those that learn its router's text too.
 METHODS = ("comigs-edge", "local", "fedavg", "fedavg-r8", "local-train-valid", "fedavg-train-valid")
-PAPERS = ("comigs-1g1s", "pfedmoe")
-RIVALS = ("fedalt", "fedsa-lora", "fedex-lora", "flexlora", "ffa-lora", "ffa-lora-r32", "fdlora", "pcl")
+PAPERS = ("comigs-1g1s", "pfedmoe", "comigs-2g", "comigs-2s", "comigs-tr")  # the last three for the paper's own claims
+RIVALS = ("fedalt", "fedsa-lora", "fedex-lora", "flexlora", "ffa-lora", "ffa-lora-r32", "fdlora", "pcl", "hetlora")
 
 
 def size_label(size: str, rounds: int | None) -> str:
@@ -71,10 +71,10 @@ def no_regret(recipes: Iterable[str]) -> list[Run]:
     recipes = tuple(recipes)
     block = "no regret" if recipes == RECIPES[:3] else f"no regret, {', '.join(recipes)}"
     runs = []
-    for number, rate in enumerate(RATES):
-        if number < len(FACTORS):  # the default form first: what is installed
-            other = FACTORS[number] * FORMS["parallel"].learning_rate
-            runs += [_parallel(block, recipe, method, other) for method in METHODS for recipe in recipes]
+    for rate, factor in zip(RATES, FACTORS, strict=True):
+        # The default form first: what is installed.
+        other = factor * FORMS["parallel"].learning_rate
+        runs += [_parallel(block, recipe, method, other) for method in METHODS for recipe in recipes]
         runs += [Run(block, recipe, method, rate) for method in METHODS for recipe in recipes]
     return runs
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import math
 import statistics
+import string
 from collections.abc import Collection, Iterable
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from benchmarks.evidence.runs import SEED, Run, length, one_rate, with_judged
 from benchmarks.evidence.work import Record, bits
 
 DRAWS = 10_000
+FEW = 10  # documents of a device's test text: of fewer the draws say too little
 RIVALS = ("local", "fedavg")
 EQUAL_TEXT = ("local-train-valid", "fedavg-train-valid")  # learn from the text of the mixture's router too
 Floats = npt.NDArray[np.float64]
@@ -37,20 +38,22 @@ def markdown(records: dict[Run, Record], recipes: tuple[str, ...], judged: bool 
     one_rate(records)
     if not records:
         return "no run is done\n"
+    letters = _letters(records.values())
     lines = [
-        f"{JUDGING if judged else TUNING} {len(records)} of {length(recipes, judged)} runs are done. "
-        f"{_made_on(list(records.values()))}",
+        f"{JUDGING if judged else TUNING} {len(records)} of {length(recipes, judged)} runs are done. " + _made_on(letters),
         "",
         "Bits per byte of test text, mean over devices, with perplexity a token in brackets; the state is chosen by validation",
-        "text, the last one is beside it. Rates are the experts' first. All methods computed the tokens of the last column,",
-        f"routers' included. Differences are to the better of {' and '.join(RIVALS)} and, at equal text, of",
-        f"{' and '.join(EQUAL_TEXT)}, each in its best form at its best rate, over the seeds that both have;",
-        f"the interval holds 95 % of {DRAWS:,} paired draws of test documents and seeds.",
+        "text; beside it are the last one and the one that the last exchange found, which is what the paper scores. Rates are",
+        "the experts' first; tokens are counted with the routers'. Differences are to the better of",
+        f"{' and '.join(RIVALS)} and, at equal text, of {' and '.join(EQUAL_TEXT)},",
+        "each in its best form at its best rate, over the seeds that both have;",
+        f"the interval holds 95 % of {DRAWS:,} paired draws of test documents and seeds (*: fewer than {FEW} documents of some",
+        "device, so it is too narrow).",
     ]
     for recipe in names:
         there = {run: record for run, record in records.items() if run.recipe == recipe}
         if there:
-            lines += ["", *_recipe_table(recipe, there)]
+            lines += ["", *_recipe_table(recipe, there, letters)]
     return "\n".join(lines) + "\n"
 
 
@@ -90,7 +93,7 @@ def _by_window(records: list[Record], name: str) -> Floats:  # (windows, records
     return np.array([record["devices"][name]["window_nats"] for record in records]).T / math.log(2)
 
 
-def _recipe_table(recipe: str, records: dict[Run, Record]) -> list[str]:
+def _recipe_table(recipe: str, records: dict[Run, Record], letters: dict[str, str]) -> list[str]:
     if len({record["text"] for record in records.values()}) > 1:
         raise SystemExit(f"the records of {recipe} are of different texts; keep those of one text in a folder")
     any_record = next((record for record in records.values() if "devices" in record), None)
@@ -105,11 +108,17 @@ def _recipe_table(recipe: str, records: dict[Run, Record]) -> list[str]:
     against, equal_text = (rival.label if rival else "the better rival" for rival in rivals)
     lines = [
         f"**{recipe}**, test documents (windows) of the devices: {documents}; text {digest}", "",
-        f"| method | at each rate, seed {SEED} | best | last state | against {against} | at equal text, against {equal_text} "
-        "| seeds | tokens |", "|---|---|---|---|---|---|---|---|",
+        f"| method | at each rate, seed {SEED} | best | last state | before the exchange | against {against} "
+        f"| at equal text, against {equal_text} "
+        "| seeds | tokens | made on |", "|---|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     order = sorted(by_label, key=lambda label: records[best[label]]["bits_per_byte"] if label in best else math.inf)
-    return lines + [_row(label, by_label[label], records, best.get(label), rivals) for label in order]
+    for label in order:
+        own = {run: records[run] for run in by_label[label]}
+        letter = ", ".join(sorted({letters[made_on(record)] for record in own.values()}))
+        cells = [label, _at_rates(own), *_at_best(records, best.get(label), rivals), letter]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def _better(best: Collection[Run], methods: tuple[str, ...], found: dict[Run, float]) -> Run | None:
@@ -124,26 +133,42 @@ def best_run(records: dict[Run, Record], runs: list[Run]) -> Run | None:
     return min(there, key=bits(records).__getitem__, default=None)
 
 
-def _row(label: str, runs: list[Run], records: dict[Run, Record], best: Run | None, rivals: list[Run | None]) -> str:
-    at_rates = ", ".join(
-        f"{run.rate:g}: " + (f"{records[run]['bits_per_byte']:.4f}" if "devices" in records[run] else "diverged")
-        for run in runs if run.seed == SEED
+def _at_rates(records: dict[Run, Record]) -> str:
+    return ", ".join(
+        f"{run.rate:g}: " + (f"{record['bits_per_byte']:.4f}" if "devices" in record else "diverged")
+        for run, record in records.items() if run.seed == SEED
     )  # fmt: skip
-    cells: list[Any] = [label, at_rates, "", "", *[""] * len(rivals), "", ""]
-    if best is not None:
-        own = seeds(records, best)
-        cells[2] = f"{statistics.mean(record['bits_per_byte'] for record in own.values()):.4f} ({_perplexity(own.values()):.2f})"
-        if None not in (last := [record["last_bits_per_byte"] for record in own.values()]):
-            cells[3] = f"{statistics.mean(last):.4f}"
-        cells[4:-2] = ["" if rival is None or rival == best else _against(own, seeds(records, rival)) for rival in rivals]
-        cells[-2:] = len(own), f"{records[best]['tokens']:,}"
-    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _at_best(records: dict[Run, Record], best: Run | None, rivals: list[Run | None]) -> list[str]:
+    """A method at its best rate: result, last state, before the exchange, against the rivals, seeds, tokens."""
+    if best is None:
+        return [""] * (5 + len(rivals))
+    own = seeds(records, best)
+    result = f"{statistics.mean(record['bits_per_byte'] for record in own.values()):.4f} ({_perplexity(own.values()):.2f})"
+    others = [_mean([record["last_bits_per_byte"] for record in own.values()]), _mean(map(before_exchange, own.values()))]
+    against = ["" if rival is None or rival == best else _against(own, seeds(records, rival)) for rival in rivals]
+    return [result, *others, *against, str(len(own)), f"{records[best]['tokens']:,}"]
+
+
+def before_exchange(record: Record) -> float | None:
+    """Bits per byte of the models that the last exchange found, mean over devices; None where they were not scored."""
+    each = [device["bits_per_byte_before_exchange"] for device in record["devices"].values()]
+    return None if None in each else statistics.mean(each)
+
+
+def _mean(values: Iterable[float | None]) -> str:
+    """Of values that are all known."""
+    each = list(values)
+    return "" if None in each else f"{statistics.mean(each):.4f}"
 
 
 def _against(own: dict[int, Record], other: dict[int, Record]) -> str:
     common = sorted(own.keys() & other.keys())
     percent, low, high = difference([own[seed] for seed in common], [other[seed] for seed in common])
-    return f"{percent:+.2f} % [{low:+.2f}, {high:+.2f}]"
+    devices = next(iter(own.values()))["devices"].values()
+    is_few = min(len(set(device["window_documents"])) for device in devices) < FEW
+    return f"{percent:+.2f} % [{low:+.2f}, {high:+.2f}]{'*' if is_few else ''}"
 
 
 def _perplexity(records: Iterable[Record]) -> float:
@@ -159,7 +184,17 @@ def seeds(records: dict[Run, Record], best: Run) -> dict[int, Record]:
     }  # fmt: skip
 
 
-def _made_on(records: list[Record]) -> str:
-    """What they were made on, each once."""
-    kinds = sorted({f"{record['device']} in {record['precision']}, commit {record['commit'] or 'unknown'}" for record in records})
-    return f"Made on {'; '.join(kinds)}."
+def _letters(records: Iterable[Record]) -> dict[str, str]:
+    """What records were made on -> its letter."""
+    return dict(zip(sorted({made_on(record) for record in records}), string.ascii_letters, strict=False))
+
+
+def made_on(record: Record) -> str:
+    """Machine, precision and commit."""
+    return f"{record['device']} in {record['precision']}, commit {record['commit'] or 'unknown'}"
+
+
+def _made_on(letters: dict[str, str]) -> str:
+    """Machines and commits, with their letters."""
+    said = f"Made on {'; '.join(f'({letter}) {kind}' for kind, letter in letters.items())}."
+    return said if len(letters) == 1 else f"{said} What differs between letters may be the code's or the machine's doing."

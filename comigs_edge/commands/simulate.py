@@ -88,7 +88,10 @@ def simulate(
         f"Training tokens: {tokens}.",
         f"Base {base}, {forms}, {precision}, on {made_on}" + (", by the published code's leaky loop." if leaky else "."),
     ]
-    sentences.append(f"{'Judging' if judge else 'Tuning'} text, digest {simulation.text_digest[:16]}.")
+    kind = "Judging" if judge else "Tuning"
+    sentences.append(f"{kind} text, digest {simulation.text_digest[:16]}; commit of the code: {report.commits(results)}.")
+    if judge and path.parent != recipes.SHIPPED:
+        sentences.append(f"{path} is no recipe of the program: nothing shows that its settings were fixed before.")
     if judge:
         sentences.append(
             "Every method has the recipe's rates here; what judges methods is `make evidence JUDGE=1`, each at its best rate."

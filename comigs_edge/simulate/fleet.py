@@ -191,6 +191,7 @@ class Fleet:
                     scored[-1]["last_bits_per_byte"] = last[name].bits_per_byte
                 if ordinary is not None:
                     scored[-1]["bits_per_byte_without_zero_expert"] = best[name].bits_per_byte
+                    scored[-1]["windows_without_zero_expert"] = list(best[name].windows)
                 if found is not None:
                     scored[-1]["bits_per_byte_before_exchange"] = found[index][name].bits_per_byte
                 # What was trained for all is counted once.
@@ -221,11 +222,28 @@ def _make_apart(base: Base, plan: Plan, texts: dict[str, Text]) -> list[Device]:
     """Every device with its own text."""
     devices = []
     for index, (name, text) in enumerate(texts.items()):
-        training = text.training + (text.validation if plan.method.text == "both" else [])
+        learned, measured = halves(text.validation) if plan.method.text == "both" else ([], text.validation)
         layout = plan.layout(base.hparams, plan.recipe.devices[name].specialists)
-        trainer = _trainer(base, plan, layout, (training, text.validation), index, len(texts))
+        trainer = _trainer(base, plan, layout, (text.training + learned, measured), index, len(texts))
         devices.append(Device(name, trainer, {name: text.test}))
     return devices
+
+
+def halves(documents: list[Encoded]) -> tuple[list[Encoded], list[Encoded]]:
+    """Two parts of about as many tokens; a single document is cut.
+
+    As with the rows of a router: what chooses a state has not been learned.
+    """
+    halves: tuple[list[Encoded], list[Encoded]] = [], []
+    if len(documents) == 1:
+        (whole,) = documents
+        middle = len(whole.ids) // 2
+        documents = [
+            whole._replace(ids=whole.ids[part], scored=whole.scored[part]) for part in (slice(middle), slice(middle, None))
+        ]
+    for document in documents:
+        min(halves, key=lambda half: sum(len(each.ids) for each in half)).append(document)
+    return halves
 
 
 def _make_pooled(base: Base, plan: Plan, texts: dict[str, Text]) -> list[Device]:

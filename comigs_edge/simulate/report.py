@@ -22,6 +22,11 @@ def hardware(results: list[Result]) -> str:
     return "; ".join(dict.fromkeys(result.get("hardware") or "unknown hardware" for result in results))
 
 
+def commits(results: list[Result]) -> str:
+    """Of the code that made the runs, each once."""
+    return ", ".join(dict.fromkeys(result.get("commit") or "unknown" for result in results))
+
+
 def origin(results: list[Result]) -> dict[str, Any]:
     """Which text the results are of, whether it judges, and by which code with which settings they were made."""
     keys = ("text", "judged", "version", "commit")  # of runs that are older than these figures nothing is known
@@ -99,8 +104,9 @@ def markdown(rows: list[dict[str, Any]], notes: list[str]) -> str:
     devices = list(rows[0]["devices"])
     lines = [
         "# Simulation", "", *(f"- {note}" for note in notes), "",
-        "Bits per byte of test text that nothing was trained on, after the last round; lower is better. The spread is the",
-        "standard deviation of the mean over seeds; bytes, tokens and seconds are those of the whole fleet, one seed.", "",
+        "Bits per byte of test text that nothing was trained on, in the state with the lowest validation loss at the end of a",
+        "round; lower is better. The spread is the standard deviation of the mean over seeds; bytes, tokens and seconds are",
+        "those of the whole fleet, one seed.", "",
         f"| method | {' | '.join(devices)} | mean | spread | moved | tokens | seconds | seeds |",
         "|---|" + "---|" * (len(devices) + 6),
     ]  # fmt: skip

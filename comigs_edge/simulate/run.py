@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -102,7 +102,8 @@ class Simulation:
             return dict(json.loads(path.read_bytes()))
         plan = Plan(self.recipe, self.size, method, seed, self.leaky, zero_expert=self.ordinary is not None)
         fleet = Fleet(self.base, plan, self.texts, self.write_ordinary(method))
-        records = resume(fleet, folder)
+        made_by = {"commit": origin.commit(), "settings": json.loads(json.dumps(plan.record(self.base.hparams)))}
+        records = resume(fleet, folder, made_by)
         progress(fleet.steps, fleet.total_steps)
         while not fleet.is_done:
             common = {"method": method.name, "seed": seed}
@@ -111,11 +112,10 @@ class Simulation:
             files.write_atomic(folder / "rounds.jsonl", lines.encode())
             if not fleet.is_done:
                 arrays, state = fleet.state()
-                checkpoint.save(folder, arrays, {"fleet": state, "records": records})
+                checkpoint.save(folder, arrays, {"fleet": state, "records": records, **made_by})
         result = {
             "method": method.name, "seed": seed, "digest": fleet.digest(), "hardware": self.hardware, "text": self.text_digest,
-            "judged": self.judge, "version": __version__, "commit": origin.commit(), "settings": plan.record(self.base.hparams),
-            "records": records,
+            "judged": self.judge, "version": __version__, **made_by, "records": records,
         }  # fmt: skip
         _write(path, result)
         checkpoint.clear(folder)
@@ -138,11 +138,19 @@ class Simulation:
         return dict(json.loads(json.dumps(identity)))  # as it comes back from the file
 
 
-def resume(fleet: Fleet, folder: Path) -> list[dict[str, Any]]:
-    """Takes the fleet to where the newest sound checkpoint is; returns the records up to there."""
+def resume(fleet: Fleet, folder: Path, made_by: Mapping[str, object] | None = None) -> list[dict[str, Any]]:
+    """Takes the fleet to where the newest sound checkpoint is; returns the records up to there.
+
+    Raises `ComigsError` where that was not `made_by` this code and these settings: figures would be of both and name one.
+    """
     saved = checkpoint.load(folder)
     if saved is None or not saved[1]:
         return []
+    if made_by is not None and (other := sorted(key for key in made_by if saved[1].get(key) != made_by[key])):
+        raise ComigsError(
+            f"what was begun in {folder} is of other code (other {', '.join(other)}); finish it with that, remove the folder, or "
+            "name another --output"
+        )
     fleet.restore(saved[0], saved[1]["fleet"])
     return list(saved[1]["records"])
 

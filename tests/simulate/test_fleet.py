@@ -15,7 +15,7 @@ from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.model import Model
 from comigs_edge.planning.plan import resolve
 from comigs_edge.simulate.device import new_model
-from comigs_edge.simulate.fleet import Fleet
+from comigs_edge.simulate.fleet import Fleet, halves
 from comigs_edge.simulate.methods.catalogue import METHODS, find_method
 from comigs_edge.simulate.plan import Plan
 from comigs_edge.simulate.recipe import ExchangeRecipe, ExpertRecipe, TrainingRecipe
@@ -318,10 +318,23 @@ def test_a_centralized_model_is_one_and_is_measured_on_every_devices_text(fleet)
     assert sum(record["tokens"] for record in records) == 3 * 9 * 2 * 32
 
 
-def test_train_valid_has_the_validation_text_in_its_training_rows(fleet):
-    plain, both = fleet("local"), fleet("local-train-valid")
-    extra = len(both.devices[0].trainer.training) - len(plain.devices[0].trainer.training)
-    assert extra == pytest.approx(600 / 32, abs=1)
+def test_train_valid_learns_half_of_the_validation_text_and_chooses_by_the_other(fleet):
+    plain, both = (fleet(name).devices[0].trainer for name in ("local", "local-train-valid"))
+    extra = len(both.training) - len(plain.training)
+    chosen_by = len(both.validation.rows)
+    assert extra + chosen_by == pytest.approx(len(plain.validation.rows), abs=1)
+    assert abs(extra - chosen_by) < len(plain.validation.rows) / 2
+    learned, kept = (
+        {tuple(row) for row in rows.batch(0, len(rows)).tokens.tolist()} for rows in (both.training, both.validation.rows)
+    )
+    assert not learned & kept
+
+
+def test_halves_have_about_as_many_tokens_and_a_single_document_is_cut():
+    documents = [Encoded([number] * length, [True] * length) for number, length in enumerate((10, 30, 20, 20))]
+    learned, kept = halves(documents)
+    assert (learned, kept) == ([documents[0], documents[2], documents[3]], [documents[1]])
+    assert halves([Encoded([1, 2, 3], [True, True, False])]) == ([Encoded([1], [True])], [Encoded([2, 3], [True, False])])
 
 
 def test_a_router_on_training_text_never_sees_a_validation_row(fleet):

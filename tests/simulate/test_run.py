@@ -18,6 +18,7 @@ from comigs_edge.simulate import costs, origin, plots, report
 from comigs_edge.simulate.fleet import Fleet
 from comigs_edge.simulate.methods.catalogue import find_method
 from comigs_edge.simulate.origin import commit, frozen_commit
+from comigs_edge.simulate.plan import Plan
 from comigs_edge.simulate.run import Simulation
 
 
@@ -275,7 +276,8 @@ def test_what_is_judged_says_so_with_its_text_commit_and_settings(run, recipe_fi
     assert found["commit"] == ["33d29f372c28"]
     assert any("what judges methods is `make evidence JUDGE=1`" in note for note in found["notes"])
     assert [len(text) for text in found["text"]] == [64]
-    assert f"Judging text, digest {found['text'][0][:16]}." in found["notes"]
+    assert f"Judging text, digest {found['text'][0][:16]}; commit of the code: 33d29f372c28." in found["notes"]
+    assert any("three.toml is no recipe of the program: nothing shows" in note for note in found["notes"])
     schedule = found["settings"]["comigs-edge"]["schedule"]
     assert (schedule["steps"], schedule["router_offset_rate"]) == (3, TrainConfig.router_offset_rate)
     assert found["documents"].keys() == {"a", "b"}
@@ -288,7 +290,7 @@ def test_what_is_judged_says_so_with_its_text_commit_and_settings(run, recipe_fi
 
 def test_a_checkout_has_a_commit(tmp_path, monkeypatch):
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=origin.CHECKOUT, capture_output=True, text=True).stdout
-    assert not head or head.startswith(commit().removesuffix("-dirty"))
+    assert not head or head.startswith(commit().partition("-dirty")[0])
     monkeypatch.setattr(origin, "CHECKOUT", tmp_path)
     assert commit() == ""
     assert frozen_commit() == ""  # an installed package has its version
@@ -310,6 +312,33 @@ def test_what_judges_is_of_one_commit_and_of_gits_own_where_there_is_git(tmp_pat
     (tmp_path / "code.py").write_text("a = 2")
     with pytest.raises(SystemExit, match=f"files differ from {head}; commit all changes first"):
         common.frozen_commit("named")
+    changed = commit()
+    (tmp_path / "code.py").write_text("a = 3")
+    assert len({head, changed, commit()}) == 3  # what was begun by the one is not gone on with by the other
+    git("checkout", "-q", "code.py")
+    (tmp_path / "notes.md").write_text("no code")
+    assert commit() == head
+    (tmp_path / "recipe.toml").write_text("[training]")
+    assert commit().startswith(f"{head}-dirty-")  # git does not know it, the program reads it all the same
+
+
+@pytest.mark.parametrize("what", ["commit", "settings"])
+def test_what_other_code_or_settings_began_is_not_gone_on_with(simulation, monkeypatch, what):
+    def interrupt(done, total):
+        if done > 12:  # in the second round
+            raise KeyboardInterrupt
+
+    one, method = simulation(), find_method("local")
+    with pytest.raises(KeyboardInterrupt):
+        one.run(method, 7, interrupt)
+    with monkeypatch.context() as changed:
+        if what == "commit":
+            changed.setattr(origin, "commit", lambda: "33d29f372c28")
+        else:
+            changed.setattr(Plan, "record", lambda *_: {"schedule": {"steps": 1}})
+        with pytest.raises(ComigsError, match=rf"local-7 is of other code \(other {what}\); finish it with that"):
+            one.run(method, 7, lambda *_: None)
+    assert one.run(method, 7, lambda *_: None)["digest"]
 
 
 def test_a_command_that_is_stopped_says_how_it_goes_on(run, recipe_file, folder, tiny_path, tmp_path, monkeypatch):
