@@ -64,7 +64,7 @@ class Score:
 
 
 def prepare(encoded: list[Encoded], tokenizer: Tokenizer, context: int, max_tokens: int) -> TestText:
-    """Windows of the documents, in their order; one that would go past `max_tokens` tokens in all is left out."""
+    """Windows of the documents, in their order; one that would go past `max_tokens` in all ends its document, not the text."""
     windows: list[Window] = []
     documents: list[int] = []
     total = 0

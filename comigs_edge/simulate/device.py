@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -75,6 +75,14 @@ class Local:
         )
 
 
+class Closed(NamedTuple):
+    """What a device's closing phase has cost, and the scores of what it keeps."""
+
+    scores: dict[str, Score]
+    tokens: int
+    seconds: float
+
+
 class Device:
     """One device of the fleet; `tests` has the text that its model is measured on, by the name it is reported under."""
 
@@ -119,18 +127,21 @@ class Device:
         self.adapters.load_arrays(now)
         return scores
 
-    def measure_closed(self, ordinary: Rows, seed: int, advance: Advance) -> dict[str, Score]:
-        """The scores of what a training keeps: of its best state with a zero expert, or without if nothing is to close."""
-        trainer, base = self.trainer, self.trainer.model.base
+    def close(self, ordinary: Rows, seed: int, advance: Advance) -> Closed:
+        """Ends as a training does: its best state gets a zero expert, or stays as it is if nothing is to close."""
+        trainer, base, tokens, start = self.trainer, self.trainer.model.base, 0, time.monotonic()
         if not closes(trainer):
-            return self.measure_best()
-        tokens = trainer.schedule.batch * trainer.training.context
-        closing = Closing(trainer, ordinary, seed, lambda adapters: new_model(base, adapters, tokens))
-        for _ in closing.run():
+            return Closed(self.measure_best(), 0, 0.0)
+        together = trainer.schedule.batch * trainer.training.context
+        closing = Closing(trainer, ordinary, seed, lambda adapters: new_model(base, adapters, together))
+        for event in closing.run():
+            tokens += event.tokens
             advance(1)
+        seconds = time.monotonic() - start
         if not closing.is_kept:
-            return self.measure_best()
-        return {name: in_torch(closing.model, text) for name, text in self.tests.items()}  # in the file's format
+            return Closed(self.measure_best(), tokens, seconds)
+        # The model is in the file's format.
+        return Closed({name: in_torch(closing.model, text) for name, text in self.tests.items()}, tokens, seconds)
 
     def loss_to_choose_by(self) -> float:
         """Validation loss of as many rows beside the measured ones: what is chosen by a loss flatters it."""

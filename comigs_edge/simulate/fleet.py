@@ -27,7 +27,6 @@ from comigs_edge.simulate.plan import Plan
 from comigs_edge.simulate.pruning import Pruning
 from comigs_edge.simulate.texts import Text
 from comigs_edge.training.batches import Rows
-from comigs_edge.training.closing import closes
 from comigs_edge.training.trainer import Trainer
 from coordinator.protocol import compress, rounds, wire
 from coordinator.protocol.rounds import Rules
@@ -179,17 +178,16 @@ class Fleet:
             is_best = not self.is_done or record["validation_loss"] == device.trainer.best_loss
             last = device.measure() if is_best or self.plan.scores_last else None
             best = device.measure_best() if last is None or not is_best else last
-            ordinary = self.ordinary if self.is_done else None
-            chosen = best if ordinary is None else device.measure_closed(ordinary, self.plan.seed, advance)
-            if ordinary is not None and closes(device.trainer):
-                schedule = device.trainer.schedule
-                record = record | {"tokens": record["tokens"] + schedule.closing * schedule.batch * self.plan.size.context}
+            closed = device.close(self.ordinary, self.plan.seed, advance) if self.is_done and self.ordinary is not None else None
+            chosen = best if closed is None else closed.scores
+            if closed is not None:
+                record = record | {"tokens": record["tokens"] + closed.tokens, "seconds": record["seconds"] + closed.seconds}
             for name, score in chosen.items():
                 figures = {"bits_per_byte": score.bits_per_byte, "perplexity": score.perplexity, "windows": list(score.windows)}
                 scored.append(record | {"device": name} | figures)
                 if last is not None:
                     scored[-1]["last_bits_per_byte"] = last[name].bits_per_byte
-                if ordinary is not None:
+                if closed is not None:
                     scored[-1]["bits_per_byte_without_zero_expert"] = best[name].bits_per_byte
                     scored[-1]["windows_without_zero_expert"] = list(best[name].windows)
                 if found is not None:

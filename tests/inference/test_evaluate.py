@@ -86,3 +86,14 @@ def test_no_more_tokens_are_measured_than_the_settings_say(tokenizer):
     text = prepare(encoded, tokenizer, 64, 500)
     assert 400 < sum(len(window.ids) for window in text.windows) <= 500
     assert len(prepare(encoded, tokenizer, 64, 1).windows) == 1  # but one at least
+
+
+def test_behind_a_window_that_is_too_many_the_next_document_is_read_on(tokenizer):
+    """Windows of four predictions; of the first document the third would fit where the second does not."""
+    long, short = Encoded(list(range(10, 22)), [True] * 12), Encoded([30, 31, 32], [True] * 3)
+    text = prepare([long, short, short], tokenizer, 4, 9)
+    assert [window.ids for window in text.windows] == [[10, 11, 12, 13, 14], [30, 31, 32]]
+    assert (text.documents, text.num_tokens) == ((0, 1), 4 + 2)
+    whole = prepare([long, short], tokenizer, 4, 17)
+    assert [window.ids[0] for window in whole.windows] == [10, 14, 18, 30]
+    assert [len(window.ids) for window in whole.windows] == [5, 5, 4, 3]

@@ -62,8 +62,20 @@ def test_a_missing_or_damaged_note_counts_as_none(home, content):
     assert factor(home) == pytest.approx(1.25)
 
 
+def test_steps_whose_lower_blocks_a_cache_computes_say_nothing_of_those_without(home):
+    experience.remember(home, "parallel", replace(PLAN, cache=True), [5.0] * 6)
+    assert factor(home) == 1.0
+
+
+def test_without_a_prediction_there_is_nothing_to_correct(home):
+    experience.remember(home, "parallel", replace(PLAN, step_seconds=None), [5.0] * 6)
+    assert factor(home) == 1.0
+
+
 def test_a_few_steps_say_nothing_and_what_is_impossible_is_bounded(home):
     experience.remember(home, "parallel", PLAN, [50.0] * 4)
     assert factor(home) == 1.0
     experience.remember(home, "parallel", PLAN, [500.0] * 6)
     assert factor(home) == pytest.approx(experience.BOUNDS[1])
+    experience.remember(home, "parallel", PLAN, [0.001] * 6)
+    assert factor(home) == pytest.approx(experience.BOUNDS[0])

@@ -229,6 +229,12 @@ def test_quality_under_a_budget_and_cost_of_a_quality_are_read_off_straight_line
     assert "| fast | 3.000 | 2.250 | 3.000 | 100 | 0.0 MB | 2 |" in text
 
 
+def test_of_a_single_round_its_end_is_all_that_is_known():
+    curve = costs.points([spending("m", [5.0])])["m"]
+    assert [costs.loss_at(curve, tokens) for tokens in (99, 100, 101)] == [None, 5.0, None]
+    assert "| m |  |  | 5.000 | 100 | 0.0 MB | 2 |" in costs.markdown([spending("m", [5.0])])
+
+
 def test_without_a_validation_loss_there_are_no_costs():
     assert costs.markdown([spending("m", [None, None])]) == ""
 

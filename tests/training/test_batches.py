@@ -64,3 +64,23 @@ def test_a_digest_is_of_ids_borders_scores_order_and_length():
     texts = [(one, 8, 0), (half, 8, 0), ([Encoded(ids[::-1], [True] * 40)], 8, 0), (one, 8, 1), (one, 10, 0)]
     assert len({Rows(*text).digest() for text in texts}) == len(texts)
     assert Rows(*texts[0]).digest() == Rows(*texts[0]).digest()
+
+
+def test_a_digest_is_of_what_counts_where_passages_are_left_out_and_nowhere_else():
+    whole = Encoded(list(range(40)), [True] * 40)
+    fewer = whole._replace(scored=[number != 9 for number in range(40)])
+    one, two, three = (Rows([each], 8, 0).digest() for each in (whole, fewer, fewer._replace(omits=True)))
+    assert one == two != three  # of a chat what counts follows from what is read
+    for texts in ((whole, fewer), (fewer, whole)):  # one document that omits some is enough, wherever it stands
+        omitting = [each._replace(omits=each is fewer) for each in texts]
+        assert Rows(omitting, 8, 0).digest() != Rows(texts, 8, 0).digest()
+
+
+def test_new_rows_come_first_as_often_as_it_is_said_and_each_time_in_another_order():
+    texts = [Encoded(list(range(start, start + 81)), [True] * 81) for start in (0, 100)]
+    rows = Rows(texts, 8, 3, new=texts[1:])
+    rows.new_reads = 2 * rows.num_new
+    firsts = [int(rows.batch(number, 1).tokens[0, 0]) for number in range(2 * 10 + len(rows))]
+    assert sorted(firsts[:10]) == sorted(firsts[10:20]) == list(range(100, 180, 8))
+    assert firsts[:10] != firsts[10:20]
+    assert len(set(firsts[20:])) == len(rows)

@@ -24,7 +24,8 @@ class Life:
         self.settings = SimpleNamespace(**settings)
         self.home, self.plan = None, SimpleNamespace(step_seconds=None)
         self.trainer = self.fleet = self.screen = self.pauses = self
-        self.pause_at = self.unread_at = self.problem_at = None
+        self.pause_at = self.unread_at = self.problem_at = self.validated_at = None
+        self.phase = "expert"
 
     def steps(self):
         while not self.is_done:
@@ -33,7 +34,8 @@ class Life:
             if self.done == self.signal_at:
                 os.kill(os.getpid(), signal.SIGTERM)
             yield Event(
-                phase="expert", expert_steps=self.done, router_steps=0, loss=1.0, tokens=10, validation_loss=None, is_best=False,
+                phase=self.phase, expert_steps=self.done, router_steps=0, loss=1.0, tokens=10, is_best=False,
+                validation_loss=1.0 if self.done == self.validated_at else None,
                 problem="what went wrong" if self.done == self.problem_at else None,
             )  # fmt: skip
 
@@ -192,10 +194,24 @@ def test_where_nothing_can_be_saved_the_last_sentence_says_what_comes_next(saved
         live(life)
 
 
-def test_the_next_plan_is_told_what_expert_steps_took_without_what_lay_between_them(monkeypatch):
+@pytest.fixture
+def told(monkeypatch):
+    """What the next plan is told: seconds of steps, once a training."""
     told = []
     monkeypatch.setattr(experience, "remember", lambda *words: told.append(words[3]))
+    return told
+
+
+def test_the_next_plan_is_told_what_expert_steps_took_without_what_lay_between_them(told):
     life = Life(checkpoint_minutes=1)
     life.after = lambda event: setattr(life, "now", life.now + 7 * MINUTE)  # an exchange
     live(life)
     assert told == [[2 * MINUTE, 2 * MINUTE]]
+
+
+@pytest.mark.parametrize(("validated_at", "phase", "count"), [(2, "expert", 1), (3, "expert", 1), (None, "router", 0)])
+def test_the_next_plan_is_told_of_no_step_with_a_validation_and_of_none_of_routers(told, validated_at, phase, count):
+    life = Life(checkpoint_minutes=1)
+    life.validated_at, life.phase = validated_at, phase
+    live(life)
+    assert told == [[2 * MINUTE] * count]
