@@ -40,7 +40,7 @@ def test_steps_and_weight_decay_are_those_of_torch(shape):
         one.step()
         other.step()
     moved = (theirs - start).detach()
-    moved_by_ours = (ours - start).detach() - (start * 0)
+    moved_by_ours = (ours - start).detach()
     decay = start * ((1 - 0.05) ** 4 - 1)
     ratio = ((moved_by_ours - decay).norm() / (moved - decay).norm()).item()
     assert ratio == pytest.approx(SIZE / 0.2, rel=0.1)
