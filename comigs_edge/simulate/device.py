@@ -88,6 +88,7 @@ class Device:
 
     def __init__(self, name: str, trainer: Trainer, tests: dict[str, TestText]) -> None:
         self.name, self.trainer, self.tests = name, trainer, tests
+        self.closing_steps = 0  # that were done
 
     @property
     def adapters(self) -> Adapters:
@@ -135,7 +136,7 @@ class Device:
         together = trainer.schedule.batch * trainer.training.context
         closing = Closing(trainer, ordinary, seed, lambda adapters: new_model(base, adapters, together))
         for event in closing.run():
-            tokens += event.tokens
+            tokens, self.closing_steps = tokens + event.tokens, closing.steps
             advance(1)
         seconds = time.monotonic() - start
         if not closing.is_kept:

@@ -67,7 +67,7 @@ class Fleet:
     @property
     def steps(self) -> int:
         """Those that were done."""
-        return sum(device.trainer.expert_steps + device.trainer.router_steps for device in self.devices)
+        return sum(each.trainer.expert_steps + each.trainer.router_steps + each.closing_steps for each in self.devices)
 
     def round(self, advance: Advance) -> list[dict[str, Any]]:
         """The next round; a record for each device."""

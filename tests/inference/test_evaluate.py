@@ -88,6 +88,17 @@ def test_no_more_tokens_are_measured_than_the_settings_say(tokenizer):
     assert len(prepare(encoded, tokenizer, 64, 1).windows) == 1  # but one at least
 
 
+def test_text_of_tokens_that_write_nothing_has_a_byte_to_be_measured_by(tokenizer):
+    silent = next(token for token in range(300) if not tokenizer.written_bytes(token))
+    text = prepare([Encoded([20, silent, silent], [True] * 3)], tokenizer, 4, 9)
+    assert (text.num_tokens, text.num_bytes) == (2, 1)
+
+
+def test_windows_that_are_read_together_are_as_long_as_each_other_the_longest_first():
+    windows = [evaluate.Window([0] * length, []) for length in (2, 8, 3, 9, 20)]
+    assert list(evaluate.groups(windows, 18)) == [[4], [3, 1], [2, 0]]
+
+
 def test_behind_a_window_that_is_too_many_the_next_document_is_read_on(tokenizer):
     """Windows of four predictions; of the first document the third would fit where the second does not."""
     long, short = Encoded(list(range(10, 22)), [True] * 12), Encoded([30, 31, 32], [True] * 3)

@@ -328,10 +328,15 @@ def test_what_a_method_chooses_by_is_a_loss_on_other_rows_than_the_measured_ones
     chosen_by = [place for batch in seen for place in batch.places]
     assert len(set(chosen_by)) == len(chosen_by) == len(measured) == 4
     assert not measured & set(chosen_by)
+    before = device.adapters.arrays()
+    one._loss(0, {name: 2 * array for name, array in before.items()})
+    assert all((before[name] == array).all() for name, array in device.adapters.arrays().items())  # it was only asked
 
 
-def test_a_centralized_model_is_one_and_is_measured_on_every_devices_text(fleet):
-    one = fleet("centralized")
+def test_a_centralized_model_is_one_and_learns_and_is_measured_on_every_devices_text(fleet, recipe, read_texts):
+    one, texts = fleet("centralized"), read_texts(recipe).values()
+    for rows, part in ((one.devices[0].trainer.training, "training"), (one.devices[0].trainer.validation.rows, "validation")):
+        assert rows.num_documents == sum(len(getattr(text, part)) for text in texts)
     assert len(one.devices) == 1
     assert one.devices[0].trainer.schedule.batch == 3 * 2
     records = play(one)
@@ -462,7 +467,9 @@ def test_the_models_that_the_last_exchange_finds_are_scored_where_that_is_asked_
     one, other, alone = fleet("fedavg"), fleet("fedavg"), fleet("local")
     for each in (one, alone):
         each.plan = replace(each.plan, scores_before=True)
-    records = play(one)[-3:]
+    first, records = one.round(nothing), play(one)[-3:]
+    assert "bits_per_byte" in first[0]
+    assert "bits_per_byte_before_exchange" not in first[0]
     for _ in range(2):
         other.round(nothing)
     for device, record in zip(other.devices, records, strict=True):
@@ -524,6 +531,22 @@ def test_records_have_losses_scores_and_figures(fleet):
             assert len(scores) == 2  # blocks
             assert [sum(block) for block in scores] == pytest.approx([1, 1])
             assert len(scores[0]) == {"a": 2, "b": 3}[record["device"]]
+
+
+@pytest.mark.parametrize("method", ["comigs-1g1s", "comigs-edge"])
+def test_the_training_loss_of_a_round_is_the_mean_of_its_expert_steps(fleet, method):
+    one, losses = fleet(method), []
+    trainer = one.devices[0].trainer
+
+    def step():
+        event = type(trainer).step(trainer)
+        if event.phase == "expert":
+            losses.append(event.loss)
+        return event
+
+    trainer.step = step
+    found = [one.round(nothing)[0]["training_loss"] for _ in range(3)]
+    assert found == pytest.approx([sum(losses[start : start + 3]) / 3 for start in (0, 3, 6)])
 
 
 def test_scores_are_the_mean_weights_of_the_router(fleet):

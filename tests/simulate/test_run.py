@@ -191,6 +191,27 @@ def test_methods_are_compared_seed_by_seed_by_hand():
     assert report.compare(rows, "pcl") == {}
 
 
+def test_the_table_says_by_how_many_percent_a_method_lies_above_the_reference_by_hand():
+    pairs = [(report.REFERENCE, 1, 1.0), (report.REFERENCE, 2, 2.0), ("m", 1, 2.0), ("m", 2, 2.0)]
+    found = [result(seed, bits) | {"method": method} for method, seed, bits in pairs]
+    found[3]["records"][2]["perplexity"] = 12.0
+    rows = report.summary(found, BASE)
+    assert rows[2]["perplexities"] == {"a": 10.0, "b": 10.0}
+    # Means are 1.5 and 2.5 of the reference, 2.5 and 2.5 of the other: +66.67 % and 0, and the deviation is sqrt(2 * 33.33^2).
+    text = report.markdown(rows, [])
+    assert "| m | +33.33 % | 47.14 % | 2 |" in text
+    assert f"| {report.REFERENCE} | +" not in text
+    assert "| m | +66.67 % |  | 1 |" in report.markdown(report.summary(found[::2], BASE), [])
+
+
+def test_of_runs_that_are_older_than_a_figure_it_is_said_to_be_unknown():
+    (older,) = found = [result(1, 1.0)]
+    assert (report.hardware(found), report.commits(found), report.windows(found)) == ("unknown hardware", "unknown", {"m": {}})
+    for each in older["records"][2:]:
+        each["windows"] = [1.0, 2.0]
+    assert report.windows(found) == {"m": {"1": {"a": [1.0, 2.0], "b": [1.0, 2.0]}}}
+
+
 def test_curves_are_means_over_devices_and_seeds():
     found = [result(1, 1.0), result(2, 2.0)]
     assert report.curves(found) == {"m": {1: 3.0}}

@@ -89,6 +89,7 @@ def test_a_closing_phase_is_paid_for_in_steps_tokens_and_seconds(closing, monkey
     steps = [3 + 10 + count, 3 + 10 + count, 3 + count]
     assert [record["tokens"] for record in records] == [each * ROWS for each in steps]
     assert [record["seconds"] for record in records] == steps
+    assert one.steps == one.total_steps  # a person sees it end
     assert len(seen) == sum(steps) == one.total_steps - 3 * 6  # in the two rounds before
 
 
@@ -121,3 +122,8 @@ def test_scores_are_of_the_weights_that_gguf_py_gives_back(closing, tiny_base, n
     assert device.measure()["a"].nats == pytest.approx(expected, rel=1e-6)
     device.trainer.model.block_format = "Q4_1"  # as something before may have left it
     assert device.measure()["a"].nats == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_rival_ends_without_a_zero_expert_whatever_text_there_is(tiny_base, recipe, read_texts):
+    one = Fleet(tiny_base, Plan(recipe, recipe.size("quick"), find_method("local"), 0), read_texts(recipe), ORDINARY)
+    assert all("bits_per_byte_without_zero_expert" not in record for _ in range(3) for record in one.round(nothing))

@@ -84,3 +84,6 @@ def test_new_rows_come_first_as_often_as_it_is_said_and_each_time_in_another_ord
     assert sorted(firsts[:10]) == sorted(firsts[10:20]) == list(range(100, 180, 8))
     assert firsts[:10] != firsts[10:20]
     assert len(set(firsts[20:])) == len(rows)
+    assert [int(rows.without_new().batch(number, 1).tokens[0, 0]) for number in range(len(rows))] == firsts[20:]
+    rest = rows.after(5)
+    assert {int(rest.batch(number, 1).tokens[0, 0]) for number in range(len(rows) - 5)} == set(firsts[25:])

@@ -10,7 +10,7 @@ import pytest
 from comigs_edge.errors import ComigsError
 from comigs_edge.planning import experience
 from comigs_edge.training.event import Event
-from comigs_edge.training.loop import run_training
+from comigs_edge.training.loop import run_training, stop_on_signal
 
 MINUTE = 60.0
 
@@ -25,7 +25,7 @@ class Life:
         self.home, self.plan = None, SimpleNamespace(step_seconds=None)
         self.trainer = self.fleet = self.screen = self.pauses = self
         self.pause_at = self.unread_at = self.problem_at = self.validated_at = None
-        self.phase = "expert"
+        self.phase, self.last, self.counted, self.phases = "expert", 3, [], []
 
     def steps(self):
         while not self.is_done:
@@ -41,7 +41,7 @@ class Life:
 
     @property
     def is_done(self):
-        return self.done >= 3
+        return self.done >= self.last
 
     def working_time(self):
         return self.now
@@ -55,11 +55,12 @@ class Life:
         self.log.append(f"step {event.expert_steps}, {tokens} tokens")
 
     def show_phase(self, phase):
+        self.phases.append(phase)
         if phase == "paused":
             self.log.append("paused")
 
     def count(self, event):
-        pass
+        self.counted.append(event.expert_steps)
 
     def is_read(self):
         return self.done != self.unread_at
@@ -112,6 +113,7 @@ def test_a_pause_saves_what_is_older_than_a_minute():
     life.pause_at = 2
     live(life)
     assert life.log[life.log.index("paused") + 1] == "save"
+    assert life.phases == ["expert", "paused", "expert"]
     life = Life(checkpoint_minutes=2)  # here the step was saved just before
     life.pause_at = 2
     live(life)
@@ -140,6 +142,51 @@ def test_without_a_fleet_nothing_is_exchanged():
     live(life)
     assert "exchange" not in life.log
     assert life.log.count("end") == 1
+
+
+def test_every_step_is_counted_and_a_limit_is_told_its_seconds_without_what_lay_between():
+    life, told = Life(checkpoint_minutes=1), []
+    life.after = lambda event: setattr(life, "now", life.now + 7 * MINUTE)  # an exchange
+    limit = SimpleNamespace(after=lambda event, seconds: told.append(seconds))
+    run_training(life, life.pauses, life.fleet, life.screen, limit)
+    assert life.counted == [1, 2, 3]
+    assert told == [2 * MINUTE] * 3
+
+
+# Signals --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_second_word_of_stop_or_of_a_lost_terminal_is_patient_and_a_second_ctrl_c_is_not():
+    with stop_on_signal() as stop:
+        for number in (signal.SIGUSR1, signal.SIGUSR1, signal.SIGHUP, signal.SIGHUP, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        assert stop == [signal.SIGUSR1, signal.SIGHUP, signal.SIGTERM]
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_training_that_is_to_outlive_its_terminal_does():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with stop_on_signal() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop == []
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_signal_is_taken_though_nobody_can_be_told():
+    read, write = os.pipe()
+    os.close(read)
+    kept = os.dup(2)
+    os.dup2(write, 2)
+    try:
+        with stop_on_signal() as stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stop == [signal.SIGTERM]
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(write)
 
 
 # Disks that refuse ----------------------------------------------------------------------------------------------------
@@ -179,6 +226,18 @@ def test_a_full_disk_is_said_once_however_often_saving_fails():
     first, last = problems(life)
     assert "/home/state cannot be used (No space left on device); make room on that disk: the training goes on" in first
     assert "the model is saved, the training's own state is not" in last
+
+
+def test_a_disk_that_is_full_once_more_is_said_once_more():
+    class Now(Life):
+        def save(self):
+            if self.done in (1, 3):
+                raise OSError(errno.ENOSPC, "No space left on device", "/home/state")
+
+    life = Now(checkpoint_minutes=2)
+    life.last = 5
+    live(life)
+    assert len(problems(life)) == 2
 
 
 def test_at_the_end_the_trainings_own_cache_makes_room():

@@ -19,7 +19,6 @@ from comigs_edge.training.pace import Pace, seconds_left, steps_that_fit
 from comigs_edge.training.schedule import Schedule
 from comigs_edge.training.trainer import Trainer
 
-
 PRODUCT = {"optimiser": "muon", "rates_by_weight": True, "router_offset_rate": 0.1}  # what a new home has, and the paper has not
 
 
