@@ -156,22 +156,29 @@ def test_every_step_is_counted_and_a_limit_is_told_its_seconds_without_what_lay_
 # Signals --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_second_word_of_stop_or_of_a_lost_terminal_is_patient_and_a_second_ctrl_c_is_not():
+@pytest.fixture
+def terminal():
+    """What becomes of SIGHUP: the end of the terminal."""
+    before = signal.getsignal(signal.SIGHUP)
+    yield lambda handler: signal.signal(signal.SIGHUP, handler)
+    signal.signal(signal.SIGHUP, before)
+
+
+def test_a_second_word_of_stop_or_of_a_lost_terminal_ends_nothing_a_second_sigterm_all(terminal):
+    terminal(signal.SIG_DFL)
+    numbers = [signal.SIGUSR1, signal.SIGHUP, signal.SIGTERM]
     with stop_on_signal() as stop:
-        for number in (signal.SIGUSR1, signal.SIGUSR1, signal.SIGHUP, signal.SIGHUP, signal.SIGTERM):
+        for number in numbers:
             os.kill(os.getpid(), number)
-        assert stop == [signal.SIGUSR1, signal.SIGHUP, signal.SIGTERM]
-        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        assert stop == numbers
+        assert [signal.getsignal(number) for number in numbers] == [signal.SIG_IGN, signal.SIG_IGN, signal.SIG_DFL]
 
 
-def test_a_training_that_is_to_outlive_its_terminal_does():
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
-    try:
-        with stop_on_signal() as stop:
-            os.kill(os.getpid(), signal.SIGHUP)
-            assert stop == []
-    finally:
-        signal.signal(signal.SIGHUP, before)
+def test_a_training_that_is_to_outlive_its_terminal_does(terminal):
+    terminal(signal.SIG_IGN)  # as nohup does
+    with stop_on_signal() as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stop == []
 
 
 def test_a_signal_is_taken_though_nobody_can_be_told():
