@@ -43,8 +43,8 @@ class MixedRows(Rows):
 
     def batch(self, number: int, size: int) -> Batch:
         """The batch with this number; where a share of `size` is no whole number of rows, some batches have one more."""
-        count = math.floor(self.share * size * (number + 1)) - math.floor(self.share * size * number)
-        parts = self.one.batch(number, size - count), self.other.batch(number, count)
+        done, then = (math.floor(self.share * size * each) for each in (number, number + 1))  # rows of `other`
+        parts = self.one.read(number * size - done, size - (then - done)), self.other.read(done, then - done)
         tensors = {
             name: torch.cat([getattr(part, name) for part in parts]) for name in ("tokens", "documents", "targets", "scored")
         }

@@ -36,8 +36,9 @@ def read_course(
             "anew with: comigs-edge train --fresh"
         )
     schedule, layout = Schedule(**progress["schedule"]), ExpertsConfig(**progress["layout"])
-    asked = schedule.keep_course(make_schedule(settings, batch, steps or schedule.steps), PROGRESS in progress)
-    if PROGRESS not in progress:  # what comes at the end can still be chosen, and was not there in earlier versions
+    is_closing = PROGRESS in progress and settings.has_zero_expert
+    asked = schedule.keep_course(make_schedule(settings, batch, schedule.steps if steps is None else steps), is_closing)
+    if not is_closing:  # what comes at the end can still be chosen, and was not there in earlier versions
         schedule = replace(schedule, closing_steps=asked.closing_steps)
     wanted = asdict(asked) | asdict(experts)
     saved = asdict(schedule) | asdict(layout)

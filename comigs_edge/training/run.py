@@ -125,11 +125,11 @@ class TrainingRun:
         trainer.restore(arrays, progress)
         self.from_version = find_version(self.home.adapters, progress)
         if progress.get("text", self.text) == self.text:
-            if PROGRESS in progress:
+            if PROGRESS in progress and schedule.closing:
                 self.closing = self._make_closing(trainer)
                 self.closing.restore(arrays, progress)
             self.trainer = trainer
-            if locality.PROGRESS in progress and self.local_text is not None:
+            if locality.PROGRESS in progress and self.local_text is not None and self._is_shared_done:
                 self.local = self._make_local(self.local_text)
                 self.local.restore(arrays, progress)
         else:

@@ -97,6 +97,18 @@ def test_a_share_of_the_rows_is_of_the_other_text_however_few_a_step_has():
         assert all(batch.tokens.shape == (size, 8) and len(batch.targets) == 8 * size for batch in batches)
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 6, 8])
+def test_each_row_of_both_texts_comes_once_before_one_comes_again(size):
+    one, other = (Rows([Encoded(list(range(first, first + 241)), [True] * 241)], 8, 0) for first in (0, 500))
+    mixed, seen = MixedRows(one, other, 0.25), {True: [], False: []}
+    for number in range(96 // size):
+        for row in mixed.batch(number, size).tokens:
+            seen[bool(row[0] < 500)].append(int(row[0]))
+    assert [len(seen[is_one]) for is_one in (True, False)] == [72, 24]
+    for rows in seen.values():
+        assert all(len(set(rows[begin : begin + 30])) == len(rows[begin : begin + 30]) for begin in range(0, len(rows), 30))
+
+
 @pytest.mark.parametrize("size", [8, 3, 1])
 def test_own_text_counts_its_odds_however_few_of_its_targets_are_scored(size):
     own = Rows([Encoded([5] * 200, [place % 4 == 0 for place in range(200)])], 8, 0)
@@ -136,7 +148,7 @@ def test_an_interruption_in_the_closing_phase_changes_no_bit_of_what_comes_out(o
 def test_a_training_that_was_stopped_in_its_closing_phase_is_said_to_be_there(opened, run):
     cut = opened()
     train(cut, stop_after=STEPS + 16 + 1)  # expert, router, and of three closing steps one
-    assert f"interrupted after the last of {STEPS} expert steps, with closing steps left" in run("status").stdout
+    assert f"interrupted after the last of {STEPS} expert steps, with closing or local steps left" in run("status").stdout
     assert "of an interrupted training" in run("models", "list").stdout
 
 
@@ -154,6 +166,15 @@ def test_an_interrupted_training_may_still_leave_out_the_zero_expert_before_its_
     run = opened("zero_expert=false")
     train(run, resume=True)
     assert not newest(run).layout.zero_expert
+
+
+def test_an_interrupted_closing_phase_may_be_left_out_and_begun_anew(opened):
+    train(opened(), stop_after=STEPS + 16 + 1)
+    without = opened("zero_expert=false")
+    without.begin(None, True)
+    assert (without.closing, without.total_steps) == (None, STEPS + 16)
+    without.save()
+    assert not newest(without).layout.zero_expert
 
 
 def test_a_training_that_was_begun_with_a_zero_expert_goes_on_to_it_without_being_asked_again(opened):

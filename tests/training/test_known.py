@@ -119,6 +119,40 @@ def test_a_training_of_new_text_is_resumed_bit_for_bit_and_its_text_is_known_onl
     assert open_training(other).rows[0].num_new == open_training(home).rows[0].num_new == 0
 
 
+@pytest.mark.parametrize("is_forgotten", [True, False])
+def test_a_training_whose_new_text_is_gone_when_it_is_resumed_ends_all_the_same(home, run, tmp_path, is_forgotten):
+    train(home)
+    write_notes(run, tmp_path)
+    part = train(home, until=1)
+    assert part.rows[0].new_reads > 4  # new rows are left to read
+    if is_forgotten:
+        run("data", "remove", 2)
+    else:
+        home.fleet.mkdir()  # whose members learn all text alike
+    resumed = train(home, resume=True)
+    assert not resumed.rows[0].new_reads
+    assert resumed.trainer.is_done
+
+
+def test_a_training_of_local_text_alone_is_resumed_after_an_interruption(home, run, tmp_path):
+    train(home)
+    (tmp_path / "diary.txt").write_text(some_text(seed=5))
+    run("data", "add", "--local", tmp_path / "diary.txt")
+    cut = open_training(home)
+    assert cut.begin(None, None).schedule.steps == 0
+    for number, _ in enumerate(cut.steps(), 1):
+        if number == 3:
+            break
+    cut.end()
+    assert "training interrupted with steps of local text left" in " ".join(run("status").stdout.split())
+    resumed = open_training(home, resume=True)
+    resumed.begin(None, True)
+    assert resumed.local.steps == 3
+    for _ in resumed.steps():
+        pass
+    assert resumed.is_done
+
+
 def test_what_made_nothing_better_stays_new(home, run, tmp_path):
     train(home)
     write_notes(run, tmp_path)
