@@ -56,7 +56,7 @@ class Knowledge:
         Text that made nothing better is still to be learned, by the next training that has other new text.
         """
         is_whole = run.trainer.expert_steps * run.plan.batch >= run.rows[0].new_reads
-        known = self.shared & self.begun if run.trainer.is_better and is_whole else self.known
+        known = self.shared & self.begun if run.is_better and is_whole else self.known
         tried = self.begun if is_whole else self.tried
         return Knowledge(tried=tried, known=known, word=run.word if has_version else self.word)
 

@@ -19,6 +19,7 @@ from comigs_edge.training import checkpoint
 from comigs_edge.training.batches import Rows
 from comigs_edge.training.closing import MixedRows
 from comigs_edge.training.opening import open_training
+from tests.training.test_known import write_notes
 
 STEPS = 30  # and three closing ones
 
@@ -250,6 +251,55 @@ def test_a_closing_phase_that_spoils_a_slight_gain_is_left_out(opened):
     run.closing._trainer.last_loss = run.trainer.first_loss
     run.end()
     assert digest(newest(run).arrays()) == digest(run.trainer.best)
+
+
+def train_further(run, loss=None):
+    """Trains from the newest adapters to the end of the closing phase, which has this loss."""
+    run.begin(STEPS, None)
+    for _ in run.steps():
+        pass
+    if loss is not None:
+        run.closing._trainer.last_loss = loss(run)
+    return run.end()
+
+
+def test_what_a_model_with_a_zero_expert_has_to_be_beaten_by_is_measured_with_it(opened):
+    train(opened())
+    manifest, further = read_manifest(opened().home.adapters, 1), opened()
+    assert train_further(further) == 2
+    assert further.loss_before == pytest.approx(manifest["validation_loss"], abs=1e-6)
+    assert further.trainer.first_loss != further.loss_before  # of the same experts without it
+    assert read_manifest(further.home.adapters, 2)["validation_loss_before"] == further.loss_before
+
+
+def test_a_model_never_loses_its_zero_expert_to_a_gain_smaller_than_what_it_costs(opened, run, tmp_path):
+    first = opened()
+    train(first)
+    write_notes(run, tmp_path)
+    kept, further = digest(newest(first).arrays()), opened()
+    assert further.rows[0].num_new > 0
+    assert train_further(further, lambda run: run.loss_before) is None
+    assert further.trainer.is_better
+    assert not further.is_better
+    assert versions(further.home.adapters) == [1]
+    assert digest(newest(further).arrays()) == kept
+    assert opened().rows[0].num_new > 0  # what was not kept is still to be learned
+
+
+@pytest.mark.parametrize("stop_after", [STEPS, STEPS + 16 + 1])  # before the closing phase, and in it
+def test_a_model_with_a_zero_expert_stays_in_use_until_its_training_has_ended(opened, stop_after):
+    train(opened())
+    cut = opened()
+    cut.begin(STEPS, None)
+    for number, _ in enumerate(cut.steps(), 1):
+        if number == stop_after:
+            break
+    assert cut.trainer.is_better
+    assert cut.end() is None
+    last = opened()
+    assert train(last, resume=True) == 2
+    assert newest(last).layout.zero_expert
+    assert last.loss_before == pytest.approx(read_manifest(last.home.adapters, 1)["validation_loss"], abs=1e-6)
 
 
 @pytest.mark.parametrize("ready", ["lora"], indirect=True)
