@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from comigs_edge.training.loop import Outcome
     from comigs_edge.training.run import TrainingRun
 
+NOTHING = "nothing was trained, so your model stays as it is"
 SHARES = {0.5: "half", 0.25: "a quarter"}  # of `ON_THE_WAY`, in words
 
 
@@ -67,15 +68,7 @@ def _facts(
 
 def _tell(run: TrainingRun, outcome: Outcome, paused: float, fleet: Rounds | None, elsewhere: Elsewhere | None) -> None:
     trainer = run.trainer
-    stopped = f"stopped {place(trainer.expert_steps, trainer.schedule.steps)}; everything is saved"
-    state = "trained" if run.is_done else stopped
-    pauses = f", paused for {duration(paused)}" if paused else ""
-    closed = f", {run.closing.loss:.4f} with the zero expert" if run.closing is not None and run.closing.is_done else ""
-    out.print(
-        f"{state}: validation loss {run.loss_before:.4f} before, {trainer.best_loss:.4f} at its best{closed} "
-        f"({outcome.tokens:,} tokens in {duration(outcome.seconds)}{pauses})",
-        soft_wrap=True,
-    )
+    out.print(_first_line(run, outcome, paused) if outcome.tokens or not run.is_done else NOTHING, soft_wrap=True)
     if trainer.way in SHARES:
         out.print(
             f"kept is {SHARES[trainer.way]} of the way from the best model before to where this training has ended: by your "
@@ -88,7 +81,7 @@ def _tell(run: TrainingRun, outcome: Outcome, paused: float, fleet: Rounds | Non
         out.print(_summary_of(fleet.totals), soft_wrap=True)
         if fleet.totals.trouble is not None:
             out.print(f"trained alone: {printable(fleet.totals.trouble)}", soft_wrap=True)
-    if outcome.version is None:
+    if outcome.version is None and outcome.tokens:
         out.print(_why_unchanged(run), soft_wrap=True)
     elif run.closing is not None and run.closing.is_done and not run.closing.is_kept:
         out.print(
@@ -96,6 +89,19 @@ def _tell(run: TrainingRun, outcome: Outcome, paused: float, fleet: Rounds | Non
             "comigs-edge evaluate --elsewhere",
             soft_wrap=True,
         )
+
+
+def _first_line(run: TrainingRun, outcome: Outcome, paused: float) -> str:
+    """What was done, and what it came to."""
+    trainer = run.trainer
+    stopped = f"stopped {place(trainer.expert_steps, trainer.schedule.steps)}; everything is saved"
+    state = "trained" if run.is_done else stopped
+    pauses = f", paused for {duration(paused)}" if paused else ""
+    closed = f", {run.closing.loss:.4f} with the zero expert" if run.closing is not None and run.closing.is_done else ""
+    return (
+        f"{state}: validation loss {run.loss_before:.4f} before, {trainer.best_loss:.4f} at its best{closed} "
+        f"({outcome.tokens:,} tokens in {duration(outcome.seconds)}{pauses})"
+    )
 
 
 def _why_unchanged(run: TrainingRun) -> str:

@@ -26,6 +26,7 @@ from coordinator.protocol.wire import Arrays
 if TYPE_CHECKING:
     from comigs_edge.training.run import TrainingRun  # loads torch
 
+NOTHING_NEW = "there is nothing new to learn from; only --steps reads once more what was read before, mostly in vain"
 MODEL = "model"  # in checkpoints: what config.toml asked for there
 _NUMBERS = "<u8"  # kept as bytes, which is what checkpoints hold
 

@@ -14,6 +14,7 @@ from comigs_edge.inference.elsewhere import measure_elsewhere
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.experts import ExpertsConfig, is_router
 from comigs_edge.nn.model import Model
+from comigs_edge.planning.fixed import fixed_lines
 from comigs_edge.planning.plan import resolve
 from comigs_edge.training import checkpoint
 from comigs_edge.training.batches import Rows
@@ -151,6 +152,17 @@ def test_a_training_that_was_stopped_in_its_closing_phase_is_said_to_be_there(op
     train(cut, stop_after=STEPS + 16 + 1)  # expert, router, and of three closing steps one
     assert f"interrupted after the last of {STEPS} expert steps, with closing or local steps left" in run("status").stdout
     assert "of an interrupted training" in run("models", "list").stdout
+
+
+def test_a_training_that_was_killed_before_its_first_state_leaves_no_plan_to_the_next_one(opened):
+    train(opened())
+    killed = opened("threads=2")
+    killed.begin(STEPS, None)
+    next(killed.steps())
+    home = killed.home
+    assert "threads" not in fixed_lines(home, home.settings(), {}, None).lines
+    killed.save()
+    assert fixed_lines(home, home.settings(), {}, None).lines["threads"] == 2
 
 
 @pytest.mark.usefixtures("no_ordinary_text")

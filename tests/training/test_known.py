@@ -270,10 +270,14 @@ def test_without_new_text_nothing_is_trained_unless_steps_are_named(home, run, t
 
     assert train_again() == (math.ceil(2 * len(open_training(home).rows[0]) / 4), False)
     assert json.loads(run("plan", "--json").stdout)["plan"]["steps"] == 0
+    told = run("plan").stdout
+    assert "there is nothing new to learn from" in told
+    assert told.rstrip().endswith("next: comigs-edge chat")
     before = checkpoint.load(home.state).arrays
     assert train_again() == train_again("--minutes", 1) == (0, True)
     after = checkpoint.load(home.state).arrays
     moments = [name for name in after if name.split(".")[0] not in ("current", "best")]
+    assert "nothing was trained, so your model stays as it is" in run("train").stdout
     assert len(moments) > 10
     assert all(np.array_equal(after[name], before[name]) for name in moments)
     assert train_again("--steps", 1) == (1, True)
