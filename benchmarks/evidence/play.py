@@ -28,6 +28,7 @@ from comigs_edge.data.tokenizer import Encoded, Tokenizer
 from comigs_edge.errors import ComigsError
 from comigs_edge.home.config import TrainConfig
 from comigs_edge.inference.evaluate import TestText
+from comigs_edge.nn.experts import FORMS
 from comigs_edge.nn.weights import Base
 from comigs_edge.progress import SILENT, Advance
 from comigs_edge.simulate import recipe as recipes
@@ -40,6 +41,7 @@ from comigs_edge.simulate.run import resume
 from comigs_edge.simulate.texts import Text
 from comigs_edge.training import checkpoint
 from comigs_edge.training.ordinary import OrdinaryText
+from comigs_edge.training.schedule import RATE_STEPS
 
 _sha256 = functools.cache(files.sha256_file)
 TEST_CONTEXT = 256  # tokens of a window: 64 windows and more of most texts
@@ -130,7 +132,7 @@ def open_fleet(run: Run, ground: Ground) -> Fleet:
 
 def _plan(run: Run, ground: Ground) -> Plan:
     found, size = _read_recipe(run, ground)
-    plan = equal_terms(run, _with_settings(found, run), size, _base(ground).hparams)
+    plan = equal_terms(run, _with_settings(found, run, size), size, _base(ground).hparams)
     return replace(plan, scores_before=True, scores_last=not ground.chosen_only)
 
 
@@ -193,9 +195,11 @@ def _read_recipe(run: Run, ground: Ground) -> tuple[Recipe, Size]:
     return found, size if ground.rounds is None else replace(size, rounds=ground.rounds)
 
 
-def _with_settings(found: Recipe, run: Run) -> Recipe:
-    """The recipe with the run's rates and form of experts."""
-    training = replace(found.training, expert_learning_rate=run.rate, final_learning_rate=None)
+def _with_settings(found: Recipe, run: Run, size: Size) -> Recipe:
+    """The recipe with the run's rates and form of experts; by Muon long trainings learn more slowly, as an installation's do."""
+    steps, is_scaled = size.rounds * size.local_steps, FORMS[run.form].optimiser == "muon"
+    rate = run.rate * min(1.0, math.sqrt(RATE_STEPS / steps)) if is_scaled else run.rate
+    training = replace(found.training, expert_learning_rate=rate, final_learning_rate=None)
     if run.router_rate is not None:
         training = replace(training, router_learning_rate=run.router_rate)
     return replace(found, experts=replace(found.experts, form=run.form), training=training)

@@ -25,6 +25,7 @@ from comigs_edge.data.documents import read
 from comigs_edge.data.tokenizer import Tokenizer
 from comigs_edge.home.folder import Home
 from comigs_edge.home.versions import load
+from comigs_edge.inference.elsewhere import measure_elsewhere
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.model import Model
 from comigs_edge.planning.plan import resolve
@@ -54,7 +55,7 @@ CASES = {
     "de": Case("de", 60_000, "de", 3_000, 5),
     "user03": Case("user03", 60_000, "user03", 3_000, 5),
     "user03-half": Case("user03", 60_000, "user03", 30_000, 1),
-    "user03-zero": Case("user03", 60_000, "user03", 3_000, 2, zero=True),
+    "user03-zero": Case("user03", 60_000, "user03", 3_000, 3, zero=True),
     "de-chats": Case("de", 60_000, "user03", 3_000, 5),
     "much": Case("de", 600_000, "user03", 3_000, 3, steps=50),
 }
@@ -105,16 +106,31 @@ def train(folder: Path, zero: bool) -> tuple[TrainingRun, dict[str, Any]]:
         training.count(event)
     version = training.end()
     losses = {"validation_before": trainer.first_loss, "validation": trainer.best_loss, "is_kept": version is not None}
+    if training.closing is not None:
+        losses |= {"validation_to_beat": training.loss_before, "validation_with_zero_expert": training.closing.loss}
     steps = {"expert_steps": trainer.expert_steps, "router_steps": trainer.router_steps}
     return training, losses | steps | {"seconds": round(time.process_time() - start, 1)}
 
 
+def newest(training: TrainingRun) -> Model:
+    """The home's newest adapters on the base."""
+    saved = load(training.home.adapters, training.base.hparams, training.settings.base.sha256)
+    return Model(training.base, Adapters.from_arrays(saved.layout, training.base.hparams, saved.arrays))
+
+
 def loss(training: TrainingRun, rows: Rows) -> float:
     """Nats a token of all rows, of the home's newest adapters in the weights of the exported file."""
-    saved = load(training.home.adapters, training.base.hparams, training.settings.base.sha256)
-    adapters = Adapters.from_arrays(saved.layout, training.base.hparams, saved.arrays)
     schedule = replace(training.trainer.schedule, validation_rows=len(rows))
-    return Validation(Model(training.base, adapters), rows, schedule, None, learns=False).measure()
+    return Validation(newest(training), rows, schedule, None, learns=False).measure()
+
+
+def silence(training: TrainingRun) -> dict[str, Any]:
+    """Whether the newest adapters have a zero expert, and what they have lost on the base's own answers."""
+    model = newest(training)
+    model.block_format = training.settings.storage().fake_format
+    assert model.adapters is not None
+    lost = measure_elsewhere(model, training.ordinary[1].answers)
+    return {"zero_expert": model.adapters.layout.zero_expert, "elsewhere": lost._asdict()}
 
 
 def play(case: Case, text: Path, work: Path) -> dict[str, Any]:
@@ -127,7 +143,8 @@ def play(case: Case, text: Path, work: Path) -> dict[str, Any]:
     settings = {} if case.steps is None else {"train": f"steps = {case.steps}"}
 
     def measured(training: TrainingRun, record: dict[str, Any]) -> dict[str, Any]:
-        return record | {"loss": {path.stem: loss(training, each) for path, each in rows.items()}}
+        zero = silence(training) if case.zero else {}
+        return record | zero | {"loss": {path.stem: loss(training, each) for path, each in rows.items()}}
 
     home = work / "evenings"
     make_home(home, files["first"][0], "--base", find_base(DEFAULT_BASE)[1], settings=settings)

@@ -4,9 +4,9 @@
 
 TEXT is a folder with the files of `TUNING` somewhere below it. Each of its first part is the text of one home, which is trained
 once, by the product's defaults; behind that the closing phase is done anew for each of its odds. The gain that is kept is that on
-test text, in brackets on validation text. With --judge it is `JUDGING`, text kept for that (docs/results.md says what of
-it served a choice all the same), by the product's odds alone with the settings that stand here, once all changes are committed, and once only. Writes zero-expert.json, or
-zero-expert-judged.json
+test text, in brackets on validation text. With --judge it is `JUDGING`, text kept for that (docs/results.md says what of it
+served a choice all the same), by the product's odds alone with the settings that stand here, once all changes are committed, and
+once only. Writes zero-expert.json, or zero-expert-judged.json
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def evaluate(
     ] = Engine.llama_cpp,
     elsewhere: Annotated[
         bool, typer.Option("--elsewhere", help="Also measure what is lost on answers of the base itself, which it writes once; "
-                           "always done for a model with a zero expert.")
+                           "always done for a model with a zero expert, and where they are there.")
     ] = False,
     lines: Annotated[
         Optional[list[str]], typer.Option("--plan", metavar="NAME=VALUE", help="gpu_layers=0: llama.cpp leaves the GPU alone.")
@@ -64,7 +64,7 @@ def evaluate(
     for name in MODELS:
         with bar(f"measuring {name}") as progress:
             scores[name] = _score(name, opened, text, engine, wanted, count_up(progress, tokens))
-    lost = find_elsewhere(opened, tokenizer) if elsewhere or adapters.layout.zero_expert else None
+    lost = find_elsewhere(opened, tokenizer, may_write=elsewhere or adapters.layout.zero_expert)
     _note(home, manifest["version"], scores, lost)
     _report(scores, text, learned, engine, lost, json)
 
@@ -126,12 +126,14 @@ def share_of_learned(home: Home, settings: Config) -> float:
     return share_of_passages(documents.read("test"), documents.learned_runs("test"))
 
 
-def find_elsewhere(opened: Opened, tokenizer: Tokenizer) -> Elsewhere:
-    """What the personal model has lost on the base's own answers, which are made if there are none yet."""
+def find_elsewhere(opened: Opened, tokenizer: Tokenizer, may_write: bool) -> Elsewhere | None:
+    """What the personal model has lost on the base's own answers; without them None, unless the base `may_write` them."""
     from comigs_edge.inference.elsewhere import measure_elsewhere
     from comigs_edge.training.text import open_part
 
     ordinary = open_part(opened.home, opened.settings, "test", tokenizer)
+    if not ordinary.is_complete and not may_write:
+        return None
     if not ordinary.is_complete:
         with bar("the base writes answers to measure on") as progress:
             ordinary.make(opened.base, progress)
@@ -204,4 +206,8 @@ def _report(
     show_table(("model", "bits per byte", "against the base", "perplexity", "measured in"), rows, long="model")
     if elsewhere is not None:
         out.print(f"elsewhere, on answers of the base itself: {elsewhere}", soft_wrap=True)
+    else:
+        out.print(
+            "elsewhere, on answers of the base itself, which it writes once: comigs-edge evaluate --elsewhere", soft_wrap=True
+        )
     next_command("comigs-edge chat")

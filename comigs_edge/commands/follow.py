@@ -15,7 +15,9 @@ def place(expert_steps: int, steps: int) -> str:
     """Where a training was stopped."""
     if expert_steps < steps:
         return f"at expert step {expert_steps} of {steps}"
-    return f"after the last of {steps} expert steps, with closing steps left"
+    if steps == 0:
+        return "with steps of local text left"
+    return f"after the last of {steps} expert steps, with closing or local steps left"
 
 
 def line(progress: holder.Progress) -> str:

@@ -59,7 +59,7 @@ def plan(
     """Show how this device would train: experts, batch, threads, memory, time, each with its reason."""
     from comigs_edge.planning.plan import resolve
     from comigs_edge.training.checkpoint import Latest
-    from comigs_edge.training.known import goes_on
+    from comigs_edge.training.known import NOTHING_NEW, goes_on
     from comigs_edge.training.next_step import RESUME, TRAIN, find_next
     from profiles import plan as planner
 
@@ -76,6 +76,8 @@ def plan(
         steps, done = latest.interrupted.progress["schedule"]["steps"], _done(latest.interrupted.progress)
     settings = replace(resolved.settings, train=replace(resolved.settings.train, steps=steps))
     local = max(0, _count_local_steps(home, settings, done.goes_on) - done.local)
+    has_news = then != TRAIN or steps > 0 or local > 0
+    plan, then = (plan, then) if has_news else (replace(plan, step_seconds=None), "comigs-edge chat")
     others = planner.neighbours(plan, resolved.base, rates)
     talk, running = _plan_chat(home, settings, profile), holder.training(home.holder_file)
     if json:
@@ -92,7 +94,9 @@ def plan(
         return
     if running:
         out.print(f"a training runs now: {how_far(running)}; another one would be:", soft_wrap=True)
-    show(plan, settings, others, done)
+    show(plan, settings, others if has_news else [], done)
+    if not has_news:
+        out.print(f"  {NOTHING_NEW}", soft_wrap=True)
     if local and plan.step_seconds is not None:
         why = f"about {local} steps of the specialists and the router, behind the others: only they learn local text"
         _show_lines({"local": in_minutes(local * plan.step_seconds / 60)}, {"local": why})

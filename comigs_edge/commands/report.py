@@ -52,7 +52,6 @@ def report(
 def _collect(home: Home, settings: Config, elsewhere: bool) -> dict[str, Any]:
     """Everything, as JSON."""
     from comigs_edge.commands.evaluate import Opened, find_elsewhere, open_test
-    from comigs_edge.training.text import open_part
 
     adapters, manifest, tokenizer, text = open_test(home, settings)
     layout, opened = adapters.layout, Opened(home, settings, adapters)
@@ -65,11 +64,11 @@ def _collect(home: Home, settings: Config, elsewhere: bool) -> dict[str, Any]:
     with bar("measuring the test text") as progress:
         advance = count_up(progress, tokens * (len(MODELS) - (not layout.num_specialists)))
         found = find(base, adapters, settings.storage().fake_format, text, tokenizer, advance)
-    elsewhere = elsewhere or layout.zero_expert or open_part(home, settings, "test", tokenizer).is_complete
-    lost = find_elsewhere(opened, tokenizer)._asdict() if elsewhere else None
+    lost = find_elsewhere(opened, tokenizer, may_write=elsewhere or layout.zero_expert)
     return {
         "base": settings.base.name, "version": manifest["version"], "training": _training(home, manifest),
-        "test_bytes": text.num_bytes, "test_tokens": text.num_tokens, **_measured(found, names(layout)), "elsewhere": lost,
+        "test_bytes": text.num_bytes, "test_tokens": text.num_tokens, **_measured(found, names(layout)),
+        "elsewhere": lost and lost._asdict(),
         "experts": list(names(layout)), "blocks": list(range(adapters.first_block, adapters.hparams.num_blocks)),
         **_fleet(home, settings),
     }  # fmt: skip

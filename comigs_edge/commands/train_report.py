@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from comigs_edge.training.loop import Outcome
     from comigs_edge.training.run import TrainingRun
 
+NOTHING = "nothing was trained, so your model stays as it is"
 SHARES = {0.5: "half", 0.25: "a quarter"}  # of `ON_THE_WAY`, in words
 
 
@@ -49,7 +50,7 @@ def _facts(
         "expert_steps": trainer.expert_steps,
         "router_steps": trainer.router_steps,
         "closing_steps": 0 if run.closing is None else run.closing.steps,
-        "validation_loss_before": trainer.first_loss,
+        "validation_loss_before": run.loss_before,
         "validation_loss": loss,
         "share_of_way": trainer.way,
         "zero_expert": layout.zero_expert,
@@ -66,16 +67,8 @@ def _facts(
 
 
 def _tell(run: TrainingRun, outcome: Outcome, paused: float, fleet: Rounds | None, elsewhere: Elsewhere | None) -> None:
-    trainer, (_, layout, loss) = run.trainer, run.result()
-    stopped = f"stopped {place(trainer.expert_steps, trainer.schedule.steps)}; everything is saved"
-    state = "trained" if run.is_done else stopped
-    pauses = f", paused for {duration(paused)}" if paused else ""
-    out.print(
-        f"{state}: validation loss {trainer.first_loss:.4f} before, {trainer.best_loss:.4f} at its best"
-        f"{f', {loss:.4f} with the zero expert' if layout.zero_expert else ''} "
-        f"({outcome.tokens:,} tokens in {duration(outcome.seconds)}{pauses})",
-        soft_wrap=True,
-    )
+    trainer = run.trainer
+    out.print(_first_line(run, outcome, paused) if outcome.tokens or not run.is_done else NOTHING, soft_wrap=True)
     if trainer.way in SHARES:
         out.print(
             f"kept is {SHARES[trainer.way]} of the way from the best model before to where this training has ended: by your "
@@ -88,8 +81,34 @@ def _tell(run: TrainingRun, outcome: Outcome, paused: float, fleet: Rounds | Non
         out.print(_summary_of(fleet.totals), soft_wrap=True)
         if fleet.totals.trouble is not None:
             out.print(f"trained alone: {printable(fleet.totals.trouble)}", soft_wrap=True)
-    if outcome.version is None:
-        out.print("nothing better than the start was found, so the personal model is unchanged")
+    if outcome.version is None and outcome.tokens:
+        out.print(_why_unchanged(run), soft_wrap=True)
+    elif run.closing is not None and run.closing.is_done and not run.closing.is_kept:
+        out.print(
+            "your model has no zero expert: with one the little that was gained would be lost; what that costs elsewhere says: "
+            "comigs-edge evaluate --elsewhere",
+            soft_wrap=True,
+        )
+
+
+def _first_line(run: TrainingRun, outcome: Outcome, paused: float) -> str:
+    """What was done, and what it came to."""
+    trainer = run.trainer
+    stopped = f"stopped {place(trainer.expert_steps, trainer.schedule.steps)}; everything is saved"
+    state = "trained" if run.is_done else stopped
+    pauses = f", paused for {duration(paused)}" if paused else ""
+    closed = f", {run.closing.loss:.4f} with the zero expert" if run.closing is not None and run.closing.is_done else ""
+    return (
+        f"{state}: validation loss {run.loss_before:.4f} before, {trainer.best_loss:.4f} at its best{closed} "
+        f"({outcome.tokens:,} tokens in {duration(outcome.seconds)}{pauses})"
+    )
+
+
+def _why_unchanged(run: TrainingRun) -> str:
+    """Why a training has made no version of the model."""
+    if run.trainer.is_better and not run.is_done:
+        return "your model stays in use as it is until this training has ended: what it has learned has no zero expert yet"
+    return "nothing better than the start was found, so the personal model is unchanged"
 
 
 def _summary_of(totals: Totals) -> str:

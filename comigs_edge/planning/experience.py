@@ -1,7 +1,8 @@
-"""How much longer steps took in trainings on this device than the plan had said: from the first training on it knows better.
+"""What trainings in this home have shown that a plan guesses: from the first training on it knows better.
 
-What lies between the products differs from processor to processor, and only whole steps measure it. `state/pace.json` keeps one
-factor for each form of expert, processor and mode of a plan. Keys without a mode, of earlier versions, correct nothing.
+How much longer steps took than the plan had said: what lies between the products differs from processor to processor, and only
+whole steps measure it. `state/pace.json` keeps one factor for each form of expert, processor and mode of a plan. Keys without a
+mode, of earlier versions, correct nothing. And of how many bytes the base makes a token, which differs from language to language.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from profiles.cost import Plan, Processor, Rates
 
 FEWEST = 5  # steps that say something
 OUTLIER = 2.0  # times the quick ones: what another program did
-BOUNDS = (0.3, 5.0)  # of a factor: beyond, something else was measured
+BOUNDS = (0.3, 5.0)  # of a factor: beyond, something else was measured; and of the bytes of a token
+BYTES_A_TOKEN = 4.0  # of text: a rough mean over languages
+TOKEN = "bytes a token"
 
 
 def with_experience(home: Home, form: Form, rates: Rates) -> Rates:
@@ -40,6 +43,18 @@ def remember(home: Home, form: Form, plan: Plan, seconds: Sequence[float]) -> No
     known[key] = round(_bounded(known.get(key, 1.0) * took / plan.step_seconds), 3)
     with suppress(*EXPECTED):
         files.write_atomic(home.state / "pace.json", json.dumps(known).encode())
+
+
+def remember_text(home: Home, num_bytes: int, tokens: int) -> None:
+    """Takes note of how long a token of the home's text is; a full disk does without."""
+    with suppress(*EXPECTED):
+        known = _read(home) | {TOKEN: round(_bounded(num_bytes / tokens), 3)}
+        files.write_atomic(home.state / "pace.json", json.dumps(known).encode())
+
+
+def bytes_a_token(home: Home) -> float:
+    """As the last training has counted them, or a guess."""
+    return _read(home).get(TOKEN, BYTES_A_TOKEN)
 
 
 def _bounded(factor: float) -> float:

@@ -16,8 +16,7 @@ from comigs_edge.home.config import ChatConfig, Config, ModelConfig
 from comigs_edge.home.folder import Home, corpus
 from comigs_edge.home.versions import KEPT_VERSIONS
 from comigs_edge.nn.experts import FORMS, ExpertsConfig, expected_shapes, experts_per_token
-from comigs_edge.planning import offload
-from comigs_edge.planning.experience import with_experience
+from comigs_edge.planning import experience, offload
 from comigs_edge.planning.fixed import BY_FILE, LINES, fixed_lines
 from coordinator.protocol.settings import SettingsError, convert
 from profiles import RULES, DeviceProfile
@@ -30,7 +29,6 @@ from profiles.detect import Device
 from quantize.formats import block_format, fit_format
 from quantize.gguf_file import GGUFFile
 
-BYTES_A_TOKEN = 4  # of text: a rough mean over languages
 _CHAT = get_type_hints(ChatConfig, include_extras=True)
 CHAT_LINES: dict[str, Any] = {name: _CHAT[name] for name in ("threads", "mmap", "cache", "batch", "gpu_layers")}
 GPU_LINE = {"gpu_layers": CHAT_LINES["gpu_layers"]}  # of what llama.cpp does without a plan of its own
@@ -67,7 +65,7 @@ def resolve(
     rates = None
     if measure:
         rates = _measure(device, base, fixed.lines.get("threads") or kind.usable_threads, fixed.lines.get("device"))
-        rates = with_experience(home, settings.model.expert_form, rates)
+        rates = experience.with_experience(home, settings.model.expert_form, rates)
     plan = make(home, settings, profile=kind, device=device, base=base, rates=rates, fixed=fixed.lines)
     plan = replace(plan, reasons=fixed.explain(plan))
     return Resolved(settings=settings_of(settings, plan), plan=plan, base=base, rates=rates)
@@ -194,13 +192,13 @@ def repacked_bytes(file: GGUFFile, formats: set[str]) -> int:
 def training_tokens(home: Home, settings: Config, local: bool = False) -> int | None:
     """About how many tokens the training text has, of shared or of local text; None without text."""
     splits = corpus(home, settings).sizes(local=local)
-    return splits["training"]["bytes"] // BYTES_A_TOKEN or None
+    return round(splits["training"]["bytes"] / experience.bytes_a_token(home)) or None
 
 
 def new_tokens(home: Home, settings: Config, known: Collection[int]) -> int:
     """About how many tokens the shared training text has in documents whose `Corpus.hashes` are not `known`."""
     hashes = corpus(home, settings).hashes("training", local=False)
-    return sum(size for number, size in hashes.items() if number not in known) // BYTES_A_TOKEN
+    return round(sum(size for number, size in hashes.items() if number not in known) / experience.bytes_a_token(home))
 
 
 def remember(home: Home, plan: Plan) -> None:

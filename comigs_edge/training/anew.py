@@ -10,6 +10,11 @@ from coordinator.protocol.wire import Arrays
 if TYPE_CHECKING:
     from comigs_edge.training.trainer import Trainer
 
+CHANGED = (
+    "your text, or what of it is measured, has changed since this training began: it goes on from what it learned, and is "
+    "measured anew; to start without that: comigs-edge train --fresh"
+)
+
 
 def forget_losses(trainer: Trainer, start: Arrays | None) -> None:
     """They are those of another text: `start` is what is to be beaten now, or the present state."""

@@ -117,7 +117,11 @@ class Rows:
 
     def batch(self, number: int, size: int) -> Batch:
         """The batch with this number: `size` rows, new text first and then each row once in an epoch."""
-        return self._make([self._next_row(read) for read in range(number * size, (number + 1) * size)])
+        return self.read(number * size, size)
+
+    def read(self, done: int, count: int) -> Batch:
+        """The `count` rows behind so many that were read."""
+        return self._make([self._next_row(row) for row in range(done, done + count)])
 
     def first(self, count: int, size: int) -> list[Batch]:
         """Batches of at most `size` rows with the first `count` rows of the first epoch: always the same ones."""

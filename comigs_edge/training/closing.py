@@ -43,8 +43,8 @@ class MixedRows(Rows):
 
     def batch(self, number: int, size: int) -> Batch:
         """The batch with this number; where a share of `size` is no whole number of rows, some batches have one more."""
-        count = math.floor(self.share * size * (number + 1)) - math.floor(self.share * size * number)
-        parts = self.one.batch(number, size - count), self.other.batch(number, count)
+        done, then = (math.floor(self.share * size * each) for each in (number, number + 1))  # rows of `other`
+        parts = self.one.read(number * size - done, size - (then - done)), self.other.read(done, then - done)
         tensors = {
             name: torch.cat([getattr(part, name) for part in parts]) for name in ("tokens", "documents", "targets", "scored")
         }
@@ -74,12 +74,18 @@ def ordinary_rows(schedule: Schedule) -> int:
 
 
 class Closing:
-    """The closing phase of the training that `main` has done; `adapters` are what it ends with."""
+    """The closing phase of the training that `main` has done; `adapters` are what it ends with.
+
+    `before` has the adapters that the training goes on from, if they have a zero expert: `to_beat` is their validation loss, as
+    what comes out would take their place. Otherwise it is that of the start of `main`.
+    """
 
     def __init__(
-        self, main: Trainer, ordinary: Rows, seed: int, make_model: Callable[[Adapters], Model], odds: float = OWN
-    ) -> None:
-        self.main = main
+        self, main: Trainer, ordinary: Rows, seed: int, make_model: Callable[[Adapters], Model], odds: float = OWN,
+        before: Arrays | None = None,
+    ) -> None:  # fmt: skip
+        self.main, self._before = main, before
+        self.to_beat = math.inf if main.first_loss is None else main.first_loss
         best = Adapters.from_arrays(main.adapters.layout, main.adapters.hparams, main.best)
         schedule = replace(
             main.schedule, steps=1, router_period=1, router_steps=main.schedule.closing, balance_weight=0.0, jointly=False,
@@ -113,7 +119,7 @@ class Closing:
     @property
     def is_kept(self) -> bool:
         """Whether it is done, and has not spoiled a slight gain."""
-        return self.is_done and self.main.first_loss is not None and self.loss < self.main.first_loss
+        return self.is_done and self.loss < self.to_beat
 
     @property
     def loss(self) -> float:
@@ -126,6 +132,7 @@ class Closing:
         trainer, schedule = self._trainer, self.main.schedule
         assert trainer.router is not None
         if not self.steps:
+            self._measure_before()
             fit_zero(self.adapters, trainer.validation.router_rows, self._ordinary, schedule.batch, self._make_model)
         while not self.is_done:
             trainer.router.learning_rate = schedule.router_learning_rate * (1 - self.steps / schedule.closing)
@@ -133,14 +140,22 @@ class Closing:
             router_steps = done[1] + event.router_steps
             yield replace(event, phase="closing", expert_steps=done[0], router_steps=router_steps, is_best=False)
 
+    def _measure_before(self) -> None:
+        if self._before is not None:
+            own = self.adapters.arrays()
+            self.adapters.load_arrays(self._before)
+            self.to_beat = self._trainer.validate()
+            self.adapters.load_arrays(own)
+
     def state(self) -> tuple[Arrays, Progress]:
         """What a checkpoint needs beside the state of `main`: router and moments; the arrays are views."""
         arrays, progress = self._trainer.state()
         kept = {PREFIX + name: array for name, array in arrays.items() if name.split(".")[1] == "router" and name[:5] != "best."}
-        return kept, {PROGRESS: {name: progress[name] for name in ("router_steps", "last_loss")}}
+        return kept, {PROGRESS: {name: progress[name] for name in ("router_steps", "last_loss")} | {"to_beat": self.to_beat}}
 
     def restore(self, arrays: Arrays, progress: Progress) -> None:
-        """The reverse of `state`, after the same `main`."""
+        """The reverse of `state`, after the same `main`; earlier versions have no `to_beat`."""
+        self.to_beat = progress[PROGRESS].get("to_beat", self.to_beat)
         current = {f"current.{name}": array for name, array in self.adapters.arrays().items()}
         self._trainer.restore(current | select(arrays, PREFIX), {
             "expert_steps": 1, "first_loss": self.main.best_loss, "best_loss": float("inf"), **progress[PROGRESS]

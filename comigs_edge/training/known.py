@@ -26,6 +26,7 @@ from coordinator.protocol.wire import Arrays
 if TYPE_CHECKING:
     from comigs_edge.training.run import TrainingRun  # loads torch
 
+NOTHING_NEW = "there is nothing new to learn from; only --steps reads once more what was read before, mostly in vain"
 MODEL = "model"  # in checkpoints: what config.toml asked for there
 _NUMBERS = "<u8"  # kept as bytes, which is what checkpoints hold
 
@@ -56,7 +57,7 @@ class Knowledge:
         Text that made nothing better is still to be learned, by the next training that has other new text.
         """
         is_whole = run.trainer.expert_steps * run.plan.batch >= run.rows[0].new_reads
-        known = self.shared & self.begun if run.trainer.is_better and is_whole else self.known
+        known = self.shared & self.begun if run.is_better and is_whole else self.known
         tried = self.begun if is_whole else self.tried
         return Knowledge(tried=tried, known=known, word=run.word if has_version else self.word)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from comigs_edge.arrays import select
 from comigs_edge.home.config import TrainConfig
@@ -98,8 +98,9 @@ class LocalPhase:
         return {PREFIX + name: array for name, array in arrays.items()}, {PROGRESS: progress | {"text": self._text}}
 
     def restore(self, arrays: Arrays, progress: Progress) -> None:
-        """The reverse of `state`; of other text it begins anew."""
-        if progress[PROGRESS]["text"] == self._text:
+        """The reverse of `state`; of other text, or behind another end of the training, it begins anew."""
+        saved, layout = progress[PROGRESS], asdict(self.trainer.adapters.layout)
+        if saved["text"] == self._text and saved["layout"] == layout:
             self.trainer.restore(select(arrays, PREFIX), progress[PROGRESS])
 
 

@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Literal, NamedTuple, Protocol
 
 from comigs_edge.errors import EXPECTED, ComigsError, sentence
+from comigs_edge.home.folder import corpus
 from comigs_edge.planning import experience
 from comigs_edge.training.event import Event, Phase
 from comigs_edge.training.pauses import Pauses
@@ -108,8 +109,16 @@ def run_training(run: TrainingRun, pauses: Pauses, fleet: Fleet | None, screen: 
         if fleet is not None:
             fleet.end()
         experience.remember(run.home, run.settings.model.expert_form, run.plan, took[1:])  # the first follows a validation
+        _remember_text(run)
         version = _end(run, screen)  # in here: a second word of `--stop` must not end the process before all is saved
     return Outcome(tokens, pauses.working_time() - started, version)
+
+
+def _remember_text(run: TrainingRun) -> None:
+    """How long tokens are, where all of the shared training text was counted."""
+    if not run.passage.start and not run.passage.end:
+        text = corpus(run.home, run.settings).sizes(local=False)["training"]
+        experience.remember_text(run.home, text["bytes"], len(run.rows[0]) * run.plan.context)
 
 
 def _end(run: TrainingRun, screen: Screen) -> int | None:

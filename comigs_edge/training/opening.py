@@ -14,7 +14,7 @@ from comigs_edge.planning.rates import use
 from comigs_edge.progress import SILENT, Progress
 from comigs_edge.training import checkpoint
 from comigs_edge.training.batches import Rows
-from comigs_edge.training.known import find_knowledge
+from comigs_edge.training.known import NOTHING_NEW, find_knowledge
 from comigs_edge.training.local import LocalText
 from comigs_edge.training.memory import tune_allocator
 from comigs_edge.training.passage import Passage, find_passage
@@ -63,5 +63,5 @@ def _news(training: Rows, is_learned: bool) -> str:
     if is_learned and training.new_reads:
         return "the new text was read before and made nothing better; it is read again"
     if is_learned:
-        return "there is nothing new to learn from; only --steps reads once more what was read before, mostly in vain"
+        return NOTHING_NEW
     return f"new text comes first, {training.num_new:,} of {len(training):,} rows" if training.new_reads else ""

@@ -1,7 +1,8 @@
 """Ordinary text: what the base itself answers to short instructions, made on the device, once for each base.
 
 A router learns from it where the base alone should speak, and other such text shows how much a model has lost elsewhere. What is
-made is kept after every few answers, so a making that was killed goes on. Bases without a chat template write from their start.
+made is kept after every batch of answers, at most 64, so a making that was killed goes on. Bases without a chat template write
+from their start.
 """
 
 from __future__ import annotations

@@ -23,7 +23,21 @@ from comigs_edge.home.versions import (
 from comigs_edge.training.learned import KEY, join_learned
 
 if TYPE_CHECKING:
+    from comigs_edge.nn.experts import ExpertsConfig
     from comigs_edge.training.run import TrainingRun
+    from coordinator.protocol.wire import Arrays
+
+
+def result(run: TrainingRun) -> tuple[Arrays, ExpertsConfig, float]:
+    """What is kept of a training, and the validation loss of shared text before its local phase, nats a token."""
+    trainer, closing, local = run.trainer, run.closing, run.local
+    is_closed = closing is not None and closing.is_kept
+    loss = closing.loss if closing is not None and is_closed else trainer.best_loss
+    if local is not None and local.is_kept:
+        return local.trainer.best, local.trainer.adapters.layout, loss
+    if closing is not None and is_closed:
+        return closing.adapters.arrays(), closing.adapters.layout, loss
+    return trainer.best, trainer.adapters.layout, loss
 
 
 def publish(run: TrainingRun, newest: Saved | None) -> int | None:
@@ -36,7 +50,7 @@ def publish(run: TrainingRun, newest: Saved | None) -> int | None:
     local = run.local if run.local is not None and run.local.is_kept else None
     there = versions(run.home.adapters)
     is_own = run.resumed and bool(there) and is_left_by(run.home.adapters, there[-1], run.word)
-    if local is None and not run.trainer.is_better:
+    if local is None and not run.is_better:
         # It was better on the text of before, and is not on today's; in a fleet it was not measured again.
         if is_own and run.is_done and not run.home.fleet.exists():
             remove(run.home.adapters, there[-1:])
@@ -48,7 +62,7 @@ def publish(run: TrainingRun, newest: Saved | None) -> int | None:
                 note_finished(run.home.adapters, there[-1])
             return there[-1]
     notes = {
-        "validation_loss": loss, "validation_loss_before": trainer.first_loss, "base_name": run.settings.base.name,
+        "validation_loss": loss, "validation_loss_before": run.loss_before, "base_name": run.settings.base.name,
         "expert_steps": trainer.expert_steps, "router_steps": trainer.router_steps,
         "block_format": trainer.schedule.block_format, "text": run.text[:16], KEY: run.learned, **run.best_mark.facts(),
     }  # fmt: skip

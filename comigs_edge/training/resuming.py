@@ -10,7 +10,7 @@ from pathlib import Path
 from comigs_edge.base.hparams import HParams
 from comigs_edge.errors import EXPECTED, ComigsError
 from comigs_edge.home.config import Config
-from comigs_edge.home.versions import TRAINING, is_left_by, load, otherwise_than_begun, versions
+from comigs_edge.home.versions import TRAINING, Saved, is_left_by, load, otherwise_than_begun, versions
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.experts import ExpertsConfig
 from comigs_edge.training.checkpoint import Progress
@@ -36,8 +36,9 @@ def read_course(
             "anew with: comigs-edge train --fresh"
         )
     schedule, layout = Schedule(**progress["schedule"]), ExpertsConfig(**progress["layout"])
-    asked = schedule.keep_course(make_schedule(settings, batch, steps or schedule.steps), PROGRESS in progress)
-    if PROGRESS not in progress:  # what comes at the end can still be chosen, and was not there in earlier versions
+    is_closing = PROGRESS in progress and settings.has_zero_expert
+    asked = schedule.keep_course(make_schedule(settings, batch, schedule.steps if steps is None else steps), is_closing)
+    if not is_closing:  # what comes at the end can still be chosen, and was not there in earlier versions
         schedule = replace(schedule, closing_steps=asked.closing_steps)
     wanted = asdict(asked) | asdict(experts)
     saved = asdict(schedule) | asdict(layout)
@@ -64,6 +65,29 @@ def find_start(
             if saved.layout.without_zero() == layout:
                 return Adapters.from_arrays(saved.layout, hparams, saved.shared).without_zero().arrays()
     return Adapters.initial(layout, hparams, settings.train.seed).arrays()
+
+
+def load_newest(folder: Path, hparams: HParams, base_sha256: str, wanted: ExpertsConfig) -> Saved:
+    """The newest version, which a training goes on from; raises `ComigsError` where its experts are not those `wanted`."""
+    saved = load(folder, hparams, base_sha256)
+    if (layout := saved.layout.without_zero()) != wanted:
+        raise ComigsError(
+            f"the settings ask for {differences(asdict(wanted), asdict(layout))}; go back to that, or start anew with: "
+            "comigs-edge train --fresh"
+        )
+    return saved
+
+
+def find_silent(folder: Path, adapters: Adapters, base_sha256: str, word: str) -> Arrays | None:
+    """Of the newest version but those of the training with this `word`: its arrays, if it has a zero expert beside these experts.
+
+    Without what local text has shaped, as that is learned behind a training.
+    """
+    for number in _before(folder, {TRAINING: word}):
+        with suppress(*EXPECTED):
+            saved = load(folder, adapters.hparams, base_sha256, number)
+            return saved.shared if saved.layout.zero_expert and saved.layout.without_zero() == adapters.layout else None
+    return None
 
 
 def _before(folder: Path, progress: Progress) -> list[int]:

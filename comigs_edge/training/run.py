@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -20,7 +21,7 @@ from comigs_edge.training import checkpoint, further, publishing
 from comigs_edge.training import local as locality
 from comigs_edge.training import passage as passages
 from comigs_edge.training.activation_cache import clear
-from comigs_edge.training.anew import forget_losses
+from comigs_edge.training.anew import CHANGED, forget_losses
 from comigs_edge.training.batches import Rows
 from comigs_edge.training.caches import open_caches
 from comigs_edge.training.closing import PROGRESS, Closing, closes, ordinary_rows
@@ -30,7 +31,7 @@ from comigs_edge.training.learned import KEY, join_learned
 from comigs_edge.training.local import LocalPhase, LocalText
 from comigs_edge.training.ordinary import OrdinaryText
 from comigs_edge.training.passage import Passage
-from comigs_edge.training.resuming import FROM_VERSION, differences, find_start, find_version, read_course
+from comigs_edge.training.resuming import FROM_VERSION, find_silent, find_start, find_version, load_newest, read_course
 from comigs_edge.training.schedule import Schedule, make_schedule
 from comigs_edge.training.trainer import Trainer
 from coordinator.protocol.wire import Arrays
@@ -95,7 +96,6 @@ class TrainingRun:
                 further.restore_moments(self.trainer, state, self.settings.base.sha256)
         # A generalist between one of the fleet and one before it would be neither, and the next update wrong.
         self.trainer.looks_back = self.mark.word is None and not self.home.fleet.exists()
-        remember(self.home, self.plan)
         return self.trainer
 
     def make_trainer(self, adapters: Adapters) -> Trainer:
@@ -105,12 +105,7 @@ class TrainingRun:
     def _start(self, resume: bool | None) -> Adapters:
         wanted = plan_experts(self.settings.model, self.base.hparams)
         if resume is None and versions(self.home.adapters):
-            saved = load(self.home.adapters, self.base.hparams, self.settings.base.sha256)
-            if (layout := saved.layout.without_zero()) != wanted:
-                raise ComigsError(
-                    f"the settings ask for {differences(asdict(wanted), asdict(layout))}; go back to that, or "
-                    "start anew with: comigs-edge train --fresh"
-                )
+            saved = load_newest(self.home.adapters, self.base.hparams, self.settings.base.sha256, wanted)
             self.mark = self.best_mark = read_mark(saved.manifest)
             self.from_version = versions(self.home.adapters)[-1]
             self.learned = join_learned(corpus(self.home, self.settings), saved.manifest)
@@ -123,25 +118,21 @@ class TrainingRun:
         schedule, layout = read_course(progress, self.settings, self.plan.batch, steps, experts, self.home.adapters)
         trainer = self._cached_trainer(Adapters.initial(layout, self.base.hparams, self.settings.train.seed), schedule)
         trainer.restore(arrays, progress)
+        self.trainer, self.word = trainer, progress.get(TRAINING, "")
         self.from_version = find_version(self.home.adapters, progress)
         if progress.get("text", self.text) == self.text:
-            if PROGRESS in progress:
+            if PROGRESS in progress and schedule.closing:
                 self.closing = self._make_closing(trainer)
                 self.closing.restore(arrays, progress)
-            self.trainer = trainer
-            if locality.PROGRESS in progress and self.local_text is not None:
+            if locality.PROGRESS in progress and self.local_text is not None and self._is_shared_done:
                 self.local = self._make_local(self.local_text)
                 self.local.restore(arrays, progress)
         else:
             is_alone = not self.home.fleet.exists()  # in a fleet the present generalist is to be beaten
             found = self.home.adapters, self.base.hparams, self.settings, progress, self.from_version
             forget_losses(trainer, find_start(*found) if is_alone else None)
-            self.warnings.append(
-                "your text, or what of it is measured, has changed since this training began: it goes on from what it learned, "
-                "and is measured anew; to start without that: comigs-edge train --fresh"
-            )
+            self.warnings.append(CHANGED)
         self.learned = join_learned(corpus(self.home, self.settings), progress)
-        self.word = progress.get(TRAINING, "")
         self.resumed, self.mark, self.best_mark = True, read_mark(progress), read_mark(progress, "best")
         return trainer
 
@@ -195,6 +186,22 @@ class TrainingRun:
     def _closes(self) -> bool:
         return bool(self.ordinary) and closes(self.trainer)
 
+    @functools.cached_property
+    def _silent(self) -> Arrays | None:
+        """What it goes on from, if that has a zero expert and what comes out is to have one."""
+        goes_on = self.from_version is not None and self.ordinary
+        return find_silent(self.home.adapters, self.trainer.adapters, self.settings.base.sha256, self.word) if goes_on else None
+
+    @property
+    def is_better(self) -> bool:
+        """Whether it has made something better than its start, and no model that has lost its zero expert."""
+        return self.trainer.is_better and (self._silent is None or (self.closing is not None and self.closing.is_kept))
+
+    @property
+    def loss_before(self) -> float | None:
+        """The validation loss that was to be beaten."""
+        return self.trainer.first_loss if self.closing is None else self.closing.to_beat
+
     def steps(self) -> Iterator[Event]:
         """Does step after step; stop iterating to interrupt."""
         yield from self.trainer.run()
@@ -213,7 +220,7 @@ class TrainingRun:
             text.make(self.base, progress)
 
     def _make_closing(self, trainer: Trainer) -> Closing:
-        return Closing(trainer, self._ordinary_rows(), self.settings.train.seed, self._model)
+        return Closing(trainer, self._ordinary_rows(), self.settings.train.seed, self._model, before=self._silent)
 
     def _ordinary_rows(self) -> Rows:
         self.make_ordinary()
@@ -221,12 +228,11 @@ class TrainingRun:
 
     @property
     def _local_text(self) -> LocalText | None:
-        has_base = self.trainer.is_better or versions(self.home.adapters)  # something that it can be added to
-        return self.local_text if has_base else None
+        return self.local_text if self.is_better or versions(self.home.adapters) else None  # else nothing to add it to
 
     def _make_local(self, text: LocalText) -> LocalPhase:
         arrays, layout, _ = self.result()  # without a local phase: what the shared text alone has made
-        if not self.trainer.is_better:
+        if not self.is_better:
             self._newest = load(self.home.adapters, self.base.hparams, self.settings.base.sha256)
             arrays, layout = self._newest.shared, self._newest.layout
         start = Adapters.from_arrays(layout, self.base.hparams, arrays)
@@ -260,6 +266,7 @@ class TrainingRun:
         progress[FROM_VERSION] = self.from_version
         ended = self.knowledge.after(self, version is not None)
         more, phase = (ended if self.is_done else self.knowledge).state()
+        remember(self.home, self.plan)  # with the first state that could be gone on with, not before
         checkpoint.save(self.home.state, arrays | more, progress | phase)
         return version
 
@@ -290,11 +297,4 @@ class TrainingRun:
 
     def result(self) -> tuple[Arrays, ExpertsConfig, float]:
         """What is kept, and the validation loss of shared text before the local phase, nats a token."""
-        trainer, closing, local = self.trainer, self.closing, self.local
-        is_closed = closing is not None and closing.is_kept
-        loss = closing.loss if closing is not None and is_closed else trainer.best_loss
-        if local is not None and local.is_kept:
-            return local.trainer.best, local.trainer.adapters.layout, loss
-        if closing is not None and is_closed:
-            return closing.adapters.arrays(), closing.adapters.layout, loss
-        return trainer.best, trainer.adapters.layout, loss
+        return publishing.result(self)

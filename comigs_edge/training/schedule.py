@@ -49,7 +49,7 @@ class Schedule:
     patience: int = 0  # periods without a better validation loss after which the end is decided; 0: never
     decay_from: int | None = None  # the step at which a constant rate begins to fall, where patience has decided it
     optimiser: OptimiserName = "adamw"  # of the experts
-    rate_steps: int = 0  # the experts' rate is for so many steps: longer trainings learn more slowly; 0: it is for any number
+    rate_steps: float = 0  # the experts' rate is for so many steps: longer trainings learn more slowly; 0: it is for any number
     rate_factor: float = 1.0  # on the experts' rate: a training that goes on from a finished one learns more slowly
 
     @property
@@ -78,12 +78,20 @@ class Schedule:
         return {name: value for name, value in asdict(self).items() if name not in defaults or value != defaults[name]}
 
     def ended(self, step: int) -> Schedule:
-        """The same with its end decided after this expert step: at once, or when a constant rate has fallen."""
-        if self.schedule == "cosine":
-            return replace(self, steps=step)
-        if step >= self._falls_from:
+        """The same with its end decided after this expert step, once.
+
+        It comes when a constant rate has fallen, or behind the share of steps that compute in the file's weights, or at once.
+        """
+        if self.decay_from is not None or (self.schedule == "wsd" and step >= self._falls_from):
             return self
-        return replace(self, steps=min(self.steps, step + math.ceil(DECAY_SHARE * step)), decay_from=step)
+        if self.schedule == "wsd":
+            steps = min(self.steps, step + math.ceil(DECAY_SHARE * step))
+            # So the rate stays what it was.
+            rate_steps = self.rate_steps * steps / self.steps if self.rate_steps < self.steps else self.rate_steps
+            return replace(self, steps=steps, decay_from=step, rate_steps=rate_steps)
+        if self.block_format is not None and step < self.quantise_start * self.steps:
+            return replace(self, steps=min(self.steps, math.floor(step / self.quantise_start)), decay_from=step)
+        return replace(self, steps=step)
 
     def keep_course(self, asked: Schedule, is_closing: bool) -> Schedule:
         """What is asked for, on the course of this one, which a training keeps to its end, a closing phase that began too."""
@@ -136,7 +144,8 @@ def make_schedule(settings: Config, batch: int, steps: int | None, rows: int | N
         enough = max(FEWEST, math.ceil(train.passes * rows / batch))
     optimiser = train.optimiser or FORMS[settings.model.expert_form].optimiser
     return Schedule(
-        steps=steps or min(train.steps, enough), batch=batch, schedule=train.schedule, patience=0 if steps else train.patience,
+        steps=min(train.steps, enough) if steps is None else steps, batch=batch,
+        schedule=train.schedule, patience=train.patience if steps is None else 0,
         optimiser=optimiser, rate_steps=RATE_STEPS if optimiser == "muon" and train.expert_learning_rate is None else 0,
         expert_learning_rate=rates[0], final_learning_rate=rates[1],
         router_learning_rate=train.router_learning_rate, warmup_steps=train.warmup_steps,

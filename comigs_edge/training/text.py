@@ -51,7 +51,8 @@ def read_rows(
     try:
         training = Rows(encoded, context, seed, passage.first_row, new if known else ())
         reads = passage.new or math.ceil(settings.train.passes * training.num_new)  # a training keeps what it began with
-        if training.num_new < MOST_NEW * len(training) and reads <= most_new:
+        # What a training began with may be gone when it is resumed.
+        if 0 < training.num_new < MOST_NEW * len(training) and reads <= most_new:
             training.new_reads = reads
         end = documents.hash_of("training", after, training.num_documents + len(refused))  # validation text is not read yet
         passage = replace(passage, end=end, rows=len(training), new=training.new_reads)

@@ -14,11 +14,13 @@ from comigs_edge.inference.elsewhere import measure_elsewhere
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.experts import ExpertsConfig, is_router
 from comigs_edge.nn.model import Model
+from comigs_edge.planning.fixed import fixed_lines
 from comigs_edge.planning.plan import resolve
 from comigs_edge.training import checkpoint
 from comigs_edge.training.batches import Rows
 from comigs_edge.training.closing import MixedRows
 from comigs_edge.training.opening import open_training
+from tests.training.test_known import write_notes
 
 STEPS = 30  # and three closing ones
 
@@ -97,6 +99,18 @@ def test_a_share_of_the_rows_is_of_the_other_text_however_few_a_step_has():
         assert all(batch.tokens.shape == (size, 8) and len(batch.targets) == 8 * size for batch in batches)
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 6, 8])
+def test_each_row_of_both_texts_comes_once_before_one_comes_again(size):
+    one, other = (Rows([Encoded(list(range(first, first + 241)), [True] * 241)], 8, 0) for first in (0, 500))
+    mixed, seen = MixedRows(one, other, 0.25), {True: [], False: []}
+    for number in range(96 // size):
+        for row in mixed.batch(number, size).tokens:
+            seen[bool(row[0] < 500)].append(int(row[0]))
+    assert [len(seen[is_one]) for is_one in (True, False)] == [72, 24]
+    for rows in seen.values():
+        assert all(len(set(rows[begin : begin + 30])) == len(rows[begin : begin + 30]) for begin in range(0, len(rows), 30))
+
+
 @pytest.mark.parametrize("size", [8, 3, 1])
 def test_own_text_counts_its_odds_however_few_of_its_targets_are_scored(size):
     own = Rows([Encoded([5] * 200, [place % 4 == 0 for place in range(200)])], 8, 0)
@@ -136,8 +150,19 @@ def test_an_interruption_in_the_closing_phase_changes_no_bit_of_what_comes_out(o
 def test_a_training_that_was_stopped_in_its_closing_phase_is_said_to_be_there(opened, run):
     cut = opened()
     train(cut, stop_after=STEPS + 16 + 1)  # expert, router, and of three closing steps one
-    assert f"interrupted after the last of {STEPS} expert steps, with closing steps left" in run("status").stdout
+    assert f"interrupted after the last of {STEPS} expert steps, with closing or local steps left" in run("status").stdout
     assert "of an interrupted training" in run("models", "list").stdout
+
+
+def test_a_training_that_was_killed_before_its_first_state_leaves_no_plan_to_the_next_one(opened):
+    train(opened())
+    killed = opened("threads=2")
+    killed.begin(STEPS, None)
+    next(killed.steps())
+    home = killed.home
+    assert "threads" not in fixed_lines(home, home.settings(), {}, None).lines
+    killed.save()
+    assert fixed_lines(home, home.settings(), {}, None).lines["threads"] == 2
 
 
 @pytest.mark.usefixtures("no_ordinary_text")
@@ -154,6 +179,15 @@ def test_an_interrupted_training_may_still_leave_out_the_zero_expert_before_its_
     run = opened("zero_expert=false")
     train(run, resume=True)
     assert not newest(run).layout.zero_expert
+
+
+def test_an_interrupted_closing_phase_may_be_left_out_and_begun_anew(opened):
+    train(opened(), stop_after=STEPS + 16 + 1)
+    without = opened("zero_expert=false")
+    without.begin(None, True)
+    assert (without.closing, without.total_steps) == (None, STEPS + 16)
+    without.save()
+    assert not newest(without).layout.zero_expert
 
 
 def test_a_training_that_was_begun_with_a_zero_expert_goes_on_to_it_without_being_asked_again(opened):
@@ -229,6 +263,55 @@ def test_a_closing_phase_that_spoils_a_slight_gain_is_left_out(opened):
     run.closing._trainer.last_loss = run.trainer.first_loss
     run.end()
     assert digest(newest(run).arrays()) == digest(run.trainer.best)
+
+
+def train_further(run, loss=None):
+    """Trains from the newest adapters to the end of the closing phase, which has this loss."""
+    run.begin(STEPS, None)
+    for _ in run.steps():
+        pass
+    if loss is not None:
+        run.closing._trainer.last_loss = loss(run)
+    return run.end()
+
+
+def test_what_a_model_with_a_zero_expert_has_to_be_beaten_by_is_measured_with_it(opened):
+    train(opened())
+    manifest, further = read_manifest(opened().home.adapters, 1), opened()
+    assert train_further(further) == 2
+    assert further.loss_before == pytest.approx(manifest["validation_loss"], abs=1e-6)
+    assert further.trainer.first_loss != further.loss_before  # of the same experts without it
+    assert read_manifest(further.home.adapters, 2)["validation_loss_before"] == further.loss_before
+
+
+def test_a_model_never_loses_its_zero_expert_to_a_gain_smaller_than_what_it_costs(opened, run, tmp_path):
+    first = opened()
+    train(first)
+    write_notes(run, tmp_path)
+    kept, further = digest(newest(first).arrays()), opened()
+    assert further.rows[0].num_new > 0
+    assert train_further(further, lambda run: run.loss_before) is None
+    assert further.trainer.is_better
+    assert not further.is_better
+    assert versions(further.home.adapters) == [1]
+    assert digest(newest(further).arrays()) == kept
+    assert opened().rows[0].num_new > 0  # what was not kept is still to be learned
+
+
+@pytest.mark.parametrize("stop_after", [STEPS, STEPS + 16 + 1])  # before the closing phase, and in it
+def test_a_model_with_a_zero_expert_stays_in_use_until_its_training_has_ended(opened, stop_after):
+    train(opened())
+    cut = opened()
+    cut.begin(STEPS, None)
+    for number, _ in enumerate(cut.steps(), 1):
+        if number == stop_after:
+            break
+    assert cut.trainer.is_better
+    assert cut.end() is None
+    last = opened()
+    assert train(last, resume=True) == 2
+    assert newest(last).layout.zero_expert
+    assert last.loss_before == pytest.approx(read_manifest(last.home.adapters, 1)["validation_loss"], abs=1e-6)
 
 
 @pytest.mark.parametrize("ready", ["lora"], indirect=True)

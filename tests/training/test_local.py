@@ -140,6 +140,26 @@ def test_an_interruption_in_the_local_phase_changes_no_bit_of_what_comes_out(ope
     assert checkpoint.load(last.home.state).progress["finished"]
 
 
+@pytest.mark.parametrize("wanted", ["zero_expert=true", "zero_expert=false"])
+def test_an_interrupted_local_phase_begins_anew_behind_another_end_of_the_training(ready, tmp_path, wanted):
+    add_local(tmp_path)
+    home, other = Home(ready), {"zero_expert=true": "zero_expert=false", "zero_expert=false": "zero_expert=true"}[wanted]
+    home.state.mkdir(exist_ok=True)
+    cut = open_training(home, resolve(home, home.settings(), lines=["threads=1", other]))
+    cut.begin(STEPS, False)
+    for _ in cut.steps():
+        if cut.local is not None and cut.local.steps == 2:
+            break
+    cut.save()
+    last = open_training(home, resolve(home, home.settings(), lines=["threads=1", wanted]))
+    last.begin(None, True)
+    for _ in last.steps():
+        pass
+    assert last.local.is_done
+    last.end()
+    assert newest(last).layout.zero_expert == (wanted == "zero_expert=true")
+
+
 def test_a_training_that_finds_nothing_better_still_learns_what_is_local(opened, tmp_path):
     run = opened()
     train(run, resume=False)

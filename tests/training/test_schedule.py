@@ -123,6 +123,24 @@ def test_where_the_end_is_decided_a_cosine_ends_at_once():
     assert schedule(steps=400, batch=8, closing_steps=60).ended(60).closing == 10
 
 
+def test_the_rate_stays_what_it_was_where_the_end_of_a_long_training_is_decided():
+    plan = schedule(steps=200, schedule="wsd", rate_steps=50)
+    decided = plan.ended(60)
+    assert [each.learning_rate(59) for each in (plan, decided)] == pytest.approx([5e-3, 5e-3])
+    assert [decided.learning_rate(step) for step in (60, 66, 72)] == pytest.approx([5e-3, 2.75e-3, 5e-4])
+    short = schedule(steps=40, schedule="wsd", rate_steps=50).ended(20)
+    assert short.learning_rate(19) == pytest.approx(1e-2)
+
+
+def test_where_the_end_is_decided_a_cosine_still_has_the_steps_in_the_weights_of_the_file():
+    plan = schedule(steps=200, block_format="Q4_0", quantise_start=0.65).ended(90)
+    assert [plan.fake_format(step) for step in (89, 90)] == [None, "Q4_0"]
+    assert plan.steps == 138  # 90 are 65 % of them
+    assert plan.ended(120) == plan
+    assert schedule(steps=200, block_format="Q4_0", quantise_start=0.65).ended(150).steps == 150
+    assert schedule(steps=200, block_format="Q8_0", quantise_start=0.0).ended(90).steps == 90
+
+
 def test_a_training_that_goes_on_ends_at_the_rate_at_which_the_one_before_it_ended():
     plan = schedule(steps=100, rate_factor=0.3, warmup_steps=4)
     assert [plan.learning_rate(step) for step in (0, 4, 52, 100)] == pytest.approx([7.5e-4, 3e-3, 2e-3, 1e-3])
