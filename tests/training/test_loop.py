@@ -23,6 +23,7 @@ class Life:
         settings = {"train": SimpleNamespace(checkpoint_minutes=checkpoint_minutes), "model": SimpleNamespace(expert_form="lora")}
         self.settings = SimpleNamespace(**settings)
         self.home, self.plan = None, SimpleNamespace(step_seconds=None)
+        self.passage = SimpleNamespace(start=5, end=5)  # of a text that others have read before
         self.trainer = self.fleet = self.screen = self.pauses = self
         self.pause_at = self.unread_at = self.problem_at = self.validated_at = None
         self.phase, self.last, self.counted, self.phases = "expert", 3, [], []
