@@ -71,7 +71,7 @@ def copied(adapters):
 
 
 def numpys(*texts):
-    """The row of a router (D,) whose answers lie 3 below the largest of the experts' on the first text, and 3 above it on the second.
+    """The row of a router (D,) that answers 3 less than the largest expert's does to the first text, and 3 more to the second.
 
     The texts count alike, and the squares of the row a tenth of the mean square of the inputs.
     """
