@@ -10,7 +10,7 @@ from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.experts import ExpertsConfig, is_router
 from comigs_edge.nn.model import Model
 from comigs_edge.training.batches import Rows
-from comigs_edge.training.closing import Closing
+from comigs_edge.training.closing import Closing, closes, ordinary_rows
 from comigs_edge.training.silence import fit_zero
 from comigs_edge.training.trainer import Trainer
 from tests.training.test_trainer import rows, schedule
@@ -23,6 +23,15 @@ def words(first, seed, tokens=3000):
     return Rows([Encoded(ids, [True] * tokens)], 32, 0)
 
 
+def trained(base, specialists=1, **changes):
+    layout = ExpertsConfig(specialists, 4, 8.0, min(2, 1 + specialists), form="parallel", expert_width=32)
+    usual = {"steps": STEPS, "batch": BATCH, "closing_steps": STEPS, "expert_learning_rate": 0.1}
+    main = Trainer(Model(base, Adapters.initial(layout, base.hparams, 0)), rows(1), rows(2), schedule(**usual | changes))
+    for _ in main.run():
+        pass
+    return main
+
+
 @pytest.fixture
 def ordinary():
     return words(200, 4)
@@ -30,15 +39,10 @@ def ordinary():
 
 @pytest.fixture
 def close(tiny_base, ordinary):
-    """The closing phase behind a training of two specialists with this schedule."""
+    """The closing phase behind a training with this schedule."""
 
-    def make(**changes):
-        layout = ExpertsConfig(2, 4, 8.0, 2, form="parallel", expert_width=32)
-        adapters = Adapters.initial(layout, tiny_base.hparams, 0)
-        usual = schedule(steps=STEPS, batch=BATCH, closing_steps=STEPS, expert_learning_rate=0.1, **changes)
-        main = Trainer(Model(tiny_base, adapters), rows(1), rows(2), usual)
-        for _ in main.run():
-            pass
+    def make(specialists=2, **changes):
+        main = trained(tiny_base, specialists, **changes)
         return Closing(main, ordinary, SEED, lambda each: Model(tiny_base, each))
 
     return make
@@ -68,6 +72,7 @@ COURSES = {
     "jointly": ({"jointly": True}, None),
     "in the file's weights": ({"block_format": "Q4_0", "quantise_start": 0.5}, "Q4_0"),
     "stored otherwise than computed": ({"block_format": "Q4_0", "quantise_start": 1.0}, None),
+    "a generalist alone": ({"specialists": 0}, None),
     "further": ({"rate_factor": 0.3}, None),
 }
 
@@ -133,3 +138,16 @@ def test_its_steps_are_counted_behind_those_of_the_training_and_none_is_the_best
     ]
     assert not any(event.is_best for event in events)
     assert events[-1].validation_loss == closing.loss
+
+
+def test_a_training_closes_if_it_may_and_has_found_something_better_than_its_start(tiny_base):
+    still = {"expert_learning_rate": 0.0, "final_learning_rate": 0.0, "router_learning_rate": 0.0}
+    assert closes(trained(tiny_base))
+    assert not closes(trained(tiny_base, closing_steps=0))
+    assert not closes(trained(tiny_base, **still))
+
+
+def test_no_more_ordinary_text_is_made_than_its_steps_or_its_start_read():
+    assert ordinary_rows(schedule(steps=400, closing_steps=40, batch=8)) == 80  # two of eight rows a step
+    assert ordinary_rows(schedule(steps=100, closing_steps=10, batch=5)) == 32  # 13, and those of least squares
+    assert ordinary_rows(schedule(steps=400, closing_steps=33, batch=5)) == 42

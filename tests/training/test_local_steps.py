@@ -20,10 +20,11 @@ def rows(token, count=12):
 def phase(tiny_base, make_adapters):
     """One of 20 expert steps, two rows each, behind a training with this schedule."""
 
-    def make(training=7, validation=9, ordinary=None, zero=False, **changes):
+    def make(training=7, validation=9, ordinary=None, zero=False, start=None, **changes):
         text = LocalText(training=rows(training), validation=rows(validation), shared=rows(5))
         usual = schedule(**{"steps": 20, "router_period": 5, "router_steps": 1} | changes)
-        return LocalPhase(make_adapters(zero=zero), text, usual, ordinary, lambda adapters: Model(tiny_base, adapters))
+        start = start or make_adapters(zero=zero)
+        return LocalPhase(start, text, usual, ordinary, lambda adapters: Model(tiny_base, adapters))
 
     return make
 
@@ -113,3 +114,11 @@ def test_it_is_kept_once_it_is_done_and_has_found_something_better(phase):
     assert kept == [False] * (len(kept) - 1) + [True]
     assert one.facts() == {"all_validation_loss_before": one.trainer.first_loss, "all_validation_loss": one.trainer.best_loss}
     assert one.trainer.best_loss < one.trainer.first_loss
+
+
+def test_what_it_begins_with_stays_as_it_is(phase, make_adapters):
+    start = make_adapters()
+    before, one = digest(start.arrays()), phase(start=start)
+    for _ in one.trainer.run():
+        pass
+    assert digest(start.arrays()) == digest(one.start) == before != digest(one.trainer.adapters.arrays())
