@@ -94,7 +94,7 @@ class Closing:
         self._make_model, self._ordinary = make_model, ordinary
         self._trainer = Trainer(make_model(best.with_zero(seed)), main.training, main.validation.rows, schedule)
         self._trainer.router_rows = router_rows(self._trainer.validation.router_rows, ordinary, odds)
-        self._trainer.expert_steps, self._trainer.first_loss = 1, main.best_loss  # all that is left are router steps
+        self._trainer.expert_steps = 1  # all that is left are router steps
 
     @property
     def model(self) -> Model:
@@ -158,5 +158,5 @@ class Closing:
         self.to_beat = progress[PROGRESS].get("to_beat", self.to_beat)
         current = {f"current.{name}": array for name, array in self.adapters.arrays().items()}
         self._trainer.restore(current | select(arrays, PREFIX), {
-            "expert_steps": 1, "first_loss": self.main.best_loss, "best_loss": float("inf"), **progress[PROGRESS]
+            "expert_steps": 1, "first_loss": None, "best_loss": math.inf, **progress[PROGRESS]
         })  # fmt: skip

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from comigs_edge.nn.adapters import Adapters
-from comigs_edge.nn.experts import is_router
 from comigs_edge.nn.model import Model
 from comigs_edge.nn.routing import Routing
 from comigs_edge.training.batches import Rows
@@ -32,7 +31,8 @@ Sums = dict[int, tuple[Tensor, Tensor]]  # of a block: X^T X (D, D) and X^T y (D
 def fit_zero(adapters: Adapters, own: Rows, ordinary: Rows, rows: int, make_model: Callable[[Adapters], Model]) -> None:
     """Writes the last row of every router of `adapters`, which have a zero expert; `rows` are read at once."""
     personal = adapters.without_zero()
-    texts = (own, make_model(personal), -MARGIN), (ordinary, make_model(_silent(personal)), MARGIN)
+    silent = Adapters.initial(personal.layout, personal.hparams, 0)  # whatever their routers say, they change nothing
+    texts = (own, make_model(personal), -MARGIN), (ordinary, make_model(silent), MARGIN)
     for blocks in _groups(adapters):
         routers = {block: adapters.named[f"router.blk.{block}"] for block in blocks}
         sums: Sums = {}
@@ -41,13 +41,6 @@ def fit_zero(adapters: Adapters, own: Rows, ordinary: Rows, rows: int, make_mode
         for block, (square, product) in sums.items():
             square.diagonal().add_(RIDGE * square.diagonal().mean())
             routers[block][-1] = torch.linalg.solve(square, product)
-
-
-def _silent(personal: Adapters) -> Adapters:
-    """Experts that change nothing, with these routers."""
-    start = Adapters.initial(personal.layout, personal.hparams, 0)
-    routers = {name: tensor for name, tensor in personal.named.items() if is_router(name)}
-    return Adapters(start.layout, start.hparams, {**start.named, **routers})
 
 
 def _groups(adapters: Adapters) -> Iterator[range]:

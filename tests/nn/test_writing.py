@@ -34,13 +34,40 @@ def test_what_the_base_writes_ends_with_the_first_end(tiny_base):
     assert write(tiny_base, [[5, 90, 33]], 12, 0.0, ends=[written[5]])[0] == written[: written.index(written[5], 3) + 1]
 
 
-def test_tokens_are_drawn_as_often_as_llama_cpp_finds_them_likely(tiny_path, tiny_base):
-    drawn = [row[-1] for seed in range(8) for row in write(tiny_base, [[5, 90]] * 500, 3, 1.0, [], seed)]
-    likely = llama_logits(tiny_path, [5, 90])[-1].softmax(-1)
+def test_neither_an_end_in_a_prompt_nor_one_that_would_be_written_there_ends_a_row(tiny_base):
+    (written,) = write(tiny_base, [[5]], 12, 0.0, ends=[])
+    end = written[1]
+    short, long = [5], [5, 90, end, 18]  # behind 5 the base writes the end: the short one has ended there
+    alone = [write(tiny_base, [prompt], 12, 0.0, [end])[0] for prompt in (short, long)]
+    assert alone[0] == [5, end]
+    assert (alone[1][:4], len(alone[1])) == (long, 12)
+    assert write(tiny_base, [short, long], 12, 0.0, [end]) == alone
+
+
+def test_rows_are_read_until_the_last_one_has_ended(tiny_base):
+    (written,), seen = write(tiny_base, [[5]], 12, 0.0, ends=[]), []
+    for ends in ([written[1]], [written[4]], []):
+        seen.append([])
+        write(tiny_base, [[5]], 12, 0.0, ends, progress=lambda *done: seen[-1].append(done))
+    assert seen == [[(place, 12) for place in range(count)] for count in (1, written.index(written[4], 1), 11)]
+
+
+def test_a_prompt_that_fills_its_row_is_cut_and_nothing_is_written(tiny_base):
+    assert write(tiny_base, [[*range(5, 25)], [5]], 12, 0.0, []) == [[*range(5, 17)], write(tiny_base, [[5]], 12, 0.0, [])[0]]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_tokens_are_drawn_as_often_as_llama_cpp_finds_them_likely(tiny_path, tiny_base, temperature):
+    drawn = [row[-1] for seed in range(8) for row in write(tiny_base, [[5, 90]] * 500, 3, temperature, [], seed)]
+    likely = (llama_logits(tiny_path, [5, 90])[-1] / temperature).softmax(-1)
     for token in likely.topk(3).indices.tolist():
         share = float(likely[token])
         assert abs(drawn.count(token) / 4000 - share) < 4 * (share * (1 - share) / 4000) ** 0.5
-    assert write(tiny_base, [[5, 90]] * 9, 9, 1.0, [], 1) != write(tiny_base, [[5, 90]] * 9, 9, 1.0, [], 2)
+
+
+def test_another_seed_writes_another_text(tiny_base):
+    one, same, other = (write(tiny_base, [[5, 90]] * 9, 9, 1.0, [], seed) for seed in (1, 1, 2))
+    assert one == same != other
 
 
 def test_long_rows_are_written_few_at_a_time(tiny_base):

@@ -150,6 +150,17 @@ def test_a_training_that_an_earlier_version_has_closed_is_not_judged_again(tiny_
     assert other.is_done
 
 
+def test_states_on_the_way_are_judged_in_the_weights_of_the_file(tiny_base):
+    form = {"block_format": "Q4_0", "quantise_start": 1.0}
+    trainer = make_trainer(tiny_base, expert_learning_rate=3.0, **form)  # so fast that its end is not the best
+    for _ in trainer.run():
+        pass
+    assert trainer.way < 1
+    best = Adapters.from_arrays(trainer.adapters.layout, tiny_base.hparams, trainer.best)
+    anew = Trainer(Model(tiny_base, best), rows(1), rows(2), schedule(**form))
+    assert anew.validate() == pytest.approx(trainer.best_loss, rel=1e-6) != pytest.approx(anew.validate(False), rel=1e-3)
+
+
 def test_the_closing_phase_of_a_training_that_goes_on_is_measured_once(tiny_base):
     main = make_trainer(tiny_base, closing_steps=2)
     for _ in main.run():

@@ -27,6 +27,7 @@ def test_instructions_are_each_there_once_and_those_of_the_test_are_no_others():
     learning, test = instructions("learning"), instructions("test")
     assert len({*learning, *test}) == len(learning) + len(test) > 200
     assert len(test) == (len(learning) + len(test)) // 8
+    assert not any(line.startswith("#") for line in (*learning, *test))
     assert {*learning, *test}.isdisjoint(INSTRUCTIONS)  # what the trials measure was never learned
 
 
@@ -34,6 +35,12 @@ def test_the_base_is_asked_in_its_own_template_as_llama_cpps_tokenizer_reads_it(
     pieces = [Tokenizer(tiny_path).piece(token).decode() for token in asked.prompts[0]]
     assert "".join(pieces) == f"<|im_start|>user\n{instructions('learning')[0]}<|im_end|>\n<|im_start|>assistant\n"
     assert asked.ends == {0, 2}  # <|endoftext|> and <|im_end|>, by llama.cpp's list
+
+
+def test_however_long_an_instruction_is_there_is_room_for_an_answer(asked, tiny_path, monkeypatch):
+    monkeypatch.setattr(ordinary, "LENGTH", 60)
+    short = ask(Tokenizer(tiny_path), "learning").prompts
+    assert short == [prompt[:59] for prompt in asked.prompts] != asked.prompts
 
 
 def test_a_base_without_a_template_writes_from_its_start_token(tmp_path):
@@ -54,6 +61,35 @@ def test_answers_are_scored_where_the_base_wrote_and_end_where_it_did(tmp_path, 
         assert 2 not in ids[len(prompt) : -1]
         assert len(ids) == ordinary.LENGTH or ids[-1] == 2
     assert llama_logits(tiny_path, ids).isfinite().all()
+
+
+def test_answers_begin_as_often_with_a_token_as_llama_cpp_finds_it_likely(tmp_path, tiny_base, tiny_path, text):
+    made = text(tmp_path, 6000)
+    made.asked = Asked([[5, 90]], frozenset(range(tiny_base.hparams.vocab_size)))  # an answer ends with its first token
+    made.make(tiny_base)
+    written = [ids[2:] for ids, *_ in made.answers]
+    assert {len(answer) for answer in written} == {1}
+    likely = llama_logits(tiny_path, [5, 90])[-1].softmax(-1)
+    for token in likely.topk(3).indices.tolist():
+        share = float(likely[token])
+        assert abs(written.count([token]) / len(written) - share) < 4 * (share * (1 - share) / len(written)) ** 0.5
+
+
+def test_what_is_shown_of_a_making_never_goes_back_where_answers_are_short(tmp_path, tiny_base, text):
+    made, seen = text(tmp_path, 2000), []
+    made.asked = Asked([[5, 90]], frozenset(range(0, tiny_base.hparams.vocab_size, 8)))
+    made.make(tiny_base, lambda done, total: seen.append(done))
+    assert made.num_tokens / len(made.answers) < ordinary.LENGTH / 4
+    assert seen == sorted(seen)
+    assert seen[-1] == 2000
+
+
+def test_a_base_without_a_template_never_writes_the_same_twice(tmp_path, tiny_base, text, monkeypatch):
+    monkeypatch.setattr(ordinary, "rows_at_once", lambda base, length: 4)
+    made = text(tmp_path, 20 * ordinary.LENGTH)
+    made.asked = Asked([[1]], frozenset())
+    made.make(tiny_base)
+    assert len({tuple(ids) for ids, *_ in made.answers}) == len(made.answers) == 20
 
 
 def test_a_making_that_was_killed_goes_on_to_the_same_text(tmp_path, tiny_base, text, monkeypatch):
