@@ -131,11 +131,10 @@ def _fleet(home: Home, settings: Config) -> dict[str, Any]:
 
 def _show(facts: dict[str, Any]) -> None:
     bits, training = facts["bits_per_byte"], facts["training"]
-    out.print(
-        f"version {facts['version']} of your model, on {printable(facts['base'])}: {training['expert_steps']} expert steps, "
-        f"validation loss {training['validation_loss_before']:.4f} before, {training['validation_loss']:.4f} after",
-        soft_wrap=True,
-    )
+    before, after = training["validation_loss_before"], training["validation_loss"]
+    losses = "" if before is None or after is None else f", validation loss {before:.4f} before, {after:.4f} after"
+    version = f"version {facts['version']} of your model, on {printable(facts['base'])}"
+    out.print(f"{version}: {training['expert_steps']} expert steps{losses}", soft_wrap=True)
     out.print(f"{size(facts['test_bytes'])} of test text ({facts['test_tokens']:,} tokens) that nothing was trained on:")
     rows = []
     for name, value in bits.items():

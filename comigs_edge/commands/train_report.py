@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,8 @@ from comigs_edge.arrays import digest
 from comigs_edge.commands.console import counted, next_command, out, print_json, size
 from comigs_edge.commands.follow import place
 from comigs_edge.commands.settings import settings_of
-from comigs_edge.home.versions import versions
+from comigs_edge.errors import ComigsError
+from comigs_edge.home.versions import read_manifest, versions
 from comigs_edge.training.next_step import find_next
 from comigs_edge.training.pauses import duration
 from coordinator.protocol.text import printable
@@ -84,11 +86,18 @@ def _tell(run: TrainingRun, outcome: Outcome, paused: float, fleet: Rounds | Non
     if outcome.version is None and outcome.tokens:
         out.print(_why_unchanged(run), soft_wrap=True)
     elif run.closing is not None and run.closing.is_done and not run.closing.is_kept:
-        out.print(
-            "your model has no zero expert: with one the little that was gained would be lost; what that costs elsewhere says: "
-            "comigs-edge evaluate --elsewhere",
-            soft_wrap=True,
-        )
+        out.print("your model has no zero expert: with one the little that was gained would be lost", soft_wrap=True)
+    elif _has_lost_zero(run):
+        out.print("your model has no zero expert any more; what that costs: comigs-edge evaluate --elsewhere", soft_wrap=True)
+
+
+def _has_lost_zero(run: TrainingRun) -> bool:
+    """Whether the model before had a zero expert and the newest has none, as that was asked for."""
+    if run.from_version is None or run.result()[1].zero_expert:
+        return False
+    with suppress(ComigsError):
+        return bool(read_manifest(run.home.adapters, run.from_version)["layout"].get("zero_expert"))
+    return False
 
 
 def _first_line(run: TrainingRun, outcome: Outcome, paused: float) -> str:
@@ -97,7 +106,9 @@ def _first_line(run: TrainingRun, outcome: Outcome, paused: float) -> str:
     stopped = f"stopped {place(trainer.expert_steps, trainer.schedule.steps)}; everything is saved"
     state = "trained" if run.is_done else stopped
     pauses = f", paused for {duration(paused)}" if paused else ""
-    closed = f", {run.closing.loss:.4f} with the zero expert" if run.closing is not None and run.closing.is_done else ""
+    closing, closed = run.closing, ""
+    if closing is not None and closing.is_done:
+        closed = f", {closing.loss:.4f} with the zero expert{'' if closing.is_kept else ', which is not kept'}"
     return (
         f"{state}: validation loss {run.loss_before:.4f} before, {trainer.best_loss:.4f} at its best{closed} "
         f"({outcome.tokens:,} tokens in {duration(outcome.seconds)}{pauses})"
@@ -107,7 +118,7 @@ def _first_line(run: TrainingRun, outcome: Outcome, paused: float) -> str:
 def _why_unchanged(run: TrainingRun) -> str:
     """Why a training has made no version of the model."""
     if run.trainer.is_better and not run.is_done:
-        return "your model stays in use as it is until this training has ended: what it has learned has no zero expert yet"
+        return "your model stays in use as it is until this training has ended"
     return "nothing better than the start was found, so the personal model is unchanged"
 
 

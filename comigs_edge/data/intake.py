@@ -88,7 +88,7 @@ def take_in(
             row = stored_name(path), *read_manner(db, path)
             source = int(db.execute("insert into source (path, local, with_secrets) values (?, ?, ?)", row).lastrowid or 0)
         if manner.local is not None:
-            changes.made_local += _set_local(db, source, manner.local)
+            changes.made_local += _set_local(db, source, manner.local) and source in read_at
         if manner.with_secrets is not None:
             db.execute("update source set with_secrets = ? where id = ?", (manner.with_secrets, source))
         db.executemany("delete from kept_out where path = ?", [(each,) for each in (stored_name(path), *folders_of(path))])

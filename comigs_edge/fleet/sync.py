@@ -20,7 +20,7 @@ from comigs_edge.fleet.private import connect
 from comigs_edge.home.config import Config
 from comigs_edge.home.folder import Home
 from comigs_edge.home.marks import Mark, read_mark
-from comigs_edge.home.versions import Saved, load, notes_of, save, versions
+from comigs_edge.home.versions import UNMEASURED, Saved, load, notes_of, save, versions
 from comigs_edge.planning.plan import resolve
 from comigs_edge.progress import Progress
 from coordinator.protocol import wire
@@ -104,7 +104,8 @@ def _saved(home: Home, settings: Config) -> Saved:
 
 def _publish(home: Home, settings: Config, saved: Saved, generalist: Arrays, number: int | None, books: Books) -> int:
     """The adapters with another generalist, as their next version."""
-    notes = notes_of(saved.manifest) | {"generalist": number, **Mark(books.mark, books.standing.unsent_tokens).facts()}
+    mark = Mark(books.mark, books.standing.unsent_tokens).facts()
+    notes = notes_of(saved.manifest) | UNMEASURED | {"generalist": number, **mark}
     shared = None if saved.local_free is None else saved.local_free | generalist
     return save(home.adapters, saved.arrays | generalist, saved.layout, settings.base.sha256, notes, shared)
 

@@ -109,6 +109,10 @@ def remove(folder: Path, numbers: Iterable[int]) -> None:
         shutil.rmtree(hidden)
 
 
+# Of a version that nothing has measured: those of what it was made of are not its own.
+UNMEASURED = {"validation_loss": None, "validation_loss_before": None}
+
+
 def notes_of(manifest: dict[str, Any]) -> dict[str, Any]:
     """The notes of a version that those made of it have too."""
     return {name: value for name, value in manifest.items() if name not in _WRITTEN + _OF_ONE}

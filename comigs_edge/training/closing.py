@@ -1,8 +1,8 @@
 """The closing phase of a training: the best state gets a zero expert, and the router alone learns when to be silent.
 
-It begins where least squares put it (`silence.py`), and learns from the device's validation text and from ordinary text: where
-the experts help it calls them, elsewhere the base is to speak alone. Its rate falls to the end. The experts are those of the best
-state to the last bit, and what comes out is what is kept. docs/results.md has what was tried.
+It begins where least squares put it (`silence.py`), or as it was in the model before, and learns from the device's validation
+text and from ordinary text: where the experts help it calls them, elsewhere the base is to speak alone. Its rate falls to zero.
+The experts are those of the best state to the last bit, and what comes out is what is kept. docs/results.md has what was tried.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from comigs_edge.arrays import select
 from comigs_edge.nn.adapters import Adapters
+from comigs_edge.nn.experts import is_router
 from comigs_edge.nn.model import Model
 from comigs_edge.training.batches import Batch, Rows
 from comigs_edge.training.checkpoint import Progress
@@ -77,7 +78,8 @@ class Closing:
     """The closing phase of the training that `main` has done; `adapters` are what it ends with.
 
     `before` has the adapters that the training goes on from, if they have a zero expert: `to_beat` is their validation loss, as
-    what comes out would take their place. Otherwise it is that of the start of `main`.
+    what comes out would take their place. Otherwise it is that of the start of `main`; a training that goes on from a model
+    without a zero expert gives it one whatever that costs.
     """
 
     def __init__(
@@ -85,7 +87,8 @@ class Closing:
         before: Arrays | None = None,
     ) -> None:  # fmt: skip
         self.main, self._before = main, before
-        self.to_beat = math.inf if main.first_loss is None else main.first_loss
+        gets_one = before is None and main.schedule.goes_on  # in any case, as it is asked for
+        self.to_beat = math.inf if main.first_loss is None or gets_one else main.first_loss
         best = Adapters.from_arrays(main.adapters.layout, main.adapters.hparams, main.best)
         schedule = replace(
             main.schedule, steps=1, router_period=1, router_steps=main.schedule.closing, balance_weight=0.0, jointly=False,
@@ -126,26 +129,36 @@ class Closing:
         """Validation loss of what came out, nats a token."""
         return self._trainer.last_loss
 
+    @property
+    def loss_before(self) -> float | None:
+        """Validation loss of what the training goes on from, nats a token."""
+        return self.main.first_loss if math.isinf(self.to_beat) else self.to_beat
+
     def run(self) -> Iterator[Event]:
         """Does step after step, counted behind those of `main`; stop iterating to interrupt."""
         done = self.main.expert_steps, self.main.router_steps
         trainer, schedule = self._trainer, self.main.schedule
         assert trainer.router is not None
         if not self.steps:
-            self._measure_before()
-            fit_zero(self.adapters, trainer.validation.router_rows, self._ordinary, schedule.batch, self._make_model)
+            self._begin()
         while not self.is_done:
             trainer.router.learning_rate = schedule.router_learning_rate * (1 - self.steps / schedule.closing)
             event = trainer.step()
             router_steps = done[1] + event.router_steps
             yield replace(event, phase="closing", expert_steps=done[0], router_steps=router_steps, is_best=False)
 
-    def _measure_before(self) -> None:
-        if self._before is not None:
-            own = self.adapters.arrays()
-            self.adapters.load_arrays(self._before)
-            self.to_beat = self._trainer.validate()
-            self.adapters.load_arrays(own)
+    def _begin(self) -> None:
+        """Puts the routers where they begin: those of a zero expert that was there, or by least squares."""
+        if self._before is None:
+            own, rows = self._trainer.validation.router_rows, self.main.schedule.batch
+            fit_zero(self.adapters, own, self._ordinary, rows, self._make_model)
+            return
+        arrays = self.adapters.arrays()
+        self.adapters.load_arrays(self._before)
+        self.to_beat = self._trainer.validate()
+        for name in filter(is_router, arrays):
+            arrays[name][-1] = self._before[name][-1]
+        self.adapters.load_arrays(arrays)
 
     def state(self) -> tuple[Arrays, Progress]:
         """What a checkpoint needs beside the state of `main`: router and moments; the arrays are views."""

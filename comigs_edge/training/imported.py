@@ -10,7 +10,7 @@ from comigs_edge.base.hparams import read_hparams
 from comigs_edge.errors import ComigsError
 from comigs_edge.home.config import Config
 from comigs_edge.home.folder import Home
-from comigs_edge.home.versions import load, notes_of, save, versions
+from comigs_edge.home.versions import UNMEASURED, load, notes_of, save, versions
 from comigs_edge.nn.adapters import Adapters
 from comigs_edge.nn.experts import FORMS, ExpertsConfig
 from comigs_edge.nn.foreign import read_foreign, start_with
@@ -18,8 +18,6 @@ from comigs_edge.planning.plan import plan_experts, resolve
 from comigs_edge.training.learned import KEY
 from coordinator.protocol.wire import Arrays
 from quantize.gguf_file import GGUFFile
-
-_LOSSES = {"validation_loss": None, "validation_loss_before": None}  # of what was there before
 
 
 def start_specialist(home: Home, settings: Config, path: Path, number: int) -> int:
@@ -44,7 +42,7 @@ def start_specialist(home: Home, settings: Config, path: Path, number: int) -> i
     started = start_with(foreign, initial, hparams, layout.expert_scale)
     both = {f"{role}{name}": array for name, array in started.items()}
     shared = None if shared is None else shared | both
-    return save(home.adapters, arrays | both, layout, settings.base.sha256, notes | {"imported": path.name} | _LOSSES, shared)
+    return save(home.adapters, arrays | both, layout, settings.base.sha256, notes | {"imported": path.name} | UNMEASURED, shared)
 
 
 def _present(home: Home, settings: Config) -> tuple[ExpertsConfig, Arrays, Arrays | None, dict[str, Any]]:

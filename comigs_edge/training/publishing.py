@@ -28,6 +28,11 @@ if TYPE_CHECKING:
     from coordinator.protocol.wire import Arrays
 
 
+def _may_replace(run: TrainingRun, there: list[int]) -> bool:
+    """Whether what an interrupted training has made may be used: it goes on from the model in use, or there is none."""
+    return run.from_version is not None or all(is_left_by(run.home.adapters, each, run.word) for each in there)
+
+
 def result(run: TrainingRun) -> tuple[Arrays, ExpertsConfig, float]:
     """What is kept of a training, and the validation loss of shared text before its local phase, nats a token."""
     trainer, closing, local = run.trainer, run.closing, run.local
@@ -50,6 +55,8 @@ def publish(run: TrainingRun, newest: Saved | None) -> int | None:
     local = run.local if run.local is not None and run.local.is_kept else None
     there = versions(run.home.adapters)
     is_own = run.resumed and bool(there) and is_left_by(run.home.adapters, there[-1], run.word)
+    if not run.is_done and not _may_replace(run, there):
+        return None
     if local is None and not run.is_better:
         # It was better on the text of before, and is not on today's; in a fleet it was not measured again.
         if is_own and run.is_done and not run.home.fleet.exists():

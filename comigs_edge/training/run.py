@@ -200,7 +200,7 @@ class TrainingRun:
     @property
     def loss_before(self) -> float | None:
         """The validation loss that was to be beaten."""
-        return self.trainer.first_loss if self.closing is None else self.closing.to_beat
+        return self.trainer.first_loss if self.closing is None else self.closing.loss_before
 
     def steps(self) -> Iterator[Event]:
         """Does step after step; stop iterating to interrupt."""

@@ -210,6 +210,8 @@ def test_going_back_makes_an_older_generalist_the_newest_version(run, ready, coo
     assert "went back to generalist" in result.stdout
     manifest = read_manifest(ready / "adapters", versions(ready / "adapters")[-1])
     assert manifest["generalist"] == FleetFolder(homes.locate()).standing().trained_from
+    assert manifest["validation_loss"] is manifest["validation_loss_before"] is None  # nothing has measured it
+    assert run("models", "list").stdout
     assert "is not kept" in run("rollback", "--to", 99, code=1).stderr
 
 

@@ -298,6 +298,43 @@ def test_a_model_never_loses_its_zero_expert_to_a_gain_smaller_than_what_it_cost
     assert opened().rows[0].num_new > 0  # what was not kept is still to be learned
 
 
+def test_a_model_that_is_to_have_a_zero_expert_again_gets_one_whatever_that_costs(opened):
+    train(opened("zero_expert=false"))
+    further = opened()
+    assert train_further(further, lambda run: run.trainer.first_loss + 1) == 2
+    assert newest(further).layout.zero_expert
+    assert further.loss_before == further.trainer.first_loss
+
+
+def test_a_closing_phase_begins_with_the_zero_expert_that_the_model_had(opened):
+    train(opened())
+    before, further = newest(opened()), opened()
+    further.begin(STEPS, None)
+    for _ in further.trainer.run():
+        pass
+    closing = further._make_closing(further.trainer)
+    seen = []
+    closing._trainer.step = lambda: seen.append(closing.adapters.arrays()) or pytest.fail("one step is enough")
+    with pytest.raises(pytest.fail.Exception):
+        next(closing.run())
+    for name, array in seen[0].items():
+        if is_router(name):
+            assert (array[-1] == before.arrays()[name][-1]).all()
+            assert (array[:-1] == further.trainer.best[name]).all()
+
+
+def test_an_interrupted_training_from_the_bare_base_leaves_the_model_in_use(opened):
+    train(opened())
+    cut = opened()
+    cut.begin(STEPS, False)
+    for number, _ in enumerate(cut.steps(), 1):
+        if number == STEPS:
+            break
+    assert cut.trainer.is_better
+    assert cut.end() is None
+    assert train(opened(), resume=True) == 2
+
+
 @pytest.mark.parametrize("stop_after", [STEPS, STEPS + 16 + 1])  # before the closing phase, and in it
 def test_a_model_with_a_zero_expert_stays_in_use_until_its_training_has_ended(opened, stop_after):
     train(opened())

@@ -233,6 +233,8 @@ def test_a_file_stays_local_when_it_is_read_again_and_a_new_one_is_as_its_folder
 def test_a_file_that_becomes_local_is_said_to_have_been_shared(run, ready, tmp_path):
     shown = run("data", "add", "--local", tmp_path / "text").output
     assert "were shared until now" in shown
+    (tmp_path / "diary.txt").write_text(DIARY)
+    assert "were shared until now" not in run("data", "add", "--local", tmp_path / "diary.txt").output
     assert "local" in run("data", "list").output
     assert "local: the generalist learns nothing of these" in run("status").output
 
