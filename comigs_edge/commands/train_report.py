@@ -85,7 +85,7 @@ def _tell(run: TrainingRun, outcome: Outcome, paused: float, fleet: Rounds | Non
             out.print(f"trained alone: {printable(fleet.totals.trouble)}", soft_wrap=True)
     if outcome.version is None and outcome.tokens:
         out.print(_why_unchanged(run), soft_wrap=True)
-    elif run.closing is not None and run.closing.is_done and not run.closing.is_kept:
+    elif run.closing is not None and run.closing.is_done and not run.result()[1].zero_expert:
         out.print("your model has no zero expert: with one the little that was gained would be lost", soft_wrap=True)
     elif _has_lost_zero(run):
         out.print("your model has no zero expert any more; what that costs: comigs-edge evaluate --elsewhere", soft_wrap=True)

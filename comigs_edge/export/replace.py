@@ -38,7 +38,9 @@ def replace_experts(
         path.replace(output)
         files.sync_folder(output.parent)
     except OSError as error:
-        raise ComigsError(f"{path} could not be rewritten ({error.strerror}); it will be exported anew") from error
+        raise ComigsError(
+            f"{path} could not be rewritten ({error.strerror}); it is exported anew once its disk can be written"
+        ) from error
     return summarise(output, plans)
 
 

@@ -232,7 +232,7 @@ def halves(documents: list[Encoded]) -> tuple[list[Encoded], list[Encoded]]:
 
     As with the rows of a router: what chooses a state has not been learned.
     """
-    halves: tuple[list[Encoded], list[Encoded]] = [], []
+    parts: tuple[list[Encoded], list[Encoded]] = [], []
     if len(documents) == 1:
         (whole,) = documents
         middle = len(whole.ids) // 2
@@ -240,8 +240,8 @@ def halves(documents: list[Encoded]) -> tuple[list[Encoded], list[Encoded]]:
             whole._replace(ids=whole.ids[part], scored=whole.scored[part]) for part in (slice(middle), slice(middle, None))
         ]
     for document in documents:
-        min(halves, key=lambda half: sum(len(each.ids) for each in half)).append(document)
-    return halves
+        min(parts, key=lambda part: sum(len(each.ids) for each in part)).append(document)
+    return parts
 
 
 def _make_pooled(base: Base, plan: Plan, texts: dict[str, Text]) -> list[Device]:

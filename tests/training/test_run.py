@@ -407,10 +407,11 @@ def test_a_resumed_training_never_deletes_what_another_one_has_left(opened):
         pass
     other.save()  # and the power goes: no version of it is there
     resumed = opened()
-    for _ in resumed.begin(None, None).run():
-        break
-    resumed.trainer.best = {name: array + 1 for name, array in resumed.trainer.best.items()}
-    assert resumed.publish() > kept
+    trainer = resumed.begin(None, None)
+    assert resumed.publish() is None  # it began anew, so the model in use stays until it has ended
+    for _ in resumed.steps():
+        trainer.best = {name: array + 1 for name, array in trainer.best.items()}
+    assert resumed.save() > kept
     assert kept in versions(one.home.adapters)
 
 
