@@ -59,6 +59,13 @@ def test_where_it_is_turned_off_no_ordinary_text_is_written(ready, run):
     assert json.loads(run("evaluate", "--json").stdout)["elsewhere"]["divergence"] > 0  # now the answers are there
 
 
+def test_a_training_says_where_the_model_has_lost_its_zero_expert_and_only_there(ready, run):
+    run("train")
+    assert "no zero expert any more" not in run("train").stdout  # nothing was trained
+    assert "your model has no zero expert any more" in run(*STEPS, *OFF).stdout
+    assert "no zero expert any more" not in run(*STEPS, *OFF).stdout
+
+
 def test_a_training_has_one_until_it_is_turned_off_for_it_or_for_all(ready, run):
     assert json.loads(run("plan", "--no-measure", "--json").stdout)["plan"]["zero_expert"]
     assert json.loads(run(*STEPS, "--json").stdout)["closing_steps"] == 6  # 3 of 8 rows

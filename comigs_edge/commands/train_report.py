@@ -71,7 +71,7 @@ def _facts(
 def _tell(run: TrainingRun, outcome: Outcome, paused: float, fleet: Rounds | None, elsewhere: Elsewhere | None) -> None:
     trainer = run.trainer
     out.print(_first_line(run, outcome, paused) if outcome.tokens or not run.is_done else NOTHING, soft_wrap=True)
-    if trainer.way in SHARES:
+    if trainer.way in SHARES and outcome.version is not None:
         out.print(
             f"kept is {SHARES[trainer.way]} of the way from the best model before to where this training has ended: by your "
             "validation text more of it is worse",
@@ -83,12 +83,21 @@ def _tell(run: TrainingRun, outcome: Outcome, paused: float, fleet: Rounds | Non
         out.print(_summary_of(fleet.totals), soft_wrap=True)
         if fleet.totals.trouble is not None:
             out.print(f"trained alone: {printable(fleet.totals.trouble)}", soft_wrap=True)
-    if outcome.version is None and outcome.tokens:
-        out.print(_why_unchanged(run), soft_wrap=True)
-    elif run.closing is not None and run.closing.is_done and not run.result()[1].zero_expert:
-        out.print("your model has no zero expert: with one the little that was gained would be lost", soft_wrap=True)
-    elif _has_lost_zero(run):
-        out.print("your model has no zero expert any more; what that costs: comigs-edge evaluate --elsewhere", soft_wrap=True)
+    if outcome.tokens and (said := _what_is_to_be_known(run, outcome)):
+        out.print(said, soft_wrap=True)
+
+
+def _what_is_to_be_known(run: TrainingRun, outcome: Outcome) -> str:
+    """Of the model: that it is as before, or has no zero expert."""
+    if outcome.version is None:
+        if run.trainer.is_better and not run.is_done:
+            return "your model stays in use as it is until this training has ended"
+        return "nothing better than the start was found, so the personal model is unchanged"
+    if run.closing is not None and run.closing.is_done and not run.result()[1].zero_expert:
+        return "your model has no zero expert: with one the little that was gained would be lost"
+    if _has_lost_zero(run):
+        return "your model has no zero expert any more; what that costs: comigs-edge evaluate --elsewhere"
+    return ""
 
 
 def _has_lost_zero(run: TrainingRun) -> bool:
@@ -113,13 +122,6 @@ def _first_line(run: TrainingRun, outcome: Outcome, paused: float) -> str:
         f"{state}: validation loss {run.loss_before:.4f} before, {trainer.best_loss:.4f} at its best{closed} "
         f"({outcome.tokens:,} tokens in {duration(outcome.seconds)}{pauses})"
     )
-
-
-def _why_unchanged(run: TrainingRun) -> str:
-    """Why a training has made no version of the model."""
-    if run.trainer.is_better and not run.is_done:
-        return "your model stays in use as it is until this training has ended"
-    return "nothing better than the start was found, so the personal model is unchanged"
 
 
 def _summary_of(totals: Totals) -> str:
