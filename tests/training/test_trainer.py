@@ -181,7 +181,10 @@ def test_the_best_state_survives_an_interruption(trainer, monkeypatch):
 @pytest.mark.parametrize(("course", "steps", "best"), [("cosine", 21, 1.0), ("wsd", 26, 0.5)])
 def test_a_training_ends_when_its_patience_is_over_and_never_before(trainer, monkeypatch, course, steps, best):
     one = trainer(steps=300, patience=2, schedule=course)
-    script(monkeypatch, 9.0, 3.0, 4.0, 2.0, 5.0, 1.0, 2.0, 2.0, 3.0, 0.5)
+    script(monkeypatch, 9.0, 3.0, 4.0, 2.0, 5.0, 1.0, 2.0, 2.0, 3.0, 0.5, *[4.0] * 20)
+    if course == "cosine" and one.schedule.block_format is not None and one.schedule.quantise_start > 0:
+        # None of the 21 steps was in the file's weights: those come behind them, as many as their share says.
+        steps, best = math.floor(21 / one.schedule.quantise_start), 0.5
     events = list(one.run())
     assert (one.expert_steps, one.router_steps) == (steps, 2 * math.ceil(steps / 3))
     assert one.best_loss == best
