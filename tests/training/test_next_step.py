@@ -53,12 +53,12 @@ def test_the_plan_of_an_interrupted_training_is_of_what_is_left_of_it(ready, run
     new = json.loads(run("plan", "--json", *FAST).stdout)["plan"]
     assert new["steps_done"] == 0
     arrays, progress, _ = checkpoint.load(ready.state)
-    progress["schedule"]["steps"] = 400
+    progress["schedule"]["steps"] = 900
     checkpoint.save(ready.state, arrays, progress | {"finished": False})
     left = json.loads(run("plan", "--json", *FAST).stdout)["plan"]
-    assert (left["steps"], left["steps_done"]) == (400, 4)
+    assert (left["steps"], left["steps_done"]) == (900, 4)
     assert left["minutes"] / left["step_seconds"] > 2 * new["minutes"] / new["step_seconds"]
-    assert "the last 396 of 400 expert steps and their router steps" in " ".join(run("plan", *FAST).stdout.split())
+    assert "the last 896 of 900 expert steps and their router steps" in " ".join(run("plan", *FAST).stdout.split())
     progress["schedule"]["steps"] = 4
     del progress["closing"]
     checkpoint.save(ready.state, arrays, progress | {"finished": False})
