@@ -221,10 +221,10 @@ def summary(
         minutes = _minutes(plan, replace(settings, train=replace(settings.train, steps=steps)), done)
     left = f"the last {steps - done.expert} of {steps} steps" if steps > done.expert else "the last router steps"
     count = left if done.expert else f"{few}{counted(steps, 'step')}"
-    time = f", {count} in {in_minutes(minutes)}" if minutes else ""
+    time = f", {count} in {in_minutes(minutes)}" if minutes and (steps or done.expert) else ""
     if minutes is not None and local:
         time += f", then {local} of local text in {in_minutes(local * (plan.step_seconds or 0) / 60)}"
-    where = "on the GPU" if plan.device == "cuda" else f"{plan.threads} threads"
+    where = "on the GPU" if plan.device == "cuda" else counted(plan.threads, "thread")
     return (
         f"plan: 1 generalist + {plan.specialists}, {plan.batch} x {plan.context} tokens, {plan.precision}, {where}, "
         f"up to {size(plan.memory)}{time} (comigs-edge plan says why)"
