@@ -326,12 +326,8 @@ def test_a_closing_phase_begins_with_the_zero_expert_that_the_model_had(opened):
 def test_an_interrupted_training_from_the_bare_base_leaves_the_model_in_use(opened):
     train(opened())
     cut = opened()
-    cut.begin(STEPS, False)
-    for number, _ in enumerate(cut.steps(), 1):
-        if number == STEPS:
-            break
+    assert train(cut, stop_after=STEPS) is None
     assert cut.trainer.is_better
-    assert cut.end() is None
     assert train(opened(), resume=True) == 2
 
 
