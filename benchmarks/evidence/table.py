@@ -186,7 +186,9 @@ def seeds(records: dict[Run, Record], best: Run) -> dict[int, Record]:
 
 def _letters(records: Iterable[Record]) -> dict[str, str]:
     """What records were made on -> its letter."""
-    return dict(zip(sorted({made_on(record) for record in records}), string.ascii_letters, strict=False))
+    kinds = sorted({made_on(record) for record in records})
+    names = [*string.ascii_letters, *map(str, range(len(kinds)))]  # behind the 52 letters numbers
+    return dict(zip(kinds, names, strict=False))
 
 
 def made_on(record: Record) -> str:

@@ -298,6 +298,8 @@ def test_the_table_says_which_rows_other_code_made_and_where_documents_are_few()
         )
         assert row in text.splitlines()
         assert any(line.startswith("| local |") and line.endswith("| a |") for line in text.splitlines())
+    runs = {Run("", "chat", "local", 4e-3 + number): record_of(many, commit=f"{number:02}") for number in range(54)}
+    assert "; (0) a board in float32, commit 52; (1) a board in float32, commit 53." in markdown(runs, ("chat",))
 
 
 def test_an_interval_has_the_spread_over_seeds_in_it():
