@@ -16,6 +16,7 @@ import argparse
 import math
 import os
 import time
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -85,7 +86,7 @@ def _work(options: argparse.Namespace, recipes: tuple[str, ...], until: float) -
             )
         one_text(ground, records, first_seed(recipes))
         one_rate([*records, *runs])
-        ground = replace(ground, tuned_on=_tuned_on(recipes, records, ground))
+        ground = replace(ground, tuned_on=_tuned_on({(run.label, run.recipe) for run in runs}, recipes, records, ground))
 
     def listed(done: dict[Run, float]) -> list[Run]:
         runs = judged_runs(recipes, tuned) if options.judge else all_runs(recipes, done)
@@ -94,11 +95,16 @@ def _work(options: argparse.Namespace, recipes: tuple[str, ...], until: float) -
     work_through(ground, options.records, listed, jobs)
 
 
-def _tuned_on(recipes: tuple[str, ...], records: dict[Run, Record], ground: Ground) -> tuple[str, ...]:
-    """What the records were made on by which rates are chosen; raises `SystemExit` where one has other settings than today's."""
+def _tuned_on(
+    judged: Collection[tuple[str, str]], recipes: tuple[str, ...], records: dict[Run, Record], ground: Ground
+) -> tuple[str, ...]:
+    """What the records were made on by which the rates of the `judged` (label, recipe) were chosen.
+
+    Raises `SystemExit` where one of them has other settings than today's.
+    """
     from benchmarks.evidence.play import settings_of
 
-    chosen_by = [run for run in first_seed(recipes) if run in records and not run.judged]
+    chosen_by = [run for run in first_seed(recipes) if run in records and (run.label, run.recipe) in judged]
     for run in chosen_by:
         if records[run]["settings"] != settings_of(run, ground):
             raise SystemExit(

@@ -41,7 +41,7 @@ from comigs_edge.simulate.run import resume
 from comigs_edge.simulate.texts import Text
 from comigs_edge.training import checkpoint
 from comigs_edge.training.ordinary import OrdinaryText
-from comigs_edge.training.schedule import RATE_STEPS
+from comigs_edge.training.schedule import RATE_STEPS, rate_share
 
 _sha256 = functools.cache(files.sha256_file)
 TEST_CONTEXT = 256  # tokens of a window: 64 windows and more of most texts
@@ -197,8 +197,8 @@ def _read_recipe(run: Run, ground: Ground) -> tuple[Recipe, Size]:
 
 def _with_settings(found: Recipe, run: Run, size: Size) -> Recipe:
     """The recipe with the run's rates and form of experts; by Muon long trainings learn more slowly, as an installation's do."""
-    steps, is_scaled = size.rounds * size.local_steps, FORMS[run.form].optimiser == "muon"
-    rate = run.rate * min(1.0, math.sqrt(RATE_STEPS / steps)) if is_scaled else run.rate
+    for_steps = RATE_STEPS if FORMS[run.form].optimiser == "muon" else 0
+    rate = run.rate * rate_share(for_steps, size.rounds * size.local_steps)
     training = replace(found.training, expert_learning_rate=rate, final_learning_rate=None)
     if run.router_rate is not None:
         training = replace(training, router_learning_rate=run.router_rate)

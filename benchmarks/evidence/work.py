@@ -41,7 +41,8 @@ def one_text(ground: Ground, records: dict[Run, Record], runs: Iterable[Run]) ->
 
     for run in runs:
         if run in records and records[run]["text"] != text_digest(run, ground):
-            raise SystemExit(f"records of {run.recipe} are of another text than {ground.text} has; name other --records")
+            text = f"{ground.text} has in windows of {ground.test_tokens:,} test tokens a device"
+            raise SystemExit(f"records of {run.recipe} are of another text than {text}; name other --records")
 
 
 def work_through(ground: Ground, folder: Path, listed: Listed, jobs: int) -> None:

@@ -77,7 +77,8 @@ def plan(
     settings = replace(resolved.settings, train=replace(resolved.settings.train, steps=steps))
     local = max(0, _count_local_steps(home, settings, done.goes_on) - done.local)
     has_news = then != TRAIN or steps > 0 or local > 0
-    plan, then = (plan, then) if has_news else (replace(plan, step_seconds=None), "comigs-edge chat")
+    if not has_news:
+        plan, then = replace(plan, step_seconds=None), "comigs-edge chat"
     others = planner.neighbours(plan, resolved.base, rates)
     talk, running = _plan_chat(home, settings, profile), holder.training(home.holder_file)
     if json:

@@ -108,7 +108,7 @@ class Schedule:
 
     def learning_rate(self, step: int) -> float:
         """Of the experts at this step: linear warm-up, then on its course from the first to the final rate."""
-        share = min(1.0, math.sqrt(self.rate_steps / self.steps)) if self.rate_steps else 1.0
+        share = rate_share(self.rate_steps, self.steps)
         first = share * self.rate_factor * self.expert_learning_rate
         if step < self.warmup_steps:
             return first * (step + 1) / self.warmup_steps
@@ -130,6 +130,11 @@ class Schedule:
     def total_steps(self) -> int:
         """Expert and router steps of the whole training."""
         return self.steps + self.router_due(self.steps)
+
+
+def rate_share(rate_steps: float, steps: int) -> float:
+    """What part of a rate that is for `rate_steps` steps (0: for any number) a training of so many steps learns at."""
+    return min(1.0, math.sqrt(rate_steps / steps)) if rate_steps else 1.0
 
 
 def make_schedule(settings: Config, batch: int, steps: int | None, rows: int | None = None) -> Schedule:

@@ -19,6 +19,8 @@ from comigs_edge.simulate import origin
 from comigs_edge.simulate import recipe as recipes
 from comigs_edge.simulate.fleet import Fleet
 
+OTHER_TEXT = r"of another text than .* has in windows of [\d,]+ test tokens a device; name other --records"
+
 
 @pytest.fixture
 def ground(recipe_file, folder, tiny_path, monkeypatch):
@@ -50,6 +52,16 @@ def test_a_record_has_settings_digests_losses_and_scores_by_window(ground):
         bits = sum(device["window_nats"]) / np.log(2) / sum(device["window_bytes"])
         assert device["bits_per_byte"] == pytest.approx(bits, rel=1e-4)
         assert len(device["window_nats"]) == len(device["window_documents"]) > len(set(device["window_documents"])) > 1
+
+
+@pytest.mark.parametrize("method", ["comigs-edge", "fedavg"])
+def test_by_muon_long_trainings_learn_more_slowly_as_an_installation_does(ground, method):
+    def rate(rounds, form):
+        found = settings_of(Run("", "three", method, 0.01, form), replace(ground, rounds=rounds))
+        return found["schedule"]["expert_learning_rate"]
+
+    assert rate(16, "parallel") == rate(16, "lora") == rate(64, "lora") == 0.01  # 48 steps, and 192
+    assert rate(64, "parallel") == pytest.approx(0.01 * (50 / 192) ** 0.5)
 
 
 def test_what_is_done_is_not_computed_again_and_the_next_in_the_list_is(ground, tmp_path):
@@ -191,7 +203,7 @@ def test_rates_of_another_text_or_of_other_settings_judge_nothing(judge, write_r
     with pytest.raises(SystemExit, match=r"multilingual-quick.1-local-0.004-42 was made with other settings than this code has"):
         judge()
     write_record(runs[-1], "another")
-    with pytest.raises(SystemExit, match=r"records of multilingual are of another text than .* has; name other --records"):
+    with pytest.raises(SystemExit, match=f"records of multilingual are {OTHER_TEXT}"):
         judge()
 
 
@@ -218,7 +230,7 @@ def test_records_of_another_text_are_not_gone_on_with(ground, tmp_path):
     work.work_through(ground, tmp_path, lambda bits: [run], 1)
     assert len(list(tmp_path.glob("*.json"))) == 1
     (tmp_path / "a.json").write_text(json.dumps(record | {"text": "another"}))
-    with pytest.raises(SystemExit, match=r"records of three are of another text than .* has; name other --records"):
+    with pytest.raises(SystemExit, match=f"records of three are {OTHER_TEXT}"):
         work.work_through(ground, tmp_path, lambda bits: [run], 1)
 
 
