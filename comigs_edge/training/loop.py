@@ -84,6 +84,7 @@ def run_training(run: TrainingRun, pauses: Pauses, fleet: Fleet | None, screen: 
         screen.show_phase("paused")
         save(older_than=PAUSE_SAVES)
 
+    _remember_text(run)  # before the first step: whatever becomes of the text later, nothing of the training hangs on it
     with stop_on_signal() as stop:
         for event in run.steps():
             tokens, seconds = tokens + event.tokens, pauses.working_time() - since
@@ -109,14 +110,15 @@ def run_training(run: TrainingRun, pauses: Pauses, fleet: Fleet | None, screen: 
         if fleet is not None:
             fleet.end()
         experience.remember(run.home, run.settings.model.expert_form, run.plan, took[1:])  # the first follows a validation
-        _remember_text(run)
         version = _end(run, screen)  # in here: a second word of `--stop` must not end the process before all is saved
     return Outcome(tokens, pauses.working_time() - started, version)
 
 
 def _remember_text(run: TrainingRun) -> None:
-    """How long tokens are, where all of the shared training text was counted."""
-    if not run.passage.start and not run.passage.end:
+    """How long tokens are, where all of the shared training text was counted; what cannot be read is not noted."""
+    if run.passage.start or run.passage.end:
+        return
+    with suppress(*EXPECTED):
         text = corpus(run.home, run.settings).sizes(local=False)["training"]
         experience.remember_text(run.home, text["bytes"], len(run.rows[0]) * run.plan.context)
 

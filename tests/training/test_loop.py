@@ -261,6 +261,18 @@ def test_where_nothing_can_be_saved_the_last_sentence_says_what_comes_next(saved
         live(life)
 
 
+def test_text_that_cannot_be_read_any_more_costs_a_training_nothing(monkeypatch):
+    def read(*_):
+        life.log.append("read")
+        raise ComigsError("data.db is damaged")
+
+    life = Life(checkpoint_minutes=60)
+    life.passage = SimpleNamespace(start="", end="")
+    monkeypatch.setattr("comigs_edge.training.loop.corpus", read)
+    assert live(life) == (30, 6 * MINUTE, 4)
+    assert (life.log[0], life.log[-2:]) == ("read", ["end", "end"])
+
+
 @pytest.fixture
 def told(monkeypatch):
     """What the next plan is told: seconds of steps, once a training."""
