@@ -344,6 +344,7 @@ def test_what_judges_is_of_one_commit_and_of_gits_own_where_there_is_git(tmp_pat
     assert len({head, changed, commit()}) == 3  # what was begun by the one is not gone on with by the other
     git("checkout", "-q", "code.py")
     (tmp_path / "notes.md").write_text("no code")
+    (tmp_path / "diary.txt").write_text("text to simulate with")
     assert commit() == head
     (tmp_path / "recipe.toml").write_text("[training]")
     assert commit().startswith(f"{head}-dirty-")  # git does not know it, the program reads it all the same
